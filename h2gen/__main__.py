@@ -1,0 +1,3 @@
+from h2gen.cli import main
+
+main()

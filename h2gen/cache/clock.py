@@ -1,0 +1,41 @@
+"""How long a forward pass took, without making the device wait for the answer."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Times from its making to ``stop``. On CUDA by events, which queue like kernels; elsewhere by the host's clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._events: tuple[Any, Any] | None = None
+        self._seconds: float | None = None
+        if device.type == "cuda":
+            event: Any = torch.cuda.Event
+            self._events = event(enable_timing=True), event(enable_timing=True)
+            self._events[0].record()
+        self._start = time.perf_counter()
+
+    def stop(self) -> None:
+        if self._events is not None:
+            self._events[1].record()
+        else:
+            self._seconds = time.perf_counter() - self._start
+
+    @property
+    def ready(self) -> bool:
+        """Whether the device has reached the end, so that ``seconds`` does not wait."""
+        return self._events is None or bool(self._events[1].query())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from start to stop; waits for the device where it is not there yet."""
+        if self._seconds is None:
+            assert self._events is not None
+            self._events[1].synchronize()
+            self._seconds = self._events[0].elapsed_time(self._events[1]) / 1000
+        return self._seconds

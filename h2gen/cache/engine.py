@@ -1,0 +1,281 @@
+"""The algorithm of the paper on one transformer: follow its trajectories, decide each stage, keep residuals, add them.
+
+It knows nothing of hooks: they call it before and after the transformer's forward pass, and after a stage's first and
+last block. Inference only: what is kept from one step is not meant to be differentiated through.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from diffusers.hooks.hooks import BaseState, StateManager
+from torch import nn
+
+from h2gen.cache.clock import Stopwatch
+from h2gen.cache.config import CacheConfig
+from h2gen.cache.gate import Outcome, gate, is_guarded
+from h2gen.cache.stages import Stage, stages_of
+from h2gen.cache.state import Branch, Inputs, Kept, Run
+from h2gen.cache.summary import pooling_kernel, relative_change, summarize
+from h2gen.cache.trace import StageRecord, StepRecord, Trace
+
+Streams = tuple[torch.Tensor, ...]
+"""Either ``(text, image)``, ``(B, N_txt, D)`` and ``(B, N_img, D)``, or one concatenated ``(B, N_txt + N_img, D)``."""
+
+
+class ContextName(StateManager):  # type: ignore[misc]
+    """Hears the name that a pipeline gives to its next forward pass, where it gives one (``cache_context``)."""
+
+    def __init__(self) -> None:
+        super().__init__(BaseState)
+        self.name: str | None = None
+
+    def set_context(self, context: Any) -> None:
+        self.name = getattr(context, "name", context)
+
+
+class Step:
+    """One forward pass while it runs."""
+
+    def __init__(self, run: Run, branch: Branch, inputs: Inputs, guarded: bool, timestep: float | torch.Tensor) -> None:
+        self.run, self.branch, self.inputs, self.guarded = run, branch, inputs, guarded
+        self.index = branch.step
+        self.timestep = timestep
+        self.changes: dict[str, float | None] = {"structure": None, "detail": None}
+        self.outcomes = {"structure": Outcome.COMPUTED, "detail": Outcome.COMPUTED}
+        if guarded:
+            self.outcomes = {"structure": Outcome.GUARDED, "detail": Outcome.GUARDED}
+        self.after_first: Streams = ()
+        self.watch = Stopwatch(inputs.hidden_states.device)
+
+
+class FinishedStep:
+    """A step whose time, and timestep, the device may still be on its way to."""
+
+    def __init__(self, step: Step, blocks_run: int, blocks_total: int) -> None:
+        self._watch, self._timestep = step.watch, step.timestep
+        self._rest: dict[str, Any] = {
+            "run": step.run.index,
+            "step": step.index,
+            "context": step.branch.context,
+            **{name: StageRecord(step.changes[name], step.outcomes[name]) for name in ("structure", "detail")},
+            "blocks_run": blocks_run,
+            "blocks_total": blocks_total,
+        }
+
+    @property
+    def ready(self) -> bool:
+        return self._watch.ready
+
+    def record(self) -> StepRecord:
+        seconds = self._watch.seconds  # waits; the timestep's copy was queued before its end
+        timestep = self._timestep if isinstance(self._timestep, float) else _read(self._timestep)
+        return StepRecord(timestep=timestep, sigma=timestep / 1000, seconds=seconds, **self._rest)
+
+
+class Engine:
+    """The cache on one transformer: follows its trajectories, decides, keeps, adds."""
+
+    def __init__(
+        self, transformer: nn.Module, config: CacheConfig, timesteps: Callable[[], Sequence[float]] | None, trace: Trace
+    ) -> None:
+        self.config, self.trace = config, trace
+        self.stages = stages_of(transformer)
+        self.blocks_total = sum(len(stage.blocks) for stage in self.stages)
+        self.context = ContextName()
+        self.step: Step | None = None
+        self._timesteps = timesteps
+        self._run: Run | None = None
+        self._runs = 0
+        self._warned = False
+        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+
+    def tau(self, stage: Stage) -> float:
+        return self.config.tau1 if stage.name == "structure" else self.config.tau2
+
+    # The transformer's forward pass begins and ends.
+
+    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.step is not None:  # the pass before this one never ended: what it kept is half of a step
+            self.forget()
+        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        inputs = Inputs(
+            given["hidden_states"],
+            given["encoder_hidden_states"],
+            given["timestep"],
+            given.get("img_ids"),
+            given.get("txt_ids"),
+            given.get("controlnet_block_samples"),
+            given.get("controlnet_single_block_samples"),
+            bool(given.get("controlnet_blocks_repeat")),
+        )
+        branch = self._run.branch(inputs, self.context.name) if self._run is not None else None
+        timestep = self._timestep(inputs, branch)
+        if branch is None or self._went_back(branch, timestep):
+            branch = self._new_run(inputs)
+            timestep = self._timestep(inputs, branch)
+        if branch.signature != inputs.signature:
+            branch.forget()
+            branch.signature = inputs.signature
+        assert self._run is not None
+        guarded = is_guarded(self.config, branch.step, self._run.steps_total, branch.since_full)
+        self.trace.flush()
+        self.step = Step(self._run, branch, inputs, guarded, timestep)
+
+    def end(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+        step, self.step = self.step, None
+        if step is None:
+            return
+        step.watch.stop()
+        branch = step.branch
+        ran = [step.outcomes[stage.name].ran for stage in self.stages]
+        blocks_run = sum(len(stage.blocks) if all_ran else 1 for stage, all_ran in zip(self.stages, ran, strict=True))
+        branch.step += 1
+        branch.since_full = 0 if all(ran) else branch.since_full + 1
+        if isinstance(step.timestep, float):
+            branch.timestep = step.timestep
+        self.trace.add(FinishedStep(step, blocks_run, self.blocks_total))
+
+    def forget(self) -> None:
+        """Drop all that is kept."""
+        self.step = self._run = None
+
+    def _new_run(self, inputs: Inputs) -> Branch:
+        timesteps = None if self._timesteps is None else self._timesteps()
+        self._run = Run(self._runs, timesteps)
+        self._runs += 1
+        branch = self._run.branch(inputs, self.context.name)
+        assert branch is not None
+        return branch
+
+    def _timestep(self, inputs: Inputs, branch: Branch | None) -> float | torch.Tensor:
+        """The timestep, 0 to 1000: the schedule's own where it is known, for the model's is rounded to its dtype."""
+        known = None if self._run is None else self._run.timesteps
+        if known is not None and branch is not None and branch.step < len(known):
+            return known[branch.step]
+        # On an accelerator a copy is queued and read later: reading it now would make the host wait for the device.
+        value = inputs.timestep.detach().flatten()[0].to("cpu", non_blocking=True)
+        return _read(value) if inputs.timestep.device.type == "cpu" else value
+
+    def _went_back(self, branch: Branch, timestep: float | torch.Tensor) -> bool:
+        """A timestep above the last one: a loop that reuses its inputs' objects has begun again."""
+        return isinstance(timestep, float) and branch.timestep is not None and timestep > branch.timestep
+
+    # A stage's first block has run, and its last.
+
+    def after_first(self, stage: Stage, before: Streams, after: Streams) -> Streams | None:
+        """Decide the stage. On a hit, the streams as its last block would have left them; on a miss, None."""
+        step = self.step
+        if step is None:
+            return None
+        outcome = step.outcomes[stage.name] = self._decide(step, stage, before, after)
+        if outcome.ran:
+            step.after_first = after
+            return None
+        residual = _kept(step, stage).residual
+        assert residual is not None
+        untouched = len(after) - len(residual)
+        return after[:untouched] + tuple(x + r for x, r in zip(after[untouched:], residual, strict=True))
+
+    def skips(self, stage: Stage) -> bool:
+        """Whether the blocks after the first are to be passed by in this step."""
+        return self.step is not None and not self.step.outcomes[stage.name].ran
+
+    @torch.no_grad()
+    def after_last(self, stage: Stage, after: Streams) -> None:
+        """Keep the residual of the blocks after the first; the stage was computed."""
+        step = self.step
+        if step is None:
+            return
+        first = step.after_first
+        if stage.name == "detail":  # the model drops the text stream here, so it need not be kept
+            first, after = first[-1:], after[-1:]
+        residual = [y - x for x, y in zip(first, after, strict=True)]
+        # The model itself adds ControlNet's samples after each block, skipped or not: they are no part of the residual.
+        for sample in _samples_within(step.inputs, stage):
+            residual[-1] = residual[-1] - sample
+        _kept(step, stage).residual = tuple(residual)
+        step.after_first = ()
+
+    def _decide(self, step: Step, stage: Stage, before: Streams, after: Streams) -> Outcome:
+        if stage.name == "detail" and not step.outcomes["structure"].ran:
+            return Outcome.FORCED
+        tau = self.tau(stage)
+        outcome = Outcome.GUARDED if step.guarded else Outcome.COMPUTED
+        if tau > 0:
+            indicator = self._indicator(stage, before, after)
+            kept = _kept(step, stage)
+            if not step.guarded and kept.indicator is not None and kept.residual is not None:
+                change = relative_change(kept.indicator, indicator).item()  # the one synchronisation
+                if not self._begun_again(step):
+                    step.changes[stage.name] = change
+                    outcome = gate(change, tau)
+                    if not math.isfinite(change):
+                        self._warn(stage, step)
+            if outcome.ran:
+                _kept(step, stage).indicator = indicator
+        return outcome
+
+    @staticmethod
+    @torch.no_grad()
+    def _indicator(stage: Stage, before: Streams, after: Streams) -> torch.Tensor:
+        if stage.name == "structure":  # the image stream alone
+            before, after = before[-1:], after[-1:]
+        tokens = sum(x.shape[1] for x in after)
+        residual = after[0].new_empty(after[0].shape[0], tokens, after[0].shape[2])
+        start = 0
+        for x, y in zip(before, after, strict=True):
+            torch.sub(y, x, out=residual[:, start : start + x.shape[1]])
+            start += x.shape[1]
+        return summarize(residual, pooling_kernel(tokens, stage.divisor))
+
+    def _begun_again(self, step: Step) -> bool:
+        """Catch on an accelerator, where the timestep is known only now, what ``begin`` catches on the CPU."""
+        if isinstance(step.timestep, float):
+            return False
+        step.timestep = _read(step.timestep)
+        if not self._went_back(step.branch, step.timestep):
+            return False
+        step.branch = self._new_run(step.inputs)
+        assert self._run is not None
+        step.branch.signature = step.inputs.signature
+        step.run, step.index = self._run, 0
+        return True
+
+    def _warn(self, stage: Stage, step: Step) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"H2-Cache: the {stage.name} stage's change is not finite at step {step.index}; "
+                "such steps are computed in full.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _read(timestep: torch.Tensor) -> float:
+    return float(timestep * 1000)
+
+
+def _kept(step: Step, stage: Stage) -> Kept:
+    return step.branch.structure if stage.name == "structure" else step.branch.detail
+
+
+def _samples_within(inputs: Inputs, stage: Stage) -> list[torch.Tensor]:
+    """The ControlNet samples that the model adds between the stage's first block and its last.
+
+    Source: ``FluxTransformer2DModel.forward``.
+    """
+    samples = inputs.block_samples if stage.name == "structure" else inputs.single_block_samples
+    if samples is None:
+        return []
+    between = range(len(stage.blocks) - 1)
+    if stage.name == "structure" and inputs.blocks_repeat:
+        return [samples[i % len(samples)] for i in between]
+    interval = math.ceil(len(stage.blocks) / len(samples))
+    return [samples[i // interval] for i in between]

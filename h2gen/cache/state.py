@@ -1,0 +1,125 @@
+"""What the cache keeps, and for how long: one trajectory, and each of its branches apart.
+
+A pipeline need not announce a new call (most never set a cache context), so a trajectory is recognised by its
+inputs: every pipeline of diffusers makes ``img_ids`` and ``txt_ids`` anew for each call and passes the same objects,
+or at least one of them, at every step. The state dies with these tensors, so that neither a finished run nor one that
+was stopped half-way leaves anything behind.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Kept:
+    """What one stage keeps from the last step that computed it.
+
+    ``indicator`` is the summary of its first block's residual, ``residual`` that of the blocks after it, one tensor a
+    stream.
+    """
+
+    indicator: torch.Tensor | None = None
+    residual: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class Branch:
+    """One of the passes of true classifier-free guidance, or the only one."""
+
+    context: str
+    step: int = 0
+    since_full: int = 0
+    timestep: float | None = None
+    signature: tuple[Any, ...] = ()
+    structure: Kept = field(default_factory=Kept)
+    detail: Kept = field(default_factory=Kept)
+
+    def forget(self) -> None:
+        """Drop the tensors, keep the count."""
+        self.structure, self.detail = Kept(), Kept()
+
+
+class _Same:
+    """Remembers a tensor's identity without keeping it alive (an ``id`` alone may be given out again)."""
+
+    def __init__(self, tensor: torch.Tensor | None, when_gone: Callable[[Any], None] | None = None) -> None:
+        self._ref = None if tensor is None else weakref.ref(tensor, when_gone)
+
+    def __call__(self, tensor: torch.Tensor | None) -> bool:
+        return tensor is not None and self._ref is not None and self._ref() is tensor
+
+    @property
+    def gone(self) -> bool:
+        return self._ref is None or self._ref() is None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one forward pass of the transformer was called with, as far as the cache cares."""
+
+    hidden_states: torch.Tensor
+    encoder_hidden_states: torch.Tensor
+    timestep: torch.Tensor
+    img_ids: torch.Tensor | None
+    txt_ids: torch.Tensor | None
+    block_samples: Sequence[torch.Tensor] | None = None
+    single_block_samples: Sequence[torch.Tensor] | None = None
+    blocks_repeat: bool = False
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What must not change while residuals are kept."""
+        hidden, text = self.hidden_states, self.encoder_hidden_states
+        return hidden.shape, text.shape, hidden.dtype, hidden.device
+
+
+class Run:
+    """One trajectory: its branches, and the tensors that it is recognised by."""
+
+    def __init__(self, index: int, timesteps: Sequence[float] | None) -> None:
+        self.index = index
+        self.timesteps = timesteps
+        self._branches: list[tuple[str | None, _Same, _Same, Branch]] = []
+        self._img = _Same(None)
+        self._living: list[_Same] = []
+
+    @property
+    def steps_total(self) -> int | None:
+        return None if self.timesteps is None else len(self.timesteps)
+
+    def release(self, _: Any = None) -> None:
+        """Drop what is kept once none of the run's ids is alive: its pipeline call is over."""
+        self._living = [same for same in self._living if not same.gone]
+        if not self._living:
+            for *_keys, branch in self._branches:
+                branch.forget()
+
+    def branch(self, inputs: Inputs, name: str | None) -> Branch | None:
+        """The branch that these inputs continue or begin; None when they belong to another trajectory."""
+        same_img = self._img(inputs.img_ids)
+        for known, encoder, txt, branch in self._branches:
+            if name == known and (name is not None or encoder(inputs.encoder_hidden_states)):
+                if not (same_img or txt(inputs.txt_ids)):
+                    return None
+                self._watch_img(inputs.img_ids, same_img)
+                return branch
+        if self._branches and not same_img:
+            return None
+        self._watch_img(inputs.img_ids, same_img)
+        branch = Branch(name or ("cond", "uncond", "third")[min(len(self._branches), 2)])
+        text = _Same(inputs.txt_ids, self.release)
+        self._living.append(text)
+        self._branches.append((name, _Same(inputs.encoder_hidden_states), text, branch))
+        return branch
+
+    def _watch_img(self, img_ids: torch.Tensor | None, same: bool) -> None:
+        # With reference images FLUX.2's pipelines make img_ids anew at each step.
+        if not same:
+            self._img = _Same(img_ids, self.release)
+            self._living.append(self._img)

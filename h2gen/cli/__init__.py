@@ -1,0 +1,13 @@
+"""The command line: one file a command, and the only room that prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``h2gen`` and exit: 0, 1 a run failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    from h2gen.cli.app import run
+
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))

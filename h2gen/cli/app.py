@@ -1,0 +1,87 @@
+"""The commands put together, ``generate`` as the one that needs no name, and the boundary where errors become lines."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer._click.exceptions import ClickException, NoArgsIsHelpError
+from typer.core import TyperGroup
+
+from h2gen._version import __version__
+from h2gen.cli import bench, models, presets
+from h2gen.cli.console import complain
+from h2gen.cli.generate import generate
+from h2gen.errors import H2GenError
+
+DEFAULT = "generate"
+
+
+class _DefaultGroup(TyperGroup):
+    """Puts ``generate`` in front of arguments that name no command, so that ``h2gen "a cat"`` works."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {"--help", "--version", "--install-completion", "--show-completion"}
+        if args and args[0] not in self.commands and args[0] not in own:
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        # The options that people look for are those of the command without a name.
+        self.commands[DEFAULT].format_help(type(ctx)(self.commands[DEFAULT], info_name=ctx.info_name), formatter)
+        super().format_help(ctx, formatter)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return ["COMMAND [ARGS]..."]
+
+
+app = typer.Typer(
+    cls=_DefaultGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"h2gen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _group(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="The version.")] = False,
+) -> None:
+    """Other commands; each has a --help of its own."""
+
+
+app.command(DEFAULT, hidden=True)(generate)
+app.add_typer(presets.app, name="presets")
+app.add_typer(models.app, name="models")
+app.command("bench")(bench.bench)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        status = app(args=arguments, prog_name="h2gen", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except NoArgsIsHelpError as error:
+        error.show()
+        return 0
+    except ClickException as error:
+        complain(f"{error.format_message().rstrip('.')}. See 'h2gen --help'.")
+        return error.exit_code
+    except H2GenError as error:
+        complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        complain("Stopped.")
+        return 130
+    except BrokenPipeError:
+        sys.stdout = None  # whoever read our paths has gone; do not complain at exit
+        return 1

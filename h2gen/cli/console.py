@@ -1,0 +1,62 @@
+"""The one console: everything that is not a result goes to stderr through it, and nothing else prints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from h2gen.words import printable
+
+
+def make_console() -> Console:
+    """A console on stderr. Cursor codes and colour only in a real terminal, whatever FORCE_COLOR says."""
+    live = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
+    return Console(stderr=True, force_terminal=live, highlight=False, markup=False, emoji=False)
+
+
+def say(console: Console, message: str, style: str = "") -> None:
+    """One line, safe to show whatever is in it; wrapped at words in a terminal, not at all elsewhere."""
+    console.print(Text(printable(message), style=style), soft_wrap=not console.is_terminal)
+
+
+def complain(message: str) -> None:
+    """The one line that an error gets."""
+    line = Text("h2gen: ", style="bold red")
+    line.append(printable(message), style="not bold default")
+    console = make_console()
+    console.print(line, soft_wrap=not console.is_terminal)
+
+
+class _Logs(logging.Handler):
+    """What diffusers and transformers log, as notices of ours."""
+
+    def __init__(self, console: Console, verbose: bool) -> None:
+        super().__init__(logging.WARNING)
+        self._console, self._verbose = console, verbose
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        # Their notices speak to programmers, but for the one that says that part of the prompt was cut off.
+        if self._verbose or ("`max_sequence_length` is set to" in message and not message.endswith("['']")):
+            say(self._console, message, "yellow")
+
+
+def route_warnings(console: Console, verbose: bool) -> None:
+    """Send Python's warnings and the libraries' logs through the console, so that they do not tear the live table."""
+
+    def show(message: Warning | str, category: type[Warning], *_args: Any, **_kwargs: Any) -> None:
+        if verbose or category is RuntimeWarning:
+            say(console, str(message), "yellow")
+
+    warnings.showwarning = show
+    for name in ("diffusers", "transformers"):
+        logger = logging.getLogger(name)
+        logger.handlers = [_Logs(console, verbose)]
+        logger.propagate = False
+        logger.setLevel(logging.WARNING)

@@ -1,0 +1,173 @@
+"""Each step's decisions while they are made: a row a forward pass, what is being made above, progress below."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import TracebackType
+
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from h2gen.cache.config import CacheConfig
+from h2gen.cache.gate import Outcome
+from h2gen.cache.trace import StageRecord, StepRecord, Summary
+
+_REDRAW = 0.1
+"""Seconds between two pictures of the table: drawing costs some milliseconds, which belong to the denoising."""
+
+_STYLES = {
+    Outcome.COMPUTED: "yellow",
+    Outcome.REUSED: "green",
+    Outcome.FORCED: "cyan",
+    Outcome.GUARDED: "magenta",
+}
+
+
+def outcome_of(record: StepRecord) -> tuple[str, str]:
+    """A step's outcome in a word, and its colour."""
+    if record.all_reused:
+        return "all reused", "green"
+    if record.full:
+        guarded = Outcome.GUARDED in (record.structure.outcome, record.detail.outcome)
+        return ("guarded", "magenta") if guarded else ("full", "yellow")
+    return "detail reused", "cyan"
+
+
+def stage_cell(record: StageRecord, tau: float) -> Text:
+    """A stage's change against its threshold, or why there is none."""
+    if record.change is None:
+        if record.outcome is Outcome.COMPUTED:
+            return Text("off" if tau == 0 else "first", style="dim")
+        return Text(record.outcome.value, style=_STYLES[record.outcome])
+    sign = "<" if record.outcome is Outcome.REUSED else "≥"
+    return Text(f"{record.change:.3f} {sign} {tau:.3g}", style=_STYLES[record.outcome])
+
+
+# Title, width, alignment and rank of each column: where there is no room for all, the lowest ranks stay.
+_COLUMNS: tuple[tuple[str, int, JustifyMethod, int], ...] = (
+    ("step", 4, "right", 0),
+    ("pass", 6, "left", 1),
+    ("sigma", 6, "right", 5),
+    ("structure", 13, "left", 3),
+    ("detail", 13, "left", 3),
+    ("outcome", 13, "left", 0),
+    ("blocks", 6, "right", 4),
+    ("ms", 7, "right", 6),
+)
+_GAP = 2
+
+
+def columns_for(width: int, contexts: bool) -> list[tuple[str, int, JustifyMethod, int]]:
+    """The columns that a terminal of this width has room for."""
+    columns = [column for column in _COLUMNS if contexts or column[0] != "pass"]
+    while sum(column[1] + _GAP for column in columns) - _GAP > width and len(columns) > 2:
+        least = max(column[3] for column in columns)
+        columns = [column for column in columns if column[3] < least]
+    return columns
+
+
+def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, contexts: bool) -> Table:
+    """Rows of decisions, with as many columns as the width has room for; never wrapped."""
+    columns = columns_for(width, contexts)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for title, wide, justify, _ in columns:
+        table.add_column(title, justify=justify, no_wrap=True, min_width=wide)
+    for record in records:
+        word, style = outcome_of(record)
+        cells: dict[str, RenderableType] = {
+            "step": str(record.step + 1),
+            "pass": record.context,
+            "sigma": f"{record.sigma:.4f}",
+            "structure": stage_cell(record.structure, cache.tau1),
+            "detail": stage_cell(record.detail, cache.tau2),
+            "outcome": Text(word, style=style),
+            "blocks": f"{record.blocks_run}/{record.blocks_total}",
+            "ms": f"{record.seconds * 1000:.1f}",
+        }
+        table.add_row(*(cells[title] for title, *_ in columns))
+    return table
+
+
+def counts(summary: Summary) -> str:
+    """Steps by outcome, and what they come to."""
+    return (
+        f"{summary.full} full, {summary.detail_reused} detail reused, {summary.all_reused} all reused; "
+        f"{summary.share:.0%} of blocks, {summary.estimated_speedup:.2f}x"
+    )
+
+
+class LiveTable:
+    """An observer of steps that draws them. Use as a context manager around one picture."""
+
+    def __init__(self, console: Console, heading: list[Text], cache: CacheConfig, passes: int, contexts: bool) -> None:
+        self._console, self._heading, self._cache = console, heading, cache
+        self._passes, self._contexts = passes, contexts
+        self._records: deque[StepRecord] = deque(maxlen=200)
+        self._done = self._full = self._all_reused = self._run = self._total = 0
+        self._drawn = self._started = time.perf_counter()
+        self._live = Live(
+            console=console,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            vertical_overflow="crop",
+            get_renderable=self._render,
+        )
+
+    def __enter__(self) -> LiveTable:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.refresh()
+        self._live.stop()
+
+    def on_step(self, record: StepRecord) -> None:
+        if not self._records:
+            self._started = time.perf_counter() - record.seconds
+        self._records.append(record)
+        self._done += 1
+        self._full += record.full
+        self._all_reused += record.all_reused
+        self._run += record.blocks_run
+        self._total += record.blocks_total
+        now = time.perf_counter()
+        if now - self._drawn >= _REDRAW:
+            self._live.refresh()
+            self._drawn = time.perf_counter()
+
+    def _render(self) -> RenderableType:
+        width, height = self._console.size
+        room = max(1, height - len(self._heading) - 5)
+        rows = list(self._records)[-room:]
+        parts: list[RenderableType] = [*self._heading, Text()]
+        parts.append(steps_table(rows, self._cache, width, self._contexts))
+        parts += [Text(), self._footer(width)]
+        return Group(*parts)
+
+    def _footer(self, width: int) -> RenderableType:
+        summary = Summary(
+            steps=self._done,
+            full=self._full,
+            detail_reused=self._done - self._full - self._all_reused,
+            all_reused=self._all_reused,
+            blocks_run=self._run,
+            blocks_total=self._total,
+        )
+        left = ""
+        if 0 < self._done < self._passes:
+            seconds = (time.perf_counter() - self._started) / self._done * (self._passes - self._done)
+            left = f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+        elif self._done:
+            left = "done" if self._done >= self._passes else ""
+        bar = ProgressBar(total=self._passes, completed=self._done, width=max(8, min(30, width - 30)))
+        line = Table.grid(padding=(0, 2, 0, 0))
+        line.add_row(bar, Text(f"{self._done}/{self._passes}"), Text(left))
+        below = Text(counts(summary), no_wrap=True, overflow="ellipsis") if self._done else Text()
+        return Group(line, below)

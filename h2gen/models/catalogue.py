@@ -1,0 +1,183 @@
+"""The models that h2gen knows by name, and how any other name, folder or file is understood.
+
+Only the standard library is imported here: the command line asks for names long before it needs a model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from h2gen.errors import ModelError
+from h2gen.models.defaults import (
+    DEV,
+    FILE,
+    FLUX2_DEV,
+    KLEIN,
+    KREA,
+    SCHNELL,
+    ModelDefaults,
+    folder_defaults,
+    read_defaults,
+)
+from h2gen.words import did_you_mean
+
+__all__ = ["BUNDLED", "CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "resolve"]
+
+BUNDLED = Path(__file__).parent / "tiny"
+"""The checkpoint inside the package."""
+
+WEIGHTS = (".safetensors", ".gguf")
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A model with a short name.
+
+    Args:
+        name: what the user types.
+        repo: its repository on huggingface.co; None for the bundled one.
+        licence: under which its pictures and weights may be used.
+        parameters: of the transformer alone.
+        download_gb: gigabytes fetched on first use, text encoders included.
+        gated: whether its licence has to be accepted on its page first.
+        defaults: what its makers recommend.
+        description: one line.
+    """
+
+    name: str
+    repo: str | None
+    licence: str
+    parameters: int
+    download_gb: float
+    gated: bool
+    defaults: ModelDefaults
+    description: str
+
+
+FLUX1_LICENCE = "FLUX.1 [dev] Non-Commercial License"
+
+CATALOGUE: dict[str, CatalogueEntry] = {
+    entry.name: entry
+    for entry in (
+        CatalogueEntry(
+            "tiny", None, "Apache-2.0", 10_000_000, 0.0, False, read_defaults(BUNDLED / FILE),
+            "a sketch of a Flux trained on emoji; comes with h2gen and runs on a CPU in seconds",
+        ),
+        CatalogueEntry(
+            "dev", "black-forest-labs/FLUX.1-dev", FLUX1_LICENCE, 11_900_000_000, 33.7, True, DEV,
+            "FLUX.1 [dev], guidance-distilled; the model that H2-Cache was measured on",
+        ),
+        CatalogueEntry(
+            "schnell", "black-forest-labs/FLUX.1-schnell", "Apache-2.0", 11_900_000_000, 33.7, True, SCHNELL,
+            "FLUX.1 [schnell], distilled to 4 steps",
+        ),
+        CatalogueEntry(
+            "krea", "black-forest-labs/FLUX.1-Krea-dev", FLUX1_LICENCE, 11_900_000_000, 33.7, True, KREA,
+            "FLUX.1 Krea [dev], tuned for photographs that do not look generated",
+        ),
+        CatalogueEntry(
+            "klein-4b", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0", 3_900_000_000, 16.0, False, KLEIN,
+            "FLUX.2 [klein] 4B, distilled to 4 steps; the smallest of FLUX.2",
+        ),
+        CatalogueEntry(
+            "flux2-dev", "black-forest-labs/FLUX.2-dev", "FLUX Non-Commercial License", 32_000_000_000, 113.0, True,
+            FLUX2_DEV,
+            "FLUX.2 [dev]; needs a data-centre GPU or offloading",
+        ),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a model is, before anything of it is read.
+
+    Args:
+        name: as the user gave it.
+        kind: "bundled", "hub", "folder" (diffusers' layout) or "file" (a transformer alone).
+        location: the repository's id for "hub", else a path.
+        base: for a "file", the checkpoint that the other parts come from.
+        defaults: what the model is called with where nothing else is said.
+    """
+
+    name: str
+    kind: str
+    location: str | Path
+    base: Checkpoint | None
+    defaults: ModelDefaults
+
+
+def resolve(name: str, base: str | None = None) -> Checkpoint:
+    """Understand what the user calls a model: an alias, a folder, a file or a repository's id, in this order.
+
+    Args:
+        name: such as "dev", "./my-flux", "flux1-dev-Q4_K_S.gguf" or "owner/name".
+        base: for a single file, the model that its text encoders and autoencoder come from.
+
+    Raises:
+        ModelError: nothing is called so, a file has no base, or it is of a format that h2gen does not read.
+    """
+    path = _path(name)
+    if name not in CATALOGUE and path is not None and _is(path.is_file):
+        return _file(name, path, base)
+    if base is not None:
+        raise ModelError(f"The model {name!r} is not a single file, so it takes no base; leave {base!r} out.")
+    if name in CATALOGUE:
+        return _entry(name, CATALOGUE[name])
+    if path is not None and _is(path.is_dir):
+        return Checkpoint(name, "folder", path, None, folder_defaults(path))
+    looks_like_path = name.startswith((".", "/", "~")) or name.lower().endswith(WEIGHTS + PICKLES)
+    if not looks_like_path and REPO_ID.fullmatch(name):
+        twin = next((entry for entry in CATALOGUE.values() if (entry.repo or "").lower() == name.lower()), None)
+        return _entry(name, twin) if twin else Checkpoint(name, "hub", name, None, DEV)
+    if looks_like_path or "\\" in name or name.count("/") > 1:
+        raise ModelError(f"There is no model folder or file at {name!r}; check the path.")
+    raise ModelError(
+        f"There is no model called {name!r}{did_you_mean(name, CATALOGUE)} Give one of {', '.join(CATALOGUE)}, a "
+        "folder in diffusers' layout, a .safetensors or .gguf file with --base, or a repository such as owner/name."
+    )
+
+
+def _path(name: str) -> Path | None:
+    try:
+        return Path(name).expanduser() if name else None
+    except RuntimeError:  # the home folder of a user that is not there
+        return None
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """A path's own test; a name that the system cannot even look up is no path."""
+    try:
+        return test()
+    except (OSError, ValueError):
+        return False
+
+
+def _entry(name: str, entry: CatalogueEntry) -> Checkpoint:
+    if entry.repo is None:
+        return Checkpoint(name, "bundled", BUNDLED, None, entry.defaults)
+    return Checkpoint(name, "hub", entry.repo, None, entry.defaults)
+
+
+def _file(name: str, path: Path, base: str | None) -> Checkpoint:
+    suffix = path.suffix.lower()
+    if suffix in PICKLES:
+        raise ModelError(
+            f"{name!r} is a pickle, which can run code when it is opened; h2gen reads .safetensors and .gguf files."
+        )
+    if suffix not in WEIGHTS:
+        raise ModelError(f"{name!r} is not a model; a single file has to be .safetensors or .gguf.")
+    if base is None:
+        raise ModelError(
+            f"{name!r} holds a transformer alone; say which model its other parts come from, such as --base dev."
+        )
+    other = _path(base)
+    if base not in CATALOGUE and other is not None and _is(other.is_file):
+        raise ModelError(f"The base {base!r} is a single file too; give a whole model as the base, such as --base dev.")
+    parts = resolve(base)
+    return Checkpoint(name, "file", path, parts, parts.defaults)

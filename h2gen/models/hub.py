@@ -1,0 +1,64 @@
+"""Fetch a checkpoint from huggingface.co, or find it where it was fetched before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from h2gen.models.catalogue import BUNDLED, CatalogueEntry
+from h2gen.models.files import INDEX, components, read_index
+
+# Precisions that a repository may hold beside the plain one.
+VARIANTS = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.fp8.*"]
+TEXT = ("json", "txt", "model", "jinja")
+
+
+def download(repo: str, *, without: str | None = None) -> Path:
+    """The folder that holds a repository's pipeline, fetched where it is not there yet.
+
+    Args:
+        repo: such as "black-forest-labs/FLUX.1-dev".
+        without: a part whose weights are not needed.
+
+    Raises:
+        ModelError: it is not a Flux.
+        Exception: huggingface_hub's own, for ``translated`` to put into words.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    # The index is asked for first: it says what else is needed, and whether any of it is.
+    index = read_index(Path(hf_hub_download(repo, INDEX)).parent)
+    patterns = [INDEX]
+    for name in components(index):
+        patterns += [f"{name}/*.{suffix}" for suffix in TEXT]
+        if name != without:
+            patterns.append(f"{name}/*.safetensors")
+    return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=VARIANTS))
+
+
+def local_path(entry: CatalogueEntry) -> Path | None:
+    """Where a model of the catalogue lies on this machine; None where it was not fetched. Asks no network."""
+    if entry.repo is None:
+        return BUNDLED
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(entry.repo, INDEX)
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def is_downloaded(entry: CatalogueEntry) -> bool:
+    """Whether a model of the catalogue can be loaded without a network: all its parts lie on this machine, whole."""
+    from h2gen.errors import ModelError
+    from h2gen.models.files import weight_files
+
+    folder = local_path(entry)
+    if folder is None:
+        return False
+    try:
+        for name in components(read_index(folder)):
+            if not (folder / name).is_dir():
+                return False
+            if (folder / name / "config.json").is_file():  # tokenizers and schedulers have none
+                weight_files(folder / name)
+    except ModelError:
+        return False
+    return True

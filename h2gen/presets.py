@@ -1,0 +1,99 @@
+"""Named cache settings: TOML files that ship with h2gen, and the user's own beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from h2gen.cache.config import CacheConfig
+from h2gen.errors import PresetError, SettingError
+from h2gen.toml import read_toml
+from h2gen.words import did_you_mean
+
+DEFAULT = "balanced"
+
+_HERE = Path(__file__).resolve().parent
+# In a wheel the presets lie inside the package, in a checkout beside it.
+_SHIPPED = next((folder for folder in (_HERE / "_presets", _HERE.parent / "presets") if folder.is_dir()), _HERE)
+_SETTINGS = tuple(field.name for field in fields(CacheConfig))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named ``CacheConfig``: what it is for, and the figures that were measured with it."""
+
+    name: str
+    path: Path
+    description: str
+    config: CacheConfig
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def user_folder() -> Path:
+    """Where the user's own presets lie."""
+    return Path(platformdirs.user_config_dir("h2gen", appauthor=False)) / "presets"
+
+
+def list_presets() -> Iterator[Preset]:
+    """The shipped presets and the user's own, by name; a user's preset hides a shipped one of the same name.
+
+    Raises:
+        PresetError: one of them is not valid.
+    """
+    for _, path in sorted(_paths().items()):
+        yield read_preset(path)
+
+
+def load_preset(name: str) -> Preset:
+    """A preset by its name, or by the path of its file (anything with a folder or ``.toml`` in it).
+
+    Raises:
+        PresetError: there is none of that name (the closest is named), or its file is not valid.
+    """
+    if name.endswith(".toml") or "/" in name or "\\" in name:
+        return read_preset(Path(name).expanduser())
+    paths = _paths()
+    if name not in paths:
+        raise PresetError(
+            f"There is no preset {name!r}{did_you_mean(name, paths)} Known are {', '.join(sorted(paths))}; "
+            "a file of your own is given by its path."
+        )
+    return read_preset(paths[name])
+
+
+def read_preset(path: Path) -> Preset:
+    """Read and check one preset file.
+
+    Raises:
+        PresetError: the file cannot be read, or a key or a value in it is wrong.
+    """
+    try:
+        data = read_toml(path)
+    except ValueError as error:
+        raise PresetError(f"Preset {str(path)!r} cannot be used: {error}.") from error
+    for key in data:
+        if key not in (*_SETTINGS, "description", "figures"):
+            raise PresetError(
+                f"Preset {str(path)!r} has an unknown key {key!r}{did_you_mean(key, _SETTINGS)} "
+                f"It takes description, {', '.join(_SETTINGS)} and a table of figures."
+            )
+    description, figures = data.get("description", ""), data.get("figures", {})
+    for key, value, kind, name in (("description", description, str, "text"), ("figures", figures, dict, "a table")):
+        if not isinstance(value, kind):
+            raise PresetError(f"Preset {str(path)!r}: {key} is {value!r}; it must be {name}.")
+    missing = [name for name in ("tau1", "tau2") if name not in data]
+    if missing:
+        raise PresetError(f"Preset {str(path)!r} does not say {' and '.join(missing)}; 0 switches a threshold off.")
+    try:
+        config = CacheConfig(**{key: data[key] for key in _SETTINGS if key in data})
+    except SettingError as error:
+        raise PresetError(f"Preset {str(path)!r}: {error}") from error
+    return Preset(path.stem, path, " ".join(description.split()), config, figures)
+
+
+def _paths() -> dict[str, Path]:
+    return {path.stem: path for folder in (_SHIPPED, user_folder()) for path in sorted(folder.glob("*.toml"))}

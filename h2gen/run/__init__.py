@@ -1,0 +1,1 @@
+"""A request becomes settings, a session turns settings into a picture, and what is saved stays whole."""

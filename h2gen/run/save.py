@@ -1,0 +1,149 @@
+"""Pictures become files: safe names, whole files or none, and nothing is ever overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+import unicodedata
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from h2gen.errors import OutputError, RunError
+
+FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp"}
+_LONGEST_STEM = 240
+_OF_SUFFIX = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG"},
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    "webp": {"format": "WEBP", "lossless": True},
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where pictures go: a folder with names made from prompt and seed, or one named file."""
+
+    folder: Path
+    stem: str | None
+    format: str
+
+    def name(self, prompt: str, seed: int) -> str:
+        """The file's name without its suffix."""
+        return self.stem if self.stem is not None else f"{slug(prompt)}-{seed}"
+
+
+def target_of(out: str | None, format: str | None) -> Target:
+    """Read ``--out`` and ``--format``. A path with a picture's suffix is a file, any other a folder.
+
+    Raises:
+        OutputError: the format is unknown or contradicts the suffix, or the folder cannot be written to.
+    """
+    if format is not None and format not in FORMATS:
+        raise OutputError(f"format is {format!r}; it can be {', '.join(FORMATS)}.")
+    path = Path(out or ".").expanduser()
+    suffix = path.suffix.lower()
+    if suffix in _OF_SUFFIX and not path.is_dir():
+        if format not in (None, _OF_SUFFIX[suffix]):
+            raise OutputError(f"The file {str(path)!r} and the format {format!r} contradict each other; give one.")
+        if len(os.fsencode(path.stem)) > _LONGEST_STEM:
+            raise OutputError(f"The file name {path.name[:20] + '...'!r} is too long; file systems take 255 bytes.")
+        target = Target(path.parent, path.stem, _OF_SUFFIX[suffix])
+    elif suffix in Image.registered_extensions() and not path.is_dir():
+        raise OutputError(f"Cannot write {suffix} files, as {str(path)!r} asks for; use .png, .jpg or .webp.")
+    else:
+        target = Target(path, None, format or "png")
+    _check(target.folder)
+    return target
+
+
+def slug(prompt: str) -> str:
+    """The prompt's first words as a file name that every file system takes: a-z, 0-9 and dashes."""
+    ascii_only = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")
+    return words[:48].rstrip("-") or "picture"
+
+
+def save(image: Image.Image, target: Target, prompt: str, seed: int) -> Path:
+    """Write a picture under a name that is not taken yet, whole or not at all.
+
+    Returns:
+        The file's path: ``NAME.png``, or ``NAME-2.png`` and so on where that exists.
+
+    Raises:
+        RunError: it could not be written there; the picture is then in the temporary folder, and the message says so.
+    """
+    try:
+        target.folder.mkdir(parents=True, exist_ok=True)
+        return _write(image, target.folder, target.name(prompt, seed), target.format)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        try:
+            saved = _write(image, Path(tempfile.gettempdir()), f"h2gen-{slug(prompt)}-{seed}", target.format)
+        except OSError:
+            raise RunError(f"The picture could not be written to {str(target.folder)!r}: {reason}.") from error
+        raise RunError(
+            f"The picture could not be written to {str(target.folder)!r}: {reason}. It is safe in {str(saved)!r}."
+        ) from error
+
+
+def _write(image: Image.Image, folder: Path, stem: str, format: str) -> Path:
+    descriptor, partial = tempfile.mkstemp(prefix=".h2gen-", suffix=".partial", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            image.save(file, **_OPTIONS[format])
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
+        for number in count(1):
+            final = folder / f"{stem}{f'-{number}' if number > 1 else ''}{FORMATS[format]}"
+            try:
+                _claim(partial, final)
+            except FileExistsError:
+                continue
+            return final
+        raise AssertionError("unreachable")
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+
+
+def _claim(partial: str, final: Path) -> None:
+    """Give the finished file its name, unless somebody has it."""
+    try:
+        os.link(partial, final)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if final.exists():
+            raise FileExistsError(final) from None
+        os.rename(partial, final)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _check(folder: Path) -> None:
+    """Find out before a picture is made whether it could be written, and leave nothing behind."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(20, f"{str(existing)!r} is not a folder")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"Cannot write to the output folder {str(folder)!r}: {reason}; give another with --out."
+        ) from error

@@ -1,0 +1,215 @@
+"""A loaded model that makes pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from h2gen.cache import CacheConfig, StepRecord, Trace, h2_cache
+from h2gen.errors import BadPicture, OutOfMemory, SettingError
+from h2gen.models import Checkpoint, is_out_of_memory, load_pipeline, resolve, set_tiling
+from h2gen.run.settings import OFF, Settings, random_seed
+
+Watcher = Callable[[StepRecord], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A picture and how it came about.
+
+    ``trace`` is None where nobody watched a run without a cache: then nothing of ours ran. ``seconds`` is the whole
+    call, from text encoding to decoded picture. ``uncached`` says that the picture came out NaN with the cache and was
+    made once more without it.
+    """
+
+    image: Image.Image
+    settings: Settings
+    seconds: float
+    trace: Trace | None
+    uncached: bool = False
+
+
+def load(
+    model: str = "tiny",
+    *,
+    base: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: str = "none",
+) -> Session:
+    """Load a model by alias, hub id, folder or file.
+
+    Args:
+        model: ``tiny``, ``dev``, ``schnell``, ``krea``, ``klein-4b``, ``flux2-dev``, a hub id, a diffusers folder, or
+            a ``.safetensors`` or ``.gguf`` file of a transformer alone.
+        base: the model that supplies the rest of a single file.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
+        dtype: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16``, ``fp32``.
+        offload: ``none``, ``model``, ``group``, ``sequential`` or ``auto``.
+
+    Raises:
+        ModelError: the checkpoint is unknown, missing, gated, damaged or no Flux.
+        DeviceError: the device is not there, or cannot do what is asked of it.
+
+    >>> session = h2gen.load("tiny")  # doctest: +SKIP
+    >>> session.generate("a cat", seed=7, cache=h2gen.CacheConfig(tau1=0.08, tau2=0.2)).image  # doctest: +SKIP
+    """
+    checkpoint = resolve(model, base)
+    return Session(load_pipeline(checkpoint, device=device, dtype=dtype, offload=offload), checkpoint, offload)
+
+
+class Session:
+    """A loaded model. One session makes any number of pictures, one at a time."""
+
+    def __init__(self, pipe: Any, checkpoint: Checkpoint, offload: str = "none") -> None:
+        self.pipe = pipe
+        self.checkpoint = checkpoint
+        self.offload = offload
+        self._interrupted = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoising runs."""
+        return torch.device(self.pipe._execution_device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the transformer computes in."""
+        dtype: torch.dtype = self.pipe.transformer.dtype
+        return dtype
+
+    def settings(self, prompt: str, cache: CacheConfig | None = None, **overrides: Any) -> Settings:
+        """Settings for this model: its defaults, and over them whatever is given and not None.
+
+        Raises:
+            SettingError: a value cannot be used, or not with this model.
+        """
+        defaults = self.checkpoint.defaults
+        given = {name: value for name, value in overrides.items() if value is not None}
+        values = {
+            "seed": random_seed(),
+            "width": defaults.width,
+            "height": defaults.height,
+            "steps": defaults.steps,
+            "guidance": defaults.guidance,
+            "cfg": defaults.cfg,
+            "max_sequence_length": defaults.max_sequence_length,
+        }
+        return Settings(prompt=prompt, cache=cache or OFF, **{**values, **given})
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        cache: CacheConfig | None = None,
+        on_step: Watcher | None = None,
+        **overrides: Any,
+    ) -> Result:
+        """Make a picture.
+
+        Args:
+            prompt: what to paint.
+            cache: thresholds and guards; None runs plain diffusers.
+            on_step: is called with each step's record.
+            overrides: fields of ``Settings``, over the model's defaults; the seed is random where none is given.
+
+        Raises:
+            SettingError: a setting cannot be used.
+            OutOfMemory: the device's memory does not suffice.
+            BadPicture: the picture holds NaN, without the cache too.
+            KeyboardInterrupt: ``interrupt`` was called.
+        """
+        return self.run(self.settings(prompt, cache, **overrides), on_step=on_step)
+
+    def run(self, settings: Settings, *, on_step: Watcher | None = None) -> Result:
+        """Make the picture that the settings describe; see ``generate``."""
+        arguments = self._arguments(settings)
+        started = time.perf_counter()
+        pixels, trace = self._denoise(arguments, settings, on_step)
+        uncached = False
+        if not np.isfinite(pixels).all():
+            if not settings.cache.enabled:
+                raise BadPicture("The picture came out as NaN; nothing was saved. Try --dtype bf16 or --dtype fp32.")
+            uncached = True
+            settings = replace(settings, cache=OFF)
+            pixels, _ = self._denoise(arguments, settings, None)
+            if not np.isfinite(pixels).all():
+                raise BadPicture(
+                    "The picture came out as NaN, with the cache and without it; nothing was saved. "
+                    "Try --dtype bf16 or --dtype fp32."
+                )
+        seconds = time.perf_counter() - started
+        image = self.pipe.image_processor.numpy_to_pil(pixels)[0]
+        return Result(image, settings, seconds, trace, uncached)
+
+    def interrupt(self) -> None:
+        """Stop after the step in hand: ``run`` raises KeyboardInterrupt. May be called from a signal handler."""
+        self._interrupted = True
+        self.pipe._interrupt = True  # the pipeline's own switch: it passes by the steps that are left
+
+    def _arguments(self, settings: Settings) -> dict[str, Any]:
+        """The pipeline's own arguments; which it has tells what the model can do."""
+        kind = type(self.pipe).__name__
+        arguments: dict[str, Any] = {
+            "prompt": settings.prompt,
+            "width": settings.width,
+            "height": settings.height,
+            "num_inference_steps": settings.steps,
+            "max_sequence_length": settings.max_sequence_length,
+            "output_type": "np",
+        }
+        if kind == "Flux2KleinPipeline":  # its guidance_scale is true guidance
+            arguments["guidance_scale"] = settings.cfg
+            if settings.cfg > 1 and self.pipe.config.is_distilled:
+                raise SettingError(
+                    f"cfg is {settings.cfg:g}, but this model is distilled and takes no guidance: use 1."
+                )
+            if settings.negative:
+                arguments["negative_prompt_embeds"] = self.pipe.encode_prompt(
+                    prompt=[settings.negative], max_sequence_length=settings.max_sequence_length
+                )[0]
+        elif kind == "Flux2Pipeline":
+            arguments["guidance_scale"] = settings.guidance
+            if settings.cfg > 1:
+                raise SettingError(f"cfg is {settings.cfg:g}, but FLUX.2-dev has no true guidance: use --guidance.")
+        else:
+            arguments["guidance_scale"] = settings.guidance
+            if settings.cfg > 1:
+                arguments.update(true_cfg_scale=settings.cfg, negative_prompt=settings.negative)
+        return arguments
+
+    def _denoise(
+        self, arguments: dict[str, Any], settings: Settings, on_step: Watcher | None
+    ) -> tuple[np.ndarray[Any, Any], Trace | None]:
+        """One call of the pipeline: float pixels, ``(1, H, W, 3)`` in 0 to 1, and what the cache did."""
+        set_tiling(self.pipe, settings.width, settings.height)
+        self._interrupted = False
+        watched = settings.cache.enabled or on_step is not None
+        cache = h2_cache(self.pipe, settings.cache, on_step=on_step) if watched else contextlib.nullcontext(None)
+        # On the CPU, so that a seed means the same noise on every device.
+        generator = torch.Generator("cpu").manual_seed(settings.seed)
+        try:
+            with cache as trace:
+                pixels = self.pipe(**arguments, generator=generator).images
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise OutOfMemory(self._relief(settings)) from error
+            raise
+        if self._interrupted:
+            raise KeyboardInterrupt
+        return np.asarray(pixels), trace
+
+    def _relief(self, settings: Settings) -> str:
+        """What would help when memory runs out."""
+        size = f"{settings.width}x{settings.height}"
+        stronger = {"none": "model", "auto": "sequential", "model": "group", "group": "sequential"}.get(self.offload)
+        if self.device.type == "cpu" or stronger is None:
+            return f"Out of memory at {size}; use a smaller --size, a smaller model, or a .gguf file of it."
+        return f"Out of memory on {self.device} at {size}; use --offload {stronger}, or a smaller --size."

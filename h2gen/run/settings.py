@@ -1,0 +1,137 @@
+"""What a picture is made from, and where each setting came from."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from h2gen.cache.config import CacheConfig
+from h2gen.errors import SettingError
+
+if TYPE_CHECKING:
+    from h2gen.models.catalogue import ModelDefaults
+
+LARGEST_SIDE = 8192
+"""Pixels. Above it even a tiled decoder needs more memory than any one GPU has."""
+MOST_STEPS = 10_000
+SEEDS = 2**63
+
+OFF = CacheConfig(tau1=0.0, tau2=0.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that determines a picture, apart from the checkpoint, the device and the dtype.
+
+    Args:
+        prompt: what to paint.
+        seed: 0 to 2**63 - 1; the first noise is drawn from it on the CPU, so that it means the same everywhere.
+        width, height: pixels.
+        steps: denoising steps.
+        guidance: guidance scale that a guidance-distilled model takes as an input.
+        cfg: scale of true classifier-free guidance, two passes a step; 1 is off.
+        negative: what to steer away from; needs ``cfg`` above 1.
+        max_sequence_length: tokens of text that the model sees.
+        cache: thresholds and guards of H2-Cache.
+
+    Raises:
+        SettingError: a value cannot be used.
+    """
+
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float = 0.0
+    cfg: float = 1.0
+    negative: str = ""
+    max_sequence_length: int = 512
+    cache: CacheConfig = field(default=OFF)
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise SettingError("The prompt is empty; say what to paint, such as 'a cat'.")
+        _whole("seed", self.seed, 0, SEEDS - 1)
+        _whole("steps", self.steps, 1, MOST_STEPS)
+        _whole("width", self.width, 1, LARGEST_SIDE)
+        _whole("height", self.height, 1, LARGEST_SIDE)
+        _whole("max_sequence_length", self.max_sequence_length, 1, 4096)
+        _scale("guidance", self.guidance)
+        _scale("cfg", self.cfg)
+        if self.negative and self.cfg <= 1:
+            raise SettingError(
+                f"A negative prompt has no effect with cfg {self.cfg:g}; give a cfg above 1 too, such as 3."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object, the cache's settings among the others."""
+        flat = asdict(self)
+        return {**flat, **flat.pop("cache")}
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise SettingError(f"{name} is {value!r}; give a whole number from {least} to {most}.")
+
+
+def _scale(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
+        raise SettingError(f"{name} is {value!r}; give a number from 0 to 1000.")
+
+
+def random_seed() -> int:
+    """A seed short enough to be typed again."""
+    return secrets.randbelow(2**32)
+
+
+def parse_size(text: str, defaults: ModelDefaults) -> tuple[int, int, str | None]:
+    """Width and height from ``1024x768``, or from a ratio such as ``16:9`` with the area of the model's default.
+
+    Returns:
+        Width, height, and a notice where the size was not a multiple of what the model needs and had to be rounded.
+
+    Raises:
+        SettingError: the text is neither, or a side would be 0 or above ``LARGEST_SIDE``.
+    """
+    multiple = defaults.size_multiple
+    pixels = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text)  # noqa: RUF001 - people paste it
+    ratio = re.fullmatch(r"\s*(\d{1,5}(?:\.\d{1,5})?)\s*:\s*(\d{1,5}(?:\.\d{1,5})?)\s*", text)
+    if pixels:
+        wide, high = int(pixels[1]), int(pixels[2])
+        width, height = (round(side / multiple) * multiple for side in (wide, high))
+        if not 0 < width <= LARGEST_SIDE or not 0 < height <= LARGEST_SIDE:
+            raise SettingError(f"size is {text!r}; each side must be from {multiple} to {LARGEST_SIDE} pixels.")
+        rounded = (width, height) != (wide, high)
+        notice = f"{wide}x{high} is not a multiple of {multiple}: making {width}x{height}." if rounded else None
+        return width, height, notice
+    if ratio and float(ratio[1]) > 0 and float(ratio[2]) > 0:
+        shape = float(ratio[1]) / float(ratio[2])
+        area = defaults.width * defaults.height
+        width = round(math.sqrt(area * shape) / multiple) * multiple
+        height = round(math.sqrt(area / shape) / multiple) * multiple
+        if 0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE:
+            return width, height, None
+    raise SettingError(f"size is {text!r}; give pixels such as 1024x768, or a ratio such as 16:9.")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A setting's value, and who gave it: an option, the environment, the configuration, a preset, the model."""
+
+    value: Any
+    source: str
+
+
+def resolve(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Resolved]:
+    """Merge layers of settings, the strongest first; a value of None was not given."""
+    resolved: dict[str, Resolved] = {}
+    for source, values in layers:
+        for name, value in values.items():
+            if value is not None and name not in resolved:
+                resolved[name] = Resolved(value, source)
+    return resolved

@@ -1,0 +1,41 @@
+"""A run's decisions as JSON Lines: a header, an object a forward pass, a summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from h2gen._version import __version__
+from h2gen.cache.trace import StepRecord, Summary
+from h2gen.errors import OutputError
+
+
+class TraceFile:
+    """Writes while the run goes on, so that a run that is stopped leaves the steps it made.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        try:
+            self._file = path.expanduser().open("w", encoding="utf-8")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputError(f"Cannot write the trace {str(path)!r}: {reason}; give another with --trace.") from error
+        self._write({"h2gen": __version__, "settings": dict(settings)})
+
+    def on_step(self, record: StepRecord) -> None:
+        self._write(record.to_json())
+
+    def close(self, summary: Summary | None) -> None:
+        """End the file; with the summary, where the run came to its end."""
+        if summary is not None:
+            self._write({"summary": summary.to_json()})
+        self._file.close()
+
+    def _write(self, item: dict[str, Any]) -> None:
+        self._file.write(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n")
+        self._file.flush()

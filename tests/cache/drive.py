@@ -1,0 +1,160 @@
+"""Runs a bare transformer through a made-up trajectory, as a pipeline would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
+
+from h2gen.cache import StepRecord
+from tests.cache.reference import Decision, Reference, Rules
+
+STEPS = 12
+TEXT = 5
+
+
+def noise(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def position_ids(model: Any, side: int = 4, batch: int = 1) -> dict[str, torch.Tensor]:
+    """The ids that a pipeline makes once for a whole call."""
+    axes = 4 if isinstance(model, Flux2Transformer2DModel) else 3
+    img_ids, txt_ids = torch.zeros(side * side, axes), torch.zeros(TEXT, axes)
+    img_ids[:, 1], img_ids[:, 2] = torch.arange(side * side) // side, torch.arange(side * side) % side
+    if axes == 4:
+        txt_ids[:, 3] = torch.arange(TEXT)
+        img_ids, txt_ids = img_ids.expand(batch, -1, -1), txt_ids.expand(batch, -1, -1)
+    return {"img_ids": img_ids, "txt_ids": txt_ids}
+
+
+def prompt(model: Any, batch: int = 1, seed: int = 100, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The text embeddings that a pipeline makes once for a whole call, for cond and for uncond."""
+    config = model.config
+    given = {"encoder_hidden_states": noise(batch, TEXT, config.joint_attention_dim, seed=seed).to(dtype)}
+    if isinstance(model, FluxTransformer2DModel):
+        given["pooled_projections"] = noise(batch, config.pooled_projection_dim, seed=seed + 1).to(dtype)
+    return given
+
+
+def latents(
+    model: Any, sigma: float, *, side: int = 4, batch: int = 1, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor | None]:
+    """What changes from step to step: a point on a straight line from noise to a made-up picture, and its sigma."""
+    first = noise(batch, side * side, model.config.in_channels, seed=seed)
+    last = noise(batch, side * side, model.config.in_channels, seed=seed + 1)
+    return {
+        "hidden_states": (sigma * first + (1 - sigma) * last).to(dtype),
+        "timestep": torch.full([batch], sigma).to(dtype),
+        "guidance": torch.full([batch], 3.5) if model.config.guidance_embeds else None,
+    }
+
+
+def sigmas(steps: int = STEPS) -> list[float]:
+    return [1 - i / steps for i in range(steps)]
+
+
+def trajectory(
+    model: Any,
+    steps: int = STEPS,
+    passes: tuple[str, ...] = ("cond",),
+    extra: dict[str, Any] | None = None,
+    *,
+    side: int = 4,
+    batch: int = 1,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The context and inputs of each call of the transformer: each step has one for each of ``passes``.
+
+    As in a pipeline, the ids and embeddings are the same objects at all steps, and the latents in all passes of one.
+    """
+    ids = position_ids(model, side, batch)
+    prompts = [prompt(model, batch, 100 + 10 * turn, dtype) for turn in range(len(passes))]
+    for sigma in sigmas(steps):
+        shared = latents(model, sigma, side=side, batch=batch, seed=seed, dtype=dtype)
+        for name, text in zip(passes, prompts, strict=True):
+            yield name, shared | text | ids | (extra or {})
+
+
+@torch.no_grad()
+def run(model: Any, steps: int = STEPS, *, named: bool = True, **kwargs: Any) -> list[torch.Tensor]:
+    """One trajectory through the model itself; ``named`` sets diffusers' cache contexts, as some pipelines do."""
+    outputs = []
+    for name, given in trajectory(model, steps, **kwargs):
+        with model.cache_context(name) if named else nullcontext():
+            outputs.append(model(**given, return_dict=False)[0])
+    return outputs
+
+
+@torch.no_grad()
+def run_reference(
+    model: Any, rules: Rules, steps: int = STEPS, *, passes: tuple[str, ...] = ("cond",), **kwargs: Any
+) -> tuple[list[torch.Tensor], list[Decision]]:
+    """The same trajectory through the straight-line reference."""
+    stand_in = Reference(model, rules, passes, steps)
+    outputs = [stand_in(**given)[0] for _, given in trajectory(model, steps, passes, **kwargs)]
+    return outputs, stand_in.decisions
+
+
+def close(got: float | None, wanted: float | None, rel: float) -> bool:
+    if got is None or wanted is None:
+        return got is wanted
+    return abs(got - wanted) <= rel * abs(wanted)
+
+
+def assert_same_decisions(got: Iterable[StepRecord], wanted: list[Decision], rel: float = 1e-6) -> None:
+    """Every outcome is the reference's, and every change is its change."""
+    got = list(got)
+    assert len(got) == len(wanted)
+    for step, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+        assert ours.structure.outcome == theirs.structure, f"pass {step}: {ours} against {theirs}"
+        assert ours.detail.outcome == theirs.detail, f"pass {step}: {ours} against {theirs}"
+        assert close(ours.structure.change, theirs.structure_change, rel), f"pass {step}: {ours} against {theirs}"
+        assert close(ours.detail.change, theirs.detail_change, rel), f"pass {step}: {ours} against {theirs}"
+
+
+def kinds(decisions: Iterable[Decision | StepRecord]) -> set[str]:
+    """Which of the three outcomes of a step occurred."""
+    found = set()
+    for decision in decisions:
+        if decision.full:
+            found.add("full")
+        else:
+            outcome = decision.structure if isinstance(decision, Decision) else decision.structure.outcome
+            found.add("all reused" if outcome == "reused" else "detail reused")
+    return found
+
+
+def natural_changes(model: Any, **kwargs: Any) -> tuple[list[float], list[float]]:
+    """What each stage's change is from one step to the next, when everything is computed."""
+    never = Rules(1e-12, 1e-12)
+    decisions = run_reference(model, never, **kwargs)[1]
+    structure = sorted(d.structure_change for d in decisions if d.structure_change is not None)
+    detail = sorted(d.detail_change for d in decisions if d.detail_change is not None)
+    return structure, detail
+
+
+def between(changes: list[float], share: float) -> float:
+    """A threshold with this share of the changes below it, half-way between two of them."""
+    below = round(share * len(changes))
+    if below == 0:
+        return changes[0] / 2
+    if below == len(changes):
+        return changes[-1] * 2
+    return (changes[below - 1] + changes[below]) / 2
+
+
+def thresholds(
+    model: Any, structure: float | None, detail: float | None, *, changes: Any = None, **kwargs: Any
+) -> dict[str, float]:
+    """tau1 and tau2 that lie above these shares of the natural changes; a share of None is a threshold of 0."""
+    return {
+        name: 0.0 if share is None else between(natural, share)
+        for name, share, natural in zip(
+            ("tau1", "tau2"), (structure, detail), changes or natural_changes(model, **kwargs), strict=True
+        )
+    }

@@ -1,0 +1,305 @@
+"""H2-Cache as ``paper.md`` says it, in a straight line: no hooks, nothing shared with ``h2gen``.
+
+The transformers' own forwards are written out here with the blocks as explicit loops, so that a test can hold the real
+implementation against something that can be read from top to bottom.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Block = Callable[[torch.Tensor, torch.Tensor], Pair]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one pass decided: a change is None where none was measured."""
+
+    structure_change: float | None
+    structure: str
+    detail_change: float | None
+    detail: str
+
+    @property
+    def full(self) -> bool:
+        return self.structure in ("computed", "guarded") and self.detail in ("computed", "guarded")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Thresholds, and the guards beyond the paper."""
+
+    tau1: float
+    tau2: float
+    warmup_steps: int = 0
+    final_steps: int = 0
+    max_consecutive: int = 0
+
+    def guards(self, step: int, steps: int | None, in_a_row: int) -> bool:
+        if step < self.warmup_steps:
+            return True
+        if self.final_steps and step >= steps - self.final_steps:
+            return True
+        return self.max_consecutive > 0 and in_a_row >= self.max_consecutive
+
+
+def pooled(residual: torch.Tensor, divisor: int) -> torch.Tensor:
+    tokens, channels = residual.shape[1:]
+    k = min(max(1, tokens // divisor), tokens, channels)
+    return F.avg_pool2d(residual.float()[:, None], kernel_size=k, stride=k)
+
+
+def change_between(old: torch.Tensor, new: torch.Tensor, divisor: int) -> float:
+    old, new = pooled(old, divisor), pooled(new, divisor)
+    return float((old - new).abs().mean() / old.abs().mean())
+
+
+def decide(kept: torch.Tensor | None, new: torch.Tensor, divisor: int, tau: float) -> tuple[float | None, bool]:
+    """The change and whether it is a hit. A threshold of 0 asks nothing; no kept indicator is a miss."""
+    if tau == 0 or kept is None or kept.shape != new.shape:
+        return None, False
+    change = change_between(kept, new, divisor)
+    return change, math.isfinite(change) and change < tau
+
+
+def sample_of(
+    samples: list[torch.Tensor] | None, blocks: int, block: int, repeat: bool = False
+) -> torch.Tensor | float:
+    """The ControlNet sample that is added after this block."""
+    if samples is None:
+        return 0.0
+    if repeat:
+        return samples[block % len(samples)]
+    return samples[block // math.ceil(blocks / len(samples))]
+
+
+def two_stages(
+    e: torch.Tensor,
+    h: torch.Tensor,
+    double: list[Block],
+    single: list[Block],
+    kept: dict[str, torch.Tensor],
+    rules: Rules,
+    guarded: bool,
+    double_samples: list[torch.Tensor | float],
+    single_samples: list[torch.Tensor | float],
+) -> tuple[torch.Tensor, torch.Tensor, Decision]:
+    """Steps 1 to 6 of the paper on text tokens ``e (B, N_txt, D)`` and image tokens ``h (B, N_img, D)``.
+
+    What is kept excludes the ControlNet samples: they are inputs of this step, so on a hit each is added once.
+    """
+    # 1. Probe the structure stage.
+    e1, h1 = double[0](e, h)
+    r1 = h1 - h
+
+    # 2. Decide.
+    if guarded:
+        change1, hit1 = None, False
+    else:
+        change1, hit1 = decide(kept.get("r1"), r1, 2048, rules.tau1)
+
+    # 3. Reuse or run double blocks 1 and on.
+    if hit1:
+        e2 = e1 + kept["R1_e"]
+        h2 = h1 + kept["R1_h"]
+        for sample in double_samples:
+            h2 = h2 + sample
+    else:
+        e2, h2 = e1, h1 + double_samples[0]
+        for block, sample in zip(double[1:], double_samples[1:], strict=True):
+            e2, h2 = block(e2, h2)
+            h2 = h2 + sample
+        kept["r1"] = r1
+        kept["R1_e"] = e2 - e1
+        kept["R1_h"] = h2 - h1
+        for sample in double_samples:
+            kept["R1_h"] = kept["R1_h"] - sample
+
+    # 4. Probe the detail stage.
+    e3, h3 = single[0](e2, h2)
+    r2 = torch.cat([e3, h3], dim=1) - torch.cat([e2, h2], dim=1)
+
+    # 5. Decide: after a structure hit the detail stage is a forced hit.
+    if guarded or hit1:
+        change2, hit2 = None, hit1
+    else:
+        change2, hit2 = decide(kept.get("r2"), r2, 384, rules.tau2)
+
+    # 6. Reuse or run single blocks 1 and on.
+    text = e.shape[1]
+    if hit2:
+        x4 = torch.cat([e3, h3], dim=1) + kept["R2"]
+        e4, h4 = x4[:, :text], x4[:, text:]
+        for sample in single_samples:
+            h4 = h4 + sample
+    else:
+        e4, h4 = e3, h3 + single_samples[0]
+        for block, sample in zip(single[1:], single_samples[1:], strict=True):
+            e4, h4 = block(e4, h4)
+            h4 = h4 + sample
+        kept["r2"] = r2
+        without_samples = h4
+        for sample in single_samples:
+            without_samples = without_samples - sample
+        kept["R2"] = torch.cat([e4, without_samples], dim=1) - torch.cat([e3, h3], dim=1)
+
+    if guarded:
+        names = "guarded", "guarded"
+    elif hit1:
+        names = "reused", "forced"
+    else:
+        names = "computed", "reused" if hit2 else "computed"
+    return e4, h4, Decision(change1, names[0], change2, names[1])
+
+
+def flux_forward(
+    model: FluxTransformer2DModel,
+    kept: dict[str, torch.Tensor],
+    rules: Rules,
+    guarded: bool,
+    *,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    pooled_projections: torch.Tensor,
+    timestep: torch.Tensor,
+    img_ids: torch.Tensor,
+    txt_ids: torch.Tensor,
+    guidance: torch.Tensor | None = None,
+    controlnet_block_samples: list[torch.Tensor] | None = None,
+    controlnet_single_block_samples: list[torch.Tensor] | None = None,
+    controlnet_blocks_repeat: bool = False,
+) -> tuple[torch.Tensor, Decision]:
+    """One pass of FLUX.1's transformer."""
+    h = model.x_embedder(hidden_states)
+    e = model.context_embedder(encoder_hidden_states)
+    times = [timestep.to(h.dtype) * 1000]
+    if guidance is not None:
+        times.append(guidance.to(h.dtype) * 1000)
+    temb = model.time_text_embed(*times, pooled_projections)
+    rope = model.pos_embed(torch.cat([txt_ids, img_ids], dim=0))
+
+    def run(block: torch.nn.Module) -> Block:
+        return lambda e, h: block(hidden_states=h, encoder_hidden_states=e, temb=temb, image_rotary_emb=rope)
+
+    doubles, singles = len(model.transformer_blocks), len(model.single_transformer_blocks)
+    _, h, decision = two_stages(
+        e,
+        h,
+        [run(block) for block in model.transformer_blocks],
+        [run(block) for block in model.single_transformer_blocks],
+        kept,
+        rules,
+        guarded,
+        [sample_of(controlnet_block_samples, doubles, i, controlnet_blocks_repeat) for i in range(doubles)],
+        [sample_of(controlnet_single_block_samples, singles, i) for i in range(singles)],
+    )
+    return model.proj_out(model.norm_out(h, temb)), decision
+
+
+def flux2_forward(
+    model: Flux2Transformer2DModel,
+    kept: dict[str, torch.Tensor],
+    rules: Rules,
+    guarded: bool,
+    *,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    timestep: torch.Tensor,
+    img_ids: torch.Tensor,
+    txt_ids: torch.Tensor,
+    guidance: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, Decision]:
+    """One pass of FLUX.2's transformer: its single blocks take and return one concatenated stream."""
+    text = encoder_hidden_states.shape[1]
+    if guidance is not None:
+        guidance = guidance.to(hidden_states.dtype) * 1000
+    temb = model.time_guidance_embed(timestep.to(hidden_states.dtype) * 1000, guidance)
+    mod_img = model.double_stream_modulation_img(temb)
+    mod_txt = model.double_stream_modulation_txt(temb)
+    mod_single = model.single_stream_modulation(temb)
+    h = model.x_embedder(hidden_states)
+    e = model.context_embedder(encoder_hidden_states)
+    txt_rope = model.pos_embed(txt_ids[0] if txt_ids.ndim == 3 else txt_ids)
+    img_rope = model.pos_embed(img_ids[0] if img_ids.ndim == 3 else img_ids)
+    rope = (torch.cat([txt_rope[0], img_rope[0]], dim=0), torch.cat([txt_rope[1], img_rope[1]], dim=0))
+
+    def run_double(block: torch.nn.Module) -> Block:
+        return lambda e, h: block(
+            hidden_states=h, encoder_hidden_states=e, temb_mod_img=mod_img, temb_mod_txt=mod_txt, image_rotary_emb=rope
+        )
+
+    def run_single(block: torch.nn.Module) -> Block:
+        def both(e: torch.Tensor, h: torch.Tensor) -> Pair:
+            x = torch.cat([e, h], dim=1)
+            x = block(hidden_states=x, encoder_hidden_states=None, temb_mod=mod_single, image_rotary_emb=rope)
+            return x[:, :text], x[:, text:]
+
+        return both
+
+    _, h, decision = two_stages(
+        e,
+        h,
+        [run_double(block) for block in model.transformer_blocks],
+        [run_single(block) for block in model.single_transformer_blocks],
+        kept,
+        rules,
+        guarded,
+        [0.0] * len(model.transformer_blocks),
+        [0.0] * len(model.single_transformer_blocks),
+    )
+    return model.proj_out(model.norm_out(h, temb)), decision
+
+
+class Reference:
+    """Stands in for a transformer's forward through one run of a pipeline, and writes down every decision.
+
+    Args:
+        passes: the contexts in the order in which each step runs them.
+        steps: how many steps there will be, for ``final_steps``.
+    """
+
+    def __init__(
+        self,
+        model: FluxTransformer2DModel | Flux2Transformer2DModel,
+        rules: Rules,
+        passes: tuple[str, ...] = ("cond",),
+        steps: int | None = None,
+    ) -> None:
+        self.model, self.rules, self.passes, self.steps = model, rules, passes, steps
+        self.forward_once = flux2_forward if isinstance(model, Flux2Transformer2DModel) else flux_forward
+        self.kept: dict[str, dict[str, torch.Tensor]] = {name: {} for name in passes}
+        self.in_a_row = dict.fromkeys(passes, 0)
+        self.decisions: list[Decision] = []
+
+    def __call__(
+        self, *, return_dict: bool = True, joint_attention_kwargs: dict | None = None, **inputs: object
+    ) -> tuple[torch.Tensor]:
+        assert not joint_attention_kwargs, "the reference knows no joint_attention_kwargs"
+        step, turn = divmod(len(self.decisions), len(self.passes))
+        name = self.passes[turn]
+        guarded = self.rules.guards(step, self.steps, self.in_a_row[name])
+        output, decision = self.forward_once(self.model, self.kept[name], self.rules, guarded, **inputs)
+        self.in_a_row[name] = 0 if decision.full else self.in_a_row[name] + 1
+        self.decisions.append(decision)
+        return (output,)
+
+
+@contextmanager
+def reference(
+    model: torch.nn.Module, rules: Rules, passes: tuple[str, ...] = ("cond",), steps: int | None = None
+) -> Iterator[list[Decision]]:
+    """Puts the reference in the place of ``model.forward`` for one run of a pipeline; yields the decisions."""
+    stand_in = Reference(model, rules, passes, steps)
+    model.forward = stand_in
+    try:
+        yield stand_in.decisions
+    finally:
+        del model.forward

@@ -1,0 +1,144 @@
+"""One stage's decision and the guards are pure: none of this needs a model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from h2gen.cache import CacheConfig, Outcome
+from h2gen.cache.gate import gate, is_guarded
+from h2gen.errors import SettingError
+
+changes = st.floats(0, 10, allow_nan=False)
+taus = st.floats(0, 10, allow_nan=False)
+counts = st.integers(0, 60)
+
+
+def test_a_change_below_the_threshold_is_a_hit() -> None:
+    assert gate(0.1499, 0.15) is Outcome.REUSED
+
+
+def test_a_change_above_the_threshold_is_a_miss() -> None:
+    assert gate(0.1501, 0.15) is Outcome.COMPUTED
+
+
+@given(taus)
+def test_a_change_equal_to_the_threshold_is_a_miss(tau: float) -> None:
+    assert gate(tau, tau) is Outcome.COMPUTED
+
+
+@given(taus)
+def test_the_largest_number_below_the_threshold_is_a_hit(tau: float) -> None:
+    assume(tau > 0)
+    assert gate(math.nextafter(tau, 0.0), tau) is Outcome.REUSED
+
+
+@given(changes)
+def test_a_threshold_of_zero_never_hits(change: float) -> None:
+    assert gate(change, 0.0) is Outcome.COMPUTED
+
+
+@given(taus)
+def test_without_a_kept_indicator_it_is_a_miss(tau: float) -> None:
+    assert gate(None, tau) is Outcome.COMPUTED
+
+
+@pytest.mark.parametrize("change", [math.nan, math.inf, -math.inf])
+@given(tau=taus)
+def test_a_change_that_is_not_finite_is_a_miss(change: float, tau: float) -> None:
+    assert gate(change, tau) is Outcome.COMPUTED
+
+
+@given(changes, taus, taus)
+def test_a_hit_stays_a_hit_under_a_larger_threshold(change: float, tau: float, more: float) -> None:
+    if gate(change, tau) is Outcome.REUSED:
+        assert gate(change, tau + more) is Outcome.REUSED
+
+
+@given(changes, changes, taus)
+def test_a_smaller_change_never_turns_a_hit_into_a_miss(change: float, less: float, tau: float) -> None:
+    if gate(change, tau) is Outcome.REUSED:
+        assert gate(max(0.0, change - less), tau) is Outcome.REUSED
+
+
+def test_outcomes_are_the_words_of_the_trace() -> None:
+    assert {str(outcome.value) for outcome in Outcome} == {"computed", "reused", "forced", "guarded"}
+    assert Outcome("forced") == "forced"
+
+
+@given(counts, counts, st.none() | st.integers(1, 60))
+def test_without_guards_no_step_is_guarded(step: int, since_full: int, total: int | None) -> None:
+    assert not is_guarded(CacheConfig(), step, total, since_full)
+
+
+@given(counts, counts, st.none() | st.integers(1, 60), counts)
+def test_the_first_steps_are_guarded_and_no_more(warmup: int, step: int, total: int | None, since_full: int) -> None:
+    assert is_guarded(CacheConfig(warmup_steps=warmup), step, total, since_full) == (step < warmup)
+
+
+@given(counts, st.integers(1, 60), counts, st.data())
+def test_exactly_the_last_steps_are_guarded(final: int, total: int, since_full: int, data: st.DataObject) -> None:
+    config = CacheConfig(final_steps=final)
+    guarded = [step for step in range(total) if is_guarded(config, step, total, since_full)]
+    assert guarded == list(range(total))[max(0, total - final) :]
+
+
+@given(st.integers(1, 60), counts, counts)
+def test_a_row_of_reuse_ends_at_max_consecutive(most: int, step: int, since_full: int) -> None:
+    assert is_guarded(CacheConfig(max_consecutive=most), step, None, since_full) == (since_full >= most)
+
+
+@given(st.integers(1, 6), st.integers(1, 40))
+def test_a_run_that_always_hits_is_full_every_max_consecutive_plus_one_steps(most: int, total: int) -> None:
+    config = CacheConfig(max_consecutive=most)
+    full, since_full = [], 0
+    for step in range(total):
+        if step == 0 or is_guarded(config, step, total, since_full):
+            full.append(step)
+            since_full = 0
+        else:
+            since_full += 1
+    assert full == list(range(0, total, most + 1))
+
+
+@given(counts, counts, counts, counts, st.integers(1, 60), counts)
+def test_guards_add_up(warmup: int, final: int, most: int, step: int, total: int, since_full: int) -> None:
+    assume(step < total)
+    alone = [
+        CacheConfig(warmup_steps=warmup),
+        CacheConfig(final_steps=final),
+        CacheConfig(max_consecutive=most),
+    ]
+    together = CacheConfig(warmup_steps=warmup, final_steps=final, max_consecutive=most)
+    assert is_guarded(together, step, total, since_full) == any(
+        is_guarded(config, step, total, since_full) for config in alone
+    )
+
+
+@pytest.mark.parametrize("field", ["tau1", "tau2"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "0.1", None, True])
+def test_a_threshold_that_means_nothing_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(SettingError, match=field):
+        CacheConfig(**{field: value})
+
+
+@pytest.mark.parametrize("field", ["warmup_steps", "final_steps", "max_consecutive"])
+@pytest.mark.parametrize("value", [-1, 1.5, "1", None, True])
+def test_a_guard_that_is_no_whole_number_is_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(SettingError, match=field):
+        CacheConfig(**{field: value})
+
+
+def test_whole_thresholds_become_floats() -> None:
+    config = CacheConfig(tau1=1, tau2=0)
+    assert (config.tau1, config.tau2) == (1.0, 0.0)
+    assert isinstance(config.tau1, float)
+    assert isinstance(config.tau2, float)
+
+
+@pytest.mark.parametrize(("tau1", "tau2", "enabled"), [(0, 0, False), (0.1, 0, True), (0, 0.1, True)])
+def test_it_is_enabled_when_either_threshold_is(tau1: float, tau2: float, enabled: bool) -> None:
+    assert CacheConfig(tau1=tau1, tau2=tau2).enabled is enabled

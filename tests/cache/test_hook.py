@@ -1,0 +1,339 @@
+"""The hooks decide and compute what ``paper.md`` says, step by step: bare transformers against the reference."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from h2gen.cache import CacheConfig, Outcome, apply, h2_cache, remove
+from h2gen.errors import CacheError
+from tests.cache.drive import (
+    STEPS,
+    assert_same_decisions,
+    kinds,
+    natural_changes,
+    run,
+    run_reference,
+    thresholds,
+    trajectory,
+)
+from tests.cache.reference import Rules
+from tests.small import flux2_transformer, flux_pipeline, flux_transformer
+
+MODELS = {"FLUX.1": flux_transformer, "FLUX.2": flux2_transformer}
+both_models = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+
+# Shares of the natural changes that lie below tau1 and tau2; None is a threshold of 0.
+SHARES = [
+    (0.5, 0.5),
+    (0.2, 0.8),
+    (0.8, 0.2),
+    (0.0, 0.5),
+    (0.5, 0.0),
+    (1.0, 1.0),
+    (None, 0.5),
+    (None, 1.0),
+    (0.5, None),
+    (1.0, None),
+    (None, None),
+]
+
+
+def same(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
+    return len(got) == len(wanted) and all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def assert_like_the_paper(model: Any, rules: Rules, **kwargs: Any) -> set[str]:
+    """Decisions and outputs equal the reference's, bit for bit; returns which outcomes occurred."""
+    wanted, decisions = run_reference(model, rules, **kwargs)
+    with h2_cache(model, config=CacheConfig(tau1=rules.tau1, tau2=rules.tau2)) as trace:
+        got = run(model, **kwargs)
+    assert_same_decisions(trace.steps, decisions)
+    assert same(got, wanted)
+    return kinds(decisions)
+
+
+@both_models
+@pytest.mark.parametrize("shares", SHARES, ids=str)
+def test_decisions_and_outputs_are_the_papers(make: Any, shares: tuple[float | None, float | None]) -> None:
+    model = make()
+    assert_like_the_paper(model, Rules(**thresholds(model, *shares)))
+
+
+@both_models
+def test_the_thresholds_of_these_tests_bring_about_every_outcome(make: Any) -> None:
+    model = make()
+    changes = natural_changes(model)
+    seen = [kinds(run_reference(model, Rules(**thresholds(model, *pair, changes=changes)))[1]) for pair in SHARES]
+    assert {"full", "all reused", "detail reused"} in seen
+    assert {"full", "detail reused"} in seen
+    assert {"full", "all reused"} in seen
+    assert {"full"} in seen
+
+
+@both_models
+@pytest.mark.parametrize("shares", [(0.4, 0.7), (None, 0.6), (0.6, None)], ids=str)
+@pytest.mark.parametrize("named", [True, False], ids=["named contexts", "no contexts"])
+def test_cond_and_uncond_have_each_their_own_state(make: Any, shares: tuple[float, float], named: bool) -> None:
+    model, passes = make(), ("cond", "uncond")
+    rules = Rules(**thresholds(model, *shares))
+    wanted, decisions = run_reference(model, rules, passes=passes)
+    with h2_cache(model, tau1=rules.tau1, tau2=rules.tau2) as trace:
+        got = run(model, passes=passes, named=named)
+    assert_same_decisions(trace.steps, decisions)
+    assert same(got, wanted)
+    assert [record.context for record in trace.steps] == ["cond", "uncond"] * STEPS
+    assert [record.step for record in trace.steps] == [step for step in range(STEPS) for _ in passes]
+    assert decisions[0::2] != decisions[1::2]
+
+
+@pytest.mark.parametrize("shares", [(0.4, 0.7), (None, 0.5)], ids=str)
+@pytest.mark.parametrize("batch", [2, 3])
+def test_a_batch_makes_one_decision(shares: tuple[float, float], batch: int) -> None:
+    model = flux_transformer()
+    assert_like_the_paper(model, Rules(**thresholds(model, *shares, batch=batch)), batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("make", "side", "steps"),
+    [(flux_transformer, 32, 5), (flux2_transformer, 32, 5), (flux_transformer, 64, 3)],
+    ids=["FLUX.1 32", "FLUX.2 32", "FLUX.1 64"],
+)
+def test_large_pictures_are_pooled(make: Any, side: int, steps: int) -> None:
+    """64 x 64 image tokens and 5 of text: k is 2 for structure and 10 for detail."""
+    model = make(layers=2, single_layers=1)
+    rules = Rules(**thresholds(model, 0.5, 0.5, steps=steps, side=side))
+    assert len(assert_like_the_paper(model, rules, steps=steps, side=side)) > 1
+
+
+@both_models
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_decides_as_the_paper_does(make: Any, dtype: torch.dtype) -> None:
+    model = make().to(dtype)
+    rules = Rules(**thresholds(model, 0.4, 0.7, dtype=dtype))
+    wanted, decisions = run_reference(model, rules, dtype=dtype)
+    with h2_cache(model, tau1=rules.tau1, tau2=rules.tau2) as trace:
+        got = run(model, dtype=dtype)
+    assert_same_decisions(trace.steps, decisions, rel=2e-3)
+    assert same(got, wanted)
+    assert len(kinds(decisions)) == 3
+
+
+@both_models
+@pytest.mark.parametrize("layers", [(1, 1), (1, 4), (3, 1), (2, 2)], ids=str)
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (None, 0.5), (1.0, 1.0)], ids=str)
+def test_models_of_one_block_in_a_stage_work(
+    make: Any, layers: tuple[int, int], shares: tuple[float | None, float]
+) -> None:
+    model = make(layers=layers[0], single_layers=layers[1])
+    rules = Rules(**thresholds(model, *shares))
+    assert_like_the_paper(model, rules)
+
+
+@both_models
+def test_the_blocks_that_the_trace_counts_are_those_that_ran(make: Any) -> None:
+    model = make(layers=3, single_layers=4)
+    ran: list[int] = []
+    for block in [*model.transformer_blocks, *model.single_transformer_blocks]:
+        block.attn.register_forward_pre_hook(lambda *_: ran.append(1))
+    tau = thresholds(model, 0.4, 0.7)
+    ran.clear()
+    with h2_cache(model, **tau) as trace:
+        run(model)
+    assert len(ran) == sum(record.blocks_run for record in trace.steps)
+    assert {record.blocks_total for record in trace.steps} == {7}
+    cost = {
+        (Outcome.COMPUTED, Outcome.COMPUTED): 3 + 4,
+        (Outcome.COMPUTED, Outcome.REUSED): 3 + 1,
+        (Outcome.REUSED, Outcome.FORCED): 1 + 1,
+    }
+    assert [r.blocks_run for r in trace.steps] == [cost[r.structure.outcome, r.detail.outcome] for r in trace.steps]
+    assert {r.blocks_run for r in trace.steps} == {7, 4, 2}
+
+
+@both_models
+@pytest.mark.parametrize(
+    "guards",
+    [
+        {"warmup_steps": 4},
+        {"max_consecutive": 2},
+        {"max_consecutive": 1},
+        {"warmup_steps": 3, "max_consecutive": 3},
+        {"warmup_steps": STEPS},
+    ],
+    ids=str,
+)
+def test_guarded_steps_are_full_unmeasured_and_kept(make: Any, guards: dict[str, int]) -> None:
+    model = make()
+    tau = thresholds(model, 0.9, 0.9)
+    wanted, decisions = run_reference(model, Rules(**tau, **guards))
+    with h2_cache(model, **tau, **guards) as trace:
+        got = run(model)
+    assert_same_decisions(trace.steps, decisions)
+    assert same(got, wanted)
+    guarded = [record for record in trace.steps if record.structure.outcome == "guarded"]
+    assert guarded
+    for record in guarded:
+        assert record.full
+        assert record.detail.outcome == "guarded"
+        assert (record.structure.change, record.detail.change) == (None, None)
+
+
+def test_guards_count_cond_and_uncond_apart() -> None:
+    model, passes = flux_transformer(), ("cond", "uncond")
+    tau, guards = thresholds(model, 0.6, 0.9), {"max_consecutive": 2, "warmup_steps": 2}
+    wanted, decisions = run_reference(model, Rules(**tau, **guards), passes=passes)
+    with h2_cache(model, **tau, **guards) as trace:
+        got = run(model, passes=passes)
+    assert_same_decisions(trace.steps, decisions)
+    assert same(got, wanted)
+
+
+@contextmanager
+def spoilt(block: torch.nn.Module, when: set[int], how: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Any:
+    """Replaces what a first block makes of each stream by ``how(before, after)`` at some of its calls."""
+    original, calls = block.forward, itertools.count()
+
+    def forward(**kwargs: Any) -> Any:
+        output = original(**kwargs)
+        if next(calls) not in when:
+            return output
+        if isinstance(output, torch.Tensor):
+            return how(kwargs["hidden_states"], output)
+        before = kwargs["encoder_hidden_states"], kwargs["hidden_states"]
+        return tuple(how(*pair) for pair in zip(before, output, strict=True))
+
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
+
+
+def first_block(model: Any, stage: str) -> torch.nn.Module:
+    return (model.transformer_blocks if stage == "structure" else model.single_transformer_blocks)[0]
+
+
+# tau1, tau2 under which one stage always hits, once it can, and leaves the other to itself.
+ALWAYS = {"structure": {"tau1": 1e9, "tau2": 1e-9}, "detail": {"tau1": 1e-9, "tau2": 1e9}}
+
+
+@both_models
+@pytest.mark.parametrize("bad", [math.nan, math.inf], ids=str)
+@pytest.mark.parametrize("stage", ["structure", "detail"])
+def test_a_change_that_is_not_finite_is_a_miss_counted_and_warned_of_once(make: Any, bad: float, stage: str) -> None:
+    model = make()
+    spoil = spoilt(first_block(model, stage), {3, 4, 8}, lambda _before, after: after * bad)
+    with spoil, warnings.catch_warnings(record=True) as caught, h2_cache(model, **ALWAYS[stage]) as trace:
+        warnings.simplefilter("always")
+        outputs = run(model, 12)
+    records = [getattr(record, stage) for record in trace.steps]
+    # A spoilt indicator is a miss and is kept, so that the next sound one is a miss as well.
+    missed = [index for index, record in enumerate(records) if record.outcome == "computed"]
+    assert missed == [0, 3, 4, 5, 8, 9]
+    assert trace.summary.not_finite >= 5
+    measured = [c for r in trace.steps for c in (r.structure.change, r.detail.change) if c is not None]
+    assert trace.summary.not_finite == sum(not math.isfinite(change) for change in measured)
+    ours = [warning for warning in caught if warning.category is RuntimeWarning]
+    assert len(ours) == 1
+    assert "finite" in str(ours[0].message)
+    assert [index for index, output in enumerate(outputs) if not output.isfinite().all()] == [3, 4, 8]
+
+
+@both_models
+@pytest.mark.parametrize("stage", ["structure", "detail"])
+def test_a_kept_residual_of_nothing_is_a_miss_until_there_is_something(make: Any, stage: str) -> None:
+    model = make()
+    still = spoilt(first_block(model, stage), {0, 1}, lambda before, _after: before)
+    warned = pytest.warns(RuntimeWarning, match="finite")
+    with still, warned as caught, h2_cache(model, **ALWAYS[stage]) as trace:
+        run(model, 5)
+    outcomes = [getattr(record, stage).outcome.value for record in trace.steps]
+    assert outcomes == ["computed", "computed", "computed", "reused", "reused"]
+    assert trace.summary.not_finite == 2
+    assert len(caught) == 1
+
+
+@both_models
+def test_a_change_of_exactly_the_threshold_is_a_miss(make: Any) -> None:
+    model = make()
+    with h2_cache(model, tau1=1e-9, tau2=1e-9) as trace:
+        run(model, steps=2)
+    structure, detail = trace.steps[1].structure.change, trace.steps[1].detail.change
+    assert structure is not None
+    assert detail is not None
+    with h2_cache(model, tau1=structure, tau2=detail) as trace:
+        run(model, steps=2)
+    assert trace.steps[1].full
+    with h2_cache(model, tau1=math.nextafter(structure, 9), tau2=detail) as trace:
+        run(model, steps=2)
+    assert trace.steps[1].all_reused
+    with h2_cache(model, tau1=structure, tau2=math.nextafter(detail, 9)) as trace:
+        run(model, steps=2)
+    assert (trace.steps[1].structure.outcome, trace.steps[1].detail.outcome) == ("computed", "reused")
+
+
+@pytest.mark.parametrize(("layers", "single_layers"), [(0, 4), (3, 0)])
+def test_a_model_without_one_kind_of_blocks_is_refused_by_name(layers: int, single_layers: int) -> None:
+    model = flux_transformer(layers=layers, single_layers=single_layers)
+    with pytest.raises(CacheError, match="FluxTransformer2DModel"):
+        apply(model, CacheConfig())
+    assert not hasattr(model, "_diffusers_hook")
+
+
+@pytest.mark.parametrize(
+    "target", [torch.nn.Linear(2, 2), torch.nn.Sequential(), object()], ids=lambda t: type(t).__name__
+)
+def test_what_is_no_flux_transformer_is_refused_by_name(target: object) -> None:
+    with pytest.raises(CacheError, match=type(target).__name__):
+        apply(target, CacheConfig())
+
+
+def test_a_model_with_a_cache_of_diffusers_is_refused() -> None:
+    from diffusers import FirstBlockCacheConfig
+
+    model = flux_transformer()
+    plain = run(model, steps=2)
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(CacheError, match="FirstBlockCache"):
+        apply(model, CacheConfig())
+    model.disable_cache()
+    with h2_cache(model, tau1=0, tau2=0):
+        assert same(run(model, steps=2), plain)
+
+
+def test_the_last_steps_cannot_be_guarded_without_a_pipeline() -> None:
+    model = flux_transformer()
+    with pytest.raises(CacheError, match="final_steps"):
+        apply(model, CacheConfig(final_steps=1))
+    remove(model)
+    pipe = flux_pipeline(transformer=model)
+    with h2_cache(pipe, final_steps=1):
+        pass
+
+
+def test_natural_changes_are_no_accident() -> None:
+    """Thresholds of these tests come from what a fully computed run shows; that run must show something."""
+    for make in MODELS.values():
+        structure, detail = natural_changes(make())
+        assert len(structure) == len(detail) == STEPS - 1
+        assert 0 < structure[0] < structure[-1]
+        assert 0 < detail[0] < detail[-1]
+
+
+def test_inputs_are_not_written_to() -> None:
+    model = flux_transformer()
+    calls = [given for _, given in trajectory(model, 4)]
+    before = [{name: value.clone() for name, value in given.items()} for given in calls]
+    with torch.no_grad(), h2_cache(model, tau1=1e9, tau2=1e9):
+        for given in calls:
+            model(**given)
+    for given, copies in zip(calls, before, strict=True):
+        assert all(torch.equal(given[name], value) for name, value in copies.items())

@@ -1,0 +1,159 @@
+"""Small random checkpoints on disk, in every format that h2gen reads, and ways to break them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+FLUX2_NAMES = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_guidance_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_guidance_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
+    "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "proj_out": "final_layer.linear",
+}
+FLUX2_DOUBLE = {
+    "attn.norm_q": "img_attn.norm.query_norm",
+    "attn.norm_k": "img_attn.norm.key_norm",
+    "attn.to_out.0": "img_attn.proj",
+    "ff.linear_in": "img_mlp.0",
+    "ff.linear_out": "img_mlp.2",
+    "attn.norm_added_q": "txt_attn.norm.query_norm",
+    "attn.norm_added_k": "txt_attn.norm.key_norm",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff_context.linear_in": "txt_mlp.0",
+    "ff_context.linear_out": "txt_mlp.2",
+}
+FLUX2_SINGLE = {
+    "attn.to_qkv_mlp_proj": "linear1",
+    "attn.to_out": "linear2",
+    "attn.norm_q": "norm.query_norm",
+    "attn.norm_k": "norm.key_norm",
+}
+
+FLUX1_NAMES = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "proj_out": "final_layer.linear",
+}
+FLUX1_DOUBLE = {
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
+    "attn.norm_q": "img_attn.norm.query_norm",
+    "attn.norm_k": "img_attn.norm.key_norm",
+    "attn.to_out.0": "img_attn.proj",
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "attn.norm_added_q": "txt_attn.norm.query_norm",
+    "attn.norm_added_k": "txt_attn.norm.key_norm",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+}
+FLUX1_SINGLE = {
+    "norm.linear": "modulation.lin",
+    "proj_out": "linear2",
+    "attn.norm_q": "norm.query_norm",
+    "attn.norm_k": "norm.key_norm",
+}
+FUSED = {
+    "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),  # FLUX.1's single blocks alone
+}
+
+
+def original_names(transformer: Any) -> dict[str, torch.Tensor]:
+    """A transformer's weights as Black Forest Labs name and fuse them: the inverse of diffusers' conversion."""
+    flux2 = type(transformer).__name__.startswith("Flux2")
+    top, double, single = (
+        (FLUX2_NAMES, FLUX2_DOUBLE, FLUX2_SINGLE) if flux2 else (FLUX1_NAMES, FLUX1_DOUBLE, FLUX1_SINGLE)
+    )
+    weights = dict(transformer.state_dict())
+    out = {}
+    for ending in ("weight", "bias"):
+        swapped = weights.pop(f"norm_out.linear.{ending}", None)
+        if swapped is not None:
+            scale, shift = swapped.chunk(2)
+            out[f"final_layer.adaLN_modulation.1.{ending}"] = torch.cat([shift, scale])
+    for name, tensor in weights.items():
+        stem, ending = name.rsplit(".", 1)
+        block = re.match(r"(single_)?transformer_blocks\.(\d+)\.(.*)", stem)
+        if block is None:
+            out[f"{top[stem]}.{ending}"] = tensor
+            continue
+        inside = block[3]
+        prefix = f"{'single' if block[1] else 'double'}_blocks.{block[2]}"
+        names = single if block[1] else double
+        if inside in names:
+            scale = "norm." in names[inside]
+            out[f"{prefix}.{names[inside]}.{'scale' if scale else ending}"] = tensor
+            continue
+        for fused, parts in FUSED.items():
+            if inside == parts[0] and (fused == "linear1") == bool(block[1]):
+                start = stem.removesuffix(inside)
+                out[f"{prefix}.{fused}.{ending}"] = torch.cat([weights[f"{start}{part}.{ending}"] for part in parts])
+    return out
+
+
+def save_single(transformer: Any, path: Path, *, original: bool = False) -> Path:
+    """One .safetensors file, with diffusers' names or the original ones."""
+    weights = original_names(transformer) if original else transformer.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
+    return path
+
+
+def save_gguf(transformer: Any, path: Path, kind: str, *, original: bool = False) -> Path:
+    """One .gguf file of kind "Q8_0" or "F16"; what cannot be quantised stays float32, as in the files people share."""
+    wanted = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(path, "flux")
+    weights = original_names(transformer) if original else transformer.state_dict()
+    for name, tensor in weights.items():
+        data = tensor.detach().numpy().astype(np.float32)
+        if data.ndim == 2 and data.shape[1] % 32 == 0:
+            writer.add_tensor(name, gguf.quants.quantize(data, wanted), raw_dtype=wanted)
+        else:
+            writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file; None removes one."""
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+def edit_weights(path: Path, *, drop: str = "", reshape: str = "") -> None:
+    """Take a tensor out of a safetensors file, or give it another shape."""
+    weights = load_file(path)
+    if drop:
+        del weights[drop]
+    if reshape:
+        weights[reshape] = torch.zeros(*weights[reshape].shape, 2)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def truncate(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])

@@ -1,0 +1,336 @@
+"""Flux pipelines of a few thousand random weights, made by diffusers itself, for tests that run real code.
+
+All are float32 on the CPU and the same for the same seed. The VAE shrinks 8 times and the transformer packs 2 x 2, as
+real ones do, so a 64 x 64 picture is 16 image tokens.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+    FluxControlNetModel,
+    FluxControlNetPipeline,
+    FluxControlPipeline,
+    FluxFillPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
+from PIL import Image
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+    PixtralVisionConfig,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+BUNDLED = Path(__file__).parents[1] / "h2gen" / "models" / "tiny"
+LATENTS = 4  # latent channels; packed 2 x 2 they are the transformer's 16 input channels
+HIDDEN = 32  # the width of the text encoders
+SIZE = 64  # pixels
+
+# Real checkpoints pick three layers far apart in a deep text encoder, so a small one has to be deep as well.
+KLEIN_LAYERS = 28
+MISTRAL_LAYERS = 31
+ENCODER2_WIDTH = 16
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Fix torch's random numbers inside, and leave the caller's as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def enliven(model: torch.nn.Module, gain: float = 3.0) -> torch.nn.Module:
+    """Make a random transformer's gates and output large enough for each block to matter, as a trained one's are."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("norm1", "norm.linear", "modulation", "proj_out.")):
+                parameter.mul_(gain)
+    return model.eval()
+
+
+def flux_transformer(
+    seed: int = 0, layers: int = 3, single_layers: int = 4, guidance_embeds: bool = True, **overrides: Any
+) -> FluxTransformer2DModel:
+    config = {
+        "in_channels": 4 * LATENTS,
+        "num_layers": layers,
+        "num_single_layers": single_layers,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": HIDDEN,
+        "pooled_projection_dim": HIDDEN,
+        "guidance_embeds": guidance_embeds,
+        "axes_dims_rope": (4, 6, 6),
+        **overrides,
+    }
+    with seeded(seed):
+        return enliven(FluxTransformer2DModel(**config))
+
+
+def flux2_transformer(
+    seed: int = 0, layers: int = 3, single_layers: int = 4, guidance_embeds: bool = True, **overrides: Any
+) -> Flux2Transformer2DModel:
+    config = {
+        "in_channels": 4 * LATENTS,
+        "num_layers": layers,
+        "num_single_layers": single_layers,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 3 * ENCODER2_WIDTH,
+        "timestep_guidance_channels": 32,
+        "guidance_embeds": guidance_embeds,
+        "axes_dims_rope": (4, 4, 4, 4),
+        **overrides,
+    }
+    with seeded(seed):
+        return enliven(Flux2Transformer2DModel(**config))
+
+
+def controlnet(seed: int = 0, layers: int = 2, single_layers: int = 2) -> FluxControlNetModel:
+    with seeded(seed), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*FluxPosEmbed", category=FutureWarning)  # diffusers' own import
+        net = FluxControlNetModel(
+            in_channels=4 * LATENTS,
+            num_layers=layers,
+            num_single_layers=single_layers,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=HIDDEN,
+            pooled_projection_dim=HIDDEN,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 6, 6),
+        )
+        # A fresh ControlNet adds nothing: its output layers start at zero.
+        for layer in [*net.controlnet_blocks, *net.controlnet_single_blocks, net.controlnet_x_embedder]:
+            torch.nn.init.normal_(layer.weight, std=0.1)
+    return net.eval()
+
+
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(shift=3.0)
+
+
+def flux_vae(seed: int = 0) -> AutoencoderKL:
+    with seeded(seed):
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4, 4, 8, 8),
+            layers_per_block=1,
+            latent_channels=LATENTS,
+            norm_num_groups=2,
+            sample_size=SIZE,
+            scaling_factor=1.0,
+            shift_factor=0.0,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ).eval()
+
+
+def flux2_vae(seed: int = 0) -> AutoencoderKLFlux2:
+    with seeded(seed):
+        return AutoencoderKLFlux2(
+            block_out_channels=(4, 4, 8, 8),
+            layers_per_block=1,
+            latent_channels=LATENTS,
+            norm_num_groups=2,
+            sample_size=SIZE,
+        ).eval()
+
+
+def flux_text_encoders(seed: int = 0) -> dict[str, Any]:
+    """Small CLIP and T5 encoders with the bundled checkpoint's tokenizers."""
+    clip_tokens = CLIPTokenizer.from_pretrained(BUNDLED / "tokenizer")
+    t5_tokens = T5TokenizerFast.from_pretrained(BUNDLED / "tokenizer_2")
+    clip = CLIPTextConfig(
+        vocab_size=len(clip_tokens),
+        hidden_size=HIDDEN,
+        intermediate_size=HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=HIDDEN,
+        max_position_embeddings=32,
+        bos_token_id=clip_tokens.bos_token_id,
+        eos_token_id=clip_tokens.eos_token_id,
+        pad_token_id=clip_tokens.pad_token_id,
+    )
+    t5 = T5Config(vocab_size=len(t5_tokens), d_model=HIDDEN, d_kv=16, d_ff=HIDDEN, num_layers=2, num_heads=2)
+    with seeded(seed):
+        return {
+            "text_encoder": CLIPTextModel(clip).eval(),
+            "tokenizer": clip_tokens,
+            "text_encoder_2": T5EncoderModel(t5).eval(),
+            "tokenizer_2": t5_tokens,
+        }
+
+
+def flux_pipeline(
+    cls: type = FluxPipeline, *, seed: int = 0, transformer: FluxTransformer2DModel | None = None, **overrides: Any
+) -> Any:
+    """Any pipeline class of FLUX.1. ``overrides`` go to ``flux_transformer`` where none is given."""
+    latent = 4 * LATENTS
+    if cls is FluxFillPipeline:  # picture, masked picture, and the mask at full resolution
+        overrides = {"in_channels": 2 * latent + 4 * 64, "out_channels": latent, **overrides}
+    if cls is FluxControlPipeline:
+        overrides = {"in_channels": 2 * latent, "out_channels": latent, **overrides}
+    parts = {
+        "transformer": flux_transformer(seed, **overrides) if transformer is None else transformer,
+        "vae": flux_vae(seed),
+        "scheduler": scheduler(),
+        **flux_text_encoders(seed),
+    }
+    if cls is FluxControlNetPipeline:
+        parts["controlnet"] = controlnet(seed)
+    return quiet(cls(**parts))
+
+
+def byte_tokenizer() -> Qwen2TokenizerFast:
+    """One token a byte, with the chat marks that FLUX.2's prompts are wrapped in."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokens = Qwen2TokenizerFast(vocab=vocab, merges=[], additional_special_tokens=special[1:])
+    tokens.chat_template = CHAT_TEMPLATE
+    return tokens
+
+
+def flux2_klein_pipeline(
+    *, seed: int = 0, transformer: Flux2Transformer2DModel | None = None, is_distilled: bool = True, **overrides: Any
+) -> Flux2KleinPipeline:
+    tokens = byte_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokens),
+        hidden_size=ENCODER2_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=KLEIN_LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokens.pad_token_id,
+        eos_token_id=tokens.eos_token_id,
+    )
+    with seeded(seed):
+        encoder = Qwen3ForCausalLM(config).eval()
+    overrides.setdefault("guidance_embeds", False)
+    return quiet(
+        Flux2KleinPipeline(
+            transformer=flux2_transformer(seed, **overrides) if transformer is None else transformer,
+            vae=flux2_vae(seed),
+            scheduler=scheduler(),
+            text_encoder=encoder,
+            tokenizer=tokens,
+            is_distilled=is_distilled,
+        )
+    )
+
+
+def flux2_pipeline(
+    *, seed: int = 0, transformer: Flux2Transformer2DModel | None = None, **overrides: Any
+) -> Flux2Pipeline:
+    """A FLUX.2 [dev] pipeline; a tokenizer stands in for its processor, which only text needs."""
+    tokens = byte_tokenizer()
+    text = MistralConfig(
+        vocab_size=len(tokens),
+        hidden_size=ENCODER2_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=MISTRAL_LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=tokens.pad_token_id,
+        eos_token_id=tokens.eos_token_id,
+    )
+    vision = PixtralVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    with seeded(seed):
+        encoder = Mistral3ForConditionalGeneration(
+            Mistral3Config(text_config=text, vision_config=vision, image_token_index=1)
+        ).eval()
+    return quiet(
+        Flux2Pipeline(
+            transformer=flux2_transformer(seed, **overrides) if transformer is None else transformer,
+            vae=flux2_vae(seed),
+            scheduler=scheduler(),
+            text_encoder=encoder,
+            tokenizer=tokens,
+        )
+    )
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def picture(shade: int = 60) -> Image.Image:
+    """A smooth gradient: something that is not noise and not flat."""
+    image = Image.new("RGB", (SIZE, SIZE))
+    image.putdata([(4 * x % 256, 4 * y % 256, shade) for y in range(SIZE) for x in range(SIZE)])
+    return image
+
+
+def mask() -> Image.Image:
+    image = Image.new("L", (SIZE, SIZE), 0)
+    image.paste(255, (0, 0, SIZE // 2, SIZE))
+    return image
+
+
+def run_kwargs(pipe: Any, *, steps: int = 6, seed: int = 7, prompt: str | list[str] = "a cat") -> dict[str, Any]:
+    """What to call a pipeline of this module with: ``pipe(**run_kwargs(pipe)).images``. A fresh generator each time."""
+    name = type(pipe).__name__
+    kwargs: dict[str, Any] = {
+        "prompt": prompt,
+        "height": SIZE,
+        "width": SIZE,
+        "num_inference_steps": steps,
+        "max_sequence_length": 64 if name.startswith("Flux2") else 16,
+        "generator": torch.Generator().manual_seed(seed),
+        "output_type": "np",
+    }
+    if "Img2Img" in name or "Inpaint" in name:
+        kwargs |= {"image": picture(), "strength": 1.0}
+    if "Fill" in name or "Kontext" in name:
+        kwargs["image"] = picture()
+    if "Inpaint" in name or "Fill" in name:
+        kwargs["mask_image"] = mask()
+    if "Kontext" in name:
+        kwargs |= {"max_area": SIZE * SIZE, "_auto_resize": False}
+    if "Klein" in name and pipe.config.is_distilled:
+        kwargs["guidance_scale"] = 1.0  # any other is ignored, with a warning
+    if "Control" in name:
+        kwargs["control_image"] = picture()
+    return kwargs
