@@ -6,7 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -169,17 +169,14 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
 
 
 def _make(plan: Plan, console: Console, trace: Path | None, as_json: bool, verbose: bool) -> None:
-    """Parse is done; load, observe, run, save."""
-    # Only now: these load torch and diffusers, which takes seconds.
-    if console.is_terminal and not console.quiet:
-        with console.status(Text(f"Loading {printable(plan.checkpoint.name)}...")):
-            session = _load(plan, console, verbose)
-    else:
-        session = _load(plan, console, verbose)
+    """Check where things go, load, watch, run, save."""
     from h2gen.run.save import save, target_of
     from h2gen.run.trace_file import TraceFile
 
     target = target_of(plan.out, plan.format)
+    if trace is not None:
+        TraceFile.check(trace)
+    session = _load(plan, console, verbose)
     header = {
         **plan.settings.to_json(),
         "model": plan.checkpoint.name,
@@ -197,23 +194,26 @@ def _make(plan: Plan, console: Console, trace: Path | None, as_json: bool, verbo
             file.close(summary)
     path = save(result.image, target, plan.settings.prompt, plan.settings.seed)
     if verbose and result.trace is not None and not console.is_terminal:
-        console.print(steps_table(result.trace.steps, result.settings.cache, 100, plan.settings.cfg > 1))
+        console.print(steps_table(result.trace.steps, plan.settings.cache, 100, contexts=plan.settings.cfg > 1))
     _report(result, plan, path, console)
     if as_json:
-        totals = summary.to_json() if summary is not None else None
+        totals = None if summary is None else summary.to_json()
         print(json.dumps({"path": str(path), **header, "seconds": result.seconds, "cache": totals}, ensure_ascii=False))
     else:
         print(path)
 
 
 def _load(plan: Plan, console: Console, verbose: bool) -> Session:
-    from h2gen.models import load_pipeline
-    from h2gen.run.save import target_of
-    from h2gen.run.session import Session
+    waiting: AbstractContextManager[Any] = nullcontext()
+    if console.is_terminal:
+        waiting = console.status(Text(f"Loading {printable(plan.checkpoint.name)}"))
+    with waiting:
+        # Only now: these load torch and diffusers, which takes seconds.
+        from h2gen.models import load_pipeline
+        from h2gen.run.session import Session
 
-    target_of(plan.out, plan.format)  # find out before the minutes of loading that the picture could not be saved
-    route_warnings(console, verbose)
-    pipe = load_pipeline(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
+        route_warnings(console, verbose)
+        pipe = load_pipeline(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
     return Session(pipe, plan.checkpoint, plan.offload)
 
 

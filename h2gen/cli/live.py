@@ -115,7 +115,7 @@ class LiveTable:
             redirect_stdout=False,
             redirect_stderr=False,
             vertical_overflow="crop",
-            get_renderable=self._render,
+            get_renderable=self.render,
         )
 
     def __enter__(self) -> LiveTable:
@@ -142,9 +142,10 @@ class LiveTable:
             self._live.refresh()
             self._drawn = time.perf_counter()
 
-    def _render(self) -> RenderableType:
+    def render(self) -> RenderableType:
+        """The table as it stands, no higher than the terminal."""
         width, height = self._console.size
-        room = max(1, height - len(self._heading) - 5)
+        room = max(1, height - len(self._heading) - 6)
         rows = list(self._records)[-room:]
         parts: list[RenderableType] = [*self._heading, Text()]
         parts.append(steps_table(rows, self._cache, width, self._contexts))

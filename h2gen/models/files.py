@@ -7,6 +7,7 @@ milliseconds, however large it is.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ INDEX = "model_index.json"
 PIPELINES = ("FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline")
 LIBRARIES = ("diffusers", "transformers")
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
+VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "tekken.json")
 STEMS = ("diffusion_pytorch_model", "model")
 AGAIN = "fetch it again"
 
@@ -80,8 +82,6 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         ModelError: there are none, one of several is missing, or one is damaged.
     """
-    if not folder.is_dir():
-        raise ModelError(f"{shown(folder)} is missing; {AGAIN}.")
     for stem in STEMS:
         index = folder / f"{stem}.safetensors.index.json"
         if index.is_file():
@@ -102,6 +102,19 @@ def weight_files(folder: Path) -> list[Path]:
     for file in files:
         safetensors_shapes(file)
     return files
+
+
+def check_parts(folder: Path, index: dict[str, Any]) -> None:
+    """See that every part that an index names has its files; transformers makes an empty tokenizer where there is none.
+
+    Raises:
+        ModelError: a part has none.
+    """
+    for name in components(index):
+        if not (folder / name).is_dir():
+            raise ModelError(f"{shown(folder / name)} is missing; {AGAIN}.")
+        if name.startswith("tokenizer") and not any((folder / name / file).is_file() for file in VOCABULARIES):
+            raise ModelError(f"{shown(folder / name)} has no vocabulary, such as {VOCABULARIES[0]}; {AGAIN}.")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -158,6 +171,17 @@ def family(names: Iterable[str]) -> str | None:
     if any("double_blocks.0.img_attn.qkv" in name or "transformer_blocks.0.attn.add_q_proj" in name for name in found):
         return "FluxTransformer2DModel"
     return None
+
+
+def depth(names: Iterable[str]) -> tuple[int, int]:
+    """How many double-stream and single-stream blocks a single file holds."""
+    double: set[str] = set()
+    single: set[str] = set()
+    for name in names:
+        block = re.search(r"(single_)?(?:transformer_)?blocks\.(\d+)\.|double_blocks\.(\d+)\.", name)
+        if block is not None:
+            (single if block[1] else double).add(block[2] or block[3])
+    return len(double), len(single)
 
 
 def takes_guidance(names: Iterable[str]) -> bool:

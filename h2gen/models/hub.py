@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from h2gen.errors import ModelError
 from h2gen.models.catalogue import BUNDLED, CatalogueEntry
-from h2gen.models.files import INDEX, components, read_index
+from h2gen.models.files import INDEX, check_parts, components, read_index, weight_files
 
 # Precisions that a repository may hold beside the plain one.
 VARIANTS = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.fp8.*"]
@@ -14,6 +15,9 @@ TEXT = ("json", "txt", "model", "jinja")
 
 def download(repo: str, *, without: str | None = None) -> Path:
     """The folder that holds a repository's pipeline, fetched where it is not there yet.
+
+    What was fetched before is taken as it is, without asking the network: the same name keeps making the same
+    pictures, and a machine without a network does not wait for one.
 
     Args:
         repo: such as "black-forest-labs/FLUX.1-dev".
@@ -25,6 +29,9 @@ def download(repo: str, *, without: str | None = None) -> Path:
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
+    folder = _cached(repo)
+    if folder is not None and _complete(folder, without):
+        return folder
     # The index is asked for first: it says what else is needed, and whether any of it is.
     index = read_index(Path(hf_hub_download(repo, INDEX)).parent)
     patterns = [INDEX]
@@ -37,27 +44,28 @@ def download(repo: str, *, without: str | None = None) -> Path:
 
 def local_path(entry: CatalogueEntry) -> Path | None:
     """Where a model of the catalogue lies on this machine; None where it was not fetched. Asks no network."""
-    if entry.repo is None:
-        return BUNDLED
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(entry.repo, INDEX)
-    return Path(index).parent if isinstance(index, str) else None
+    return BUNDLED if entry.repo is None else _cached(entry.repo)
 
 
 def is_downloaded(entry: CatalogueEntry) -> bool:
     """Whether a model of the catalogue can be loaded without a network: all its parts lie on this machine, whole."""
-    from h2gen.errors import ModelError
-    from h2gen.models.files import weight_files
-
     folder = local_path(entry)
-    if folder is None:
-        return False
+    return folder is not None and _complete(folder)
+
+
+def _cached(repo: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(repo, INDEX)
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def _complete(folder: Path, without: str | None = None) -> bool:
     try:
-        for name in components(read_index(folder)):
-            if not (folder / name).is_dir():
-                return False
-            if (folder / name / "config.json").is_file():  # tokenizers and schedulers have none
+        index = read_index(folder)
+        check_parts(folder, index)
+        for name in components(index):
+            if name != without and (folder / name / "config.json").is_file():  # tokenizers and schedulers have none
                 weight_files(folder / name)
     except ModelError:
         return False

@@ -14,7 +14,7 @@ from h2gen.errors import ModelError
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.hub import download
-from h2gen.models.memory import apply_offload, choose_device, choose_dtype
+from h2gen.models.memory import apply_offload, check_offload, choose_device, choose_dtype
 from h2gen.models.translate import translated
 from h2gen.words import printable
 
@@ -40,10 +40,11 @@ def load_pipeline(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = 
     """
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
+    check_offload(offload, where)
     with translated(checkpoint):
         pipe = _assemble(checkpoint, precision)
-        pipe.set_progress_bar_config(disable=True)
-        apply_offload(pipe, offload, where)
+    pipe.set_progress_bar_config(disable=True)
+    apply_offload(pipe, offload, where)
     return pipe
 
 
@@ -60,10 +61,10 @@ def _assemble(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     if checkpoint.base is None:
         return _pipeline(_folder(checkpoint), dtype)
     file = Path(checkpoint.location)
-    kind, guided = _inspect(file)
+    names = _names(file)
+    kind = _kind(file, names)
     folder = _folder(checkpoint.base, without="transformer")
-    index = files.read_index(folder)
-    _check_base(checkpoint, folder, index, kind, guided)
+    _check_base(checkpoint, folder, kind, names)
     with quiet():
         return _pipeline(folder, dtype, transformer=_single_file(file, kind, folder, dtype))
 
@@ -80,6 +81,7 @@ def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
     import transformers
 
     index = files.read_index(folder)
+    files.check_parts(folder, index)
     with quiet():
         parts = dict(given)
         for name, (library, kind) in files.components(index).items():
@@ -108,16 +110,19 @@ def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _inspect(file: Path) -> tuple[str, bool]:
-    """Which transformer a single file holds, and whether it takes a guidance scale."""
-    names = _gguf_names(file) if file.suffix.lower() == ".gguf" else list(files.safetensors_shapes(file))
+def _names(file: Path) -> list[str]:
+    return _gguf_names(file) if file.suffix.lower() == ".gguf" else list(files.safetensors_shapes(file))
+
+
+def _kind(file: Path, names: list[str]) -> str:
+    """The class of the transformer that a single file holds."""
     kind = files.family(names)
     if kind == "LoRA":
         raise ModelError(f"{files.shown(file)} is a LoRA, not a model; load a model and give this file as its LoRA.")
     if kind is None:
         example = f", its tensors are called such as {printable(names[0])!r}" if names else ", it holds no tensors"
         raise ModelError(f"{files.shown(file)} is not a Flux transformer{example}.")
-    return kind, files.takes_guidance(names)
+    return kind
 
 
 def _gguf_names(file: Path) -> list[str]:
@@ -132,15 +137,22 @@ def _gguf_names(file: Path) -> list[str]:
         raise ModelError(f"{files.shown(file)} is cut short or is not a gguf file; {files.AGAIN}.") from error
 
 
-def _check_base(checkpoint: Checkpoint, folder: Path, index: dict[str, Any], kind: str, guided: bool) -> None:
-    assert checkpoint.base is not None
-    base = checkpoint.base.name
-    wanted = files.components(index).get("transformer", ("", "nothing"))[1]
+def _check_base(checkpoint: Checkpoint, folder: Path, kind: str, names: list[str]) -> None:
+    """A single file is read by its base's config; diffusers drops silently what that config does not ask for."""
+    base = repr(checkpoint.base.name if checkpoint.base else None)
+    wanted = files.components(files.read_index(folder)).get("transformer", ("", "nothing"))[1]
     if wanted != kind:
-        raise ModelError(f"{checkpoint.name!r} is a {kind} and its base {base!r} has a {wanted}; give another base.")
-    if bool(files.read_json(folder / "transformer" / "config.json").get("guidance_embeds")) != guided:
-        takes, not_takes = ("takes a guidance scale", "does not") if guided else ("takes no guidance scale", "does")
-        raise ModelError(f"{checkpoint.name!r} {takes} and its base {base!r} {not_takes}; give another base.")
+        raise ModelError(f"{checkpoint.name!r} is a {kind} and its base {base} has a {wanted}; give another base.")
+    config = files.read_json(folder / "transformer" / "config.json")
+    blocks = (config.get("num_layers"), config.get("num_single_layers"))
+    if files.depth(names) != blocks:
+        has, base_has = (f"{double} + {single} blocks" for double, single in (files.depth(names), blocks))
+        raise ModelError(f"{checkpoint.name!r} has {has} and its base {base} has {base_has}; give another base.")
+    if files.takes_guidance(names) != bool(config.get("guidance_embeds")):
+        takes, not_takes = (
+            ("no guidance scale", "one") if config.get("guidance_embeds") else ("a guidance scale", "none")
+        )
+        raise ModelError(f"{checkpoint.name!r} takes {takes} and its base {base} takes {not_takes}; give another base.")
 
 
 def _single_file(file: Path, kind: str, folder: Path, dtype: torch.dtype) -> Any:
@@ -149,15 +161,16 @@ def _single_file(file: Path, kind: str, folder: Path, dtype: torch.dtype) -> Any
     options: dict[str, Any] = {}
     if file.suffix.lower() == ".gguf":
         options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
-    model = getattr(diffusers, kind).from_single_file(
-        str(file), config=str(folder), subfolder="transformer", dtype=dtype, local_files_only=True, **options
-    )
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if missing:
-        raise ModelError(
-            f"{files.shown(file)} lacks {len(missing)} of the transformer's weights, such as {missing[0]!r}; "
-            "fetch it again, or give another base."
+    lacking = ModelError(f"{files.shown(file)} lacks some of its weights; {files.AGAIN}, or give another base.")
+    try:
+        model = getattr(diffusers, kind).from_single_file(
+            str(file), config=str(folder), subfolder="transformer", dtype=dtype, local_files_only=True, **options
         )
+    except (NotImplementedError, LookupError) as error:
+        # torch cannot move a weight that nothing has filled, and diffusers' conversion looks up what is not there.
+        raise lacking from error
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise lacking
     return model.eval()
 
 

@@ -99,6 +99,18 @@ def pick_offload(free_bytes: int, component_bytes: Mapping[str, int]) -> str:
     return "model" if max(component_bytes.values()) * HEADROOM <= free_bytes else "group"
 
 
+def check_offload(mode: str, device: torch.device) -> None:
+    """See that a way of offloading can be used, before anything is loaded.
+
+    Raises:
+        DeviceError: the mode is unknown, or there is no GPU to offload from.
+    """
+    if mode not in OFFLOADS:
+        raise DeviceError(f"There is no offloading {mode!r}{did_you_mean(mode, OFFLOADS)} Give {', '.join(OFFLOADS)}.")
+    if device.type == "cpu" and mode not in ("none", "auto"):
+        raise DeviceError(f"Offloading ({mode}) frees a GPU's memory, and the device is the CPU; leave it out.")
+
+
 def apply_offload(pipe: Any, mode: str, device: torch.device) -> str:
     """Put a pipeline where it computes. Returns the mode in use, which is never "auto".
 
@@ -111,11 +123,8 @@ def apply_offload(pipe: Any, mode: str, device: torch.device) -> str:
     Raises:
         DeviceError: the mode is unknown, or there is no GPU to offload from.
     """
-    if mode not in OFFLOADS:
-        raise DeviceError(f"There is no offloading {mode!r}{did_you_mean(mode, OFFLOADS)} Give {', '.join(OFFLOADS)}.")
+    check_offload(mode, device)
     if device.type == "cpu":
-        if mode not in ("none", "auto"):
-            raise DeviceError(f"Offloading ({mode}) frees a GPU's memory, and the device is the CPU; leave it out.")
         mode = "none"
     if mode == "auto":
         mode = pick_offload(free_memory(device), component_bytes(pipe))

@@ -59,7 +59,7 @@ def target_of(out: str | None, format: str | None) -> Target:
         raise OutputError(f"Cannot write {suffix} files, as {str(path)!r} asks for; use .png, .jpg or .webp.")
     else:
         target = Target(path, None, format or "png")
-    _check(target.folder)
+    check_folder(target.folder)
     return target
 
 
@@ -132,8 +132,12 @@ def _umask() -> int:
     return mask
 
 
-def _check(folder: Path) -> None:
-    """Find out before a picture is made whether it could be written, and leave nothing behind."""
+def check_folder(folder: Path) -> None:
+    """Find out before a picture is made whether files could be written there, and leave nothing behind.
+
+    Raises:
+        OutputError: they could not.
+    """
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -144,6 +148,4 @@ def _check(folder: Path) -> None:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OutputError(
-            f"Cannot write to the output folder {str(folder)!r}: {reason}; give another with --out."
-        ) from error
+        raise OutputError(f"Cannot write to the folder {str(folder)!r}: {reason}; give another.") from error

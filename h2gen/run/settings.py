@@ -71,7 +71,8 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """One flat object, the cache's settings among the others."""
         flat = asdict(self)
-        return {**flat, **flat.pop("cache")}
+        cache = flat.pop("cache")
+        return {**flat, **cache}
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> None:
@@ -99,11 +100,11 @@ def parse_size(text: str, defaults: ModelDefaults) -> tuple[int, int, str | None
         SettingError: the text is neither, or a side would be 0 or above ``LARGEST_SIDE``.
     """
     multiple = defaults.size_multiple
-    pixels = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text)  # noqa: RUF001 - people paste it
+    pixels = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text)
     ratio = re.fullmatch(r"\s*(\d{1,5}(?:\.\d{1,5})?)\s*:\s*(\d{1,5}(?:\.\d{1,5})?)\s*", text)
     if pixels:
         wide, high = int(pixels[1]), int(pixels[2])
-        width, height = (round(side / multiple) * multiple for side in (wide, high))
+        width, height = (int(side / multiple + 0.5) * multiple for side in (wide, high))
         if not 0 < width <= LARGEST_SIDE or not 0 < height <= LARGEST_SIDE:
             raise SettingError(f"size is {text!r}; each side must be from {multiple} to {LARGEST_SIDE} pixels.")
         rounded = (width, height) != (wide, high)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,20 @@ class TraceFile:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         try:
-            self._file = path.expanduser().open("w", encoding="utf-8")
+            self._file = path.open("w", encoding="utf-8")
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"Cannot write the trace {str(path)!r}: {reason}; give another with --trace.") from error
+            raise _cannot(path, error.strerror or str(error)) from error
         self._write({"h2gen": __version__, "settings": dict(settings)})
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Find out before a model is loaded whether the file could be written, and leave nothing behind."""
+        if path.is_dir():
+            raise _cannot(path, "it is a folder")
+        if not path.parent.is_dir():
+            raise _cannot(path, "its folder does not exist")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise _cannot(path, "permission denied")
 
     def on_step(self, record: StepRecord) -> None:
         self._write(record.to_json())
@@ -39,3 +49,7 @@ class TraceFile:
     def _write(self, item: dict[str, Any]) -> None:
         self._file.write(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
+
+
+def _cannot(path: Path, reason: str) -> OutputError:
+    return OutputError(f"Cannot write the trace {str(path)!r}: {reason}; give another with --trace.")

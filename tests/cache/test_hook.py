@@ -21,6 +21,7 @@ from tests.cache.drive import (
     natural_changes,
     run,
     run_reference,
+    same,
     thresholds,
     trajectory,
 )
@@ -36,18 +37,11 @@ SHARES = [
     (0.2, 0.8),
     (0.8, 0.2),
     (0.0, 0.5),
-    (0.5, 0.0),
     (1.0, 1.0),
     (None, 0.5),
-    (None, 1.0),
     (0.5, None),
-    (1.0, None),
     (None, None),
 ]
-
-
-def same(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
-    return len(got) == len(wanted) and all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 def assert_like_the_paper(model: Any, rules: Rules, **kwargs: Any) -> set[str]:
@@ -70,16 +64,15 @@ def test_decisions_and_outputs_are_the_papers(make: Any, shares: tuple[float | N
 @both_models
 def test_the_thresholds_of_these_tests_bring_about_every_outcome(make: Any) -> None:
     model = make()
-    changes = natural_changes(model)
-    seen = [kinds(run_reference(model, Rules(**thresholds(model, *pair, changes=changes)))[1]) for pair in SHARES]
-    assert {"full", "all reused", "detail reused"} in seen
-    assert {"full", "detail reused"} in seen
-    assert {"full", "all reused"} in seen
-    assert {"full"} in seen
+    mixed, detail = (
+        kinds(run_reference(model, Rules(**thresholds(model, *shares)))[1]) for shares in ((0.2, 0.8), (None, 0.5))
+    )
+    assert mixed == {"full", "all reused", "detail reused"}
+    assert detail == {"full", "detail reused"}
 
 
 @both_models
-@pytest.mark.parametrize("shares", [(0.4, 0.7), (None, 0.6), (0.6, None)], ids=str)
+@pytest.mark.parametrize("shares", [(0.4, 0.7), (None, 0.6)], ids=str)
 @pytest.mark.parametrize("named", [True, False], ids=["named contexts", "no contexts"])
 def test_cond_and_uncond_have_each_their_own_state(make: Any, shares: tuple[float, float], named: bool) -> None:
     model, passes = make(), ("cond", "uncond")
@@ -101,16 +94,16 @@ def test_a_batch_makes_one_decision(shares: tuple[float, float], batch: int) -> 
     assert_like_the_paper(model, Rules(**thresholds(model, *shares, batch=batch)), batch=batch)
 
 
-@pytest.mark.parametrize(
-    ("make", "side", "steps"),
-    [(flux_transformer, 32, 5), (flux2_transformer, 32, 5), (flux_transformer, 64, 3)],
-    ids=["FLUX.1 32", "FLUX.2 32", "FLUX.1 64"],
-)
-def test_large_pictures_are_pooled(make: Any, side: int, steps: int) -> None:
-    """64 x 64 image tokens and 5 of text: k is 2 for structure and 10 for detail."""
-    model = make(layers=2, single_layers=1)
-    rules = Rules(**thresholds(model, 0.5, 0.5, steps=steps, side=side))
-    assert len(assert_like_the_paper(model, rules, steps=steps, side=side)) > 1
+def test_large_pictures_are_pooled() -> None:
+    """1024 image tokens and 5 of text: k is 1 for structure and 2 for detail."""
+    model = flux2_transformer(layers=1, single_layers=2)
+    rules = Rules(**thresholds(model, 0.5, 0.5, steps=4, side=32))
+    assert len(assert_like_the_paper(model, rules, steps=4, side=32)) > 1
+
+
+def test_the_largest_pictures_are_pooled_in_both_stages() -> None:
+    """4096 image tokens and 5 of text: k is 2 for structure and 10 for detail."""
+    assert_like_the_paper(flux_transformer(layers=1, single_layers=1), Rules(1e-12, 1e-12), steps=2, side=64)
 
 
 @both_models
@@ -127,8 +120,8 @@ def test_half_precision_decides_as_the_paper_does(make: Any, dtype: torch.dtype)
 
 
 @both_models
-@pytest.mark.parametrize("layers", [(1, 1), (1, 4), (3, 1), (2, 2)], ids=str)
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (None, 0.5), (1.0, 1.0)], ids=str)
+@pytest.mark.parametrize("layers", [(1, 1), (1, 3), (3, 1)], ids=str)
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (None, 0.5)], ids=str)
 def test_models_of_one_block_in_a_stage_work(
     make: Any, layers: tuple[int, int], shares: tuple[float | None, float]
 ) -> None:
@@ -164,9 +157,7 @@ def test_the_blocks_that_the_trace_counts_are_those_that_ran(make: Any) -> None:
     [
         {"warmup_steps": 4},
         {"max_consecutive": 2},
-        {"max_consecutive": 1},
-        {"warmup_steps": 3, "max_consecutive": 3},
-        {"warmup_steps": STEPS},
+        {"warmup_steps": 2, "max_consecutive": 1},
     ],
     ids=str,
 )
@@ -233,7 +224,7 @@ def test_a_change_that_is_not_finite_is_a_miss_counted_and_warned_of_once(make: 
     spoil = spoilt(first_block(model, stage), {3, 4, 8}, lambda _before, after: after * bad)
     with spoil, warnings.catch_warnings(record=True) as caught, h2_cache(model, **ALWAYS[stage]) as trace:
         warnings.simplefilter("always")
-        outputs = run(model, 12)
+        outputs = run(model, 10)
     records = [getattr(record, stage) for record in trace.steps]
     # A spoilt indicator is a miss and is kept, so that the next sound one is a miss as well.
     missed = [index for index, record in enumerate(records) if record.outcome == "computed"]

@@ -71,7 +71,7 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
     assert resolve("~/flux").location == tmp_path / "flux"
 
 
-@pytest.mark.parametrize("name, meant", [("tniy", "tiny"), ("shnell", "schnell"), ("DEV", "dev"), ("klein", "klein-4b")])
+@pytest.mark.parametrize("name, meant", [("tny", "tiny"), ("shnell", "schnell"), ("DEV", "dev"), ("klein", "klein-4b")])
 def test_a_misspelt_alias_is_told_the_closest(name, meant):
     assert f"did you mean {meant!r}?" in refusal(name)
 

@@ -1,7 +1,7 @@
 """Every accepted format loads with the very weights that were saved, and paints the same picture.
 
-The pictures may differ in their last bits: weights that lie in a mapped file are aligned otherwise than in memory, and the
-CPU's matrix kernels add up in another order.
+The pictures may differ in their last bits: weights that lie in a mapped file are aligned otherwise than in memory, so
+the CPU's matrix kernels add up in another order.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
 from h2gen.models import load_pipeline, resolve, set_tiling
 from tests import checkpoints, small
@@ -73,6 +74,32 @@ def test_a_flux2_file_paints_what_was_saved(flux2_folder, tmp_path, original):
     transformer = small.flux2_transformer(seed=5)
     file = checkpoints.save_single(transformer, tmp_path / "flux2.safetensors", original=original)
     assert_same(load(file, flux2_folder), small.flux2_pipeline(transformer=transformer))
+
+
+@pytest.fixture
+def narrow_flux1(monkeypatch):
+    """diffusers converts FLUX.1's original names for a width of 3072 alone; let it be the small model's."""
+    convert = convert_flux_transformer_checkpoint_to_diffusers
+    consts = tuple(32 if const == 3072 else const for const in convert.__code__.co_consts)
+    monkeypatch.setattr(convert, "__code__", convert.__code__.replace(co_consts=consts))
+
+
+@pytest.mark.usefixtures("narrow_flux1")
+@pytest.mark.parametrize("guided", [True, False], ids=["dev", "schnell"])
+def test_a_flux1_file_with_original_names_paints_what_was_saved(tmp_path, guided):
+    transformer = small.flux_transformer(seed=5, guidance_embeds=guided)
+    expected = small.flux_pipeline(transformer=transformer)
+    expected.save_pretrained(tmp_path / "base")
+    file = checkpoints.save_single(transformer, tmp_path / "flux.safetensors", original=True)
+    assert_same(load(file, tmp_path / "base"), expected)
+
+
+@pytest.mark.usefixtures("narrow_flux1")
+def test_a_flux1_gguf_file_with_original_names_paints_nearly_what_was_saved(flux_folder, tmp_path):
+    transformer = small.flux_transformer(seed=5)
+    file = checkpoints.save_gguf(transformer, tmp_path / "flux.gguf", "Q8_0", original=True)
+    painted, expected = paint(load(file, flux_folder)), paint(small.flux_pipeline(transformer=transformer))
+    assert 0 < np.abs(painted - expected).max() < 2e-2
 
 
 def test_a_file_does_not_need_the_weights_of_its_base(flux_folder, tmp_path):

@@ -1,0 +1,1 @@
+"""Questions about speed and quality, answered by measuring."""

@@ -1,0 +1,82 @@
+"""The commands put together: help, version, start-up, and the small commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from h2gen import __version__
+from h2gen.cli.app import run
+from h2gen.models.catalogue import BUNDLED
+
+HEAVY = ("torch", "diffusers", "transformers", "PIL", "yaml", "numpy", "huggingface_hub")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["presets"], ["presets", "show", "paper"], ["a cat", "--dry-run"], [""], []],
+)
+def test_what_needs_no_model_loads_neither_torch_nor_pil(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom h2gen.cli.app import run\nrun(sys.argv[1:])\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_help_shows_the_options_of_the_command_without_a_name_and_the_commands(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--help"]) == 0
+    out = capsys.readouterr().out
+    for words in ("--tau1", "--preset", "--dry-run", "presets", "models", "bench", "--version"):
+        assert words in out
+
+
+def test_alone_it_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 0
+    assert "--tau1" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"h2gen {__version__}\n"
+
+
+def test_presets_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["presets"]) == 0
+    out = capsys.readouterr().out
+    for name in ("paper", "quality", "balanced (default)", "fast", "off"):
+        assert name in out
+
+
+def test_presets_show_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["presets", "show", "paper"]) == 0
+    assert "tau1 = 0.15" in capsys.readouterr().out
+
+
+def test_models_lists_the_aliases_with_licence_and_whether_they_are_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models"]) == 0
+    out = capsys.readouterr().out
+    for words in ("tiny", "dev", "schnell", "krea", "klein-4b", "flux2-dev", "Apache-2.0", "gated"):
+        assert words in out
+
+
+def test_models_path_prints_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "path", "tiny"]) == 0
+    assert capsys.readouterr().out == f"{BUNDLED}\n"
+
+
+def test_bench_measures_steps_by_outcome(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "--steps", "5", "--repeat", "1", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["blocks"] == 12
+    assert report["image_tokens"] == 64
+    assert report["estimated_speedup"] == pytest.approx(60 / (2 * 12 + 3 * 2))
+    assert all(report[name] > 0 for name in ("plain", "full", "detail_reused", "all_reused", "checks"))
+    assert run(["bench", "--steps", "5", "--repeat", "1"]) == 0
+    assert "all reused" in capsys.readouterr().out

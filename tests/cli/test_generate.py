@@ -1,0 +1,309 @@
+"""``h2gen PROMPT``, as a user meets it: what it prints where, what it writes, how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from h2gen import __version__
+from h2gen.cli.app import run
+
+QUICK = ["--steps", "3", "--cfg", "1", "--seed", "7"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def h2gen(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "h2gen", *arguments], capture_output=True, text=True, **more)
+
+
+def test_a_prompt_makes_a_picture_and_its_path_is_all_that_stdout_says(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["a cat", *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert out == "a-cat-7.png\n"
+    assert "--model dev" in err
+    assert "seed 7" in err
+    assert "\x1b" not in err
+    with Image.open(here / "a-cat-7.png") as image:
+        assert image.size == (128, 128)
+
+
+def test_piped_output_has_no_cursor_codes_even_with_force_color() -> None:
+    done = h2gen("a cat", *QUICK, env={**os.environ, "FORCE_COLOR": "1", "TERM": "xterm-256color"})
+    assert done.returncode == 0
+    assert "\x1b" not in done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) <= 3
+
+
+def test_quiet_says_nothing_but_the_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", "-q", *QUICK]) == 0
+    assert capsys.readouterr() == ("a-cat-7.png\n", "")
+
+
+def test_json_is_one_object_with_the_settings_and_what_the_cache_did(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", "--json", "--tau1", "9", "--tau2", "9", "--max-consecutive", "0", *QUICK]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    made = json.loads(line)
+    assert made["path"] == "a-cat-7.png"
+    assert (made["seed"], made["tau1"], made["model"], made["device"]) == (7, 9.0, "tiny", "cpu")
+    assert made["cache"]["steps"] == 3
+    assert made["seconds"] > 0
+
+
+def test_verbose_prints_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", "-v", *QUICK]) == 0
+    rows = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert [row[0] for row in rows if (row and row[0] in "123" and "12/12" in row) or "2/12" in row] == ["1", "2", "3"]
+
+
+def test_the_trace_is_a_header_a_line_a_step_and_a_summary(here: Path) -> None:
+    assert run(["a cat", "--tau1", "0.9", "--tau2", "0.9", "--trace", "t.jsonl", "-q", *QUICK]) == 0
+    header, *steps, summary = [json.loads(line) for line in (here / "t.jsonl").read_text().splitlines()]
+    assert header["h2gen"] == __version__
+    wanted = {"prompt", "seed", "steps", "width", "height", "guidance", "max_sequence_length", "model", "tau1", "tau2"}
+    assert wanted <= set(header["settings"])
+    assert [step["step"] for step in steps] == [0, 1, 2]
+    assert set(steps[0]) == {
+        "step", "context", "timestep", "sigma", "structure", "detail", "blocks_run", "blocks_total", "seconds"
+    }  # fmt: skip
+    assert steps[0]["structure"] == {"change": None, "outcome": "computed"}
+    assert steps[1]["sigma"] == pytest.approx(steps[1]["timestep"] / 1000)
+    assert summary["summary"]["steps"] == 3
+    assert summary["summary"]["blocks_run"] == sum(step["blocks_run"] for step in steps)
+
+
+def test_a_cache_that_reused_nothing_says_so_and_names_thresholds_that_would_have(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["a cat", "--tau1", "0.0001", "--tau2", "0.0001", *QUICK]) == 0
+    advice = capsys.readouterr().err.splitlines()[-1]
+    assert "reused nothing" in advice
+    words = advice.split()
+    thresholds = [words[words.index(name) + 1] for name in ("--tau1", "--tau2")]
+    assert run(["a cat", "--tau1", thresholds[0], "--tau2", thresholds[1], *QUICK]) == 0
+    assert "reused nothing" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--", "presets"], ["-p", "presets"], ["--prompt", "presets"], ["--", "-p"], ["-p", "-a cat"]],
+)
+def test_a_prompt_that_looks_like_a_command_or_an_option_can_be_given(here: Path, arguments: list[str]) -> None:
+    assert run([*QUICK, "-q", *arguments]) == 0
+    assert len(list(here.glob("*.png"))) == 1
+
+
+def test_options_may_stand_before_and_after_the_prompt(here: Path) -> None:
+    assert run(["--seed", "1", "a cat", "--steps", "1", "--cfg", "1", "-q"]) == 0
+    assert (here / "a-cat-1.png").exists()
+
+
+def test_a_misspelt_command_is_painted_with_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["preset", *QUICK]) == 0
+    assert "did you mean 'presets'" in capsys.readouterr().err
+
+
+def test_two_prompts_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["comapre", "a cat"]) == 2
+    assert run(["a cat", "-p", "a dog"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_a_dash_reads_the_prompt_from_stdin(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffa dog\n".encode())))
+    assert run(["-", *QUICK, "-q"]) == 0
+    assert (here / "a-dog-7.png").exists()
+
+
+def test_text_from_users_is_neither_markup_nor_control_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a [red]cat[/] \x1b[31m\u202e[/] \x07", "--dry-run"]) == 0
+    assert run(["x", "--preset", "\x1b]0;owned\x07[/]"]) == 2
+    out, err = capsys.readouterr()
+    assert "[red]cat[/]" in out
+    assert not set("\x1b\x07\u202e") & set(out + err)
+
+
+def test_a_dry_run_shows_each_setting_with_its_source_and_makes_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("H2GEN_CFG", "2")
+    assert run(["a cat", "--dry-run", "--json", "--preset", "paper", "--tau1", "0.08", "--seed", "7"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert settings["tau1"] == {"value": 0.08, "source": "option"}
+    assert settings["tau2"] == {"value": 0.22, "source": "preset paper"}
+    assert settings["cfg"] == {"value": 2.0, "source": "environment"}
+    assert settings["size"] == {"value": "128x128", "source": "model default"}
+    assert os.listdir(here) == []
+
+
+BAD: list[tuple[list[str], str]] = [
+    ([""], "prompt is empty"),
+    (["  "], "prompt is empty"),
+    (["a cat", "--model", "dve"], "did you mean 'dev'"),
+    (["a cat", "--model", "./nowhere"], "no model folder or file"),
+    (["a cat", "--preset", "fats"], "did you mean 'fast'"),
+    (["a cat", "--preset", "./gone.toml"], "No such file"),
+    (["a cat", "--tau1", "-1"], "tau1 is -1"),
+    (["a cat", "--tau1", "nan"], "tau1 is nan"),
+    (["a cat", "--tau2", "much"], "--tau2"),
+    (["a cat", "--steps", "0"], "steps is 0"),
+    (["a cat", "--steps", "many"], "--steps"),
+    (["a cat", "--size", "0x0"], "size is '0x0'"),
+    (["a cat", "--size", "99999x99999"], "size is"),
+    (["a cat", "--seed", "-1"], "seed is -1"),
+    (["a cat", "--format", "bmp"], "png, jpg, webp"),
+    (["a cat", "--out", "cat.gif"], "Cannot write .gif"),
+    (["a cat", "--out", "/proc/nothing"], "Cannot write to the folder"),
+    (["a cat", "--trace", "no/where.jsonl"], "Cannot write the trace"),
+    (["a cat", "--trace", "."], "Cannot write the trace"),
+    (["a cat", "--device", "cuda:99"], "cuda:99"),
+    (["a cat", "--device", "toaster"], "toaster"),
+    (["a cat", "--dtype", "int8"], "dtype is 'int8'"),
+    (["a cat", "--offload", "cloud"], "offload is 'cloud'"),
+    (["a cat", "--negative", "a dog", "--cfg", "1"], "cfg"),
+    (["a cat", "--no-cache", "--tau1", "0.1"], "contradict"),
+    (["a cat", "--nonsense"], "nonsense"),
+    (["presets", "show", "fats"], "did you mean 'fast'"),
+    (["models", "path", "dve"], "did you mean 'dev'"),
+    (["models", "path", "dev"], "not on this machine"),
+    (["bench", "--tokens", "0"], "tokens is 0"),
+    (["bench", "--steps", "1"], "--steps"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_ends_in_one_clear_line_and_nothing_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    line = err.splitlines()[-1]
+    assert line.startswith("h2gen: ")
+    assert words in line
+    assert len([text for text in err.splitlines() if text.startswith("h2gen: ")]) == 1
+    assert "Traceback" not in err
+    assert os.listdir(here) == []
+
+
+def test_a_prompt_on_stdin_that_is_not_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data in (b"\xff\xfe\x00", b"", b"x" * 200_000):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert run(["-"]) == 2
+
+
+def test_a_size_that_is_no_multiple_is_rounded_with_a_notice(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", "--size", "100x70", *QUICK]) == 0
+    assert "making 96x64" in capsys.readouterr().err
+    with Image.open(here / "a-cat-7.png") as image:
+        assert image.size == (96, 64)
+
+
+def test_a_picture_that_cannot_be_saved_in_the_end_is_rescued(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tempfile
+
+    from h2gen.run import save
+
+    real = save._write
+
+    def full(image: Any, folder: Path, stem: str, format: str) -> Path:
+        if folder != Path(tempfile.gettempdir()):
+            raise OSError(28, "No space left on device")
+        return real(image, folder, stem, format)
+
+    (here / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(here / "tmp"))
+    monkeypatch.setattr(save, "_write", full)
+    assert run(["a cat", "-q", *QUICK]) == 1
+    assert "No space left on device. It is safe in" in capsys.readouterr().err
+    assert len(list((here / "tmp").glob("*.png"))) == 1
+
+
+@contextmanager
+def in_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """The program with its stderr in a terminal of 80 by 24, and the terminal's other end."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "h2gen", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
+    ) as process:
+        os.close(theirs)
+        try:
+            yield process, ours
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def _read_until(descriptor: int, words: str | None = None, seconds: float = 120) -> str:
+    seen = b""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and (words is None or words not in seen.decode(errors="replace")):
+        try:
+            chunk = os.read(descriptor, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    return seen.decode(errors="replace")
+
+
+def test_in_a_terminal_the_table_shows_each_step(here: Path) -> None:
+    with in_a_terminal("a [red]cat[/]", *QUICK) as (process, screen):
+        text = _read_until(screen)
+        assert process.wait(60) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == "a-red-cat-7.png\n"
+    for words in ("a [red]cat[/]", "tau1", "structure", "outcome", "1.0000", "3/3", "12/12"):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_stops_with_130_and_leaves_no_picture(here: Path, presses: int) -> None:
+    with in_a_terminal("a cat", "--steps", "2000", "--trace", "t.jsonl") as (process, screen):
+        _read_until(screen, "full")
+        for _ in range(presses):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        _read_until(screen)
+        assert process.wait(120) == 130
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+    assert os.listdir(here) == ["t.jsonl"]
+    for line in (here / "t.jsonl").read_text().splitlines():
+        json.loads(line)
+
+
+def test_whoever_closes_stdout_early_gets_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "h2gen", "presets"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()

@@ -1,0 +1,93 @@
+"""The live table at every size of terminal."""
+
+from __future__ import annotations
+
+import io
+from itertools import pairwise
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
+from h2gen.cli.live import LiveTable, columns_for, outcome_of, stage_cell, steps_table
+
+CACHE = CacheConfig(0.15, 0.22)
+FULL = StageRecord(0.31, Outcome.COMPUTED), StageRecord(0.41, Outcome.COMPUTED), 57
+DETAIL = StageRecord(0.31, Outcome.COMPUTED), StageRecord(0.11, Outcome.REUSED), 20
+ALL = StageRecord(0.08, Outcome.REUSED), StageRecord(None, Outcome.FORCED), 2
+GUARDED = StageRecord(None, Outcome.GUARDED), StageRecord(None, Outcome.GUARDED), 57
+
+
+def record(step: int, kind: tuple[StageRecord, StageRecord, int] = FULL, context: str = "cond") -> StepRecord:
+    structure, detail, ran = kind
+    return StepRecord(0, step, context, 1000 - step, 1 - step / 1000, structure, detail, ran, 57, 0.0123)
+
+
+def show(renderable: object, width: int, height: int = 40) -> list[str]:
+    out = io.StringIO()
+    console = Console(file=out, width=width, height=height, force_terminal=True, color_system=None)
+    console.print(renderable)
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"), [(FULL, "full"), (DETAIL, "detail reused"), (ALL, "all reused"), (GUARDED, "guarded")]
+)
+def test_every_outcome_is_a_word_that_can_be_read_without_colour(
+    kind: tuple[StageRecord, StageRecord, int], word: str
+) -> None:
+    assert outcome_of(record(0, kind))[0] == word
+
+
+def test_a_change_is_shown_against_its_threshold() -> None:
+    assert stage_cell(StageRecord(0.0814, Outcome.REUSED), 0.15).plain == "0.081 < 0.15"
+    assert stage_cell(StageRecord(0.31, Outcome.COMPUTED), 0.15).plain == "0.310 ≥ 0.15"
+    assert stage_cell(StageRecord(None, Outcome.COMPUTED), 0.15).plain == "first"
+    assert stage_cell(StageRecord(None, Outcome.COMPUTED), 0).plain == "off"
+    assert stage_cell(StageRecord(None, Outcome.FORCED), 0.15).plain == "forced"
+
+
+@pytest.mark.parametrize("width", [20, 30, 40, 50, 59, 60, 75, 80, 83, 100, 200])
+@pytest.mark.parametrize("contexts", [False, True])
+def test_a_row_is_one_line_at_any_width(width: int, contexts: bool) -> None:
+    records = [record(0), record(1, DETAIL, "uncond"), record(998, ALL)]
+    lines = show(steps_table(records, CACHE, width, contexts), width)
+    assert len(lines) == 4
+    assert all(len(line.rstrip()) <= width for line in lines)
+    if width >= 30:
+        assert "detail reused" in lines[2]
+
+
+def test_the_narrower_the_terminal_the_fewer_the_columns_and_the_outcome_stays() -> None:
+    names = [[column[0] for column in columns_for(width, True)] for width in range(20, 120)]
+    assert all(len(one) <= len(two) for one, two in pairwise(names))
+    assert all("outcome" in columns for columns in names)
+    assert names[-1] == ["step", "pass", "sigma", "structure", "detail", "outcome", "blocks", "ms"]
+
+
+@pytest.mark.parametrize("height", [10, 14, 24])
+def test_when_the_rows_do_not_fit_the_last_ones_are_shown(height: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, height=height, force_terminal=True, color_system=None)
+    table = LiveTable(console, [Text("a cat"), Text("facts")], CACHE, 50, contexts=False)
+    for step in range(30):
+        table.on_step(record(step, ALL))
+    lines = show(table.render(), 100, height)
+    assert len(lines) < height
+    assert any(line.split()[:1] == ["30"] for line in lines)
+    assert not any(line.split()[:1] == ["1"] for line in lines)
+    assert "30/50" in "\n".join(lines)
+    assert "30 all reused" in lines[-1]
+    assert "28.50x" in lines[-1]
+
+
+def test_it_draws_while_it_lives_and_ends_with_everything_on_screen() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=100, height=40, force_terminal=True, color_system=None)
+    with LiveTable(console, [Text("a [red]cat[/]")], CACHE, 3, contexts=False) as table:
+        for step in range(3):
+            table.on_step(record(step))
+    assert "a [red]cat[/]" in out.getvalue()
+    assert "3/3" in out.getvalue()
+    assert "done" in out.getvalue()

@@ -1,0 +1,182 @@
+"""A session: plain diffusers without the cache, bit for bit; the same seed, the same picture; NaN and Ctrl-C."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import h2gen
+from h2gen.cache import CacheConfig, StepRecord
+from h2gen.errors import BadPicture, OutOfMemory, SettingError
+from tests import small
+
+FAST = {"steps": 6, "cfg": 1.0, "seed": 7}
+
+
+def pixels(image: Image.Image) -> Any:
+    return np.asarray(image)
+
+
+def plain(session: Any, **over: Any) -> Any:
+    """The picture that the bundled model's pipeline makes by itself."""
+    arguments: dict[str, Any] = {
+        "num_inference_steps": 6, "width": 128, "height": 128, "max_sequence_length": 16, "guidance_scale": 1.0, **over,
+    }  # fmt: skip
+    generator = torch.Generator("cpu").manual_seed(7)
+    return pixels(session.pipe("a cat", generator=generator, **arguments).images[0])
+
+
+@pytest.mark.parametrize("cache", [None, CacheConfig(0, 0)])
+def test_without_a_cache_the_picture_is_plain_diffusers_bit_for_bit(tiny: Any, cache: CacheConfig | None) -> None:
+    assert np.array_equal(pixels(tiny.generate("a cat", cache=cache, **FAST).image), plain(tiny))
+
+
+def test_watching_changes_no_bit(tiny: Any) -> None:
+    seen: list[StepRecord] = []
+    result = tiny.generate("a cat", on_step=seen.append, **FAST)
+    assert np.array_equal(pixels(result.image), plain(tiny))
+    assert [record.step for record in seen] == list(range(6))
+    assert all(record.full for record in seen)
+
+
+def test_true_guidance_is_the_pipelines_own(tiny: Any) -> None:
+    made = tiny.generate("a cat", steps=6, seed=7, cfg=3.0, negative="a dog").image
+    assert np.array_equal(pixels(made), plain(tiny, true_cfg_scale=3.0, negative_prompt="a dog"))
+
+
+def test_with_nobody_watching_and_no_cache_nothing_of_ours_runs(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a cache was applied")
+
+    monkeypatch.setattr("h2gen.run.session.h2_cache", never)
+    assert tiny.generate("a cat", **FAST).trace is None
+
+
+def test_the_same_seed_makes_the_same_picture_and_another_seed_another(tiny: Any) -> None:
+    cache = CacheConfig(0.3, 0.4)
+    one, two = (tiny.generate("a cat", cache=cache, **FAST) for _ in range(2))
+    assert np.array_equal(pixels(one.image), pixels(two.image))
+    assert one.trace.summary.all_reused > 0
+    other = tiny.generate("a cat", cache=cache, **{**FAST, "seed": 8})
+    assert not np.array_equal(pixels(one.image), pixels(other.image))
+
+
+def test_a_seed_left_out_is_drawn_and_told(tiny: Any) -> None:
+    result = tiny.generate("a cat", steps=1, cfg=1.0)
+    again = tiny.generate("a cat", steps=1, cfg=1.0, seed=result.settings.seed)
+    assert np.array_equal(pixels(result.image), pixels(again.image))
+
+
+def test_after_a_cached_picture_the_model_is_as_it_was(tiny: Any) -> None:
+    before = plain(tiny)
+    tiny.generate("a cat", cache=CacheConfig(0.5, 0.5), **FAST)
+    assert np.array_equal(plain(tiny), before)
+    assert not any("forward" in vars(block) for block in tiny.pipe.transformer.transformer_blocks)
+
+
+def test_the_trace_knows_the_schedule(tiny: Any) -> None:
+    trace = tiny.generate("a cat", cache=CacheConfig(0.5, 0.5, final_steps=2), **FAST).trace
+    expected = tiny.pipe.scheduler.timesteps.tolist()
+    assert [record.timestep for record in trace.steps] == expected
+    assert [str(record.structure.outcome) for record in trace.steps][-2:] == ["guarded", "guarded"]
+
+
+def test_a_picture_that_is_nan_with_the_cache_is_made_once_more_without(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tiny._denoise
+
+    def sometimes(arguments: Any, settings: Any, on_step: Any) -> Any:
+        made, trace = real(arguments, settings, on_step)
+        return (np.full_like(made, np.nan) if trace is not None else made), trace
+
+    monkeypatch.setattr(tiny, "_denoise", sometimes)
+    result = tiny.generate("a cat", cache=CacheConfig(0.5, 0.5), **FAST)
+    assert result.uncached
+    assert np.array_equal(pixels(result.image), plain(tiny))
+
+
+@pytest.mark.parametrize("cache", [None, CacheConfig(0.5, 0.5)])
+def test_a_picture_that_is_always_nan_is_an_error_and_no_picture(cache: CacheConfig | None) -> None:
+    session = h2gen.load("tiny")
+    with torch.no_grad():
+        session.pipe.transformer.proj_out.bias.fill_(float("nan"))
+    with pytest.raises(BadPicture, match="NaN"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the cache's own notice of a change that is not finite
+        session.generate("a cat", cache=cache, **FAST)
+
+
+def test_interrupting_stops_after_the_step_in_hand(tiny: Any) -> None:
+    seen: list[StepRecord] = []
+
+    def stop(record: StepRecord) -> None:
+        seen.append(record)
+        if record.step == 2:
+            tiny.interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny.generate("a cat", on_step=stop, **FAST)
+    assert len(seen) == 3
+    assert np.array_equal(pixels(tiny.generate("a cat", **FAST).image), plain(tiny))
+
+
+def test_running_out_of_memory_names_what_would_help(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tiny.pipe.transformer, "forward", full)
+    with pytest.raises(OutOfMemory, match="--size"):
+        tiny.generate("a cat", **FAST)
+
+
+def test_other_errors_are_not_hidden(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(tiny.pipe.transformer, "forward", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        tiny.generate("a cat", **FAST)
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "sequential"])
+def test_relief_names_the_next_stronger_option(offload: str) -> None:
+    from h2gen.models import resolve
+    from h2gen.run.session import Session
+
+    class Pipe:
+        _execution_device = torch.device("meta")
+
+    session = Session(Pipe(), resolve("tiny"), offload)
+    words = session._relief(session.settings("a cat"))
+    assert {"none": "--offload model", "model": "--offload group", "sequential": "--size"}[offload] in words
+
+
+def klein() -> Any:
+    from h2gen.models.catalogue import CATALOGUE, Checkpoint
+    from h2gen.run.session import Session
+
+    return Session(small.flux2_klein_pipeline(), Checkpoint("k", "folder", ".", None, CATALOGUE["klein-4b"].defaults))
+
+
+def test_flux2_klein_takes_true_guidance_and_a_negative_prompt() -> None:
+    session = klein()
+    session.pipe.register_to_config(is_distilled=False)
+    session.pipe.set_progress_bar_config(disable=True)
+    size = {"width": 64, "height": 64, "steps": 4, "max_sequence_length": 32, "seed": 3}
+    cache = CacheConfig(0.5, 0.5)
+    one = session.generate("a cat", cache=cache, cfg=4.0, negative="a dog", **size)
+    two = session.generate("a cat", cache=cache, cfg=4.0, **size)
+    assert {record.context for record in one.trace.steps} == {"cond", "uncond"}
+    assert not np.array_equal(pixels(one.image), pixels(two.image))
+
+
+def test_guidance_that_a_model_cannot_take_is_refused() -> None:
+    session = klein()
+    session.pipe.register_to_config(is_distilled=True)
+    with pytest.raises(SettingError, match="distilled"):
+        session.generate("a cat", cfg=4.0, steps=1)

@@ -1,0 +1,76 @@
+"""Measure cache settings on the bundled model: how close the picture stays, for what share of the blocks.
+
+    python tools/choose_presets.py                 # the grid that the shipped presets were chosen from
+    python tools/choose_presets.py --presets       # the shipped presets, as their files quote them
+
+PSNR is against the uncached picture, in dB, over the same prompts and seeds; 'worst' is the worst picture. Time is the
+whole call of the pipeline, interleaved with uncached calls; for the grid it is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import statistics
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image
+
+import h2gen
+from h2gen.presets import list_presets
+
+PROMPTS = (
+    "a cat", "a dog", "a red apple", "a birthday cake", "a butterfly", "a car", "a 3d render of a horse",
+    "a flat icon of a mushroom", "a cartoon of a pizza", "a tiger face", "a strawberry", "a bus",
+)  # fmt: skip
+
+
+def psnr(one: Image.Image, other: Image.Image) -> float:
+    """Peak signal to noise ratio of two 8-bit pictures, in dB; infinite where they are identical."""
+    difference = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+    error = float((difference**2).mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def grid() -> Iterator[tuple[str, h2gen.CacheConfig]]:
+    for tau1, tau2, (warmup, final, most) in itertools.product(
+        (0.06, 0.08, 0.1, 0.12, 0.15),
+        (0.12, 0.17, 0.22, 0.3),
+        ((0, 0, 0), (3, 1, 0), (3, 1, 2)),
+    ):
+        yield "-", h2gen.CacheConfig(tau1, tau2, warmup, final, most)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", action="store_true")
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS))
+    options = parser.parse_args()
+    session = h2gen.load("tiny")
+    candidates = [(p.name, p.config) for p in list_presets()] if options.presets else list(grid())
+    prompts = [(prompt, 100 + seed) for seed, prompt in enumerate(PROMPTS[: options.prompts])]
+    session.generate("a cat", seed=0)  # warm up
+
+    plain: dict[str, h2gen.Result] = {prompt: session.generate(prompt, seed=seed) for prompt, seed in prompts}
+    print("preset     tau1  tau2  warm final max   share  estimate  time  psnr  worst")
+    for name, config in candidates:
+        scores, shares, speedups = [], [], []
+        for prompt, seed in prompts:
+            before = session.generate(prompt, seed=seed).seconds if options.presets else math.nan
+            result = session.generate(prompt, seed=seed, cache=config)
+            scores.append(psnr(result.image, plain[prompt].image))
+            shares.append(1.0 if result.trace is None else result.trace.summary.share)
+            speedups.append(before / result.seconds)
+        share = statistics.mean(shares)
+        print(
+            f"{name:10s} {config.tau1:.3f} {config.tau2:.3f} {config.warmup_steps:3d} {config.final_steps:4d} "
+            f"{config.max_consecutive:4d}   {share:.3f}   {1 / share:5.2f}x {statistics.median(speedups):5.2f}x "
+            f"{statistics.mean(scores):5.2f} {min(scores):5.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Make what the README shows: the table of options, a picture, and a capture of the live table.
+
+    python tools/readme.py            # the table of options, from the program's own help
+    python tools/readme.py --pictures # also tools/readme/*.png and *.svg, by running the program
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import re
+from pathlib import Path
+
+import typer.main
+from rich.console import Console
+from rich.text import Text
+
+from h2gen.cli.app import DEFAULT, app
+from h2gen.presets import DEFAULT as DEFAULT_PRESET
+from h2gen.presets import load_preset
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+PICTURES = Path(__file__).resolve().parent / "readme"
+PROMPTS = ("a cat", "a birthday cake", "a butterfly", "a car")
+PROMPT, SEED, TAU1, TAU2 = PROMPTS[0], 0, 0.08, 0.2
+
+
+def options_table() -> str:
+    """The options of ``h2gen PROMPT`` as a Markdown table, in the order of its help."""
+    command = typer.main.get_command(app).commands[DEFAULT]  # type: ignore[attr-defined]
+    rows = ["| option | meaning |", "|---|---|"]
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            names = ", ".join(f"`{name}`" for name in reversed(parameter.opts))
+            rows.append(f"| {names} | {parameter.help} |")
+    return "\n".join(rows)
+
+
+def with_options(text: str) -> str:
+    """The README's text with the table of options made anew."""
+    block = f"<!-- options: python tools/readme.py -->\n{options_table()}\n<!-- end -->"
+    return re.sub(r"<!-- options: .*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+
+
+def make_pictures() -> None:
+    from PIL import Image
+
+    import h2gen
+    from h2gen.cli.live import LiveTable
+
+    PICTURES.mkdir(exist_ok=True)
+    session = h2gen.load("tiny")
+    cache = h2gen.CacheConfig(tau1=TAU1, tau2=TAU2)
+    session.generate(PROMPT, seed=SEED)  # warm up
+    console = Console(record=True, file=io.StringIO(), width=80, height=42, force_terminal=True)
+    facts = f"tiny · 128x128 · 28 steps · seed {SEED} · guidance 1 · tau1 {TAU1:g}, tau2 {TAU2:g} · cpu float32"
+    table = LiveTable(console, [Text(PROMPT, style="bold"), Text(facts, style="dim")], cache, 28, contexts=False)
+    session.generate(PROMPT, seed=SEED, cfg=1.0, cache=cache, on_step=table.on_step)
+    console.print(table.render())
+    title = f'h2gen "{PROMPT}" --tau1 {TAU1:g} --tau2 {TAU2:g} --cfg 1 --seed {SEED}'
+    (PICTURES / "table.svg").write_text(console.export_svg(title=title), encoding="utf-8")
+    sheet = Image.new("RGB", (128 * len(PROMPTS), 2 * 128), "white")
+    for column, prompt in enumerate(PROMPTS):
+        for row, config in enumerate((None, load_preset(DEFAULT_PRESET).config)):
+            sheet.paste(session.generate(prompt, seed=SEED, cache=config).image, (128 * column, 128 * row))
+    sheet.save(PICTURES / "pictures.png", optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", action="store_true")
+    if parser.parse_args().pictures:
+        make_pictures()
+    README.write_text(with_options(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
