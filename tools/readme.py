@@ -1,7 +1,7 @@
 """Make what the README shows: the table of options, a picture, and a capture of the live table.
 
-    python tools/readme.py            # the table of options, from the program's own help
-    python tools/readme.py --pictures # also tools/readme/*.png and *.svg, by running the program
+python tools/readme.py            # the table of options, from the program's own help
+python tools/readme.py --pictures # also tools/readme/*.png and *.svg, by running the program
 """
 
 from __future__ import annotations

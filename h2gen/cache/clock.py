@@ -17,14 +17,20 @@ class Stopwatch:
         if device.type == "cuda":
             event: Any = torch.cuda.Event
             self._events = event(enable_timing=True), event(enable_timing=True)
-            self._events[0].record()
+            self._device = device
+            self._record(0)
         self._start = time.perf_counter()
 
     def stop(self) -> None:
         if self._events is not None:
-            self._events[1].record()
+            self._record(1)
         else:
             self._seconds = time.perf_counter() - self._start
+
+    def _record(self, which: int) -> None:
+        assert self._events is not None
+        # The model's device need not be the current one.
+        self._events[which].record(torch.cuda.current_stream(self._device))
 
     @property
     def ready(self) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,9 +21,12 @@ from h2gen.cache.clock import Stopwatch
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.gate import Outcome, gate, is_guarded
 from h2gen.cache.stages import Stage, stages_of
-from h2gen.cache.state import Branch, Inputs, Kept, Run
+from h2gen.cache.state import Branch, Ids, Kept, Run
 from h2gen.cache.summary import pooling_kernel, relative_change, summarize
 from h2gen.cache.trace import StageRecord, StepRecord, Trace
+
+_BF16 = 2**-8
+"""How far a timestep may be off that was rounded to bfloat16, relatively."""
 
 Streams = tuple[torch.Tensor, ...]
 """Either ``(text, image)``, ``(B, N_txt, D)`` and ``(B, N_img, D)``, or one concatenated ``(B, N_txt + N_img, D)``."""
@@ -39,6 +43,37 @@ class ContextName(StateManager):  # type: ignore[misc]
         self.name = getattr(context, "name", context)
 
 
+class Inputs:
+    """What a forward pass was called with, as far as the cache cares. Keeps neither embeddings nor ids alive."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        hidden, text = given["hidden_states"], given["encoder_hidden_states"]
+        ids = text, given.get("img_ids"), given.get("txt_ids")
+        self._ids = [None if tensor is None else weakref.ref(tensor) for tensor in ids]
+        #: What must not change while residuals are kept.
+        self.signature = hidden.shape, text.shape, hidden.dtype, hidden.device
+        self.device: torch.device = hidden.device
+        self.block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_block_samples")
+        self.single_block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_single_block_samples")
+        self.blocks_repeat = bool(given.get("controlnet_blocks_repeat"))
+        # On an accelerator a copy is queued and read later: reading it now would make the host wait for the device.
+        first = given["timestep"].detach().flatten()[0]
+        self.timestep: float | torch.Tensor = first.to("cpu", non_blocking=True)
+        if first.device.type == "cpu":
+            self.timestep = _read(self.timestep)
+
+    def read_timestep(self) -> float:
+        """The timestep, 0 to 1000; waits for the device."""
+        if not isinstance(self.timestep, float):
+            torch.accelerator.synchronize(self.device)
+            self.timestep = _read(self.timestep)
+        return self.timestep
+
+    @property
+    def ids(self) -> Ids:
+        return Ids(*(None if ref is None else ref() for ref in self._ids))
+
+
 class Step:
     """One forward pass while it runs."""
 
@@ -51,7 +86,7 @@ class Step:
         if guarded:
             self.outcomes = {"structure": Outcome.GUARDED, "detail": Outcome.GUARDED}
         self.after_first: Streams = ()
-        self.watch = Stopwatch(inputs.hidden_states.device)
+        self.watch = Stopwatch(inputs.device)
 
 
 class FinishedStep:
@@ -82,7 +117,11 @@ class Engine:
     """The cache on one transformer: follows its trajectories, decides, keeps, adds."""
 
     def __init__(
-        self, transformer: nn.Module, config: CacheConfig, timesteps: Callable[[], Sequence[float]] | None, trace: Trace
+        self,
+        transformer: nn.Module,
+        config: CacheConfig,
+        timesteps: Callable[[], Sequence[float] | None] | None,
+        trace: Trace,
     ) -> None:
         self.config, self.trace = config, trace
         self.stages = stages_of(transformer)
@@ -103,26 +142,15 @@ class Engine:
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.step is not None:  # the pass before this one never ended: what it kept is half of a step
             self.forget()
-        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        inputs = Inputs(
-            given["hidden_states"],
-            given["encoder_hidden_states"],
-            given["timestep"],
-            given.get("img_ids"),
-            given.get("txt_ids"),
-            given.get("controlnet_block_samples"),
-            given.get("controlnet_single_block_samples"),
-            bool(given.get("controlnet_blocks_repeat")),
-        )
-        branch = self._run.branch(inputs, self.context.name) if self._run is not None else None
-        timestep = self._timestep(inputs, branch)
-        if branch is None or self._went_back(branch, timestep):
+        inputs = Inputs({**dict(zip(self._names, args, strict=False)), **kwargs})
+        branch = None if self._run is None else self._run.branch(inputs.ids, self.context.name)
+        if branch is None or self._went_back(branch, inputs.timestep):
             branch = self._new_run(inputs)
-            timestep = self._timestep(inputs, branch)
         if branch.signature != inputs.signature:
             branch.forget()
             branch.signature = inputs.signature
         assert self._run is not None
+        timestep = self._timestep(inputs, branch)
         guarded = is_guarded(self.config, branch.step, self._run.steps_total, branch.since_full)
         self.trace.flush()
         self.step = Step(self._run, branch, inputs, guarded, timestep)
@@ -145,22 +173,33 @@ class Engine:
         """Drop all that is kept."""
         self.step = self._run = None
 
+    def _over(self, run: Run) -> None:
+        if run is self._run:
+            self.forget()
+
     def _new_run(self, inputs: Inputs) -> Branch:
         timesteps = None if self._timesteps is None else self._timesteps()
-        self._run = Run(self._runs, timesteps)
+        self._run = Run(self._runs, timesteps, self._over)
         self._runs += 1
-        branch = self._run.branch(inputs, self.context.name)
+        branch = self._run.branch(inputs.ids, self.context.name)
         assert branch is not None
         return branch
 
-    def _timestep(self, inputs: Inputs, branch: Branch | None) -> float | torch.Tensor:
+    def _timestep(self, inputs: Inputs, branch: Branch) -> float | torch.Tensor:
         """The timestep, 0 to 1000: the schedule's own where it is known, for the model's is rounded to its dtype."""
-        known = None if self._run is None else self._run.timesteps
-        if known is not None and branch is not None and branch.step < len(known):
-            return known[branch.step]
-        # On an accelerator a copy is queued and read later: reading it now would make the host wait for the device.
-        value = inputs.timestep.detach().flatten()[0].to("cpu", non_blocking=True)
-        return _read(value) if inputs.timestep.device.type == "cpu" else value
+        assert self._run is not None
+        known = self._run.timesteps
+        if known is None:
+            return inputs.timestep
+        if branch.step == 0:  # a look at each run's first step, so that the schedule of another call is not believed
+            inputs.read_timestep()
+        fits = branch.step < len(known) and (
+            not isinstance(inputs.timestep, float) or math.isclose(inputs.timestep, known[branch.step], rel_tol=_BF16)
+        )
+        if not fits:
+            self._run.timesteps = None
+            return inputs.timestep
+        return known[branch.step]
 
     def _went_back(self, branch: Branch, timestep: float | torch.Tensor) -> bool:
         """A timestep above the last one: a loop that reuses its inputs' objects has begun again."""

@@ -52,6 +52,6 @@ def is_guarded(config: CacheConfig, step: int, steps_total: int | None, since_fu
     """
     if step < config.warmup_steps:
         return True
-    if steps_total is not None and step >= steps_total - config.final_steps:
+    if config.final_steps and steps_total is not None and step >= steps_total - config.final_steps:
         return True
     return 0 < config.max_consecutive <= since_full

@@ -196,10 +196,14 @@ def h2_cache(
         remove(target)
 
 
-def _schedule_of(pipe: Any) -> Callable[[], Sequence[float]]:
-    def timesteps() -> list[float]:
+def _schedule_of(pipe: Any) -> Callable[[], Sequence[float] | None]:
+    """Ask a pipeline for the timesteps of the call that it is in; None before its first."""
+
+    def timesteps() -> Sequence[float] | None:
+        count = getattr(pipe, "_num_timesteps", None)
+        if not count:
+            return None
         values: list[float] = pipe.scheduler.timesteps.tolist()
-        # Image-to-image leaves out the first of them, according to its strength.
-        return values[-pipe.num_timesteps :]
+        return values[-count:]  # image-to-image leaves out the first of them, according to its strength
 
     return timesteps

@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,32 +59,24 @@ class _Same:
         return self._ref is None or self._ref() is None
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What one forward pass of the transformer was called with, as far as the cache cares."""
+class Ids(NamedTuple):
+    """The tensors that tell one trajectory, and one of its branches, from another, by being the same objects."""
 
-    hidden_states: torch.Tensor
-    encoder_hidden_states: torch.Tensor
-    timestep: torch.Tensor
+    encoder_hidden_states: torch.Tensor | None
     img_ids: torch.Tensor | None
     txt_ids: torch.Tensor | None
-    block_samples: Sequence[torch.Tensor] | None = None
-    single_block_samples: Sequence[torch.Tensor] | None = None
-    blocks_repeat: bool = False
-
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        """What must not change while residuals are kept."""
-        hidden, text = self.hidden_states, self.encoder_hidden_states
-        return hidden.shape, text.shape, hidden.dtype, hidden.device
 
 
 class Run:
-    """One trajectory: its branches, and the tensors that it is recognised by."""
+    """One trajectory: its branches, and the tensors that it is recognised by, none of which it keeps alive.
 
-    def __init__(self, index: int, timesteps: Sequence[float] | None) -> None:
+    ``when_over`` is called when its pipeline call is over: none of its ids is alive any more.
+    """
+
+    def __init__(self, index: int, timesteps: Sequence[float] | None, when_over: Callable[[Run], None]) -> None:
         self.index = index
         self.timesteps = timesteps
+        self._when_over = when_over
         self._branches: list[tuple[str | None, _Same, _Same, Branch]] = []
         self._img = _Same(None)
         self._living: list[_Same] = []
@@ -93,33 +85,36 @@ class Run:
     def steps_total(self) -> int | None:
         return None if self.timesteps is None else len(self.timesteps)
 
-    def release(self, _: Any = None) -> None:
-        """Drop what is kept once none of the run's ids is alive: its pipeline call is over."""
-        self._living = [same for same in self._living if not same.gone]
-        if not self._living:
-            for *_keys, branch in self._branches:
-                branch.forget()
+    def branch(self, ids: Ids, name: str | None) -> Branch | None:
+        """The branch that these inputs continue or begin; None when they belong to another trajectory.
 
-    def branch(self, inputs: Inputs, name: str | None) -> Branch | None:
-        """The branch that these inputs continue or begin; None when they belong to another trajectory."""
-        same_img = self._img(inputs.img_ids)
+        Named branches (``cache_context``) are told apart by their names, others by their text embeddings.
+        """
+        same_img = self._img(ids.img_ids)
         for known, encoder, txt, branch in self._branches:
-            if name == known and (name is not None or encoder(inputs.encoder_hidden_states)):
-                if not (same_img or txt(inputs.txt_ids)):
+            if name == known and (name is not None or encoder(ids.encoder_hidden_states)):
+                if not (same_img or txt(ids.txt_ids)):
                     return None
-                self._watch_img(inputs.img_ids, same_img)
+                self._watch_img(ids.img_ids, same_img)
                 return branch
         if self._branches and not same_img:
             return None
-        self._watch_img(inputs.img_ids, same_img)
+        self._watch_img(ids.img_ids, same_img)
         branch = Branch(name or ("cond", "uncond", "third")[min(len(self._branches), 2)])
-        text = _Same(inputs.txt_ids, self.release)
+        text = _Same(ids.txt_ids, self._release)
         self._living.append(text)
-        self._branches.append((name, _Same(inputs.encoder_hidden_states), text, branch))
+        self._branches.append((name, _Same(ids.encoder_hidden_states), text, branch))
         return branch
 
     def _watch_img(self, img_ids: torch.Tensor | None, same: bool) -> None:
         # With reference images FLUX.2's pipelines make img_ids anew at each step.
         if not same:
-            self._img = _Same(img_ids, self.release)
+            self._img = _Same(img_ids, self._release)
             self._living.append(self._img)
+
+    def _release(self, _: Any) -> None:
+        self._living = [same for same in self._living if not same.gone]
+        if not self._living:
+            for *_keys, branch in self._branches:
+                branch.forget()
+            self._when_over(self)

@@ -35,7 +35,6 @@ def relative_change(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
 
     NaN or Inf where ``old`` is all zero or either holds a value that is not finite: the gate takes these as a miss.
     """
-    # The means' common divisor cancels, and a 1-norm is one kernel where abs and mean are two.
-    moved = torch.linalg.vector_norm(old - new, ord=1, dtype=torch.float32)
-    size = torch.linalg.vector_norm(old, ord=1, dtype=torch.float32)
-    return torch.div(moved, size)
+    # Not vector_norm, which would save a kernel: on the CPU it adds up in sequence, and at 12 M values is 0.3 % off.
+    moved = (old - new).abs_().mean(dtype=torch.float32)
+    return moved / old.abs().mean(dtype=torch.float32)

@@ -209,12 +209,10 @@ def _load(plan: Plan, console: Console, verbose: bool) -> Session:
         waiting = console.status(Text(f"Loading {printable(plan.checkpoint.name)}"))
     with waiting:
         # Only now: these load torch and diffusers, which takes seconds.
-        from h2gen.models import load_pipeline
-        from h2gen.run.session import Session
+        from h2gen.run.session import open_session
 
         route_warnings(console, verbose)
-        pipe = load_pipeline(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
-    return Session(pipe, plan.checkpoint, plan.offload)
+        return open_session(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
 
 
 def _watch(session: Session, plan: Plan, console: Console, on_step: Callable[[StepRecord], None] | None) -> Result:

@@ -96,7 +96,7 @@ def counts(summary: Summary) -> str:
     """Steps by outcome, and what they come to."""
     return (
         f"{summary.full} full, {summary.detail_reused} detail reused, {summary.all_reused} all reused; "
-        f"{summary.share:.0%} of blocks, {summary.estimated_speedup:.2f}x"
+        f"{summary.share:.0%} of blocks, est. {summary.estimated_speedup:.2f}x"
     )
 
 

@@ -61,8 +61,22 @@ def load(
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
     >>> session.generate("a cat", seed=7, cache=h2gen.CacheConfig(tau1=0.08, tau2=0.2)).image  # doctest: +SKIP
     """
-    checkpoint = resolve(model, base)
-    return Session(load_pipeline(checkpoint, device=device, dtype=dtype, offload=offload), checkpoint, offload)
+    return open_session(resolve(model, base), device=device, dtype=dtype, offload=offload)
+
+
+def open_session(
+    checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", offload: str = "none"
+) -> Session:
+    """Load a checkpoint that ``resolve`` found; see ``load``."""
+    try:
+        pipe = load_pipeline(checkpoint, device=device, dtype=dtype, offload=offload)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                f"Out of memory while loading {checkpoint.name!r}; {_relief(device, offload)}."
+            ) from error
+        raise
+    return Session(pipe, checkpoint, offload)
 
 
 class Session:
@@ -200,16 +214,18 @@ class Session:
                 pixels = self.pipe(**arguments, generator=generator).images
         except Exception as error:
             if is_out_of_memory(error):
-                raise OutOfMemory(self._relief(settings)) from error
+                size = f"{settings.width}x{settings.height}"
+                relief = _relief(self.device.type, self.offload)
+                raise OutOfMemory(f"Out of memory on {self.device} at {size}; {relief}.") from error
             raise
         if self._interrupted:
             raise KeyboardInterrupt
         return np.asarray(pixels), trace
 
-    def _relief(self, settings: Settings) -> str:
-        """What would help when memory runs out."""
-        size = f"{settings.width}x{settings.height}"
-        stronger = {"none": "model", "auto": "sequential", "model": "group", "group": "sequential"}.get(self.offload)
-        if self.device.type == "cpu" or stronger is None:
-            return f"Out of memory at {size}; use a smaller --size, a smaller model, or a .gguf file of it."
-        return f"Out of memory on {self.device} at {size}; use --offload {stronger}, or a smaller --size."
+
+def _relief(device: str, offload: str) -> str:
+    """What would help when memory runs out."""
+    stronger = {"none": "auto", "auto": "sequential", "model": "group", "group": "sequential"}.get(offload)
+    if device == "cpu" or stronger is None:
+        return "use a smaller --size, a smaller model, or a .gguf file of it"
+    return f"use --offload {stronger}, or a smaller --size"

@@ -6,14 +6,28 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import pytest
 import torch
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
 from h2gen.cache import StepRecord
 from tests.cache.reference import Decision, Reference, Rules
+from tests.small import flux2_transformer, flux_transformer
 
 STEPS = 8
 TEXT = 5
+
+
+def flux(**overrides: Any) -> FluxTransformer2DModel:
+    """As small a FLUX.1 transformer as has blocks to skip in both stages."""
+    return flux_transformer(**({"layers": 2, "single_layers": 3} | overrides))
+
+
+def flux2(**overrides: Any) -> Flux2Transformer2DModel:
+    return flux2_transformer(**({"layers": 2, "single_layers": 3} | overrides))
+
+
+both_models = pytest.mark.parametrize("make", [flux, flux2], ids=["FLUX.1", "FLUX.2"])
 
 
 def noise(*shape: int, seed: int) -> torch.Tensor:

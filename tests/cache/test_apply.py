@@ -11,11 +11,10 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_f
 from diffusers.hooks import apply_group_offloading
 
 from h2gen.cache import CacheConfig, apply, h2_cache, remove
-from tests.cache.drive import assert_same_decisions, run, run_reference, same, thresholds
+from tests.cache.drive import assert_same_decisions, both_models, flux, run, run_reference, same, thresholds
 from tests.cache.reference import Rules
-from tests.small import flux2_transformer, flux_pipeline, flux_transformer, run_kwargs
+from tests.small import flux_pipeline, run_kwargs
 
-both_models = pytest.mark.parametrize("make", [flux_transformer, flux2_transformer], ids=["FLUX.1", "FLUX.2"])
 BUSY = CacheConfig(tau1=0.3, tau2=0.4)
 TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 
@@ -122,7 +121,7 @@ def test_removing_what_was_never_applied_does_nothing(make: Any) -> None:
 
 
 def test_leaving_by_an_exception_takes_the_cache_off() -> None:
-    model = flux_transformer()
+    model = flux()
     before = footprint(model)
     with pytest.raises(KeyError), h2_cache(model, config=BUSY):
         raise KeyError
@@ -130,7 +129,7 @@ def test_leaving_by_an_exception_takes_the_cache_off() -> None:
 
 
 def test_the_trace_can_be_read_once_the_cache_is_off() -> None:
-    model = flux_transformer()
+    model = flux()
     with h2_cache(model, config=BUSY) as trace:
         run(model, 3)
     assert len(trace.steps) == trace.summary.steps == 3
@@ -150,7 +149,7 @@ def test_a_pipeline_and_its_transformer_are_the_same_target() -> None:
 @pytest.mark.parametrize("first", ["offloading first", "cache first"])
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 def test_group_offloading_works_beside_it_and_stays(first: str, kind: str) -> None:
-    model = flux_transformer()
+    model = flux()
     tau = thresholds(model, 0.5, 0.5)
     wanted, decisions = run_reference(model, Rules(**tau))
     plain = run(model, 3)
@@ -211,10 +210,10 @@ class Counting(AlignDevicesHook):
 
 @pytest.mark.parametrize("order", ["accelerate first", "cache first"])
 @pytest.mark.parametrize(
-    "where", ["", "transformer_blocks.0", "single_transformer_blocks.3"], ids=["root", "first", "last"]
+    "where", ["", "transformer_blocks.0", "single_transformer_blocks.2"], ids=["root", "first", "last"]
 )
 def test_accelerates_hooks_work_beside_it_and_stay(order: str, where: str) -> None:
-    model = flux_transformer()
+    model = flux()
     tau = thresholds(model, 0.5, 0.5)
     wanted, decisions = run_reference(model, Rules(**tau))
     plain = run(model, 3)
@@ -240,14 +239,14 @@ def test_accelerates_hooks_work_beside_it_and_stay(order: str, where: str) -> No
 
 
 def test_torch_hooks_of_others_are_called_and_stay() -> None:
-    model = flux_transformer()
+    model = flux()
     seen: list[int] = []
     handles = [block.register_forward_hook(lambda *_: seen.append(1)) for block in model.transformer_blocks]
     with h2_cache(model, config=BUSY):
         run(model, 2)
     before = len(seen)
     run(model, 1)
-    assert len(seen) == before + 3
+    assert len(seen) == before + 2
     for handle in handles:
         handle.remove()
 

@@ -14,10 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from h2gen.cache import h2_cache, summary
-from tests.cache.drive import run, same, thresholds, trajectory
-from tests.small import flux2_transformer, flux_transformer
-
-both_models = pytest.mark.parametrize("make", [flux_transformer, flux2_transformer], ids=["FLUX.1", "FLUX.2"])
+from tests.cache.drive import both_models, flux, run, same, thresholds, trajectory
 
 
 class Operations(TorchDispatchMode):
@@ -149,7 +146,7 @@ def test_a_gpu_is_waited_for_once_a_decision_at_most(make: Any, shares: tuple[fl
 
 
 def test_no_check_is_computed_where_the_outcome_is_forced_or_guarded(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = flux_transformer()
+    model = flux()
     calls = spy_on_the_checks(monkeypatch)
     with h2_cache(model, tau1=1e9, tau2=1e9, max_consecutive=2) as trace:
         run(model, 9)

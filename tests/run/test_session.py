@@ -13,6 +13,7 @@ from PIL import Image
 import h2gen
 from h2gen.cache import CacheConfig, StepRecord
 from h2gen.errors import BadPicture, OutOfMemory, SettingError
+from h2gen.run.session import _relief
 from tests import small
 
 FAST = {"steps": 6, "cfg": 1.0, "seed": 7}
@@ -143,17 +144,26 @@ def test_other_errors_are_not_hidden(tiny: Any, monkeypatch: pytest.MonkeyPatch)
         tiny.generate("a cat", **FAST)
 
 
-@pytest.mark.parametrize("offload", ["none", "model", "sequential"])
-def test_relief_names_the_next_stronger_option(offload: str) -> None:
-    from h2gen.models import resolve
-    from h2gen.run.session import Session
+@pytest.mark.parametrize(
+    ("device", "offload", "words"),
+    [
+        ("cuda", "none", "--offload auto"),
+        ("cuda", "model", "--offload group"),
+        ("cuda", "sequential", "--size"),
+        ("cpu", "none", "--size"),
+    ],
+)
+def test_relief_names_the_next_stronger_option(device: str, offload: str, words: str) -> None:
+    assert words in _relief(device, offload)
 
-    class Pipe:
-        _execution_device = torch.device("meta")
 
-    session = Session(Pipe(), resolve("tiny"), offload)
-    words = session._relief(session.settings("a cat"))
-    assert {"none": "--offload model", "model": "--offload group", "sequential": "--size"}[offload] in words
+def test_running_out_of_memory_while_loading_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("h2gen.run.session.load_pipeline", full)
+    with pytest.raises(OutOfMemory, match="while loading 'tiny'"):
+        h2gen.load("tiny")
 
 
 def klein() -> Any:

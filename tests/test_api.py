@@ -1,0 +1,40 @@
+"""The public names: all there, documented, and cheap to import."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import h2gen
+from h2gen import errors
+
+MODULES = ("h2gen", "h2gen.cache", "h2gen.models")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_is_there_and_documented(module: str) -> None:
+    room = importlib.import_module(module)
+    for name in room.__all__:
+        thing = getattr(room, name)
+        if callable(thing):
+            assert thing.__doc__, name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_name_that_is_not_there_is_an_attribute_error(module: str) -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        importlib.import_module(module).nonsense  # noqa: B018
+
+
+def test_importing_it_loads_no_torch() -> None:
+    code = "import sys, h2gen, h2gen.cache, h2gen.presets; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_wrong_input_exits_2_and_a_failed_run_1() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, h2gen.H2GenError)]
+    assert {kind.exit_code for kind in kinds if issubclass(kind, errors.UsageError)} == {2}
+    assert {kind.exit_code for kind in kinds if issubclass(kind, errors.RunError)} == {1}

@@ -1,0 +1,98 @@
+"""The README is a contract: what it shows is what the program says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from h2gen.cache.gate import Outcome
+from h2gen.cache.trace import StageRecord, StepRecord
+from h2gen.cli.app import run
+from h2gen.presets import list_presets
+from tools.readme import with_options
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_table_of_options_is_the_programs_own() -> None:
+    assert with_options(README) == README, "run python tools/readme.py"
+
+
+def test_it_opens_with_the_two_commands_that_do_everything() -> None:
+    picture, tests = blocks("sh")[0].splitlines()
+    assert picture.endswith('.venv/bin/h2gen "a cat"')
+    assert tests.endswith("tools/check.py")
+    assert all(
+        line.startswith("python3 -m venv .venv && .venv/bin/pip install -c constraints.txt")
+        for line in (picture, tests)
+    )
+
+
+def test_every_command_line_that_it_shows_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    ours = [words[1:] for words in shown if words and words[0] == "h2gen" and "--base" not in words]
+    assert ours
+    for words in ours:
+        assert run([*words, "--dry-run"]) == 0, words
+
+
+def test_every_preset_stands_in_its_table_with_its_figures() -> None:
+    for preset in list_presets():
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{preset.name}`"))
+        assert f"| {preset.config.tau1:g} | {preset.config.tau2:g} |" in row
+        if preset.figures:
+            assert f"{preset.figures['share']:.0%}" in row
+            assert f"{preset.figures['psnr_mean']:.1f}" in row
+            assert f"{preset.figures['psnr_worst']:.1f}" in row
+
+
+def test_the_python_that_it_shows_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import h2gen
+
+    monkeypatch.chdir(tmp_path)
+    session_code, pipeline_code = blocks("python")
+    names: dict[str, object] = {}
+    exec(compile(session_code, "README.md", "exec"), names)
+    assert (tmp_path / "cat.png").exists()
+    session = names["session"]
+    assert isinstance(session, h2gen.Session)
+
+    def pipe(prompt: str) -> object:
+        return session.pipe(prompt, num_inference_steps=3, width=64, height=64, max_sequence_length=16)
+
+    pipe.transformer = session.pipe.transformer  # type: ignore[attr-defined]
+    exec(compile(pipeline_code.split("\nh2gen.apply")[0], "README.md", "exec"), {"h2gen": h2gen, "pipe": pipe})
+    exec(pipeline_code.split("\n\n")[1], {"h2gen": h2gen, "pipe": session.pipe})
+    h2gen.remove(session.pipe)
+
+
+def test_the_line_of_a_trace_that_it_shows_is_one() -> None:
+    shown = json.loads(blocks("json")[0])
+    step = StepRecord(
+        0,
+        3,
+        "cond",
+        912.5,
+        0.9125,
+        StageRecord(0.041, Outcome.REUSED),
+        StageRecord(None, Outcome.FORCED),
+        2,
+        57,
+        0.0041,
+    )
+    assert step.to_json() == shown
+
+
+def test_files_that_it_links_to_are_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
