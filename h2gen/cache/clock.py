@@ -9,15 +9,15 @@ import torch
 
 
 class Stopwatch:
-    """Times from its making to ``stop``. On CUDA by events, which queue like kernels; elsewhere by the host's clock."""
+    """Times from its making to ``stop``: on CUDA by events, which queue like kernels, elsewhere by the host's clock."""
 
     def __init__(self, device: torch.device) -> None:
         self._events: tuple[Any, Any] | None = None
         self._seconds: float | None = None
+        self._device = device
         if device.type == "cuda":
             event: Any = torch.cuda.Event
             self._events = event(enable_timing=True), event(enable_timing=True)
-            self._device = device
             self._record(0)
         self._start = time.perf_counter()
 
@@ -25,6 +25,8 @@ class Stopwatch:
         if self._events is not None:
             self._record(1)
         else:
+            if self._device.type != "cpu":  # no events to be had alike: wait, rather than time the launching of kernels
+                torch.accelerator.synchronize(self._device)
             self._seconds = time.perf_counter() - self._start
 
     def _record(self, which: int) -> None:

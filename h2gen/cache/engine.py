@@ -25,8 +25,8 @@ from h2gen.cache.state import Branch, Ids, Kept, Run
 from h2gen.cache.summary import pooling_kernel, relative_change, summarize
 from h2gen.cache.trace import StageRecord, StepRecord, Trace
 
-_BF16 = 2**-8
-"""How far a timestep may be off that was rounded to bfloat16, relatively."""
+_ROUNDED = 2**-7
+"""How far a timestep may be off, relatively, that was rounded to bfloat16 and then divided by 1000 in it."""
 
 Streams = tuple[torch.Tensor, ...]
 """Either ``(text, image)``, ``(B, N_txt, D)`` and ``(B, N_img, D)``, or one concatenated ``(B, N_txt + N_img, D)``."""
@@ -56,11 +56,11 @@ class Inputs:
         self.block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_block_samples")
         self.single_block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_single_block_samples")
         self.blocks_repeat = bool(given.get("controlnet_blocks_repeat"))
-        # On an accelerator a copy is queued and read later: reading it now would make the host wait for the device.
+        # On CUDA a copy is queued and read later: reading it now would make the host wait for the device.
         first = given["timestep"].detach().flatten()[0]
-        self.timestep: float | torch.Tensor = first.to("cpu", non_blocking=True)
-        if first.device.type == "cpu":
-            self.timestep = _read(self.timestep)
+        queued = first.device.type == "cuda"
+        first = first.to("cpu", non_blocking=queued)
+        self.timestep: float | torch.Tensor = first if queued else _read(first)
 
     def read_timestep(self) -> float:
         """The timestep, 0 to 1000; waits for the device."""
@@ -131,7 +131,7 @@ class Engine:
         self._timesteps = timesteps
         self._run: Run | None = None
         self._runs = 0
-        self._warned = False
+        self._warned: set[str] = set()
         self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
 
     def tau(self, stage: Stage) -> float:
@@ -165,8 +165,8 @@ class Engine:
         blocks_run = sum(len(stage.blocks) if all_ran else 1 for stage, all_ran in zip(self.stages, ran, strict=True))
         branch.step += 1
         branch.since_full = 0 if all(ran) else branch.since_full + 1
-        if isinstance(step.timestep, float):
-            branch.timestep = step.timestep
+        if isinstance(step.inputs.timestep, float):
+            branch.timestep = step.inputs.timestep
         self.trace.add(FinishedStep(step, blocks_run, self.blocks_total))
 
     def forget(self) -> None:
@@ -193,13 +193,17 @@ class Engine:
             return inputs.timestep
         if branch.step == 0:  # a look at each run's first step, so that the schedule of another call is not believed
             inputs.read_timestep()
-        fits = branch.step < len(known) and (
-            not isinstance(inputs.timestep, float) or math.isclose(inputs.timestep, known[branch.step], rel_tol=_BF16)
-        )
-        if not fits:
+        expected = known[branch.step] if branch.step < len(known) else math.nan
+        told = inputs.timestep if isinstance(inputs.timestep, float) else expected
+        if not math.isclose(told, expected, rel_tol=_ROUNDED):
             self._run.timesteps = None
+            if self.config.final_steps:
+                self._warn_once(
+                    "H2-Cache: final_steps has no effect here, since the steps are not those of the pipeline that the "
+                    "cache was applied to."
+                )
             return inputs.timestep
-        return known[branch.step]
+        return expected
 
     def _went_back(self, branch: Branch, timestep: float | torch.Tensor) -> bool:
         """A timestep above the last one: a loop that reuses its inputs' objects has begun again."""
@@ -255,7 +259,7 @@ class Engine:
                     step.changes[stage.name] = change
                     outcome = gate(change, tau)
                     if not math.isfinite(change):
-                        self._warn(stage, step)
+                        self._warn_once("H2-Cache: a change is not finite; such steps are computed in full.")
             if outcome.ran:
                 _kept(step, stage).indicator = indicator
         return outcome
@@ -275,10 +279,13 @@ class Engine:
 
     def _begun_again(self, step: Step) -> bool:
         """Catch on an accelerator, where the timestep is known only now, what ``begin`` catches on the CPU."""
-        if isinstance(step.timestep, float):
+        if isinstance(step.inputs.timestep, float):
             return False
-        step.timestep = _read(step.timestep)
-        if not self._went_back(step.branch, step.timestep):
+        timestep = step.inputs.timestep = _read(step.inputs.timestep)
+        if step.run.timesteps is not None:
+            return False
+        step.timestep = timestep
+        if not self._went_back(step.branch, timestep):
             return False
         step.branch = self._new_run(step.inputs)
         assert self._run is not None
@@ -286,19 +293,14 @@ class Engine:
         step.run, step.index = self._run, 0
         return True
 
-    def _warn(self, stage: Stage, step: Step) -> None:
-        if not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"H2-Cache: the {stage.name} stage's change is not finite at step {step.index}; "
-                "such steps are computed in full.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def _read(timestep: torch.Tensor) -> float:
-    return float(timestep * 1000)
+    return float(timestep.float() * 1000)
 
 
 def _kept(step: Step, stage: Stage) -> Kept:

@@ -199,9 +199,12 @@ def h2_cache(
 def _schedule_of(pipe: Any) -> Callable[[], Sequence[float] | None]:
     """Ask a pipeline for the timesteps of the call that it is in; None before its first."""
 
+    reference = weakref.ref(pipe)  # what hangs on a model must not keep the pipeline, and so the model, alive
+
     def timesteps() -> Sequence[float] | None:
+        pipe = reference()
         count = getattr(pipe, "_num_timesteps", None)
-        if not count:
+        if pipe is None or not count:
             return None
         values: list[float] = pipe.scheduler.timesteps.tolist()
         return values[-count:]  # image-to-image leaves out the first of them, according to its strength

@@ -34,7 +34,8 @@ def bench(
     console = make_console()
     say(console, "Loading and measuring; leave the machine alone meanwhile.", "dim")
 
-    from h2gen.models import choose_device, choose_dtype, load_pipeline, resolve
+    from h2gen.models import choose_device, choose_dtype, resolve
+    from h2gen.run.session import open_session
     from h2gen.study.bench import measure, random_transformer
 
     if random:
@@ -44,8 +45,7 @@ def bench(
     else:
         checkpoint = resolve(model)
         defaults = checkpoint.defaults
-        pipe = load_pipeline(checkpoint, device=device, dtype=dtype)
-        transformer = pipe.transformer
+        transformer = open_session(checkpoint, device=device, dtype=dtype).pipe.transformer
         if type(transformer).__name__ != "FluxTransformer2DModel":
             raise SettingError(f"{model!r} is not a FLUX.1 model; bench measures those.")
         name, text_tokens = model, defaults.max_sequence_length

@@ -147,6 +147,8 @@ def _prompt(argument: str | None, option: str | None) -> str:
         except UnicodeDecodeError as error:
             raise SettingError("The prompt on stdin is not UTF-8 text.") from error
     words = " ".join(words.split())
+    if not words.isascii() and any("\ud800" <= char <= "\udfff" for char in words):
+        raise SettingError("The prompt is not UTF-8 text.")
     if not words:
         raise SettingError("The prompt is empty; say what to paint, such as 'a cat'.")
     if len(words) > LONGEST_PROMPT:
@@ -157,7 +159,7 @@ def _prompt(argument: str | None, option: str | None) -> str:
 def _show_plan(plan: Plan, as_json: bool) -> None:
     if as_json:
         settings = {name: {"value": item.value, "source": item.source} for name, item in sorted(plan.resolved.items())}
-        print(json.dumps({"prompt": plan.settings.prompt, "settings": settings}, ensure_ascii=False))
+        print(json.dumps({"prompt": plan.settings.prompt, "settings": settings}))
         return
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for title in ("setting", "value", "from"):
@@ -177,13 +179,12 @@ def _make(plan: Plan, console: Console, trace: Path | None, as_json: bool, verbo
     if trace is not None:
         TraceFile.check(trace)
     session = _load(plan, console, verbose)
-    header = {
-        **plan.settings.to_json(),
+    where = {
         "model": plan.checkpoint.name,
         "device": str(session.device),
         "dtype": str(session.dtype).removeprefix("torch."),
     }
-    file = None if trace is None else TraceFile(trace, header)
+    file = None if trace is None else TraceFile(trace, {**plan.settings.to_json(), **where})
     summary: Summary | None = None
     try:
         with _stoppable(session, console):
@@ -193,12 +194,21 @@ def _make(plan: Plan, console: Console, trace: Path | None, as_json: bool, verbo
         if file is not None:
             file.close(summary)
     path = save(result.image, target, plan.settings.prompt, plan.settings.seed)
+    if file is not None and file.error is not None:
+        complain(f"The trace {str(trace)!r} is not complete: {file.error}. The picture is.")
     if verbose and result.trace is not None and not console.is_terminal:
         console.print(steps_table(result.trace.steps, plan.settings.cache, 100, contexts=plan.settings.cfg > 1))
-    _report(result, plan, path, console)
+    _report(result, path, console)
     if as_json:
-        totals = None if summary is None else summary.to_json()
-        print(json.dumps({"path": str(path), **header, "seconds": result.seconds, "cache": totals}, ensure_ascii=False))
+        made = {
+            "path": str(path),
+            **result.settings.to_json(),
+            **where,
+            "seconds": result.seconds,
+            "uncached": result.uncached,
+            "cache": None if summary is None else summary.to_json(),
+        }
+        print(json.dumps(made))
     else:
         print(path)
 
@@ -259,17 +269,16 @@ def _stoppable(session: Session, console: Console) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _report(result: Result, plan: Plan, path: Path, console: Console) -> None:
+def _report(result: Result, path: Path, console: Console) -> None:
     """The last line, and advice where the cache did nothing."""
     if result.uncached:
         complain("The picture came out as NaN with the cache; it was made once more without it.")
-    line = f"{path}  seed {plan.settings.seed}, {result.seconds:.2f} s"
-    if result.trace is not None and plan.settings.cache.enabled:
-        line += f", {counts(result.trace.summary)}"
-    say(console, line, "bold")
-    if result.trace is None or not plan.settings.cache.enabled or result.uncached:
+    line = f"{path}  seed {result.settings.seed}, {result.seconds:.2f} s"
+    if result.trace is None or not result.settings.cache.enabled:
+        say(console, line, "bold")
         return
     summary = result.trace.summary
+    say(console, f"{line}, {counts(summary)}", "bold")
     if summary.full == summary.steps:
         tau1, tau2 = suggest_thresholds(result.trace.steps)
         options = [f"--tau{n} {tau:g}" for n, tau in ((1, tau1), (2, tau2)) if tau is not None]

@@ -9,17 +9,9 @@ from typing import Any
 import torch
 
 from h2gen.errors import DeviceError
+from h2gen.models.choices import DTYPES, OFFLOADS
 from h2gen.words import did_you_mean
 
-DTYPES = {
-    "bf16": torch.bfloat16,
-    "bfloat16": torch.bfloat16,
-    "fp16": torch.float16,
-    "float16": torch.float16,
-    "fp32": torch.float32,
-    "float32": torch.float32,
-}
-OFFLOADS = ("none", "model", "group", "sequential", "auto")
 DEVICES = ("cuda", "mps", "xpu", "cpu")
 HEADROOM = 1.25
 """Weights take this many times their size once activations and the allocator's rounding are counted."""
@@ -69,7 +61,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         known = ("auto", *DTYPES)
         raise DeviceError(f"There is no dtype {name!r}{did_you_mean(name, known)} Give auto, bf16, fp16 or fp32.")
-    dtype = DTYPES[name]
+    dtype: torch.dtype = getattr(torch, DTYPES[name])
     if dtype is torch.bfloat16 and not _has_bf16(device):
         raise DeviceError(f"The device {str(device)!r} cannot compute in bf16; give fp16 or fp32.")
     return dtype
@@ -133,18 +125,33 @@ def apply_offload(pipe: Any, mode: str, device: torch.device) -> str:
     elif mode == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     elif mode == "group":
-        # No stream: with one, a block fetches the next while it runs, and where a cache skips the next block that one
-        # would stay on the device and the block after it would never be fetched.
-        pipe.enable_group_offload(
-            device,
-            offload_device=torch.device("cpu"),
-            offload_type="block_level",
-            num_blocks_per_group=1,
-            use_stream=False,
-        )
+        offload_groups(pipe, device)
     else:
         pipe.to(device)
     return mode
+
+
+def offload_groups(pipe: Any, device: torch.device) -> None:
+    """Fetch the transformer block by block, and every other part layer by layer, when it is their turn.
+
+    Blocks are the transformer's alone: text encoders keep theirs too deep to be found, and would be fetched whole, and
+    an autoencoder is entered by ``decode``, which a group of its whole ``forward`` would never hear of.
+    """
+    from diffusers.hooks import apply_group_offloading
+
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            blocks = name == "transformer"
+            apply_group_offloading(
+                part,
+                onload_device=device,
+                offload_device=torch.device("cpu"),
+                offload_type="block_level" if blocks else "leaf_level",
+                num_blocks_per_group=1 if blocks else None,
+                # With a stream a block fetches the next while it runs: where a cache skips the next block, that one
+                # would stay on the device, and the block after it would never be fetched.
+                use_stream=False,
+            )
 
 
 def component_bytes(pipe: Any) -> dict[str, int]:

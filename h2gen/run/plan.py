@@ -14,13 +14,11 @@ from h2gen import presets
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import WEIGHTS, Checkpoint, resolve
+from h2gen.models.choices import DTYPES, OFFLOADS
 from h2gen.run import settings as run_settings
 from h2gen.run.settings import Resolved, Settings
 from h2gen.toml import read_toml
 from h2gen.words import did_you_mean
-
-OFFLOADS = ("none", "model", "group", "sequential", "auto")
-DTYPES = ("auto", "bf16", "fp16", "fp32")
 
 LASTING: dict[str, type] = {
     "model": str,
@@ -94,7 +92,7 @@ def make_plan(prompt: str, given: Mapping[str, Any], environ: Mapping[str, str] 
         ("configuration", _configuration(config_file())),
     ]
     strongest = run_settings.resolve([*layers, ("built in", _BUILT_IN)])
-    for name, known in (("dtype", DTYPES), ("offload", OFFLOADS)):
+    for name, known in (("dtype", ("auto", *DTYPES)), ("offload", OFFLOADS)):
         if strongest[name].value not in known:
             raise SettingError(f"{name} is {strongest[name].value!r}; it can be {', '.join(known)}.")
     checkpoint = resolve(strongest["model"].value, _base(strongest))

@@ -24,9 +24,10 @@ Watcher = Callable[[StepRecord], None]
 class Result:
     """A picture and how it came about.
 
-    ``trace`` is None where nobody watched a run without a cache: then nothing of ours ran. ``seconds`` is the whole
-    call, from text encoding to decoded picture. ``uncached`` says that the picture came out NaN with the cache and was
-    made once more without it.
+    ``settings`` are those that made it. ``trace`` is None where nobody watched a run without a cache: then nothing of
+    ours ran. ``seconds`` is the whole call, from text encoding to decoded picture. ``uncached`` says that the picture
+    came out NaN with the cache and was made once more without it: settings and seconds are then those of the second
+    run, and there is no trace.
     """
 
     image: Image.Image
@@ -86,7 +87,7 @@ class Session:
         self.pipe = pipe
         self.checkpoint = checkpoint
         self.offload = offload
-        self._interrupted = False
+        self._interrupted = self._watched = False
 
     @property
     def device(self) -> torch.device:
@@ -144,29 +145,23 @@ class Session:
 
     def run(self, settings: Settings, *, on_step: Watcher | None = None) -> Result:
         """Make the picture that the settings describe; see ``generate``."""
-        arguments = self._arguments(settings)
-        started = time.perf_counter()
-        pixels, trace = self._denoise(arguments, settings, on_step)
+        self._interrupted = False
+        pixels, trace, seconds = self._denoise(settings, on_step)
         uncached = False
+        if not np.isfinite(pixels).all() and settings.cache.enabled:
+            uncached, settings = True, replace(settings, cache=OFF)
+            pixels, trace, seconds = self._denoise(settings, None)
         if not np.isfinite(pixels).all():
-            if not settings.cache.enabled:
-                raise BadPicture("The picture came out as NaN; nothing was saved. Try --dtype bf16 or --dtype fp32.")
-            uncached = True
-            settings = replace(settings, cache=OFF)
-            pixels, _ = self._denoise(arguments, settings, None)
-            if not np.isfinite(pixels).all():
-                raise BadPicture(
-                    "The picture came out as NaN, with the cache and without it; nothing was saved. "
-                    "Try --dtype bf16 or --dtype fp32."
-                )
-        seconds = time.perf_counter() - started
+            both = ", with the cache and without it" if uncached else ""
+            raise BadPicture(f"The picture came out as NaN{both}; nothing was saved. Try --dtype bf16 or --dtype fp32.")
         image = self.pipe.image_processor.numpy_to_pil(pixels)[0]
         return Result(image, settings, seconds, trace, uncached)
 
     def interrupt(self) -> None:
         """Stop after the step in hand: ``run`` raises KeyboardInterrupt. May be called from a signal handler."""
         self._interrupted = True
-        self.pipe._interrupt = True  # the pipeline's own switch: it passes by the steps that are left
+        if not self._watched:
+            self.pipe._interrupt = True  # the pipeline's own switch: it passes by the steps that are left
 
     def _arguments(self, settings: Settings) -> dict[str, Any]:
         """The pipeline's own arguments; which it has tells what the model can do."""
@@ -186,9 +181,10 @@ class Session:
                     f"cfg is {settings.cfg:g}, but this model is distilled and takes no guidance: use 1."
                 )
             if settings.negative:
-                arguments["negative_prompt_embeds"] = self.pipe.encode_prompt(
-                    prompt=[settings.negative], max_sequence_length=settings.max_sequence_length
-                )[0]
+                with torch.no_grad():
+                    arguments["negative_prompt_embeds"] = self.pipe.encode_prompt(
+                        prompt=[settings.negative], max_sequence_length=settings.max_sequence_length
+                    )[0]
         elif kind == "Flux2Pipeline":
             arguments["guidance_scale"] = settings.guidance
             if settings.cfg > 1:
@@ -199,17 +195,18 @@ class Session:
                 arguments.update(true_cfg_scale=settings.cfg, negative_prompt=settings.negative)
         return arguments
 
-    def _denoise(
-        self, arguments: dict[str, Any], settings: Settings, on_step: Watcher | None
-    ) -> tuple[np.ndarray[Any, Any], Trace | None]:
-        """One call of the pipeline: float pixels, ``(1, H, W, 3)`` in 0 to 1, and what the cache did."""
+    def _denoise(self, settings: Settings, on_step: Watcher | None) -> tuple[np.ndarray[Any, Any], Trace | None, float]:
+        """One call of the pipeline: float pixels, ``(1, H, W, 3)`` in 0 to 1, what the cache did, and seconds."""
         set_tiling(self.pipe, settings.width, settings.height)
-        self._interrupted = False
-        watched = settings.cache.enabled or on_step is not None
-        cache = h2_cache(self.pipe, settings.cache, on_step=on_step) if watched else contextlib.nullcontext(None)
+        self._watched = settings.cache.enabled or on_step is not None
+        cache = h2_cache(self.pipe, settings.cache, on_step=on_step) if self._watched else contextlib.nullcontext(None)
         # On the CPU, so that a seed means the same noise on every device.
         generator = torch.Generator("cpu").manual_seed(settings.seed)
+        started = time.perf_counter()
         try:
+            arguments = self._arguments(settings)
+            if self._watched:
+                arguments["callback_on_step_end"] = self._stop_if_interrupted
             with cache as trace:
                 pixels = self.pipe(**arguments, generator=generator).images
         except Exception as error:
@@ -218,9 +215,14 @@ class Session:
                 relief = _relief(self.device.type, self.offload)
                 raise OutOfMemory(f"Out of memory on {self.device} at {size}; {relief}.") from error
             raise
+        if self._interrupted and not self._watched:
+            raise KeyboardInterrupt
+        return np.asarray(pixels), trace, time.perf_counter() - started
+
+    def _stop_if_interrupted(self, _pipe: Any, _step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         if self._interrupted:
             raise KeyboardInterrupt
-        return np.asarray(pixels), trace
+        return kwargs
 
 
 def _relief(device: str, offload: str) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 LARGEST_SIDE = 8192
 """Pixels. Above it even a tiled decoder needs more memory than any one GPU has."""
 MOST_STEPS = 10_000
+MOST_TOKENS = 512
+"""Of text: what FLUX.1's pipelines take."""
 SEEDS = 2**63
 
 OFF = CacheConfig(tau1=0.0, tau2=0.0)
@@ -60,7 +62,7 @@ class Settings:
         _whole("steps", self.steps, 1, MOST_STEPS)
         _whole("width", self.width, 1, LARGEST_SIDE)
         _whole("height", self.height, 1, LARGEST_SIDE)
-        _whole("max_sequence_length", self.max_sequence_length, 1, 4096)
+        _whole("max_sequence_length", self.max_sequence_length, 1, MOST_TOKENS)
         _scale("guidance", self.guidance)
         _scale("cfg", self.cfg)
         if self.negative and self.cfg <= 1:

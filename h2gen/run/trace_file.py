@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,17 @@ from h2gen.errors import OutputError
 class TraceFile:
     """Writes while the run goes on, so that a run that is stopped leaves the steps it made.
 
+    A disk that fills up ends the file, and not the picture: ``error`` then says why.
+
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file exists already, or cannot be written.
     """
+
+    error: str | None = None
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         try:
-            self._file = path.open("w", encoding="utf-8")
+            self._file = path.open("x", encoding="utf-8")
         except OSError as error:
             raise _cannot(path, error.strerror or str(error)) from error
         self._write({"h2gen": __version__, "settings": dict(settings)})
@@ -30,11 +35,11 @@ class TraceFile:
     @staticmethod
     def check(path: Path) -> None:
         """Find out before a model is loaded whether the file could be written, and leave nothing behind."""
-        if path.is_dir():
-            raise _cannot(path, "it is a folder")
+        if path.exists():
+            raise _cannot(path, "it is a folder" if path.is_dir() else "it exists already")
         if not path.parent.is_dir():
             raise _cannot(path, "its folder does not exist")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
+        if not os.access(path.parent, os.W_OK):
             raise _cannot(path, "permission denied")
 
     def on_step(self, record: StepRecord) -> None:
@@ -44,11 +49,16 @@ class TraceFile:
         """End the file; with the summary, where the run came to its end."""
         if summary is not None:
             self._write({"summary": summary.to_json()})
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
     def _write(self, item: dict[str, Any]) -> None:
-        self._file.write(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n")
-        self._file.flush()
+        if self.error is None:
+            try:
+                self._file.write(json.dumps(item, allow_nan=False) + "\n")
+                self._file.flush()
+            except OSError as error:
+                self.error = error.strerror or str(error)
 
 
 def _cannot(path: Path, reason: str) -> OutputError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from h2gen.cache import h2_cache
 from h2gen.errors import DeviceError
 from h2gen.models import apply_offload, choose_device, choose_dtype, is_out_of_memory, load_pipeline, memory, resolve
-from h2gen.models.memory import component_bytes, pick_offload
+from h2gen.models.memory import component_bytes, offload_groups, pick_offload
 from tests import small
 
 CPU = torch.device("cpu")
@@ -138,16 +140,37 @@ class Recorder:
         ("none", 0, "none", "to"),
         ("model", 0, "model", "enable_model_cpu_offload"),
         ("sequential", 0, "sequential", "enable_sequential_cpu_offload"),
-        ("group", 0, "group", "enable_group_offload"),
         ("auto", 10_000, "none", "to"),
         ("auto", 520, "model", "enable_model_cpu_offload"),
-        ("auto", 100, "group", "enable_group_offload"),
     ],
 )
 def test_a_gpu_is_given_what_fits(monkeypatch, mode, free, used, call):
     monkeypatch.setattr(memory, "free_memory", lambda device: free)
     pipe = Recorder()
     assert (apply_offload(pipe, mode, CUDA), pipe.calls) == (used, [call])
+
+
+@pytest.mark.parametrize("make", [small.flux_pipeline, small.flux2_klein_pipeline])
+def test_a_pipeline_in_groups_makes_the_same_picture_with_a_cache_that_skips_some(make):
+    """The CPU stands in for the GPU: the hooks are real, and nothing may be computed that was not fetched."""
+    fetched = []
+    for groups in (False, True):
+        pipe = make()
+        pipe.set_progress_bar_config(disable=True)
+        if groups:
+            offload_groups(pipe, CPU)
+        with h2_cache(pipe, tau1=1e9, tau2=1e9, max_consecutive=2) as trace:
+            fetched.append(pipe(**small.run_kwargs(pipe, steps=4)).images)
+        assert trace.summary.all_reused > 0
+    assert np.array_equal(*fetched)
+
+
+def test_group_offloading_is_what_auto_ends_with(monkeypatch):
+    used = []
+    monkeypatch.setattr(memory, "free_memory", lambda device: 100)
+    monkeypatch.setattr(memory, "offload_groups", lambda pipe, device: used.append(device))
+    assert apply_offload(Recorder(), "auto", CUDA) == "group"
+    assert used == [CUDA]
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,15 @@ def test_a_picture_that_is_nan_with_the_cache_is_made_once_more_without(
 ) -> None:
     real = tiny._denoise
 
-    def sometimes(arguments: Any, settings: Any, on_step: Any) -> Any:
-        made, trace = real(arguments, settings, on_step)
-        return (np.full_like(made, np.nan) if trace is not None else made), trace
+    def sometimes(settings: Any, on_step: Any) -> Any:
+        made, trace, seconds = real(settings, on_step)
+        return (np.full_like(made, np.nan) if trace is not None else made), trace, seconds
 
     monkeypatch.setattr(tiny, "_denoise", sometimes)
     result = tiny.generate("a cat", cache=CacheConfig(0.5, 0.5), **FAST)
     assert result.uncached
+    assert result.trace is None
+    assert not result.settings.cache.enabled
     assert np.array_equal(pixels(result.image), plain(tiny))
 
 
@@ -110,6 +112,33 @@ def test_a_picture_that_is_always_nan_is_an_error_and_no_picture(cache: CacheCon
     with pytest.raises(BadPicture, match="NaN"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the cache's own notice of a change that is not finite
         session.generate("a cat", cache=cache, **FAST)
+
+
+def test_interrupting_stops_a_run_that_nobody_watches_too(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = tiny.pipe.transformer.forward, []
+
+    def forward(*arguments: Any, **more: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            tiny.interrupt()
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(tiny.pipe.transformer, "forward", forward)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.generate("a cat", **FAST)
+    assert len(calls) == 3
+
+
+def test_interrupting_after_the_last_step_keeps_the_picture(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = tiny.pipe.vae.decode
+
+    def decode(*arguments: Any, **more: Any) -> Any:
+        tiny.interrupt()
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(tiny.pipe.vae, "decode", decode)
+    result = tiny.generate("a cat", cache=CacheConfig(0.5, 0.5), **FAST)
+    assert result.image.size == (128, 128)
 
 
 def test_interrupting_stops_after_the_step_in_hand(tiny: Any) -> None:
