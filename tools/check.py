@@ -31,7 +31,7 @@ def main() -> None:
         step("main job", "h2gen", "a cat", "--tau1", "0.08", "--tau2", "0.2", "--seed", "7", "-v", cwd=Path(folder))
         if not (Path(folder) / "a-cat-7.png").stat().st_size:
             sys.exit("the main job made an empty picture")
-    step("tests", "pytest", "--cov", "--cov-report=term")
+    step("tests", "pytest", "--cov", "--cov-report=term", "--durations=10")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from h2gen.errors import SettingError
 class CacheConfig:
     """Settings of H2-Cache.
 
-    A threshold of 0 switches its stage's check off: the stage is computed at every step. With both at 0 the cache is
-    off. The guards go beyond the paper; 0 switches each of them off.
+    A threshold of 0 switches its stage's check off: the structure stage is then computed at every step, the detail
+    stage at every step whose structure is. With both at 0 the cache is off. The guards go beyond the paper; 0 switches
+    each of them off.
 
     Args:
         tau1: threshold of the structure stage (double-stream blocks), a relative change, >= 0.

@@ -21,16 +21,19 @@ def _list(ctx: typer.Context) -> None:
     from h2gen.models import CATALOGUE, is_downloaded
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("alias", "repository", "licence", "transformer", "size", "here"):
-        table.add_column(title, justify="right" if title in ("transformer", "size") else "left")
+    table.add_column("alias", no_wrap=True)
+    table.add_column("repository", no_wrap=True)
+    table.add_column("licence")
+    table.add_column("params", no_wrap=True, justify="right")
+    table.add_column("download", no_wrap=True, justify="right")
     for entry in CATALOGUE.values():
+        size = entry.parameters / 1e6
         table.add_row(
             entry.name,
             entry.repo or "bundled",
             entry.licence + (", gated" if entry.gated else ""),
-            f"{entry.parameters / 1e9:.1f} B" if entry.parameters >= 1e9 else f"{entry.parameters / 1e6:.0f} M",
-            f"{entry.download_gb:g} GB" if entry.repo else "-",
-            "yes" if is_downloaded(entry) else "no",
+            f"{size / 1e3:.1f} B" if size >= 1e3 else f"{size:.0f} M",
+            "is here" if is_downloaded(entry) else f"{entry.download_gb:g} GB",
         )
     Console(highlight=False, markup=False, emoji=False).print(table)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ class TraceFile:
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         try:
-            self._file = path.open("x", encoding="utf-8")
+            self._file = path.open("xb", buffering=0)
         except OSError as error:
             raise _cannot(path, error.strerror or str(error)) from error
         self._write({"h2gen": __version__, "settings": dict(settings)})
@@ -49,14 +48,12 @@ class TraceFile:
         """End the file; with the summary, where the run came to its end."""
         if summary is not None:
             self._write({"summary": summary.to_json()})
-        with suppress(OSError):
-            self._file.close()
+        self._file.close()
 
     def _write(self, item: dict[str, Any]) -> None:
         if self.error is None:
             try:
-                self._file.write(json.dumps(item, allow_nan=False) + "\n")
-                self._file.flush()
+                self._file.write(json.dumps(item, allow_nan=False).encode() + b"\n")
             except OSError as error:
                 self.error = error.strerror or str(error)
 
