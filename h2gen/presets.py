@@ -85,13 +85,13 @@ def read_preset(path: Path) -> Preset:
     for key, value, kind, name in (("description", description, str, "text"), ("figures", figures, dict, "a table")):
         if not isinstance(value, kind):
             raise PresetError(f"Preset {str(path)!r}: {key} is {value!r}; it must be {name}.")
-    missing = [name for name in ("tau1", "tau2") if name not in data]
-    if missing:
-        raise PresetError(f"Preset {str(path)!r} does not say {' and '.join(missing)}; 0 switches a threshold off.")
     try:
         config = CacheConfig(**{key: data[key] for key in _SETTINGS if key in data})
     except SettingError as error:
         raise PresetError(f"Preset {str(path)!r}: {error}") from error
+    missing = [name for name in ("tau1", "tau2") if name not in data]
+    if missing:
+        raise PresetError(f"Preset {str(path)!r} does not say {' and '.join(missing)}; 0 switches a threshold off.")
     return Preset(path.stem, path, " ".join(description.split()), config, figures)
 
 

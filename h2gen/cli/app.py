@@ -69,6 +69,8 @@ def run(arguments: list[str]) -> int:
     try:
         status = app(args=arguments, prog_name="h2gen", standalone_mode=False)
         sys.stdout.flush()
+        if status == 130:  # typer has caught the KeyboardInterrupt
+            complain("Stopped; no picture was saved.")
         return status if isinstance(status, int) else 0
     except NoArgsIsHelpError as error:
         error.show()
@@ -80,7 +82,7 @@ def run(arguments: list[str]) -> int:
         complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        complain("Stopped.")
+        complain("Stopped; no picture was saved.")
         return 130
     except BrokenPipeError:
         sys.stdout = None  # whoever read our paths has gone; do not complain at exit

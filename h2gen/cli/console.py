@@ -55,7 +55,7 @@ def route_warnings(console: Console, verbose: bool) -> None:
             say(console, str(message), "yellow")
 
     warnings.showwarning = show
-    for name in ("diffusers", "transformers"):
+    for name in ("diffusers", "transformers", "huggingface_hub"):
         logger = logging.getLogger(name)
         logger.handlers = [_Logs(console, verbose)]
         logger.propagate = False

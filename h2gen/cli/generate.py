@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from h2gen.cache.gate import Outcome
 from h2gen.cache.trace import StepRecord, Summary, suggest_thresholds
 from h2gen.cli.console import complain, make_console, route_warnings, say
 from h2gen.cli.live import LiveTable, counts, steps_table
@@ -128,10 +129,9 @@ def generate(
     if prompt and prompt in words and " " not in prompt and did_you_mean(prompt, _COMMANDS) != ".":
         say(console, f"Painting {prompt!r}{did_you_mean(prompt, _COMMANDS)}", "yellow")
     if dry_run:
+        _tell(plan, console)
         _show_plan(plan, as_json)
         return
-    for notice in plan.notices:
-        say(console, notice, "dim")
     _make(plan, console, trace, as_json, verbose)
 
 
@@ -154,6 +154,11 @@ def _prompt(argument: str | None, option: str | None) -> str:
     if len(words) > LONGEST_PROMPT:
         raise SettingError(f"The prompt has more than {LONGEST_PROMPT} characters; shorten it.")
     return words
+
+
+def _tell(plan: Plan, console: Console) -> None:
+    for notice in plan.notices:
+        say(console, notice, "dim")
 
 
 def _show_plan(plan: Plan, as_json: bool) -> None:
@@ -179,6 +184,7 @@ def _make(plan: Plan, console: Console, trace: Path | None, as_json: bool, verbo
     if trace is not None:
         TraceFile.check(trace)
     session = _load(plan, console, verbose)
+    _tell(plan, console)
     where = {
         "model": plan.checkpoint.name,
         "device": str(session.device),
@@ -209,8 +215,8 @@ def _make(plan: Plan, console: Console, trace: Path | None, as_json: bool, verbo
             "cache": None if summary is None else summary.to_json(),
         }
         print(json.dumps(made))
-    else:
-        print(path)
+    elif console.quiet or not (console.is_terminal and sys.stdout.isatty()):
+        print(path)  # whoever sits at the terminal has just read it
 
 
 def _load(plan: Plan, console: Console, verbose: bool) -> Session:
@@ -277,10 +283,17 @@ def _report(result: Result, path: Path, console: Console) -> None:
     if result.trace is None or not result.settings.cache.enabled:
         say(console, line, "bold")
         return
-    summary = result.trace.summary
-    say(console, f"{line}, {counts(summary)}", "bold")
-    if summary.full == summary.steps:
-        tau1, tau2 = suggest_thresholds(result.trace.steps)
-        options = [f"--tau{n} {tau:g}" for n, tau in ((1, tau1), (2, tau2)) if tau is not None]
-        advice = f"; {' '.join(options)} would have, by the changes that it saw" if options else ": too few steps"
-        say(console, f"The cache reused nothing{advice}.", "yellow")
+    summary, steps = result.trace.summary, result.trace.steps
+    passes = any(step.context != steps[0].context for step in steps)
+    say(console, f"{line}, {counts(summary, passes)}", "bold")
+    if summary.full < summary.steps:
+        return
+    tau1, tau2 = suggest_thresholds(steps)
+    options = [f"--tau{n} {tau:g}" for n, tau in ((1, tau1), (2, tau2)) if tau is not None]
+    if options:
+        advice = f"; {' '.join(options)} would have, by the changes that it saw"
+    elif any(step.structure.outcome is Outcome.GUARDED for step in steps):
+        advice = ": its guards kept every step full; take more steps, or fewer --warmup-steps and --final-steps"
+    else:
+        advice = ": there were too few steps"
+    say(console, f"The cache reused nothing{advice}.", "yellow")

@@ -92,11 +92,11 @@ def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, conte
     return table
 
 
-def counts(summary: Summary) -> str:
-    """Steps by outcome, and what they come to."""
+def counts(summary: Summary, passes: bool = False) -> str:
+    """Steps by outcome, and what they come to; passes where guidance makes two of each step."""
     return (
-        f"{summary.full} full, {summary.detail_reused} detail reused, {summary.all_reused} all reused; "
-        f"{summary.share:.0%} of blocks, est. {summary.estimated_speedup:.2f}x"
+        f"{summary.share:.0%} of blocks, est. {summary.estimated_speedup:.2f}x; {'passes: ' if passes else ''}"
+        f"{summary.full} full, {summary.detail_reused} detail reused, {summary.all_reused} all reused"
     )
 
 
@@ -145,7 +145,7 @@ class LiveTable:
     def render(self) -> RenderableType:
         """The table as it stands, no higher than the terminal."""
         width, height = self._console.size
-        room = max(1, height - len(self._heading) - 6)
+        room = max(1, height - len(self._heading) - 6 - 70 // width)  # the last line wraps where it is narrow
         rows = list(self._records)[-room:]
         parts: list[RenderableType] = [*self._heading, Text()]
         parts.append(steps_table(rows, self._cache, width, self._contexts))
@@ -169,6 +169,6 @@ class LiveTable:
             left = "done" if self._done >= self._passes else ""
         bar = ProgressBar(total=self._passes, completed=self._done, width=max(8, min(30, width - 30)))
         line = Table.grid(padding=(0, 2, 0, 0))
-        line.add_row(bar, Text(f"{self._done}/{self._passes}"), Text(left))
-        below = Text(counts(summary), no_wrap=True, overflow="ellipsis") if self._done else Text()
+        line.add_row(bar, Text(f"{self._done}/{self._passes}{' passes' if self._contexts else ''}"), Text(left))
+        below = Text(counts(summary, self._contexts)) if self._done else Text()
         return Group(line, below)

@@ -92,8 +92,8 @@ def make_plan(prompt: str, given: Mapping[str, Any], environ: Mapping[str, str] 
         ("configuration", _configuration(config_file())),
     ]
     strongest = run_settings.resolve([*layers, ("built in", _BUILT_IN)])
-    for name, known in (("dtype", ("auto", *DTYPES)), ("offload", OFFLOADS)):
-        if strongest[name].value not in known:
+    for name, known in (("dtype", ("auto", *DTYPES)), ("offload", OFFLOADS), ("format", run_settings.FORMATS)):
+        if name in strongest and strongest[name].value not in known:
             raise SettingError(f"{name} is {strongest[name].value!r}; it can be {', '.join(known)}.")
     checkpoint = resolve(strongest["model"].value, _base(strongest))
     defaults = asdict(checkpoint.defaults)

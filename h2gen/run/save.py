@@ -15,8 +15,8 @@ from typing import Any
 from PIL import Image
 
 from h2gen.errors import OutputError, RunError
+from h2gen.run.settings import FORMATS
 
-FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp"}
 _LONGEST_STEM = 240
 _OF_SUFFIX = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -102,7 +102,7 @@ def _write(image: Image.Image, folder: Path, stem: str, format: str) -> Path:
             os.fsync(file.fileno())
         os.chmod(partial, 0o666 & ~_umask())
         for number in count(1):
-            final = folder / f"{stem}{f'-{number}' if number > 1 else ''}{FORMATS[format]}"
+            final = folder / f"{stem}{f'-{number}' if number > 1 else ''}.{format}"
             try:
                 _claim(partial, final)
             except FileExistsError:

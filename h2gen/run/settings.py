@@ -21,6 +21,7 @@ MOST_STEPS = 10_000
 MOST_TOKENS = 512
 """Of text: what FLUX.1's pipelines take."""
 SEEDS = 2**63
+FORMATS = ("png", "jpg", "webp")
 
 OFF = CacheConfig(tau1=0.0, tau2=0.0)
 

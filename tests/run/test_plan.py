@@ -94,7 +94,15 @@ def test_a_mistake_in_the_environment_names_the_variable() -> None:
 
 
 def test_every_lasting_setting_is_taken_from_the_environment() -> None:
-    texts = {"model": "tiny", "preset": "fast", "size": "64x64", "dtype": "fp32", "offload": "auto", "negative": "dog"}
+    texts = {
+        "model": "tiny",
+        "preset": "fast",
+        "size": "64x64",
+        "dtype": "fp32",
+        "offload": "auto",
+        "negative": "dog",
+        "format": "webp",
+    }
     for name in LASTING:
         if name != "base":
             made = plan({f"H2GEN_{name.upper()}": texts.get(name, "3")}, cfg=None if name == "cfg" else 3.0)
