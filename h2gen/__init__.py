@@ -12,11 +12,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from h2gen._version import __version__
-from h2gen.cache import CacheConfig, Outcome, StepRecord, Summary, Trace
-from h2gen.errors import H2GenError
 
 if TYPE_CHECKING:
+    from h2gen.cache import CacheConfig, Outcome, StepRecord, Summary, Trace
     from h2gen.cache.hook import apply, h2_cache, remove
+    from h2gen.errors import H2GenError
     from h2gen.run.session import Result, Session, load
     from h2gen.run.settings import Settings
 
@@ -37,8 +37,10 @@ __all__ = [
     "remove",
 ]
 
-# These import torch and diffusers, seconds that a command which only reads settings need not pay.
+# Some of these import torch and diffusers, seconds that a command which only reads settings need not pay.
 _LAZY = {
+    **dict.fromkeys(("CacheConfig", "Outcome", "StepRecord", "Summary", "Trace"), "h2gen.cache"),
+    "H2GenError": "h2gen.errors",
     **dict.fromkeys(("apply", "h2_cache", "remove"), "h2gen.cache.hook"),
     **dict.fromkeys(("Result", "Session", "load"), "h2gen.run.session"),
     "Settings": "h2gen.run.settings",

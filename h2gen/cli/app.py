@@ -6,16 +6,31 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from typer._click.exceptions import ClickException, NoArgsIsHelpError
-from typer.core import TyperGroup
+from typer._click.exceptions import ClickException
+from typer.core import TyperCommand, TyperGroup
 
 from h2gen._version import __version__
 from h2gen.cli import bench, models, presets
-from h2gen.cli.console import complain
 from h2gen.cli.generate import generate
 from h2gen.errors import H2GenError
 
 DEFAULT = "generate"
+
+
+class _Sections(TyperCommand):
+    """Help in plain text, a section for each panel: typer's own panels take as long to load as all the rest."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                title = getattr(parameter, "rich_help_panel", None)
+                default = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                sections.setdefault(title or default, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 class _DefaultGroup(TyperGroup):
@@ -30,6 +45,7 @@ class _DefaultGroup(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         # The options that people look for are those of the command without a name.
         self.commands[DEFAULT].format_help(type(ctx)(self.commands[DEFAULT], info_name=ctx.info_name), formatter)
+        formatter.write_paragraph()
         super().format_help(ctx, formatter)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -38,9 +54,8 @@ class _DefaultGroup(TyperGroup):
 
 app = typer.Typer(
     cls=_DefaultGroup,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
@@ -58,31 +73,34 @@ def _group(
     """Other commands; each has a --help of its own."""
 
 
-app.command(DEFAULT, hidden=True)(generate)
+app.command(DEFAULT, cls=_Sections, hidden=True)(generate)
 app.add_typer(presets.app, name="presets")
 app.add_typer(models.app, name="models")
 app.command("bench")(bench.bench)
 
 
+def _complain(message: str) -> None:
+    from h2gen.cli.console import complain
+
+    complain(message)
+
+
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
     try:
-        status = app(args=arguments, prog_name="h2gen", standalone_mode=False)
+        status = app(args=arguments or ["--help"], prog_name="h2gen", standalone_mode=False)
         sys.stdout.flush()
         if status == 130:  # typer has caught the KeyboardInterrupt
-            complain("Stopped; no picture was saved.")
+            _complain("Stopped; no picture was saved.")
         return status if isinstance(status, int) else 0
-    except NoArgsIsHelpError as error:
-        error.show()
-        return 0
     except ClickException as error:
-        complain(f"{error.format_message().rstrip('.')}. See 'h2gen --help'.")
+        _complain(f"{error.format_message().rstrip('.')}. See 'h2gen --help'.")
         return error.exit_code
     except H2GenError as error:
-        complain(str(error))
+        _complain(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        complain("Stopped; no picture was saved.")
+        _complain("Stopped; no picture was saved.")
         return 130
     except BrokenPipeError:
         sys.stdout = None  # whoever read our paths has gone; do not complain at exit

@@ -6,10 +6,7 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from h2gen.cli.console import make_console, say
 from h2gen.errors import SettingError
 from h2gen.words import printable
 
@@ -31,6 +28,11 @@ def bench(
     """Time a step by its outcome, the checks, and the speed-up against its estimate. No picture is made."""
     if tokens is not None and not 1 <= tokens <= 65536:
         raise SettingError(f"tokens is {tokens}; give a whole number from 1 to 65536.")
+    from rich.console import Console
+    from rich.table import Table
+
+    from h2gen.cli.console import make_console, say
+
     console = make_console()
     say(console, "Loading and measuring; leave the machine alone meanwhile.", "dim")
 

@@ -11,19 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from h2gen.cache.gate import Outcome
-from h2gen.cache.trace import StepRecord, Summary, suggest_thresholds
-from h2gen.cli.console import complain, make_console, route_warnings, say
-from h2gen.cli.live import LiveTable, counts, steps_table
 from h2gen.errors import SettingError
-from h2gen.run.plan import Plan, make_plan
 from h2gen.words import did_you_mean, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from h2gen.cache.trace import StepRecord, Summary
+    from h2gen.run.plan import Plan
     from h2gen.run.session import Result, Session
 
 LONGEST_PROMPT = 100_000
@@ -122,6 +118,10 @@ def generate(
         for name, value in locals().items()
         if name not in ("prompt", "prompt_option", "trace", "as_json", "quiet", "verbose", "dry_run")
     }
+    # Imported here and below, and not above: this module is loaded for every --help.
+    from h2gen.cli.console import make_console, say
+    from h2gen.run.plan import make_plan
+
     console = make_console()
     console.quiet = quiet
     words = _prompt(prompt, prompt_option)
@@ -157,6 +157,8 @@ def _prompt(argument: str | None, option: str | None) -> str:
 
 
 def _tell(plan: Plan, console: Console) -> None:
+    from h2gen.cli.console import say
+
     for notice in plan.notices:
         say(console, notice, "dim")
 
@@ -166,6 +168,10 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
         settings = {name: {"value": item.value, "source": item.source} for name, item in sorted(plan.resolved.items())}
         print(json.dumps({"prompt": plan.settings.prompt, "settings": settings}))
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for title in ("setting", "value", "from"):
         table.add_column(title)
@@ -177,6 +183,8 @@ def _show_plan(plan: Plan, as_json: bool) -> None:
 
 def _make(plan: Plan, console: Console, trace: Path | None, as_json: bool, verbose: bool) -> None:
     """Check where things go, load, watch, run, save."""
+    from h2gen.cli.console import complain
+    from h2gen.cli.live import steps_table
     from h2gen.run.save import save, target_of
     from h2gen.run.trace_file import TraceFile
 
@@ -220,6 +228,10 @@ def _make(plan: Plan, console: Console, trace: Path | None, as_json: bool, verbo
 
 
 def _load(plan: Plan, console: Console, verbose: bool) -> Session:
+    from rich.text import Text
+
+    from h2gen.cli.console import route_warnings
+
     waiting: AbstractContextManager[Any] = nullcontext()
     if console.is_terminal:
         waiting = console.status(Text(f"Loading {printable(plan.checkpoint.name)}"))
@@ -233,6 +245,10 @@ def _load(plan: Plan, console: Console, verbose: bool) -> Session:
 
 def _watch(session: Session, plan: Plan, console: Console, on_step: Callable[[StepRecord], None] | None) -> Result:
     """Run with whoever wants to watch: the live table, the trace file, both or nobody."""
+    from rich.text import Text
+
+    from h2gen.cli.live import LiveTable
+
     settings = plan.settings
     if console.quiet or not console.is_terminal:
         return session.run(settings, on_step=on_step)
@@ -263,6 +279,8 @@ def _watch(session: Session, plan: Plan, console: Console, on_step: Callable[[St
 def _stoppable(session: Session, console: Console) -> Iterator[None]:
     """The first Ctrl-C ends after the step in hand, the second at once."""
 
+    from h2gen.cli.console import say
+
     def stop(_signal: int, _frame: Any) -> None:
         session.interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -277,6 +295,11 @@ def _stoppable(session: Session, console: Console) -> Iterator[None]:
 
 def _report(result: Result, path: Path, console: Console) -> None:
     """The last line, and advice where the cache did nothing."""
+    from h2gen.cache.gate import Outcome
+    from h2gen.cache.trace import suggest_thresholds
+    from h2gen.cli.console import complain, say
+    from h2gen.cli.live import counts
+
     if result.uncached:
         complain("The picture came out as NaN with the cache; it was made once more without it.")
     line = f"{path}  seed {result.settings.seed}, {result.seconds:.2f} s"

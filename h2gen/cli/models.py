@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from h2gen.errors import ModelError
 
-app = typer.Typer(help="List the models known by name, or print one's folder.", invoke_without_command=True)
+app = typer.Typer(
+    rich_markup_mode=None, help="List the known models, or print one's folder.", invoke_without_command=True
+)
 
 
 @app.callback()
 def _list(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand is not None:
         return
+    from rich.console import Console
+    from rich.table import Table
+
     from h2gen.models import CATALOGUE, is_downloaded
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))

@@ -5,20 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from h2gen import presets
 from h2gen.words import printable
 
-app = typer.Typer(help="List the presets, or print one.", invoke_without_command=True, no_args_is_help=False)
+app = typer.Typer(
+    rich_markup_mode=None, help="List the presets, or print one.", invoke_without_command=True, no_args_is_help=False
+)
 
 
 @app.callback()
 def _list(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand is not None:
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from h2gen import presets
+
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("preset", "tau1", "tau2", "guards"):
         table.add_column(title, no_wrap=True)
@@ -48,6 +52,8 @@ def _list(ctx: typer.Context) -> None:
 @app.command("show")
 def show(name: Annotated[str, typer.Argument(help="A preset's name or file.", metavar="NAME")]) -> Any:
     """Print a preset's file."""
+    from h2gen import presets
+
     preset = presets.load_preset(name)
     for line in preset.path.read_text(encoding="utf-8-sig").splitlines():
         print("".join(char if char.isprintable() else " " for char in line))
