@@ -57,8 +57,10 @@ def make_pictures() -> None:
     table = LiveTable(console, [Text(PROMPT, style="bold"), Text(facts, style="dim")], cache, 28, contexts=False)
     session.generate(PROMPT, seed=SEED, cfg=1.0, cache=cache, on_step=table.on_step)
     console.print(table.render())
-    title = f'h2gen "{PROMPT}" --tau1 {TAU1:g} --tau2 {TAU2:g} --cfg 1 --seed {SEED}'
-    (PICTURES / "table.svg").write_text(console.export_svg(title=title), encoding="utf-8")
+    title = f'h2gen "{PROMPT}" --tau1 {TAU1:g} --tau2 {TAU2:g} --preset paper --cfg 1 --seed {SEED}'
+    # Without the fonts that rich would have a browser fetch from elsewhere: a monospace of its own will do.
+    drawing = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title), flags=re.DOTALL)
+    (PICTURES / "table.svg").write_text(drawing, encoding="utf-8")
     sheet = Image.new("RGB", (128 * len(PROMPTS), 2 * 128), "white")
     for column, prompt in enumerate(PROMPTS):
         for row, config in enumerate((None, load_preset(DEFAULT_PRESET).config)):
