@@ -73,8 +73,10 @@ def open_session(
         pipe = load_pipeline(checkpoint, device=device, dtype=dtype, offload=offload)
     except Exception as error:
         if is_out_of_memory(error):
+            # Not ``_relief``: the size does not matter yet, and the device may still be called "auto".
             raise OutOfMemory(
-                f"Out of memory while loading {checkpoint.name!r}; {_relief(device, offload)}."
+                f"Out of memory while loading {checkpoint.name!r}; use --offload auto on a GPU, a smaller model, or a "
+                ".gguf file of it."
             ) from error
         raise
     return Session(pipe, checkpoint, offload)
