@@ -211,7 +211,8 @@ def _make(plan: Plan, console: Console, trace: Path | None, as_json: bool, verbo
     if file is not None and file.error is not None:
         complain(f"The trace {str(trace)!r} is not complete: {file.error}. The picture is.")
     if verbose and result.trace is not None and not console.is_terminal:
-        console.print(steps_table(result.trace.steps, plan.settings.cache, 100, contexts=plan.settings.cfg > 1))
+        table = steps_table(result.trace.steps, plan.settings.cache, 100, contexts=plan.settings.cfg > 1)
+        console.print(table, width=100, crop=False)  # a pipe has no width to keep to
     _report(result, path, console)
     if as_json:
         made = {

@@ -75,6 +75,13 @@ def test_verbose_prints_every_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[0] for row in rows if (row and row[0] in "123" and "12/12" in row) or "2/12" in row] == ["1", "2", "3"]
 
 
+def test_a_verbose_table_in_a_pipe_has_all_its_columns_with_two_passes_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", "-v", *QUICK, "--cfg", "3"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    columns = "step pass sigma structure detail outcome blocks ms"
+    assert columns in [" ".join(line.split()) for line in lines]
+
+
 def test_the_trace_is_a_header_a_line_a_step_and_a_summary(here: Path) -> None:
     assert run(["a cat", "--tau1", "0.9", "--tau2", "0.9", "--trace", "t.jsonl", "-q", *QUICK]) == 0
     header, *steps, summary = [json.loads(line) for line in (here / "t.jsonl").read_text().splitlines()]
