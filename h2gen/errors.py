@@ -23,6 +23,14 @@ class SettingError(UsageError):
     """A setting has a value that cannot be used."""
 
 
+class PromptFileError(UsageError):
+    """Prompt files hold mistakes; the message names each in a line of its own, with file, line and key."""
+
+
+class MetadataError(UsageError):
+    """A picture does not say how it was made, or what it says cannot be used."""
+
+
 class PresetError(UsageError):
     """A preset is unknown, cannot be read, or holds a wrong key or value."""
 
@@ -53,3 +61,9 @@ class OutOfMemory(RunError):
 
 class BadPicture(RunError):
     """The picture holds NaN, with the cache and without it."""
+
+
+class Stopped(H2GenError):
+    """The user stopped it; the message says what is saved."""
+
+    exit_code = 130

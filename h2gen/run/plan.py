@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import WEIGHTS, Checkpoint, resolve
 from h2gen.models.choices import DTYPES, OFFLOADS
+from h2gen.models.defaults import ModelDefaults
 from h2gen.run import settings as run_settings
 from h2gen.run.settings import Resolved, Settings
 from h2gen.toml import read_toml
@@ -39,6 +40,7 @@ LASTING: dict[str, type] = {
 """What can be set for good, in the configuration file or as ``H2GEN_...`` in the environment, and its type."""
 
 _CACHE = tuple(field.name for field in fields(CacheConfig))
+_NOT_SETTINGS = ("no_cache", "count", "name")
 _BUILT_IN = {
     "model": "tiny",
     "preset": presets.DEFAULT,
@@ -67,14 +69,23 @@ class Plan:
     resolved: Mapping[str, Resolved]
     notices: tuple[str, ...]
 
+    @property
+    def preset(self) -> str | None:
+        """The preset that the cache's settings were taken from, or None without a cache."""
+        return str(self.resolved["preset"].value) if "preset" in self.resolved else None
+
 
 def config_file() -> Path:
     """The user's configuration."""
     return Path(platformdirs.user_config_dir("h2gen", appauthor=False)) / "config.toml"
 
 
+Layers = Sequence[tuple[str, Mapping[str, Any]]]
+"""Who gave which settings, the strongest first."""
+
+
 def make_plan(prompt: str, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Plan:
-    """Resolve every setting.
+    """Resolve every setting of one picture.
 
     Args:
         prompt: what to paint.
@@ -85,55 +96,37 @@ def make_plan(prompt: str, given: Mapping[str, Any], environ: Mapping[str, str] 
     Raises:
         UsageError: something cannot be used; see the subclasses for what.
     """
-    options = {name: value for name, value in given.items() if name != "no_cache"}
-    layers: list[tuple[str, Mapping[str, Any]]] = [
-        ("option", options),
-        ("environment", _environment(environ)),
-        ("configuration", _configuration(config_file())),
-    ]
+    return plan_from(prompt, [("option", given), *lasting(environ)])
+
+
+def lasting(environ: Mapping[str, str] = os.environ) -> Layers:
+    """What the user has set for good.
+
+    Raises:
+        SettingError: a value is of the wrong type, or the configuration cannot be read.
+    """
+    return [("environment", _environment(environ)), ("configuration", _configuration(config_file()))]
+
+
+def plan_from(prompt: str, layers: Layers) -> Plan:
+    """Resolve every setting from what people gave; below it lie presets, the model's defaults and what is built in.
+
+    Raises:
+        UsageError: something cannot be used; see the subclasses for what.
+    """
     strongest = run_settings.resolve([*layers, ("built in", _BUILT_IN)])
     for name, known in (("dtype", ("auto", *DTYPES)), ("offload", OFFLOADS), ("format", run_settings.FORMATS)):
         if name in strongest and strongest[name].value not in known:
             raise SettingError(f"{name} is {strongest[name].value!r}; it can be {', '.join(known)}.")
     checkpoint = resolve(strongest["model"].value, _base(strongest))
-    defaults = asdict(checkpoint.defaults)
-    del defaults["size_multiple"]
-
-    if given.get("no_cache"):
-        contradicting = [name for name in (*_CACHE, "preset") if given.get(name) is not None]
-        if contradicting:
-            raise SettingError(
-                f"--no-cache and --{contradicting[0].replace('_', '-')} contradict each other; give one."
-            )
-        layers.append(("option", asdict(run_settings.OFF)))
-    else:
-        preset = presets.load_preset(strongest["preset"].value)
-        layers.append((f"preset {preset.name}", asdict(preset.config)))
-
-    size = f"{defaults.pop('width')}x{defaults.pop('height')}"
-    layers += [("model default", {**defaults, "size": size}), ("built in", _BUILT_IN)]
-    resolved = run_settings.resolve(layers)
-    if "seed" not in resolved:
-        resolved["seed"] = Resolved(run_settings.random_seed(), "random")
-    if given.get("no_cache"):
-        del resolved["preset"]
-
-    width, height, rounded = run_settings.parse_size(resolved["size"].value, checkpoint.defaults)
-    resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
-    values = {name: setting.value for name, setting in resolved.items()}
-    settings = Settings(
-        prompt=prompt,
-        width=width,
-        height=height,
-        cache=CacheConfig(**{name: values[name] for name in _CACHE}),
-        **{name: values[name] for name in ("seed", "steps", "guidance", "cfg", "negative", "max_sequence_length")},
-    )
+    settings, resolved, rounded = settle(prompt, layers, checkpoint.defaults)
     notices = [rounded] if rounded else []
     if resolved["model"].source == "built in":
         notices.append(
             "Using the bundled model 'tiny', a small sketch trained on emoji. "
             "For FLUX.1: --model dev, or set H2GEN_MODEL; 'h2gen models' lists more."
         )
+    values = {name: setting.value for name, setting in resolved.items()}
     return Plan(
         checkpoint=checkpoint,
         settings=settings,
@@ -142,6 +135,53 @@ def make_plan(prompt: str, given: Mapping[str, Any], environ: Mapping[str, str] 
         notices=tuple(notices),
         **{name: values[name] for name in ("device", "dtype", "offload", "out")},
     )
+
+
+def settle(
+    prompt: str, layers: Layers, model_defaults: ModelDefaults
+) -> tuple[Settings, dict[str, Resolved], str | None]:
+    """The settings of one picture, where each came from, and a notice where its size had to be rounded.
+
+    A preset lies right below whoever named it: an option beside it is stronger, an option below it is not.
+
+    Raises:
+        UsageError: something cannot be used; see the subclasses for what.
+    """
+    defaults = asdict(model_defaults)
+    del defaults["size_multiple"]
+    size = f"{defaults.pop('width')}x{defaults.pop('height')}"
+    complete: list[tuple[str, Mapping[str, Any]]] = []
+    cached = None  # until somebody says how
+    wanted = False
+    for source, values in [*layers, ("model default", {**defaults, "size": size}), ("built in", _BUILT_IN)]:
+        hidden = (*_NOT_SETTINGS, "preset") if cached is False else _NOT_SETTINGS
+        complete.append((source, {name: value for name, value in values.items() if name not in hidden}))
+        if values.get("no_cache") is False:
+            wanted = True  # said by somebody stronger than whoever says no_cache below
+        if cached is None and values.get("no_cache") and not wanted:
+            for name in (*_CACHE, "preset"):
+                if values.get(name) is not None:
+                    raise SettingError(f"--no-cache and --{name.replace('_', '-')} contradict each other; give one.")
+            cached = False
+            complete.append((source, asdict(run_settings.OFF)))
+        elif cached is None and values.get("preset") is not None:
+            preset = presets.load_preset(values["preset"])
+            cached = True
+            complete.append((f"preset {preset.name}", asdict(preset.config)))
+    resolved = run_settings.resolve(complete)
+    if "seed" not in resolved:
+        resolved["seed"] = Resolved(run_settings.random_seed(), "random")
+    width, height, rounded = run_settings.parse_size(resolved["size"].value, model_defaults)
+    resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
+    chosen = {name: setting.value for name, setting in resolved.items()}
+    settings = Settings(
+        prompt=prompt,
+        width=width,
+        height=height,
+        cache=CacheConfig(**{name: chosen[name] for name in _CACHE}),
+        **{name: chosen[name] for name in ("seed", "steps", "guidance", "cfg", "negative", "max_sequence_length")},
+    )
+    return settings, resolved, rounded
 
 
 def _base(strongest: Mapping[str, Resolved]) -> str | None:

@@ -23,6 +23,9 @@ MOST_TOKENS = 512
 SEEDS = 2**63
 FORMATS = ("png", "jpg", "webp")
 
+LONGEST_PROMPT = 100_000
+"""Characters; no text encoder reads more than a few hundred words of it."""
+
 OFF = CacheConfig(tau1=0.0, tau2=0.0)
 
 
@@ -64,8 +67,9 @@ class Settings:
         _whole("width", self.width, 1, LARGEST_SIDE)
         _whole("height", self.height, 1, LARGEST_SIDE)
         _whole("max_sequence_length", self.max_sequence_length, 1, MOST_TOKENS)
-        _scale("guidance", self.guidance)
-        _scale("cfg", self.cfg)
+        for name in ("guidance", "cfg"):
+            _scale(name, getattr(self, name))
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.negative and self.cfg <= 1:
             raise SettingError(
                 f"A negative prompt has no effect with cfg {self.cfg:g}; give a cfg above 1 too, such as 3."
@@ -86,6 +90,22 @@ def _whole(name: str, value: Any, least: int, most: int) -> None:
 def _scale(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
         raise SettingError(f"{name} is {value!r}; give a number from 0 to 1000.")
+
+
+def clean_prompt(words: str) -> str:
+    """The prompt in one line, without blanks around it.
+
+    Raises:
+        SettingError: it is empty, too long, or no text.
+    """
+    words = " ".join(words.split())
+    if not words.isascii() and any("\ud800" <= char <= "\udfff" for char in words):
+        raise SettingError("The prompt is not UTF-8 text.")
+    if not words:
+        raise SettingError("The prompt is empty; say what to paint, such as 'a cat'.")
+    if len(words) > LONGEST_PROMPT:
+        raise SettingError(f"The prompt has more than {LONGEST_PROMPT} characters; shorten it.")
+    return words
 
 
 def random_seed() -> int:

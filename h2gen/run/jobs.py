@@ -1,0 +1,208 @@
+"""Entries become jobs: each one picture, with all that determines it settled before a model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from h2gen.errors import SettingError, UsageError
+from h2gen.run import names
+from h2gen.run.plan import Layers, Plan, lasting, plan_from, settle
+from h2gen.run.prompts import Entry, Reading
+from h2gen.run.seeds import count_seeds, derived_seed, parse_seeds
+from h2gen.run.settings import Settings
+
+MOST = 1_000_000
+"""Pictures of one run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One picture to make.
+
+    ``index`` counts from 1 over the whole run, whatever part of it is made here. ``name`` is the template of its
+    file's name, ``notes`` the JSON text of what else its line held, ``source`` its ``FILE:LINE``.
+    """
+
+    index: int
+    settings: Settings
+    name: str
+    preset: str | None
+    notes: str | None
+    source: str
+
+
+def job_id(settings: Settings, content_hash: str, dtype: str) -> str:
+    """32 hex digits that stand for all that determines a picture; not for its name, its place or the device.
+
+    Args:
+        settings: with the seed and the cache's settings.
+        content_hash: of the checkpoint's files.
+        dtype: what the transformer computes in, such as ``bfloat16``.
+    """
+    whole = {"settings": settings.to_json(), "model": content_hash, "dtype": dtype}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part ``part`` of ``parts`` of a run, from 1."""
+
+    part: int
+    parts: int
+
+    def takes(self, index: int) -> bool:
+        """Whether the job of this index (from 1) belongs to it."""
+        return (index - 1) % self.parts == self.part - 1
+
+    def __str__(self) -> str:
+        return f"{self.part}of{self.parts}"
+
+
+def parse_shard(text: str) -> Shard:
+    """A part from ``3/16``.
+
+    Raises:
+        SettingError: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise SettingError(f"shard is {text!r}; give a part and the number of parts, such as 3/16.")
+    return Shard(int(match[1]), int(match[2]))
+
+
+class Jobs:
+    """All jobs of a run, made one after the other as they are read; reading them again gives the same ones.
+
+    ``plan`` is what holds for the whole run.
+
+    Args:
+        reading: entries and mistakes of the prompt files.
+        given: options of the command line: the keys of ``LASTING``, of ``CacheConfig``, ``seed``, ``count``,
+            ``no_cache`` and ``name``; None where not given.
+        environ: where ``H2GEN_...`` is looked up.
+
+    Raises:
+        UsageError: an option cannot be used.
+        PromptFileError: a prompt file has mistakes; all of them are told at once.
+    """
+
+    def __init__(self, reading: Reading, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
+        options = {key: value for key, value in given.items() if value is not None}
+        self._option, self._lasting = options, lasting(environ)
+        self._template = names.check_template(options.get("name", names.DEFAULT))
+        self.plan: Plan = plan_from("-", [("option", _without_seeds(options)), *self._lasting])
+        _seeds(options)
+        self._settled: dict[str, tuple[Settings, str | None]] = {}
+        self._entries: list[tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]] = []
+        for entry in reading.entries:
+            try:
+                self._entries.append(self._settle(entry))
+            except UsageError as error:
+                reading.mistakes.append(f"{entry.source}: {error}")
+        reading.check()
+        if len(self) > MOST:
+            raise SettingError(f"That would be {len(self)} pictures, more than {MOST} pictures in one run; split it.")
+
+    def __len__(self) -> int:
+        return sum(seeds if isinstance(seeds, int) else len(seeds) for *_, seeds in self._entries)
+
+    def __iter__(self) -> Iterator[Job]:
+        index = 0
+        occurrences: Counter[str] = Counter()
+        for entry, settings, preset, name, seeds in self._entries:
+            if isinstance(seeds, int):
+                first = occurrences[entry.prompt]
+                occurrences[entry.prompt] += seeds
+                seeds = tuple(derived_seed(entry.prompt, first + ordinal) for ordinal in range(seeds))
+            for seed in seeds:
+                index += 1
+                made = replace(settings, prompt=entry.prompt, seed=seed)
+                yield Job(index, made, name, preset, entry.notes, entry.source)
+
+    def _settle(self, entry: Entry) -> tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]:
+        """Everything about an entry's pictures but their seeds' values."""
+        layers = [entry.given, self._option, entry.defaults]
+        count = next((layer["count"] for layer in layers if "count" in layer), None)
+        given = next((layer["seed"] for layer in layers if "seed" in layer), None)
+        if "seed" in entry.given and "count" not in entry.given:
+            count = None  # an entry's own seeds are all that it wants
+        seeds = count_seeds(None if given is None else parse_seeds(given), count)
+        name = self._template
+        own = next((layer["name"] for layer in (entry.given, entry.defaults) if "name" in layer), None)
+        if own is not None and ("name" in entry.given or "name" not in self._option):
+            name = names.check_template(own)
+            if (not isinstance(seeds, int) and len(seeds) > 1) or (isinstance(seeds, int) and seeds > 1):
+                name = name if names.distinguishes(name) else f"{name}-{{seed}}"
+        key = repr(
+            [
+                sorted((k, v) for k, v in layer.items() if k not in _NOT_SETTLED)
+                for layer in (entry.given, entry.defaults)
+            ]
+        )
+        if key not in self._settled:
+            self._settled[key] = self._lay(entry)
+        settings, preset = self._settled[key]
+        return entry, settings, preset, name, seeds
+
+    def _lay(self, entry: Entry) -> tuple[Settings, str | None]:
+        layers: Layers = [
+            (entry.source, _sized(_without_seeds(entry.given))),
+            ("option", _without_seeds(self._option)),
+            ("defaults", _sized(_without_seeds(entry.defaults))),
+            *self._lasting,
+        ]
+        settings, resolved, _ = settle(entry.prompt, layers, self.plan.checkpoint.defaults)
+        return settings, resolved["preset"].value if "preset" in resolved else None
+
+
+_NOT_SETTLED = ("seed", "count", "name")
+
+
+def _without_seeds(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in _NOT_SETTLED}
+
+
+def _seeds(options: Mapping[str, Any]) -> tuple[int, ...] | int:
+    given = options.get("seed")
+    return count_seeds(None if given is None else parse_seeds(given), options.get("count"))
+
+
+def _sized(values: dict[str, Any]) -> dict[str, Any]:
+    """Width and height as one size."""
+    if "width" not in values and "height" not in values:
+        return values
+    if "size" in values or "width" not in values or "height" not in values:
+        raise SettingError("width and height go together, and without a size; give both, or size.")
+    return {**values, "size": f"{values.pop('width')}x{values.pop('height')}"}
+
+
+def file_name(job: Job, job_id: str, model: str) -> str:
+    """The name of a job's picture, without its suffix."""
+    from h2gen.run.save import slug
+
+    settings = job.settings
+    return names.fill(
+        job.name,
+        {
+            "index": job.index,
+            "slug": slug(settings.prompt),
+            "seed": settings.seed,
+            "steps": settings.steps,
+            "width": settings.width,
+            "height": settings.height,
+            "guidance": settings.guidance,
+            "cfg": settings.cfg,
+            "tau1": settings.cache.tau1,
+            "tau2": settings.cache.tau2,
+            "preset": job.preset or "none",
+            "model": model,
+            "id": job_id[:8],
+        },
+    )
