@@ -53,6 +53,12 @@ def is_downloaded(entry: CatalogueEntry) -> bool:
     return folder is not None and _complete(folder)
 
 
+def is_complete(repo: str) -> bool:
+    """Whether a repository can be loaded without a network. Asks no network."""
+    folder = _cached(repo)
+    return folder is not None and _complete(folder)
+
+
 def _cached(repo: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 

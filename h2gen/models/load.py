@@ -48,9 +48,9 @@ def load_pipeline(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = 
     return pipe
 
 
-def set_tiling(pipe: Any, width: int, height: int) -> None:
+def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> None:
     """Decode in tiles, one picture at a time, where pictures of this size (pixels) need it, and whole where not."""
-    big = width * height > TILED_ABOVE
+    big = always or width * height > TILED_ABOVE
     for switch in ("tiling", "slicing"):
         change = getattr(pipe.vae, f"{'enable' if big else 'disable'}_{switch}", None)
         if change is not None:

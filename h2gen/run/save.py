@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
 import re
 import tempfile
 import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from h2gen.errors import OutputError, RunError
+from h2gen.run.metadata import save_options
 from h2gen.run.settings import FORMATS
 
 _LONGEST_STEM = 240
@@ -70,8 +74,31 @@ def slug(prompt: str) -> str:
     return words[:48].rstrip("-") or "picture"
 
 
-def save(image: Image.Image, target: Target, prompt: str, seed: int) -> Path:
+def encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """A picture as the bytes of its file, with what it says of itself: ``metadata`` is as ``fitting`` returns it."""
+    options = _OPTIONS[format] | ({} if metadata is None else save_options(metadata, format))
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def save(
+    image: Image.Image,
+    target: Target,
+    prompt: str,
+    seed: int,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    sidecar: str | None = None,
+) -> Path:
     """Write a picture under a name that is not taken yet, whole or not at all.
+
+    Args:
+        image: the picture.
+        target: where to.
+        prompt, seed: what its name is made from, unless the target names the file.
+        metadata: what the picture says of itself, as ``fitting`` returns it.
+        sidecar: text of a file ``NAME.toml`` beside it.
 
     Returns:
         The file's path: ``NAME.png``, or ``NAME-2.png`` and so on where that exists.
@@ -79,39 +106,106 @@ def save(image: Image.Image, target: Target, prompt: str, seed: int) -> Path:
     Raises:
         RunError: it could not be written there; the picture is then in the temporary folder, and the message says so.
     """
+    data = encode(image, target.format, metadata)
+    return keep(data, target.folder, target.name(prompt, seed), target.format, sidecar=sidecar)
+
+
+def keep(
+    data: bytes,
+    folder: Path,
+    stem: str,
+    format: str,
+    *,
+    sidecar: str | None = None,
+    before: Callable[[Path, str], None] | None = None,
+) -> Path:
+    """Write a picture's bytes as ``save`` does.
+
+    Args:
+        data: what the file holds.
+        folder: is made where it is not there.
+        stem: the name without suffix and number.
+        format: one of ``FORMATS``.
+        sidecar: text of a file ``NAME.toml`` beside it.
+        before: is told the final path and the data's SHA-256 before the file gets that name.
+
+    Raises:
+        RunError: it could not be written there; the picture is then in the temporary folder, and the message says so.
+    """
     try:
-        target.folder.mkdir(parents=True, exist_ok=True)
-        return _write(image, target.folder, target.name(prompt, seed), target.format)
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write(data, folder, stem, format, sidecar, before)
     except OSError as error:
         reason = error.strerror or str(error)
         try:
-            saved = _write(image, Path(tempfile.gettempdir()), f"h2gen-{slug(prompt)}-{seed}", target.format)
+            saved = _write(data, Path(tempfile.gettempdir()), f"h2gen-{stem}", format, None, None)
         except OSError:
-            raise RunError(f"The picture could not be written to {str(target.folder)!r}: {reason}.") from error
+            raise RunError(f"The picture could not be written to {str(folder)!r}: {reason}.") from error
         raise RunError(
-            f"The picture could not be written to {str(target.folder)!r}: {reason}. It is safe in {str(saved)!r}."
+            f"The picture could not be written to {str(folder)!r}: {reason}. It is safe in {str(saved)!r}."
         ) from error
 
 
-def _write(image: Image.Image, folder: Path, stem: str, format: str) -> Path:
-    descriptor, partial = tempfile.mkstemp(prefix=".h2gen-", suffix=".partial", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            image.save(file, **_OPTIONS[format])
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
+def _write(
+    data: bytes,
+    folder: Path,
+    stem: str,
+    format: str,
+    sidecar: str | None,
+    before: Callable[[Path, str], None] | None,
+) -> Path:
+    with contextlib.ExitStack() as partials:
+        partial = partials.enter_context(_partial(data, folder))
+        beside = None if sidecar is None else partials.enter_context(_partial(sidecar.encode(), folder))
         for number in count(1):
             final = folder / f"{stem}{f'-{number}' if number > 1 else ''}.{format}"
+            if final.exists() or (beside is not None and final.with_suffix(".toml").exists()):
+                continue
+            if before is not None:
+                before(final, hashlib.sha256(data).hexdigest())
             try:
                 _claim(partial, final)
             except FileExistsError:
                 continue
+            if beside is not None:
+                with contextlib.suppress(FileExistsError):  # taken since we looked: the picture says it all, too
+                    _claim(beside, final.with_suffix(".toml"))
+            _sync(folder)
             return final
         raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def _partial(data: bytes, folder: Path) -> Iterator[str]:
+    """A file under a name that nobody takes for a finished one, whole and on the disk; gone afterwards."""
+    descriptor, partial = tempfile.mkstemp(prefix=".h2gen-", suffix=".partial", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
+        yield partial
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder's names survive a power failure too, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed run left unfinished in a folder that no other run works in."""
+    for path in folder.glob(".h2gen-*.partial"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _claim(partial: str, final: Path) -> None:
