@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,9 +16,14 @@ from PIL import Image
 from h2gen.cache import CacheConfig, StepRecord, Trace, h2_cache
 from h2gen.errors import BadPicture, OutOfMemory, SettingError
 from h2gen.models import Checkpoint, is_out_of_memory, load_pipeline, resolve, set_tiling
+from h2gen.models.choices import DTYPES
+from h2gen.run.encoded import EncodedPrompts
 from h2gen.run.settings import OFF, Settings, random_seed
 
 Watcher = Callable[[StepRecord], None]
+
+_STRONGER = {"none": "auto", "auto": "sequential", "model": "group", "group": "sequential"}
+"""Which offloading needs less memory than another."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class Session:
         self.pipe = pipe
         self.checkpoint = checkpoint
         self.offload = offload
-        self._interrupted = self._watched = False
+        self._encoded = EncodedPrompts()
+        self._interrupted = self._watched = self._tiled = False
 
     @property
     def device(self) -> torch.device:
@@ -147,12 +154,14 @@ class Session:
 
     def run(self, settings: Settings, *, on_step: Watcher | None = None) -> Result:
         """Make the picture that the settings describe; see ``generate``."""
-        self._interrupted = False
-        pixels, trace, seconds = self._denoise(settings, on_step)
         uncached = False
-        if not np.isfinite(pixels).all() and settings.cache.enabled:
-            uncached, settings = True, replace(settings, cache=OFF)
-            pixels, trace, seconds = self._denoise(settings, None)
+        try:
+            pixels, trace, seconds = self._denoise(settings, on_step)
+            if not np.isfinite(pixels).all() and settings.cache.enabled:
+                uncached, settings = True, replace(settings, cache=OFF)
+                pixels, trace, seconds = self._denoise(settings, None)
+        finally:
+            self._interrupted = False
         if not np.isfinite(pixels).all():
             both = ", with the cache and without it" if uncached else ""
             raise BadPicture(f"The picture came out as NaN{both}; nothing was saved. Try --dtype bf16 or --dtype fp32.")
@@ -160,16 +169,40 @@ class Session:
         return Result(image, settings, seconds, trace, uncached)
 
     def interrupt(self) -> None:
-        """Stop after the step in hand: ``run`` raises KeyboardInterrupt. May be called from a signal handler."""
+        """Stop after the step in hand: ``run`` raises KeyboardInterrupt. May be called from a signal handler.
+
+        Where nothing runs, it is the next run that stops.
+        """
         self._interrupted = True
         if not self._watched:
             self.pipe._interrupt = True  # the pipeline's own switch: it passes by the steps that are left
+
+    def relieve(self) -> None:
+        """Need less memory from now on: decode in tiles, and on a GPU offload more. The model is loaded anew for it.
+
+        Meant for one more try after ``OutOfMemory``.
+
+        Raises:
+            OutOfMemory: it does not suffice for loading either.
+        """
+        self._tiled = True
+        stronger = _STRONGER.get(self.offload)
+        device = self.device
+        if device.type == "cpu" or stronger is None:
+            return
+        self._encoded.clear()
+        dtype = next(name for name, known in DTYPES.items() if known == str(self.dtype).removeprefix("torch."))
+        del self.pipe
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        fresh = open_session(self.checkpoint, device=str(device), dtype=dtype, offload=stronger)
+        self.pipe, self.offload = fresh.pipe, stronger
 
     def _arguments(self, settings: Settings) -> dict[str, Any]:
         """The pipeline's own arguments; which it has tells what the model can do."""
         kind = type(self.pipe).__name__
         arguments: dict[str, Any] = {
-            "prompt": settings.prompt,
             "width": settings.width,
             "height": settings.height,
             "num_inference_steps": settings.steps,
@@ -182,11 +215,6 @@ class Session:
                 raise SettingError(
                     f"cfg is {settings.cfg:g}, but this model is distilled and takes no guidance: use 1."
                 )
-            if settings.negative:
-                with torch.no_grad():
-                    arguments["negative_prompt_embeds"] = self.pipe.encode_prompt(
-                        prompt=[settings.negative], max_sequence_length=settings.max_sequence_length
-                    )[0]
         elif kind == "Flux2Pipeline":
             arguments["guidance_scale"] = settings.guidance
             if settings.cfg > 1:
@@ -194,12 +222,17 @@ class Session:
         else:
             arguments["guidance_scale"] = settings.guidance
             if settings.cfg > 1:
-                arguments.update(true_cfg_scale=settings.cfg, negative_prompt=settings.negative)
+                arguments["true_cfg_scale"] = settings.cfg
+        length = settings.max_sequence_length
+        arguments.update(self._encoded.of(self.pipe, settings.prompt, length))
+        if settings.cfg > 1:
+            negative = self._encoded.of(self.pipe, settings.negative, length)
+            arguments.update({f"negative_{name}": tensor for name, tensor in negative.items()})
         return arguments
 
     def _denoise(self, settings: Settings, on_step: Watcher | None) -> tuple[np.ndarray[Any, Any], Trace | None, float]:
         """One call of the pipeline: float pixels, ``(1, H, W, 3)`` in 0 to 1, what the cache did, and seconds."""
-        set_tiling(self.pipe, settings.width, settings.height)
+        set_tiling(self.pipe, settings.width, settings.height, always=self._tiled)
         self._watched = settings.cache.enabled or on_step is not None
         cache = h2_cache(self.pipe, settings.cache, on_step=on_step) if self._watched else contextlib.nullcontext(None)
         # On the CPU, so that a seed means the same noise on every device.
@@ -229,7 +262,7 @@ class Session:
 
 def _relief(device: str, offload: str) -> str:
     """What would help when memory runs out."""
-    stronger = {"none": "auto", "auto": "sequential", "model": "group", "group": "sequential"}.get(offload)
+    stronger = _STRONGER.get(offload)
     if device == "cpu" or stronger is None:
         return "use a smaller --size, a smaller model, or a .gguf file of it"
     return f"use --offload {stronger}, or a smaller --size"

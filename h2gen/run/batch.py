@@ -1,0 +1,180 @@
+"""A run over many prompts: what of it is done already, and what is made of the rest, safe at every instant."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from h2gen.errors import OutputError, RunError
+from h2gen.models.identity import content_hash
+from h2gen.models.memory import choose_device, choose_dtype
+from h2gen.models.translate import translated
+from h2gen.run.jobs import Job, Jobs, Shard, file_name, job_id
+from h2gen.run.journal import Journal
+from h2gen.run.metadata import model_name
+from h2gen.run.pool import Pool
+from h2gen.run.save import keep, sweep
+from h2gen.run.schedule import Pending, Schedule, Tally, Watcher
+from h2gen.run.stop import Stop
+from h2gen.run.worker import Made, Model, Task
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How a run behaves. ``shard`` is the part of the jobs that is made here; ``redo`` makes what is there again."""
+
+    shard: Shard | None = None
+    redo: bool = False
+    metadata: bool = True
+    sidecar: bool = False
+
+
+class Batch:
+    """The jobs of one part of a run, in one folder.
+
+    Args:
+        jobs: all of the run.
+        folder: of the pictures, their record and the list of failures.
+        format: of the pictures.
+        wishes: see there.
+
+    Raises:
+        ModelError: the checkpoint's files are missing or damaged.
+        DeviceError: the device is not there.
+    """
+
+    def __init__(self, jobs: Jobs, folder: Path, format: str, wishes: Wishes) -> None:
+        self._jobs, self._folder, self._format, self._wishes = jobs, folder, format, wishes
+        plan = jobs.plan
+        self._dtype = str(choose_dtype(plan.dtype, choose_device(plan.device))).removeprefix("torch.")
+        with translated(plan.checkpoint):
+            self._hash = content_hash(plan.checkpoint)
+        self._model_name = model_name(plan.checkpoint)
+        self._journal = Journal(folder, "" if wishes.shard is None else str(wishes.shard))
+        self._failures: list[str] = []
+
+    @property
+    def failures(self) -> Path:
+        """The file that lists what failed; it is a prompt file, with the same settings."""
+        return self._journal.failures
+
+    def __iter__(self) -> Iterator[tuple[str, Job]]:
+        """The jobs of this part, each with its id; of jobs that come to the same picture, the first."""
+        seen: set[str] = set()
+        for job in self._jobs:
+            if self._wishes.shard is None or self._wishes.shard.takes(job.index):
+                identity = job_id(job.settings, self._hash, self._dtype)
+                if identity not in seen:
+                    seen.add(identity)
+                    yield identity, job
+
+    def made(self) -> dict[str, Path]:
+        """The pictures that are there already, by their jobs' ids; none where all are to be made again."""
+        return {} if self._wishes.redo or not self._folder.is_dir() else self._journal.made()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Tally]:
+        """Lock the folder, and count what there is to do. The list of failures is written at the end.
+
+        Raises:
+            OutputError: another run works there, or it cannot be written to.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"Cannot make the folder {str(self._folder)!r}: {error.strerror}.") from error
+        with self._journal:
+            if self._wishes.shard is None:
+                sweep(self._folder)
+            self._done = self.made()
+            total = skipped = 0
+            for identity, _ in self:
+                total += 1
+                skipped += identity in self._done
+            try:
+                yield Tally(total, skipped)
+            finally:
+                self._list_failures()
+
+    def run(self, tally: Tally, devices: Sequence[str], watcher: Watcher, stop: Stop, *, watched: bool) -> None:
+        """Make what is missing, on a worker process for each device; within ``opened``.
+
+        Raises:
+            H2GenError: the model cannot be loaded, or a picture cannot be written (it is then in the temporary
+                folder); what was made before is safe.
+            KeyboardInterrupt: ``stop`` came to its last level.
+        """
+        plan = self._jobs.plan
+        threads = max(1, (os.cpu_count() or 1) // len(devices)) if len(devices) > 1 and "cpu" in devices else None
+        model = Model(plan.checkpoint, "", plan.dtype, plan.offload, self._hash, threads)
+
+        def task_of(pending: Pending) -> Task:
+            job = pending.job
+            notes = {"job": pending.id, "source": job.source, **(json.loads(job.notes) if job.notes else {})}
+            return Task(
+                job.settings, self._format, job.preset, notes, watched, self._wishes.metadata, self._wishes.sidecar
+            )
+
+        schedule = Schedule(
+            ((identity, job) for identity, job in self if identity not in self._done),
+            tally,
+            task_of=task_of,
+            keep=self._keep,
+            give_up=self._give_up,
+            watcher=watcher,
+        )
+        count = min(len(devices), tally.left)
+        with Pool(model, devices[:count]) as pool:
+            schedule.run(pool, stop)
+
+    def _keep(self, pending: Pending, made: Made) -> Path:
+        """Write a picture and record it; whenever the program is killed, the record knows what has a name."""
+        stem = file_name(pending.job, pending.id, self._model_name)
+        path = keep(
+            made.data,
+            self._folder,
+            stem,
+            self._format,
+            sidecar=made.sidecar,
+            before=lambda path, digest: self._journal.writing(pending.id, path, digest),
+        )
+        with self._recording():
+            facts = {"source": pending.job.source, "seed": made.settings.seed, "seconds": round(made.seconds, 3)}
+            self._journal.finished(pending.id, path, facts)
+        return path
+
+    def _give_up(self, pending: Pending, error: str) -> None:
+        job = pending.job
+        name = file_name(job, pending.id, self._model_name).replace("{", "{{").replace("}", "}}")
+        settings = job.settings.to_json()
+        if not settings["negative"]:
+            del settings["negative"]
+        self._failures.append(json.dumps({**settings, "name": name, "source": job.source, "error": error}))
+        with self._recording():
+            self._journal.failed(pending.id, error)
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"The record {str(self._journal.path)!r} could not be written: {error.strerror or error}."
+            ) from error
+
+    def _list_failures(self) -> None:
+        """Write this run's failures, or remove the list of the run before, whose failures were tried again."""
+        path = self.failures
+        if not self._failures:
+            path.unlink(missing_ok=True)
+            return
+        with self._recording():
+            descriptor, partial = tempfile.mkstemp(prefix=".h2gen-", suffix=".partial", dir=self._folder)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in self._failures)
+            os.replace(partial, path)

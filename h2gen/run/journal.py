@@ -1,0 +1,125 @@
+"""What a batch has made: an append-only record beside the pictures, whole after a kill at any instant."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from h2gen.errors import OutputError
+
+PREFIX = "h2gen-batch"
+
+
+class Journal:
+    """The record of the runs in one folder. Use as a context manager: it is locked while it is open.
+
+    Each line is a JSON object with ``event`` and the job's ``id``: ``writing`` (a picture is about to get the name
+    ``file``; its bytes have this ``sha256``), ``made`` (it has it) or ``failed`` (``error`` says why). Lines are only
+    added, each with one write and synchronised. A line that a kill cut off is no JSON and is passed over; a picture
+    that got its name just before the kill is known by its hash.
+
+    Args:
+        folder: where the pictures are; it exists.
+        part: distinguishes runs that may work in the folder at the same time, such as ``3of16``; "" is the whole.
+
+    Raises:
+        OutputError: another run of this part works in the folder, or the record cannot be read or written.
+    """
+
+    def __init__(self, folder: Path, part: str = "") -> None:
+        suffix = f"-{part}" if part else ""
+        self.folder = folder
+        self.path = folder / f"{PREFIX}{suffix}.jsonl"
+        self.failures = folder / f"h2gen-failures{suffix}.jsonl"
+        self._lock = FileLock(folder / f".{PREFIX}{suffix}.lock")
+
+    def __enter__(self) -> Journal:
+        try:
+            self._lock.acquire(blocking=False)
+            self._file = self.path.open("ab", buffering=0)
+        except Timeout as error:
+            raise OutputError(
+                f"Another run is working in {str(self.folder)!r}; wait for it, or give another folder with --out."
+            ) from error
+        except OSError as error:
+            self._lock.release()
+            raise OutputError(f"Cannot write {str(self.path)!r}: {error.strerror or error}.") from error
+        if not _ends_a_line(self.path):
+            self._file.write(b"\n")  # the line that a kill cut off stays as it is; ours begins a new one
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._file.close()
+        self._lock.release()
+
+    def made(self) -> dict[str, Path]:
+        """The picture of each job that is done: recorded by any part, and still there."""
+        claims: dict[str, dict[str, str | None]] = {}  # job: file: what its bytes must be, None where that is known
+        for path in sorted(self.folder.glob(f"{PREFIX}*.jsonl")):
+            for line in _lines(path):
+                job, file, digest = line.get("id"), line.get("file"), line.get("sha256")
+                if isinstance(job, str) and isinstance(file, str) and file == Path(file).name:
+                    if line.get("event") == "made":
+                        claims.setdefault(job, {})[file] = None
+                    elif line.get("event") == "writing" and isinstance(digest, str):
+                        claims.setdefault(job, {}).setdefault(file, digest)
+        present = {entry.name for entry in os.scandir(self.folder)}
+        done = {}
+        for job, files in claims.items():
+            for file, digest in files.items():
+                if file in present and (digest is None or _sha256(self.folder / file) == digest):
+                    done[job] = self.folder / file
+        return done
+
+    def writing(self, job: str, file: Path, digest: str) -> None:
+        """A picture is about to get its name."""
+        self._add({"event": "writing", "id": job, "file": file.name, "sha256": digest})
+
+    def finished(self, job: str, file: Path, facts: Mapping[str, Any]) -> None:
+        """A picture has its name and is safe on the disk."""
+        self._add({"event": "made", "id": job, "file": file.name, **facts})
+
+    def failed(self, job: str, error: str) -> None:
+        """A job failed for good."""
+        self._add({"event": "failed", "id": job, "error": error})
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        data = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
+        while data:  # a disk that is nearly full takes a part of it, and says so at the next write only
+            data = data[self._file.write(data) :]
+        os.fsync(self._file.fileno())
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            for raw in file:
+                try:
+                    line = json.loads(raw)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(line, dict):
+                    yield line
+    except OSError as error:
+        raise OutputError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from error
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None

@@ -1,0 +1,160 @@
+"""Who makes which picture when: jobs go to idle workers, failures are tried again, and a stop is heeded."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from h2gen.cache.trace import StepRecord, Summary
+from h2gen.run.jobs import Job
+from h2gen.run.pool import Died, Pool, Worker
+from h2gen.run.stop import Level, Stop
+from h2gen.run.worker import Failed, Made, Ready, Stepped, Stopped, Task
+
+TRIES = 2
+"""How often a job is tried before it counts as failed."""
+
+
+@dataclass
+class Tally:
+    """What a run has done so far. ``seconds`` and ``steps`` add up over the pictures made."""
+
+    jobs: int
+    skipped: int = 0
+    made: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    steps: Summary = field(default_factory=Summary)
+
+    @property
+    def left(self) -> int:
+        return self.jobs - self.skipped - self.made - self.failed
+
+
+class Watcher(Protocol):
+    """Whoever wants to know how a run goes on."""
+
+    def ready(self, ready: Ready) -> None:
+        """The first worker has loaded the model."""
+
+    def began(self, worker: int, job: Job) -> None: ...
+
+    def stepped(self, worker: int, record: StepRecord) -> None: ...
+
+    def made(self, job: Job, path: Path, made: Made, tally: Tally) -> None: ...
+
+    def failed(self, job: Job, error: str, again: bool, tally: Tally) -> None:
+        """A try failed; ``again`` says whether another one follows."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A job that waits, or is in hand: its id, and how often it was tried."""
+
+    id: str
+    job: Job
+    tries: int = 0
+
+
+class Schedule:
+    """The order in which jobs are made.
+
+    Args:
+        jobs: what is to be made, each with its id; read as they are needed.
+        tally: counts from where the run begins.
+        task_of: what a worker is told to make of a job.
+        keep: writes a picture and records it, before anything else happens to it; raises what ends the run.
+        give_up: records a failure.
+        watcher: is told of everything.
+    """
+
+    def __init__(
+        self,
+        jobs: Iterable[tuple[str, Job]],
+        tally: Tally,
+        *,
+        task_of: Callable[[Pending], Task],
+        keep: Callable[[Pending, Made], Path],
+        give_up: Callable[[Pending, str], None],
+        watcher: Watcher,
+    ) -> None:
+        self.tally = tally
+        self._jobs: Iterator[tuple[str, Job]] = iter(jobs)
+        self._task_of, self._keep, self._give_up, self._watcher = task_of, keep, give_up, watcher
+        self._again: deque[Pending] = deque()
+        self._hand: dict[Worker, Pending] = {}
+        self._announced = False
+
+    def run(self, pool: Pool, stop: Stop) -> Tally:
+        """Make everything that is to be made, or what can be before ``stop`` ends it.
+
+        Raises:
+            H2GenError: the model cannot be loaded, or a picture cannot be written.
+        """
+        self._assign(pool, stop)
+        while self._hand or (stop.level is Level.NEVER and self._more()):
+            if stop.level >= Level.STEP:
+                for worker in self._hand:
+                    worker.interrupt()
+            for worker, message in pool.messages(stop):
+                if isinstance(message, Stepped):
+                    self._watcher.stepped(pool.workers.index(worker), message.record)
+                    continue
+                if isinstance(message, Ready):
+                    if not self._announced:
+                        self._announced = True
+                        self._watcher.ready(message)
+                    pending = None
+                else:
+                    pending = self._hand.pop(worker, None)
+                    worker.busy = False
+                self._assign(pool, stop)  # before the picture is written: the device waits for nobody
+                if pending is not None:
+                    self._settle(pending, message)
+                    self._assign(pool, stop)
+        return self.tally
+
+    def _more(self) -> bool:
+        """Whether a job waits."""
+        if not self._again:
+            following = next(self._jobs, None)
+            if following is not None:
+                self._again.append(Pending(*following))
+        return bool(self._again)
+
+    def _assign(self, pool: Pool, stop: Stop) -> None:
+        for worker in pool.idle():
+            if stop.level is not Level.NEVER or not self._more():
+                return
+            pending = self._again.popleft()
+            self._hand[worker] = pending
+            self._watcher.began(pool.workers.index(worker), pending.job)
+            worker.give(self._task_of(pending))
+
+    def _settle(self, pending: Pending, message: Made | Failed | Stopped | Died | Any) -> None:
+        """What becomes of a job whose worker has answered."""
+        if isinstance(message, Made):
+            path = self._keep(pending, message)
+            self.tally.made += 1
+            self.tally.seconds += message.seconds
+            if message.summary is not None:
+                self.tally.steps = _add(self.tally.steps, message.summary)
+            self._watcher.made(pending.job, path, message, self.tally)
+        elif isinstance(message, (Failed, Died)):
+            error = f"the process that made it {message}" if isinstance(message, Died) else message.error
+            tries = pending.tries + 1
+            again = tries < TRIES and (isinstance(message, Died) or message.again)
+            if again:
+                self._again.appendleft(Pending(pending.id, pending.job, tries))
+            else:
+                self.tally.failed += 1
+                self._give_up(pending, error)
+            self._watcher.failed(pending.job, error, again, self.tally)
+
+
+def _add(one: Summary, other: Summary) -> Summary:
+    names = ("steps", "full", "detail_reused", "all_reused", "blocks_run", "blocks_total", "seconds", "not_finite")
+    return Summary(**{name: getattr(one, name) + getattr(other, name) for name in names})
