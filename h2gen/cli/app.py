@@ -10,7 +10,7 @@ from typer._click.exceptions import ClickException
 from typer.core import TyperCommand, TyperGroup
 
 from h2gen._version import __version__
-from h2gen.cli import bench, models, presets
+from h2gen.cli import batch, bench, info, models, presets, replay, shell
 from h2gen.cli.generate import generate
 from h2gen.errors import H2GenError
 
@@ -76,6 +76,10 @@ def _group(
 app.command(DEFAULT, cls=_Sections, hidden=True)(generate)
 app.add_typer(presets.app, name="presets")
 app.add_typer(models.app, name="models")
+app.command("batch", cls=_Sections)(batch.batch)
+app.command("info")(info.info)
+app.command("replay", cls=_Sections)(replay.replay)
+app.command("shell", cls=_Sections)(shell.shell)
 app.command("bench")(bench.bench)
 
 

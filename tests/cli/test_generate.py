@@ -5,13 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +17,9 @@ from PIL import Image
 
 from h2gen import __version__
 from h2gen.cli.app import run
+from tests.cli.programs import h2gen, in_a_terminal, read_until
 
 QUICK = ["--steps", "3", "--cfg", "1", "--seed", "7", "--preset", "paper"]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def h2gen(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "h2gen", *arguments], capture_output=True, text=True, **more)
 
 
 def test_a_prompt_makes_a_picture_and_its_path_is_all_that_stdout_says(
@@ -242,10 +230,10 @@ def test_a_picture_that_cannot_be_saved_in_the_end_is_rescued(
 
     real = save._write
 
-    def full(image: Any, folder: Path, stem: str, format: str) -> Path:
+    def full(data: bytes, folder: Path, *rest: Any) -> Path:
         if folder != Path(tempfile.gettempdir()):
             raise OSError(28, "No space left on device")
-        return real(image, folder, stem, format)
+        return real(data, folder, *rest)
 
     (here / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(here / "tmp"))
@@ -255,42 +243,9 @@ def test_a_picture_that_cannot_be_saved_in_the_end_is_rescued(
     assert len(list((here / "tmp").glob("*.png"))) == 1
 
 
-@contextmanager
-def in_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The program with its stderr in a terminal of 80 by 24, and the terminal's other end."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "h2gen", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
-    ) as process:
-        os.close(theirs)
-        try:
-            yield process, ours
-        finally:
-            process.kill()
-            os.close(ours)
-
-
-def _read_until(descriptor: int, words: str | None = None, seconds: float = 120) -> str:
-    seen = b""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and (words is None or words not in seen.decode(errors="replace")):
-        try:
-            chunk = os.read(descriptor, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not chunk:
-            break
-        seen += chunk
-    return seen.decode(errors="replace")
-
-
 def test_in_a_terminal_the_table_shows_each_step(here: Path) -> None:
     with in_a_terminal("a [red]cat[/]", *QUICK) as (process, screen):
-        text = _read_until(screen)
+        text = read_until(screen)
         assert process.wait(60) == 0
         assert process.stdout is not None
         assert process.stdout.read() == "a-red-cat-7.png\n"
@@ -301,11 +256,11 @@ def test_in_a_terminal_the_table_shows_each_step(here: Path) -> None:
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_stops_with_130_and_leaves_no_picture(here: Path, presses: int) -> None:
     with in_a_terminal("a cat", "--steps", "2000", "--trace", "t.jsonl") as (process, screen):
-        _read_until(screen, "full")
+        read_until(screen, "full")
         for _ in range(presses):
             process.send_signal(signal.SIGINT)
             time.sleep(0.2)
-        assert "Stopped; no picture was saved." in _read_until(screen)
+        assert "Stopped; no picture was saved." in read_until(screen)
         assert process.wait(120) == 130
         assert process.stdout is not None
         assert process.stdout.read() == ""

@@ -1,0 +1,178 @@
+"""``h2gen batch FILE...``: many pictures, none of them lost."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from h2gen.cli import options
+from h2gen.errors import DeviceError, SettingError
+from h2gen.words import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from h2gen.run.batch import Batch
+    from h2gen.run.jobs import Jobs
+
+_BATCH = "Batch"
+
+
+def batch(
+    files: Annotated[
+        list[str], typer.Argument(help="Prompts as .txt, .yaml or .jsonl; - reads stdin.", metavar="FILE...")
+    ],
+    prompt_key: Annotated[
+        str | None, options.option("--prompt-key", help="The key of the prompt in .jsonl.", panel=_BATCH, metavar="KEY")
+    ] = None,
+    name: Annotated[
+        str | None,
+        options.option("--name", help="Names of the pictures: {index:04}-{slug}-{seed}.", panel=_BATCH),
+    ] = None,
+    shard: Annotated[
+        str | None, options.option("--shard", help="Only this part of the jobs: 3/16.", panel=_BATCH, metavar="I/N")
+    ] = None,
+    redo: Annotated[
+        bool, options.option("--redo", help="Make the pictures that are there already once more.", panel=_BATCH)
+    ] = False,
+    gpus: Annotated[
+        str | None, options.option("--gpus", help="all, or 0,1: a process each.", panel=_BATCH, metavar="LIST")
+    ] = None,
+    seed: options.Seeds = None,
+    count: options.Count = None,
+    size: options.Size = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    cfg: options.Cfg = None,
+    negative: options.Negative = None,
+    max_sequence_length: options.MaxSequenceLength = None,
+    preset: options.Preset = None,
+    tau1: options.Tau1 = None,
+    tau2: options.Tau2 = None,
+    warmup_steps: options.WarmupSteps = None,
+    final_steps: options.FinalSteps = None,
+    max_consecutive: options.MaxConsecutive = None,
+    no_cache: options.NoCache = False,
+    model: options.Model = None,
+    base: options.Base = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    offload: options.Offload = None,
+    out: options.OutFolder = None,
+    format: options.Format = None,
+    no_metadata: options.NoMetadata = False,
+    sidecar: options.Sidecar = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Make a picture of every prompt in FILE. The same command again makes only what is missing.
+
+    Example: h2gen batch prompts.txt --out pictures --preset quality
+    """
+    given = options.settings_in(locals())
+    from h2gen.cli.console import make_console
+    from h2gen.run.batch import Batch, Wishes
+    from h2gen.run.jobs import Jobs, parse_shard
+    from h2gen.run.prompts import read_prompts
+    from h2gen.run.save import target_of
+
+    console = make_console()
+    console.quiet = quiet
+    wishes = Wishes(None if shard is None else parse_shard(shard), redo, not no_metadata, sidecar)
+    devices = _devices(gpus, device)
+    jobs = Jobs(read_prompts(files, prompt_key), {**given, "name": name})
+    target = target_of(jobs.plan.out, jobs.plan.format)
+    if target.stem is not None:
+        raise SettingError(f"out is {jobs.plan.out!r}; a batch needs a folder for its pictures.")
+    run = Batch(jobs, target.folder, target.format, wishes)
+    if dry_run:
+        _show(run, as_json)
+        return
+    status = _make(run, jobs, devices or [jobs.plan.device], console, as_json, verbose)
+    if status:
+        raise typer.Exit(status)
+
+
+def _devices(gpus: str | None, device: str | None) -> list[str]:
+    """The devices that ``--gpus`` names: numbers of CUDA devices, or devices as ``--device`` takes them."""
+    if gpus is None:
+        return []
+    if device is not None:
+        raise SettingError("--gpus and --device contradict each other; give one.")
+    if gpus.strip() == "all":
+        from h2gen.models.memory import devices
+
+        count = devices().get("cuda", 0)
+        if not count:
+            raise DeviceError("There is no CUDA device here for --gpus all; leave it out.")
+        return [f"cuda:{index}" for index in range(count)]
+    from h2gen.models.memory import choose_device
+
+    names = [f"cuda:{part.strip()}" if part.strip().isdecimal() else part.strip() for part in gpus.split(",")]
+    if not all(names):
+        raise SettingError(f"gpus is {gpus!r}; give all, or numbers such as 0,1.")
+    return [str(choose_device(name)) for name in names]
+
+
+def _show(run: Batch, as_json: bool) -> None:
+    """What would be made, a line a picture."""
+    from rich.console import Console
+    from rich.text import Text
+
+    done = run.made()
+    lines = Console(highlight=False, markup=False, emoji=False)
+    for identity, job in run:
+        path = done.get(identity)
+        if as_json:
+            facts = {"id": identity, "source": job.source, "path": None if path is None else str(path)}
+            print(json.dumps({**facts, **job.settings.to_json()}))
+        else:
+            state = "to make" if path is None else "is there"
+            settings = job.settings
+            size = f"{settings.width}x{settings.height}, {settings.steps} steps"
+            text = f"{job.index}  {state}  seed {settings.seed}, {size}  {printable(settings.prompt)}"
+            lines.print(Text(text, no_wrap=True, overflow="ellipsis"), soft_wrap=not lines.is_terminal)
+
+
+def _make(run: Batch, jobs: Jobs, devices: list[str], console: Console, as_json: bool, verbose: bool) -> int:
+    """Make what is missing; returns the exit status."""
+    from h2gen.cli.batch_view import BatchView, clock, progress
+    from h2gen.cli.console import complain, route_warnings, say
+    from h2gen.run.stop import Level, Stop
+
+    route_warnings(console, verbose)
+    for notice in jobs.plan.notices:
+        say(console, notice, "dim")
+
+    def on_change(level: Level) -> None:
+        if level is Level.PICTURE:
+            say(console, "Stopping after the picture in hand; Ctrl-C again: after the step in hand.", "yellow")
+        elif level is Level.STEP:
+            say(console, "Stopping after the step in hand; Ctrl-C again: at once.", "yellow")
+
+    started = time.monotonic()
+    with run.opened() as tally:
+        if tally.skipped:
+            left = f"making the other {tally.left}" if tally.left else "nothing is left to make; --redo makes all again"
+            say(console, f"{tally.skipped} of {tally.jobs} pictures are there already: {left}.", "dim")
+        if not tally.left:
+            return 0
+        interrupted = False
+        with Stop(on_change) as stop, BatchView(console, tally, len(devices), as_json=as_json) as view:
+            try:
+                run.run(tally, devices, view, stop, watched=console.is_terminal and not console.quiet)
+            except KeyboardInterrupt:
+                interrupted = True
+    if tally.failed:
+        complain(f"{tally.failed} of {tally.jobs} pictures failed; they are listed in {str(run.failures)!r}.")
+    seconds = time.monotonic() - started
+    say(console, f"{progress(tally)}; {clock(seconds)} in all.", "bold")
+    if interrupted or stop.level is not Level.NEVER:
+        say(console, f"Stopped with {tally.left} left to make; the same command goes on with them.", "yellow")
+        return 143 if stop.terminated else 130
+    return 1 if tally.failed else 0

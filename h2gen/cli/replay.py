@@ -1,0 +1,79 @@
+"""``h2gen replay PICTURE``: make a picture again from what it says of itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from h2gen.cli import options
+
+if TYPE_CHECKING:
+    from h2gen.cli.produce import Studio
+
+
+def replay(
+    picture: Annotated[Path, typer.Argument(help="A picture, or the .toml beside it.", metavar="PICTURE")],
+    prompt: Annotated[
+        str | None, options.option("--prompt", "-p", help="Another prompt.", panel=options.PICTURE)
+    ] = None,
+    seed: options.Seeds = None,
+    count: options.Count = None,
+    size: options.Size = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    cfg: options.Cfg = None,
+    negative: options.Negative = None,
+    max_sequence_length: options.MaxSequenceLength = None,
+    preset: options.Preset = None,
+    tau1: options.Tau1 = None,
+    tau2: options.Tau2 = None,
+    warmup_steps: options.WarmupSteps = None,
+    final_steps: options.FinalSteps = None,
+    max_consecutive: options.MaxConsecutive = None,
+    no_cache: options.NoCache = False,
+    model: options.Model = None,
+    base: options.Base = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    offload: options.Offload = None,
+    out: options.Out = None,
+    format: options.Format = None,
+    no_metadata: options.NoMetadata = False,
+    sidecar: options.Sidecar = False,
+    trace: options.TracePath = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Make a picture again: the same pixels on the same machine. Options change what they name."""
+    given = options.settings_in(locals())
+    from h2gen.cli.console import make_console, say
+    from h2gen.cli.produce import Wishes, produce, show_plan, tell
+    from h2gen.run.metadata import read_metadata
+    from h2gen.run.plan import plan_from
+    from h2gen.run.replay import layers_of, relabelled
+    from h2gen.run.seeds import choose_seeds
+    from h2gen.run.settings import clean_prompt
+
+    console = make_console()
+    console.quiet = quiet
+    found = read_metadata(picture)
+    seeds = choose_seeds(given.pop("seed"), given.pop("count")) if seed or count else (found.settings.seed,)
+    words = found.settings.prompt if prompt is None else clean_prompt(prompt)
+    plan = plan_from(words, layers_of(found, {**given, "seed": seeds[0]}))
+    if given["preset"] is None and not given["no_cache"]:
+        plan = replace(plan, resolved=relabelled(plan.resolved, found.preset))
+    if dry_run:
+        tell(plan, console)
+        show_plan(plan, seeds, as_json)
+        return
+
+    def differences(studio: Studio) -> None:
+        for line in studio.differences(found):
+            say(console, line, "yellow")
+
+    produce(plan, seeds, console, Wishes(trace, as_json, verbose, not no_metadata, sidecar), differences)

@@ -1,0 +1,326 @@
+"""``h2gen batch``: many pictures, none of them lost, whatever happens to the program."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from h2gen.cli.app import run
+from h2gen.run.journal import Journal
+from h2gen.run.metadata import read_metadata
+from tests import small
+from tests.cli.programs import alive, children, h2gen, in_a_terminal, read_until, started, wait_for
+
+QUICK = ["--steps", "3", "--cfg", "1", "--preset", "paper"]
+SLOW = ["--steps", "60", "--cfg", "1", "--preset", "paper"]
+
+
+def prompts(here: Path, *lines: str, name: str = "p.txt") -> str:
+    (here / name).write_text("\n".join(lines) + "\n")
+    return name
+
+
+def pictures(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.png"))
+
+
+def pixels(path: Path) -> Any:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def events(folder: Path) -> Iterator[dict[str, Any]]:
+    for line in (folder / "h2gen-batch.jsonl").read_text().splitlines():
+        yield json.loads(line)
+
+
+def test_a_picture_of_every_prompt_and_the_same_command_again_makes_nothing(
+    here: Path, tiny: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = prompts(here, "a cat", "# no", "a red apple")
+    assert run(["batch", file, "-o", "out", "--seed", "1,2", *QUICK]) == 0
+    out, err = capsys.readouterr()
+    names = ["0001-a-cat-1.png", "0002-a-cat-2.png", "0003-a-red-apple-1.png", "0004-a-red-apple-2.png"]
+    assert out.splitlines() == [f"out/{name}" for name in names]
+    assert [path.name for path in pictures(here / "out")] == names
+    assert "4 made, 0 skipped, 0 failed" in err and "1/4" in err and "4/4" in err
+    assert "\x1b" not in err
+
+    # Alone, each is the same picture.
+    settings = read_metadata(here / "out" / names[3]).settings
+    assert settings.prompt == "a red apple" and settings.seed == 2
+    assert np.array_equal(pixels(here / "out" / names[3]), np.asarray(tiny.run(settings).image))
+
+    assert run(["batch", file, "-o", "out", "--seed", "1,2", *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "4 of 4 pictures are there already" in err
+    assert len(pictures(here / "out")) == 4
+
+
+def test_only_what_is_missing_is_made_and_redo_makes_all(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = prompts(here, "a cat", "a dog")
+    command = ["batch", file, "-o", "out", "--name", "{slug}", *QUICK]
+    assert run(command) == 0
+    before = pixels(here / "out" / "a-cat.png")
+    (here / "out" / "a-cat.png").unlink()
+    capsys.readouterr()
+    assert run([*command, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["path"] == "out/a-cat.png"
+    assert json.loads(line)["cache"]["steps"] == 3
+    assert np.array_equal(pixels(here / "out" / "a-cat.png"), before)
+    assert run([*command, "--redo", "-q"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["out/a-cat-2.png", "out/a-dog-2.png"]
+
+
+def test_a_dry_run_says_what_would_be_made_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = prompts(here, "a cat", "a [red]dog[/]")
+    assert run(["batch", file, "-o", "out", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "to make" in out and "a [red]dog[/]" in out and len(out.splitlines()) == 2
+    assert run(["batch", file, "-o", "out", "--dry-run", "--json", "--seed", "5"]) == 0
+    assert [json.loads(line)["seed"] for line in capsys.readouterr().out.splitlines()] == [5, 5]
+    assert os.listdir(here) == [file]
+
+
+def test_entries_override_settings_and_notes_and_sidecars_say_so(here: Path) -> None:
+    lines = [
+        {"caption": ["a cat", "x"], "steps": 2, "size": "64x96", "file": "1.jpg", "name": "tom"},
+        {"caption": "a dog"},
+    ]
+    file = prompts(here, *map(json.dumps, lines), name="p.jsonl")
+    assert run(["batch", file, "--prompt-key", "caption", "-o", "out", "--sidecar", "--format", "webp", *QUICK]) == 0
+    found = read_metadata(here / "out" / "tom.webp")
+    assert (found.settings.width, found.settings.height, found.settings.steps) == (64, 96, 2)
+    assert found.everything["notes"]["file"] == "1.jpg" and found.everything["notes"]["source"] == "p.jsonl:1"
+    assert read_metadata(here / "out" / "tom.toml").settings == found.settings
+
+
+def test_a_prompt_file_from_stdin(here: Path) -> None:
+    done = h2gen("batch", "-", "-o", "out", "--no-metadata", *QUICK, input="a cat\n")
+    assert done.returncode == 0, done.stderr
+    (path,) = pictures(here / "out")
+    assert f"out/{path.name}\n" == done.stdout
+    assert h2gen("info", str(path)).returncode == 2
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["batch"], "Missing argument"),
+    (["batch", "gone.txt"], "gone.txt: there is no such file"),
+    (["batch", "a cat"], "leave out the word 'batch'"),
+    (["batch", "p.txt", "-o", "a.png"], "a batch needs a folder"),
+    (["batch", "p.txt", "-o", "p.txt/x"], "Cannot write to the folder"),
+    (["batch", "p.txt", "--shard", "0/2"], "such as 3/16"),
+    (["batch", "p.txt", "--name", "../x"], "leave out the folder"),
+    (["batch", "p.txt", "--name", "{sed}"], "did you mean 'seed'"),
+    (["batch", "p.txt", "--seed", "1,2", "-n", "2"], "one seed, or no count"),
+    (["batch", "p.txt", "--gpus", "0", "--device", "cpu"], "contradict each other"),
+    (["batch", "p.txt", "--gpus", "7"], "'cuda:7' is not there"),
+    (["batch", "p.txt", "--gpus", "0,,1"], "give all, or numbers"),
+    (["batch", "p.txt", "--gpus", "zero"], "no device 'zero'"),
+    (["batch", "p.txt", "--steps", "0"], "steps is 0"),
+    (["batch", "p.txt", "--model", "nonesuch"], "no model called"),
+    (["batch", "p.txt", "--format", "gif"], "format is 'gif'"),
+    (["batch", "bad.jsonl", "p.txt"], "bad.jsonl:2: steps is 'x'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=range(len(BAD)))
+def test_bad_input_ends_in_one_clear_line_and_nothing_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    prompts(here, "a cat")
+    prompts(here, '{"prompt": "a"}', '{"prompt": "a", "steps": "x"}', name="bad.jsonl")
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err
+    assert len(err.splitlines()) == 1 and err.startswith("h2gen: ")
+    assert sorted(os.listdir(here)) == ["bad.jsonl", "p.txt"]
+
+
+def test_shards_divide_the_work_and_the_whole_knows_their_pictures(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = prompts(here, "a cat", "a dog", "an owl")
+    for shard, count in (("1/2", 2), ("2/2", 1)):
+        assert run(["batch", file, "-o", "out", "--shard", shard, "-q", *QUICK]) == 0
+        assert len(capsys.readouterr().out.splitlines()) == count
+    assert run(["batch", file, "-o", "out", *QUICK]) == 0
+    assert "3 of 3 pictures are there already" in capsys.readouterr().err
+    assert [path.name[:4] for path in pictures(here / "out")] == ["0001", "0002", "0003"]
+
+
+def test_a_second_run_of_the_same_part_says_so_and_stops(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = prompts(here, "a cat")
+    (here / "out").mkdir()
+    with Journal(here / "out", "1of2"):
+        assert run(["batch", file, "-o", "out", "--shard", "1/2", *QUICK]) == 2
+        assert "Another run is working in 'out'" in capsys.readouterr().err
+        assert run(["batch", file, "-o", "out", "--shard", "2/2", *QUICK]) == 0
+
+
+def test_a_job_that_fails_is_listed_and_the_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A distilled model takes no guidance, which only the loaded model can say."""
+    small.flux2_klein_pipeline().save_pretrained(here / "klein")
+    lines = [{"prompt": "a cat", "cfg": 4}, {"prompt": "a dog"}, {"prompt": "an {owl}", "cfg": 3, "seed": 5}]
+    file = prompts(here, *map(json.dumps, lines), name="p.jsonl")
+    command = ["-m", "klein", "-o", "out", "--steps", "2", "--size", "64x64", "--max-sequence-length", "32"]
+    assert run(["batch", file, *command, "--cfg", "1"]) == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1 and "a-dog" in out
+    assert "p.jsonl:1: cfg is 4, but this model is distilled" in err
+    assert "2 of 3 pictures failed; they are listed in 'out/h2gen-failures.jsonl'" in err
+    listed = [json.loads(line) for line in (here / "out" / "h2gen-failures.jsonl").read_text().splitlines()]
+    assert [(line["prompt"], line["source"]) for line in listed] == [("a cat", "p.jsonl:1"), ("an {owl}", "p.jsonl:3")]
+    assert "distilled" in listed[0]["error"]
+
+    # The list is a prompt file: the same jobs, under the same names, which fail again.
+    shutil.copy(here / "out" / "h2gen-failures.jsonl", here / "again.jsonl")
+    assert run(["batch", "again.jsonl", *command, "--dry-run", "--json"]) == 0
+    assert [json.loads(line)["seed"] for line in capsys.readouterr().out.splitlines()] == [
+        line["seed"] for line in listed
+    ]
+    assert run(["batch", file, *command, "--cfg", "1"]) == 1
+    assert "1 of 3 pictures are there already" in capsys.readouterr().err
+
+    # Once nothing fails any more the list is gone.
+    file = prompts(here, '{"prompt": "a dog"}', name="p.jsonl")
+    assert run(["batch", file, *command, "--cfg", "1"]) == 0
+    assert not (here / "out" / "h2gen-failures.jsonl").exists()
+
+
+def test_a_failure_is_tried_once_more(here: Path, tiny: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    import h2gen as package
+
+    session = package.load("tiny")
+    with torch.no_grad():
+        session.pipe.transformer.proj_out.bias.fill_(float("nan"))
+    session.pipe.save_pretrained(here / "nan")
+    file = prompts(here, "a cat")
+    assert run(["batch", file, "-m", "nan", "-o", "out", "--size", "64x64", "--max-sequence-length", "16", *QUICK]) == 1
+    err = capsys.readouterr().err
+    assert err.count("p.txt:1: The picture came out as NaN") == 2
+    assert err.count("trying once more") == 1 and err.count("given up") == 1
+    assert [event["event"] for event in events(here / "out")] == ["failed"]
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small.flux_pipeline().save_pretrained(here / "broken")
+    (here / "broken" / "vae" / "config.json").write_text("{")
+    capsys.readouterr()
+    assert run(["batch", prompts(here, "a cat"), "-m", "broken", "-o", "out", "-q"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [([signal.SIGINT], 130), ([signal.SIGINT] * 2, 130), ([signal.SIGINT] * 3, 130), ([signal.SIGTERM], 143)],
+)
+def test_a_run_that_is_stopped_keeps_what_is_made_and_can_go_on(
+    here: Path, signals: list[signal.Signals], status: int
+) -> None:
+    file = prompts(here, *(f"prompt {n}" for n in range(30)))
+    command = ["batch", file, "-o", "out", "-q", *SLOW]
+    with started(*command) as process:
+        wait_for(lambda: pictures(here / "out"))
+        mine = children(process.pid)
+        for number in signals:
+            process.send_signal(number)
+            wait_for(lambda: True)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == status, err
+        assert "Traceback" not in err
+    wait_for(lambda: not any(map(alive, mine)))
+    made = pictures(here / "out")
+    assert 1 <= len(made) < 30
+    assert out.splitlines() == [f"out/{path.name}" for path in made]
+    for path in made:
+        assert pixels(path).shape == (128, 128, 3)
+    assert not list((here / "out").glob("*.partial"))
+
+
+def test_killed_at_any_instant_a_run_loses_at_most_the_picture_in_hand(here: Path) -> None:
+    count = 12
+    file = prompts(here, *(f"prompt {n}" for n in range(count)))
+    command = ["batch", file, "-o", "out", "--sidecar", *QUICK]
+    chance = random.Random(5)
+    for _ in range(4):
+        before = len(pictures(here / "out"))
+        with started(*command) as process:
+            wait_for(lambda before=before: len(list((here / "out").glob("*.png"))) > before)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(chance.random() * 0.3)
+            mine = children(process.pid)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        wait_for(lambda mine=mine: not any(map(alive, mine)))  # a worker whose master is gone ends by itself
+        for path in pictures(here / "out"):
+            assert pixels(path).shape == (128, 128, 3)
+    done = h2gen(*command)
+    assert done.returncode == 0, done.stderr
+    made = pictures(here / "out")
+    assert [path.name[:4] for path in made] == [f"{n:04}" for n in range(1, count + 1)]  # none missing, none twice
+    assert not list((here / "out").glob(".*partial"))
+    assert h2gen(*command).stdout == ""
+
+
+CAN_MOUNT = (
+    shutil.which("unshare") is not None
+    and subprocess.run(
+        ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+    ).returncode
+    == 0
+)
+
+
+@pytest.mark.skipif(not CAN_MOUNT, reason="needs a file system of its own to fill")
+def test_a_full_disk_stops_the_run_cleanly_and_the_picture_in_hand_is_safe(here: Path) -> None:
+    file = prompts(here, *(f"prompt {n}" for n in range(8)))
+    (here / "out").mkdir()
+    (here / "temporary").mkdir()
+    script = f"""
+mount -t tmpfs -o size=64k none out
+export TMPDIR={here}/temporary
+{sys.executable} -m h2gen batch {file} -o out {" ".join(QUICK)}
+echo "status $?"
+ls -a out
+mount -o remount,size=10m out
+{sys.executable} -m h2gen batch {file} -o out -q {" ".join(QUICK)}
+echo "status $?"
+cp out/* kept
+"""
+    (here / "kept").mkdir()
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
+    assert "status 1" in done.stdout and "status 0" in done.stdout, done.stdout + done.stderr
+    assert "No space left on device" in done.stderr and "It is safe in" in done.stderr
+    assert "partial" not in done.stdout
+    assert len(list((here / "temporary").glob("h2gen-*.png"))) == 1
+    assert [path.name[:4] for path in pictures(here / "kept")] == [f"{n:04}" for n in range(1, 9)]
+    for path in pictures(here / "kept"):
+        assert pixels(path).shape == (128, 128, 3)
+
+
+def test_in_a_terminal_progress_is_above_and_the_picture_in_hand_beneath(here: Path) -> None:
+    file = prompts(here, "a [red]cat[/]", "a dog")
+    with in_a_terminal("batch", file, "-o", "out", "--steps", "12", "--cfg", "1") as (process, screen):
+        text = read_until(screen)
+        assert process.wait(60) == 0
+    for words in ("a [red]cat[/]", "0/2 pictures", "1/2 pictures", "structure", "outcome", "left", "2 made"):
+        assert words in text, words

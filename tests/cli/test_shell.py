@@ -1,0 +1,135 @@
+"""``h2gen shell``: the model stays loaded, and a mistake costs a line."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from h2gen.run.metadata import read_metadata
+from tests.cli.programs import h2gen, in_a_terminal, read_until
+
+QUICK = ["--steps", "2", "--cfg", "1"]
+
+
+def test_lines_from_a_pipe_are_prompts_and_commands(here: Path) -> None:
+    lines = [
+        "a cat",
+        ":seed 3",
+        "a dog",
+        ":set steps 3",
+        ":set size 64x64",
+        ":again",
+        ":unset steps",
+        ":set tau1 0.3",
+        "::colon",
+        ":set preset fast",
+        ":set no-cache on",
+        "an owl",
+        ":set preset fast",
+        ":again",
+        ":seed random",
+        ":again",
+        "",
+        ":quit",
+        "never",
+    ]
+    done = h2gen("shell", "-o", "out", *QUICK, input="\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    made = [read_metadata(here / line) for line in done.stdout.splitlines()]
+    assert [found.settings.prompt for found in made] == [
+        "a cat",
+        "a dog",
+        "a dog",
+        ":colon",
+        "an owl",
+        "an owl",
+        "an owl",
+    ]
+    assert [found.settings.steps for found in made] == [2, 2, 3, 2, 2, 2, 2]
+    assert [found.settings.seed for found in made[1:6]] == [3] * 5
+    assert made[0].settings.seed != 3 and made[6].settings.seed != 3
+    assert [found.settings.width for found in made] == [128, 128, 64, 64, 64, 64, 64]
+    assert made[3].settings.cache.tau1 == 0.3
+    assert [found.settings.cache.enabled for found in made[4:]] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (":", "There is no command :"),
+        (":sho", "did you mean 'show'"),
+        (":set", "There is no setting ''"),
+        (":set steps", "steps needs a value"),
+        (":set stps 3", "did you mean 'steps'"),
+        (":set steps x", "steps is 'x'; give a whole number"),
+        (":set steps 0", "steps is 0"),
+        (":set tau1 -1", "tau1 is -1"),
+        (":set tau1 x", "give a number"),
+        (":set no-cache maybe", "give on or off"),
+        (":set model dev", "start another"),
+        (":set device cuda", "start another"),
+        (":set preset slow", "no preset 'slow'"),
+        (":set size big", "size is 'big'"),
+        (":unset stps", "did you mean 'steps'"),
+        (":seed", "seed is"),
+        (":seed x", "seed is"),
+        (":again", "no picture yet"),
+        (":set format gif", "format is 'gif'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_shell_goes_on(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a model: none of these needs one."""
+    from h2gen.cli.console import make_console
+    from h2gen.cli.shell import _Shell
+    from h2gen.errors import H2GenError
+
+    shell = _Shell(None, {}, make_console())  # type: ignore[arg-type]
+    with pytest.raises(H2GenError) as error:
+        shell._obey(line)
+    assert words in str(error.value)
+    assert shell._obey(":show") is False
+    assert "28" in capsys.readouterr().out
+
+
+def test_what_fails_in_a_pipe_is_told_by_the_exit_status(here: Path) -> None:
+    done = h2gen("shell", "-o", "out", *QUICK, input=":nonsense\na cat\n")
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 1
+    assert "h2gen: There is no command :nonsense" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["-o", "a.png"], "a shell needs a folder"), (["--seed", "x"], "seed is x"), (["--steps", "0"], "steps is 0")],
+)
+def test_what_it_cannot_start_with_is_one_line(here: Path, arguments: list[str], words: str) -> None:
+    done = h2gen("shell", *arguments, input="a cat\n")
+    assert done.returncode == 2
+    assert words in done.stderr and len(done.stderr.splitlines()) == 1
+    assert os.listdir(here) == []
+
+
+def test_ctrl_c_stops_a_picture_and_not_the_shell(here: Path, own_home: Path) -> None:
+    with in_a_terminal("shell", "--cfg", "1", "-o", "out", whole=True) as (process, screen):
+        seen = read_until(screen, "h2gen>")
+        assert ":help" in seen
+        os.write(screen, b":set steps 2000\na [red]cat[/]\n")
+        read_until(screen, "full")
+        os.write(screen, b"\x03")
+        assert "Stopped; no picture was saved." in read_until(screen, "was saved")
+        read_until(screen, "h2gen>")
+        os.write(screen, b"half a line\x03")
+        read_until(screen, "h2gen>")
+        os.write(screen, b":set steps 2\n:again\n")
+        assert "a-red-cat" in read_until(screen, ".png")
+        read_until(screen, "h2gen>")
+        os.write(screen, b"\x04")
+        read_until(screen, seconds=10)
+        assert process.wait(60) == 0
+    assert len(list((here / "out").glob("*.png"))) == 1
+    (history,) = (path for path in own_home.rglob("history"))
+    assert ":again" in history.read_text()
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
