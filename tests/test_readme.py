@@ -13,6 +13,9 @@ from h2gen.cache.gate import Outcome
 from h2gen.cache.trace import StageRecord, StepRecord
 from h2gen.cli.app import run
 from h2gen.presets import list_presets
+from h2gen.run.jobs import Jobs, file_name
+from h2gen.run.names import FIELDS
+from h2gen.run.prompts import KEYS, read_prompts
 from tools.readme import with_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,12 +40,36 @@ def test_it_opens_with_the_two_commands_that_do_everything() -> None:
     )
 
 
-def test_every_command_line_that_it_shows_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_line_that_it_shows_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    (tmp_path / "cute80.jsonl").write_text('{"image_caption": ["a cat"]}\n')
+    assert run(["a cat", "--seed", "7", "--steps", "2", "--cfg", "1"]) == 0
     shown = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
     ours = [words[1:] for words in shown if words and words[0] == "h2gen" and "--base" not in words]
     assert ours
     for words in ours:
-        assert run([*words, "--dry-run"]) == 0, words
+        assert run(words if words[0] == "info" else [*words, "--dry-run"]) == 0, words
+
+
+def test_the_prompt_file_that_it_shows_is_one(tmp_path: Path) -> None:
+    (tmp_path / "prompts.yaml").write_text(blocks("yaml")[0])
+    reading = read_prompts([str(tmp_path / "prompts.yaml")])
+    assert reading.mistakes == []
+    names = [file_name(job, "0" * 32, "tiny") for job in Jobs(reading, {}, {})]
+    assert names[3:5] == ["0004-a-cat-4", "apple-1"] and len(names) == 8
+
+
+def test_the_keys_of_an_entry_are_those_that_it_lists() -> None:
+    listed = re.search(r"An entry may set (.*?); it", README, re.DOTALL)
+    assert listed and set(re.findall(r"`(\w+)`", listed[1])) == set(KEYS)
+
+
+def test_the_fields_of_a_name_are_those_that_it_lists() -> None:
+    listed = re.search(r"`--name (.*?)\. `--dry-run`", README, re.DOTALL)
+    assert listed and {field.split(":")[0] for field in re.findall(r"\{([\w:]+)\}", listed[1])} == set(FIELDS)
 
 
 def test_every_preset_stands_in_its_table_with_its_figures() -> None:
