@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from h2gen.plain import DEEPEST, is_deep, is_number
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -14,24 +17,48 @@ else:
 LARGEST = 64 * 1024
 """Bytes; far more than any preset or configuration needs."""
 
+_TOO_LONG = "a whole number in it takes more than 64 bits"
+_PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*"""
+# tomllib's time grows with the square of a key's dots: 64 KiB of them take 15 seconds.
+_LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_PART}\.[ \t]*){{100}}", re.MULTILINE)
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """The file's contents.
+
+def read_toml(path: Path, largest: int = LARGEST) -> dict[str, Any]:
+    """The file's contents; whole numbers in it are of 64 bits at most.
 
     Raises:
-        ValueError: it cannot be read, is too large or is not TOML; the message is the reason alone, in one line.
+        ValueError: it cannot be read, is larger than ``largest`` bytes or is not TOML; the message is the reason
+            alone, in one line.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(largest + 1)
     except OSError as error:
         raise ValueError(error.strerror or "it cannot be read") from error
-    if len(data) > LARGEST:
-        raise ValueError(f"it is larger than {LARGEST // 1024} KiB")
+    if len(data) > largest:
+        raise ValueError(f"it is larger than {largest // 1024} KiB")
     try:
-        return tomllib.loads(data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError("it is not UTF-8 text") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        reason = " ".join(str(error).split()) or "it is nested too deeply"
-        raise ValueError(f"it is not valid TOML: {reason}") from error
+    if _LONG_KEY.search(text):
+        raise ValueError("it is nested too deeply")
+    try:
+        found = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is not valid TOML: it is nested too deeply") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"it is not valid TOML: {' '.join(str(error).split())}") from error
+    except ValueError as error:  # of Python itself, which reads no number of thousands of digits
+        raise ValueError(_TOO_LONG) from error
+    if is_deep(found, DEEPEST):
+        raise ValueError("it is nested too deeply")
+    if _holds_long_number(found):
+        raise ValueError(_TOO_LONG)
+    return found
+
+
+def _holds_long_number(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(_holds_long_number(each) for each in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not is_number(value)

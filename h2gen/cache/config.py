@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, fields
 
 from h2gen.errors import SettingError
@@ -41,7 +41,7 @@ class CacheConfig:
             if field.name.startswith("tau"):
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise SettingError(f"{field.name} is {value!r}, which is not a number; give one such as 0.15.")
-                if not math.isfinite(value) or value < 0:
+                if not 0 <= value <= sys.float_info.max:
                     raise SettingError(f"{field.name} is {value}; give a number from 0 (off) upwards, such as 0.15.")
                 object.__setattr__(self, field.name, float(value))
             elif isinstance(value, bool) or not isinstance(value, int) or value < 0:

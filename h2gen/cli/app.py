@@ -10,7 +10,7 @@ from typer._click.exceptions import ClickException
 from typer.core import TyperCommand, TyperGroup
 
 from h2gen._version import __version__
-from h2gen.cli import batch, bench, info, models, presets, replay, shell
+from h2gen.cli import batch, bench, compare, info, models, presets, replay, shell
 from h2gen.cli.generate import generate
 from h2gen.errors import H2GenError
 
@@ -80,6 +80,7 @@ app.command("batch", cls=_Sections)(batch.batch)
 app.command("info")(info.info)
 app.command("replay", cls=_Sections)(replay.replay)
 app.command("shell", cls=_Sections)(shell.shell)
+app.command("compare", cls=_Sections)(compare.compare)
 app.command("bench")(bench.bench)
 
 
@@ -101,7 +102,8 @@ def run(arguments: list[str]) -> int:
         _complain(f"{error.format_message().rstrip('.')}. See 'h2gen --help'.")
         return error.exit_code
     except H2GenError as error:
-        _complain(str(error))
+        for line in str(error).splitlines():  # of prompt files all mistakes are told at once
+            _complain(line)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _complain("Stopped; no picture was saved.")

@@ -76,24 +76,25 @@ def batch(
     """
     given = options.settings_in(locals())
     from h2gen.cli.console import make_console
-    from h2gen.run.batch import Batch, Wishes
     from h2gen.run.jobs import Jobs, parse_shard
     from h2gen.run.prompts import read_prompts
     from h2gen.run.save import target_of
 
     console = make_console()
     console.quiet = quiet
-    wishes = Wishes(None if shard is None else parse_shard(shard), redo, not no_metadata, sidecar)
-    devices = _devices(gpus, device)
+    part = None if shard is None else parse_shard(shard)
     jobs = Jobs(read_prompts(files, prompt_key), {**given, "name": name})
     target = target_of(jobs.plan.out, jobs.plan.format)
     if target.stem is not None:
         raise SettingError(f"out is {jobs.plan.out!r}; a batch needs a folder for its pictures.")
-    run = Batch(jobs, target.folder, target.format, wishes)
+    from h2gen.run.batch import Batch, Wishes  # torch comes along, which a mistake above need not wait for
+
+    wishes = Wishes(part, redo, not no_metadata, sidecar)
+    run = Batch(jobs, target.folder, target.format, wishes, _devices(gpus, device))
     if dry_run:
         _show(run, as_json)
         return
-    status = _make(run, jobs, devices or [jobs.plan.device], console, as_json, verbose)
+    status = _make(run, jobs, console, as_json, verbose)
     if status:
         raise typer.Exit(status)
 
@@ -111,12 +112,10 @@ def _devices(gpus: str | None, device: str | None) -> list[str]:
         if not count:
             raise DeviceError("There is no CUDA device here for --gpus all; leave it out.")
         return [f"cuda:{index}" for index in range(count)]
-    from h2gen.models.memory import choose_device
-
     names = [f"cuda:{part.strip()}" if part.strip().isdecimal() else part.strip() for part in gpus.split(",")]
     if not all(names):
         raise SettingError(f"gpus is {gpus!r}; give all, or numbers such as 0,1.")
-    return [str(choose_device(name)) for name in names]
+    return names
 
 
 def _show(run: Batch, as_json: bool) -> None:
@@ -139,7 +138,7 @@ def _show(run: Batch, as_json: bool) -> None:
             lines.print(Text(text, no_wrap=True, overflow="ellipsis"), soft_wrap=not lines.is_terminal)
 
 
-def _make(run: Batch, jobs: Jobs, devices: list[str], console: Console, as_json: bool, verbose: bool) -> int:
+def _make(run: Batch, jobs: Jobs, console: Console, as_json: bool, verbose: bool) -> int:
     """Make what is missing; returns the exit status."""
     from h2gen.cli.batch_view import BatchView, clock, progress
     from h2gen.cli.console import complain, route_warnings, say
@@ -163,9 +162,9 @@ def _make(run: Batch, jobs: Jobs, devices: list[str], console: Console, as_json:
         if not tally.left:
             return 0
         interrupted = False
-        with Stop(on_change) as stop, BatchView(console, tally, len(devices), as_json=as_json) as view:
+        with Stop(on_change) as stop, BatchView(console, tally, run.workers, as_json=as_json) as view:
             try:
-                run.run(tally, devices, view, stop, watched=console.is_terminal and not console.quiet)
+                run.run(tally, view, stop, watched=console.is_terminal and not console.quiet)
             except KeyboardInterrupt:
                 interrupted = True
     if tally.failed:

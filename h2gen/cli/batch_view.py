@@ -83,6 +83,8 @@ class BatchView:
             line += f", {made.summary.share:.0%} of blocks, est. {made.summary.estimated_speedup:.2f}x"
         if made.uncached:
             line += "; NaN with the cache, made without it"
+        if not made.described:
+            line += f"; its prompt is too long for the metadata of a {path.suffix}"
         say(self._console, line)
         self._draw(now=True)
         if self._as_json:

@@ -52,7 +52,7 @@ def _show(path: Path, found: Mapping[str, Any], first: bool) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _rows(settings, found):
-        table.add_row(Text(name, style="dim"), Text(printable(value)))
+        table.add_row(Text(printable(name)[:24], style="dim"), Text(printable(value)))
     console.print(table)
 
 
@@ -85,4 +85,4 @@ def _rows(settings: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tup
     if isinstance(found.get("notes"), dict):
         for name, value in found["notes"].items():
             text = value if isinstance(value, str) else json.dumps(value)
-            yield str(name)[:24], text if len(text) <= 200 else text[:200] + "..."
+            yield name, text if len(text) <= 200 else text[:200] + "..."

@@ -74,10 +74,12 @@ def produce(
     console: Console,
     wishes: Wishes,
     loaded: Callable[[Studio], None] = lambda _studio: None,
+    *,
+    tiled: bool = False,
 ) -> None:
     """Check where things go, load, and make a picture of each seed; each is safe before the next one begins.
 
-    ``loaded`` is called once the model is there.
+    ``loaded`` is called once the model is there. ``tiled`` has the pictures decoded in tiles.
     """
     from h2gen.run.save import target_of
     from h2gen.run.trace_file import TraceFile
@@ -91,7 +93,7 @@ def produce(
     for done, seed in enumerate(seeds):
         each = target if target.stem is None or len(seeds) == 1 else replace(target, stem=f"{target.stem}-{seed}")
         try:
-            studio.paint(replace(plan.settings, seed=seed), each, plan.preset)
+            studio.paint(replace(plan.settings, seed=seed), each, plan.preset, tiled=tiled)
         except KeyboardInterrupt:
             if not done:
                 raise
@@ -130,7 +132,7 @@ class Studio:
             "dtype": str(session.dtype).removeprefix("torch."),
         }
 
-    def paint(self, settings: Settings, target: Target, preset: str | None) -> Path:
+    def paint(self, settings: Settings, target: Target, preset: str | None, *, tiled: bool = False) -> Path:
         """Make one picture, save it and say so.
 
         Raises:
@@ -140,17 +142,19 @@ class Studio:
         from h2gen.run.save import save
         from h2gen.run.trace_file import TraceFile
 
+        # Before anything is made: a checkpoint that cannot be told apart must not cost a finished picture.
+        content_hash = self._content_hash() if self._wishes.metadata or self._wishes.sidecar else ""
         trace = self._wishes.trace
         file = None if trace is None else TraceFile(trace, {**settings.to_json(), **self._where})
         summary: Summary | None = None
         try:
             with stoppable(self.session, self._console):
-                result = self._watch(settings, None if file is None else file.on_step)
+                result = self._watch(settings, None if file is None else file.on_step, tiled)
             summary = None if result.trace is None else result.trace.summary
         finally:
             if file is not None:
                 file.close(summary)
-        metadata, sidecar = self._description(result, summary, target.format, preset)
+        metadata, sidecar = self._description(result, summary, target.format, preset, content_hash)
         path = save(result.image, target, settings.prompt, settings.seed, metadata=metadata, sidecar=sidecar)
         self._report(result, path, file, summary)
         return path
@@ -160,10 +164,16 @@ class Studio:
         from h2gen.run.metadata import origin
         from h2gen.run.replay import differences
 
-        return differences(found, origin(self.session, self._identity.result()))
+        return differences(found, origin(self.session, self._content_hash()))
+
+    def _content_hash(self) -> str:
+        from h2gen.models.translate import translated
+
+        with translated(self.session.checkpoint):
+            return self._identity.result()
 
     def _description(
-        self, result: Result, summary: Summary | None, format: str, preset: str | None
+        self, result: Result, summary: Summary | None, format: str, preset: str | None, content_hash: str
     ) -> tuple[Any, str | None]:
         """What the picture says of itself, and the text beside it."""
         if not self._wishes.metadata and not self._wishes.sidecar:
@@ -173,10 +183,11 @@ class Studio:
 
         whole = describe(
             result.settings,
-            origin(self.session, self._identity.result()),
+            origin(self.session, content_hash),
             seconds=result.seconds,
             summary=summary,
             uncached=result.uncached,
+            tiled=result.tiled,
             preset=preset,
         )
         metadata = fitting(whole, format) if self._wishes.metadata else None
@@ -184,7 +195,7 @@ class Studio:
             say(self._console, f"The prompt is too long for the metadata of a .{format}; use png.", "yellow")
         return metadata, to_toml(whole) if self._wishes.sidecar else None
 
-    def _watch(self, settings: Settings, on_step: Callable[[StepRecord], None] | None) -> Result:
+    def _watch(self, settings: Settings, on_step: Callable[[StepRecord], None] | None, tiled: bool) -> Result:
         """Run with whoever wants to watch: the live table, the trace file, both or nobody."""
         from rich.text import Text
 
@@ -192,7 +203,7 @@ class Studio:
 
         console = self._console
         if console.quiet or not console.is_terminal:
-            return self.session.run(settings, on_step=on_step)
+            return self.session.run(settings, on_step=on_step, tiled=tiled)
         passes = 2 if settings.cfg > 1 else 1
         cache = settings.cache
         thresholds = f"tau1 {cache.tau1:g}, tau2 {cache.tau2:g}" if cache.enabled else "no cache"
@@ -212,7 +223,7 @@ class Studio:
                 if on_step is not None:
                     on_step(record)
 
-            return self.session.run(settings, on_step=both)
+            return self.session.run(settings, on_step=both, tiled=tiled)
 
     def _report(self, result: Result, path: Path, file: TraceFile | None, summary: Summary | None) -> None:
         from h2gen.cli.console import complain
@@ -255,6 +266,7 @@ def stoppable(session: Session, console: Console) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        session.forget_interrupt()  # one that came after the last step is not meant for the next picture
 
 
 def conclude(result: Result, path: Path, console: Console) -> None:

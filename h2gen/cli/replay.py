@@ -62,7 +62,8 @@ def replay(
     console = make_console()
     console.quiet = quiet
     found = read_metadata(picture)
-    seeds = choose_seeds(given.pop("seed"), given.pop("count")) if seed or count else (found.settings.seed,)
+    same = seed is None and count is None
+    seeds = (found.settings.seed,) if same else choose_seeds(seed, count)
     words = found.settings.prompt if prompt is None else clean_prompt(prompt)
     plan = plan_from(words, layers_of(found, {**given, "seed": seeds[0]}))
     if given["preset"] is None and not given["no_cache"]:
@@ -76,4 +77,6 @@ def replay(
         for line in studio.differences(found):
             say(console, line, "yellow")
 
-    produce(plan, seeds, console, Wishes(trace, as_json, verbose, not no_metadata, sidecar), differences)
+    produce(
+        plan, seeds, console, Wishes(trace, as_json, verbose, not no_metadata, sidecar), differences, tiled=found.tiled
+    )

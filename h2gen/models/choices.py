@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 OFFLOADS = ("none", "model", "group", "sequential", "auto")
+STRONGER = {"none": "model", "model": "group", "group": "sequential"}
+"""Which offloading needs less memory than another."""
 
 DTYPES = {
     "bf16": "bfloat16",

@@ -80,7 +80,7 @@ def _folder_files(checkpoint: Checkpoint, without: str | None = None) -> Iterato
         part = folder / name
         for path in part.iterdir() if part.is_dir() else ():
             # An index of shards, or one of a precision that is not loaded, says nothing that the weights do not.
-            if path.suffix[1:] in TEXT and not path.name.endswith(".index.json"):
+            if path.suffix[1:] in TEXT and path.is_file() and not path.name.endswith(".index.json"):
                 yield f"{name}/{path.name}", path
         if name != without and (part / "config.json").is_file():
             for path in weight_files(part):

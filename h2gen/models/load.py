@@ -32,20 +32,24 @@ def load_pipeline(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = 
         offload: "none", "model", "group", "sequential" or "auto"; see ``apply_offload``.
 
     Returns:
-        a FluxPipeline, Flux2Pipeline or Flux2KleinPipeline without progress bars.
+        A FluxPipeline, Flux2Pipeline or Flux2KleinPipeline without progress bars.
 
     Raises:
         ModelError: the checkpoint is missing, gated, damaged, or no Flux.
         DeviceError: the device is not there, or cannot do what is asked of it.
     """
+    return load_placed(checkpoint, device=device, dtype=dtype, offload=offload)[0]
+
+
+def load_placed(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str) -> tuple[Any, str]:
+    """As ``load_pipeline``; also says how it is offloaded, which is never "auto"."""
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
     check_offload(offload, where)
     with translated(checkpoint):
         pipe = _assemble(checkpoint, precision)
     pipe.set_progress_bar_config(disable=True)
-    apply_offload(pipe, offload, where)
-    return pipe
+    return pipe, apply_offload(pipe, offload, where)
 
 
 def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> None:

@@ -8,14 +8,15 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from h2gen.errors import OutputError, RunError
+from h2gen.errors import DeviceError, OutputError, RunError
 from h2gen.models.identity import content_hash
 from h2gen.models.memory import choose_device, choose_dtype
 from h2gen.models.translate import translated
 from h2gen.run.jobs import Job, Jobs, Shard, file_name, job_id
-from h2gen.run.journal import Journal
+from h2gen.run.journal import Journal, read_lines
 from h2gen.run.metadata import model_name
 from h2gen.run.pool import Pool
 from h2gen.run.save import keep, sweep
@@ -42,21 +43,35 @@ class Batch:
         folder: of the pictures, their record and the list of failures.
         format: of the pictures.
         wishes: see there.
+        devices: a worker process for each; none stands for the plan's device.
 
     Raises:
-        ModelError: the checkpoint's files are missing or damaged.
-        DeviceError: the device is not there.
+        DeviceError: a device is not there, or cannot compute in what the others do.
     """
 
-    def __init__(self, jobs: Jobs, folder: Path, format: str, wishes: Wishes) -> None:
+    def __init__(self, jobs: Jobs, folder: Path, format: str, wishes: Wishes, devices: Sequence[str] = ()) -> None:
         self._jobs, self._folder, self._format, self._wishes = jobs, folder, format, wishes
-        plan = jobs.plan
-        self._dtype = str(choose_dtype(plan.dtype, choose_device(plan.device))).removeprefix("torch.")
-        with translated(plan.checkpoint):
-            self._hash = content_hash(plan.checkpoint)
-        self._model_name = model_name(plan.checkpoint)
+        self._devices = [choose_device(name) for name in devices or [jobs.plan.device]]
+        dtypes = {choose_dtype(jobs.plan.dtype, device) for device in self._devices}
+        if len(dtypes) > 1:
+            raise DeviceError("The devices compute in different dtypes, which gives different pictures; give --dtype.")
+        self._dtype = str(dtypes.pop()).removeprefix("torch.")
+        self._model_name = model_name(jobs.plan.checkpoint)
+        self._part = "all" if wishes.shard is None else str(wishes.shard)
         self._journal = Journal(folder, "" if wishes.shard is None else str(wishes.shard))
-        self._failures: list[str] = []
+        self._failures: dict[str, str] = {}
+        self._settled: set[str] = set()
+
+    @cached_property
+    def _hash(self) -> str:
+        """Of the checkpoint; reading it all takes a while the first time."""
+        with translated(self._jobs.plan.checkpoint):
+            return content_hash(self._jobs.plan.checkpoint)
+
+    @property
+    def workers(self) -> int:
+        """Worker processes at most."""
+        return len(self._devices)
 
     @property
     def failures(self) -> Path:
@@ -82,26 +97,29 @@ class Batch:
         """Lock the folder, and count what there is to do. The list of failures is written at the end.
 
         Raises:
+            ModelError: the checkpoint's files are missing or damaged.
             OutputError: another run works there, or it cannot be written to.
         """
+        self._hash  # noqa: B018 - a checkpoint that cannot be read is found out before anything is written
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"Cannot make the folder {str(self._folder)!r}: {error.strerror}.") from error
         with self._journal:
-            if self._wishes.shard is None:
-                sweep(self._folder)
+            sweep(self._folder, self._mark)
+            self._journal.clear_orphans()
             self._done = self.made()
             total = skipped = 0
             for identity, _ in self:
                 total += 1
                 skipped += identity in self._done
+            tally = Tally(total, skipped)
             try:
-                yield Tally(total, skipped)
+                yield tally
             finally:
-                self._list_failures()
+                self._list_failures(whole=not tally.left)
 
-    def run(self, tally: Tally, devices: Sequence[str], watcher: Watcher, stop: Stop, *, watched: bool) -> None:
+    def run(self, tally: Tally, watcher: Watcher, stop: Stop, *, watched: bool) -> None:
         """Make what is missing, on a worker process for each device; within ``opened``.
 
         Raises:
@@ -110,14 +128,23 @@ class Batch:
             KeyboardInterrupt: ``stop`` came to its last level.
         """
         plan = self._jobs.plan
-        threads = max(1, (os.cpu_count() or 1) // len(devices)) if len(devices) > 1 and "cpu" in devices else None
-        model = Model(plan.checkpoint, "", plan.dtype, plan.offload, self._hash, threads)
+        on_cpu = sum(device.type == "cpu" for device in self._devices)
+        threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
+        model = Model(plan.checkpoint, "", self._dtype, plan.offload, self._hash, threads)
 
         def task_of(pending: Pending) -> Task:
             job = pending.job
-            notes = {"job": pending.id, "source": job.source, **(json.loads(job.notes) if job.notes else {})}
             return Task(
-                job.settings, self._format, job.preset, notes, watched, self._wishes.metadata, self._wishes.sidecar
+                job.settings,
+                self._format,
+                job.preset,
+                pending.id,
+                job.source,
+                job.notes,
+                watched,
+                self._wishes.metadata,
+                self._wishes.sidecar,
+                pending.tiled,
             )
 
         schedule = Schedule(
@@ -128,8 +155,7 @@ class Batch:
             give_up=self._give_up,
             watcher=watcher,
         )
-        count = min(len(devices), tally.left)
-        with Pool(model, devices[:count]) as pool:
+        with Pool(model, [str(device) for device in self._devices[: tally.left]]) as pool:
             schedule.run(pool, stop)
 
     def _keep(self, pending: Pending, made: Made) -> Path:
@@ -141,8 +167,10 @@ class Batch:
             stem,
             self._format,
             sidecar=made.sidecar,
-            before=lambda path, digest: self._journal.writing(pending.id, path, digest),
+            before=lambda path, digest, sidecar: self._journal.writing(pending.id, path, digest, sidecar),
+            mark=self._mark,
         )
+        self._settled.add(pending.id)
         with self._recording():
             facts = {"source": pending.job.source, "seed": made.settings.seed, "seconds": round(made.seconds, 3)}
             self._journal.finished(pending.id, path, facts)
@@ -154,7 +182,9 @@ class Batch:
         settings = job.settings.to_json()
         if not settings["negative"]:
             del settings["negative"]
-        self._failures.append(json.dumps({**settings, "name": name, "source": job.source, "error": error}))
+        facts = {"name": name, "source": job.source, "error": error, "id": pending.id}
+        self._failures[pending.id] = json.dumps({**settings, **facts})
+        self._settled.add(pending.id)
         with self._recording():
             self._journal.failed(pending.id, error)
 
@@ -167,14 +197,21 @@ class Batch:
                 f"The record {str(self._journal.path)!r} could not be written: {error.strerror or error}."
             ) from error
 
-    def _list_failures(self) -> None:
-        """Write this run's failures, or remove the list of the run before, whose failures were tried again."""
+    @property
+    def _mark(self) -> str:
+        """Of this part's unfinished files."""
+        return f"batch-{self._part}-"
+
+    def _list_failures(self, whole: bool) -> None:
+        """Write the list of failures anew: this run's, and where it was stopped also what it did not come to."""
         path = self.failures
-        if not self._failures:
+        earlier = {} if whole else {line["id"]: json.dumps(line) for line in read_lines(path) if "id" in line}
+        lines = {**{key: line for key, line in earlier.items() if key not in self._settled}, **self._failures}
+        if not lines:
             path.unlink(missing_ok=True)
             return
         with self._recording():
-            descriptor, partial = tempfile.mkstemp(prefix=".h2gen-", suffix=".partial", dir=self._folder)
+            descriptor, partial = tempfile.mkstemp(prefix=f".h2gen-{self._mark}", suffix=".partial", dir=self._folder)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in self._failures)
+                file.writelines(line + "\n" for line in lines.values())
             os.replace(partial, path)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-LARGEST = 2**30
-"""Bytes kept in main memory: 256 prompts of FLUX.1 at 512 tokens."""
+LARGEST = 2**26
+"""Bytes kept in main memory: 16 prompts of FLUX.1 at 512 tokens. A prompt's seeds follow one another."""
 
 
 class EncodedPrompts:

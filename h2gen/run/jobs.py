@@ -7,11 +7,13 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from h2gen.errors import SettingError, UsageError
+from h2gen.presets import load_preset
 from h2gen.run import names
 from h2gen.run.plan import Layers, Plan, lasting, plan_from, settle
 from h2gen.run.prompts import Entry, Reading
@@ -98,20 +100,27 @@ class Jobs:
         self._option, self._lasting = options, lasting(environ)
         self._template = names.check_template(options.get("name", names.DEFAULT))
         self.plan: Plan = plan_from("-", [("option", _without_seeds(options)), *self._lasting])
-        _seeds(options)
+        self._seeds = _seeds([options])
+        self._load_preset = cache(load_preset)
         self._settled: dict[str, tuple[Settings, str | None]] = {}
         self._entries: list[tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]] = []
+        self._count = 0
         for entry in reading.entries:
             try:
                 self._entries.append(self._settle(entry))
             except UsageError as error:
-                reading.mistakes.append(f"{entry.source}: {error}")
+                reading.wrong(f"{entry.source}: {error}")
+                continue
+            seeds = self._entries[-1][-1]
+            self._count += seeds if isinstance(seeds, int) else len(seeds)
+            if self._count > MOST:
+                break  # seeds take memory
         reading.check()
-        if len(self) > MOST:
-            raise SettingError(f"That would be {len(self)} pictures, more than {MOST} pictures in one run; split it.")
+        if self._count > MOST:
+            raise SettingError(f"That would be more than {MOST} pictures in one run; split it.")
 
     def __len__(self) -> int:
-        return sum(seeds if isinstance(seeds, int) else len(seeds) for *_, seeds in self._entries)
+        return self._count
 
     def __iter__(self) -> Iterator[Job]:
         index = 0
@@ -128,12 +137,9 @@ class Jobs:
 
     def _settle(self, entry: Entry) -> tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]:
         """Everything about an entry's pictures but their seeds' values."""
-        layers = [entry.given, self._option, entry.defaults]
-        count = next((layer["count"] for layer in layers if "count" in layer), None)
-        given = next((layer["seed"] for layer in layers if "seed" in layer), None)
-        if "seed" in entry.given and "count" not in entry.given:
-            count = None  # an entry's own seeds are all that it wants
-        seeds = count_seeds(None if given is None else parse_seeds(given), count)
+        seeds = self._seeds  # one object, however many seeds and entries there are
+        if not {"seed", "count"}.isdisjoint((*entry.given, *entry.defaults)):
+            seeds = _seeds([entry.given, self._option, entry.defaults])
         name = self._template
         own = next((layer["name"] for layer in (entry.given, entry.defaults) if "name" in layer), None)
         if own is not None and ("name" in entry.given or "name" not in self._option):
@@ -158,7 +164,7 @@ class Jobs:
             ("defaults", _sized(_without_seeds(entry.defaults))),
             *self._lasting,
         ]
-        settings, resolved, _ = settle(entry.prompt, layers, self.plan.checkpoint.defaults)
+        settings, resolved, _ = settle(entry.prompt, layers, self.plan.checkpoint.defaults, self._load_preset)
         return settings, resolved["preset"].value if "preset" in resolved else None
 
 
@@ -169,9 +175,13 @@ def _without_seeds(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in _NOT_SETTLED}
 
 
-def _seeds(options: Mapping[str, Any]) -> tuple[int, ...] | int:
-    given = options.get("seed")
-    return count_seeds(None if given is None else parse_seeds(given), options.get("count"))
+def _seeds(layers: Sequence[Mapping[str, Any]]) -> tuple[int, ...] | int:
+    """What the layers say of seeds, the strongest first; an entry's own seeds are all that it wants."""
+    given = next((layer["seed"] for layer in layers if "seed" in layer), None)
+    count = next((layer["count"] for layer in layers if "count" in layer), None)
+    if "seed" in layers[0] and "count" not in layers[0]:
+        count = None
+    return count_seeds(None if given is None else parse_seeds(given), count)
 
 
 def _sized(values: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Journal:
     Each line is a JSON object with ``event`` and the job's ``id``: ``writing`` (a picture is about to get the name
     ``file``; its bytes have this ``sha256``), ``made`` (it has it) or ``failed`` (``error`` says why). Lines are only
     added, each with one write and synchronised. A line that a kill cut off is no JSON and is passed over; a picture
-    that got its name just before the kill is known by its hash.
+    that got its name just before the kill is known by its hash. A file belongs to the job that claimed it last.
 
     Args:
         folder: where the pictures are; it exists.
@@ -43,6 +43,8 @@ class Journal:
         try:
             self._lock.acquire(blocking=False)
             self._file = self.path.open("ab", buffering=0)
+            if not _ends_a_line(self.path):
+                self._file.write(b"\n")  # the line that a kill cut off stays as it is; ours begins a new one
         except Timeout as error:
             raise OutputError(
                 f"Another run is working in {str(self.folder)!r}; wait for it, or give another folder with --out."
@@ -50,8 +52,6 @@ class Journal:
         except OSError as error:
             self._lock.release()
             raise OutputError(f"Cannot write {str(self.path)!r}: {error.strerror or error}.") from error
-        if not _ends_a_line(self.path):
-            self._file.write(b"\n")  # the line that a kill cut off stays as it is; ours begins a new one
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -60,26 +60,37 @@ class Journal:
 
     def made(self) -> dict[str, Path]:
         """The picture of each job that is done: recorded by any part, and still there."""
-        claims: dict[str, dict[str, str | None]] = {}  # job: file: what its bytes must be, None where that is known
+        claims: dict[str, list[tuple[str, str | None]]] = {}  # file: jobs, with what its bytes must be where not known
         for path in sorted(self.folder.glob(f"{PREFIX}*.jsonl")):
-            for line in _lines(path):
+            for line in read_lines(path):
                 job, file, digest = line.get("id"), line.get("file"), line.get("sha256")
                 if isinstance(job, str) and isinstance(file, str) and file == Path(file).name:
                     if line.get("event") == "made":
-                        claims.setdefault(job, {})[file] = None
+                        claims.setdefault(file, []).append((job, None))
                     elif line.get("event") == "writing" and isinstance(digest, str):
-                        claims.setdefault(job, {}).setdefault(file, digest)
-        present = {entry.name for entry in os.scandir(self.folder)}
+                        claims.setdefault(file, []).append((job, digest))
         done = {}
-        for job, files in claims.items():
-            for file, digest in files.items():
-                if file in present and (digest is None or _sha256(self.folder / file) == digest):
-                    done[job] = self.folder / file
+        for entry in os.scandir(self.folder):
+            for job, digest in reversed(claims.get(entry.name, [])):
+                if digest is None or _sha256(self.folder / entry.name) == digest:
+                    done[job] = self.folder / entry.name
+                    break
         return done
 
-    def writing(self, job: str, file: Path, digest: str) -> None:
-        """A picture is about to get its name."""
-        self._add({"event": "writing", "id": job, "file": file.name, "sha256": digest})
+    def writing(self, job: str, file: Path, digest: str, sidecar: str | None = None) -> None:
+        """A picture is about to get its name; and before it, a file with this hash the name beside it."""
+        beside = {} if sidecar is None else {"sidecar": sidecar}
+        self._add({"event": "writing", "id": job, "file": file.name, "sha256": digest, **beside})
+
+    def clear_orphans(self) -> None:
+        """Remove the files beside pictures that a kill kept from being there."""
+        for line in read_lines(self.path):
+            file, digest = line.get("file"), line.get("sidecar")
+            if isinstance(file, str) and file == Path(file).name and isinstance(digest, str):
+                picture = self.folder / file
+                beside = picture.with_suffix(".toml")
+                if not picture.exists() and _sha256(beside) == digest:
+                    beside.unlink()
 
     def finished(self, job: str, file: Path, facts: Mapping[str, Any]) -> None:
         """A picture has its name and is safe on the disk."""
@@ -96,7 +107,12 @@ class Journal:
         os.fsync(self._file.fileno())
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON Lines. What is none is passed over; a file that is not there has none.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
             for raw in file:
@@ -106,6 +122,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                     continue
                 if isinstance(line, dict):
                     yield line
+    except FileNotFoundError:
+        return
     except OSError as error:
         raise OutputError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from error
 

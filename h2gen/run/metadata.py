@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import platform
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from h2gen._version import __version__
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import MetadataError, SettingError
+from h2gen.plain import plain
 from h2gen.run.settings import Settings
 from h2gen.words import printable
 
@@ -28,9 +30,9 @@ KEY = "h2gen"
 """The keyword of the text in a PNG."""
 VERSION = 1
 LARGEST = 2 * 2**20
-"""Characters of metadata that are read from a file."""
-LARGEST_EXIF = 60_000
-"""Bytes of metadata in a JPEG, whose EXIF takes 64 KiB in all."""
+"""Bytes of metadata that are written to a file or read from it."""
+_MOST = {"png": 2**20, "jpg": 60_000, "webp": LARGEST}
+"""Bytes of metadata in a picture: Pillow reads texts of 1 MiB from a PNG, and a JPEG's EXIF takes 64 KiB in all."""
 
 _EXIF_IFD, _USER_COMMENT, _SOFTWARE = 0x8769, 0x9286, 0x0131
 _ASCII = b"ASCII\0\0\0"
@@ -55,6 +57,7 @@ def describe(
     seconds: float,
     summary: Summary | None,
     uncached: bool = False,
+    tiled: bool = False,
     preset: str | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -70,6 +73,7 @@ def describe(
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         "uncached": uncached,
+        **({"tiled": True} if tiled else {}),
         **({"preset": preset} if preset else {}),
         **({"cache": summary.to_json()} if summary is not None else {}),
         **({"notes": dict(notes)} if notes else {}),
@@ -101,31 +105,47 @@ def versions() -> dict[str, str]:
 
 
 def device_name(device: str) -> str:
-    """A device as metadata name it: its kind, and for a GPU its model too."""
-    if device.startswith("cuda") and "torch" in sys.modules:
+    """A device as metadata name it: its kind, and for a GPU its model too; which of several like it makes no odds."""
+    kind = device.split(":")[0]
+    if kind == "cuda" and "torch" in sys.modules:
         import torch
 
-        return f"{device} {torch.cuda.get_device_name(device)}"
-    return device
+        return f"{kind} {torch.cuda.get_device_name(device)}"
+    return kind
 
 
-def to_text(metadata: Mapping[str, Any]) -> str:
-    """The metadata as one line of ASCII."""
-    return json.dumps(metadata, allow_nan=False)
+def to_bytes(metadata: Mapping[str, Any], format: str) -> bytes:
+    """The metadata as one line of JSON, as a picture of this format holds them."""
+    # A PNG's text is UTF-8, which takes a third of the room of escapes; EXIF's is ASCII.
+    text = json.dumps(metadata, allow_nan=False, ensure_ascii=format != "png")
+    return text.encode("utf-8", "replace")
 
 
 def to_toml(metadata: Mapping[str, Any]) -> str:
-    """The metadata as a file beside the picture."""
+    """The metadata as a file beside the picture; without the notes where it would be too large to be read again."""
     import tomli_w
 
-    return tomli_w.dumps(metadata)
+    whole, file = plain(metadata), _Bounded()
+    try:
+        tomli_w.dump(whole, file)
+    except ValueError:
+        return tomli_w.dumps({key: value for key, value in whole.items() if key != "notes"})
+    return file.getvalue().decode()
+
+
+class _Bounded(io.BytesIO):
+    """Takes no more than can be read: the TOML of a table names all tables around it, and so can be far longer."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > LARGEST:
+            raise ValueError("too large")
+        return super().write(data)
 
 
 def fitting(metadata: Mapping[str, Any], format: str) -> Mapping[str, Any] | None:
     """The metadata as far as a picture of this format can hold them: without the notes, or None if even so not."""
-    most = LARGEST_EXIF if format == "jpg" else LARGEST
     for candidate in (metadata, {key: value for key, value in metadata.items() if key != "notes"}):
-        if len(to_text(candidate)) <= most:
+        if len(to_bytes(candidate, format)) <= _MOST[format]:
             return candidate
     return None
 
@@ -134,14 +154,14 @@ def save_options(metadata: Mapping[str, Any], format: str) -> dict[str, Any]:
     """What Pillow's ``save`` takes to write the metadata into a picture: text in PNG, EXIF in JPEG and WebP."""
     from PIL import Image, PngImagePlugin
 
-    text = to_text(metadata)
+    text = to_bytes(metadata, format)
     if format == "png":
         info = PngImagePlugin.PngInfo()
-        info.add_itxt(KEY, text, zip=len(text) > 4096)
+        info.add_itxt(KEY, text.decode(), zip=len(text) > 4096)
         return {"pnginfo": info}
     exif = Image.Exif()
     exif[_SOFTWARE] = f"h2gen {__version__}"
-    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + text.encode("ascii")
+    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + text
     return {"exif": exif.tobytes()}
 
 
@@ -159,6 +179,7 @@ class Metadata:
     dtype: str | None
     device: str | None
     preset: str | None
+    tiled: bool
     versions: Mapping[str, str]
     everything: Mapping[str, Any]
 
@@ -180,8 +201,9 @@ def read_metadata(path: Path) -> Metadata:
         raise MetadataError(f"{shown} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     try:
         return _checked(data)
-    except (SettingError, TypeError) as error:
-        raise MetadataError(f"The metadata of {shown} cannot be used: {printable(str(error))}") from error
+    except (SettingError, TypeError, ValueError, ArithmeticError) as error:
+        reason = printable(str(error)[:300])  # a stranger's value may be very long
+        raise MetadataError(f"The metadata of {shown} cannot be used: {reason}") from error
 
 
 def _from_toml(path: Path, shown: str) -> dict[str, Any]:
@@ -190,7 +212,7 @@ def _from_toml(path: Path, shown: str) -> dict[str, Any]:
     if path.stat().st_size > LARGEST:
         raise MetadataError(f"{shown} is too large to be metadata; give the .toml beside a picture.")
     try:
-        return read_toml(path)
+        return read_toml(path, LARGEST)
     except ValueError as error:
         raise MetadataError(f"{shown} cannot be used: {error}.") from error
 
@@ -235,7 +257,8 @@ def _text_of(path: Path, shown: str) -> str | None:
     return body.decode("ascii", "replace") if body[:1] == b"{" and b'"content_hash"' in body else None
 
 
-def _checked(data: Mapping[str, Any]) -> Metadata:
+def _checked(raw: Mapping[str, Any]) -> Metadata:
+    data = plain(raw)
     found = data.get("version")
     if isinstance(found, int) and not isinstance(found, bool) and found > VERSION:
         raise SettingError(f"it is of version {found}, newer than this h2gen reads; update h2gen.")
@@ -244,8 +267,7 @@ def _checked(data: Mapping[str, Any]) -> Metadata:
     model = data.get("model")
     if not isinstance(model, dict):
         raise SettingError("model is missing.")
-    raw = data.get("settings")
-    if not isinstance(raw, dict):
+    if not isinstance(raw.get("settings"), dict):
         raise SettingError("settings is missing.")
     name = _short(model, "name")
     if name is None:
@@ -254,13 +276,14 @@ def _checked(data: Mapping[str, Any]) -> Metadata:
     if not isinstance(known, dict) or not all(isinstance(value, str) for value in known.values()):
         raise SettingError("versions must be a table of texts.")
     return Metadata(
-        settings=_settings(raw),
+        settings=_settings(raw["settings"]),
         model=name,
         content_hash=_short(model, "content_hash"),
         base=_short(model, "base"),
         dtype=_short(data, "dtype"),
         device=_short(data, "device"),
         preset=_short(data, "preset"),
+        tiled=data.get("tiled") is True,
         versions=known,
         everything=data,
     )
@@ -274,10 +297,11 @@ def _settings(raw: Mapping[str, Any]) -> Settings:
     missing = [name for name in names if name not in raw]
     if missing:
         raise SettingError(f"{missing[0]} is missing.")
-    for name in ("prompt", "negative"):
-        if not isinstance(values[name], str):
-            raise SettingError(f"{name} must be text.")
     for name, value in values.items():
+        if not isinstance(value, str) and name in ("prompt", "negative"):
+            raise SettingError(f"{name} must be text.")
+        if isinstance(value, (dict, list)):
+            raise SettingError(f"{name} must be a number.")
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingError(f"{name} is not finite.")
     cache = CacheConfig(**{name: values.pop(name) for name in cache_names})

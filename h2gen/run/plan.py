@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -138,11 +138,15 @@ def plan_from(prompt: str, layers: Layers) -> Plan:
 
 
 def settle(
-    prompt: str, layers: Layers, model_defaults: ModelDefaults
+    prompt: str,
+    layers: Layers,
+    model_defaults: ModelDefaults,
+    load_preset: Callable[[str], presets.Preset] = presets.load_preset,
 ) -> tuple[Settings, dict[str, Resolved], str | None]:
     """The settings of one picture, where each came from, and a notice where its size had to be rounded.
 
-    A preset lies right below whoever named it: an option beside it is stronger, an option below it is not.
+    A preset lies right below whoever named it: an option beside it is stronger, an option below it is not. The preset
+    of a file is called by its name: its path is nobody's business who sees the picture.
 
     Raises:
         UsageError: something cannot be used; see the subclasses for what.
@@ -150,7 +154,7 @@ def settle(
     defaults = asdict(model_defaults)
     del defaults["size_multiple"]
     size = f"{defaults.pop('width')}x{defaults.pop('height')}"
-    complete: list[tuple[str, Mapping[str, Any]]] = []
+    complete: list[tuple[str, dict[str, Any]]] = []
     cached = None  # until somebody says how
     wanted = False
     for source, values in [*layers, ("model default", {**defaults, "size": size}), ("built in", _BUILT_IN)]:
@@ -165,8 +169,9 @@ def settle(
             cached = False
             complete.append((source, asdict(run_settings.OFF)))
         elif cached is None and values.get("preset") is not None:
-            preset = presets.load_preset(values["preset"])
+            preset = load_preset(values["preset"])
             cached = True
+            complete[-1][1]["preset"] = preset.name
             complete.append((f"preset {preset.name}", asdict(preset.config)))
     resolved = run_settings.resolve(complete)
     if "seed" not in resolved:

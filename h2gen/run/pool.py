@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from h2gen.errors import RunError
 from h2gen.run.stop import Stop
-from h2gen.run.worker import Broken, Message, Model, Ready, Task, serve
+from h2gen.run.worker import Broken, Message, Model, Ready, Task, interrupts_blocked, serve
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -35,12 +35,9 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self.connection, far = context.Pipe()
         self._process: BaseProcess = context.Process(target=serve, args=(far, model), daemon=True, name="h2gen-worker")
-        self._process.start()
+        with interrupts_blocked():
+            self._process.start()
         far.close()
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid
 
     def give(self, task: Task) -> None:
         """Have it make a picture. Its death is found when its answer is read."""
@@ -101,7 +98,8 @@ class Pool:
         for worker in self.workers:
             worker.connection.close()  # all first, so that they end side by side
         for worker in self.workers:
-            worker.end(0 if kind is not None else _PATIENCE)
+            # One that loads does not hear that the line is dead.
+            worker.end(0 if kind is not None or worker.ready is None else _PATIENCE)
 
     def idle(self) -> list[Worker]:
         """The workers that wait for a task."""
@@ -110,8 +108,8 @@ class Pool:
     def messages(self, stop: Stop) -> Iterator[tuple[Worker, Message | Died]]:
         """Wait until somebody has something to say, and yield it; nothing where ``stop`` changed its level."""
         by_connection = {worker.connection: worker for worker in self.workers}
-        for ready in wait([*by_connection, stop.fileno()]):
-            if isinstance(ready, int):
+        for ready in wait([*by_connection, stop.bell]):
+            if ready is stop.bell:
                 stop.acknowledge()
                 continue
             worker = by_connection[cast(Connection, ready)]
@@ -124,14 +122,20 @@ class Pool:
                 raise message.error
             yield worker, message
 
+    def replace(self, worker: Worker, offload: str | None = None) -> None:
+        """Put a new worker in the place of one that has ended, or is about to; ``offload`` is for it and those after
+        it."""
+        worker.end()
+        model = worker.model if offload is None else replace(worker.model, offload=offload)
+        self.workers[self.workers.index(worker)] = Worker(model)
+
     def _bury(self, worker: Worker, death: Died) -> Died:
         """Put a new worker in a dead one's place, unless the model kills whoever loads it."""
         if worker.ready is None:
             self._deaths_while_loading += 1
             if self._deaths_while_loading > len(self._models):
                 raise RunError(f"The process that loads the model {death}; is there memory enough for it?")
-        worker.end()
-        self.workers[self.workers.index(worker)] = Worker(worker.model)
+        self.replace(worker)
         return death
 
 

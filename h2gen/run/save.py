@@ -117,7 +117,8 @@ def keep(
     format: str,
     *,
     sidecar: str | None = None,
-    before: Callable[[Path, str], None] | None = None,
+    before: Callable[[Path, str, str | None], None] | None = None,
+    mark: str = "",
 ) -> Path:
     """Write a picture's bytes as ``save`` does.
 
@@ -127,18 +128,19 @@ def keep(
         stem: the name without suffix and number.
         format: one of ``FORMATS``.
         sidecar: text of a file ``NAME.toml`` beside it.
-        before: is told the final path and the data's SHA-256 before the file gets that name.
+        before: is told the final path and the SHA-256 of the data and of the sidecar before they get their names.
+        mark: goes into the names of unfinished files, by which ``sweep`` knows whose they are.
 
     Raises:
         RunError: it could not be written there; the picture is then in the temporary folder, and the message says so.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write(data, folder, stem, format, sidecar, before)
+        return _write(data, folder, stem, format, sidecar, before, mark)
     except OSError as error:
         reason = error.strerror or str(error)
         try:
-            saved = _write(data, Path(tempfile.gettempdir()), f"h2gen-{stem}", format, None, None)
+            saved = _write(data, Path(tempfile.gettempdir()), f"h2gen-{stem}", format, None, None, "")
         except OSError:
             raise RunError(f"The picture could not be written to {str(folder)!r}: {reason}.") from error
         raise RunError(
@@ -152,33 +154,38 @@ def _write(
     stem: str,
     format: str,
     sidecar: str | None,
-    before: Callable[[Path, str], None] | None,
+    before: Callable[[Path, str, str | None], None] | None,
+    mark: str,
 ) -> Path:
     with contextlib.ExitStack() as partials:
-        partial = partials.enter_context(_partial(data, folder))
-        beside = None if sidecar is None else partials.enter_context(_partial(sidecar.encode(), folder))
+        partial = partials.enter_context(_partial(data, folder, mark))
+        beside = None if sidecar is None else partials.enter_context(_partial(sidecar.encode(), folder, mark))
         for number in count(1):
             final = folder / f"{stem}{f'-{number}' if number > 1 else ''}.{format}"
             if final.exists() or (beside is not None and final.with_suffix(".toml").exists()):
                 continue
             if before is not None:
-                before(final, hashlib.sha256(data).hexdigest())
+                before(final, _sha256(data), None if sidecar is None else _sha256(sidecar.encode()))
+            try:
+                if beside is not None:  # first, so that a picture that is there has all that belongs to it
+                    _claim(beside, final.with_suffix(".toml"))
+            except FileExistsError:
+                continue
             try:
                 _claim(partial, final)
             except FileExistsError:
+                if beside is not None:
+                    os.unlink(final.with_suffix(".toml"))
                 continue
-            if beside is not None:
-                with contextlib.suppress(FileExistsError):  # taken since we looked: the picture says it all, too
-                    _claim(beside, final.with_suffix(".toml"))
             _sync(folder)
             return final
         raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
-def _partial(data: bytes, folder: Path) -> Iterator[str]:
+def _partial(data: bytes, folder: Path, mark: str) -> Iterator[str]:
     """A file under a name that nobody takes for a finished one, whole and on the disk; gone afterwards."""
-    descriptor, partial = tempfile.mkstemp(prefix=".h2gen-", suffix=".partial", dir=folder)
+    descriptor, partial = tempfile.mkstemp(prefix=f".h2gen-{mark}", suffix=".partial", dir=folder)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -201,9 +208,9 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed run left unfinished in a folder that no other run works in."""
-    for path in folder.glob(".h2gen-*.partial"):
+def sweep(folder: Path, mark: str) -> None:
+    """Remove what a killed run of this mark left unfinished, where no other of the same mark works."""
+    for path in folder.glob(f".h2gen-{mark}*.partial"):
         with contextlib.suppress(OSError):
             path.unlink()
 
@@ -218,6 +225,10 @@ def _claim(partial: str, final: Path) -> None:
         if final.exists():
             raise FileExistsError(final) from None
         os.rename(partial, final)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _umask() -> int:

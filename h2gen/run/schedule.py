@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from h2gen.cache.trace import StepRecord, Summary
+from h2gen.models.choices import STRONGER
 from h2gen.run.jobs import Job
 from h2gen.run.pool import Died, Pool, Worker
 from h2gen.run.stop import Level, Stop
@@ -52,11 +53,12 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Pending:
-    """A job that waits, or is in hand: its id, and how often it was tried."""
+    """A job that waits, or is in hand: its id, how often it was tried, and whether it is to be decoded in tiles."""
 
     id: str
     job: Job
     tries: int = 0
+    tiled: bool = False
 
 
 class Schedule:
@@ -111,6 +113,8 @@ class Schedule:
                 else:
                     pending = self._hand.pop(worker, None)
                     worker.busy = False
+                    if isinstance(message, Failed) and message.sick:
+                        pool.replace(worker, _relief(worker) if message.exhausted else None)
                 self._assign(pool, stop)  # before the picture is written: the device waits for nobody
                 if pending is not None:
                     self._settle(pending, message)
@@ -148,11 +152,18 @@ class Schedule:
             tries = pending.tries + 1
             again = tries < TRIES and (isinstance(message, Died) or message.again)
             if again:
-                self._again.appendleft(Pending(pending.id, pending.job, tries))
+                tiled = isinstance(message, Failed) and message.exhausted
+                self._again.appendleft(Pending(pending.id, pending.job, tries, tiled))
             else:
                 self.tally.failed += 1
                 self._give_up(pending, error)
             self._watcher.failed(pending.job, error, again, self.tally)
+
+
+def _relief(worker: Worker) -> str | None:
+    """How a worker that ran out of memory should offload instead; None where nothing more can be done."""
+    ready = worker.ready
+    return None if ready is None or ready.device == "cpu" else STRONGER.get(ready.offload)
 
 
 def _add(one: Summary, other: Summary) -> Summary:

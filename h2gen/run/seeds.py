@@ -24,6 +24,7 @@ def parse_seeds(given: Any) -> tuple[int, ...]:
     if isinstance(given, (bool, float)) or not str(given).strip() or given in ([], ()):
         raise refused
     ranges: list[range] = []
+    total = 0
     for part in given if isinstance(given, (list, tuple)) else str(given).split(","):
         match = re.fullmatch(r"\s*(\d{1,19})\s*(?:-\s*(\d{1,19})\s*)?", str(part), re.ASCII)
         if isinstance(part, (bool, float)) or match is None:
@@ -34,7 +35,8 @@ def parse_seeds(given: Any) -> tuple[int, ...]:
         if last >= SEEDS:
             raise SettingError(f"seed is {given}; give whole numbers from 0 to {SEEDS - 1}.")
         ranges.append(range(first, last + 1))
-        if sum(each.stop - each.start for each in ranges) > MOST:
+        total += last + 1 - first
+        if total > MOST:
             raise SettingError(f"seed is {given}; that is more than {MOST} seeds, give fewer.")
     return tuple(dict.fromkeys(seed for each in ranges for seed in each))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,15 +14,13 @@ from PIL import Image
 
 from h2gen.cache import CacheConfig, StepRecord, Trace, h2_cache
 from h2gen.errors import BadPicture, OutOfMemory, SettingError
-from h2gen.models import Checkpoint, is_out_of_memory, load_pipeline, resolve, set_tiling
-from h2gen.models.choices import DTYPES
+from h2gen.models import Checkpoint, is_out_of_memory, resolve, set_tiling
+from h2gen.models.choices import STRONGER
+from h2gen.models.load import load_placed
 from h2gen.run.encoded import EncodedPrompts
 from h2gen.run.settings import OFF, Settings, random_seed
 
 Watcher = Callable[[StepRecord], None]
-
-_STRONGER = {"none": "auto", "auto": "sequential", "model": "group", "group": "sequential"}
-"""Which offloading needs less memory than another."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Result:
     ``settings`` are those that made it. ``trace`` is None where nobody watched a run without a cache: then nothing of
     ours ran. ``seconds`` is the whole call, from text encoding to decoded picture. ``uncached`` says that the picture
     came out NaN with the cache and was made once more without it: settings and seconds are then those of the second
-    run, and there is no trace.
+    run, and there is no trace. ``tiled`` says that it was decoded in tiles because that was asked for.
     """
 
     image: Image.Image
@@ -41,6 +38,7 @@ class Result:
     seconds: float
     trace: Trace | None
     uncached: bool = False
+    tiled: bool = False
 
 
 def load(
@@ -76,7 +74,7 @@ def open_session(
 ) -> Session:
     """Load a checkpoint that ``resolve`` found; see ``load``."""
     try:
-        pipe = load_pipeline(checkpoint, device=device, dtype=dtype, offload=offload)
+        pipe, offload = load_placed(checkpoint, device=device, dtype=dtype, offload=offload)
     except Exception as error:
         if is_out_of_memory(error):
             # Not ``_relief``: the size does not matter yet, and the device may still be called "auto".
@@ -89,14 +87,14 @@ def open_session(
 
 
 class Session:
-    """A loaded model. One session makes any number of pictures, one at a time."""
+    """A loaded model. One session makes any number of pictures, one at a time. ``offload`` is the mode in use."""
 
     def __init__(self, pipe: Any, checkpoint: Checkpoint, offload: str = "none") -> None:
         self.pipe = pipe
         self.checkpoint = checkpoint
         self.offload = offload
         self._encoded = EncodedPrompts()
-        self._interrupted = self._watched = self._tiled = False
+        self._interrupted = self._watched = False
 
     @property
     def device(self) -> torch.device:
@@ -152,21 +150,24 @@ class Session:
         """
         return self.run(self.settings(prompt, cache, **overrides), on_step=on_step)
 
-    def run(self, settings: Settings, *, on_step: Watcher | None = None) -> Result:
-        """Make the picture that the settings describe; see ``generate``."""
+    def run(self, settings: Settings, *, on_step: Watcher | None = None, tiled: bool = False) -> Result:
+        """Make the picture that the settings describe; see ``generate``.
+
+        ``tiled`` has it decoded in tiles whatever its size, which needs less memory and changes it a little.
+        """
         uncached = False
         try:
-            pixels, trace, seconds = self._denoise(settings, on_step)
+            pixels, trace, seconds = self._denoise(settings, on_step, tiled)
             if not np.isfinite(pixels).all() and settings.cache.enabled:
                 uncached, settings = True, replace(settings, cache=OFF)
-                pixels, trace, seconds = self._denoise(settings, None)
+                pixels, trace, seconds = self._denoise(settings, None, tiled)
         finally:
             self._interrupted = False
         if not np.isfinite(pixels).all():
             both = ", with the cache and without it" if uncached else ""
             raise BadPicture(f"The picture came out as NaN{both}; nothing was saved. Try --dtype bf16 or --dtype fp32.")
         image = self.pipe.image_processor.numpy_to_pil(pixels)[0]
-        return Result(image, settings, seconds, trace, uncached)
+        return Result(image, settings, seconds, trace, uncached, tiled)
 
     def interrupt(self) -> None:
         """Stop after the step in hand: ``run`` raises KeyboardInterrupt. May be called from a signal handler.
@@ -177,27 +178,9 @@ class Session:
         if not self._watched:
             self.pipe._interrupt = True  # the pipeline's own switch: it passes by the steps that are left
 
-    def relieve(self) -> None:
-        """Need less memory from now on: decode in tiles, and on a GPU offload more. The model is loaded anew for it.
-
-        Meant for one more try after ``OutOfMemory``.
-
-        Raises:
-            OutOfMemory: it does not suffice for loading either.
-        """
-        self._tiled = True
-        stronger = _STRONGER.get(self.offload)
-        device = self.device
-        if device.type == "cpu" or stronger is None:
-            return
-        self._encoded.clear()
-        dtype = next(name for name, known in DTYPES.items() if known == str(self.dtype).removeprefix("torch."))
-        del self.pipe
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        fresh = open_session(self.checkpoint, device=str(device), dtype=dtype, offload=stronger)
-        self.pipe, self.offload = fresh.pipe, stronger
+    def forget_interrupt(self) -> None:
+        """Let the next run go on although ``interrupt`` was called and nothing ran."""
+        self._interrupted = False
 
     def _arguments(self, settings: Settings) -> dict[str, Any]:
         """The pipeline's own arguments; which it has tells what the model can do."""
@@ -230,9 +213,11 @@ class Session:
             arguments.update({f"negative_{name}": tensor for name, tensor in negative.items()})
         return arguments
 
-    def _denoise(self, settings: Settings, on_step: Watcher | None) -> tuple[np.ndarray[Any, Any], Trace | None, float]:
+    def _denoise(
+        self, settings: Settings, on_step: Watcher | None, tiled: bool
+    ) -> tuple[np.ndarray[Any, Any], Trace | None, float]:
         """One call of the pipeline: float pixels, ``(1, H, W, 3)`` in 0 to 1, what the cache did, and seconds."""
-        set_tiling(self.pipe, settings.width, settings.height, always=self._tiled)
+        set_tiling(self.pipe, settings.width, settings.height, always=tiled)
         self._watched = settings.cache.enabled or on_step is not None
         cache = h2_cache(self.pipe, settings.cache, on_step=on_step) if self._watched else contextlib.nullcontext(None)
         # On the CPU, so that a seed means the same noise on every device.
@@ -240,6 +225,7 @@ class Session:
         started = time.perf_counter()
         try:
             arguments = self._arguments(settings)
+            self._heed()  # while the text was encoded: the pipeline forgets it when it begins
             if self._watched:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
             with cache as trace:
@@ -250,19 +236,22 @@ class Session:
                 relief = _relief(self.device.type, self.offload)
                 raise OutOfMemory(f"Out of memory on {self.device} at {size}; {relief}.") from error
             raise
-        if self._interrupted and not self._watched:
-            raise KeyboardInterrupt
+        if not self._watched:
+            self._heed()
         return np.asarray(pixels), trace, time.perf_counter() - started
 
     def _stop_if_interrupted(self, _pipe: Any, _step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        self._heed()
+        return kwargs
+
+    def _heed(self) -> None:
         if self._interrupted:
             raise KeyboardInterrupt
-        return kwargs
 
 
 def _relief(device: str, offload: str) -> str:
     """What would help when memory runs out."""
-    stronger = _STRONGER.get(offload)
+    stronger = STRONGER.get(offload)
     if device == "cpu" or stronger is None:
         return "use a smaller --size, a smaller model, or a .gguf file of it"
     return f"use --offload {stronger}, or a smaller --size"

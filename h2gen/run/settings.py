@@ -6,11 +6,12 @@ import math
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import SettingError
+from h2gen.plain import SURROGATES
 
 if TYPE_CHECKING:
     from h2gen.models.catalogue import ModelDefaults
@@ -60,6 +61,8 @@ class Settings:
     cache: CacheConfig = field(default=OFF)
 
     def __post_init__(self) -> None:
+        _text("The prompt", self.prompt)
+        _text("The negative prompt", self.negative)
         if not self.prompt.strip():
             raise SettingError("The prompt is empty; say what to paint, such as 'a cat'.")
         _whole("seed", self.seed, 0, SEEDS - 1)
@@ -77,9 +80,19 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """One flat object, the cache's settings among the others."""
-        flat = asdict(self)
-        cache = flat.pop("cache")
-        return {**flat, **cache}
+        # Not by asdict, which copies deeply: a batch asks this of every job.
+        flat = {**vars(self), **vars(self.cache)}
+        del flat["cache"]
+        return flat
+
+
+def _text(what: str, words: Any) -> None:
+    if not isinstance(words, str):
+        raise SettingError(f"{what} is {words!r}; give it as text.")
+    if SURROGATES.search(words):
+        raise SettingError(f"{what} is not UTF-8 text.")
+    if len(words) > LONGEST_PROMPT:
+        raise SettingError(f"{what} has more than {LONGEST_PROMPT} characters; shorten it.")
 
 
 def _whole(name: str, value: Any, least: int, most: int) -> None:
@@ -99,12 +112,9 @@ def clean_prompt(words: str) -> str:
         SettingError: it is empty, too long, or no text.
     """
     words = " ".join(words.split())
-    if not words.isascii() and any("\ud800" <= char <= "\udfff" for char in words):
-        raise SettingError("The prompt is not UTF-8 text.")
+    _text("The prompt", words)
     if not words:
         raise SettingError("The prompt is empty; say what to paint, such as 'a cat'.")
-    if len(words) > LONGEST_PROMPT:
-        raise SettingError(f"The prompt has more than {LONGEST_PROMPT} characters; shorten it.")
     return words
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import signal
+import socket
 from collections.abc import Callable
 from enum import IntEnum
 from types import TracebackType
@@ -24,7 +25,7 @@ class Level(IntEnum):
 class Stop:
     """Turns signals into levels: Ctrl-C raises the level by one, SIGTERM to ``STEP`` at least, a second one to ``NOW``.
 
-    Use as a context manager in the main thread; the handlers of before come back at its end. ``fileno`` becomes
+    Use as a context manager in the main thread; the handlers of before come back at its end. ``bell`` becomes
     readable at each change, so that a wait on processes ends with it. ``on_change`` is told of each level, from
     within the signal handler. At ``NOW`` a KeyboardInterrupt is raised where the program is.
     """
@@ -35,8 +36,9 @@ class Stop:
         self._on_change = on_change
 
     def __enter__(self) -> Stop:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
+        # Not a pipe: Windows waits for sockets only.
+        self.bell, self._far = socket.socketpair()
+        self._far.setblocking(False)
         self._before: dict[int, Any] = {}
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._handle)
@@ -47,21 +49,19 @@ class Stop:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        os.close(self._read)
-        os.close(self._write)
-
-    def fileno(self) -> int:
-        return self._read
+        self.bell.close()
+        self._far.close()
 
     def acknowledge(self) -> None:
-        """Call when ``fileno`` was readable and the level has been seen."""
-        os.read(self._read, 64)
+        """Call when ``bell`` was readable and the level has been seen."""
+        self.bell.recv(64)
 
     def _handle(self, number: int, _frame: Any) -> None:
         least = Level.STEP if number == signal.SIGTERM else Level.PICTURE
         self.terminated = self.terminated or number == signal.SIGTERM
         self.level = Level(min(max(self.level + 1, least), Level.NOW))
-        os.write(self._write, b".")
+        with contextlib.suppress(BlockingIOError):  # it rings already
+            self._far.send(b".")
         self._on_change(self.level)
         if self.level is Level.NOW:
             raise KeyboardInterrupt

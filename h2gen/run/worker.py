@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
 import queue
 import signal
 import threading
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from h2gen.cache.trace import StepRecord, Summary
 from h2gen.errors import H2GenError, OutOfMemory, UsageError
@@ -37,23 +40,31 @@ class Model:
 
 @dataclass(frozen=True)
 class Task:
-    """A picture to make. ``watched`` asks for its steps; ``metadata`` go into the picture, ``sidecar`` beside it."""
+    """A picture to make.
+
+    ``notes`` is JSON text: whatever stood in a prompt file crosses as it is. ``watched`` asks for the picture's steps;
+    ``metadata`` go into it, ``sidecar`` beside it. ``tiled`` has it decoded in tiles.
+    """
 
     settings: Settings
     format: str
     preset: str | None
-    notes: Mapping[str, Any]
+    job: str
+    source: str
+    notes: str | None
     watched: bool
     metadata: bool
     sidecar: bool
+    tiled: bool = False
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded."""
+    """The model is loaded. ``offload`` is the mode in use."""
 
     device: str
     dtype: str
+    offload: str
 
 
 @dataclass(frozen=True)
@@ -65,10 +76,14 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Made:
-    """The picture in hand, as its file's bytes and the text of the file beside it."""
+    """The picture in hand, as its file's bytes and the text of the file beside it.
+
+    ``described`` says whether the metadata that were wanted are in it.
+    """
 
     data: bytes = field(repr=False)
     sidecar: str | None = field(repr=False)
+    described: bool
     settings: Settings
     seconds: float
     summary: Summary | None
@@ -77,10 +92,16 @@ class Made:
 
 @dataclass(frozen=True)
 class Failed:
-    """The picture in hand could not be made; ``again`` says whether another try could help."""
+    """The picture in hand could not be made.
+
+    ``again`` says whether another try could help. ``exhausted`` says that memory ran out. ``sick`` says that the
+    process has ended itself: what failed in it may fail whatever it does next.
+    """
 
     error: str
     again: bool
+    exhausted: bool = False
+    sick: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +126,7 @@ def serve(connection: Connection, model: Model) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    unblock_interrupts()
     try:
         session = _load(model)
     except H2GenError as error:
@@ -114,12 +136,33 @@ def serve(connection: Connection, model: Model) -> None:
     busy = threading.Event()
     threading.Thread(target=_listen, args=(connection, session, tasks, busy), daemon=True).start()
     with contextlib.suppress(OSError):
-        connection.send(Ready(str(session.device), str(session.dtype).removeprefix("torch.")))
+        connection.send(Ready(str(session.device), str(session.dtype).removeprefix("torch."), session.offload))
         while (task := tasks.get()) is not None:
             busy.set()
             message = _make(session, model, task, connection)
             busy.clear()
             connection.send(message)
+            if isinstance(message, Failed) and message.sick:
+                return
+
+
+def unblock_interrupts() -> None:
+    """Let go of what ``interrupts_blocked`` blocked; a process inherits it from the one that starts it."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """While a process is started: a Ctrl-C would end it before it has said that it ignores them."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _load(model: Model) -> Session:
@@ -128,6 +171,10 @@ def _load(model: Model) -> Session:
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed process leaves behind
     from h2gen.run.session import open_session
 
+    for name in ("diffusers", "transformers", "huggingface_hub"):
+        logger = logging.getLogger(name)  # whoever started us has the terminal
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
+    warnings.simplefilter("ignore")
     if model.threads is not None:
         import torch
 
@@ -157,17 +204,18 @@ def _make(session: Session, model: Model, task: Task, connection: Connection) ->
         connection.send(Stepped(record))
 
     try:
-        return _made(session, model, task, session.run(task.settings, on_step=on_step if task.watched else None))
+        watcher = on_step if task.watched else None
+        return _made(session, model, task, session.run(task.settings, on_step=watcher, tiled=task.tiled))
     except KeyboardInterrupt:
         return Stopped()
     except OutOfMemory as error:
-        with contextlib.suppress(OutOfMemory):  # the next try says so too
-            session.relieve()
-        return Failed(str(error), again=True)
+        return Failed(str(error), again=True, exhausted=True, sick=True)  # only its end gives all memory back
     except UsageError as error:
         return Failed(str(error), again=False)
+    except H2GenError as error:
+        return Failed(str(error), again=True)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other pictures are still to be made
-        return Failed(str(error) if isinstance(error, H2GenError) else f"{type(error).__name__}: {error}", again=True)
+        return Failed(f"{type(error).__name__}: {error}", again=True, sick=True)
 
 
 def _made(session: Session, model: Model, task: Task, result: Result) -> Made:
@@ -181,9 +229,12 @@ def _made(session: Session, model: Model, task: Task, result: Result) -> Made:
         seconds=result.seconds,
         summary=summary,
         uncached=result.uncached,
+        tiled=result.tiled,
         preset=task.preset,
-        notes=task.notes,
+        notes={"job": task.job, "source": task.source, **(json.loads(task.notes) if task.notes else {})},
     )
-    data = encode(result.image, task.format, fitting(whole, task.format) if task.metadata else None)
+    metadata = fitting(whole, task.format) if task.metadata else None
+    data = encode(result.image, task.format, metadata)
     sidecar = to_toml(whole) if task.sidecar else None
-    return Made(data, sidecar, result.settings, result.seconds, summary, result.uncached)
+    described = metadata is not None or not task.metadata
+    return Made(data, sidecar, described, result.settings, result.seconds, summary, result.uncached)

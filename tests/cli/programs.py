@@ -21,9 +21,8 @@ def h2gen(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
 @contextmanager
 def started(*arguments: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
     """The program, piped; killed at the end if it still runs."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "h2gen", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
-    ) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+    with subprocess.Popen([sys.executable, "-m", "h2gen", *arguments], text=True, **pipes) as process:
         try:
             yield process
         finally:

@@ -237,20 +237,24 @@ def test_a_run_that_is_stopped_keeps_what_is_made_and_can_go_on(
     here: Path, signals: list[signal.Signals], status: int
 ) -> None:
     file = prompts(here, *(f"prompt {n}" for n in range(30)))
-    command = ["batch", file, "-o", "out", "-q", *SLOW]
-    with started(*command) as process:
+    command = ["batch", file, "-o", "out", *SLOW]
+    words = ["after the picture in hand", "after the step in hand", ""]
+    words = words[1:] if signals == [signal.SIGTERM] else words
+    with open(here / "err", "w+") as errors, started(*command, stderr=errors) as process:
         wait_for(lambda: pictures(here / "out"))
         mine = children(process.pid)
-        for number in signals:
+        for number, said in zip(signals, words, strict=False):
             process.send_signal(number)
-            wait_for(lambda: True)
-        out, err = process.communicate(timeout=120)
+            wait_for(lambda said=said: said in (here / "err").read_text())
+        out, _ = process.communicate(timeout=120)
+        err = (here / "err").read_text()
         assert process.returncode == status, err
         assert "Traceback" not in err
     wait_for(lambda: not any(map(alive, mine)))
     made = pictures(here / "out")
     assert 1 <= len(made) < 30
     assert out.splitlines() == [f"out/{path.name}" for path in made]
+    assert f"Stopped with {30 - len(made)} left to make" in err
     for path in made:
         assert pixels(path).shape == (128, 128, 3)
     assert not list((here / "out").glob("*.partial"))
@@ -275,6 +279,7 @@ def test_killed_at_any_instant_a_run_loses_at_most_the_picture_in_hand(here: Pat
             assert pixels(path).shape == (128, 128, 3)
     done = h2gen(*command)
     assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (here / "out").glob("*.toml")} == {path.stem for path in pictures(here / "out")}
     made = pictures(here / "out")
     assert [path.name[:4] for path in made] == [f"{n:04}" for n in range(1, count + 1)]  # none missing, none twice
     assert not list((here / "out").glob(".*partial"))

@@ -163,6 +163,47 @@ def test_a_strangers_words_are_shown_and_not_obeyed(here: Path, capsys: pytest.C
     assert "\x1b" not in out and "\x07" not in out and "[red]x" in out
 
 
+def test_keys_of_a_stranger_do_not_reach_the_terminal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = stranger(here, notes={"\x1b[31mkey\x07": 1}, versions={"\x1b[2J": "1"})
+    with Image.open(here / name) as image:
+        whole = json.loads(image.info["h2gen"])
+    whole["settings"]["\x1b]0;title\x07"] = 3
+    whole["seconds"], whole["cache"] = 10**400, {"steps": 1, "full": 1, "all_reused": 0, "share": 10**400}
+    (here / name).write_bytes(encode(Image.new("RGB", (8, 8)), "png", whole))
+    assert run(["info", name]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and "[31mkey" in out
+
+
+def test_info_shows_whatever_the_file_beside_a_picture_holds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = stranger(here, name="stranger.toml", notes={"a": "b"})
+    with (here / name).open("a") as file:
+        file.write("day = 2026-01-02\nodd = [nan, {time = 03:04:05}]\n")
+    assert run(["info", name]) == 0
+    assert "2026-01-02" in capsys.readouterr().out
+    assert run(["info", name, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"]["odd"] == ["nan", {"time": "03:04:05"}]
+
+
+def test_a_prompt_that_is_no_text_is_told_before_a_model_is_loaded(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = Settings("a cat", 7, 64, 64, 2).to_json() | {"prompt": "a\ud800"}
+    name = stranger(here, name="stranger.jpg", settings=odd)
+    assert run(["replay", name]) == 2
+    err = capsys.readouterr().err
+    assert "The prompt is not UTF-8 text" in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", [["--count", "0"], ["--seed", ""], ["-n", "-1"]])
+def test_replay_refuses_seeds_and_counts_that_are_none(
+    here: Path, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    assert run(["replay", stranger(here), *option]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "give" in err and len(err.splitlines()) == 1
+
+
 def test_without_metadata_a_picture_says_nothing(here: Path) -> None:
     assert run(["a cat", "--steps", "1", "-q", "--no-metadata", "-o", "a.png"]) == 0
     assert run(["info", "a.png"]) == 2

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from h2gen.errors import ModelError, RunError
+from h2gen.errors import DeviceError, ModelError, RunError
 from h2gen.run.batch import Batch, Wishes
 from h2gen.run.jobs import Job, Jobs
+from h2gen.run.metadata import read_metadata
 from h2gen.run.pool import Pool
 from h2gen.run.prompts import Entry, Reading
 from h2gen.run.schedule import Tally
@@ -22,7 +26,18 @@ from h2gen.run.stop import Level, Stop
 from h2gen.run.worker import Made, Model, Ready
 from tests.cli.programs import children, wait_for
 
+SLOW = {"steps": 60}
+"""Still in the middle when the news of its second step has come, been read and been acted upon."""
+BROKEN = "broken"
+BIG = ("896x896", "64x64")
+ROOM = 360 * 2**20
+"""Bytes: more than the decoder needs in tiles, less than it needs for 896x896 at once."""
 QUICK = {"steps": 4, "cfg": 1.0, "preset": "paper", "device": "cpu"}
+
+
+def pixels(path: Path) -> Any:
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 class Watch:
@@ -50,25 +65,29 @@ class Watch:
         self.log.append(("failed", job.index, error, again))
 
 
-def batch_of(folder: Path, count: int, **wishes: Any) -> Batch:
-    reading = Reading([Entry(f"prompt {n}", f"p.txt:{n}", {}, {}) for n in range(1, count + 1)])
-    return Batch(Jobs(reading, QUICK, {}), folder, "png", Wishes(**wishes))
+def batch_of(folder: Path, prompts: int | list[str], workers: int = 1, **given: Any) -> Batch:
+    """A run with one prompt, or a list of them, whose seeds are 1, 2, ..."""
+    texts = [f"prompt {n}" for n in range(1, prompts + 1)] if isinstance(prompts, int) else prompts
+    entries = [
+        Entry(text, f"p.txt:{n}", {"seed": n}, {}, "{" if text == BROKEN else None) for n, text in enumerate(texts, 1)
+    ]
+    reading = Reading(entries)
+    return Batch(Jobs(reading, {**QUICK, **given}, {}), folder, "png", Wishes(), ["cpu"] * workers)
 
 
-def run(batch: Batch, devices: list[str], watch: Watch) -> Tally:
+def run(batch: Batch, watch: Watch) -> Tally:
     with batch.opened() as tally, Stop() as stop:
-        batch.run(tally, devices, watch, stop, watched=True)
+        batch.run(tally, watch, stop, watched=True)
     return tally
 
 
-def kill_worker(number: int = 0) -> None:
-    """SIGKILL to one of our own worker processes, the oldest first."""
-    found = []
-    for pid in children(os.getpid()):
-        with open(f"/proc/{pid}/cmdline") as file:
-            if "spawn_main" in file.read():
-                found.append(pid)
-    os.kill(sorted(found)[number], signal.SIGKILL)
+def workers() -> list[int]:
+    """Our own worker processes, the oldest first."""
+    return sorted(pid for pid in children(os.getpid()) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
+
+
+def kill_worker() -> None:
+    os.kill(workers()[0], signal.SIGKILL)
 
 
 def test_a_worker_killed_in_the_middle_is_replaced_and_another_does_its_job(tmp_path: Path) -> None:
@@ -80,13 +99,13 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_another_does_its_job(tmp_
             kill_worker()
 
     watch = Watch(once)
-    tally = run(batch_of(tmp_path, 5), ["cpu", "cpu"], watch)
-    assert (tally.made, tally.failed, tally.left) == (5, 0, 0)
+    tally = run(batch_of(tmp_path, 4, workers=2, **SLOW), watch)
+    assert (tally.made, tally.failed, tally.left) == (4, 0, 0)
     failures = [entry for entry in watch.log if entry[0] == "failed"]
     assert len(failures) == 1
     assert failures[0][2:] == ("the process that made it was killed by signal 9", True)
-    assert sorted(path.name[:4] for path in tmp_path.glob("*.png")) == [f"{n:04}" for n in range(1, 6)]
-    assert not [pid for pid in children(os.getpid()) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert sorted(path.name[:4] for path in tmp_path.glob("*.png")) == [f"{n:04}" for n in range(1, 5)]
+    assert not workers()
 
 
 def test_a_job_that_kills_every_worker_is_given_up_and_the_others_are_done(tmp_path: Path) -> None:
@@ -95,9 +114,9 @@ def test_a_job_that_kills_every_worker_is_given_up_and_the_others_are_done(tmp_p
             kill_worker()
 
     watch = Watch(always)
-    batch = batch_of(tmp_path, 3)
-    tally = run(batch, ["cpu"], watch)
-    assert (tally.made, tally.failed) == (2, 1)
+    batch = batch_of(tmp_path, 2, **SLOW)
+    tally = run(batch, watch)
+    assert (tally.made, tally.failed) == (1, 1)
     assert [entry[3] for entry in watch.log if entry[0] == "failed"] == [True, False]
     assert "killed by signal 9" in batch.failures.read_text()
 
@@ -115,7 +134,7 @@ def test_a_model_that_kills_whoever_loads_it_ends_the_run(tmp_path: Path) -> Non
     killer.start()
     try:
         with pytest.raises(RunError, match="The process that loads the model was killed by signal 9"):
-            run(batch, ["cpu"], Watch())
+            run(batch, Watch())
     finally:
         stopping.set()
         killer.join()
@@ -149,12 +168,12 @@ def test_signals_raise_the_level_and_wake_whoever_waits(signals: list[signal.Sig
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     seen: list[Level] = []
     with Stop(seen.append) as stop:
-        assert wait([stop.fileno()], 0) == []
+        assert wait([stop.bell], 0) == []
         for number in signals:
             os.kill(os.getpid(), number)
-        assert wait([stop.fileno()], 5) == [stop.fileno()]
+        assert wait([stop.bell], 5) == [stop.bell]
         stop.acknowledge()
-        assert wait([stop.fileno()], 0) == []
+        assert wait([stop.bell], 0) == []
         assert stop.level is levels[-1] and seen == levels
         assert stop.terminated == (signal.SIGTERM in signals)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -170,7 +189,62 @@ def test_the_third_signal_is_at_once() -> None:
 
 
 def test_what_a_killed_run_left_unfinished_is_swept_up(tmp_path: Path) -> None:
-    (tmp_path / ".h2gen-abc.partial").write_bytes(b"half a picture")
-    (tmp_path / "mine.partial").write_bytes(b"not ours")
+    others = {".h2gen-abc.partial", ".h2gen-batch-1of2-abc.partial", "mine.partial"}
+    for name in (*others, ".h2gen-batch-all-abc.partial"):
+        (tmp_path / name).write_bytes(b"half a picture")
     with batch_of(tmp_path, 1).opened():
-        assert [path.name for path in tmp_path.glob("*.partial")] == ["mine.partial"]
+        assert {path.name for path in tmp_path.iterdir() if path.suffix == ".partial"} == others
+
+
+def test_whatever_goes_wrong_in_a_worker_costs_that_picture_alone(tmp_path: Path) -> None:
+    """Notes that are no JSON, which no prompt file lets through, stand in for whatever nobody has thought of."""
+    watch = Watch()
+    batch = batch_of(tmp_path, ["one", BROKEN, "three"])
+    tally = run(batch, watch)
+    assert (tally.made, tally.failed) == (2, 1)
+    assert [(entry[1], entry[3]) for entry in watch.log if entry[0] == "failed"] == [(2, True), (2, False)]
+    assert "JSONDecodeError" in batch.failures.read_text()
+
+
+def test_a_picture_that_memory_does_not_suffice_for_is_decoded_in_tiles_and_no_other(tmp_path: Path) -> None:
+    """The workers' address space is limited, so that the decoder really runs out of memory."""
+    plain = batch_of(tmp_path / "plain", ["a cat"], steps=1, size="64x64")
+    run(plain, Watch())
+
+    def limit() -> None:
+        for pid in workers():
+            size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.prlimit(pid, resource.RLIMIT_AS, (size + ROOM, resource.RLIM_INFINITY))
+
+    class Limiting(Watch):
+        def began(self, worker: int, job: Job) -> None:
+            super().began(worker, job)
+            limit()
+
+    watch = Limiting()
+    reading = Reading([Entry("a cat", f"p.txt:{n}", {"seed": 1, "size": size}, {}) for n, size in enumerate(BIG, 1)])
+    batch = Batch(Jobs(reading, {**QUICK, "steps": 1}, {}), tmp_path / "tiled", "png", Wishes(), ["cpu"])
+    tally = run(batch, watch)
+    assert (tally.made, tally.failed) == (2, 0), watch.log
+    assert [entry[3] for entry in watch.log if entry[0] == "failed"] == [True]
+    big, small = (read_metadata(path) for path in sorted((tmp_path / "tiled").glob("*.png")))
+    assert (big.tiled, small.tiled) == (True, False)
+    (alone,) = (tmp_path / "plain").glob("*.png")
+    assert np.array_equal(pixels(alone), pixels(tmp_path / "tiled" / "0002-a-cat-1.png"))
+
+
+def test_failures_that_a_stopped_run_did_not_come_to_stay_listed(tmp_path: Path) -> None:
+    batch = batch_of(tmp_path, [BROKEN, "two"])
+    run(batch, Watch())
+    before = batch.failures.read_text()
+    with batch_of(tmp_path, [BROKEN, "two"]).opened() as tally:
+        assert tally.left == 1
+    assert batch.failures.read_text() == before
+
+
+def test_devices_that_compute_differently_are_refused(tmp_path: Path) -> None:
+    reading = Reading([Entry("a cat", "p.txt:1", {}, {})])
+    with pytest.raises(DeviceError, match="'cuda:9' is not there"):
+        Batch(Jobs(reading, QUICK, {}), tmp_path, "png", Wishes(), ["cpu", "cuda:9"])
+    # The configuration's device is nobody's business where devices are named.
+    Batch(Jobs(reading, {"steps": 2}, {"H2GEN_DEVICE": "cuda:9"}), tmp_path, "png", Wishes(), ["cpu"])

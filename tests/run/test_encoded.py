@@ -113,20 +113,29 @@ def test_what_was_not_used_for_longest_makes_room(monkeypatch: pytest.MonkeyPatc
     assert len(runs) == 3
 
 
-def test_relief_on_a_cpu_decodes_in_tiles_from_then_on(tiny: Any) -> None:
-    session = Session(small.flux_pipeline(), Checkpoint("small", "folder", ".", None, CATALOGUE["dev"].defaults))
-    before = session.pipe
-    session.relieve()
-    session.generate("a cat", seed=1, cfg=1.0, max_sequence_length=16, **SIZE)
-    assert session.pipe is before
-    assert session.pipe.vae.use_tiling
+def test_an_interrupt_while_the_text_is_encoded_runs_no_step() -> None:
+    session = session_of("flux")
+    session.pipe.text_encoder.register_forward_hook(lambda *_: session.interrupt())
+    ran: list[str] = []
+    session.pipe.transformer.register_forward_hook(lambda *_: ran.append("ran"))
+    with pytest.raises(KeyboardInterrupt):
+        session.generate("a cat", seed=1, cfg=1.0, max_sequence_length=16, **SIZE)
+    assert ran == []
+
+
+def test_tiles_are_for_the_picture_that_asks_for_them() -> None:
+    session = session_of("flux")
+    settings = session.settings("a cat", seed=1, cfg=1.0, max_sequence_length=16, **SIZE)
+    assert session.run(settings, tiled=True).tiled and session.pipe.vae.use_tiling
+    assert not session.run(settings).tiled and not session.pipe.vae.use_tiling
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_relief_on_a_gpu_offloads_and_still_makes_the_picture() -> None:
+@pytest.mark.parametrize("offload", ["model", "group", "sequential"])
+def test_offloading_makes_the_same_picture(offload: str) -> None:
     import h2gen
 
-    session = h2gen.load("tiny", device="cuda")
-    session.relieve()
-    assert session.offload == "auto"
-    assert session.generate("a cat", steps=2).image.size == (128, 128)
+    plain = h2gen.load("tiny", device="cuda").generate("a cat", seed=1, steps=2).image
+    session = h2gen.load("tiny", device="cuda", offload=offload)
+    assert session.offload == offload
+    assert np.array_equal(np.asarray(session.generate("a cat", seed=1, steps=2).image), np.asarray(plain))

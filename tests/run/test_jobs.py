@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,16 @@ from h2gen.run.jobs import Job, Jobs, Shard, file_name, job_id, parse_shard
 from h2gen.run.prompts import Entry, Reading
 from h2gen.run.seeds import derived_seed
 from h2gen.run.settings import Settings
+
+
+@contextmanager
+def traced_memory() -> Iterator[Callable[[], int]]:
+    """What Python has come to hold at most, in bytes."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def jobs(
@@ -72,6 +84,44 @@ def test_a_preset_lies_right_below_whoever_named_it(entry: Any, given: Any, tau1
 def test_there_is_a_limit_to_what_a_run_can_be() -> None:
     with pytest.raises(SettingError, match="more than 1000000 pictures"):
         jobs(*(f"prompt {n}" for n in range(11)), given={"count": 100_000})
+
+
+def test_seeds_of_the_command_line_are_one_object_for_all_prompts() -> None:
+    reading = Reading([Entry(f"prompt {number}", f"f:{number}", {}, {}) for number in range(100)])
+    with traced_memory() as peak:
+        with pytest.raises(SettingError, match="more than 1000000 pictures"):
+            Jobs(reading, {"seed": "0-99999"}, {})
+        assert peak() < 20 * 2**20
+
+
+def test_seeds_of_entries_are_not_expanded_beyond_the_limit() -> None:
+    reading = Reading([Entry("a", f"f:{number}", {"seed": "0-99999"}, {}) for number in range(100)])
+    with traced_memory() as peak:
+        with pytest.raises(SettingError, match="more than 1000000 pictures"):
+            Jobs(reading, {}, {})
+        assert peak() < 100 * 2**20
+
+
+def test_a_run_reads_each_preset_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from h2gen import presets
+    from h2gen.run import jobs as module
+
+    read: list[str] = []
+
+    def load(name: str) -> presets.Preset:
+        read.append(name)
+        return presets.load_preset(name)
+
+    monkeypatch.setattr(module, "load_preset", load)
+    made = jobs(*({"steps": 1 + n, "preset": ("fast", "quality")[n % 2]} for n in range(50)), given={"seed": 1})
+    assert [job.preset for job in made[:3]] == ["fast", "quality", "fast"]
+    assert sorted(read) == ["fast", "quality"]
+
+
+def test_a_preset_of_a_file_is_known_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("tau1 = 0.3\ntau2 = 0.4\n")
+    (job,) = jobs({}, given={"preset": str(tmp_path / "mine.toml")})
+    assert (job.preset, job.settings.cache.tau1) == ("mine", 0.3)
 
 
 def test_seeds_of_a_prompt_follow_each_other_and_index_counts_over_all() -> None:

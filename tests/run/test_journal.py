@@ -64,6 +64,29 @@ def test_an_earlier_picture_of_the_job_still_counts_when_a_later_one_was_not_fin
     assert Journal(tmp_path).made() == {"1": path}
 
 
+def test_a_file_belongs_to_the_job_that_claimed_it_last(tmp_path: Path) -> None:
+    """Somebody deletes a picture, and another job gets its name."""
+    with Journal(tmp_path) as journal:
+        path = picture(tmp_path, "a.png")
+        journal.finished("1", path, {})
+        journal.writing("2", path, digest(b"other"))
+        assert journal.made() == {"1": path}  # killed before it had the name
+        path.write_bytes(b"other")
+        assert journal.made() == {"2": path}
+        journal.finished("2", path, {})
+        assert journal.made() == {"2": path}
+
+
+def test_a_file_beside_a_picture_that_a_kill_kept_away_is_cleared(tmp_path: Path) -> None:
+    with Journal(tmp_path) as journal:
+        for name in ("gone", "there", "changed"):
+            journal.writing(name, tmp_path / f"{name}.png", digest(), digest(b"beside"))
+            picture(tmp_path, f"{name}.toml", b"beside" if name != "changed" else b"somebody's")
+        picture(tmp_path, "there.png")
+        journal.clear_orphans()
+    assert sorted(path.name for path in tmp_path.glob("*.toml")) == ["changed.toml", "there.toml"]
+
+
 def test_a_failed_job_is_not_done(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         journal.failed("1", "out of memory")

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from h2gen.cache import CacheConfig
 from h2gen.cache.trace import Summary
 from h2gen.errors import MetadataError
-from h2gen.run.metadata import Made, describe, fitting, read_metadata, to_text, to_toml
+from h2gen.run.metadata import LARGEST, Made, describe, device_name, fitting, read_metadata, to_bytes, to_toml
 from h2gen.run.save import encode
 from h2gen.run.settings import FORMATS, Settings
 
@@ -84,6 +84,53 @@ def test_a_long_prompt_fits_into_a_png_and_notes_go_first_where_it_does_not(tmp_
     assert read_metadata(written(tmp_path, fit, "jpg")).settings == SETTINGS
 
 
+def test_the_longest_prompts_can_be_read_from_wherever_they_are_written(tmp_path: Path) -> None:
+    prompt = "\N{CAT FACE}" * 100_000
+    chosen = Settings(prompt, 7, 128, 64, 28, 1.0, 3.0, prompt, 16)
+    whole = describe(chosen, MADE, seconds=1.5, summary=None, notes={"text": "y" * 300_000})
+    fit = fitting(whole, "png")
+    assert fit is not None and "notes" not in fit
+    assert read_metadata(written(tmp_path, fit)).settings == chosen
+    path = tmp_path / "picture.toml"
+    path.write_text(to_toml(whole), encoding="utf-8")
+    assert read_metadata(path).settings == chosen
+
+
+@pytest.mark.parametrize("more", [-1, 0])
+def test_a_png_is_filled_up_to_what_can_be_read(tmp_path: Path, more: int) -> None:
+    room = 2**20 - len(to_bytes(described(notes={"text": ""}), "png"))
+    whole = described(notes={"text": "y" * (room + more)})
+    assert fitting(whole, "png") == whole
+    assert read_metadata(written(tmp_path, whole)).everything == whole
+    assert fitting(described(notes={"text": "y" * (room + 1)}), "png") != whole
+
+
+def test_notes_that_toml_makes_far_longer_are_left_out_beside_the_picture(tmp_path: Path) -> None:
+    path = tmp_path / "picture.toml"
+    path.write_text(to_toml(described(notes={"k" * 1000: {str(number): {} for number in range(10_000)}})))
+    assert path.stat().st_size < LARGEST
+    assert "notes" not in read_metadata(path).everything
+
+
+def test_nothing_in_the_notes_can_lose_what_lies_beside_the_picture(tmp_path: Path) -> None:
+    deep: Any = None
+    for _ in range(200):
+        deep = [deep]
+    notes = {"null": None, "in": [None], "half": "\ud800", "\udfff": 1, "big": 10**400, "inf": 1e999, "deep": deep}
+    path = tmp_path / "picture.toml"
+    path.write_text(to_toml(described(notes=notes)), encoding="utf-8")
+    assert read_metadata(path).settings == SETTINGS
+
+
+def test_a_device_is_known_by_its_kind_and_model_and_not_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", {"cuda:0": "NVIDIA H100", "cuda:1": "NVIDIA H100"}.get)
+    assert device_name("cuda:1") == device_name("cuda:0") == "cuda NVIDIA H100"
+    assert device_name("mps:0") == "mps"
+    assert device_name("cpu") == "cpu"
+
+
 def png_text(text: str | bytes, key: bytes = b"h2gen", kind: bytes = b"tEXt") -> bytes:
     """A PNG with a chunk as we ask for it, whatever a library would say to it."""
     body = text if isinstance(text, bytes) else text.encode()
@@ -124,7 +171,14 @@ def huge_dimensions() -> bytes:
     return bytes(data)
 
 
-GOOD = to_text(described())
+def in_toml(line: str) -> bytes:
+    """The file beside a picture, with one setting edited."""
+    name = line.split()[0]
+    lines = to_toml(described()).splitlines()
+    return "\n".join(line if each.startswith(f"{name} =") else each for each in lines).encode()
+
+
+GOOD = to_bytes(described(), "jpg").decode()
 BAD: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("a.png", b"", "is not a PNG, JPEG or WebP"),
     ("a.png", b"\x89PNG\r\n\x1a\n", "is not a PNG, JPEG or WebP"),
@@ -181,6 +235,14 @@ BAD: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("a.png", lambda: changed(settings__tau1="\x1b[31m"), "tau1 is"),
     ("a.png", lambda: changed(settings__tau2=-0.1), "tau2 is -0.1"),
     ("a.png", lambda: changed(settings__warmup_steps=1.5), "warmup_steps is 1.5"),
+    ("a.png", lambda: changed(settings__tau1=10**400), "tau1 is 1000"),
+    ("a.png", lambda: changed(settings__tau1="x" * 1000), "tau1 is 'xxx"),
+    ("a.png", lambda: changed(settings__guidance=10**400), "guidance is 1000"),
+    ("a.png", lambda: changed(settings__steps=[[1]]), "steps must be a number"),
+    ("a.png", lambda: changed(settings__prompt="a\ud800b"), "The prompt is not UTF-8 text"),
+    ("a.png", lambda: changed(settings__negative="\udfff"), "The negative prompt is not UTF-8 text"),
+    ("a.png", lambda: changed(settings__prompt="x" * 100_001), "The prompt has more than 100000"),
+    ("a.png", lambda: changed(version=10**400), "does not say that it is h2gen's"),
     ("a.jpg", lambda: exif(b"ASCII\0\0\0steps"), "does not say how it was made"),
     ("a.jpg", lambda: exif(b"ASCII\0\0\0" + GOOD.encode()[:-5]), "damaged: it is no JSON"),
     ("a.jpg", lambda: exif(b"UNICODE\0" + GOOD.encode("utf-16")), "does not say how it was made"),
@@ -190,6 +252,12 @@ BAD: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("a.toml", b"\xff", "cannot be used"),
     ("a.toml", b"x = 1\n" * 400_000, "too large"),
     ("a.toml", b"version = 1", "model is missing"),
+    ("a.toml", lambda: in_toml("steps = 0x" + "f" * 5000), "takes more than 64 bits"),
+    ("a.toml", lambda: in_toml("steps = " + "9" * 5000), "takes more than 64 bits"),
+    ("a.toml", lambda: in_toml("tau1 = nan"), "tau1 is not finite"),
+    ("a.toml", lambda: in_toml("steps = 2026-01-02"), "steps is datetime.date"),
+    ("a.toml", lambda: in_toml("prompt = 2026-01-02"), "prompt must be text"),
+    ("a.toml", b"a." * 10**6 + b"a = 1", "nested too deeply"),
 ]  # fmt: skip
 
 
@@ -227,3 +295,13 @@ def test_text_of_another_program_in_a_png_is_left_alone(tmp_path: Path) -> None:
     info.add_text("Software", "another")
     IMAGE.save(tmp_path / "a.png", pnginfo=info)
     assert read_metadata(tmp_path / "a.png").settings == SETTINGS
+
+
+def test_whatever_a_stranger_wrote_besides_can_be_shown(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(changed(seconds=10**400, cache={"share": 10**400}, later=[1e300, None], settings__later=10**400))
+    json.dumps(read_metadata(path).everything, allow_nan=False)
+    beside = tmp_path / "a.toml"
+    beside.write_text(to_toml(described(notes={"a": "b"})) + "later = 2026-01-02T03:04:05Z\nodd = [nan, 03:04:05]\n")
+    found = json.loads(json.dumps(read_metadata(beside).everything, allow_nan=False))
+    assert found["notes"] == {"a": "b", "later": "2026-01-02 03:04:05+00:00", "odd": ["nan", "03:04:05"]}

@@ -133,3 +133,11 @@ def test_a_preset_is_taken_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("tau1 = 0.3\ntau2 = 0.4\n")
     assert plan(preset=str(file)).settings.cache.tau1 == 0.3
+
+
+def test_a_pictures_preset_is_a_name_and_no_path_of_ours(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("tau1 = 0.3\ntau2 = 0.4\n")
+    assert plan(preset=str(file)).preset == "mine"
+    assert plan({"H2GEN_PRESET": str(file)}).preset == "mine"
+    assert plan(preset="fast").preset == "fast"

@@ -142,6 +142,16 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl", '{"prompt": "a", "out": "/etc"}', "out is one for the whole run; give --out"),
     ("a.jsonl", '{"prompt": "a", "prompt": "b"}', "'prompt' is given twice"),
     ("a.jsonl", "[" * 100_000, "a.jsonl:1: it is"),
+    (
+        "a.jsonl",
+        '{"prompt": "a", "x": ' + "[" * 900 + "]" * 900 + "}",
+        "a.jsonl:1: it is nested in more than 32 levels",
+    ),
+    ("a.jsonl", '{"prompt": "a", "seed": ' + "[" * 900 + "]" * 900 + "}", "a.jsonl:1: it is nested in more than 32"),
+    ("a.jsonl", f'{{"prompt": "a", "tau1": {10**400}}}', "a.jsonl:1: tau1 is 1000"),
+    ("a.jsonl", f'{{"prompt": "a", "guidance": {10**4000}}}', "a.jsonl:1: guidance is 1000"),
+    ("a.jsonl", f'{{"prompt": "a", "seed": {[1] * 10**5 + ["x"]}}}'.replace("'", '"'), "a.jsonl:1: seed is [1, 1"),
+    ("a.jsonl", '{"prompt": "a", "negative": "\\ud800", "cfg": 3}', "a.jsonl:1: The negative prompt is not UTF-8"),
     ("a.jsonl", b'{"prompt": "\xff"}', "a.jsonl:1: it is not UTF-8"),
     ("a.yaml", "", "a.yaml: there is no prompt in it"),
     ("a.yaml", "a cat", "a.yaml:1: write a list of prompts"),
@@ -162,6 +172,18 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("a.yaml", "- {prompt: a, steps: !!python/object/apply:os.system [id]}", "steps is a list; give a whole number"),
     ("a.yaml", "- {prompt: a, steps: !!python/name:os.system ''}", "steps has a value that cannot be used"),
     ("a.yaml", "- {prompt: a, steps: !!int x}", "steps has a value that cannot be used"),
+    ("a.yaml", "- {prompt: a, steps: !!bool x}", "steps has a value that cannot be used"),
+    ("a.yaml", "- {prompt: a, steps: !!float ''}", "steps has a value that cannot be used"),
+    ("a.yaml", "- {prompt: a, steps: !!timestamp x}", "steps has a value that cannot be used"),
+    ("a.yaml", "- {prompt: a, steps: 2026-01-02}", "steps has a value that cannot be used"),
+    ("a.yaml", f"- {{prompt: a, steps: 0x{'f' * 5000}}}", "steps has a value that cannot be used"),
+    ("a.yaml", f"- {{prompt: a, seed: [1, 0x{'f' * 5000}]}}", "seed has a value that cannot be used"),
+    ("a.yaml", f"- {{prompt: a, steps: {'1:' * 300_000}1}}", "steps has a value that cannot be used"),
+    ("a.yaml", f"- {{prompt: a, tau1: {'9' * 99}}}\n- b\n- {{prompt: a, tau1: -1}}", "a.yaml:3: tau1 is -1"),
+    ("a.yaml", "- a\n- &b\n  prompt: c\n- *b", "a.yaml:2: an alias repeats what is written here"),
+    ("a.yaml", "- {prompt: a, seed: &s [1]}\n- {prompt: b, seed: *s}", "a.yaml:1: an alias repeats"),
+    ("a.yaml", "- &a [*a]", "a.yaml:1: an alias repeats"),
+    ("a.yaml", f"- &a {'x' * 100_000}\n" + "- *a\n" * 3000, "a.yaml:1: an alias repeats"),
     ("a.yaml", "- a\n  b: c", "a.yaml:2: it is no YAML"),
     ("a.yaml", "- 'a", "a.yaml:1: it is no YAML"),
     ("a.yaml", "- *a", "a.yaml:1: it is no YAML"),
@@ -180,7 +202,7 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, name: str, content: str | b
         Jobs(read_prompts([written(tmp_path, name, content)]), {}, {})
     message = str(error.value)
     assert words in message
-    assert len(message.splitlines()) == 1
+    assert len(message.splitlines()) == 1 and len(message) < 600
     assert str(tmp_path) not in message
 
 
@@ -205,6 +227,29 @@ def test_of_very_many_mistakes_the_first_are_told_and_the_others_counted(tmp_pat
     with pytest.raises(PromptFileError, match=r"and 480 more") as error:
         Jobs(read_prompts([path]), {}, {})
     assert len(str(error.value).splitlines()) == 21
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", "3\n" * 10**5),
+        ("a.jsonl", '{"prompt": "a", "steps": 0}\n' * 10**4),
+        ("a.yaml", "- prompt: a\n" + "".join(f"  k{number}: 1\n" for number in range(10**4))),
+    ],
+)
+def test_after_a_thousand_mistakes_a_file_is_not_read_on(tmp_path: Path, name: str, content: str) -> None:
+    with pytest.raises(PromptFileError, match="and at least 980 more"):
+        Jobs(read_prompts([written(tmp_path, name, content)]), {}, {})
+
+
+def test_notes_are_what_every_metadata_can_hold(tmp_path: Path) -> None:
+    line = '{"prompt": "a", "none": null, "half": "x\\ud800", "big": 1e999, "hash": 18446744073709551615, "\\udfff": 1}'
+    (entry,) = read(tmp_path, "a.jsonl", line)
+    assert json.loads(entry.notes or "") == {
+        "half": "x\ufffd", "big": "inf", "hash": "18446744073709551615", "\ufffd": 1
+    }  # fmt: skip
+    nested = '{"prompt": "a", "x": ' + "[" * 31 + "]" * 31 + "}"
+    assert (read(tmp_path, "a.jsonl", nested)[0].notes or "").count("[") == 31
 
 
 def test_escape_codes_and_markup_of_a_file_do_not_reach_the_message(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ GOOD: dict[str, Any] = {"prompt": "a cat", "seed": 0, "width": 64, "height": 64,
         ("steps", 0), ("steps", -3), ("steps", 10**6), ("width", 0), ("height", LARGEST_SIDE + 1),
         ("guidance", -1), ("guidance", float("nan")), ("guidance", float("inf")), ("guidance", "3"),
         ("cfg", -0.5), ("cfg", float("nan")), ("max_sequence_length", 0), ("negative", "a dog"),
+        ("guidance", 10**400), ("negative", 3), ("negative", "\ud800"), ("negative", "x" * 100_001),
+        ("prompt", None), ("prompt", "a\udfffb"), ("prompt", "x" * 100_001),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_used_is_refused_in_one_line(name: str, value: object) -> None:
@@ -34,7 +37,7 @@ def test_a_value_that_cannot_be_used_is_refused_in_one_line(name: str, value: ob
 
 
 @pytest.mark.parametrize("name", ["tau1", "tau2"])
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", None, True])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), 10**400, "0.1", None, True])
 def test_a_threshold_is_a_finite_number_from_0_upwards(name: str, value: Any) -> None:
     with pytest.raises(SettingError, match=name):
         CacheConfig(**{name: value})
@@ -51,6 +54,13 @@ def test_the_cache_is_on_as_soon_as_one_threshold_is() -> None:
     assert not OFF.enabled
     assert CacheConfig(0.1, 0).enabled
     assert CacheConfig(0, 0.1).enabled
+
+
+def test_settings_as_json_are_all_of_them_in_the_order_of_their_fields() -> None:
+    made = Settings(**GOOD, cfg=3, negative="a dog", cache=CacheConfig(0.1, 0.2, 1))
+    flat = asdict(made)
+    assert list(made.to_json().items()) == list((flat | flat.pop("cache")).items())
+    assert made.to_json() is not made.to_json()
 
 
 def test_settings_as_json_are_flat_and_hold_the_thresholds() -> None:
