@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,39 @@ def read_preset(path: Path) -> Preset:
     if missing:
         raise PresetError(f"Preset {str(path)!r} does not say {' and '.join(missing)}; 0 switches a threshold off.")
     return Preset(path.stem, path, " ".join(description.split()), config, figures)
+
+
+def check_new(name: str) -> Path:
+    """The file that a new preset of this name would get.
+
+    Raises:
+        PresetError: the name is no plain word, or is taken.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
+        raise PresetError(f"A preset cannot be called {name!r}; use letters, digits, - and _.")
+    taken = _paths().get(name)
+    if taken is not None:
+        raise PresetError(f"There is a preset {name!r} already, in {str(taken)!r}; give another name.")
+    return user_folder() / f"{name}.toml"
+
+
+def write_preset(name: str, config: CacheConfig, description: str, figures: Mapping[str, Any]) -> Path:
+    """Write a preset of the user's own.
+
+    Raises:
+        PresetError: the name is taken or none, or the file cannot be written.
+    """
+    import tomli_w
+
+    path = check_new(name)
+    text = tomli_w.dumps({"description": description, **asdict(config), "figures": dict(figures)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise PresetError(f"The preset {str(path)!r} cannot be written: {error.strerror or error}.") from error
+    return path
 
 
 def _paths() -> dict[str, Path]:

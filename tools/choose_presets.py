@@ -15,23 +15,14 @@ import math
 import statistics
 from collections.abc import Iterator
 
-import numpy as np
-from PIL import Image
-
 import h2gen
 from h2gen.presets import list_presets
+from h2gen.study.fidelity import psnr
 
 PROMPTS = (
     "a cat", "a dog", "a red apple", "a birthday cake", "a butterfly", "a car", "a 3d render of a horse",
     "a flat icon of a mushroom", "a cartoon of a pizza", "a tiger face", "a strawberry", "a bus",
 )  # fmt: skip
-
-
-def psnr(one: Image.Image, other: Image.Image) -> float:
-    """Peak signal to noise ratio of two 8-bit pictures, in dB; infinite where they are identical."""
-    difference = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
-    error = float((difference**2).mean())
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def grid() -> Iterator[tuple[str, h2gen.CacheConfig]]:

@@ -1,0 +1,174 @@
+"""A comparison that runs in the terminal and is told there: what ``compare`` and ``bench --paper`` share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from h2gen.errors import OutputError, Stopped
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.console import Console
+
+    from h2gen.run.plan import Plan
+    from h2gen.run.settings import Settings
+    from h2gen.study.compare import Comparing, Wishes
+    from h2gen.study.metrics import Metrics
+    from h2gen.study.results import Case, Comparison, MethodResult
+    from h2gen.study.sidebyside import Panel
+
+
+_FEW = 4
+"""Methods whose table says as much as a chart would."""
+
+
+def check_report(folder: Path | None) -> None:
+    """Find out whether a report can be written there; none is wanted where there is no folder.
+
+    Raises:
+        OutputError: it is a file, holds something already, or cannot be written to.
+    """
+    from h2gen.run.save import check_folder
+
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"The report {str(folder)!r} is a file; give a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"The folder {str(folder)!r} is not empty; give a new one for the report.")
+    check_folder(folder)
+
+
+def stopped_early(comparison: Comparison, cases: int) -> Stopped:
+    """What is raised at the end of a comparison that was stopped with some of its cases finished."""
+    return Stopped(f"Stopped; the figures are of {len(comparison.cases)} of {cases} pictures of each method.")
+
+
+def conduct(
+    plan: Plan,
+    cases: Sequence[Case],
+    settings: Settings,
+    metrics: Metrics,
+    wishes: Wishes,
+    console: Console,
+    *,
+    folder: Path | None,
+    verbose: bool,
+) -> tuple[Comparing, str, bool]:
+    """Load the plan's model and compare.
+
+    Returns:
+        The comparison in the making, the model's content hash, and whether it was stopped with a case finished.
+
+    Raises:
+        Stopped: it was stopped before that.
+    """
+    from h2gen.cli.compare_view import CompareView
+    from h2gen.cli.console import route_warnings
+    from h2gen.cli.produce import stoppable, tell
+
+    tell(plan, console)
+    route_warnings(console, verbose)
+    with CompareView(console, metrics.infos) as view:
+        # Only now: these load torch and diffusers, which takes seconds.
+        from h2gen.models.identity import Identity
+        from h2gen.run.session import open_session
+        from h2gen.study.compare import Comparing
+
+        identity = Identity(plan.checkpoint)
+        session = open_session(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
+        comparing = Comparing(session, cases, settings, metrics, wishes, watcher=view, folder=folder)
+        try:
+            with stoppable(session, console):
+                comparing.run()
+        except KeyboardInterrupt:
+            if not comparing.finished:
+                raise Stopped("Stopped before a picture was compared by all methods.") from None
+            return comparing, identity.result(), True
+    return comparing, identity.result(), False
+
+
+def show(comparison: Comparison, console: Console, as_json: bool) -> None:
+    """The table of methods and what it means on stdout, or the whole as JSON; notices on stderr."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from h2gen.cli.compare_view import comparison_table
+    from h2gen.cli.console import say
+    from h2gen.study.report import finding
+    from h2gen.words import printable
+
+    for notice in comparison.notices:
+        say(console, notice, "yellow")
+    if as_json:
+        print(json.dumps(comparison.to_json(), allow_nan=False))
+        return
+    out = Console(highlight=False, markup=False, emoji=False)
+    out.print(comparison_table(comparison, out.width))
+    out.print(Text("* No other row is both faster and closer.", style="dim"))
+    headline, sentences = finding(comparison)
+    out.print()
+    out.print(Text(f"{printable(headline)}.", style="bold"))
+    out.print(Text(printable(" ".join(sentences))))
+
+
+def write_pictures(comparison: Comparison, pictures: Mapping[str, Image.Image], folder: Path) -> list[Path]:
+    """Write the first case's pictures side by side, its decisions as a chart, and of many methods a chart too.
+
+    Args:
+        comparison: what was found.
+        pictures: of the first case, by the methods' names.
+        folder: where to.
+
+    Returns:
+        The files' paths.
+
+    Raises:
+        RunError: they could not be written there; they are then in the temporary folder, and the message says so.
+    """
+    from h2gen.run.save import encode, keep, slug
+    from h2gen.study.chart import decisions_chart, pareto_chart
+    from h2gen.study.figures import first_fidelity
+    from h2gen.study.sidebyside import contact, difference_panel
+    from h2gen.study.sweep import cache_of
+
+    chosen, plain = comparison.method(comparison.chosen), comparison.reference
+    case = comparison.cases[0]
+    stem = f"{slug(case.prompt)}-{case.seed}"
+    above = [_panel(comparison, method, pictures[method.name]) for method in (plain, chosen)]
+    above.append(difference_panel(pictures[plain.name], pictures[chosen.name]))
+    others = [
+        min(rivals, key=lambda method: abs(method.seconds.median - chosen.seconds.median))
+        for kind in ("steps", "solver")
+        if (rivals := [method for method in comparison.methods if method.kind == kind])
+    ]
+    below = [_panel(comparison, method, pictures[method.name]) for method in others]
+    sheet = contact([above, below] if below else [above])
+    paths = [keep(encode(sheet, "png"), folder, f"{stem}-compare", "png")]
+    steps = chosen.shots[0].trace
+    if steps:
+        chart = decisions_chart(steps, cache_of(chosen), width=720.0)
+        paths.append(keep(chart.encode(), folder, f"{stem}-decisions", "svg"))
+    metric = first_fidelity(comparison)
+    if metric is not None and len(comparison.methods) > _FEW:
+        chart = pareto_chart(comparison, metric, width=720.0)
+        paths.append(keep(chart.encode(), folder, f"{stem}-methods", "svg"))
+    return paths
+
+
+def _panel(comparison: Comparison, method: MethodResult, picture: Image.Image) -> Panel:
+    """A picture with the figures that belong to it."""
+    import statistics
+
+    from h2gen.study.figures import percent, reading, seconds
+    from h2gen.study.sidebyside import Panel
+
+    shot = method.shots[0]
+    figures = [f"{seconds(statistics.median(shot.seconds))}, {percent(shot.share)} of the blocks"]
+    if method.kind != "reference":
+        close = [metric for metric in comparison.metrics if metric.fidelity and metric.name in shot.scores]
+        figures.append(", ".join(f"{metric.title} {reading(metric, shot.scores[metric.name])}" for metric in close))
+    return Panel(picture, method.label, figures)

@@ -1,0 +1,228 @@
+"""What was decided at each step: both stages' changes against their thresholds, and what became of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from h2gen.cache.config import CacheConfig
+from h2gen.cache.gate import Outcome
+from h2gen.cache.trace import StepRecord
+from h2gen.study.chart.svg import Box, document, legend, n, plain, ticks
+from h2gen.study.figures import percent
+
+_STRIP = 30.0
+_GAP = 9.0
+_LEAST = 3.0
+"""Pixels that the blocks of a step are drawn high at least: 2 of 57 would not be seen."""
+_HIGHEST = 4.0
+"""A change above so many times the larger threshold is drawn at the upper edge; one as far above is left out."""
+
+_CLASS = {"full": "full", "guarded": "guarded", "detail reused": "part", "all reused": "reused"}
+_PASSES = {"cond": "Pass with the prompt", "uncond": "Pass with the negative prompt"}
+
+
+def outcome_of(record: StepRecord) -> str:
+    """A step's outcome in a word: full, guarded, detail reused, all reused."""
+    if record.all_reused:
+        return "all reused"
+    if not record.full:
+        return "detail reused"
+    guarded = Outcome.GUARDED in (record.structure.outcome, record.detail.outcome)
+    return "guarded" if guarded else "full"
+
+
+def decisions_chart(
+    steps: Sequence[StepRecord],
+    cache: CacheConfig,
+    *,
+    width: float = 520.0,
+    standalone: bool = True,
+    hover: bool = True,
+) -> str:
+    """Draw one picture's steps as SVG.
+
+    Above, the relative change of each stage since its last computed step, and its threshold, dashed; a line has a gap
+    where nothing was measured: at a guarded step, at a first step, and for the detail stage where it was reused along
+    with the structure. Below, a bar a step as high as the blocks that ran, coloured by outcome. With true guidance
+    there is a plot for each of the two passes.
+
+    Args:
+        steps: one picture's records, in order; at least one.
+        cache: the thresholds that they were decided with.
+        width: pixels; text keeps its size, so give what the chart will be shown at (350 to 900).
+        standalone: with colours of its own, for light and dark, and a ground; otherwise the page holds ``STYLE``.
+        hover: say each step's figures when pointed at.
+
+    Raises:
+        ValueError: there are no steps.
+    """
+    if not steps:
+        raise ValueError("There are no steps to draw.")
+    passes: dict[str, list[StepRecord]] = {}
+    for record in steps:
+        passes.setdefault(record.context, []).append(record)
+    high = _highest(steps, cache)
+    parts, top = legend(_lines(cache, _beyond(steps, high)), 4, 14, width - 8)
+    top += 8
+    height = 150.0 if width >= 480 else 124.0
+    for context, records in passes.items():
+        if len(passes) > 1:
+            parts.append(f'<text x="4" y="{n(top + 14)}" font-weight="600">{_PASSES.get(context, "Other pass")}</text>')
+            top += 20
+        parts.append(f'<text class="muted" x="4" y="{n(top + 12)}">change since the last computed step</text>')
+        labels = plain(ticks(0, high, 5))
+        left = 14 + 7.5 * max(len(label) for label in labels)
+        box = Box(left, top + 24, width - 10, top + 24 + height, 0, len(records), 0, high)
+        parts += _plot(box, records, cache)
+        parts += _strip(box, records)
+        parts += _axis(box, len(records))
+        if hover:
+            parts += _hits(box, records)
+        top = box.bottom + _GAP + _STRIP + 30
+    parts.append(f'<text class="muted mid" x="{n((left + width - 10) / 2)}" y="{n(top + 4)}">step</text>')
+    bars, used = legend(_bars(steps), 4, top + 24, width - 8)
+    return document(width, top + 24 + used - 6, _description(steps), parts + bars, standalone=standalone)
+
+
+def _changes(steps: Sequence[StepRecord]) -> list[float]:
+    changes = (stage.change for record in steps for stage in (record.structure, record.detail))
+    return [change for change in changes if change is not None and math.isfinite(change)]
+
+
+def _highest(steps: Sequence[StepRecord], cache: CacheConfig) -> float:
+    """The number at the plot's upper edge."""
+    largest = max([*_changes(steps), 0.0])
+    # A threshold far above every change is no scale for them; a change far above the thresholds is none for the rest.
+    taus = [tau for tau in (cache.tau1, cache.tau2) if 0 < tau <= _HIGHEST * largest]
+    top = max(*taus, min(largest, _HIGHEST * max(taus))) if taus else largest
+    return 1.06 * top or 1.0
+
+
+def _beyond(steps: Sequence[StepRecord], high: float) -> bool:
+    return any(change > high for change in _changes(steps))
+
+
+def _lines(cache: CacheConfig, beyond: bool) -> list[tuple[str, str, float]]:
+    """The legend of the plot."""
+    entries = []
+    for stage, tau, off in (
+        ("structure", cache.tau1, "structure, never reused"),
+        ("detail", cache.tau2, "detail, reused along with structure only"),
+    ):
+        swatch = f'<path class="line {stage}" d="M0 0H18"/><path class="dots {stage}" d="M9 0h0"/>'
+        if tau:
+            swatch += f'<path class="tau {stage}" style="stroke-dashoffset:0" d="M24 0H39"/>'
+        entries.append((swatch, f"{stage}, threshold {tau:g}" if tau else off, 39.0 if tau else 18.0))
+    if beyond:
+        entries.append(('<path class="over structure" d="M0 3l4 -7l4 7z"/>', "above the scale", 8.0))
+    return entries
+
+
+def _plot(box: Box, records: list[StepRecord], cache: CacheConfig) -> list[str]:
+    values = ticks(0, box.high, 5)
+    parts = []
+    for value, label in zip(values, plain(values), strict=True):
+        y = n(box.y(value))
+        parts.append(f'<path class="grid" d="M{n(box.left)} {y}H{n(box.right)}"/>')
+        parts.append(f'<text class="muted end" x="{n(box.left - 7)}" y="{n(box.y(value) + 4)}">{label}</text>')
+    for stage, tau in (("structure", cache.tau1), ("detail", cache.tau2)):
+        if 0 < tau <= box.high:
+            y = n(box.y(tau))
+            parts.append(f'<path class="tau {stage}" d="M{n(box.left)} {y}H{n(box.right)}"/>')
+    for stage in ("structure", "detail"):
+        parts += _series(box, stage, [getattr(record, stage).change for record in records])
+    return parts
+
+
+def _series(box: Box, stage: str, changes: list[float | None]) -> list[str]:
+    """A stage's line, broken where nothing was measured, its points, and what lies above the scale."""
+    line, dots, over = "", "", ""
+    before = False
+    for index, change in enumerate(changes):
+        if change is None or not math.isfinite(change):
+            before = False
+            continue
+        x, y = box.x(index + 0.5), box.y(min(change, box.high))
+        line += f"{'L' if before else 'M'}{n(x)} {n(y)}"
+        before = True
+        if change > box.high:
+            over += f"M{n(x - 4)} {n(y + 5)}l4 -7l4 7z"
+        else:
+            dots += f"M{n(x)} {n(y)}h0"
+    parts = [f'<path class="line {stage}" d="{line}"/>'] if "L" in line else []
+    parts += [f'<path class="dots {stage}" d="{dots}"/>'] if dots else []
+    return parts + ([f'<path class="over {stage}" d="{over}"/>'] if over else [])
+
+
+def _strip(box: Box, records: list[StepRecord]) -> list[str]:
+    bottom = box.bottom + _GAP + _STRIP
+    parts = [
+        f'<rect class="bed" x="{n(box.left)}" y="{n(bottom - _STRIP)}" width="{n(box.right - box.left)}" '
+        f'height="{n(_STRIP)}"/>'
+    ]
+    cell = (box.right - box.left) / len(records)
+    gap = min(1.5, cell / 5)
+    for index, record in enumerate(records):
+        high = max(_LEAST, _STRIP * record.blocks_run / record.blocks_total)
+        parts.append(
+            f'<rect class="{_CLASS[outcome_of(record)]}" data-step="{index}" x="{box.x(index) + gap / 2:.2f}" '
+            f'y="{n(bottom - high)}" width="{cell - gap:.2f}" height="{n(high)}"/>'
+        )
+    return parts
+
+
+def _axis(box: Box, count: int) -> list[str]:
+    """Numbers of steps, from 1, as many as there is room for; the first and the last among them."""
+    most = max(2, int((box.right - box.left) / 36))
+    numbers = [1, *(int(value) for value in ticks(1, count, most) if value == int(value))]
+    room = 28 * count / (box.right - box.left)
+    kept = [1]
+    for number in numbers:
+        if number - kept[-1] >= room and (count - number >= room or number == count):
+            kept.append(number)
+    if count not in kept and count - kept[-1] >= room:
+        kept.append(count)
+    y = n(box.bottom + _GAP + _STRIP + 15)
+    return [f'<text class="muted mid" x="{n(box.x(number - 0.5))}" y="{y}">{number}</text>' for number in kept]
+
+
+def _hits(box: Box, records: list[StepRecord]) -> list[str]:
+    """A column a step, over plot and strip, that tells the step's figures."""
+    wide = n(box.x(1) - box.left)
+    high = n(box.bottom - box.top + _GAP + _STRIP)
+    parts = []
+    for index, record in enumerate(records):
+        changes = "".join(
+            f", {stage} {change:.3f}"
+            for stage, change in (("structure", record.structure.change), ("detail", record.detail.change))
+            if change is not None and math.isfinite(change)
+        )
+        words = f"step {index + 1}: {outcome_of(record)}, {record.blocks_run} of {record.blocks_total} blocks{changes}"
+        parts.append(
+            f'<rect class="hit" x="{n(box.x(index))}" y="{n(box.top)}" width="{wide}" height="{high}">'
+            f"<title>{words}</title></rect>"
+        )
+    return parts
+
+
+def _bars(steps: Sequence[StepRecord]) -> list[tuple[str, str, float]]:
+    """The legend of the strip, with how high its bars are."""
+    total = steps[0].blocks_total
+    present = {outcome_of(record): record.blocks_run for record in steps}
+    entries = [("", "blocks run:", -6.0)]
+    for word, kind in _CLASS.items():
+        if word in present:
+            high = max(_LEAST, 12 * present[word] / total)
+            swatch = f'<rect class="bed" y="-7" width="10" height="12"/><rect class="{kind}" y="{n(5 - high)}" '
+            entries.append((f'{swatch}width="10" height="{n(high)}"/>', word, 10.0))
+    return entries
+
+
+def _description(steps: Sequence[StepRecord]) -> str:
+    """The chart in a sentence, for those who hear it."""
+    words = [outcome_of(record) for record in steps]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in _CLASS if word in words)
+    run, total = sum(record.blocks_run for record in steps), sum(record.blocks_total for record in steps)
+    kinds = "passes" if len({record.context for record in steps}) > 1 else "steps"
+    return f"Decisions of {len(steps)} {kinds}: {counts}; {percent(run / total)} of the blocks ran."

@@ -1,0 +1,80 @@
+"""The ways to make a picture that a comparison puts side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from h2gen.cache.config import CacheConfig
+from h2gen.run.settings import OFF
+from h2gen.study.peers import Settled
+from h2gen.study.solvers import unipc
+
+TRUTH_STEPS = 400
+"""After so many Euler steps the picture no longer changes with their number: the ODE's solution."""
+
+Around = Callable[[Any], AbstractContextManager[Any]]
+"""What is put around a call of the pipeline: given the pipeline, a context in which it runs otherwise."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a picture.
+
+    ``name`` tells it from the others, ``label`` is for people, ``kind`` is as in ``MethodResult``, ``detail`` are the
+    settings that make it what it is. ``share`` is the part of the reference's blocks that it runs, where that is known
+    beforehand; a peer's blocks are counted while it runs.
+    """
+
+    name: str
+    label: str
+    kind: str
+    steps: int
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    cache: CacheConfig = OFF
+    share: float | None = None
+    around: Around = field(default=lambda _pipe: nullcontext())
+
+
+def reference(steps: int) -> Method:
+    """The uncached picture that all others are compared with."""
+    return Method("uncached", f"uncached, {steps} steps", "reference", steps, {"steps": steps}, share=1.0)
+
+
+def truth(steps: int) -> Method:
+    """The uncached picture of very many steps."""
+    detail = {"steps": TRUTH_STEPS}
+    return Method("truth", f"uncached, {TRUTH_STEPS} steps", "truth", TRUTH_STEPS, detail, share=TRUTH_STEPS / steps)
+
+
+def h2(cache: CacheConfig, steps: int) -> Method:
+    """H2-Cache with these settings."""
+    label = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}"
+    return Method(f"h2 {cache.tau1:g} {cache.tau2:g}", label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
+
+
+def fewer(count: int, steps: int) -> Method:
+    """Uncached in fewer steps, with the model's own solver."""
+    return Method(f"steps {count}", f"{count} steps", "steps", count, {"steps": count}, share=count / steps)
+
+
+def solver(count: int, steps: int) -> Method:
+    """Uncached in fewer steps of a higher-order solver."""
+    detail = {"steps": count, "scheduler": "UniPCMultistepScheduler"}
+    return Method(f"unipc {count}", f"{count} steps, UniPC", "solver", count, detail, share=count / steps, around=unipc)
+
+
+def peer(settled: Settled, steps: int, passes: int) -> Method:
+    """Another cache at the setting that the equal-cost search found."""
+    settings = settled.peer.settings(settled.value)
+    values = " ".join(f"{value:.3g}" for value in settings.values())
+    return Method(
+        name=f"{settled.peer.name} {values}",
+        label=f"{settled.peer.title} {values.replace(' ', ', ')}",
+        kind="peer",
+        steps=steps,
+        detail={**settings, "steps": steps, "source": settled.peer.source, "target_share": settled.target},
+        around=lambda pipe: settled.peer.applied(pipe, settled.value, steps=steps, passes=passes),
+    )

@@ -1,0 +1,64 @@
+"""Pictures inside a page: small enough to carry around, and only as much smaller as that takes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+SIDES = (768, 640, 512, 384, 256)
+"""Pixels a side at most. The first is enough for any screen; the others are for pages with very many pictures."""
+PIXELS = 180_000_000
+"""Of all pictures of a page together: some 45 MB of WebP."""
+LOSSLESS = 256 * 256
+"""Pixels up to which a picture is embedded as it is, to the bit."""
+
+
+def largest_side(sizes: Iterable[tuple[int, int]]) -> int:
+    """How long a side may be for all pictures of these sizes to fit in a page."""
+    sizes = list(sizes)
+    for side in SIDES:
+        if sum(width * height for width, height in (fitted(size, side) for size in sizes)) <= PIXELS:
+            return side
+    return SIDES[-1]
+
+
+def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """A size made smaller, never larger, so that no side is longer than ``side``."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+@dataclass
+class Embedded:
+    """The pictures of a page as data URIs, each only once."""
+
+    side: int
+    uris: list[str] = field(default_factory=list)
+    _known: dict[bytes, int] = field(default_factory=dict)
+
+    def add(self, picture: Image.Image) -> int:
+        """Embed a picture.
+
+        Returns:
+            Its index in ``uris``.
+        """
+        picture = picture.convert("RGB")
+        known = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest()
+        if known not in self._known:
+            self._known[known] = len(self.uris)
+            self.uris.append(self._uri(picture))
+        return self._known[known]
+
+    def _uri(self, picture: Image.Image) -> str:
+        size = fitted(picture.size, self.side)
+        buffer = io.BytesIO()
+        if picture.width * picture.height <= LOSSLESS and size == picture.size:
+            picture.save(buffer, "WEBP", lossless=True)
+        else:
+            picture.resize(size, Image.Resampling.LANCZOS).save(buffer, "WEBP", quality=92)
+        return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
