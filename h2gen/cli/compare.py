@@ -86,6 +86,7 @@ def compare(
     ] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Put cached pictures beside uncached ones and beside plain fewer steps that take as long.
 
@@ -96,6 +97,7 @@ def compare(
     from h2gen import presets
     from h2gen.cli.conduct import check_report, conduct, show, stopped_early, write_pictures
     from h2gen.cli.console import make_console, say
+    from h2gen.cli.produce import show_plan, tell
     from h2gen.run.jobs import Jobs
     from h2gen.run.save import target_of
     from h2gen.study.cases import cases_of
@@ -126,26 +128,26 @@ def compare(
     peers = _peers(against)
     from h2gen.study.compare import Wishes
     from h2gen.study.metrics import choose_metrics
+    from h2gen.study.report import write_report
 
     measured = choose_metrics(metrics, clip_model=clip_model)
     if not measured.infos:
         raise SettingError(" ".join(measured.notices))
+    if dry_run:
+        tell(jobs.plan, console)
+        show_plan(jobs.plan, [case.seed for case in cases], as_json)
+        return
     wishes = Wishes(caches, fewer=counts, peers=peers, truth=truth, repeat=repeat)
     comparing, identity, stopped = conduct(
         jobs.plan, cases, settings, measured, wishes, console, folder=report, verbose=verbose
     )
     choose = recommended if row is None else lambda results: _row(results, row)
     comparison = comparing.result(choose, identity)
-    if report is not None:
-        from h2gen.study.report import write_report
-
-        written = [write_report(comparison, report, report)]
-    else:
-        written = []
+    show(comparison, console, as_json)  # first of all: whatever cannot be written, the figures are there
+    written = [] if report is None else [write_report(comparison, report, report)]
     written += write_pictures(comparison, comparing.pictures, target.folder if report is None else report)
     if save_preset is not None:
         written.append(_save_preset(save_preset, comparison))
-    show(comparison, console, as_json)
     for path in written:
         say(console, str(path), "bold")
     if stopped:

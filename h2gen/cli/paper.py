@@ -61,9 +61,8 @@ def paper_table(
         jobs.plan, cases, settings, choose_metrics(_METRICS), wishes, console, folder=report, verbose=False
     )
     comparison = comparing.result(recommended, identity)
-    page = None if report is None else write_report(comparison, report, report)
     show(comparison, console, as_json)
-    if page is not None:
-        say(console, str(page), "bold")
+    if report is not None:
+        say(console, str(write_report(comparison, report, report)), "bold")
     if stopped:
         raise stopped_early(comparison, len(cases))
