@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import re
 import subprocess
 import sys
 import termios
@@ -52,10 +53,13 @@ def in_a_terminal(*arguments: str, whole: bool = False) -> Iterator[tuple[subpro
 
 
 def read_until(descriptor: int, words: str | None = None, seconds: float = 120) -> str:
-    """What the terminal shows until the words appear, or to its end."""
+    """What the terminal shows until the words, a regular expression, appear in it, or to its end.
+
+    What has been read is gone: of words that follow one another closely, ask for all at once.
+    """
     seen = b""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and (words is None or words not in seen.decode(errors="replace")):
+    while time.monotonic() < end and (words is None or not re.search(words, seen.decode(errors="replace"), re.DOTALL)):
         try:
             chunk = os.read(descriptor, 65536)
         except OSError:  # the other end is closed
