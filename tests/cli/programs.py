@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import termios
@@ -59,9 +60,10 @@ def read_until(descriptor: int, words: str | None = None, seconds: float = 120) 
     """
     seen = b""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and (words is None or not re.search(words, seen.decode(errors="replace"), re.DOTALL)):
+    while words is None or not re.search(words, seen.decode(errors="replace"), re.DOTALL):
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
         try:
-            chunk = os.read(descriptor, 65536)
+            chunk = os.read(descriptor, 65536) if ready else b""
         except OSError:  # the other end is closed
             break
         if not chunk:

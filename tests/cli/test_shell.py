@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -120,8 +121,9 @@ def test_ctrl_c_stops_a_picture_and_not_the_shell(here: Path, own_home: Path) ->
         read_until(screen, "full")
         os.write(screen, b"\x03")
         assert "Stopped; no picture was saved." in read_until(screen, "was saved.*h2gen>")
+        time.sleep(0.5)  # Python's readline passes by a signal between its prompt and its waiting
         os.write(screen, b"half a line\x03")
-        read_until(screen, "line.*h2gen>")
+        read_until(screen, "h2gen>")  # what was typed before is gone with it
         os.write(screen, b":set steps 2\n:again\n")
         assert "a-red-cat" in read_until(screen, r"\.png.*h2gen>")
         os.write(screen, b"\x04")
