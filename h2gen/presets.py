@@ -122,8 +122,9 @@ def write_preset(name: str, config: CacheConfig, description: str, figures: Mapp
     text = tomli_w.dumps({"description": description, **asdict(config), "figures": dict(figures)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        partial = path.with_suffix(".partial")  # a preset cut short would be in the way of all the others
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
     except OSError as error:
         raise PresetError(f"The preset {str(path)!r} cannot be written: {error.strerror or error}.") from error
     return path

@@ -95,7 +95,7 @@ def compare(
     given = options.settings_in({name: value for name, value in locals().items() if name not in ("tau1", "tau2")})
     # Imported here, and not above: this module is loaded for every --help.
     from h2gen import presets
-    from h2gen.cli.conduct import check_report, conduct, show, stopped_early, write_pictures
+    from h2gen.cli.conduct import check_report, conduct, show, write_pictures
     from h2gen.cli.console import make_console, say
     from h2gen.cli.produce import show_plan, tell
     from h2gen.run.jobs import Jobs
@@ -126,9 +126,9 @@ def compare(
         raise SettingError(f"row is {row}; there are {len(caches)}, counted from 1.")
     counts = _counts(fewer, settings.steps)
     peers = _peers(against)
-    from h2gen.study.compare import Wishes
     from h2gen.study.metrics import choose_metrics
     from h2gen.study.report import write_report
+    from h2gen.study.watch import Wishes
 
     measured = choose_metrics(metrics, clip_model=clip_model)
     if not measured.infos:
@@ -138,10 +138,10 @@ def compare(
         show_plan(jobs.plan, [case.seed for case in cases], as_json)
         return
     wishes = Wishes(caches, fewer=counts, peers=peers, truth=truth, repeat=repeat)
-    comparing, identity, stopped = conduct(
+    comparing, identity, ended = conduct(
         jobs.plan, cases, settings, measured, wishes, console, folder=report, verbose=verbose
     )
-    choose = recommended if row is None else lambda results: _row(results, row)
+    choose = recommended if row is None else lambda results, _metrics: _row(results, row)
     comparison = comparing.result(choose, identity)
     show(comparison, console, as_json)  # first of all: whatever cannot be written, the figures are there
     written = [] if report is None else [write_report(comparison, report, report)]
@@ -150,8 +150,8 @@ def compare(
         written.append(_save_preset(save_preset, comparison))
     for path in written:
         say(console, str(path), "bold")
-    if stopped:
-        raise stopped_early(comparison, len(cases))
+    if ended is not None:
+        raise ended
 
 
 def _reading(prompt: str | None, files: Sequence[str] | None, key: str | None) -> Reading:
@@ -188,7 +188,8 @@ def _peers(names: str | None) -> Sequence[Peer]:
 
 def _row(results: Sequence[MethodResult], row: int) -> str:
     """The name of one of H2-Cache's rows, by its number in the table."""
-    return [result.name for result in results if result.kind == "h2"][row - 1]
+    ours = [result.name for result in results if result.kind == "h2"]
+    return ours[min(row, len(ours)) - 1] if ours else results[0].name
 
 
 def _save_preset(name: str, comparison: Comparison) -> Path:

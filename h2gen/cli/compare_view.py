@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from rich.text import Text
 
 from h2gen.cli.batch_view import clock
 from h2gen.cli.console import say
-from h2gen.study.figures import average, percent, reading, times
+from h2gen.study.figures import percent, reading, times
 from h2gen.study.methods import Method
 from h2gen.study.metrics import MetricInfo
-from h2gen.study.results import Comparison, MethodResult, Shot
+from h2gen.study.results import Comparison, MethodResult, Shot, score
 from h2gen.words import printable
 
 _REDRAW = 0.1
@@ -116,7 +117,8 @@ class CompareView:
             cells.append(percent(statistics.fmean(shot.share for shot in shots)) if shots else "")
             for metric in shown:
                 values = [shot.scores[metric.name] for shot in shots if metric.name in shot.scores]
-                cells.append(reading(metric, statistics.fmean(values), unit=False) if values else "")
+                mean = score(values, metric.higher_is_better).mean if values else math.nan
+                cells.append(reading(metric, mean, unit=False) if values else "")
             table.add_row(Text(printable(method.label)), *cells)
         return table
 
@@ -129,9 +131,10 @@ def _table(columns: Sequence[tuple[str, str]], width: int) -> Table:
     return table
 
 
-def comparison_table(comparison: Comparison, width: int) -> Table:
+def comparison_table(comparison: Comparison, width: int, lead: str | None = None) -> tuple[Table, Sequence[MetricInfo]]:
     """All methods, the fastest first: share of blocks and wall time in columns of their own, each metric's mean and
-    worst; as many metrics as the width has room for."""
+    worst. Also returns the metrics that the width has no room for; the one named ``lead`` comes first."""
+    metrics = sorted(comparison.metrics, key=lambda metric: metric.name != lead)
     rows = sorted(comparison.methods, key=lambda method: -method.speedup)
     numbered = sum(method.kind == "h2" for method in rows) > 1
     columns = [("", "left"), *([("row", "right")] if numbered else []), ("method", "left")]
@@ -139,13 +142,14 @@ def comparison_table(comparison: Comparison, width: int) -> Table:
     table = _table(columns, width)
     label = min(_LABEL, max(len(method.label) for method in rows)) if width <= _NARROW else 40
     room = width - (28 + label + 5 * numbered)
-    for metric in comparison.metrics:
+    shown: list[MetricInfo] = []
+    for metric in metrics:
         room -= max(len(metric.title), 4 if metric.unit else 5) + 5 + 2 * _GAP
-        if room < 0 and metric is not comparison.metrics[0]:
+        if room < 0 and shown:
             break
+        shown.append(metric)
         table.add_column(metric.title, justify="right", no_wrap=True)
         table.add_column("worst", justify="right", no_wrap=True)
-    shown = comparison.metrics[: (len(table.columns) - len(columns)) // 2]
     numbers = {name: number for number, name in enumerate(row_names(comparison), 1)}
     for method in rows:
         cells: list[Text | str] = ["*" if method.pareto else ""]
@@ -161,7 +165,7 @@ def comparison_table(comparison: Comparison, width: int) -> Table:
             cells += _scores(method, metric)
         style = "bold" if method.name == comparison.chosen else "dim" if method.kind in ("reference", "truth") else ""
         table.add_row(*cells, style=style)
-    return table
+    return table, metrics[len(shown) :]
 
 
 def row_names(comparison: Comparison) -> list[str]:
@@ -170,11 +174,11 @@ def row_names(comparison: Comparison) -> list[str]:
 
 
 def _scores(method: MethodResult, metric: MetricInfo) -> tuple[str, str]:
-    score = method.scores.get(metric.name)
-    if score is None or (method.kind == "reference" and metric.fidelity):
+    found = method.scores.get(metric.name)
+    if found is None or (method.kind == "reference" and metric.fidelity):
         return "", ""
 
     def short(value: float) -> str:
         return "same" if value == float("inf") else reading(metric, value, unit=False)
 
-    return short(average(method, metric)), short(score.worst)
+    return short(method.mean(metric)), short(found.worst)

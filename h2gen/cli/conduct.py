@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
     from h2gen.run.plan import Plan
     from h2gen.run.settings import Settings
-    from h2gen.study.compare import Comparing, Wishes
+    from h2gen.study.compare import Comparing
     from h2gen.study.metrics import Metrics
     from h2gen.study.results import Case, Comparison, MethodResult
     from h2gen.study.sidebyside import Panel
+    from h2gen.study.watch import Wishes
 
 
 _FEW = 4
@@ -42,11 +43,6 @@ def check_report(folder: Path | None) -> None:
     check_folder(folder)
 
 
-def stopped_early(comparison: Comparison, cases: int) -> Stopped:
-    """What is raised at the end of a comparison that was stopped with some of its cases finished."""
-    return Stopped(f"Stopped; the figures are of {len(comparison.cases)} of {cases} pictures of each method.")
-
-
 def conduct(
     plan: Plan,
     cases: Sequence[Case],
@@ -57,13 +53,15 @@ def conduct(
     *,
     folder: Path | None,
     verbose: bool,
-) -> tuple[Comparing, str, bool]:
+) -> tuple[Comparing, str, Exception | None]:
     """Load the plan's model and compare.
 
     Returns:
-        The comparison in the making, the model's content hash, and whether it was stopped with a case finished.
+        The comparison in the making, the model's content hash, and what ended it before its end, if anything did: with
+        a case finished that is for the caller to raise, once its figures are shown.
 
     Raises:
+        H2GenError: something failed before a case was finished.
         Stopped: it was stopped before that.
     """
     from h2gen.cli.compare_view import CompareView
@@ -75,24 +73,35 @@ def conduct(
     with CompareView(console, metrics.infos) as view:
         # Only now: these load torch and diffusers, which takes seconds.
         from h2gen.models.identity import Identity
+        from h2gen.models.translate import translated
         from h2gen.run.session import open_session
         from h2gen.study.compare import Comparing
 
         identity = Identity(plan.checkpoint)
         session = open_session(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
         comparing = Comparing(session, cases, settings, metrics, wishes, watcher=view, folder=folder)
+        with translated(plan.checkpoint):
+            content_hash = identity.result()  # before anything is timed: it reads the whole checkpoint
+        ended: Exception | None = None
         try:
             with stoppable(session, console):
                 comparing.run()
         except KeyboardInterrupt:
             if not comparing.finished:
                 raise Stopped("Stopped before a picture was compared by all methods.") from None
-            return comparing, identity.result(), True
-    return comparing, identity.result(), False
+            ended = Stopped(
+                f"Stopped; the figures are of {comparing.finished} of {len(cases)} pictures of each method."
+            )
+        except Exception as error:
+            if not comparing.finished:
+                raise
+            ended = error
+    return comparing, content_hash, ended
 
 
-def show(comparison: Comparison, console: Console, as_json: bool) -> None:
-    """The table of methods and what it means on stdout, or the whole as JSON; notices on stderr."""
+def show(comparison: Comparison, console: Console, as_json: bool, lead: str | None = None) -> None:
+    """The table of methods and what it means on stdout, or the whole as JSON; notices on stderr. The metric named
+    ``lead`` has the table's first columns."""
     from rich.console import Console
     from rich.text import Text
 
@@ -107,8 +116,14 @@ def show(comparison: Comparison, console: Console, as_json: bool) -> None:
         print(json.dumps(comparison.to_json(), allow_nan=False))
         return
     out = Console(highlight=False, markup=False, emoji=False)
-    out.print(comparison_table(comparison, out.width))
-    out.print(Text("* No other row is both faster and closer.", style="dim"))
+    table, left_out = comparison_table(comparison, out.width, lead)
+    out.print(table)
+    better = "closer" if any(metric.fidelity for metric in comparison.metrics) else "better"
+    out.print(Text(f"* No other row is both faster and {better}.", style="dim"))
+    names = [metric.title for metric in left_out]
+    names += ["what is measured against 400 steps"] if comparison.reference.truth_scores else []
+    if names:
+        out.print(Text(f"No room here for {' and '.join(names)}: see --json, or --report.", style="dim"))
     headline, sentences = finding(comparison)
     out.print()
     out.print(Text(f"{printable(headline)}.", style="bold"))

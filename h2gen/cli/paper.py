@@ -38,16 +38,16 @@ def paper_table(
     Source: arXiv 2510.27171; its block cache and TeaCache run here at the settings that compute as many blocks as
     H2-Cache does, for it does not print its own.
     """
-    from h2gen.cli.conduct import check_report, conduct, show, stopped_early
+    from h2gen.cli.conduct import check_report, conduct, show
     from h2gen.cli.console import make_console, say
     from h2gen.run.jobs import Jobs
     from h2gen.run.prompts import read_prompts
     from h2gen.study.cases import cases_of
-    from h2gen.study.compare import Wishes
     from h2gen.study.metrics import choose_metrics
     from h2gen.study.peers import choose_peers
     from h2gen.study.report import write_report
     from h2gen.study.sweep import recommended
+    from h2gen.study.watch import Wishes
 
     files, key = prompts
     if not files:
@@ -57,12 +57,12 @@ def paper_table(
     cases, settings = cases_of(jobs, limit)
     console = make_console()
     wishes = Wishes([CacheConfig()], peers=choose_peers(_PEERS), repeat=repeat)
-    comparing, identity, stopped = conduct(
+    comparing, identity, ended = conduct(
         jobs.plan, cases, settings, choose_metrics(_METRICS), wishes, console, folder=report, verbose=False
     )
     comparison = comparing.result(recommended, identity)
-    show(comparison, console, as_json)
+    show(comparison, console, as_json, lead=_METRICS.split(",")[0])
     if report is not None:
         say(console, str(write_report(comparison, report, report)), "bold")
-    if stopped:
-        raise stopped_early(comparison, len(cases))
+    if ended is not None:
+        raise ended

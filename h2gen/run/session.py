@@ -169,6 +169,10 @@ class Session:
         image = self.pipe.image_processor.numpy_to_pil(pixels)[0]
         return Result(image, settings, seconds, trace, uncached, tiled)
 
+    def encode(self, settings: Settings) -> None:
+        """Encode a picture's text beforehand, so that its ``run`` finds it done."""
+        self._arguments(settings)
+
     def interrupt(self) -> None:
         """Stop after the step in hand: ``run`` raises KeyboardInterrupt. May be called from a signal handler.
 

@@ -1,79 +1,38 @@
 """Every method makes the picture of every case: timed in turn, compared with the uncached one, and written down.
 
-Clocks are read around whole calls of the pipeline, the device synchronised. Methods take turns, so that a machine that
-becomes slower is slower for all of them; what runs for the first time is left out.
+Clocks are read around whole calls of the pipeline, the device synchronised, the text encoded before. Methods take
+turns, so that a machine that becomes slower is slower for all of them; what runs for the first time is left out.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from h2gen.cache.config import CacheConfig
-from h2gen.cache.trace import StepRecord
-from h2gen.errors import BadPicture, CacheError, SettingError
+from h2gen.errors import BadPicture, RunError, SettingError
 from h2gen.run.metadata import origin, versions
 from h2gen.run.save import encode
 from h2gen.run.session import Session
 from h2gen.run.settings import Settings
-from h2gen.study import methods
-from h2gen.study.blocks import BlockCount, count_blocks
-from h2gen.study.chart.pareto import best_of
+from h2gen.study.choosing import Choosing
+from h2gen.study.making import Made, Maker
 from h2gen.study.methods import Method
-from h2gen.study.metrics import Metrics
-from h2gen.study.peers import Peer, Value, settle
-from h2gen.study.results import VERSION, Case, Comparison, MethodResult, Shot, score, timing
+from h2gen.study.metrics import MetricInfo, Metrics
+from h2gen.study.peers import TOLERANCE
+from h2gen.study.results import VERSION, Case, Comparison, MethodResult, Shot, best_of, score, timing
+from h2gen.study.watch import Watcher, Wishes
 
-_CALIBRATING = 3
-"""Cases whose times decide how many plain steps take as long as the cached run."""
-_SEARCHING = 8
-"""Cases, at most, whose blocks are counted in the search for a peer's setting."""
+_SHARED = ("width", "height", "steps", "guidance", "cfg", "negative", "max_sequence_length")
 
-
-class Watcher(Protocol):
-    """Whoever wants to know how a comparison goes on."""
-
-    def began(self, what: str) -> None:
-        """Another part of the work: its name, for people."""
-
-    def planned(self, methods: Sequence[Method], runs: int) -> None:
-        """What will be measured, and in how many runs."""
-
-    def ran(self, method: Method, case: int, seconds: float) -> None:
-        """A measured run is done."""
-
-    def scored(self, method: Method, shot: Shot) -> None:
-        """A picture has its figures."""
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What is compared, and how.
-
-    Args:
-        caches: settings of H2-Cache, each a method.
-        baselines: also plain fewer steps that take as long as each cached run, with the model's own solver and with
-            UniPC.
-        fewer: further numbers of plain steps.
-        peers: other caches, each at the setting where it computes as many blocks as each of ``caches``.
-        truth: also compare with the picture of 400 steps.
-        repeat: timed runs of a method on a case.
-    """
-
-    caches: Sequence[CacheConfig]
-    baselines: bool = True
-    fewer: Sequence[int] = ()
-    peers: Sequence[Peer] = ()
-    truth: bool = False
-    repeat: int = 3
+Choice = Callable[[Sequence[MethodResult], Sequence[MetricInfo]], str]
+"""Picks the name of the method that is shown first."""
 
 
 @dataclass
@@ -91,7 +50,7 @@ class Comparing:
         session: a loaded model.
         cases: prompts and seeds.
         settings: of every picture; prompt, seed, steps and cache are each method's own.
-        metrics: what pictures are judged by; the first is the one that decides what is Pareto-best.
+        metrics: what pictures are judged by; the first of fidelity is the one that decides what is Pareto-best.
         wishes: see there.
         watcher: is told how it goes on.
         folder: of the report, where every picture is written to ``pictures/CASE-METHOD.png``; None keeps none.
@@ -110,29 +69,42 @@ class Comparing:
     ) -> None:
         self._session, self._cases, self._settings = session, tuple(cases), settings
         self._metrics, self._wishes, self._watcher, self._folder = metrics, wishes, watcher, folder
-        self._passes = 2 if settings.cfg > 1 else 1
+        self._maker = Maker(session, self._cases, settings)
         self._tallies: list[_Tally] = []
         self._notices: list[str] = list(metrics.notices)
         self._kept: dict[str, Image.Image] = {}
 
+    @property
+    def finished(self) -> int:
+        """Cases that every method has made."""
+        return min((len(tally.shots) for tally in self._tallies), default=0)
+
+    @property
+    def pictures(self) -> Mapping[str, Image.Image]:
+        """The first case's pictures, by the methods' names."""
+        return self._kept
+
     def run(self) -> None:
-        """Make and measure every picture.
+        """Make and measure every picture. A method that fails is left out, and a notice says so.
 
         Raises:
-            H2GenError: a picture of ours could not be made.
-            KeyboardInterrupt: the session was interrupted; ``result`` has the cases that were finished.
+            H2GenError: an uncached picture could not be made, or a picture could not be written; ``result`` has the
+                cases that were finished before.
+            KeyboardInterrupt: the session was interrupted; the same.
         """
-        chosen = self._choose_methods()
+        choosing = Choosing(self._maker, self._wishes, self._watcher)
+        chosen = choosing.methods()
+        self._notices += choosing.notices
         self._tallies = [_Tally(method) for method in chosen]
         self._watcher.planned(chosen, len(self._cases) * sum(map(self._repeats, chosen)))
         for index in range(len(self._cases)):
             self._measure(index)
 
-    def result(self, chosen: Callable[[Sequence[MethodResult]], str], content_hash: str = "") -> Comparison:
+    def result(self, chosen: Choice, content_hash: str = "") -> Comparison:
         """All figures so far.
 
         Args:
-            chosen: picks the name of the method that is shown first.
+            chosen: picks the method that is shown first.
             content_hash: of the model, as ``h2gen.models.identity`` computes it.
 
         Raises:
@@ -141,8 +113,6 @@ class Comparing:
         finished = self.finished
         if not finished:
             raise SettingError("Nothing has been compared yet.")
-        if finished < len(self._cases):
-            self._notices.append(f"Stopped after {finished} of {len(self._cases)} pictures of each method.")
         results = self._results(finished)
         settings = self._settings.to_json()
         made_with = origin(self._session, content_hash)
@@ -160,86 +130,9 @@ class Comparing:
             metrics=self._metrics.infos,
             cases=self._cases[:finished],
             methods=tuple(results),
-            notices=tuple(self._notices),
-            chosen=chosen(results),
+            notices=(*self._notices, *self._remarks(results, finished)),
+            chosen=chosen(results, self._metrics.infos),
         )
-
-    @property
-    def finished(self) -> int:
-        """Cases that every method has made."""
-        return min((len(tally.shots) for tally in self._tallies), default=0)
-
-    @property
-    def pictures(self) -> Mapping[str, Image.Image]:
-        """The first case's pictures, by the methods' names."""
-        return self._kept
-
-    # What is compared
-
-    def _choose_methods(self) -> list[Method]:
-        steps, wishes = self._settings.steps, self._wishes
-        plain = methods.reference(steps)
-        cached = [methods.h2(cache, steps) for cache in wishes.caches]
-        self._watcher.began("Warming up")
-        self._shoot(replace(plain, steps=min(2, steps)), 0)
-        self._watcher.began("Timing a first picture of each")
-        seconds, shares = self._first_times([plain, replace(plain, name="one", steps=1), *cached])
-        chosen = [plain, *cached]
-        counts = set(wishes.fewer)
-        if wishes.baselines:
-            counts |= {equal_steps(seconds["uncached"], seconds["one"], seconds[each.name], steps) for each in cached}
-        if steps in counts:
-            self._notices.append(f"The cached run takes as long as all {steps} steps: there are no fewer to compare.")
-        for count in sorted(counts - {steps}, reverse=True):
-            chosen += [methods.fewer(count, steps), methods.solver(count, steps)]
-            self._shoot(methods.solver(min(2, count), steps), 0)
-        for each in wishes.peers:
-            chosen += self._settled(each, [shares[method.name] for method in cached])
-        if wishes.truth:
-            chosen.append(methods.truth(steps))
-        unique = {method.name: method for method in chosen}
-        return list(unique.values())
-
-    def _first_times(self, candidates: Sequence[Method]) -> tuple[dict[str, float], dict[str, float]]:
-        """Median seconds and mean share of each on the first cases."""
-        times: dict[str, list[float]] = {method.name: [] for method in candidates}
-        shares: dict[str, list[float]] = {method.name: [] for method in candidates}
-        for case in range(min(_CALIBRATING, len(self._cases))):
-            for method in candidates:
-                made = self._shoot(method, case)
-                times[method.name].append(made.seconds)
-                shares[method.name].append(made.share)
-        return (
-            {name: statistics.median(each) for name, each in times.items()},
-            {name: statistics.fmean(each) for name, each in shares.items()},
-        )
-
-    def _settled(self, candidate: Peer, targets: Sequence[float]) -> Iterator[Method]:
-        """A peer at equal cost with each cached run; runs that cost nearly the same share one."""
-        steps = self._settings.steps
-        self._watcher.began(f"Finding the setting of {candidate.title} that costs as much")
-        cases = range(min(_SEARCHING, len(self._cases)))
-
-        def measure(one: Peer, value: Value) -> float:
-            around = lambda pipe: one.applied(pipe, value, steps=steps, passes=self._passes)  # noqa: E731
-            method = Method(one.name, one.title, "peer", steps, around=around)
-            return statistics.fmean(self._shoot(method, case).share for case in cases)
-
-        try:
-            plain = methods.reference(steps)
-            ready = candidate.calibrated(self._session.pipe, lambda: self._shoot(plain, 0), steps=steps)
-            for target in _apart(targets):
-                found = settle(ready, target, measure, steps=steps, cases=len(cases))
-                if not found.reached:
-                    self._notices.append(
-                        f"{candidate.title} does not come nearer to {target:.0%} of the blocks than {found.share:.0%}."
-                    )
-                yield methods.peer(found, steps, self._passes)
-        except (BadPicture, CacheError) as error:
-            self._notices.append(f"{candidate.title} is left out: {error}")
-            return
-        if candidate.note:
-            self._notices.append(f"{candidate.title}: {candidate.note}")
 
     # How it is measured
 
@@ -247,14 +140,15 @@ class Comparing:
         return 1 if method.kind == "truth" else self._wishes.repeat
 
     def _measure(self, case: int) -> None:
-        """Make one case's pictures by every method, in turn."""
-        made: dict[str, list[_Made]] = {tally.method.name: [] for tally in self._tallies}
+        """Make one case's pictures by every method, in turn, another one first each time."""
+        made: dict[str, list[Made]] = {tally.method.name: [] for tally in self._tallies}
         for repeat in range(self._wishes.repeat):
-            for tally in self._tallies:
-                if repeat < self._repeats(tally.method):
-                    one = self._shoot(tally.method, case)
-                    self._watcher.ran(tally.method, case, one.seconds)
-                    made[tally.method.name].append(one)
+            start = (case + repeat) % len(self._tallies)
+            for tally in self._tallies[start:] + self._tallies[:start]:
+                if repeat < self._repeats(tally.method) and tally in self._tallies:
+                    one = self._attempt(tally, case)
+                    if one is not None:
+                        made[tally.method.name].append(one)
         plain = made["uncached"][0].image
         true = made["truth"][0].image if "truth" in made else None
         shots = [self._shot(tally.method, case, made[tally.method.name], plain, true) for tally in self._tallies]
@@ -264,21 +158,37 @@ class Comparing:
             if case == 0:
                 self._kept[tally.method.name] = made[tally.method.name][0].image
 
+    def _attempt(self, tally: _Tally, case: int) -> Made | None:
+        """One run; None where the method failed, which is then left out with all its pictures."""
+        method = tally.method
+        try:
+            one = self._maker.make(method, case)
+        except BadPicture as error:
+            if method.kind in ("reference", "truth"):
+                raise
+            self._leave_out(tally, error)
+            return None
+        except Exception as error:
+            if method.kind != "peer":
+                raise
+            self._leave_out(tally, error)  # somebody else's code; the others are still to be compared
+            return None
+        self._watcher.ran(method, case, one.seconds)
+        return one
+
+    def _leave_out(self, tally: _Tally, error: Exception) -> None:
+        self._tallies = [other for other in self._tallies if other is not tally]
+        self._notices.append(f"{tally.method.label} is left out: {str(error) or type(error).__name__}")
+
     def _shot(
-        self, method: Method, case: int, made: Sequence[_Made], plain: Image.Image, true: Image.Image | None
+        self, method: Method, case: int, made: Sequence[Made], plain: Image.Image, true: Image.Image | None
     ) -> Shot:
         image, prompt = made[0].image, self._cases[case].prompt
-        picture = ""
-        if self._folder is not None:
-            picture = f"pictures/{case:03}-{method.name.replace(' ', '-')}.png"
-            path = self._folder / picture
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode(image, "png"))
         against_truth = {} if true is None or method.kind == "truth" else self._metrics.measure(image, true, prompt)
         fidelity = {info.name for info in self._metrics.infos if info.fidelity}
         return Shot(
             case=case,
-            picture=picture,
+            picture="" if self._folder is None else self._written(image, method, case, self._folder),
             scores=self._metrics.measure(image, plain, prompt),
             truth_scores={name: value for name, value in against_truth.items() if name in fidelity},
             seconds=tuple(one.seconds for one in made),
@@ -287,25 +197,17 @@ class Comparing:
             trace=made[0].trace,
         )
 
-    def _shoot(self, method: Method, case: int) -> _Made:
-        """One picture."""
-        where = self._cases[case]
-        settings = replace(self._settings, prompt=where.prompt, seed=where.seed, steps=method.steps, cache=method.cache)
-        with ExitStack() as stack:
-            counted: BlockCount | None = None
-            if method.kind == "peer":
-                counted = stack.enter_context(count_blocks(self._session.pipe.transformer))
-            stack.enter_context(method.around(self._session.pipe))
-            result = self._session.run(settings)
-        if result.uncached:
-            self._notices.append(f"{method.label}: {where.prompt!r} came out as NaN, and was made without the cache.")
-        share = 1.0 if method.share is None else method.share
-        if counted is not None:
-            share = counted.share
-        elif method.cache.enabled and result.trace is not None:
-            share = result.trace.summary.share
-        steps = tuple(result.trace.steps) if result.trace is not None else ()
-        return _Made(result.image, result.seconds, share, steps)
+    def _written(self, image: Image.Image, method: Method, case: int, folder: Path) -> str:
+        """Keep a picture for the report; returns its path within it."""
+        picture = f"pictures/{case:03}-{method.name.replace(' ', '-')}.png"
+        try:
+            (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+            (folder / picture).write_bytes(encode(image, "png"))
+        except OSError as error:
+            raise RunError(
+                f"The picture {picture!r} could not be written to {str(folder)!r}: {error.strerror or error}."
+            ) from error
+        return picture
 
     # What it came to
 
@@ -343,37 +245,14 @@ class Comparing:
             if all(info.name in scores for scores in shots)
         }
 
-
-_SHARED = ("width", "height", "steps", "guidance", "cfg", "negative", "max_sequence_length")
-
-
-@dataclass(frozen=True)
-class _Made:
-    image: Image.Image
-    seconds: float
-    share: float
-    trace: tuple[StepRecord, ...]
-
-
-def equal_steps(whole: float, one: float, cached: float, steps: int) -> int:
-    """How many plain steps take as long as a cached run.
-
-    Args:
-        whole: seconds of a plain run of ``steps`` steps.
-        one: seconds of a plain run of one step: text encoding and decoding are in each run, however few its steps.
-        cached: seconds of the cached run.
-        steps: of the whole run.
-    """
-    if steps == 1 or whole <= one:
-        return steps
-    each = (whole - one) / (steps - 1)
-    return min(steps, max(1, round(1 + (cached - one) / each)))
-
-
-def _apart(shares: Sequence[float]) -> list[float]:
-    """Shares that differ by 2 % of all blocks or more; of those that do not, the first."""
-    kept: list[float] = []
-    for share in shares:
-        if all(abs(share - other) >= 0.02 for other in kept):
-            kept.append(share)
-    return kept
+    def _remarks(self, results: Sequence[MethodResult], finished: int) -> list[str]:
+        """What the figures themselves show to be amiss."""
+        remarks = []
+        shares = [result.share for result in results if result.kind == "h2"]
+        for result in results:
+            off = min((result.share - share for share in shares), key=abs, default=0.0)
+            if result.kind == "peer" and abs(off) > TOLERANCE:
+                remarks.append(f"{result.label} runs {result.share:.1%} of the blocks, {off:+.1%} from H2-Cache's.")
+        if finished < len(self._cases):
+            remarks.append(f"Stopped after {finished} of {len(self._cases)} pictures of each method.")
+        return remarks

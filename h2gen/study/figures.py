@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from h2gen.study.metrics import MetricInfo
-    from h2gen.study.results import Comparison, MethodResult, Score
+    from h2gen.study.results import Comparison
 
 
 def seconds(value: float) -> str:
@@ -41,27 +40,3 @@ def reading(metric: MetricInfo, value: float, *, unit: bool = True) -> str:
 def first_fidelity(comparison: Comparison) -> MetricInfo | None:
     """The metric that the page leads with: the first that compares with the uncached picture."""
     return next((metric for metric in comparison.metrics if metric.fidelity), None)
-
-
-def mean(scores: Mapping[str, Score], metric: MetricInfo) -> float:
-    """The mean over cases; NaN where the metric was not measured."""
-    score = scores.get(metric.name)
-    return math.nan if score is None else score.mean
-
-
-def average(method: MethodResult, metric: MetricInfo, *, truth: bool = False) -> float:
-    """The mean over cases; where some identical pictures would make it infinite, that of the others. NaN: not measured.
-
-    Only where all pictures are identical it is infinite.
-    """
-    value = mean(method.truth_scores if truth else method.scores, metric)
-    if not math.isinf(value):
-        return value
-    found = [shot.truth_scores if truth else shot.scores for shot in method.shots]
-    finite = [each for scores in found if math.isfinite(each := scores.get(metric.name, math.nan))]
-    return sum(finite) / len(finite) if finite else value
-
-
-def closeness(metric: MetricInfo, value: float) -> float:
-    """The value turned so that more is always better."""
-    return value if metric.higher_is_better else -value

@@ -52,7 +52,7 @@ def truth(steps: int) -> Method:
 def h2(cache: CacheConfig, steps: int) -> Method:
     """H2-Cache with these settings."""
     label = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}"
-    return Method(f"h2 {cache.tau1:g} {cache.tau2:g}", label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
+    return Method(f"h2 {cache.tau1!r} {cache.tau2!r}", label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
 
 
 def fewer(count: int, steps: int) -> Method:
@@ -69,12 +69,14 @@ def solver(count: int, steps: int) -> Method:
 def peer(settled: Settled, steps: int, passes: int) -> Method:
     """Another cache at the setting that the equal-cost search found."""
     settings = settled.peer.settings(settled.value)
-    values = " ".join(f"{value:.3g}" for value in settings.values())
+    values = [f"{value:.4g}" for value in settings.values()]
+    freed = [] if settled.peer.guarded else [f"no {settled.peer.guard}"]
+    facts = {"source": settled.peer.source, "guarded": settled.peer.guarded, "target_share": settled.target}
     return Method(
-        name=f"{settled.peer.name} {values}",
-        label=f"{settled.peer.title} {values.replace(' ', ', ')}",
+        name=" ".join([settled.peer.name, *values, *("free" for _ in freed)]),
+        label=", ".join([f"{settled.peer.title} {values[0]}", *values[1:], *freed]),
         kind="peer",
         steps=steps,
-        detail={**settings, "steps": steps, "source": settled.peer.source, "target_share": settled.target},
+        detail={**settings, "steps": steps, **facts},
         around=lambda pipe: settled.peer.applied(pipe, settled.value, steps=steps, passes=passes),
     )

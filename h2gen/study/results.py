@@ -12,6 +12,8 @@ from h2gen.cache.trace import StepRecord
 from h2gen.study.metrics import MetricInfo
 
 VERSION = 1
+IDENTICAL = 120.0
+"""dB that an infinite PSNR counts as in a mean with finite ones: more than a difference in one place would leave."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,16 @@ class MethodResult:
     pareto: bool
     shots: tuple[Shot, ...]
 
+    def mean(self, metric: MetricInfo, *, truth: bool = False) -> float:
+        """A metric over the cases; NaN where it was not measured."""
+        score = (self.truth_scores if truth else self.scores).get(metric.name)
+        return math.nan if score is None else score.mean
+
+    def closeness(self, metric: MetricInfo, *, truth: bool = False) -> float:
+        """The mean turned so that more is always better."""
+        value = self.mean(metric, truth=truth)
+        return value if metric.higher_is_better else -value
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -133,14 +145,19 @@ def timing(seconds: Iterable[float]) -> Timing:
 
 
 def score(values: Sequence[float], higher_is_better: bool) -> Score:
-    """Mean and worst of a metric over the cases; NaN counts as the worst there is."""
+    """Mean and worst of a metric over the cases; NaN counts as the worst there is.
+
+    The mean is infinite only where all values are: an identical picture counts as ``IDENTICAL`` beside others.
+    """
 
     def badness(index: int) -> float:
         value = values[index]
         return math.inf if math.isnan(value) else -value if higher_is_better else value
 
     worst = max(range(len(values)), key=badness)
-    return Score(math.fsum(values) / len(values), values[worst], worst)
+    finite = values if all(map(math.isinf, values)) else [min(value, IDENTICAL) for value in values]
+    mean = math.inf if any(map(math.isinf, finite)) else math.fsum(finite) / len(finite)
+    return Score(mean, values[worst], worst)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -150,3 +167,11 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
         return one != other and one[0] <= other[0] and one[1] >= other[1]
 
     return [not any(beats(other, point) for other in points) for point in points]
+
+
+def best_of(methods: Sequence[MethodResult], metric: MetricInfo, *, truth: bool = False) -> set[str]:
+    """The names of the methods that no other beats: none is at least as fast and as good, and better in one of both."""
+    values = [(method, method.closeness(metric, truth=truth)) for method in methods]
+    rated = [(method, value) for method, value in values if not math.isnan(value)]
+    best = pareto([(-method.speedup, value) for method, value in rated])
+    return {method.name for (method, _), is_best in zip(rated, best, strict=True) if is_best}

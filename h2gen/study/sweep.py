@@ -9,6 +9,7 @@ from typing import Any
 
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import SettingError
+from h2gen.study.metrics import MetricInfo
 from h2gen.study.results import Comparison, MethodResult
 
 LARGEST = 100
@@ -42,17 +43,16 @@ def thresholds(name: str, text: str) -> list[float]:
         raise SettingError(f"{name} is {text!r}; give numbers such as 0.05,0.1.") from error
 
 
-def recommended(results: Sequence[MethodResult]) -> str:
+def recommended(results: Sequence[MethodResult], metrics: Sequence[MetricInfo]) -> str:
     """Of H2-Cache's rows the fastest by the clock whose worst picture is close, or else the closest on average."""
     ours = [result for result in results if result.kind == "h2"]
     if not ours:
         return results[0].name
-    measure = "ssim" if "ssim" in ours[0].scores else next(iter(ours[0].scores))
-    if measure == "ssim":
-        close = [result for result in ours if result.scores["ssim"].worst >= CLOSE]
-        if close:
-            return max(close, key=lambda result: result.speedup).name
-    return max(ours, key=lambda result: result.scores[measure].mean).name
+    close = [result for result in ours if "ssim" in result.scores and result.scores["ssim"].worst >= CLOSE]
+    if close:
+        return max(close, key=lambda result: result.speedup).name
+    first = next((metric for metric in metrics if metric.fidelity), metrics[0])
+    return max(ours, key=lambda result: result.closeness(first)).name
 
 
 def cache_of(method: MethodResult) -> CacheConfig:

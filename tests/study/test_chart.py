@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
-from h2gen.study.chart import best_of, decisions_chart, outcome_of, pareto_chart
+from h2gen.study.chart import decisions_chart, outcome_of, pareto_chart
+from h2gen.study.results import best_of, score
 from tests.study.comparisons import CLIP_IQA, LPIPS, PSNR, comparison, trace
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -206,8 +207,8 @@ def test_some_identical_pictures_do_not_make_a_method_identical() -> None:
     found = comparison(4, 3)
     method = found.methods[1]
     shots = (replace(method.shots[0], scores={**method.shots[0].scores, "psnr": math.inf}), *method.shots[1:])
-    score = replace(method.scores["psnr"], mean=math.inf)
-    odd = replace(method, shots=shots, scores={**method.scores, "psnr": score})
+    mean = score([shot.scores["psnr"] for shot in shots], higher_is_better=True)
+    odd = replace(method, shots=shots, scores={**method.scores, "psnr": mean})
     svg = pareto_chart(replace(found, methods=(found.methods[0], odd, *found.methods[2:])), PSNR)
     heights = {point.get("data-method"): place(point)[1] for point in drawn_points(svg)}
     assert heights["uncached"] < heights[odd.name]

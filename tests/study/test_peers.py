@@ -350,7 +350,7 @@ def test_peers_are_chosen_by_name_in_order_and_once() -> None:
 
 def test_a_peer_says_whose_code_runs_and_what_its_value_means() -> None:
     assert PEERS["fb"].source.startswith("diffusers ")
-    assert PEERS["fb"].label(0.12) == "First-block cache, threshold 0.12"
+    assert PEERS["fb"].label(0.12) == "FBCache, threshold 0.12"
     assert PEERS["taylor"].settings((4, 7)) == {"cache_interval": 4, "disable_cache_before_step": 7}
 
 

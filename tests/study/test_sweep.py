@@ -12,7 +12,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.errors import PresetError, SettingError
 from h2gen.study.results import Score, pareto, score, timing
 from h2gen.study.sweep import cache_of, figures_of, grid, recommended, thresholds
-from tests.study.comparisons import comparison
+from tests.study.comparisons import LPIPS, SSIM, comparison
 
 BASE = CacheConfig(0.15, 0.15, 3, 1, 3)
 
@@ -50,8 +50,12 @@ def test_the_fastest_row_whose_worst_picture_is_close_is_recommended() -> None:
         replace(row, name=name, speedup=speedup, scores={"ssim": Score(worst, worst, 0)})
         for row, name, speedup, worst in zip(ours, "abc", (1.2, 1.5, 2.0), (0.99, 0.96, 0.9), strict=True)
     ]
-    assert recommended(rows) == "b"
-    assert recommended([rows[2], replace(rows[2], name="d", scores={"ssim": Score(0.93, 0.9, 0)})]) == "d"
+    assert recommended(rows, [SSIM]) == "b"
+    assert recommended([rows[2], replace(rows[2], name="d", scores={"ssim": Score(0.93, 0.9, 0)})], [SSIM]) == "d"
+    far = [
+        replace(rows[0], name=name, scores={"lpips": Score(mean, mean, 0)}) for name, mean in (("x", 0.09), ("y", 0.04))
+    ]
+    assert recommended(far, [LPIPS]) == "y"  # of which less is better
 
 
 def test_a_row_becomes_a_preset_with_its_figures(own_home: Path) -> None:
@@ -81,4 +85,6 @@ def test_a_score_has_its_worst_case() -> None:
     assert score([0.9, 0.8, 1.0], True) == Score(0.9, 0.8, 1)
     assert score([0.1, 0.3], False).worst_case == 1
     assert score([0.9, float("nan")], True).worst_case == 1
+    assert score([float("inf"), 30.0], True) == Score(75.0, 30.0, 1)  # an identical picture counts as 120 dB
+    assert score([float("inf")] * 2, True).mean == float("inf")
     assert timing([3.0, 1.0, 2.0]).median == 2.0

@@ -9,8 +9,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from h2gen.study.chart.svg import Box, document, escape, legend, n, plain, shorten, ticks, width_of
-from h2gen.study.figures import average, closeness, first_fidelity, reading, times
-from h2gen.study.results import pareto
+from h2gen.study.figures import first_fidelity, reading, times
+from h2gen.study.results import best_of
 
 if TYPE_CHECKING:
     from h2gen.study.metrics import MetricInfo
@@ -78,14 +78,6 @@ class _Point:
     y: float = 0.0
 
 
-def best_of(methods: Sequence[MethodResult], metric: MetricInfo, *, truth: bool = False) -> set[str]:
-    """The names of the methods that no other beats: none is at least as fast and as good, and better in one of both."""
-    values = [(method, closeness(metric, average(method, metric, truth=truth))) for method in methods]
-    rated = [(method, value) for method, value in values if not math.isnan(value)]
-    best = pareto([(-method.speedup, value) for method, value in rated])
-    return {method.name for (method, _), is_best in zip(rated, best, strict=True) if is_best}
-
-
 def pareto_chart(
     comparison: Comparison,
     metric: MetricInfo,
@@ -107,7 +99,7 @@ def pareto_chart(
         standalone: with colours of its own, for light and dark, and a ground; otherwise the page holds ``STYLE``.
     """
     truth = against == "truth"
-    points = [_Point(m, average(m, metric, truth=truth)) for m in comparison.methods if m.kind in _SHAPES]
+    points = [_Point(m, m.mean(metric, truth=truth)) for m in comparison.methods if m.kind in _SHAPES]
     points = [point for point in points if not math.isnan(point.value)]
     methods = [point.method for point in points]
     if metric == first_fidelity(comparison) and not truth:

@@ -52,7 +52,11 @@ PEERS: dict[str, Peer] = {
             note="The published polynomial on FLUX.1 [dev] and what is built like it, none on other models.",
         ),
         Magnitude("mag", "MagCache"),
-        Taylor("taylor", "TaylorSeer"),
+        Taylor(
+            "taylor",
+            "TaylorSeer",
+            note="In its lite mode, which forecasts the transformer's output; interval and warm-up are searched.",
+        ),
         Sea("sea", "SeaCache", note="diffusers' port, on the latents; its authors filter the first block's input."),
         DualBlock("dbcache", "DBCache"),
         DualBlock("dbcache-taylor", "DBCache+Taylor", taylor=True),

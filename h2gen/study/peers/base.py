@@ -57,7 +57,7 @@ class Peer(ABC):
         return dict(zip(self.knobs, numbers, strict=True))
 
     def label(self, value: Value) -> str:
-        """For people: ``First-block cache, threshold 0.12``."""
+        """For people: ``FBCache, threshold 0.12``."""
         words = [self.title, *(f"{knob} {number:g}" for knob, number in self.settings(value).items())]
         return ", ".join(words if self.guarded else [*words, f"no {self.guard}"])
 

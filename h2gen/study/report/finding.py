@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from h2gen.study.chart.pareto import truth_steps
-from h2gen.study.figures import average, closeness, first_fidelity, mean, percent, reading, seconds, times
+from h2gen.study.figures import first_fidelity, percent, reading, seconds, times
+from h2gen.study.results import IDENTICAL
 
 if TYPE_CHECKING:
     from h2gen.study.metrics import MetricInfo
     from h2gen.study.results import Comparison, MethodResult, Score
 
-_SAME_TIME = 1.05
+_SAME_TIME = 1.1
 """A rival may take so many times as long and still count as taking the same time."""
 _AS_CLOSE = {"dB": 0.2, "": 0.002}
 """Differences of means that are not worth a word, by the metric's unit."""
@@ -76,11 +77,13 @@ def _cost(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -> s
         whole = "Its picture is" if count == 1 else f"All its {count} pictures are"
         return f"{whole} identical to the uncached, bit for bit."
     some = f"; {chosen.identical} of {count} are identical" if chosen.identical else ""
+    if some and metric.unit == "dB":
+        some += f" and count as {IDENTICAL:g} dB"
     if count == 1:
         return f"Against the uncached picture its {metric.title} is {reading(metric, score.mean)}."
     worst = comparison.cases[score.worst_case].prompt
     worst = worst if len(worst) <= 60 else worst[:57].rstrip() + "..."
-    usual = reading(metric, average(chosen, metric))
+    usual = reading(metric, chosen.mean(metric))
     return (
         f"Against the uncached pictures its {metric.title} is {usual} on average over {count}, "
         f"{reading(metric, score.worst)} at worst (\u201c{worst}\u201d){some}."
@@ -94,8 +97,8 @@ def _rivals(comparison: Comparison, chosen: MethodResult, kind: str) -> list[Met
 
 
 def _best(methods: list[MethodResult], metric: MetricInfo) -> MethodResult | None:
-    rated = [method for method in methods if not math.isnan(mean(method.scores, metric))]
-    return max(rated, key=lambda method: closeness(metric, average(method, metric)), default=None)
+    rated = [method for method in methods if not math.isnan(method.mean(metric))]
+    return max(rated, key=lambda method: method.closeness(metric), default=None)
 
 
 def _rival(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -> MethodResult | None:
@@ -105,10 +108,10 @@ def _rival(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -> 
 
 def _margin(rival: MethodResult, chosen: MethodResult, metric: MetricInfo) -> float:
     """How much closer the rival comes; negative where it stays farther away."""
-    pair = [average(method, metric) for method in (rival, chosen)]
+    pair = [method.closeness(metric) for method in (rival, chosen)]
     if all(math.isinf(value) for value in pair):
         return 0.0
-    return closeness(metric, pair[0]) - closeness(metric, pair[1])
+    return pair[0] - pair[1]
 
 
 def _worth(metric: MetricInfo) -> float:
@@ -127,11 +130,11 @@ def _rivalry(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -
         best_margin = max(best_margin, margin)
         verdict = "come closer" if margin > _worth(metric) else "stay farther away"
         verdict = verdict if abs(margin) > _worth(metric) else "come as close"
-        value = reading(metric, average(rival, metric))
+        value = reading(metric, rival.mean(metric))
         name = f"{rival.label} without a cache" if kind == "steps" else rival.label
         words.append(f"{name} ({seconds(rival.seconds.median)}) {verdict}: {value}")
     if not words:
-        return "What plain fewer steps would give in the same time was not measured."
+        return "No run of fewer steps took as little time."
     advice = ""
     if best_margin > _worth(metric):
         advice = " Here fewer steps are the better bargain."
@@ -140,7 +143,7 @@ def _rivalry(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -
 
 def _truth(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -> str:
     pair = (chosen, comparison.reference)
-    ours, theirs = (reading(metric, average(method, metric, truth=True)) for method in pair)
+    ours, theirs = (reading(metric, method.mean(metric, truth=True)) for method in pair)
     steps = truth_steps(comparison)
     return f"Against the picture of {steps} steps its {metric.title} is {ours}; the uncached picture's own is {theirs}."
 
@@ -149,7 +152,7 @@ def _quality(comparison: Comparison, chosen: MethodResult, reference: MethodResu
     """What judges the pictures by themselves says, in one sentence."""
 
     def pair(metric: MetricInfo, scores: Mapping[str, Score], others: Mapping[str, Score]) -> str:
-        ours, theirs = (reading(metric, mean(found, metric)) for found in (scores, others))
+        ours, theirs = (reading(metric, found[metric.name].mean) for found in (scores, others))
         return f"{metric.title} {ours} (uncached {theirs})"
 
     judges = [metric for metric in comparison.metrics if not metric.fidelity]

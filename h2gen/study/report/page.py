@@ -19,7 +19,7 @@ from PIL import Image
 from h2gen.cache import CacheConfig
 from h2gen.study.chart import STYLE, decisions_chart, pareto_chart
 from h2gen.study.chart.pareto import KINDS, truth_steps
-from h2gen.study.figures import average, percent, reading, seconds, times
+from h2gen.study.figures import percent, reading, seconds, times
 from h2gen.study.report.embed import LOSSLESS, Embedded, fitted, largest_side
 from h2gen.study.report.finding import finding
 from h2gen.study.report.table import table
@@ -100,7 +100,7 @@ class _Shown:
             "kindWords": KINDS.get(method.kind, method.kind),
             "readings": [
                 f"{times(method.speedup)}× as fast, {m.title} {reading(m, value)}"
-                if not math.isnan(value := average(method, m, truth=truth))
+                if not math.isnan(value := method.mean(m, truth=truth))
                 else ""
                 for m, truth in chart_metrics(comparison)
             ],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from h2gen.study.chart.pareto import KINDS, glyph, truth_steps
-from h2gen.study.figures import average, percent, reading, times
+from h2gen.study.figures import percent, reading, times
 from h2gen.words import printable
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _scores(method: MethodResult, metric: MetricInfo, truth: bool) -> list[Cell]
     score = (method.truth_scores if truth else method.scores).get(metric.name)
     if score is None or (method.kind == "reference" and metric.fidelity and not truth):
         return [Cell("", None), Cell("", None)]
-    value = average(method, metric, truth=truth)
+    value = method.mean(metric, truth=truth)
     return [
         Cell(reading(metric, value, unit=False), _sortable(value)),
         Cell(reading(metric, score.worst, unit=False), _sortable(score.worst), score.worst_case),

@@ -1,0 +1,134 @@
+"""Which methods are compared: how many plain steps take as long as a cached run, and which setting of a peer costs as
+much, are found out by making a few pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from h2gen.errors import H2GenError, ModelError
+from h2gen.study import methods
+from h2gen.study.making import Maker
+from h2gen.study.methods import Method
+from h2gen.study.peers import Peer, Value, settle
+from h2gen.study.watch import Watcher, Wishes
+
+_TIMED = 3
+"""Runs of each whose times decide how many plain steps take as long."""
+_COUNTED = 8
+"""Cases, at most, whose blocks are counted to find a peer's setting."""
+
+
+class Choosing:
+    """Finds the methods of a comparison. ``notices`` are what its reader should know of them.
+
+    Args:
+        maker: of the pictures.
+        wishes: what is to be compared.
+        watcher: is told how it goes on.
+    """
+
+    def __init__(self, maker: Maker, wishes: Wishes, watcher: Watcher) -> None:
+        self._maker, self._wishes, self._watcher = maker, wishes, watcher
+        self._steps = maker.settings.steps
+        self.notices: list[str] = []
+
+    def methods(self) -> list[Method]:
+        """All of them, the reference first; each has run once, so that nothing runs for the first time later."""
+        steps, wishes = self._steps, self._wishes
+        plain = methods.reference(steps)
+        cached = [methods.h2(cache, steps) for cache in wishes.caches]
+        self._watcher.began("Warming up")
+        self._maker.make(replace(plain, steps=min(2, steps)), 0)
+        self._watcher.began("Timing a first picture of each")
+        cached = [method for method in cached if self._runs(method)]
+        seconds = self._times([plain, replace(plain, name="one", steps=1), *cached])
+        counts = set(wishes.fewer)
+        if wishes.baselines:
+            for method in cached:
+                counts |= equal_steps(seconds["uncached"], seconds["one"], seconds[method.name], steps)
+        if steps in counts:
+            self.notices.append(f"A cached run takes as long as all {steps} steps: for it there are no fewer.")
+        chosen = [plain, *cached]
+        for count in sorted(counts - {steps}, reverse=True):
+            chosen.append(methods.fewer(count, steps))
+            with suppress(ModelError):  # a scheduler that is none of flows, which one notice is enough for
+                self._maker.make(methods.solver(min(2, count), steps), 0)
+                chosen.append(methods.solver(count, steps))
+        if counts - {steps} and not any(method.kind == "solver" for method in chosen):
+            self.notices.append("UniPC is left out: the model's own scheduler is none for flow matching.")
+        for peer in wishes.peers:
+            chosen += self._settled(peer, cached)
+        if wishes.truth:
+            chosen.append(methods.truth(steps))
+        return list({method.name: method for method in chosen}.values())
+
+    def _runs(self, method: Method) -> bool:
+        try:
+            self._maker.make(method, 0)
+        except H2GenError as error:
+            self.notices.append(f"{method.label} is left out: {error}")
+            return False
+        return True
+
+    def _times(self, candidates: Sequence[Method]) -> dict[str, float]:
+        """Median seconds of each, in turn."""
+        times: dict[str, list[float]] = {method.name: [] for method in candidates}
+        for run in range(_TIMED):
+            for method in candidates:
+                times[method.name].append(self._maker.make(method, run % len(self._maker.cases)).seconds)
+        return {name: statistics.median(each) for name, each in times.items()}
+
+    def _settled(self, peer: Peer, cached: Sequence[Method]) -> Iterator[Method]:
+        """A peer at equal cost with each cached run; cached runs that cost nearly the same share one."""
+        self._watcher.began(f"Finding the setting of {peer.title} that costs as much")
+        cases = range(min(_COUNTED, len(self._maker.cases)))
+
+        def share(method: Method) -> float:
+            return statistics.fmean(self._maker.make(method, case).share for case in cases)
+
+        def measure(one: Peer, value: Value) -> float:
+            around = lambda pipe: one.applied(pipe, value, steps=self._steps, passes=self._maker.passes)  # noqa: E731
+            return share(Method(one.name, one.title, "peer", self._steps, around=around))
+
+        try:
+            plain = methods.reference(self._steps)
+            ready = peer.calibrated(self._maker.session.pipe, lambda: self._maker.make(plain, 0), steps=self._steps)
+            for target in _apart([share(method) for method in cached]):
+                found = settle(ready, target, measure, steps=self._steps, cases=len(cases))
+                if not found.reached:
+                    self.notices.append(
+                        f"{peer.title} does not come nearer to {target:.0%} of the blocks than {found.share:.0%}."
+                    )
+                yield methods.peer(found, self._steps, self._maker.passes)
+        except Exception as error:  # noqa: BLE001 - somebody else's code; the others are still to be compared
+            self.notices.append(f"{peer.title} is left out: {str(error) or type(error).__name__}")
+            return
+        if peer.note:
+            self.notices.append(f"{peer.title}: {peer.note}")
+
+
+def equal_steps(whole: float, one: float, cached: float, steps: int) -> set[int]:
+    """How many plain steps take as long as a cached run: the nearest number, and the largest that takes no longer.
+
+    Args:
+        whole: seconds of a plain run of ``steps`` steps.
+        one: seconds of a plain run of one step: what is no step, such as decoding, is in each run.
+        cached: seconds of the cached run.
+        steps: of the whole run.
+    """
+    if steps == 1 or whole <= one:
+        return {steps}
+    exact = 1 + (cached - one) * (steps - 1) / (whole - one)
+    return {min(steps, max(1, count)) for count in (int(exact), round(exact))}
+
+
+def _apart(shares: Sequence[float]) -> list[float]:
+    """Shares that differ by 2 % of all blocks or more; of those that do not, the first."""
+    kept: list[float] = []
+    for share in shares:
+        if all(abs(share - other) >= 0.02 for other in kept):
+            kept.append(share)
+    return kept

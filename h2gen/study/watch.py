@@ -1,0 +1,52 @@
+"""What is asked of a comparison, and who is told how it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from h2gen.cache.config import CacheConfig
+
+if TYPE_CHECKING:
+    from h2gen.study.methods import Method
+    from h2gen.study.peers import Peer
+    from h2gen.study.results import Shot
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is compared, and how.
+
+    Args:
+        caches: settings of H2-Cache, each a method.
+        baselines: also plain fewer steps that take as long as each cached run, with the model's own solver and with
+            UniPC.
+        fewer: further numbers of plain steps.
+        peers: other caches, each at the setting where it computes as many blocks as each of ``caches``.
+        truth: also compare with the picture of 400 steps.
+        repeat: timed runs of a method on a case.
+    """
+
+    caches: Sequence[CacheConfig]
+    baselines: bool = True
+    fewer: Sequence[int] = ()
+    peers: Sequence[Peer] = ()
+    truth: bool = False
+    repeat: int = 3
+
+
+class Watcher(Protocol):
+    """Whoever wants to know how a comparison goes on."""
+
+    def began(self, what: str) -> None:
+        """Another part of the work: its name, for people."""
+
+    def planned(self, methods: Sequence[Method], runs: int) -> None:
+        """What will be measured, and in how many runs."""
+
+    def ran(self, method: Method, case: int, seconds: float) -> None:
+        """A measured run is done."""
+
+    def scored(self, method: Method, shot: Shot) -> None:
+        """A picture has its figures."""
