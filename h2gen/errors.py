@@ -64,6 +64,8 @@ class BadPicture(RunError):
 
 
 class Stopped(H2GenError):
-    """The user stopped it; the message says what is saved."""
+    """The user stopped it, by Ctrl-C or a signal; the message says what is saved."""
 
-    exit_code = 130
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

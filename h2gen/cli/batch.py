@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from h2gen.cli import options
-from h2gen.errors import DeviceError, SettingError
+from h2gen.errors import DeviceError, H2GenError, SettingError, Stopped
 from h2gen.words import printable
 
 if TYPE_CHECKING:
@@ -94,9 +94,8 @@ def batch(
     if dry_run:
         _show(run, as_json)
         return
-    status = _make(run, jobs, console, as_json, verbose)
-    if status:
-        raise typer.Exit(status)
+    if not _make(run, jobs, console, as_json, verbose):
+        raise typer.Exit(1)
 
 
 def _devices(gpus: str | None, device: str | None) -> list[str]:
@@ -127,19 +126,25 @@ def _show(run: Batch, as_json: bool) -> None:
     lines = Console(highlight=False, markup=False, emoji=False)
     for identity, job in run:
         path = done.get(identity)
+        name = run.name(identity, job) if path is None else path.name
         if as_json:
-            facts = {"id": identity, "source": job.source, "path": None if path is None else str(path)}
+            facts = {"id": identity, "source": job.source, "name": name, "path": None if path is None else str(path)}
             print(json.dumps({**facts, **job.settings.to_json()}))
         else:
             state = "to make" if path is None else "is there"
             settings = job.settings
             size = f"{settings.width}x{settings.height}, {settings.steps} steps"
-            text = f"{job.index}  {state}  seed {settings.seed}, {size}  {printable(settings.prompt)}"
+            text = f"{state}  {name}  seed {settings.seed}, {size}  {printable(settings.prompt)}"
             lines.print(Text(text, no_wrap=True, overflow="ellipsis"), soft_wrap=not lines.is_terminal)
 
 
-def _make(run: Batch, jobs: Jobs, console: Console, as_json: bool, verbose: bool) -> int:
-    """Make what is missing; returns the exit status."""
+def _make(run: Batch, jobs: Jobs, console: Console, as_json: bool, verbose: bool) -> bool:
+    """Make what is missing; returns whether nothing failed.
+
+    Raises:
+        Stopped: it was stopped before its end.
+        H2GenError: the run could not go on; what was made before is safe.
+    """
     from h2gen.cli.batch_view import BatchView, clock, progress
     from h2gen.cli.console import complain, route_warnings, say
     from h2gen.run.stop import Level, Stop
@@ -159,19 +164,28 @@ def _make(run: Batch, jobs: Jobs, console: Console, as_json: bool, verbose: bool
         if tally.skipped:
             left = f"making the other {tally.left}" if tally.left else "nothing is left to make; --redo makes all again"
             say(console, f"{tally.skipped} of {tally.jobs} pictures are there already: {left}.", "dim")
+        if run.twins:
+            say(console, f"{run.twins} pictures would be the same as others of this run; they are made once.", "dim")
         if not tally.left:
-            return 0
+            return True
         interrupted = False
+        error: H2GenError | None = None
         with Stop(on_change) as stop, BatchView(console, tally, run.workers, as_json=as_json) as view:
             try:
                 run.run(tally, view, stop, watched=console.is_terminal and not console.quiet)
             except KeyboardInterrupt:
                 interrupted = True
+            except H2GenError as failure:
+                error = failure
     if tally.failed:
         complain(f"{tally.failed} of {tally.jobs} pictures failed; they are listed in {str(run.failures)!r}.")
     seconds = time.monotonic() - started
     say(console, f"{progress(tally)}; {clock(seconds)} in all.", "bold")
+    go_on = f"with {tally.left} left to make; the same command goes on with them."
+    if error is not None:
+        if tally.made:
+            say(console, f"It ended {go_on}", "yellow")
+        raise error
     if interrupted or stop.level is not Level.NEVER:
-        say(console, f"Stopped with {tally.left} left to make; the same command goes on with them.", "yellow")
-        return 143 if stop.terminated else 130
-    return 1 if tally.failed else 0
+        raise Stopped(f"Stopped {go_on}", 143 if stop.terminated else 130)
+    return not tally.failed

@@ -30,7 +30,7 @@ def settings_in(values: Mapping[str, Any]) -> dict[str, Any]:
 
 Seeds = Annotated[
     str | None,
-    option("--seed", help="Same seed, same picture; 1,5,10-13 makes several. Random when left out.", panel=PICTURE),
+    option("--seed", help="Same seed, same picture; 1,5,10-13 makes several.", panel=PICTURE),
 ]
 Count = Annotated[int | None, option("--count", "-n", help="So many pictures of a prompt.", panel=PICTURE)]
 Size = Annotated[str | None, option("--size", help="1024x768, or a ratio such as 16:9.", panel=PICTURE, metavar="SIZE")]

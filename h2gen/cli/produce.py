@@ -46,7 +46,7 @@ def tell(plan: Plan, console: Console) -> None:
         say(console, notice, "dim")
 
 
-def show_plan(plan: Plan, seeds: Sequence[int | str], as_json: bool) -> None:
+def show_plan(plan: Plan, seeds: Sequence[int | str], as_json: bool, prompt_source: str = "option") -> None:
     """Every setting, and where it came from."""
     plan = replace(
         plan, resolved={**plan.resolved, "seed": replace(plan.resolved["seed"], value=",".join(map(str, seeds)))}
@@ -62,7 +62,7 @@ def show_plan(plan: Plan, seeds: Sequence[int | str], as_json: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for title in ("setting", "value", "from"):
         table.add_column(title)
-    table.add_row("prompt", Text(printable(plan.settings.prompt)), "option")
+    table.add_row("prompt", Text(printable(plan.settings.prompt)), prompt_source)
     for name, item in plan.resolved.items():
         table.add_row(name.replace("_", "-"), Text(printable(str(item.value))), Text(item.source))
     Console(highlight=False, markup=False, emoji=False).print(table)

@@ -63,14 +63,14 @@ def replay(
     console.quiet = quiet
     found = read_metadata(picture)
     same = seed is None and count is None
-    seeds = (found.settings.seed,) if same else choose_seeds(seed, count)
+    seeds = choose_seeds(str(found.settings.seed) if seed is None else seed, count)
     words = found.settings.prompt if prompt is None else clean_prompt(prompt)
-    plan = plan_from(words, layers_of(found, {**given, "seed": seeds[0]}))
+    plan = plan_from(words, layers_of(found, {**given, "seed": None if same else seeds[0]}))
     if given["preset"] is None and not given["no_cache"]:
         plan = replace(plan, resolved=relabelled(plan.resolved, found.preset))
     if dry_run:
         tell(plan, console)
-        show_plan(plan, seeds, as_json)
+        show_plan(plan, seeds, as_json, "option" if prompt is not None else "picture")
         return
 
     def differences(studio: Studio) -> None:

@@ -72,7 +72,10 @@ def shell(
     console = make_console()
     console.quiet = quiet
     if seed is not None:
-        given["seed"] = parse_seeds(seed)[0]
+        seeds = parse_seeds(seed)
+        if len(seeds) > 1:
+            raise SettingError(f"seed is {seed}; a shell takes one seed at a time.")
+        given["seed"] = seeds[0]
     plan = make_plan("-", given)
     if target_of(plan.out, plan.format).stem is not None:
         raise SettingError(f"out is {plan.out!r}; a shell needs a folder for its pictures.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from h2gen.run.jobs import Job, Jobs, Shard, file_name, job_id
 from h2gen.run.journal import Journal, read_lines
 from h2gen.run.metadata import model_name
 from h2gen.run.pool import Pool
-from h2gen.run.save import keep, sweep
+from h2gen.run.save import keep, partial_file, sweep
 from h2gen.run.schedule import Pending, Schedule, Tally, Watcher
 from h2gen.run.stop import Stop
 from h2gen.run.worker import Made, Model, Task
@@ -60,6 +59,8 @@ class Batch:
         self._part = "all" if wishes.shard is None else str(wishes.shard)
         self._journal = Journal(folder, "" if wishes.shard is None else str(wishes.shard))
         self._failures: dict[str, str] = {}
+        self.twins = 0
+        """Jobs that come to the same picture as an earlier one, once the jobs have been counted."""
         self._settled: set[str] = set()
 
     @cached_property
@@ -81,12 +82,20 @@ class Batch:
     def __iter__(self) -> Iterator[tuple[str, Job]]:
         """The jobs of this part, each with its id; of jobs that come to the same picture, the first."""
         seen: set[str] = set()
+        twins = 0
         for job in self._jobs:
             if self._wishes.shard is None or self._wishes.shard.takes(job.index):
                 identity = job_id(job.settings, self._hash, self._dtype)
                 if identity not in seen:
                     seen.add(identity)
                     yield identity, job
+                else:
+                    twins += 1
+        self.twins = twins
+
+    def name(self, identity: str, job: Job) -> str:
+        """What a job's picture will be called, unless that name is taken by then."""
+        return f"{file_name(job, identity, self._model_name)}.{self._format}"
 
     def made(self) -> dict[str, Path]:
         """The pictures that are there already, by their jobs' ids; none where all are to be made again."""
@@ -173,7 +182,7 @@ class Batch:
         self._settled.add(pending.id)
         with self._recording():
             facts = {"source": pending.job.source, "seed": made.settings.seed, "seconds": round(made.seconds, 3)}
-            self._journal.finished(pending.id, path, facts)
+            self._journal.finished(pending.id, path, {"bytes": len(made.data), **facts})
         return path
 
     def _give_up(self, pending: Pending, error: str) -> None:
@@ -183,7 +192,8 @@ class Batch:
         if not settings["negative"]:
             del settings["negative"]
         facts = {"name": name, "source": job.source, "error": error, "id": pending.id}
-        self._failures[pending.id] = json.dumps({**settings, **facts})
+        notes = json.loads(job.notes) if job.notes else {}
+        self._failures[pending.id] = json.dumps({**notes, **settings, **facts})
         self._settled.add(pending.id)
         with self._recording():
             self._journal.failed(pending.id, error)
@@ -210,8 +220,6 @@ class Batch:
         if not lines:
             path.unlink(missing_ok=True)
             return
-        with self._recording():
-            descriptor, partial = tempfile.mkstemp(prefix=f".h2gen-{self._mark}", suffix=".partial", dir=self._folder)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.writelines(line + "\n" for line in lines.values())
-            os.replace(partial, path)
+        text = "".join(line + "\n" for line in lines.values())
+        with self._recording(), partial_file(text.encode(), self._folder, self._mark) as file:
+            os.replace(file, path)

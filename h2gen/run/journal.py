@@ -20,7 +20,8 @@ class Journal:
     """The record of the runs in one folder. Use as a context manager: it is locked while it is open.
 
     Each line is a JSON object with ``event`` and the job's ``id``: ``writing`` (a picture is about to get the name
-    ``file``; its bytes have this ``sha256``), ``made`` (it has it) or ``failed`` (``error`` says why). Lines are only
+    ``file``; its bytes have this ``sha256``), ``made`` (it has it, and is so many ``bytes`` long) or ``failed``
+    (``error`` says why). Lines are only
     added, each with one write and synchronised. A line that a kill cut off is no JSON and is passed over; a picture
     that got its name just before the kill is known by its hash. A file belongs to the job that claimed it last.
 
@@ -60,19 +61,20 @@ class Journal:
 
     def made(self) -> dict[str, Path]:
         """The picture of each job that is done: recorded by any part, and still there."""
-        claims: dict[str, list[tuple[str, str | None]]] = {}  # file: jobs, with what its bytes must be where not known
+        claims: dict[str, list[tuple[str, str | int | None]]] = {}  # file: jobs, with its hash or size
         for path in sorted(self.folder.glob(f"{PREFIX}*.jsonl")):
             for line in read_lines(path):
                 job, file, digest = line.get("id"), line.get("file"), line.get("sha256")
                 if isinstance(job, str) and isinstance(file, str) and file == Path(file).name:
                     if line.get("event") == "made":
-                        claims.setdefault(file, []).append((job, None))
+                        size = line.get("bytes")
+                        claims.setdefault(file, []).append((job, size if isinstance(size, int) else None))
                     elif line.get("event") == "writing" and isinstance(digest, str):
                         claims.setdefault(file, []).append((job, digest))
         done = {}
         for entry in os.scandir(self.folder):
-            for job, digest in reversed(claims.get(entry.name, [])):
-                if digest is None or _sha256(self.folder / entry.name) == digest:
+            for job, known in reversed(claims.get(entry.name, [])):
+                if _is(entry, known):
                     done[job] = self.folder / entry.name
                     break
         return done
@@ -126,6 +128,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     except OSError as error:
         raise OutputError(f"Cannot read {str(path)!r}: {error.strerror or error}.") from error
+
+
+def _is(entry: os.DirEntry[str], known: str | int | None) -> bool:
+    """Whether a file is what a record knows of it: its hash where it was about to get its name, or its size."""
+    if isinstance(known, str):
+        return _sha256(Path(entry.path)) == known
+    return known is None or entry.stat().st_size == known
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -158,8 +158,8 @@ def _write(
     mark: str,
 ) -> Path:
     with contextlib.ExitStack() as partials:
-        partial = partials.enter_context(_partial(data, folder, mark))
-        beside = None if sidecar is None else partials.enter_context(_partial(sidecar.encode(), folder, mark))
+        partial = partials.enter_context(partial_file(data, folder, mark))
+        beside = None if sidecar is None else partials.enter_context(partial_file(sidecar.encode(), folder, mark))
         for number in count(1):
             final = folder / f"{stem}{f'-{number}' if number > 1 else ''}.{format}"
             if final.exists() or (beside is not None and final.with_suffix(".toml").exists()):
@@ -183,7 +183,7 @@ def _write(
 
 
 @contextlib.contextmanager
-def _partial(data: bytes, folder: Path, mark: str) -> Iterator[str]:
+def partial_file(data: bytes, folder: Path, mark: str) -> Iterator[str]:
     """A file under a name that nobody takes for a finished one, whole and on the disk; gone afterwards."""
     descriptor, partial = tempfile.mkstemp(prefix=f".h2gen-{mark}", suffix=".partial", dir=folder)
     try:

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from h2gen.run.metadata import read_metadata
 from tests import small
 from tests.cli.programs import alive, children, h2gen, in_a_terminal, read_until, started, wait_for
 
+UMASK = os.umask(0o022)
+os.umask(UMASK)
 QUICK = ["--steps", "3", "--cfg", "1", "--preset", "paper"]
 SLOW = ["--steps", "60", "--cfg", "1", "--preset", "paper"]
 
@@ -92,6 +95,7 @@ def test_a_dry_run_says_what_would_be_made_and_writes_nothing(here: Path, capsys
     assert run(["batch", file, "-o", "out", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert "to make" in out and "a [red]dog[/]" in out and len(out.splitlines()) == 2
+    assert "0001-a-cat-" in out and ".png" in out
     assert run(["batch", file, "-o", "out", "--dry-run", "--json", "--seed", "5"]) == 0
     assert [json.loads(line)["seed"] for line in capsys.readouterr().out.splitlines()] == [5, 5]
     assert os.listdir(here) == [file]
@@ -153,6 +157,13 @@ def test_bad_input_ends_in_one_clear_line_and_nothing_is_written(
     assert sorted(os.listdir(here)) == ["bad.jsonl", "p.txt"]
 
 
+def test_what_would_be_the_same_picture_is_made_once_and_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = prompts(here, "a cat", "a  cat", "a dog")
+    assert run(["batch", file, "-o", "out", "--seed", "1", *QUICK]) == 0
+    assert "1 pictures would be the same as others" in capsys.readouterr().err
+    assert len(pictures(here / "out")) == 2
+
+
 def test_shards_divide_the_work_and_the_whole_knows_their_pictures(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +188,11 @@ def test_a_second_run_of_the_same_part_says_so_and_stops(here: Path, capsys: pyt
 def test_a_job_that_fails_is_listed_and_the_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A distilled model takes no guidance, which only the loaded model can say."""
     small.flux2_klein_pipeline().save_pretrained(here / "klein")
-    lines = [{"prompt": "a cat", "cfg": 4}, {"prompt": "a dog"}, {"prompt": "an {owl}", "cfg": 3, "seed": 5}]
+    lines = [
+        {"prompt": "a cat", "cfg": 4, "mood": "calm"},
+        {"prompt": "a dog"},
+        {"prompt": "an {owl}", "cfg": 3, "seed": 5},
+    ]
     file = prompts(here, *map(json.dumps, lines), name="p.jsonl")
     command = ["-m", "klein", "-o", "out", "--steps", "2", "--size", "64x64", "--max-sequence-length", "32"]
     assert run(["batch", file, *command, "--cfg", "1"]) == 1
@@ -187,7 +202,8 @@ def test_a_job_that_fails_is_listed_and_the_run_goes_on(here: Path, capsys: pyte
     assert "2 of 3 pictures failed; they are listed in 'out/h2gen-failures.jsonl'" in err
     listed = [json.loads(line) for line in (here / "out" / "h2gen-failures.jsonl").read_text().splitlines()]
     assert [(line["prompt"], line["source"]) for line in listed] == [("a cat", "p.jsonl:1"), ("an {owl}", "p.jsonl:3")]
-    assert "distilled" in listed[0]["error"]
+    assert "distilled" in listed[0]["error"] and listed[0]["mood"] == "calm"
+    assert stat.S_IMODE((here / "out" / "h2gen-failures.jsonl").stat().st_mode) == 0o666 & ~UMASK
 
     # The list is a prompt file: the same jobs, under the same names, which fail again.
     shutil.copy(here / "out" / "h2gen-failures.jsonl", here / "again.jsonl")
@@ -254,7 +270,8 @@ def test_a_run_that_is_stopped_keeps_what_is_made_and_can_go_on(
     made = pictures(here / "out")
     assert 1 <= len(made) < 30
     assert out.splitlines() == [f"out/{path.name}" for path in made]
-    assert f"Stopped with {30 - len(made)} left to make" in err
+    assert err.splitlines()[-1].startswith(f"h2gen: Stopped with {30 - len(made)} left to make")
+    assert "no picture was saved" not in err
     for path in made:
         assert pixels(path).shape == (128, 128, 3)
     assert not list((here / "out").glob("*.partial"))
@@ -315,6 +332,7 @@ cp out/* kept
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True)
     assert "status 1" in done.stdout and "status 0" in done.stdout, done.stdout + done.stderr
     assert "No space left on device" in done.stderr and "It is safe in" in done.stderr
+    assert "the same command goes on with them" in done.stderr
     assert "partial" not in done.stdout
     assert len(list((here / "temporary").glob("h2gen-*.png"))) == 1
     assert [path.name[:4] for path in pictures(here / "kept")] == [f"{n:04}" for n in range(1, 9)]

@@ -221,6 +221,15 @@ def test_several_seeds_are_several_pictures_each_with_its_own(here: Path, capsys
     assert run(["a cat", "-n", "2", "--trace", "t.jsonl"]) == 2
 
 
+def test_a_count_goes_on_from_the_pictures_own_seed(cat: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["replay", "cat.png", "-n", "2", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["seed"]["value"] == "7,8"
+    assert run(["replay", "cat.png", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    for setting in ("prompt", "seed"):
+        assert next(line for line in out.splitlines() if line.startswith(setting)).rstrip().endswith("picture")
+
+
 def test_replay_needs_a_picture(here: Path) -> None:
     done = h2gen("replay", "gone.png")
     assert (done.returncode, done.stdout) == (2, "")

@@ -77,6 +77,16 @@ def test_a_file_belongs_to_the_job_that_claimed_it_last(tmp_path: Path) -> None:
         assert journal.made() == {"2": path}
 
 
+def test_a_picture_that_lost_its_content_is_not_done(tmp_path: Path) -> None:
+    """As a power failure may leave it."""
+    with Journal(tmp_path) as journal:
+        path = picture(tmp_path, "a.png")
+        journal.finished("1", path, {"bytes": len(b"pixels")})
+        assert journal.made() == {"1": path}
+        path.write_bytes(b"")
+        assert journal.made() == {}
+
+
 def test_a_file_beside_a_picture_that_a_kill_kept_away_is_cleared(tmp_path: Path) -> None:
     with Journal(tmp_path) as journal:
         for name in ("gone", "there", "changed"):

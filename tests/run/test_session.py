@@ -92,8 +92,8 @@ def test_a_picture_that_is_nan_with_the_cache_is_made_once_more_without(
 ) -> None:
     real = tiny._denoise
 
-    def sometimes(settings: Any, on_step: Any) -> Any:
-        made, trace, seconds = real(settings, on_step)
+    def sometimes(settings: Any, on_step: Any, tiled: bool) -> Any:
+        made, trace, seconds = real(settings, on_step, tiled)
         return (np.full_like(made, np.nan) if trace is not None else made), trace, seconds
 
     monkeypatch.setattr(tiny, "_denoise", sometimes)
@@ -176,7 +176,7 @@ def test_other_errors_are_not_hidden(tiny: Any, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("device", "offload", "words"),
     [
-        ("cuda", "none", "--offload auto"),
+        ("cuda", "none", "--offload model"),
         ("cuda", "model", "--offload group"),
         ("cuda", "sequential", "--size"),
         ("cpu", "none", "--size"),
@@ -190,7 +190,7 @@ def test_running_out_of_memory_while_loading_is_told_too(monkeypatch: pytest.Mon
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("h2gen.run.session.load_pipeline", full)
+    monkeypatch.setattr("h2gen.run.session.load_placed", full)
     with pytest.raises(OutOfMemory, match="while loading 'tiny'"):
         h2gen.load("tiny")
 

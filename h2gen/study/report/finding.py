@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from h2gen.study.metrics import MetricInfo
     from h2gen.study.results import Comparison, MethodResult, Score
 
-_SAME_TIME = 1.1
+_SAME_TIME = 1.05
 """A rival may take so many times as long and still count as taking the same time."""
 _AS_CLOSE = {"dB": 0.2, "": 0.002}
 """Differences of means that are not worth a word, by the metric's unit."""
