@@ -110,10 +110,6 @@ def test_what_fails_in_a_pipe_is_told_by_the_exit_status(here: Path) -> None:
         (["--seed", "1-3"], "one seed at a time"),
         (["--steps", "0"], "steps is 0"),
     ],
-        (["--seed", "x"], "seed is x"),
-        (["--seed", "1-3"], "one seed at a time"),
-        (["--steps", "0"], "steps is 0"),
-    ],
 )
 def test_what_it_cannot_start_with_is_one_line(here: Path, arguments: list[str], words: str) -> None:
     done = h2gen("shell", *arguments, input="a cat\n")
