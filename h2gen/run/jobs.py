@@ -17,6 +17,7 @@ from h2gen.presets import load_preset
 from h2gen.run import names
 from h2gen.run.plan import Layers, Plan, lasting, plan_from, settle
 from h2gen.run.prompts import Entry, Reading
+from h2gen.run.prompts.entries import Given, place_of, places_of
 from h2gen.run.seeds import count_seeds, derived_seed, parse_seeds
 from h2gen.run.settings import Settings
 
@@ -105,16 +106,21 @@ class Jobs:
         self._settled: dict[str, tuple[Settings, str | None]] = {}
         self._entries: list[tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]] = []
         self._count = 0
+        self._told: dict[int, bool] = {}
         for entry in reading.entries:
             try:
                 self._entries.append(self._settle(entry))
-            except UsageError as error:
-                reading.wrong(f"{entry.source}: {error}")
+            except UsageError:
+                self._tell(entry, reading)
                 continue
             seeds = self._entries[-1][-1]
             self._count += seeds if isinstance(seeds, int) else len(seeds)
             if self._count > MOST:
                 break  # seeds take memory
+        for entry in reading.broken:  # what is wrong with the rest of them
+            sides = {"width", "height"} & entry.given.keys()
+            rest = {key: value for key, value in entry.given.items() if len(sides) != 1 or key not in sides}
+            self._tell_each(Given(rest, places_of(entry.given)), entry.source, reading)
         reading.check()
         if self._count > MOST:
             raise SettingError(f"That would be more than {MOST} pictures in one run; split it.")
@@ -156,6 +162,35 @@ class Jobs:
             self._settled[key] = self._lay(entry)
         settings, preset = self._settled[key]
         return entry, settings, preset, name, seeds
+
+    def _tell(self, entry: Entry, reading: Reading) -> None:
+        """Tell what is wrong with an entry: each setting that cannot be used whatever the others are, of its file's
+        defaults once; or else that they do not go together."""
+        if id(entry.defaults) not in self._told:
+            self._told[id(entry.defaults)] = self._tell_each(entry.defaults, entry.source, reading, ": defaults")
+        if self._tell_each(entry.given, entry.source, reading):
+            return
+        try:
+            self._settle(replace(entry, defaults={}) if self._told[id(entry.defaults)] else entry)
+        except UsageError as error:
+            reading.wrong(f"{entry.source}: {error}")
+
+    def _tell_each(self, given: Mapping[str, Any], source: str, reading: Reading, what: str = "") -> bool:
+        found = False
+        for key, value in given.items():
+            alone = {name: given[name] for name in ("width", "height") if name in given} if key == "width" else {}
+            alone = alone or {key: value, **({"cfg": 2.0} if key == "negative" else {})}
+            try:
+                if key in ("seed", "count"):
+                    _seeds([alone])
+                elif key == "name":
+                    names.check_template(value)
+                elif key != "height" or "width" not in given:
+                    self._lay(Entry("-", source, alone, {}))
+            except UsageError as error:
+                reading.wrong(f"{place_of(given, key, source)}{what}: {error}")
+                found = True
+        return found
 
     def _lay(self, entry: Entry) -> tuple[Settings, str | None]:
         layers: Layers = [

@@ -13,7 +13,7 @@ import pytest
 from h2gen.cache import CacheConfig
 from h2gen.errors import PromptFileError, SettingError, UsageError
 from h2gen.run.jobs import Job, Jobs, Shard, file_name, job_id, parse_shard
-from h2gen.run.prompts import Entry, Reading
+from h2gen.run.prompts import Entry, Reading, read_prompts
 from h2gen.run.seeds import derived_seed
 from h2gen.run.settings import Settings
 
@@ -229,3 +229,45 @@ def test_a_bad_configuration_is_told_before_the_file(own_home: Path) -> None:
     (folder / "config.toml").write_text("stps = 3")
     with pytest.raises(SettingError, match="unknown key 'stps'"):
         jobs("a cat")
+
+
+def test_every_bad_setting_is_told_with_its_own_line(tmp_path: Path) -> None:
+    """In the order of the file, the defaults' once and where they stand."""
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        "prompts:\n"
+        "  - prompt: a\n"
+        "    steps: -1\n"
+        "    guidance: .nan\n"
+        "    preset: nope\n"
+        "    name: '{foo}'\n"
+        "    tau1: x\n"
+        "    count: 0\n"
+        "    width: 99999\n"
+        "    height: 64\n"
+        "  - b\n"
+        "  - prompt: c\n"
+        "    cfg: 1\n"
+        "    negative: d\n"
+        "defaults:\n"
+        "  tau2: -3\n"
+        "  stps: 3\n"
+    )
+    with pytest.raises(PromptFileError) as error:
+        Jobs(read_prompts([str(file)]), {}, {})
+    lines = [line.split(": ")[0] for line in str(error.value).splitlines()]
+    assert lines == [f"p.yaml:{line}" for line in (3, 4, 5, 6, 7, 8, 9, 12, 16, 17)], str(error.value)
+    words = ("steps", "guidance", "preset", "name", "tau1", "count", "size", "negative", "tau2", "stps")
+    for line, word in zip(str(error.value).splitlines(), words, strict=True):
+        assert word in line
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.jsonl").write_text('{"prompt": "a", "steps": 0}\n')
+    with pytest.raises(PromptFileError) as error:
+        Jobs(read_prompts([str(tmp_path / folder / "p.jsonl") for folder in "ba"]), {}, {})
+    assert [line.split("steps")[0] for line in str(error.value).splitlines()] == [
+        f"{tmp_path}/{folder}/p.jsonl:1: " for folder in "ab"
+    ]

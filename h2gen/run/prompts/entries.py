@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -42,6 +43,24 @@ _TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "tru
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
+class Given(dict[str, Any]):
+    """Settings that stand in a file, with the place of each key that has one of its own, as ``FILE:LINE``."""
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str] = NOTHING) -> None:
+        super().__init__(values)
+        self.places = places
+
+
+def places_of(given: Mapping[str, Any]) -> Mapping[str, str]:
+    """The places of those keys of some settings that have one of their own."""
+    return given.places if isinstance(given, Given) else NOTHING
+
+
+def place_of(given: Mapping[str, Any], key: str, source: str) -> str:
+    """Where a key of some settings stands; ``source`` where nothing more is known."""
+    return places_of(given).get(key, source)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One prompt of a file.
@@ -59,10 +78,14 @@ class Entry:
 
 @dataclass
 class Reading:
-    """What was found in prompt files: entries, and mistakes as lines that name file, line and key."""
+    """What was found in prompt files: entries, and mistakes as lines that name file, line and key.
+
+    ``broken`` are entries with a mistake: the rest of their settings is still to be looked at.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
+    broken: list[Entry] = field(default_factory=list)
 
     def wrong(self, mistake: str) -> None:
         """Note a mistake.
@@ -82,6 +105,7 @@ class Reading:
             PromptFileError: there is a mistake, or no prompt at all.
         """
         if self.mistakes:
+            self.mistakes.sort(key=_in_order)
             shown = self.mistakes[:20]
             more = len(self.mistakes) - len(shown)
             least = "at least " if len(self.mistakes) >= MOST_MISTAKES else ""
@@ -107,13 +131,15 @@ class Reading:
             except SettingError as error:
                 self.wrong(f"{source}: {error}")
         given = self.checked(source, given) if given else NOTHING
-        if len(self.mistakes) == before:
-            self.entries.append(Entry(prompt, source, given, defaults, notes))
+        right = len(self.mistakes) == before
+        (self.entries if right else self.broken).append(Entry(prompt, source, given, defaults, notes))
 
-    def checked(self, source: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings whose key and type are right; the others become mistakes."""
+    def checked(self, source: str, given: Mapping[str, Any], what: str = "") -> Given:
+        """The settings whose key and type are right; the others become mistakes, told of ``what`` if that is given."""
         right: dict[str, Any] = {}
+        whole = source
         for key, value in given.items():
+            source = f"{place_of(given, key, whole)}{what}"
             if key in RUN_WIDE:
                 self.wrong(f"{source}: {key} is one for the whole run; give --{key} on the command line.")
             elif key not in KEYS:
@@ -128,7 +154,13 @@ class Reading:
                 )
             else:
                 right[key] = value
-        return right
+        return Given(right, places_of(given))
+
+
+def _in_order(mistake: str) -> tuple[str, int]:
+    """What mistakes are sorted by: the file, and the line in it."""
+    match = re.match(r"(.*?):(\d+): ", mistake)
+    return (match[1], int(match[2])) if match else (mistake, 0)
 
 
 def kind_of(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -31,10 +32,14 @@ def read_prompts(
     from h2gen.run.prompts.from_yaml import read_yaml
 
     reading = Reading()
+    paths = list(paths)
+    names = Counter(Path(path).name for path in paths)
     for path in paths:
         before = len(reading.entries), len(reading.mistakes)
+        # Two files of one name are told apart by their folders.
+        name = printable(Path(path).name if names[Path(path).name] == 1 else path) or repr(path)
         try:
-            name, kind, data = _fetch(path, stdin)
+            name, kind, data = _fetch(path, name, stdin)
             if kind == "yaml":
                 read_yaml(reading, name, data)
             elif kind == "jsonl":
@@ -49,12 +54,11 @@ def read_prompts(
     return reading
 
 
-def _fetch(path: str, stdin: Callable[[], bytes]) -> tuple[str, str, bytes]:
+def _fetch(path: str, name: str, stdin: Callable[[], bytes]) -> tuple[str, str, bytes]:
     """A file's name for messages, its kind and its bytes."""
     if path == "-":
         data = stdin()
         return "stdin", "jsonl" if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{" else "txt", data
-    name = printable(Path(path).name) or repr(path)
     kind = {".txt": "txt", ".yaml": "yaml", ".yml": "yaml", ".jsonl": "jsonl", ".ndjson": "jsonl"}.get(
         Path(path).suffix.lower()
     )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import SettingError
-from h2gen.run.prompts.entries import KEYS, NOTHING, Reading, first_line
+from h2gen.run.prompts.entries import KEYS, NOTHING, Given, Reading, first_line
 from h2gen.words import did_you_mean, printable
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def read_yaml(reading: Reading, name: str, data: bytes) -> None:
     """
     import yaml
 
-    defaults: dict[str, Any] = {}
+    defaults: Mapping[str, Any] = NOTHING
     prompts: yaml.Node
     root = _compose(name, data)
     if root is None:
@@ -51,7 +51,7 @@ def read_yaml(reading: Reading, name: str, data: bytes) -> None:
         raise SettingError(f"{name}:1: write a list of prompts, or 'defaults:' and 'prompts:'.")
     if not isinstance(prompts, yaml.SequenceNode):
         raise SettingError(f"{name}:{prompts.start_mark.line + 1}: prompts must be a list, with a '-' before each.")
-    shared = MappingProxyType(reading.checked(f"{name}:{root.start_mark.line + 1}: defaults", defaults))
+    shared = reading.checked(f"{name}:{root.start_mark.line + 1}", defaults, ": defaults")
     for node in prompts.value:
         source = f"{name}:{node.start_mark.line + 1}"
         if isinstance(node, yaml.ScalarNode):
@@ -119,14 +119,16 @@ def _nodes(reading: Reading, name: str, mapping: yaml.MappingNode) -> dict[str, 
     return found
 
 
-def _yaml_settings(reading: Reading, name: str, node: yaml.Node, what: str) -> dict[str, Any]:
+def _yaml_settings(reading: Reading, name: str, node: yaml.Node, what: str) -> Given:
     """A mapping of settings as Python values. Text stays as it was written: YAML takes 16:9 for a number."""
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
         raise SettingError(f"{name}:{node.start_mark.line + 1}: {what} must be a mapping such as 'steps: 28'.")
     values: dict[str, Any] = {}
-    for key, (_, value) in _nodes(reading, name, node).items():
+    places: dict[str, str] = {}
+    for key, (where, value) in _nodes(reading, name, node).items():
+        places[key] = f"{name}:{where.start_mark.line + 1}"
         if key != "prompt" and key not in KEYS:
             values[key] = ""  # whatever its value is, there is no such setting
             continue
@@ -139,7 +141,7 @@ def _yaml_settings(reading: Reading, name: str, node: yaml.Node, what: str) -> d
         except (yaml.YAMLError, ValueError, ArithmeticError, LookupError):
             line = value.start_mark.line + 1
             reading.wrong(f"{name}:{line}: {printable(key)} has a value that cannot be used; give a plain one.")
-    return {key: value for key, value in values.items() if value is not None}
+    return Given({key: value for key, value in values.items() if value is not None}, places)
 
 
 def _text(node: yaml.ScalarNode) -> str | None:
