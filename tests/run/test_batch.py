@@ -30,9 +30,9 @@ from tests.cli.programs import children, wait_for
 SLOW = {"steps": 60}
 """Still in the middle when the news of its second step has come, been read and been acted upon."""
 BROKEN = "broken"
-BIG = ("896x896", "64x64")
-ROOM = 360 * 2**20
-"""Bytes: more than the decoder needs in tiles, less than it needs for 896x896 at once."""
+BIG = ("1280x1280", "64x64")
+ROOM = 520 * 2**20
+"""Bytes: half as much again as the decoder needs in tiles, two thirds of what it needs for 1280x1280 at once."""
 QUICK = {"steps": 4, "cfg": 1.0, "preset": "paper", "device": "cpu"}
 
 
