@@ -93,17 +93,18 @@ def workers() -> list[int]:
     return sorted(pid for pid in children(os.getpid()) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
 
 
-def kill_worker() -> None:
-    os.kill(workers()[0], signal.SIGKILL)
+def kill_worker(number: int = 0) -> None:
+    """Kill a worker by its number in the run, as long as none of them has been replaced."""
+    os.kill(workers()[number], signal.SIGKILL)
 
 
 def test_a_worker_killed_in_the_middle_is_replaced_and_another_does_its_job(tmp_path: Path) -> None:
     killed: list[int] = []
 
-    def once(_worker: int, job: Job) -> None:
+    def once(worker: int, job: Job) -> None:
         if not killed:
             killed.append(job.index)
-            kill_worker()
+            kill_worker(worker)  # the other one may be loading still
 
     watch = Watch(once)
     tally = run(batch_of(tmp_path, 4, workers=2, **SLOW), watch)
