@@ -1,0 +1,243 @@
+"""The training of the bundled model, on a smaller one and a few squares: it learns, goes on, and diffusers loads it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+import h2gen
+from h2gen.models.defaults import read_defaults
+from tests.tools.sprites import few_sprites
+from tools.train_tiny import autoencoder, classifier, evaluate, model, runs, ship, text, train
+from tools.train_tiny.runs import DECAY, Progress, Run
+from tools.train_tiny.scenes import Stage
+
+CPU = torch.device("cpu")
+FEW, MORE = 0.2, 0.5
+"""Minutes in which a step takes two or three seconds."""
+
+
+class Clock:
+    """Time that passes at will, and a little whenever somebody looks, so that a budget is a number of steps."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, tick: float = 0.0) -> None:
+        self.now, self._tick = 0.0, tick
+        patch.setattr(runs.time, "monotonic", self.look)
+
+    def look(self) -> float:
+        self.now += self._tick
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every part made once, each in as little time as it can."""
+    folder = tmp_path_factory.mktemp("tiny")
+    found = few_sprites()
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        Clock(patch, 1.0)
+        text.build_tokenizers(Stage(found), folder)
+        autoencoder.train(found, folder / "autoencoder", FEW, CPU)
+        train.train(found, folder, folder / "model", FEW, CPU, distil=False, compiled=False)
+        classifier.train(found, folder / "judge", FEW, CPU)
+    return folder
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
+    Clock(monkeypatch, 1.0)
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(runs, "_WARM", 5)
+    patch.setattr(autoencoder, "_BATCH", 4)
+    patch.setattr(classifier, "_BATCH", 16)
+    patch.setattr(model, "_DOUBLE", 1)
+    patch.setattr(model, "_SINGLE", 2)
+    patch.setattr(text, "_CAPTIONS", 500)
+    patch.setitem(train._PACES, "cpu", train.Pace(4, 1e-3, 0, (1.0, *[0.0] * 7), 0.9))
+
+
+class Counter:
+    """Something to train: it counts its steps."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.steps = saved["steps"]
+
+
+def steps_of(run: Run, counter: Counter, clock: Clock, most: int = 10**6) -> int:
+    """Steps of ten seconds each."""
+    done = 0
+    for _ in run:
+        counter.steps += 1
+        clock.now += 10
+        done += 1
+        if done == most:
+            break
+    return done
+
+
+def test_a_run_that_is_killed_goes_on_from_its_last_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, counter = Clock(monkeypatch), Counter()
+    run = Run(tmp_path, 10, counter.state, counter.restore, every=1)
+    assert steps_of(run, counter, clock, most=20) == 20
+    again = Counter()
+    run = Run(tmp_path, 10, again.state, again.restore, every=1)
+    assert 12 <= again.steps < 20 and run.progress.steps == again.steps
+    steps_of(run, again, clock)
+    assert again.steps == 60
+
+
+def test_a_longer_budget_goes_on_from_before_the_rate_fell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, counter = Clock(monkeypatch), Counter()
+    assert steps_of(Run(tmp_path, 10, counter.state, counter.restore), counter, clock) == 60
+    again = Counter()
+    same = Run(tmp_path, 10, again.state, again.restore)
+    assert again.steps == 60 and steps_of(same, again, clock) == 0
+    longer = Counter()
+    Run(tmp_path, 20, longer.state, longer.restore)
+    assert longer.steps == pytest.approx(60 * (1 - DECAY), abs=1)
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    def rate(seconds: float, steps: int) -> float:
+        return Progress(100, seconds, steps).rate
+
+    assert rate(0, 0) == 0.01 and rate(30, 1000) == 1 and rate(69, 1000) == 1
+    assert rate(85, 1000) == pytest.approx(0.5) and rate(100, 1000) == 0.02
+
+
+def test_the_autoencoder_learns(tmp_path: Path, small: None) -> None:
+    found = few_sprites()
+    autoencoder.train(found, tmp_path, 0.8, CPU)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["samples"] == 4 * log[-1]["steps"]
+    assert log[-1]["loss"] < log[0]["loss"]
+    quality = autoencoder.quality(autoencoder.load(tmp_path, CPU), found, CPU)
+    assert quality["pictures"] == 1 and np.isfinite(quality["psnr"])
+
+
+def test_what_was_trained_is_a_pipeline_of_diffusers_own(made: Path) -> None:
+    pipe = FluxPipeline.from_pretrained(made / "model" / "pipeline", dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert type(pipe) is FluxPipeline and pipe.transformer.config.guidance_embeds
+    for length in (16, 512):
+        image = pipe("a cat", num_inference_steps=2, height=96, width=144, max_sequence_length=length).images[0]
+        assert image.size == (144, 96)
+
+
+def test_tokenizers_fold_case_and_keep_known_words_whole(made: Path) -> None:
+    words = text.Text(made)
+    ids = [words.ids([caption], 16) for caption in ("A Cat Beside a Dog", "a cat beside a dog")]
+    assert all(torch.equal(one, two) for one, two in zip(*ids, strict=True))
+    assert words.lengths(["a cat beside a dog"]) == 6
+    assert words.lengths(["xylograph 猫"]) > 6
+    assert words.clip.eos_token_id != 2
+
+
+def test_training_goes_on_and_distils(made: Path, tmp_path: Path, small: None) -> None:
+    folder = tmp_path / "model"
+    found = few_sprites()
+    train.train(found, made, folder, FEW, CPU, distil=False, compiled=False)
+    first = torch.load(folder / "snapshot.pt", weights_only=True)["progress"]["steps"]
+    train.train(found, made, folder, MORE, CPU, distil=False, compiled=False)
+    assert torch.load(folder / "snapshot.pt", weights_only=True)["progress"]["steps"] > first
+    before = {path: path.read_bytes() for path in (folder / "pipeline" / "transformer").glob("*.safetensors")}
+    train.train(found, made, folder, FEW, CPU, distil=True, compiled=False)
+    assert all(path.read_bytes() != old for path, old in before.items())
+    assert (folder / "distilled" / "log.jsonl").exists()
+
+
+def test_the_velocity_of_a_trained_model_is_nearer_than_that_of_a_new_one(made: Path, small: None) -> None:
+    found = few_sprites()
+    torch.manual_seed(0)
+    stage, words = Stage(found), text.Text(made)
+    learner = train.Model(words)
+    vae = autoencoder.load(made / "autoencoder", CPU)
+    render = train.Renderer(found, CPU)
+    batches = iter(train.Batches(stage, words, train._PACES["cpu"], 0))
+    optimizers = train._optimizers(learner, 2e-3)
+    losses = []
+    for _ in range(30):
+        loss = train._loss(learner, None, next(batches), vae, render)
+        losses.append(loss.item())
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+
+
+def test_the_judge_learns_what_it_sees(tmp_path: Path, small: None) -> None:
+    found = few_sprites()
+    judge = classifier.train(found, tmp_path, 3.0, CPU)
+    assert classifier.accuracy(judge, found, CPU, ["3d"])["top1"] > 0.5
+    loaded = classifier.load(tmp_path, CPU)
+    assert classifier.accuracy(loaded, found, CPU, ["3d"]) == classifier.accuracy(judge, found, CPU, ["3d"])
+
+
+def test_questions_are_fixed_and_ask_what_they_check() -> None:
+    asked = evaluate.questions(100)
+    assert asked == evaluate.questions(100) and len(asked) == 300
+    assert len({question.seed for question in asked}) == 300
+    assert asked[0].prompt == "a cat" and {len(question.concepts) for question in asked} == {1, 2}
+    assert all(str(question.background) in question.prompt for question in asked[200:])
+    assert max(question.concepts[0] for question in evaluate.questions(400)) == 399
+
+
+def test_perfect_pictures_get_a_perfect_report() -> None:
+    """Squares drawn by hand in place of the model's: the judge that knows them finds both, and the ground."""
+    found = few_sprites()
+    stage = Stage(found)
+    colours = {i: torch.tensor(found.pictures[3 * i, 0, 0, :3] / 127.5 - 1) for i in range(6)}
+
+    class Knows(classifier.Classifier):
+        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+            middle = pictures.mean((2, 3))
+            logits = torch.full((len(pictures), len(stage.concepts)), -1e3)
+            for i, colour in colours.items():
+                logits[:, i] = -(middle - colour).abs().sum(1).float()
+            return logits
+
+    asked = [evaluate.Question("", 0, (0, 1), "blue"), evaluate.Question("", 0, (2, 3), "green")]
+    pictures = torch.empty(2, 3, 64, 64)
+    for picture, question in zip(pictures, asked, strict=True):
+        picture[:] = torch.tensor(evaluate.BACKGROUNDS[str(question.background)]).view(3, 1, 1) / 127.5 - 1
+        for side, concept in enumerate(question.concepts):
+            picture[:, 16:48, 32 * side : 32 * side + 32] = colours[concept].view(3, 1, 1)
+    report = evaluate._composed(Knows(1), pictures, asked)
+    assert report == {"each_top5": 1.0, "both_top5": 1.0, "background": 1.0, "of": 2}
+    swapped = [evaluate.Question("", 0, (4, 1), "red"), asked[1]]
+    assert evaluate._composed(Knows(1), pictures, swapped)["background"] == 0.5
+
+
+def test_what_is_shipped_says_how_it_is_called_and_what_it_is_made_of(made: Path, tmp_path: Path) -> None:
+    pipe = evaluate.load(made / "model" / "pipeline", CPU)
+    judge = classifier.load(made / "judge", CPU)
+    calling = evaluate.Calling(side=96, steps=2, cfg=1.0)
+    report = evaluate.evaluate(
+        pipe, judge, few_sprites(), evaluate.questions(6, singles=4, pairs=2), calling, made / "evaluation"
+    )
+    assert report["pictures"] == 6 and report["changes"][28]["structure"]["median"] > 0
+    assert (made / "evaluation" / "sheet.png").stat().st_size
+    ship.ship(made, calling, "a test", tmp_path / "tiny")
+    defaults = read_defaults(tmp_path / "tiny" / "defaults.toml")
+    assert (defaults.width, defaults.steps, defaults.cfg) == (96, 2, 1.0)
+    card = (tmp_path / "tiny" / "MODEL_CARD.md").read_text()
+    assert "on a test" in card and "Apache-2.0" in card and "{" not in card
+    session = h2gen.load(str(tmp_path / "tiny"))
+    assert session.generate("a cat", seed=1).image.size == (96, 96)

@@ -1,0 +1,119 @@
+"""Make the bundled model.
+
+\b
+    python -m tools.train_tiny data                      # fetch the emoji packages and draw them; needs npm
+    python -m tools.train_tiny autoencoder --minutes 20
+    python -m tools.train_tiny train --minutes 150
+    python -m tools.train_tiny distil --minutes 30       # guidance in one pass
+    python -m tools.train_tiny judge --minutes 10        # the classifier, and how good it is on styles it never saw
+    python -m tools.train_tiny evaluate
+    python -m tools.train_tiny ship --hardware "two CPU cores"
+
+Every training takes a budget of time, saves itself every few minutes and goes on from there when it is called again. A
+larger budget goes on with one that was finished.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+os.environ.setdefault(
+    "TRANSFORMERS_VERBOSITY", "error"
+)  # read when it is imported; it warns of what is not needed here
+
+import torch
+import typer
+
+from tools.train_tiny import autoencoder as autoencoders
+from tools.train_tiny import classifier, evaluate, scenes, ship, sprites, text, train
+from tools.train_tiny.concepts import concepts
+
+app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+Folder = Annotated[Path, typer.Option(help="Where everything is kept.")]
+Minutes = Annotated[float, typer.Option(min=0, help="Budget of time, over all calls together.")]
+_HOME = Path("build/tiny")
+
+
+@app.command()
+def data(folder: Folder = _HOME) -> None:
+    """Fetch the emoji packages by name and version, draw them, and learn the vocabulary. The same every time."""
+    found = sprites.build(folder / "data", folder / "packages")
+    text.build_tokenizers(scenes.Stage(found), folder)
+    print(f"{len(found.index)} pictures of {len(concepts())} concepts in {folder / 'data'}")
+
+
+@app.command()
+def autoencoder(folder: Folder = _HOME, minutes: Minutes = 20) -> None:
+    """Train the autoencoder."""
+    found, device = sprites.load(folder / "data"), _device()
+    autoencoders.train(found, folder / "autoencoder", minutes, device)
+    print(autoencoders.quality(autoencoders.load(folder / "autoencoder", device), found, device))
+
+
+@app.command("train")
+def train_(folder: Folder = _HOME, minutes: Minutes = 150) -> None:
+    """Train the transformer and the text encoders."""
+    train.train(sprites.load(folder / "data"), folder, folder / "model", minutes, _device(), distil=False)
+
+
+@app.command()
+def distil(folder: Folder = _HOME, minutes: Minutes = 30) -> None:
+    """Distil guidance into the finished model, so that one pass a step is enough."""
+    train.train(sprites.load(folder / "data"), folder, folder / "model", minutes, _device(), distil=True)
+
+
+@app.command()
+def judge(folder: Folder = _HOME, minutes: Minutes = 10, check: bool = True) -> None:
+    """Train the classifier on all styles; with --check, first on two of three, to see how it does on the third."""
+    found, device = sprites.load(folder / "data"), _device()
+    for held_out in sprites.STYLES if check else ():
+        others = [style for style in sprites.STYLES if style != held_out]
+        model = classifier.train(found, folder / f"judge-without-{held_out}", minutes, device, others)
+        print(f"style never seen: {held_out}", classifier.accuracy(model, found, device, [held_out]))
+    model = classifier.train(found, folder / "judge", minutes, device)
+    print("all styles", classifier.accuracy(model, found, device, sprites.STYLES))
+
+
+@app.command("evaluate")
+def evaluate_(
+    folder: Folder = _HOME,
+    names: Annotated[int, typer.Option(help="Ask for so many of the commonest concepts.")] = 100,
+    singles: int = 200,
+    pairs: int = 100,
+    side: int = 128,
+    steps: int = 28,
+    guidance: float = 1.0,
+    cfg: float = 3.0,
+    length: int = 24,
+) -> None:
+    """Make pictures of fixed prompts and seeds, judge them, and write report.json and sheet.png."""
+    found, device = sprites.load(folder / "data"), _device()
+    model = classifier.load(folder / "judge", device)
+    pipe = evaluate.load(folder / "model" / "pipeline", device)
+    calling = evaluate.Calling(side, steps, guidance, cfg, length)
+    report = evaluate.evaluate(
+        pipe, model, found, evaluate.questions(names, singles, pairs), calling, folder / "evaluation"
+    )
+    for name, value in report.items():
+        print(name, value)
+
+
+@app.command("ship")
+def ship_(
+    hardware: Annotated[str, typer.Option(help="What it was trained on, for the card.")],
+    folder: Folder = _HOME,
+    guidance: float = 1.0,
+    cfg: float = 3.0,
+) -> None:
+    """Put the finished model in the bundled one's place."""
+    ship.ship(folder, evaluate.Calling(guidance=guidance, cfg=cfg), hardware)
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+if __name__ == "__main__":
+    app()

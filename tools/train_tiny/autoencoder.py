@@ -1,0 +1,128 @@
+"""The autoencoder: pictures to latents an eighth as wide and high, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from tools.train_tiny.render import Renderer
+from tools.train_tiny.runs import Average, Log, Run
+from tools.train_tiny.scenes import Scene, Stage
+from tools.train_tiny.sprites import Sprites
+
+LATENT_CHANNELS = 12
+_BATCH, _CROP, _RATE = 32, 64, 2e-3
+_NOISE = 0.1
+"""Of a standard deviation is added to latents in training: what is sampled is never exact."""
+_SIDES = (96, 128, 128, 192)
+_HELD_OUT = 25
+"""Every so many-th sprite is never trained on."""
+
+
+def build() -> AutoencoderTiny:
+    return AutoencoderTiny(
+        encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(48,) * 4,
+        num_encoder_blocks=(0, 1, 1, 3),
+        num_decoder_blocks=(4, 3, 1, 0),
+        latent_channels=LATENT_CHANNELS,
+    )
+
+
+def train(sprites: Sprites, folder: Path, minutes: float, device: torch.device) -> None:
+    """Train it, or go on, and save it with its scale into ``folder``."""
+    torch.manual_seed(0)
+    model = build().to(device, memory_format=torch.channels_last)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
+    average = Average(parameters, 0.998)
+
+    def state() -> dict[str, Any]:
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values}
+
+    def restore(saved: dict[str, Any]) -> None:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        for value, kept in zip(average.values, saved["average"], strict=True):
+            value.copy_(kept)
+
+    run, log = Run(folder, minutes, state, restore), Log(folder)
+    stage, render = Stage(sprites), Renderer(sprites, device)
+    rng = np.random.default_rng(run.progress.steps)
+    held_out = frozenset(range(0, len(sprites.index), _HELD_OUT))
+    for progress in run:
+        for group in optimizer.param_groups:
+            group["lr"] = _RATE * progress.rate
+        pictures = _crops(stage, render, rng, held_out).to(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            latents = model.encode(pictures).latents
+            decoded = model.decode(latents + _NOISE * torch.randn_like(latents)).sample
+        loss = _loss(decoded.float(), pictures, latents.float())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        average.update(progress.steps)
+        run.count(len(pictures))
+        log.tell(run.progress, {"loss": loss})
+    log.write(run.progress)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, average.values, strict=True):
+            parameter.copy_(value)
+    _measure_scale(model, stage, render)
+    model.to("cpu").save_pretrained(folder)
+
+
+def load(folder: Path, device: torch.device) -> AutoencoderTiny:
+    """What ``train`` saved, only to be used."""
+    return AutoencoderTiny.from_pretrained(folder).to(device).requires_grad_(False)
+
+
+def quality(model: AutoencoderTiny, sprites: Sprites, device: torch.device, side: int = 128) -> dict[str, float]:
+    """PSNR (dB) and SSIM of pictures of the sprites that it was not trained on, decoded from their latents."""
+    stage, render = Stage(sprites), Renderer(sprites, device)
+    index = sprites.index
+    scenes = [stage.one(index[i].concept, index[i].style) for i in range(0, len(index), _HELD_OUT)]
+    pictures = render(scenes, side, side)
+    with torch.no_grad():
+        decoded = model.decode(model.encode(pictures).latents).sample.clamp(-1, 1)
+    errors = ((decoded - pictures) / 2).square().mean((1, 2, 3))
+    similarity = structural_similarity_index_measure(decoded, pictures, data_range=2.0)
+    assert isinstance(similarity, torch.Tensor)
+    return {"psnr": float((-10 * errors.log10()).mean()), "ssim": float(similarity), "pictures": len(scenes)}
+
+
+def _crops(stage: Stage, render: Renderer, rng: np.random.Generator, held_out: frozenset[int]) -> torch.Tensor:
+    """Parts of scenes in which there is something to see, ``(B, 3, _CROP, _CROP)``."""
+    side = int(rng.choice(_SIDES))
+    scenes: list[Scene] = []
+    while len(scenes) < _BATCH:
+        scene = stage.scene(rng)
+        if held_out.isdisjoint(thing.sprite for thing in scene.things):
+            scenes.append(scene)
+    pictures = render(scenes, side, side)
+    corners = rng.integers(0, side - _CROP + 1, (_BATCH, 2))
+    return torch.stack([p[:, y : y + _CROP, x : x + _CROP] for p, (y, x) in zip(pictures, corners, strict=True)])
+
+
+def _loss(decoded: torch.Tensor, pictures: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    """Close in value, in edges and when seen from afar; latents of mean 0 and deviation 1."""
+    error = decoded - pictures
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    afar = F.avg_pool2d(error, 4).abs().mean()
+    spread = latents.mean((0, 2, 3)).square().mean() + (latents.std((0, 2, 3)) - 1).square().mean()
+    return error.abs().mean() + 0.5 * edges + afar + 2 * error.square().mean() + 0.05 * spread
+
+
+@torch.no_grad()
+def _measure_scale(model: AutoencoderTiny, stage: Stage, render: Renderer) -> None:
+    """Have the pipeline see latents of mean 0 and deviation 1."""
+    rng = np.random.default_rng(1)
+    latents = model.encode(render([stage.scene(rng) for _ in range(256)], 128, 128)).latents
+    model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))

@@ -1,0 +1,164 @@
+"""What the model can do, in figures: pictures of fixed prompts and seeds, judged by the classifier."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from PIL import Image
+
+import h2gen
+from tools.train_tiny import autoencoder
+from tools.train_tiny.captions import Phrase
+from tools.train_tiny.classifier import Classifier, ranks_of
+from tools.train_tiny.colours import BACKGROUNDS
+from tools.train_tiny.concepts import COMMON, concepts
+from tools.train_tiny.sprites import Sprites
+
+_TOGETHER = 10
+"""Pictures made at once."""
+_NEVER = 1e-9
+"""Thresholds that only measure."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt, and what must be seen: concepts, from left to right, and perhaps the colour behind them."""
+
+    prompt: str
+    seed: int
+    concepts: tuple[int, ...]
+    background: str | None = None
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How the pipeline is called."""
+
+    side: int = 128
+    steps: int = 28
+    guidance: float = 1.0
+    cfg: float = 3.0
+    length: int = 24
+
+
+def load(folder: Path, device: torch.device) -> FluxPipeline:
+    """A pipeline that ``train`` saved."""
+    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def questions(names: int, singles: int = 200, pairs: int = 100) -> list[Question]:
+    """Prompts with fixed seeds: "a NAME" for so many of the commonest concepts, then two things on a colour."""
+    known = concepts()
+    chosen = np.linspace(0, names - 1, singles).round().astype(int) if names > singles else np.arange(singles) % names
+    asked = [Question(str(Phrase(known[i].name)), seed, (int(i),)) for seed, i in enumerate(chosen)]
+    rng = np.random.default_rng(0)
+    colours = [colour for colour in BACKGROUNDS if colour != "white"]
+    for seed in range(singles, singles + pairs):
+        first, second = (int(i) for i in rng.choice(COMMON, 2, replace=False))
+        colour = colours[rng.integers(len(colours))]
+        things = f"{Phrase(known[first].name)} beside {Phrase(known[second].name)}"
+        asked.append(
+            Question(f"{things} on a{'n' * (colour == 'orange')} {colour} background", seed, (first, second), colour)
+        )
+    return asked
+
+
+def evaluate(
+    pipe: FluxPipeline, judge: Classifier, sprites: Sprites, asked: Sequence[Question], calling: Calling, folder: Path
+) -> dict[str, Any]:
+    """Make the pictures, judge them, and write ``report.json`` and the unselected ``sheet.png`` into ``folder``."""
+    device = pipe.device
+    pictures = torch.cat([_make(pipe, part, calling) for part in _parts(asked)])
+    alone = [i for i, question in enumerate(asked) if len(question.concepts) == 1]
+    report: dict[str, Any] = {"calling": vars(calling), "pictures": len(asked)}
+    if alone:
+        ranks = ranks_of(judge, pictures[alone].to(device), [asked[i].concepts[0] for i in alone])
+        report["retrieval"] = {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "of": len(alone)}
+    pairs = [i for i, question in enumerate(asked) if len(question.concepts) == 2]
+    if pairs:
+        report["composed"] = _composed(judge, pictures[pairs].to(device), [asked[i] for i in pairs])
+    report["autoencoder"] = autoencoder.quality(pipe.vae, sprites, device)
+    report["changes"] = {steps: _changes(pipe, asked[:4], calling, steps) for steps in (28, 50)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    sheet(pictures, folder / "sheet.png")
+    return report
+
+
+def sheet(pictures: torch.Tensor, path: Path, columns: int = 20) -> None:
+    """All pictures in one, in their order."""
+    missing = -len(pictures) % columns
+    padded = torch.cat([pictures, pictures.new_ones(missing, *pictures.shape[1:])])
+    rows = [torch.cat(list(row), dim=-1) for row in padded.split(columns)]
+    Image.fromarray(_bytes(torch.cat(rows, dim=-2))).save(path)
+
+
+def _make(pipe: FluxPipeline, asked: Sequence[Question], calling: Calling) -> torch.Tensor:
+    """``(B, 3, side, side)``, -1 to 1."""
+    made = pipe(
+        [question.prompt for question in asked],
+        negative_prompt=[""] * len(asked) if calling.cfg > 1 else None,
+        true_cfg_scale=calling.cfg,
+        guidance_scale=calling.guidance,
+        num_inference_steps=calling.steps,
+        height=calling.side,
+        width=calling.side,
+        max_sequence_length=calling.length,
+        generator=[torch.Generator().manual_seed(question.seed) for question in asked],
+        output_type="pt",
+    ).images
+    return made.float().cpu() * 2 - 1  # type: ignore[no-any-return]
+
+
+def _composed(judge: Classifier, pictures: torch.Tensor, asked: Sequence[Question]) -> dict[str, float]:
+    """Each thing is looked for in its own half, at half the height, and the colour along the picture's edge."""
+    side = pictures.shape[-1]
+    middle = pictures[:, :, side // 4 : side - side // 4]
+    first = ranks_of(judge, middle[..., : side // 2], [question.concepts[0] for question in asked])
+    second = ranks_of(judge, middle[..., side // 2 :], [question.concepts[1] for question in asked])
+    right = [_background(picture) == question.background for picture, question in zip(pictures, asked, strict=True)]
+    return {
+        "each_top5": float(np.mean([*(first < 5), *(second < 5)])),
+        "both_top5": float(np.mean((first < 5) & (second < 5))),
+        "background": mean(right),
+        "of": len(asked),
+    }
+
+
+def _background(picture: torch.Tensor) -> str:
+    """The name of the colour that is nearest to most of the picture's edge."""
+    edge = torch.cat([picture[:, :3].flatten(1), picture[:, -3:].flatten(1)], dim=1)
+    seen = (edge.median(dim=1).values.cpu().numpy() + 1) * 127.5
+    return min(BACKGROUNDS, key=lambda name: float(np.square(seen - np.array(BACKGROUNDS[name])).sum()))
+
+
+def _changes(pipe: FluxPipeline, asked: Sequence[Question], calling: Calling, steps: int) -> dict[str, Any]:
+    """The relative change from step to step that each stage's check sees: lowest, median, highest."""
+    seen: dict[str, list[float]] = {"structure": [], "detail": []}
+    with h2gen.h2_cache(pipe, tau1=_NEVER, tau2=_NEVER) as trace:
+        for question in asked:
+            _make(pipe, [question], Calling(calling.side, steps, calling.guidance, calling.cfg, calling.length))
+    for record in trace.steps:
+        for name, values in seen.items():
+            change = getattr(record, name).change
+            if change is not None:
+                values.append(change)
+    return {name: {"min": min(v), "median": median(v), "max": max(v)} for name, v in seen.items()}
+
+
+def _parts(asked: Sequence[Question]) -> list[Sequence[Question]]:
+    return [asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER)]
+
+
+def _bytes(picture: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.asarray(((picture + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0))

@@ -1,0 +1,76 @@
+"""The transformer, and the whole as a pipeline."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+from torch import nn
+from transformers import CLIPTextModel, T5EncoderModel
+
+from tools.train_tiny.autoencoder import LATENT_CHANNELS
+from tools.train_tiny.text import WIDTH, Text
+
+PATCH = 16
+"""Pixels of a token's side: the autoencoder's 8, packed 2 by 2."""
+_DOUBLE, _SINGLE = 8, 16
+_HEADS, _AXES = 4, (12, 16, 16)
+
+
+def build_transformer() -> FluxTransformer2DModel:
+    """A new one, whose blocks add nothing yet: diffusers leaves all of its layers at torch's own start."""
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * LATENT_CHANNELS,
+        num_layers=_DOUBLE,
+        num_single_layers=_SINGLE,
+        attention_head_dim=sum(_AXES),
+        num_attention_heads=_HEADS,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=_AXES,
+    )
+    for name, parameter in transformer.named_parameters():
+        if parameter.ndim == 2:
+            nn.init.xavier_uniform_(parameter)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    for embedder in transformer.time_text_embed.children():
+        for layer in embedder.children():
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+    modulations = [transformer.norm_out.linear, transformer.proj_out]
+    for block in transformer.transformer_blocks:
+        modulations += [block.norm1.linear, block.norm1_context.linear]
+    modulations += [block.norm.linear for block in transformer.single_transformer_blocks]
+    for layer in modulations:
+        nn.init.zeros_(layer.weight)
+    return transformer
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """``(B, C, H, W)`` to tokens ``(B, H/2 * W/2, 4 C)``, as the pipeline does it."""
+    batch, channels, height, width = latents.shape
+    packed: torch.Tensor = FluxPipeline._pack_latents(latents, batch, channels, height, width)
+    return packed
+
+
+def position_ids(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """``(H/2 * W/2, 3)`` of latents that are ``height`` by ``width``, as the pipeline makes them."""
+    ids: torch.Tensor = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
+    return ids
+
+
+def assemble(
+    vae: AutoencoderTiny, text: Text, clip: CLIPTextModel, t5: T5EncoderModel, transformer: FluxTransformer2DModel
+) -> FluxPipeline:
+    """The pipeline that diffusers will load."""
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False),
+        vae=vae,
+        text_encoder=clip,
+        tokenizer=text.clip,
+        text_encoder_2=t5,
+        tokenizer_2=text.t5,
+        transformer=transformer,
+    )

@@ -1,0 +1,161 @@
+"""What every training here shares: a budget of time, a learning rate over it, snapshots to go on from, and a log."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_REPORT = 20.0
+"""Seconds between two lines of the log."""
+_WARM = 100
+"""Steps until the learning rate is reached."""
+DECAY = 0.3
+"""The last share of the budget, in which the learning rate falls to nothing."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: over all its sessions, with ``seconds`` spent of ``budget``."""
+
+    budget: float
+    seconds: float = 0.0
+    steps: int = 0
+    samples: int = 0
+
+    @property
+    def share(self) -> float:
+        return min(1.0, self.seconds / self.budget) if self.budget else 1.0
+
+    @property
+    def rate(self) -> float:
+        """The learning rate's factor: up in a few steps, level, then down in a straight line."""
+        falling = (1 - self.share) / DECAY
+        return min(1.0, (self.steps + 1) / _WARM, max(0.02, falling))
+
+
+class Run:
+    """A training in a folder. Iterate over it: a pass is a step, until the time is spent.
+
+    It saves what ``state`` holds every few minutes and at the end, and goes on from there when it is made again: killed
+    at any time it loses no more. Just before the learning rate falls it keeps a copy, from which a longer budget goes
+    on: a network that has been cooled down learns little more.
+
+    Args:
+        folder: for snapshots and ``log.jsonl``.
+        minutes: the budget of all its sessions together.
+        state: gives what a snapshot holds.
+        restore: takes it back.
+        every: minutes between two snapshots.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        minutes: float,
+        state: Callable[[], dict[str, Any]],
+        restore: Callable[[dict[str, Any]], None],
+        every: float = 5.0,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._state, self._every = folder, state, every * 60
+        self._snapshot, self._level = folder / "snapshot.pt", folder / "level.pt"
+        self.progress = Progress(minutes * 60)
+        for path in (self._snapshot, self._level):
+            if path.exists() and self._goes_on_from(path, restore):
+                break
+
+    def _goes_on_from(self, path: Path, restore: Callable[[dict[str, Any]], None]) -> bool:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        before = Progress(**saved["progress"])
+        cooled = before.share > 1 - DECAY and self.progress.budget > before.budget
+        if cooled and path != self._level and self._level.exists():
+            return False
+        restore(saved["state"])
+        self.progress = replace(before, budget=self.progress.budget)
+        return True
+
+    def __iter__(self) -> Iterator[Progress]:
+        last = saved = time.monotonic()
+        begun = self.progress.steps
+        while self.progress.share < 1:
+            level = self.progress.share <= 1 - DECAY
+            yield self.progress
+            now = time.monotonic()
+            self.progress = replace(
+                self.progress, seconds=self.progress.seconds + now - last, steps=self.progress.steps + 1
+            )
+            last = now
+            if level and self.progress.share > 1 - DECAY:
+                self._save(self._level)
+            if now - saved > self._every:
+                saved = now
+                self._save(self._snapshot)
+        if self.progress.steps > begun:
+            self._save(self._snapshot)
+
+    def count(self, samples: int) -> None:
+        """So many samples more."""
+        self.progress = replace(self.progress, samples=self.progress.samples + samples)
+
+    def _save(self, path: Path) -> None:
+        partial = path.with_suffix(".partial")
+        torch.save({"progress": asdict(self.progress), "state": self._state()}, partial)
+        os.replace(partial, path)
+
+
+class Log:
+    """Means of what is told, a line every few seconds, on the terminal and in ``log.jsonl``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "log.jsonl"
+        self._told: dict[str, list[torch.Tensor]] = {}
+        self._since = time.monotonic()
+        self._samples: int | None = None
+
+    def tell(self, progress: Progress, values: Mapping[str, torch.Tensor]) -> None:
+        """Values of a step; reading them waits for the device only when a line is due."""
+        for name, value in values.items():
+            self._told.setdefault(name, []).append(value.detach())
+        if self._samples is None:
+            self._samples = progress.samples
+        if time.monotonic() - self._since >= _REPORT:
+            self.write(progress)
+
+    def write(self, progress: Progress) -> None:
+        """Say what was told since the last line; also to be called at the end."""
+        if not self._told or self._samples is None:
+            return
+        elapsed = time.monotonic() - self._since
+        line: dict[str, float] = {
+            "minutes": round(progress.seconds / 60, 2),
+            "steps": progress.steps,
+            "samples": progress.samples,
+            "samples_per_second": round((progress.samples - self._samples) / elapsed, 1),
+            "rate": round(progress.rate, 3),
+        }
+        line |= {name: round(torch.stack(told).float().mean().item(), 5) for name, told in self._told.items()}
+        print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self._told.clear()
+        self._since, self._samples = time.monotonic(), progress.samples
+
+
+class Average:
+    """A moving average of weights, which makes better pictures than the weights themselves."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor], decay: float) -> None:
+        self._parameters, self._decay = parameters, decay
+        self.values = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        decay = min(self._decay, (1 + steps) / (10 + steps))
+        torch._foreach_lerp_(self.values, [p.detach() for p in self._parameters], 1 - decay)

@@ -1,0 +1,168 @@
+"""Scenes: what stands where, in which colours, and how that is said. Drawn from a random generator, so made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tools.train_tiny.captions import Phrase, describe
+from tools.train_tiny.colours import BACKGROUNDS, TINTS
+from tools.train_tiny.concepts import COMMON, Concept, concepts
+from tools.train_tiny.sprites import STYLES, Sprites
+
+_STYLE_SHARES = (0.5, 0.25, 0.25)
+_COMMON_SHARE = 0.5
+"""Of all things drawn, at least so many are of the commonest."""
+_KINDS = ("one", "beside", "above", "several")
+_KIND_SHARES = (0.6, 0.16, 0.08, 0.16)
+_UNSAID = 0.1
+"""Scenes without a caption, for classifier-free guidance."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A sprite in a scene. ``x``, ``y`` is its middle and ``size`` its side, as shares of the picture's shorter side,
+    with the picture's middle at 0, 0."""
+
+    sprite: int
+    x: float
+    y: float
+    size: float
+    tint: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture to be drawn. ``background`` is RGB, 0 to 1. ``caption`` is empty where nothing is said."""
+
+    things: tuple[Thing, ...]
+    background: tuple[float, float, float]
+    caption: str
+
+
+class Stage:
+    """Draws scenes from a data set's sprites."""
+
+    def __init__(self, sprites: Sprites) -> None:
+        self.concepts: list[Concept] = concepts()
+        self._sprites = sprites
+        self._of: list[dict[str, int]] = [{} for _ in self.concepts]
+        for number, sprite in enumerate(sprites.index):
+            self._of[sprite.concept][sprite.style] = number
+        self._by_style = {
+            style: np.array([i for i, found in enumerate(self._of) if style in found]) for style in STYLES
+        }
+
+    def scene(self, rng: np.random.Generator, aspect: float = 1.0) -> Scene:
+        """Any scene that suits a picture whose width is ``aspect`` times its height."""
+        style = STYLES[rng.choice(len(STYLES), p=_STYLE_SHARES)]
+        kind = _KINDS[rng.choice(len(_KINDS), p=_KIND_SHARES)]
+        if aspect > 1.2 and kind == "above":
+            kind = "beside"
+        elif aspect < 0.8 and kind == "beside":
+            kind = "above"
+        background = None
+        shade = BACKGROUNDS["white"]
+        if rng.random() < (0.35 if kind == "one" else 0.5):
+            background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+            shade = BACKGROUNDS[background]
+        if kind == "several":
+            phrases, things = self._several(style, background, aspect, rng)
+        elif kind == "one":
+            phrases, things = self._one(style, background, rng)
+        else:
+            phrases, things = self._two(style, background, kind == "above", aspect, rng)
+        caption = "" if rng.random() < _UNSAID else describe(phrases, style, background, kind == "above", rng)
+        jittered = np.clip(np.array(shade) + (0 if background in (None, "white") else rng.normal(0, 8, 3)), 0, 255)
+        red, green, blue = (float(part) / 255 for part in jittered)
+        return Scene(things, (red, green, blue), caption)
+
+    def styles_of(self, concept: int) -> list[str]:
+        """The styles that it is drawn in."""
+        return list(self._of[concept])
+
+    def one(self, concept: int, style: str, phrase: str = "") -> Scene:
+        """A thing alone on white, as a caption that names no more means it."""
+        return Scene((Thing(self._of[concept][style], 0, 0, 0.88),), (1.0, 1.0, 1.0), phrase)
+
+    def _one(
+        self, style: str, background: str | None, rng: np.random.Generator
+    ) -> tuple[list[Phrase], tuple[Thing, ...]]:
+        concept = self._concept(style, rng)
+        adjectives: tuple[str, ...] = ()
+        size = 0.88
+        if (chance := rng.random()) < 0.12:
+            adjectives, size = (("small", "tiny")[rng.integers(2)],), 0.45
+        elif chance < 0.2:
+            adjectives, size = (("big", "large")[rng.integers(2)],), 0.97
+        phrase, tint = self._phrase(concept, style, background, rng, adjectives)
+        return [phrase], (_thing(self._of[concept][style], 0, 0, size, tint, rng),)
+
+    def _two(
+        self, style: str, background: str | None, above: bool, aspect: float, rng: np.random.Generator
+    ) -> tuple[list[Phrase], tuple[Thing, ...]]:
+        longer = max(aspect, 1 / aspect) if above == (aspect < 1) else 1.0
+        size = min(0.92, 0.47 * longer)
+        first, second = self._concept(style, rng), self._concept(style, rng)
+        phrases, things = [], []
+        for concept, side in ((first, -1), (second, 1)):
+            phrase, tint = self._phrase(concept, style, background, rng)
+            place = side * 0.245 * longer
+            x, y = (0.0, place) if above else (place, 0.0)
+            phrases.append(phrase)
+            things.append(_thing(self._of[concept][style], x, y, size, tint, rng))
+        return phrases, tuple(things)
+
+    def _several(
+        self, style: str, background: str | None, aspect: float, rng: np.random.Generator
+    ) -> tuple[list[Phrase], tuple[Thing, ...]]:
+        concept = self._concept(style, rng)
+        count = int(rng.integers(2, 5))
+        phrase, tint = self._phrase(concept, style, background, rng, count=count)
+        places, size = _arrangement(count, aspect)
+        return [phrase], tuple(_thing(self._of[concept][style], x, y, size, tint, rng) for x, y in places)
+
+    def _concept(self, style: str, rng: np.random.Generator) -> int:
+        there = self._by_style[style]
+        if rng.random() < _COMMON_SHARE:
+            there = there[there < COMMON]
+        return int(rng.choice(there))
+
+    def _phrase(
+        self,
+        concept: int,
+        style: str,
+        background: str | None,
+        rng: np.random.Generator,
+        adjectives: tuple[str, ...] = (),
+        count: int = 1,
+    ) -> tuple[Phrase, str | None]:
+        names = self.concepts[concept].names
+        name = names[0] if rng.random() < 0.7 else names[rng.integers(len(names))]
+        tint = None
+        if self._sprites.index[self._of[concept][style]].colourful and rng.random() < 0.15:
+            tint = list(TINTS)[rng.integers(len(TINTS))]
+            if tint == background:
+                tint = None
+        return Phrase(name, (*adjectives, *([tint] if tint else [])), count), tint
+
+
+def _arrangement(count: int, aspect: float) -> tuple[Sequence[tuple[float, float]], float]:
+    """Where several of a kind stand, and how large they are."""
+    if count == 4:
+        return [(-0.245, -0.245), (0.245, -0.245), (-0.245, 0.245), (0.245, 0.245)], 0.46
+    if count == 3 and 0.8 < aspect < 1.2:
+        return [(0.0, -0.245), (-0.245, 0.245), (0.245, 0.245)], 0.46
+    longer = max(aspect, 1 / aspect)
+    step = longer / count
+    row = [(i - (count - 1) / 2) * step for i in range(count)]
+    size = min(0.9, 0.94 * step)
+    return [(0.0, place) if aspect < 0.8 else (place, 0.0) for place in row], size
+
+
+def _thing(sprite: int, x: float, y: float, size: float, tint: str | None, rng: np.random.Generator) -> Thing:
+    """Nearly there: no two scenes are the same."""
+    dx, dy = rng.uniform(-0.012, 0.012, 2)
+    return Thing(sprite, x + float(dx), y + float(dy), size * float(rng.uniform(0.96, 1.02)), tint)
