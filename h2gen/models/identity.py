@@ -14,10 +14,13 @@ from pathlib import Path
 
 import platformdirs
 
+from h2gen.errors import ModelError
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.files import INDEX, components, read_index, weight_files
 from h2gen.models.hub import TEXT, download
 
+HASH = "content-hash.txt"
+"""Beside the bundled checkpoint: what its ``content_hash`` must be."""
 _BLOCK = 2**20
 
 
@@ -35,6 +38,17 @@ def content_hash(checkpoint: Checkpoint) -> str:
     lines = [f"{name} {remembered.sha256(path)}\n" for name, path in sorted(_files(checkpoint))]
     remembered.write()
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def check_bundled(checkpoint: Checkpoint) -> None:
+    """Check that the bundled checkpoint is the one that was shipped.
+
+    Raises:
+        ModelError: a file of it is missing, or not what it was.
+    """
+    shipped = (Path(checkpoint.location) / HASH).read_text("ascii").strip()
+    if content_hash(checkpoint) != shipped:
+        raise ModelError("The bundled model is not as it was shipped; install h2gen again, or choose another --model.")
 
 
 class Identity:

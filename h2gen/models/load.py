@@ -14,6 +14,7 @@ from h2gen.errors import ModelError
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.hub import download
+from h2gen.models.identity import check_bundled
 from h2gen.models.memory import apply_offload, check_offload, choose_device, choose_dtype
 from h2gen.models.translate import translated
 from h2gen.words import printable
@@ -47,6 +48,8 @@ def load_placed(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str
     precision = choose_dtype(dtype, where)
     check_offload(offload, where)
     with translated(checkpoint):
+        if checkpoint.kind == "bundled":
+            check_bundled(checkpoint)
         pipe = _assemble(checkpoint, precision)
     pipe.set_progress_bar_config(disable=True)
     return pipe, apply_offload(pipe, offload, where)

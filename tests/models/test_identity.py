@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from h2gen.errors import ModelError
 from h2gen.models.catalogue import BUNDLED, resolve
-from h2gen.models.identity import Identity, content_hash
+from h2gen.models.identity import Identity, check_bundled, content_hash
+from h2gen.models.load import load_pipeline
 from tests.checkpoints import edit_json, save_single
 
 
@@ -45,6 +47,16 @@ def test_one_byte_makes_it_another(tmp_path: Path, file: str) -> None:
     path.chmod(0o644)
     path.write_bytes(data[:-1] + (b" \n"[data[-1:] == b" " :][:1] if file.endswith("json") else bytes([data[-1] ^ 1])))
     assert content_hash(resolve(str(copy))) != before
+
+
+def test_a_bundled_model_that_was_changed_is_not_loaded(tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(BUNDLED, tmp_path / "copy"))
+    checkpoint = replace(resolve("tiny"), location=copy)
+    check_bundled(checkpoint)
+    weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelError, match="The bundled model is not as it was shipped; install h2gen again"):
+        load_pipeline(checkpoint)
 
 
 def test_a_single_file_and_its_base_are_one_checkpoint(flux_folder: Path, tmp_path: Path) -> None:

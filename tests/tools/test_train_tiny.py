@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from diffusers import FluxPipeline
 
 import h2gen
+from h2gen.models.catalogue import resolve
 from h2gen.models.defaults import read_defaults
+from h2gen.models.identity import check_bundled
 from tests.tools.sprites import few_sprites
 from tools.train_tiny import autoencoder, classifier, evaluate, model, runs, ship, text, train
 from tools.train_tiny.runs import DECAY, Progress, Run
@@ -239,5 +242,7 @@ def test_what_is_shipped_says_how_it_is_called_and_what_it_is_made_of(made: Path
     assert (defaults.width, defaults.steps, defaults.cfg) == (96, 2, 1.0)
     card = (tmp_path / "tiny" / "MODEL_CARD.md").read_text()
     assert "on a test" in card and "Apache-2.0" in card and "{" not in card
+    shipped = replace(resolve("tiny"), location=tmp_path / "tiny")
+    check_bundled(shipped)
     session = h2gen.load(str(tmp_path / "tiny"))
     assert session.generate("a cat", seed=1).image.size == (96, 96)

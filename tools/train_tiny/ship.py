@@ -12,8 +12,9 @@ import tomli_w
 import torch
 from diffusers import FluxPipeline
 
-from h2gen.models.catalogue import BUNDLED
-from h2gen.models.defaults import FILE
+from h2gen.models.catalogue import BUNDLED, Checkpoint
+from h2gen.models.defaults import FILE, read_defaults
+from h2gen.models.identity import HASH, content_hash
 from tools.train_tiny.evaluate import Calling
 from tools.train_tiny.model import PATCH
 from tools.train_tiny.packages import PACKAGES
@@ -51,6 +52,8 @@ def ship(made: Path, calling: Calling, hardware: str, into: Path = BUNDLED) -> N
         _training(name, made / name) for name in ("autoencoder", "model", "model/distilled") if (made / name).exists()
     ]
     card = _card(sizes, weights, report, trained, hardware)
+    checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))
+    (partial / HASH).write_text(f"{content_hash(checkpoint)}\n", encoding="ascii")
     (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     shutil.rmtree(into, ignore_errors=True)
     partial.rename(into)
