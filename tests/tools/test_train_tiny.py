@@ -66,7 +66,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(model, "_DOUBLE", 1)
     patch.setattr(model, "_SINGLE", 2)
     patch.setattr(text, "_CAPTIONS", 500)
-    patch.setitem(train._PACES, "cpu", train.Pace(4, 1e-3, 0, (1.0, *[0.0] * 7), 0.9))
+    patch.setitem(train._PACES, "cpu", train.Pace(64, 4, 1e-3, 0, (1.0, *[0.0] * 7), 0.9, False))
 
 
 class Counter:
@@ -147,8 +147,8 @@ def test_tokenizers_fold_case_and_keep_known_words_whole(made: Path) -> None:
     words = text.Text(made)
     ids = [words.ids([caption], 16) for caption in ("A Cat Beside a Dog", "a cat beside a dog")]
     assert all(torch.equal(one, two) for one, two in zip(*ids, strict=True))
-    assert words.lengths(["a cat beside a dog"]) == 6
-    assert words.lengths(["xylograph 猫"]) > 6
+    assert words.lengths(["a cat beside a dog", "a cat"]) == [6, 3]
+    assert words.lengths(["xylograph 猫"])[0] > 6
     assert words.clip.eos_token_id != 2
 
 
@@ -169,7 +169,7 @@ def test_the_velocity_of_a_trained_model_is_nearer_than_that_of_a_new_one(made: 
     found = few_sprites()
     torch.manual_seed(0)
     stage, words = Stage(found), text.Text(made)
-    learner = train.Model(words)
+    learner = train.Model(words, 64)
     vae = autoencoder.load(made / "autoencoder", CPU)
     render = train.Renderer(found, CPU)
     batches = iter(train.Batches(stage, words, train._PACES["cpu"], 0))

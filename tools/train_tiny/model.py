@@ -13,22 +13,24 @@ from tools.train_tiny.text import WIDTH, Text
 PATCH = 16
 """Pixels of a token's side: the autoencoder's 8, packed 2 by 2."""
 _DOUBLE, _SINGLE = 8, 16
-_HEADS, _AXES = 4, (12, 16, 16)
+_HEADS = 4
 
 
-def build_transformer() -> FluxTransformer2DModel:
-    """A new one, whose blocks add nothing yet: diffusers leaves all of its layers at torch's own start."""
+def build_transformer(width: int) -> FluxTransformer2DModel:
+    """A new one of so many channels, whose blocks add nothing yet: diffusers leaves all layers at torch's own start."""
+    head = width // _HEADS
+    axis = 2 * round(head * 3 / 16)  # of the rotary embedding: rows and columns take three quarters, as in FLUX.1
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * LATENT_CHANNELS,
         num_layers=_DOUBLE,
         num_single_layers=_SINGLE,
-        attention_head_dim=sum(_AXES),
+        attention_head_dim=head,
         num_attention_heads=_HEADS,
         joint_attention_dim=WIDTH,
         pooled_projection_dim=WIDTH,
         guidance_embeds=True,
-        axes_dims_rope=_AXES,
+        axes_dims_rope=(head - 2 * axis, axis, axis),
     )
     for name, parameter in transformer.named_parameters():
         if parameter.ndim == 2:

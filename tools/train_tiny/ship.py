@@ -51,7 +51,7 @@ def ship(made: Path, calling: Calling, hardware: str, into: Path = BUNDLED) -> N
     trained = [
         _training(name, made / name) for name in ("autoencoder", "model", "model/distilled") if (made / name).exists()
     ]
-    card = _card(sizes, weights, report, trained, hardware)
+    card = _card(pipe.transformer.config, sizes, weights, report, trained, hardware)
     checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))
     (partial / HASH).write_text(f"{content_hash(checkpoint)}\n", encoding="ascii")
     (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
@@ -86,10 +86,13 @@ def _training(part: str, folder: Path) -> Training:
     return Training(part.replace("model/", ""), last["minutes"], last["samples"])
 
 
-def _card(sizes: dict[str, int], weights: int, report: dict[str, Any], trained: list[Training], hardware: str) -> str:
+def _card(
+    shape: Any, sizes: dict[str, int], weights: int, report: dict[str, Any], trained: list[Training], hardware: str
+) -> str:
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     return template.format(
         megabytes=f"{weights / 1e6:.0f}",
+        blocks=_blocks(shape),
         sizes="\n".join(f"| {name} | {count / 1e6:.1f} M |" for name, count in sizes.items()),
         packages="\n".join(f"| {p.name} {p.version} ({p.upstream}) | {p.licence} | {p.used_for} |" for p in PACKAGES),
         training="\n".join(
@@ -106,6 +109,13 @@ def _card(sizes: dict[str, int], weights: int, report: dict[str, Any], trained: 
             for steps, stages in report["changes"].items()
             for stage, low in stages.items()
         ),
+    )
+
+
+def _blocks(shape: Any) -> str:
+    return (
+        f"{shape.num_layers} double and {shape.num_single_layers} single blocks, "
+        f"{shape.num_attention_heads} heads of {shape.attention_head_dim}"
     )
 
 

@@ -51,9 +51,9 @@ class Text:
         self.clip: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         self.t5: T5TokenizerFast = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
 
-    def lengths(self, captions: Sequence[str]) -> int:
-        """T5 tokens of the longest."""
-        return max(len(ids) for ids in self.t5(list(captions)).input_ids)
+    def lengths(self, captions: Sequence[str]) -> list[int]:
+        """T5 tokens of each."""
+        return [len(ids) for ids in self.t5(list(captions)).input_ids]
 
     def ids(self, captions: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids: CLIP's, ``(B, longest)``, whose pads do not count, and T5's, ``(B, length)``, whose pads do."""

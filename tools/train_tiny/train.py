@@ -24,27 +24,32 @@ from tools.train_tiny.text import Text, build_encoders
 
 _SHAPES = ((96, 96), (128, 128), (192, 192), (256, 256), (96, 144), (144, 96), (128, 192), (192, 128))
 """Height and width of pictures."""
-_LENGTHS = (16, 24, 32, 64, 128, 512)
-_LENGTH_SHARES = (0.56, 0.2, 0.12, 0.08, 0.035, 0.005)
-"""Of batches padded to so many text tokens: few are long, yet no choice of length may destroy a picture."""
+_LENGTHS = (1, 16, 24, 32, 64, 128, 512)
+_LENGTH_SHARES = (0.45, 0.15, 0.2, 0.1, 0.07, 0.025, 0.005)
+"""Of batches padded to at least so many text tokens: few are long, yet no choice of length may destroy a picture."""
+_SORTED = 4
+"""So many batches are made at once, and share out their captions by length: padding costs as much as words."""
 _STRONGEST = 6.0
 """Guidance that is distilled, from 1 up."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How a device is kept busy. ``batch`` is of pictures of 128 x 128, and ``shares`` those of ``_SHAPES``."""
+    """How a device is kept busy. ``width`` is the transformer's, ``batch`` of pictures of 128 x 128, and ``shares`` are
+    those of ``_SHAPES``. ``decay`` is the moving average's, and ``half`` whether bfloat16 is faster."""
 
+    width: int
     batch: int
     rate: float
     workers: int
     shares: tuple[float, ...]
     decay: float
+    half: bool
 
 
 _PACES = {
-    "cpu": Pace(32, 1e-3, 0, (0.55, 0.3, 0.01, 0.005, 0.05, 0.05, 0.0175, 0.0175), 0.999),
-    "cuda": Pace(512, 1.5e-3, 12, (0.2, 0.44, 0.08, 0.04, 0.06, 0.06, 0.06, 0.06), 0.9995),
+    "cpu": Pace(128, 32, 1e-3, 0, (0.55, 0.3, 0.01, 0.005, 0.05, 0.05, 0.0175, 0.0175), 0.999, True),
+    "cuda": Pace(176, 512, 1.5e-3, 12, (0.2, 0.44, 0.08, 0.04, 0.06, 0.06, 0.06, 0.06), 0.9995, True),
 }
 
 
@@ -72,21 +77,25 @@ class Batches(IterableDataset[Batch]):
         while True:
             height, width = _SHAPES[rng.choice(len(_SHAPES), p=self._pace.shares)]
             length = int(rng.choice(_LENGTHS, p=_LENGTH_SHARES))
-            tokens = height * width // PATCH**2 + length
-            count = max(4, round(self._pace.batch * (64 + 16) / tokens))
-            scenes = [self._stage.scene(rng, width / height) for _ in range(count)]
-            captions = [scene.caption for scene in scenes]
-            length = max(length, -(-self._text.lengths(captions) // 8) * 8)
-            yield Batch(scenes, height, width, *self._text.ids(captions, length), self._text.ids([""], length))
+            tokens = height * width // PATCH**2 + max(length, 12)
+            count = max(4, round(self._pace.batch * (64 + 12) / tokens))
+            scenes = [self._stage.scene(rng, width / height) for _ in range(_SORTED * count)]
+            lengths = self._text.lengths([scene.caption for scene in scenes])
+            order = np.argsort(lengths, kind="stable").reshape(_SORTED, count)
+            for rows in rng.permutation(order):
+                padded = max(length, -(-max(lengths[row] for row in rows) // 4) * 4)
+                chosen = [scenes[row] for row in rows]
+                tokens_of = self._text.ids([scene.caption for scene in chosen], padded)
+                yield Batch(chosen, height, width, *tokens_of, self._text.ids([""], padded))
 
 
 class Model(nn.Module):
     """What is trained: the transformer and both text encoders. Predicts the velocity."""
 
-    def __init__(self, text: Text) -> None:
+    def __init__(self, text: Text, width: int) -> None:
         super().__init__()
         self.clip, self.t5 = build_encoders(text)
-        self.transformer = build_transformer()
+        self.transformer = build_transformer(width)
 
     def forward(
         self,
@@ -137,7 +146,7 @@ def train(
     pace = _PACES[device.type]
     text, stage = Text(made), Stage(sprites)
     vae = autoencoder.load(made / "autoencoder", device)
-    model = Model(text).to(device)
+    model = Model(text, _width(folder) or pace.width).to(device)
     teacher = None
     home = folder
     if distil:
@@ -180,7 +189,7 @@ def train(
         for optimizer, group_rates in zip(optimizers, rates, strict=True):
             for group, rate in zip(optimizer.param_groups, group_rates, strict=True):
                 group["lr"] = rate * progress.rate
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=pace.half):
             loss = _loss(model, teacher, batch, vae, render)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -195,6 +204,14 @@ def train(
     _copy(average.values, parameters)
     model.to("cpu")
     assemble(vae.to("cpu"), text, model.clip, model.t5, model.transformer).save_pretrained(folder / "pipeline")
+
+
+def _width(folder: Path) -> int | None:
+    """The transformer's width in a snapshot, which another device may have begun."""
+    if not (folder / "snapshot.pt").exists():
+        return None
+    saved = torch.load(folder / "snapshot.pt", map_location="cpu", weights_only=True, mmap=True)
+    return int(saved["state"]["model"]["transformer.x_embedder.weight"].shape[0])
 
 
 def _loss(model: Model, teacher: Model | None, batch: Batch, vae: AutoencoderTiny, render: Renderer) -> torch.Tensor:
