@@ -45,6 +45,7 @@ def check_bundled(checkpoint: Checkpoint) -> None:
 
     Raises:
         ModelError: a file of it is missing, or not what it was.
+        OSError: the hash itself is missing.
     """
     shipped = (Path(checkpoint.location) / HASH).read_text("ascii").strip()
     if content_hash(checkpoint) != shipped:

@@ -177,15 +177,13 @@ class Jobs:
 
     def _tell_each(self, given: Mapping[str, Any], source: str, reading: Reading, what: str = "") -> bool:
         found = False
-        for key, value in given.items():
-            alone = {name: given[name] for name in ("width", "height") if name in given} if key == "width" else {}
-            alone = alone or {key: value, **({"cfg": 2.0} if key == "negative" else {})}
+        for key, alone in _one_by_one(given):
             try:
                 if key in ("seed", "count"):
                     _seeds([alone])
                 elif key == "name":
-                    names.check_template(value)
-                elif key != "height" or "width" not in given:
+                    names.check_template(alone[key])
+                else:
                     self._lay(Entry("-", source, alone, {}))
             except UsageError as error:
                 reading.wrong(f"{place_of(given, key, source)}{what}: {error}")
@@ -204,6 +202,18 @@ class Jobs:
 
 
 _NOT_SETTLED = ("seed", "count", "name")
+
+
+def _one_by_one(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each setting with the others that it means nothing without: a width and a height are one, a negative prompt
+    wants guidance."""
+    for key, value in given.items():
+        if key == "negative":
+            yield key, {key: value, "cfg": 2.0}
+        elif key == "width" and "height" in given:
+            yield key, {key: value, "height": given["height"]}
+        elif key != "height" or "width" not in given:
+            yield key, {key: value}
 
 
 def _without_seeds(values: Mapping[str, Any]) -> dict[str, Any]:
