@@ -124,6 +124,17 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert rate(85, 1000) == pytest.approx(0.5) and rate(100, 1000) == 0.02
 
 
+def test_a_restored_optimizer_knows_its_learning_rate() -> None:
+    """The one that it was made with, not the one that it had come down to."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    first, again = (torch.optim.AdamW([weight], lr=0.1) for _ in range(2))
+    runs.set_rate(first, 0.25)
+    again.load_state_dict(first.state_dict())
+    assert again.param_groups[0]["lr"] == 0.025
+    runs.set_rate(again, 1.0)
+    assert again.param_groups[0]["lr"] == 0.1
+
+
 def test_the_autoencoder_learns(tmp_path: Path, small: None) -> None:
     found = few_sprites()
     autoencoder.train(found, tmp_path, 0.8, CPU)
@@ -237,7 +248,7 @@ def test_what_is_shipped_says_how_it_is_called_and_what_it_is_made_of(made: Path
     )
     assert report["pictures"] == 6 and report["changes"][28]["structure"]["median"] > 0
     assert (made / "evaluation" / "sheet.png").stat().st_size
-    ship.ship(made, calling, "a test", tmp_path / "tiny")
+    ship.ship(made, "a test", tmp_path / "tiny")
     defaults = read_defaults(tmp_path / "tiny" / "defaults.toml")
     assert (defaults.width, defaults.steps, defaults.cfg) == (96, 2, 1.0)
     card = (tmp_path / "tiny" / "MODEL_CARD.md").read_text()

@@ -19,9 +19,7 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault(
-    "TRANSFORMERS_VERBOSITY", "error"
-)  # read when it is imported; it warns of what is not needed here
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # of image processors that nobody needs; read at import
 
 import torch
 import typer
@@ -104,11 +102,9 @@ def evaluate_(
 def ship_(
     hardware: Annotated[str, typer.Option(help="What it was trained on, for the card.")],
     folder: Folder = _HOME,
-    guidance: float = 1.0,
-    cfg: float = 3.0,
 ) -> None:
-    """Put the finished model in the bundled one's place."""
-    ship.ship(folder, evaluate.Calling(guidance=guidance, cfg=cfg), hardware)
+    """Put the finished model in the bundled one's place, to be called as it was evaluated last."""
+    ship.ship(folder, hardware)
 
 
 def _device() -> torch.device:

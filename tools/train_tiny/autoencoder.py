@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
 from torch.nn import functional as F
-from torchmetrics.functional.image import structural_similarity_index_measure
 
-from tools.train_tiny.render import Renderer
-from tools.train_tiny.runs import Average, Log, Run
+from h2gen.study.fidelity import psnr, ssim
+from tools.train_tiny.render import Renderer, to_images
+from tools.train_tiny.runs import Average, Log, Run, set_rate
 from tools.train_tiny.scenes import Scene, Stage
 from tools.train_tiny.sprites import Sprites
 
@@ -49,16 +50,14 @@ def train(sprites: Sprites, folder: Path, minutes: float, device: torch.device) 
     def restore(saved: dict[str, Any]) -> None:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
-        for value, kept in zip(average.values, saved["average"], strict=True):
-            value.copy_(kept)
+        average.restore(saved["average"])
 
     run, log = Run(folder, minutes, state, restore), Log(folder)
     stage, render = Stage(sprites), Renderer(sprites, device)
     rng = np.random.default_rng(run.progress.steps)
     held_out = frozenset(range(0, len(sprites.index), _HELD_OUT))
     for progress in run:
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE * progress.rate
+        set_rate(optimizer, progress.rate)
         pictures = _crops(stage, render, rng, held_out).to(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             latents = model.encode(pictures).latents
@@ -72,9 +71,7 @@ def train(sprites: Sprites, folder: Path, minutes: float, device: torch.device) 
         run.count(len(pictures))
         log.tell(run.progress, {"loss": loss})
     log.write(run.progress)
-    with torch.no_grad():
-        for parameter, value in zip(parameters, average.values, strict=True):
-            parameter.copy_(value)
+    average.hand_over()
     _measure_scale(model, stage, render)
     model.to("cpu").save_pretrained(folder)
 
@@ -91,11 +88,13 @@ def quality(model: AutoencoderTiny, sprites: Sprites, device: torch.device, side
     scenes = [stage.one(index[i].concept, index[i].style) for i in range(0, len(index), _HELD_OUT)]
     pictures = render(scenes, side, side)
     with torch.no_grad():
-        decoded = model.decode(model.encode(pictures).latents).sample.clamp(-1, 1)
-    errors = ((decoded - pictures) / 2).square().mean((1, 2, 3))
-    similarity = structural_similarity_index_measure(decoded, pictures, data_range=2.0)
-    assert isinstance(similarity, torch.Tensor)
-    return {"psnr": float((-10 * errors.log10()).mean()), "ssim": float(similarity), "pictures": len(scenes)}
+        decoded = model.decode(model.encode(pictures).latents).sample
+    pairs = list(zip(to_images(decoded), to_images(pictures), strict=True))
+    return {
+        "psnr": mean(psnr(*pair) for pair in pairs),
+        "ssim": mean(ssim(*pair) for pair in pairs),
+        "pictures": len(pairs),
+    }
 
 
 def _crops(stage: Stage, render: Renderer, rng: np.random.Generator, held_out: frozenset[int]) -> torch.Tensor:

@@ -83,8 +83,13 @@ def describe(
         a, b = phrases
         seen = _one(_ABOVE if above else _BESIDE, rng).format(a=a, b=b)
     if background is not None:
-        seen += f" on {_words.a(background)} background"
+        seen = on_background(seen, background)
     return _one(_PICTURE[style], rng).format(x=seen)
+
+
+def on_background(seen: str, colour: str) -> str:
+    """What is seen, and what colour is behind it."""
+    return f"{seen} on {_words.a(colour)} background"
 
 
 def _one(choices: Sequence[str], rng: np.random.Generator) -> str:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tools.train_tiny.concepts import concepts
 from tools.train_tiny.render import Renderer
-from tools.train_tiny.runs import Log, Run
+from tools.train_tiny.runs import Log, Run, set_rate
 from tools.train_tiny.scenes import Scene, Stage
 from tools.train_tiny.sprites import STYLES, Sprites
 
@@ -67,8 +67,7 @@ def train(
     rng = np.random.default_rng(run.progress.steps)
     model.train()
     for progress in run:
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE * progress.rate
+        set_rate(optimizer, progress.rate)
         scenes, shown = zip(*(_example(stage, styles, rng) for _ in range(_BATCH)), strict=True)
         pictures = _spoilt(render(scenes, SIDE, SIDE))
         loss = F.cross_entropy(model(pictures), torch.tensor(shown, device=device), label_smoothing=0.05)

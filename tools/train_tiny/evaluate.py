@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import FluxPipeline
+from diffusers.utils import make_image_grid
 from PIL import Image
 
 import h2gen
 from tools.train_tiny import autoencoder
-from tools.train_tiny.captions import Phrase
+from tools.train_tiny.captions import Phrase, on_background
 from tools.train_tiny.classifier import Classifier, ranks_of
 from tools.train_tiny.colours import BACKGROUNDS
 from tools.train_tiny.concepts import COMMON, concepts
+from tools.train_tiny.render import to_images
 from tools.train_tiny.sprites import Sprites
 
 _TOGETHER = 10
@@ -67,9 +69,7 @@ def questions(names: int, singles: int = 200, pairs: int = 100) -> list[Question
         first, second = (int(i) for i in rng.choice(COMMON, 2, replace=False))
         colour = colours[rng.integers(len(colours))]
         things = f"{Phrase(known[first].name)} beside {Phrase(known[second].name)}"
-        asked.append(
-            Question(f"{things} on a{'n' * (colour == 'orange')} {colour} background", seed, (first, second), colour)
-        )
+        asked.append(Question(on_background(things, colour), seed, (first, second), colour))
     return asked
 
 
@@ -78,9 +78,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Make the pictures, judge them, and write ``report.json`` and the unselected ``sheet.png`` into ``folder``."""
     device = pipe.device
-    pictures = torch.cat([_make(pipe, part, calling) for part in _parts(asked)])
+    parts = [asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER)]
+    pictures = torch.cat([_make(pipe, part, calling) for part in parts])
     alone = [i for i, question in enumerate(asked) if len(question.concepts) == 1]
-    report: dict[str, Any] = {"calling": vars(calling), "pictures": len(asked)}
+    report: dict[str, Any] = {"calling": asdict(calling), "pictures": len(asked)}
     if alone:
         ranks = ranks_of(judge, pictures[alone].to(device), [asked[i].concepts[0] for i in alone])
         report["retrieval"] = {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "of": len(alone)}
@@ -97,10 +98,9 @@ def evaluate(
 
 def sheet(pictures: torch.Tensor, path: Path, columns: int = 20) -> None:
     """All pictures in one, in their order."""
-    missing = -len(pictures) % columns
-    padded = torch.cat([pictures, pictures.new_ones(missing, *pictures.shape[1:])])
-    rows = [torch.cat(list(row), dim=-1) for row in padded.split(columns)]
-    Image.fromarray(_bytes(torch.cat(rows, dim=-2))).save(path)
+    images = to_images(pictures)
+    images += [Image.new("RGB", images[0].size, "white")] * (-len(images) % columns)
+    make_image_grid(images, len(images) // columns, columns).save(path)
 
 
 def _make(pipe: FluxPipeline, asked: Sequence[Question], calling: Calling) -> torch.Tensor:
@@ -147,18 +147,10 @@ def _changes(pipe: FluxPipeline, asked: Sequence[Question], calling: Calling, st
     seen: dict[str, list[float]] = {"structure": [], "detail": []}
     with h2gen.h2_cache(pipe, tau1=_NEVER, tau2=_NEVER) as trace:
         for question in asked:
-            _make(pipe, [question], Calling(calling.side, steps, calling.guidance, calling.cfg, calling.length))
+            _make(pipe, [question], replace(calling, steps=steps))
     for record in trace.steps:
         for name, values in seen.items():
             change = getattr(record, name).change
             if change is not None:
                 values.append(change)
     return {name: {"min": min(v), "median": median(v), "max": max(v)} for name, v in seen.items()}
-
-
-def _parts(asked: Sequence[Question]) -> list[Sequence[Question]]:
-    return [asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER)]
-
-
-def _bytes(picture: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    return np.asarray(((picture + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0))

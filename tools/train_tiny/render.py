@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
 from torch.nn import functional as F
 
 from tools.train_tiny.colours import TINTS
@@ -71,6 +73,12 @@ class Renderer:
         u = (x[None] - places[:, 0:1]) / places[:, 2:3] * 2
         v = (y[None] - places[:, 1:2]) / places[:, 2:3] * 2
         return torch.stack([u[:, None].expand(-1, height, -1), v[:, :, None].expand(-1, -1, width)], dim=-1)
+
+
+def to_images(pictures: torch.Tensor) -> list[Image.Image]:
+    """``(B, 3, height, width)``, -1 to 1, as the pipelines of diffusers hand them out."""
+    images: list[Image.Image] = VaeImageProcessor().postprocess(pictures, "pil")
+    return images
 
 
 def _premultiplied(pictures: torch.Tensor) -> torch.Tensor:

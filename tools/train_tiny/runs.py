@@ -148,6 +148,12 @@ class Log:
         self._since, self._samples = time.monotonic(), progress.samples
 
 
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Make the learning rates so many times those that the optimizer was made with, also after it was restored."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
 class Average:
     """A moving average of weights, which makes better pictures than the weights themselves."""
 
@@ -159,3 +165,15 @@ class Average:
     def update(self, steps: int) -> None:
         decay = min(self._decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(self.values, [p.detach() for p in self._parameters], 1 - decay)
+
+    @torch.no_grad()
+    def restore(self, values: Sequence[torch.Tensor]) -> None:
+        """Take the average itself from a snapshot."""
+        for own, value in zip(self.values, values, strict=True):
+            own.copy_(value)
+
+    @torch.no_grad()
+    def hand_over(self) -> None:
+        """Put the average in the weights' place."""
+        for parameter, value in zip(self._parameters, self.values, strict=True):
+            parameter.copy_(value)

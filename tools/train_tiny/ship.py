@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +14,30 @@ from diffusers import FluxPipeline
 from h2gen.models.catalogue import BUNDLED, Checkpoint
 from h2gen.models.defaults import FILE, read_defaults
 from h2gen.models.identity import HASH, content_hash
-from tools.train_tiny.evaluate import Calling
+from tools.train_tiny.evaluate import Calling, load
 from tools.train_tiny.model import PATCH
-from tools.train_tiny.packages import PACKAGES
+from tools.train_tiny.sprites import notice
 
 _LARGEST = 40 * 10**6
 """Bytes of all weights together."""
 
 
-@dataclass(frozen=True)
-class Training:
-    """How long a part was trained, on what, over how many samples."""
-
-    part: str
-    minutes: float
-    samples: int
-
-
-def ship(made: Path, calling: Calling, hardware: str, into: Path = BUNDLED) -> None:
-    """Write the checkpoint with its card, and put it in the old one's place.
+def ship(made: Path, hardware: str, into: Path = BUNDLED) -> None:
+    """Write the checkpoint with its card, and put it in the old one's place. It is called as it was evaluated.
 
     Raises:
         RuntimeError: it is larger than may be shipped.
     """
     partial = into.with_name(f"{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    pipe = FluxPipeline.from_pretrained(made / "model" / "pipeline", dtype=torch.float32, local_files_only=True)
+    pipe = load(made / "model" / "pipeline", torch.device("cpu"))
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in _networks(pipe).items()}
     pipe.to(torch.float16).save_pretrained(partial, max_shard_size="1GB")
     weights = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
     if weights > _LARGEST:
         raise RuntimeError(f"The weights are {weights / 1e6:.1f} MB; at most {_LARGEST / 1e6:.0f} MB may be shipped.")
-    (partial / FILE).write_text(_defaults(calling), encoding="utf-8")
     report = json.loads((made / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    (partial / FILE).write_text(_defaults(Calling(**report["calling"])), encoding="utf-8")
     trained = [
         _training(name, made / name) for name in ("autoencoder", "model", "model/distilled") if (made / name).exists()
     ]
@@ -81,27 +71,26 @@ def _defaults(calling: Calling) -> str:
     return "# What this checkpoint is called with where nothing else is said.\n" + tomli_w.dumps(values)
 
 
-def _training(part: str, folder: Path) -> Training:
+def _training(part: str, folder: Path) -> str:
+    """The card's row of a part: how long it was trained, over how many samples."""
     last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    return Training(part.replace("model/", ""), last["minutes"], last["samples"])
+    return f"| {part.replace('model/', '')} | {last['minutes']:.0f} | {last['samples']:,} |"
 
 
 def _card(
-    shape: Any, sizes: dict[str, int], weights: int, report: dict[str, Any], trained: list[Training], hardware: str
+    shape: Any, sizes: dict[str, int], weights: int, report: dict[str, Any], trained: list[str], hardware: str
 ) -> str:
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     return template.format(
         megabytes=f"{weights / 1e6:.0f}",
         blocks=_blocks(shape),
         sizes="\n".join(f"| {name} | {count / 1e6:.1f} M |" for name, count in sizes.items()),
-        packages="\n".join(f"| {p.name} {p.version} ({p.upstream}) | {p.licence} | {p.used_for} |" for p in PACKAGES),
-        training="\n".join(
-            "| {part} | {minutes:.0f} | {samples:,} |".format(**asdict(training)) for training in trained
-        ),
+        packages=notice(),
+        training="\n".join(trained),
         hardware=hardware,
         calling=", ".join(f"{name} {value}" for name, value in report["calling"].items()),
-        retrieval=_percent(report["retrieval"], "of"),
-        composed=_percent(report["composed"], "of"),
+        retrieval=_percent(report["retrieval"]),
+        composed=_percent(report["composed"]),
         psnr=f"{report['autoencoder']['psnr']:.1f}",
         ssim=f"{report['autoencoder']['ssim']:.3f}",
         changes="\n".join(
@@ -119,6 +108,6 @@ def _blocks(shape: Any) -> str:
     )
 
 
-def _percent(values: dict[str, float], count: str) -> str:
-    shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in values.items() if name != count)
-    return f"{shares} (of {values[count]})"
+def _percent(values: dict[str, float]) -> str:
+    shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in values.items() if name != "of")
+    return f"{shares} (of {values['of']})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tools.train_tiny import autoencoder
 from tools.train_tiny.model import PATCH, assemble, build_transformer, pack, position_ids
 from tools.train_tiny.render import Renderer
-from tools.train_tiny.runs import Average, Log, Run
+from tools.train_tiny.runs import Average, Log, Run, set_rate
 from tools.train_tiny.scenes import Scene, Stage
 from tools.train_tiny.sprites import Sprites
 from tools.train_tiny.text import Text, build_encoders
@@ -147,17 +147,16 @@ def train(
     text, stage = Text(made), Stage(sprites)
     vae = autoencoder.load(made / "autoencoder", device)
     model = Model(text, _width(folder) or pace.width).to(device)
+    parameters = list(model.parameters())
+    average = Average(parameters, pace.decay)
     teacher = None
     home = folder
     if distil:
-        saved = torch.load(folder / "snapshot.pt", map_location="cpu", weights_only=True)["state"]
-        model.load_state_dict(saved["model"])
-        _copy(saved["average"], list(model.parameters()))
+        average.restore(torch.load(folder / "snapshot.pt", map_location="cpu", weights_only=True)["state"]["average"])
+        average.hand_over()
         teacher = copy.deepcopy(model).requires_grad_(False)
         home = folder / "distilled"
-    parameters = list(model.parameters())
     optimizers = _optimizers(model, pace.rate * (0.3 if distil else 1))
-    average = Average(parameters, pace.decay)
 
     def state() -> dict[str, Any]:
         return {
@@ -168,12 +167,11 @@ def train(
 
     def restore(saved: dict[str, Any]) -> None:
         model.load_state_dict(saved["model"])
-        _copy(saved["average"], average.values)
+        average.restore(saved["average"])
         for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
 
     run, log = Run(home, minutes, state, restore), Log(home)
-    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     for part in (model, teacher):
         if part is not None and compiled:
             part.transformer.compile_repeated_blocks(dynamic=True)
@@ -186,9 +184,8 @@ def train(
     )
     torch.manual_seed(run.progress.steps)
     for progress, batch in zip(run, loader, strict=False):
-        for optimizer, group_rates in zip(optimizers, rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, group_rates, strict=True):
-                group["lr"] = rate * progress.rate
+        for optimizer in optimizers:
+            set_rate(optimizer, progress.rate)
         with torch.autocast(device.type, torch.bfloat16, enabled=pace.half):
             loss = _loss(model, teacher, batch, vae, render)
         for optimizer in optimizers:
@@ -201,7 +198,7 @@ def train(
         run.count(len(batch.scenes))
         log.tell(run.progress, {"loss": loss, "gradient": norm})
     log.write(run.progress)
-    _copy(average.values, parameters)
+    average.hand_over()
     model.to("cpu")
     assemble(vae.to("cpu"), text, model.clip, model.t5, model.transformer).save_pretrained(folder / "pipeline")
 
@@ -257,9 +254,3 @@ def _optimizers(model: Model, rate: float) -> list[torch.optim.Optimizer]:
         [p for p in model.parameters() if p in hidden], lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
     )
     return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)]
-
-
-@torch.no_grad()
-def _copy(values: Sequence[torch.Tensor], into: Sequence[torch.Tensor]) -> None:
-    for value, target in zip(values, into, strict=True):
-        target.copy_(value)
