@@ -1,4 +1,4 @@
-"""What the cache is told: two thresholds and three guards."""
+"""What the cache is told: two thresholds, three guards, and policies that go beyond the paper."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class CacheConfig:
     """Settings of H2-Cache.
 
     A threshold of 0 switches its stage's check off: the structure stage is then computed at every step, the detail
-    stage at every step whose structure is. With both at 0 the cache is off. The guards go beyond the paper; 0 switches
-    each of them off.
+    stage at every step whose structure is. With both at 0 the cache is off. Guards and policies go beyond the paper;
+    left at their defaults they change nothing.
 
     Args:
         tau1: threshold of the structure stage (double-stream blocks), a relative change, >= 0.
@@ -22,9 +22,11 @@ class CacheConfig:
         warmup_steps: the first N steps of a trajectory are always full.
         final_steps: the last N steps of a trajectory are always full.
         max_consecutive: at most N steps in a row without a full one.
+        forecast: what is added where a stage is reused: 0 its last residual, as in the paper; 1 the straight line in
+            sigma through its last two, which takes the memory of one more (see ``h2gen.cache.forecast``).
 
     Raises:
-        SettingError: a threshold is negative or not finite, or a guard is not a whole number >= 0.
+        SettingError: a value is of the wrong type or out of its range.
 
     Source: arXiv 2510.27171; 0.15 and 0.22 are what its authors run.
     """
@@ -34,6 +36,7 @@ class CacheConfig:
     warmup_steps: int = 0
     final_steps: int = 0
     max_consecutive: int = 0
+    forecast: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -46,8 +49,14 @@ class CacheConfig:
                 object.__setattr__(self, field.name, float(value))
             elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise SettingError(f"{field.name} is {value!r}; give a whole number from 0 (off) upwards.")
+        if self.forecast > 1:
+            raise SettingError(f"forecast is {self.forecast}; give 0 (reuse what was computed last) or 1 (a line).")
 
     @property
     def enabled(self) -> bool:
         """Whether any block can ever be skipped."""
         return self.tau1 > 0 or self.tau2 > 0
+
+
+POLICIES = tuple(field.name for field in fields(CacheConfig))[5:]
+"""The settings that came after thresholds and guards; where they are not recorded there were none yet."""

@@ -9,108 +9,23 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from h2gen.cache.clock import Stopwatch
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.gate import Outcome, gate, is_guarded
+from h2gen.cache.inputs import ContextName, Inputs, as_timestep
 from h2gen.cache.stages import Stage, stages_of
-from h2gen.cache.state import Branch, Ids, Kept, Run
+from h2gen.cache.state import Branch, Run
+from h2gen.cache.step import FinishedStep, Step, Streams
 from h2gen.cache.summary import pooling_kernel, relative_change, summarize
-from h2gen.cache.trace import StageRecord, StepRecord, Trace
+from h2gen.cache.trace import Trace
 
 _ROUNDED = 2**-7
 """How far a timestep may be off, relatively, that was rounded to bfloat16 and then divided by 1000 in it."""
-
-Streams = tuple[torch.Tensor, ...]
-"""Either ``(text, image)``, ``(B, N_txt, D)`` and ``(B, N_img, D)``, or one concatenated ``(B, N_txt + N_img, D)``."""
-
-
-class ContextName(StateManager):  # type: ignore[misc]
-    """Hears the name that a pipeline gives to its next forward pass, where it gives one (``cache_context``)."""
-
-    def __init__(self) -> None:
-        super().__init__(BaseState)
-        self.name: str | None = None
-
-    def set_context(self, context: Any) -> None:
-        self.name = getattr(context, "name", context)
-
-
-class Inputs:
-    """What a forward pass was called with, as far as the cache cares. Keeps neither embeddings nor ids alive."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        hidden, text = given["hidden_states"], given["encoder_hidden_states"]
-        ids = text, given.get("img_ids"), given.get("txt_ids")
-        self._ids = [None if tensor is None else weakref.ref(tensor) for tensor in ids]
-        #: What must not change while residuals are kept.
-        self.signature = hidden.shape, text.shape, hidden.dtype, hidden.device
-        self.device: torch.device = hidden.device
-        self.block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_block_samples")
-        self.single_block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_single_block_samples")
-        self.blocks_repeat = bool(given.get("controlnet_blocks_repeat"))
-        # On CUDA a copy is queued and read later: reading it now would make the host wait for the device.
-        first = given["timestep"].detach().flatten()[0]
-        queued = first.device.type == "cuda"
-        first = first.to("cpu", non_blocking=queued)
-        self.timestep: float | torch.Tensor = first if queued else _read(first)
-
-    def read_timestep(self) -> float:
-        """The timestep, 0 to 1000; waits for the device."""
-        if not isinstance(self.timestep, float):
-            torch.accelerator.synchronize(self.device)
-            self.timestep = _read(self.timestep)
-        return self.timestep
-
-    @property
-    def ids(self) -> Ids:
-        return Ids(*(None if ref is None else ref() for ref in self._ids))
-
-
-class Step:
-    """One forward pass while it runs."""
-
-    def __init__(self, run: Run, branch: Branch, inputs: Inputs, guarded: bool, timestep: float | torch.Tensor) -> None:
-        self.run, self.branch, self.inputs, self.guarded = run, branch, inputs, guarded
-        self.index = branch.step
-        self.timestep = timestep
-        self.changes: dict[str, float | None] = {"structure": None, "detail": None}
-        self.outcomes = {"structure": Outcome.COMPUTED, "detail": Outcome.COMPUTED}
-        if guarded:
-            self.outcomes = {"structure": Outcome.GUARDED, "detail": Outcome.GUARDED}
-        self.after_first: Streams = ()
-        self.watch = Stopwatch(inputs.device)
-
-
-class FinishedStep:
-    """A step whose time, and timestep, the device may still be on its way to."""
-
-    def __init__(self, step: Step, blocks_run: int, blocks_total: int) -> None:
-        self._watch, self._timestep = step.watch, step.timestep
-        self._rest: dict[str, Any] = {
-            "run": step.run.index,
-            "step": step.index,
-            "context": step.branch.context,
-            **{name: StageRecord(step.changes[name], step.outcomes[name]) for name in ("structure", "detail")},
-            "blocks_run": blocks_run,
-            "blocks_total": blocks_total,
-        }
-
-    @property
-    def ready(self) -> bool:
-        return self._watch.ready
-
-    def record(self) -> StepRecord:
-        seconds = self._watch.seconds  # waits; the timestep's copy was queued before its end
-        timestep = self._timestep if isinstance(self._timestep, float) else _read(self._timestep)
-        return StepRecord(timestep=timestep, sigma=timestep / 1000, seconds=seconds, **self._rest)
 
 
 class Engine:
@@ -133,6 +48,10 @@ class Engine:
         self._runs = 0
         self._warned: set[str] = set()
         self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+
+    def _sigma(self, step: Step) -> float:
+        """Where residuals are kept and forecast; reuse, which is the same everywhere, does not ask the device."""
+        return step.sigma if self.config.forecast else 0.0
 
     def tau(self, stage: Stage) -> float:
         return self.config.tau1 if stage.name == "structure" else self.config.tau2
@@ -179,7 +98,7 @@ class Engine:
 
     def _new_run(self, inputs: Inputs) -> Branch:
         timesteps = None if self._timesteps is None else self._timesteps()
-        self._run = Run(self._runs, timesteps, self._over)
+        self._run = Run(self._runs, timesteps, self._over, self.config.forecast)
         self._runs += 1
         branch = self._run.branch(inputs.ids, self.context.name)
         assert branch is not None
@@ -220,8 +139,7 @@ class Engine:
         if outcome.ran:
             step.after_first = after
             return None
-        residual = _kept(step, stage).residual
-        assert residual is not None
+        residual = step.kept(stage).residuals.forecast(self._sigma(step))
         untouched = len(after) - len(residual)
         return after[:untouched] + tuple(x + r for x, r in zip(after[untouched:], residual, strict=True))
 
@@ -242,7 +160,7 @@ class Engine:
         # The model itself adds ControlNet's samples after each block, skipped or not: they are no part of the residual.
         for sample in _samples_within(step.inputs, stage):
             residual[-1] = residual[-1] - sample
-        _kept(step, stage).residual = tuple(residual)
+        step.kept(stage).residuals.keep(tuple(residual), self._sigma(step))
         step.after_first = ()
 
     def _decide(self, step: Step, stage: Stage, before: Streams, after: Streams) -> Outcome:
@@ -252,8 +170,8 @@ class Engine:
         outcome = Outcome.GUARDED if step.guarded else Outcome.COMPUTED
         if tau > 0:
             indicator = self._indicator(stage, before, after)
-            kept = _kept(step, stage)
-            if not step.guarded and kept.indicator is not None and kept.residual is not None:
+            kept = step.kept(stage)
+            if not step.guarded and kept.indicator is not None and kept.residuals:
                 change = relative_change(kept.indicator, indicator).item()  # the one synchronisation
                 if not self._begun_again(step):
                     step.changes[stage.name] = change
@@ -261,7 +179,7 @@ class Engine:
                     if not math.isfinite(change):
                         self._warn_once("H2-Cache: a change is not finite; such steps are computed in full.")
             if outcome.ran:
-                _kept(step, stage).indicator = indicator
+                step.kept(stage).indicator = indicator
         return outcome
 
     @staticmethod
@@ -281,7 +199,7 @@ class Engine:
         """Catch on an accelerator, where the timestep is known only now, what ``begin`` catches on the CPU."""
         if isinstance(step.inputs.timestep, float):
             return False
-        timestep = step.inputs.timestep = _read(step.inputs.timestep)
+        timestep = step.inputs.timestep = as_timestep(step.inputs.timestep)
         if step.run.timesteps is not None:
             return False
         step.timestep = timestep
@@ -297,14 +215,6 @@ class Engine:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-def _read(timestep: torch.Tensor) -> float:
-    return float(timestep.float() * 1000)
-
-
-def _kept(step: Step, stage: Stage) -> Kept:
-    return step.branch.structure if stage.name == "structure" else step.branch.detail
 
 
 def _samples_within(inputs: Inputs, stage: Stage) -> list[torch.Tensor]:

@@ -18,8 +18,9 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.engine import Engine, Streams
+from h2gen.cache.engine import Engine
 from h2gen.cache.stages import Stage
+from h2gen.cache.step import Streams
 from h2gen.cache.trace import StepRecord, Trace
 from h2gen.errors import CacheError
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2gen._version import __version__
-from h2gen.cache.config import CacheConfig
+from h2gen.cache.config import POLICIES, CacheConfig
 from h2gen.errors import MetadataError, SettingError
 from h2gen.plain import plain
 from h2gen.run.settings import Settings
@@ -290,8 +290,9 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
 
 
 def _settings(raw: Mapping[str, Any]) -> Settings:
-    """Settings, all of them: one that is missing would silently become another picture."""
-    cache_names = [field.name for field in fields(CacheConfig)]
+    """Settings, all of them: one that is missing would silently become another picture. Without policies it was made
+    where there were none yet."""
+    cache_names = [field.name for field in fields(CacheConfig) if field.name in raw or field.name not in POLICIES]
     names = [field.name for field in fields(Settings) if field.name != "cache"] + cache_names
     values: dict[str, Any] = {name: raw.get(name) for name in names}
     missing = [name for name in names if name not in raw]

@@ -1,4 +1,5 @@
-"""H2-Cache as ``paper.md`` says it, in a straight line: no hooks, nothing shared with ``h2gen``.
+"""H2-Cache as ``paper.md`` says it, and the policies beyond it, in a straight line: no hooks, nothing shared with
+``h2gen``.
 
 The transformers' own forwards are written out here with the blocks as explicit loops, so that a test can hold the real
 implementation against something that can be read from top to bottom.
@@ -17,6 +18,8 @@ from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Block = Callable[[torch.Tensor, torch.Tensor], Pair]
+Kept = dict[str, list[tuple[float, torch.Tensor]]]
+"""What was computed so far, by name, each with its sigma; the newest is the last."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rules:
-    """Thresholds, and the guards beyond the paper."""
+    """Thresholds, and the guards and policies beyond the paper."""
 
     tau1: float
     tau2: float
     warmup_steps: int = 0
     final_steps: int = 0
     max_consecutive: int = 0
+    forecast: int = 0
 
     def guards(self, step: int, steps: int | None, in_a_row: int) -> bool:
         if step < self.warmup_steps:
@@ -70,6 +74,23 @@ def decide(kept: torch.Tensor | None, new: torch.Tensor, divisor: int, tau: floa
     return change, math.isfinite(change) and change < tau
 
 
+def remember(kept: Kept, name: str, sigma: float, value: torch.Tensor) -> None:
+    kept.setdefault(name, []).append((sigma, value))
+
+
+def newest(kept: Kept, name: str) -> torch.Tensor | None:
+    return kept[name][-1][1] if name in kept else None
+
+
+def recall(kept: Kept, name: str, sigma: float, order: int) -> torch.Tensor:
+    """What was computed last, or the straight line through the last two."""
+    newer, new = kept[name][-1]
+    if order == 0 or len(kept[name]) == 1:
+        return new
+    older, old = kept[name][-2]
+    return new + (new - old) / (newer - older) * (sigma - newer)
+
+
 def sample_of(
     samples: list[torch.Tensor] | None, blocks: int, block: int, repeat: bool = False
 ) -> torch.Tensor | float:
@@ -86,9 +107,10 @@ def two_stages(
     h: torch.Tensor,
     double: list[Block],
     single: list[Block],
-    kept: dict[str, torch.Tensor],
+    kept: Kept,
     rules: Rules,
     guarded: bool,
+    sigma: float,
     double_samples: list[torch.Tensor | float],
     single_samples: list[torch.Tensor | float],
 ) -> tuple[torch.Tensor, torch.Tensor, Decision]:
@@ -104,12 +126,12 @@ def two_stages(
     if guarded:
         change1, hit1 = None, False
     else:
-        change1, hit1 = decide(kept.get("r1"), r1, 2048, rules.tau1)
+        change1, hit1 = decide(newest(kept, "r1"), r1, 2048, rules.tau1)
 
     # 3. Reuse or run double blocks 1 and on.
     if hit1:
-        e2 = e1 + kept["R1_e"]
-        h2 = h1 + kept["R1_h"]
+        e2 = e1 + recall(kept, "R1_e", sigma, rules.forecast)
+        h2 = h1 + recall(kept, "R1_h", sigma, rules.forecast)
         for sample in double_samples:
             h2 = h2 + sample
     else:
@@ -117,11 +139,12 @@ def two_stages(
         for block, sample in zip(double[1:], double_samples[1:], strict=True):
             e2, h2 = block(e2, h2)
             h2 = h2 + sample
-        kept["r1"] = r1
-        kept["R1_e"] = e2 - e1
-        kept["R1_h"] = h2 - h1
+        without_samples = h2 - h1
         for sample in double_samples:
-            kept["R1_h"] = kept["R1_h"] - sample
+            without_samples = without_samples - sample
+        remember(kept, "r1", sigma, r1)
+        remember(kept, "R1_e", sigma, e2 - e1)
+        remember(kept, "R1_h", sigma, without_samples)
 
     # 4. Probe the detail stage.
     e3, h3 = single[0](e2, h2)
@@ -131,12 +154,12 @@ def two_stages(
     if guarded or hit1:
         change2, hit2 = None, hit1
     else:
-        change2, hit2 = decide(kept.get("r2"), r2, 384, rules.tau2)
+        change2, hit2 = decide(newest(kept, "r2"), r2, 384, rules.tau2)
 
     # 6. Reuse or run single blocks 1 and on.
     text = e.shape[1]
     if hit2:
-        x4 = torch.cat([e3, h3], dim=1) + kept["R2"]
+        x4 = torch.cat([e3, h3], dim=1) + recall(kept, "R2", sigma, rules.forecast)
         e4, h4 = x4[:, :text], x4[:, text:]
         for sample in single_samples:
             h4 = h4 + sample
@@ -145,11 +168,11 @@ def two_stages(
         for block, sample in zip(single[1:], single_samples[1:], strict=True):
             e4, h4 = block(e4, h4)
             h4 = h4 + sample
-        kept["r2"] = r2
         without_samples = h4
         for sample in single_samples:
             without_samples = without_samples - sample
-        kept["R2"] = torch.cat([e4, without_samples], dim=1) - torch.cat([e3, h3], dim=1)
+        remember(kept, "r2", sigma, r2)
+        remember(kept, "R2", sigma, torch.cat([e4, without_samples], dim=1) - torch.cat([e3, h3], dim=1))
 
     if guarded:
         names = "guarded", "guarded"
@@ -162,7 +185,7 @@ def two_stages(
 
 def flux_forward(
     model: FluxTransformer2DModel,
-    kept: dict[str, torch.Tensor],
+    kept: Kept,
     rules: Rules,
     guarded: bool,
     *,
@@ -198,6 +221,7 @@ def flux_forward(
         kept,
         rules,
         guarded,
+        float(timestep.flatten()[0]),
         [sample_of(controlnet_block_samples, doubles, i, controlnet_blocks_repeat) for i in range(doubles)],
         [sample_of(controlnet_single_block_samples, singles, i) for i in range(singles)],
     )
@@ -206,7 +230,7 @@ def flux_forward(
 
 def flux2_forward(
     model: Flux2Transformer2DModel,
-    kept: dict[str, torch.Tensor],
+    kept: Kept,
     rules: Rules,
     guarded: bool,
     *,
@@ -252,6 +276,7 @@ def flux2_forward(
         kept,
         rules,
         guarded,
+        float(timestep.flatten()[0]),
         [0.0] * len(model.transformer_blocks),
         [0.0] * len(model.single_transformer_blocks),
     )
@@ -275,7 +300,7 @@ class Reference:
     ) -> None:
         self.model, self.rules, self.passes, self.steps = model, rules, passes, steps
         self.forward_once = flux2_forward if isinstance(model, Flux2Transformer2DModel) else flux_forward
-        self.kept: dict[str, dict[str, torch.Tensor]] = {name: {} for name in passes}
+        self.kept: dict[str, Kept] = {name: {} for name in passes}
         self.in_a_row = dict.fromkeys(passes, 0)
         self.decisions: list[Decision] = []
 

@@ -1,0 +1,140 @@
+"""Forecasts are straight lines in sigma through what was computed last: first without a model, then with one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from h2gen.cache import CacheConfig, h2_cache
+from h2gen.cache.forecast import History, steps_ahead
+from h2gen.errors import SettingError
+from tests.cache.drive import (
+    assert_close,
+    assert_same_decisions,
+    both_models,
+    flux,
+    kinds,
+    noise,
+    run,
+    run_reference,
+    same,
+    thresholds,
+)
+from tests.cache.reference import Rules
+
+sigmas = st.floats(0, 1).filter(lambda sigma: sigma == 0 or sigma > 1e-3)
+
+
+def line(sigma: float) -> tuple[torch.Tensor, ...]:
+    """Two tensors that are linear in sigma."""
+    start, slope = noise(1, 5, 4, seed=1), noise(1, 5, 4, seed=2)
+    return start + sigma * slope, 3 * start[:, :2] - sigma * slope[:, :2]
+
+
+@given(sigmas, sigmas, sigmas)
+def test_what_is_linear_in_sigma_is_forecast_exactly(older: float, newer: float, sigma: float) -> None:
+    if abs(older - newer) < 0.05:
+        return
+    history = History(1)
+    history.keep(line(older), older)
+    history.keep(line(newer), newer)
+    for got, wanted in zip(history.forecast(sigma), line(sigma), strict=True):
+        assert torch.allclose(got, wanted, atol=1e-4)
+
+
+def test_order_0_reuses_what_was_computed_last_itself() -> None:
+    history = History(0)
+    history.keep(line(0.9), 0.9)
+    history.keep(line(0.8), 0.8)
+    last = line(0.7)
+    history.keep(last, 0.7)
+    assert all(got is kept for got, kept in zip(history.forecast(0.2), last, strict=True))
+
+
+def test_one_value_alone_makes_no_line() -> None:
+    history = History(1)
+    only = line(0.7)
+    history.keep(only, 0.7)
+    assert all(got is kept for got, kept in zip(history.forecast(0.2), only, strict=True))
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_no_more_is_kept_than_the_order_needs(order: int) -> None:
+    history = History(order)
+    assert not history
+    for step in range(5):
+        history.keep(line(1 - step / 5), 1 - step / 5)
+        assert len(history) == min(step + 1, order + 1)
+
+
+def test_a_second_value_at_one_sigma_takes_the_place_of_the_first() -> None:
+    """As a solver of two calls a step gives them: a line through both would be upright."""
+    history = History(1)
+    history.keep(line(0.9), 0.9)
+    history.keep((line(0.5)[0] + 7, line(0.5)[1]), 0.5)
+    history.keep(line(0.5), 0.5)
+    assert torch.allclose(history.forecast(0.1)[0], line(0.1)[0], atol=1e-5)
+
+
+@given(sigmas, sigmas)
+def test_no_distance_is_no_step_and_the_whole_one_is_one(older: float, newer: float) -> None:
+    if older != newer:
+        assert steps_ahead(older, newer, newer) == 0
+        assert steps_ahead(older, newer, 2 * newer - older) == pytest.approx(1)
+        assert steps_ahead(older, newer, older) == -1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_forecast_in_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    old, new = (noise(1, 64, 32, seed=seed).to(dtype) for seed in (1, 2))
+    history = History(1)
+    history.keep((old,), 0.9)
+    history.keep((new,), 0.8)
+    (got,) = history.forecast(0.55)
+    assert got.dtype == dtype
+    exact = new.double() + 2.5 * (new.double() - old.double())
+    assert (got.double() - exact).abs().le(exact.abs() * torch.finfo(dtype).eps + 1e-6).all()
+
+
+def test_what_is_kept_is_not_written_to() -> None:
+    history = History(1)
+    history.keep(line(0.9), 0.9)
+    history.keep(line(0.8), 0.8)
+    for value in history.forecast(0.5):
+        value.zero_()
+    assert torch.allclose(history.forecast(0.5)[0], line(0.5)[0], atol=1e-5)
+
+
+@both_models
+@pytest.mark.parametrize("shares", [(0.4, 0.8), (None, 0.6), (0.2, 0.4)], ids=str)
+@pytest.mark.parametrize("passes", [("cond",), ("cond", "uncond")], ids=["no guidance", "true guidance"])
+def test_stages_add_the_line_through_their_last_two_residuals(
+    make: object, shares: tuple[float | None, float], passes: tuple[str, ...]
+) -> None:
+    model = make()  # type: ignore[operator]
+    rules = Rules(**thresholds(model, *shares), forecast=1)
+    wanted, decisions = run_reference(model, rules, passes=passes)
+    with h2_cache(model, tau1=rules.tau1, tau2=rules.tau2, forecast=1) as trace:
+        got = run(model, passes=passes)
+    assert_same_decisions(trace.steps, decisions, rel=1e-3)
+    assert_close(got, wanted)
+    assert len(kinds(decisions)) > 1
+    with h2_cache(model, tau1=rules.tau1, tau2=rules.tau2):
+        assert not same(run(model, passes=passes), got)
+
+
+def test_until_a_stage_was_computed_twice_a_forecast_is_a_reuse() -> None:
+    model = flux()
+    with h2_cache(model, tau1=1e9, tau2=1e9) as trace:
+        reused = run(model, 4)
+    with h2_cache(model, tau1=1e9, tau2=1e9, forecast=1):
+        assert same(run(model, 4), reused)
+    assert [step.full for step in trace.steps] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("value", [2, -1, 0.5, True, "1", None])
+def test_an_order_that_there_is_not_is_refused(value: object) -> None:
+    with pytest.raises(SettingError, match="forecast"):
+        CacheConfig(forecast=value)  # type: ignore[arg-type]
