@@ -45,6 +45,7 @@ def batch(
     count: options.Count = None,
     size: options.Size = None,
     steps: options.Steps = None,
+    solver: options.Solver = None,
     guidance: options.Guidance = None,
     cfg: options.Cfg = None,
     negative: options.Negative = None,

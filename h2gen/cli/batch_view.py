@@ -136,7 +136,7 @@ class BatchView:
     def _line(self, worker: int) -> Text:
         """One worker's picture in a line."""
         settings = self._jobs[worker].settings
-        passes = settings.steps * (2 if settings.cfg > 1 else 1)
+        passes = settings.passes
         facts = f"{settings.width}x{settings.height} · seed {settings.seed} · {self._passes[worker]}/{passes}"
         who = f"{worker + 1}: {printable(settings.prompt)[:30]} · " if self._workers > 1 else ""
         return _cut(who + facts, "dim")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 SETTINGS = (
-    *("seed", "count", "size", "steps", "guidance", "cfg", "negative", "max_sequence_length"),
+    *("seed", "count", "size", "steps", "solver", "guidance", "cfg", "negative", "max_sequence_length"),
     *("preset", "tau1", "tau2", "warmup_steps", "final_steps", "max_consecutive", "no_cache"),
     *("model", "base", "device", "dtype", "offload", "out", "format"),
 )
@@ -35,6 +35,7 @@ Seeds = Annotated[
 Count = Annotated[int | None, option("--count", "-n", help="So many pictures of a prompt.", panel=PICTURE)]
 Size = Annotated[str | None, option("--size", help="1024x768, or a ratio such as 16:9.", panel=PICTURE, metavar="SIZE")]
 Steps = Annotated[int | None, option("--steps", "-s", help="Denoising steps.", panel=PICTURE)]
+Solver = Annotated[str | None, option("--solver", help="own, unipc, heun (two passes a step).", panel=PICTURE)]
 Guidance = Annotated[float | None, option("--guidance", help="Distilled guidance scale.", panel=PICTURE)]
 Cfg = Annotated[float | None, option("--cfg", help="True guidance, two passes a step; 1 is off.", panel=PICTURE)]
 Negative = Annotated[str | None, option("--negative", help="What to steer away from; needs --cfg.", panel=PICTURE)]

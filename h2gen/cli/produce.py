@@ -200,6 +200,7 @@ class Studio:
         from rich.text import Text
 
         from h2gen.cli.live import LiveTable
+        from h2gen.models.choices import SOLVERS
 
         console = self._console
         if console.quiet or not console.is_terminal:
@@ -207,16 +208,17 @@ class Studio:
         passes = 2 if settings.cfg > 1 else 1
         cache = settings.cache
         thresholds = f"tau1 {cache.tau1:g}, tau2 {cache.tau2:g}" if cache.enabled else "no cache"
+        solver = "" if settings.solver == "own" else f" of {SOLVERS[settings.solver]}"
         guidance = f"cfg {settings.cfg:g}" if passes == 2 else f"guidance {settings.guidance:g}"
         facts = (
-            f"{self._where['model']} · {settings.width}x{settings.height} · {settings.steps} steps · "
+            f"{self._where['model']} · {settings.width}x{settings.height} · {settings.steps} steps{solver} · "
             f"seed {settings.seed} · {guidance} · {thresholds} · {self._where['device']} {self._where['dtype']}"
         )
         heading = [
             Text(printable(settings.prompt), style="bold", no_wrap=True, overflow="ellipsis"),
             Text(printable(facts), style="dim", no_wrap=True, overflow="ellipsis"),
         ]
-        with LiveTable(console, heading, cache, settings.steps * passes, contexts=passes == 2) as table:
+        with LiveTable(console, heading, cache, settings.passes, contexts=passes == 2) as table:
 
             def both(record: StepRecord) -> None:
                 table.on_step(record)

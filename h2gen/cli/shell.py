@@ -37,6 +37,7 @@ def shell(
     seed: options.Seeds = None,
     size: options.Size = None,
     steps: options.Steps = None,
+    solver: options.Solver = None,
     guidance: options.Guidance = None,
     cfg: options.Cfg = None,
     negative: options.Negative = None,

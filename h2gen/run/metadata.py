@@ -293,13 +293,15 @@ def _settings(raw: Mapping[str, Any]) -> Settings:
     """Settings, all of them: one that is missing would silently become another picture. Without policies it was made
     where there were none yet."""
     cache_names = [field.name for field in fields(CacheConfig) if field.name in raw or field.name not in POLICIES]
-    names = [field.name for field in fields(Settings) if field.name != "cache"] + cache_names
+    names = [field.name for field in fields(Settings) if field.name not in ("cache", "solver")] + cache_names
+    if "solver" in raw:
+        names.append("solver")
     values: dict[str, Any] = {name: raw.get(name) for name in names}
     missing = [name for name in names if name not in raw]
     if missing:
         raise SettingError(f"{missing[0]} is missing.")
     for name, value in values.items():
-        if not isinstance(value, str) and name in ("prompt", "negative"):
+        if not isinstance(value, str) and name in ("prompt", "negative", "solver"):
             raise SettingError(f"{name} must be text.")
         if isinstance(value, (dict, list)):
             raise SettingError(f"{name} must be a number.")

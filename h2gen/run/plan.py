@@ -32,6 +32,7 @@ LASTING: dict[str, type] = {
     "format": str,
     "size": str,
     "steps": int,
+    "solver": str,
     "guidance": float,
     "cfg": float,
     "negative": str,
@@ -40,6 +41,7 @@ LASTING: dict[str, type] = {
 """What can be set for good, in the configuration file or as ``H2GEN_...`` in the environment, and its type."""
 
 _CACHE = tuple(field.name for field in fields(CacheConfig))
+_PICTURE = ("seed", "steps", "solver", "guidance", "cfg", "negative", "max_sequence_length")
 _NOT_SETTINGS = ("no_cache", "count", "name")
 _BUILT_IN = {
     "model": "tiny",
@@ -49,6 +51,7 @@ _BUILT_IN = {
     "offload": "none",
     "out": ".",
     "negative": "",
+    "solver": "own",
 }
 
 
@@ -184,7 +187,7 @@ def settle(
         width=width,
         height=height,
         cache=CacheConfig(**{name: chosen[name] for name in _CACHE}),
-        **{name: chosen[name] for name in ("seed", "steps", "guidance", "cfg", "negative", "max_sequence_length")},
+        **{name: chosen[name] for name in _PICTURE},
     )
     return settings, resolved, rounded
 

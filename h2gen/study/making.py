@@ -51,7 +51,14 @@ class Maker:
                 without one says nothing about it.
         """
         where = self.cases[case]
-        settings = replace(self.settings, prompt=where.prompt, seed=where.seed, steps=method.steps, cache=method.cache)
+        settings = replace(
+            self.settings,
+            prompt=where.prompt,
+            seed=where.seed,
+            steps=method.steps,
+            cache=method.cache,
+            solver=method.solver,
+        )
         self.session.encode(settings)
         with ExitStack() as stack:
             counted: BlockCount | None = None

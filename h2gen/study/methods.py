@@ -10,7 +10,6 @@ from typing import Any
 from h2gen.cache.config import CacheConfig
 from h2gen.run.settings import OFF
 from h2gen.study.peers import Settled
-from h2gen.study.solvers import unipc
 
 TRUTH_STEPS = 400
 """After so many Euler steps the picture no longer changes with their number: the ODE's solution."""
@@ -34,6 +33,7 @@ class Method:
     steps: int
     detail: Mapping[str, Any] = field(default_factory=dict)
     cache: CacheConfig = OFF
+    solver: str = "own"
     share: float | None = None
     around: Around = field(default=lambda _pipe: nullcontext())
 
@@ -63,7 +63,9 @@ def fewer(count: int, steps: int) -> Method:
 def solver(count: int, steps: int) -> Method:
     """Uncached in fewer steps of a higher-order solver."""
     detail = {"steps": count, "scheduler": "UniPCMultistepScheduler"}
-    return Method(f"unipc {count}", f"{count} steps, UniPC", "solver", count, detail, share=count / steps, around=unipc)
+    return Method(
+        f"unipc {count}", f"{count} steps, UniPC", "solver", count, detail, solver="unipc", share=count / steps
+    )
 
 
 def peer(settled: Settled, steps: int, passes: int) -> Method:

@@ -102,6 +102,7 @@ def test_every_lasting_setting_is_taken_from_the_environment() -> None:
         "offload": "auto",
         "negative": "dog",
         "format": "webp",
+        "solver": "unipc",
     }
     for name in LASTING:
         if name != "base":

@@ -22,6 +22,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "seed": (int, str, list),
     "count": (int,),
     "steps": (int,),
+    "solver": (str,),
     "size": (str,),
     "width": (int,),
     "height": (int,),
