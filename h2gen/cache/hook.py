@@ -207,7 +207,7 @@ def _schedule_of(pipe: Any) -> Callable[[], Sequence[float] | None]:
         count = getattr(pipe, "_num_timesteps", None)
         if pipe is None or not count:
             return None
-        values: list[float] = pipe.scheduler.timesteps.tolist()
+        values: list[float] = pipe.scheduler.timesteps.double().tolist()  # UniPC's are whole numbers
         return values[-count:]  # image-to-image leaves out the first of them, according to its strength
 
     return timesteps

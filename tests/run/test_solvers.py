@@ -64,6 +64,16 @@ def test_heun_asks_the_model_twice_in_each_step_but_the_last() -> None:
     assert len(trace.steps) == evaluations(8, "heun") == 15
 
 
+@pytest.mark.parametrize("solver", ["unipc", "heun"])
+def test_the_cache_works_with_it_and_knows_its_schedule(solver: str) -> None:
+    pipe = small.flux_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    with solving(pipe, solver), h2_cache(pipe, CacheConfig(1e30, 1e30, final_steps=2)) as trace:
+        pipe("a cat", **CALL)
+    assert [step.full for step in trace.steps] == [True] + [False] * (len(trace.steps) - 3) + [True, True]
+    assert trace.steps[0].timestep == pytest.approx(1000, abs=1)
+
+
 def test_a_model_that_is_not_of_flows_is_refused() -> None:
     pipe = small.flux_pipeline()
     pipe.scheduler = DDIMScheduler()
