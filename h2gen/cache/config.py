@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, fields
 
+from h2gen.cache.plan import check_plan
 from h2gen.errors import SettingError
 
 
@@ -24,6 +25,10 @@ class CacheConfig:
         max_consecutive: at most N steps in a row without a full one.
         forecast: what is added where a stage is reused: 0 its last residual, as in the paper; 1 the straight line in
             sigma through its last two, which takes the memory of one more (see ``h2gen.cache.forecast``).
+        plan: what to do at each step, a letter a step: F full, D detail reused, C structure reused and detail computed,
+            R both reused, S skipped: no block runs, the transformer's output is forecast from the last computed ones.
+            Thresholds and guards then have no say, and nothing is measured. Blanks, commas and small letters are
+            taken; with true guidance all passes follow it, or a part each (``FRRF/FRFR``). Empty is no plan.
 
     Raises:
         SettingError: a value is of the wrong type or out of its range.
@@ -37,11 +42,15 @@ class CacheConfig:
     final_steps: int = 0
     max_consecutive: int = 0
     forecast: int = 0
+    plan: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name.startswith("tau"):
+            if isinstance(field.default, str):
+                if not isinstance(value, str):
+                    raise SettingError(f"{field.name} is {value!r}; give it as text.")
+            elif field.name.startswith("tau"):
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise SettingError(f"{field.name} is {value!r}, which is not a number; give one such as 0.15.")
                 if not 0 <= value <= sys.float_info.max:
@@ -51,11 +60,12 @@ class CacheConfig:
                 raise SettingError(f"{field.name} is {value!r}; give a whole number from 0 (off) upwards.")
         if self.forecast > 1:
             raise SettingError(f"forecast is {self.forecast}; give 0 (reuse what was computed last) or 1 (a line).")
+        object.__setattr__(self, "plan", check_plan(self.plan))
 
     @property
     def enabled(self) -> bool:
         """Whether any block can ever be skipped."""
-        return self.tau1 > 0 or self.tau2 > 0
+        return self.tau1 > 0 or self.tau2 > 0 or bool(self.plan)
 
 
 POLICIES = tuple(field.name for field in fields(CacheConfig))[5:]

@@ -32,9 +32,14 @@ class Kept:
 
 @dataclass
 class Branch:
-    """One of the passes of true classifier-free guidance, or the only one. ``order`` is that of the forecast."""
+    """One of the passes of true classifier-free guidance, or the only one.
+
+    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``velocities`` are
+    outputs of the transformer, where steps may be skipped.
+    """
 
     context: str
+    turn: int = 0
     order: int = 0
     step: int = 0
     since_full: int = 0
@@ -42,6 +47,7 @@ class Branch:
     signature: tuple[Any, ...] = ()
     structure: Kept = field(init=False)
     detail: Kept = field(init=False)
+    velocities: History = field(init=False)
 
     def __post_init__(self) -> None:
         self.forget()
@@ -49,6 +55,7 @@ class Branch:
     def forget(self) -> None:
         """Drop the tensors, keep the count."""
         self.structure, self.detail = Kept(History(self.order)), Kept(History(self.order))
+        self.velocities = History(1)
 
 
 class _Same:
@@ -110,7 +117,8 @@ class Run:
         if self._branches and not same_img:
             return None
         self._watch_img(ids.img_ids, same_img)
-        branch = Branch(name or ("cond", "uncond", "third")[min(len(self._branches), 2)], self._order)
+        turn = len(self._branches)
+        branch = Branch(name or ("cond", "uncond", "third")[min(turn, 2)], turn, self._order)
         text = _Same(ids.txt_ids, self._release)
         self._living.append(text)
         self._branches.append((name, _Same(ids.encoder_hidden_states), text, branch))

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from h2gen.cache.clock import Stopwatch
-from h2gen.cache.gate import Outcome
 from h2gen.cache.inputs import Inputs, as_timestep
+from h2gen.cache.outcome import Outcome
 from h2gen.cache.stages import Stage
 from h2gen.cache.state import Branch, Kept, Run
 from h2gen.cache.trace import StageRecord, StepRecord
@@ -18,18 +18,40 @@ Streams = tuple[torch.Tensor, ...]
 
 
 class Step:
-    """One forward pass while it runs."""
+    """One forward pass while it runs.
 
-    def __init__(self, run: Run, branch: Branch, inputs: Inputs, guarded: bool, timestep: float | torch.Tensor) -> None:
-        self.run, self.branch, self.inputs, self.guarded = run, branch, inputs, guarded
+    Args:
+        outcomes: what becomes of the structure and of the detail stage, as far as that is known beforehand.
+        settled: whether it is, so that nothing is to be measured.
+        timestep: 0 to 1000; a tensor where only the device knows.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        branch: Branch,
+        inputs: Inputs,
+        outcomes: tuple[Outcome, Outcome],
+        settled: bool,
+        timestep: float | torch.Tensor,
+    ) -> None:
+        self.run, self.branch, self.inputs, self.settled = run, branch, inputs, settled
         self.index = branch.step
         self.timestep = timestep
         self.changes: dict[str, float | None] = {"structure": None, "detail": None}
-        self.outcomes = {"structure": Outcome.COMPUTED, "detail": Outcome.COMPUTED}
-        if guarded:
-            self.outcomes = {"structure": Outcome.GUARDED, "detail": Outcome.GUARDED}
+        self.outcomes = dict(zip(("structure", "detail"), outcomes, strict=True))
         self.after_first: Streams = ()
         self.watch = Stopwatch(inputs.device)
+
+    @property
+    def guarded(self) -> bool:
+        """Whether a guard wants it full."""
+        return self.outcomes["structure"] is Outcome.GUARDED
+
+    @property
+    def skipped(self) -> bool:
+        """Whether no block runs."""
+        return self.outcomes["structure"] is Outcome.SKIPPED
 
     @property
     def sigma(self) -> float:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.gate import Outcome
+from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StageRecord, StepRecord, Summary
 
 _REDRAW = 0.1

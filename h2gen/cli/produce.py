@@ -273,7 +273,7 @@ def stoppable(session: Session, console: Console) -> Iterator[None]:
 
 def conclude(result: Result, path: Path, console: Console) -> None:
     """The last line, and advice where the cache did nothing."""
-    from h2gen.cache.gate import Outcome
+    from h2gen.cache.outcome import Outcome
     from h2gen.cache.trace import suggest_thresholds
     from h2gen.cli.console import complain, say
     from h2gen.cli.live import counts

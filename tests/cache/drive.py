@@ -144,7 +144,7 @@ def assert_same_decisions(got: Iterable[StepRecord], wanted: list[Decision], rel
 
 
 def kinds(decisions: Iterable[Decision | StepRecord]) -> set[str]:
-    """Which of the three outcomes of a step occurred."""
+    """Which of the paper's three outcomes of a step occurred."""
     found = set()
     for decision in decisions:
         if decision.full:

@@ -46,6 +46,7 @@ class Rules:
     final_steps: int = 0
     max_consecutive: int = 0
     forecast: int = 0
+    plan: str = ""
 
     def guards(self, step: int, steps: int | None, in_a_row: int) -> bool:
         if step < self.warmup_steps:
@@ -83,12 +84,13 @@ def newest(kept: Kept, name: str) -> torch.Tensor | None:
 
 
 def recall(kept: Kept, name: str, sigma: float, order: int) -> torch.Tensor:
-    """What was computed last, or the straight line through the last two."""
+    """What was computed last, or the straight line through the last two, for half their distance at most."""
     newer, new = kept[name][-1]
     if order == 0 or len(kept[name]) == 1:
         return new
     older, old = kept[name][-2]
-    return new + (new - old) / (newer - older) * (sigma - newer)
+    farthest = newer + (newer - older) / 2
+    return new + (new - old) / (newer - older) * (max(sigma, farthest) - newer)
 
 
 def sample_of(
@@ -111,6 +113,7 @@ def two_stages(
     rules: Rules,
     guarded: bool,
     sigma: float,
+    letter: str | None,
     double_samples: list[torch.Tensor | float],
     single_samples: list[torch.Tensor | float],
 ) -> tuple[torch.Tensor, torch.Tensor, Decision]:
@@ -123,7 +126,9 @@ def two_stages(
     r1 = h1 - h
 
     # 2. Decide.
-    if guarded:
+    if letter:
+        change1, hit1 = None, letter in "CR"
+    elif guarded:
         change1, hit1 = None, False
     else:
         change1, hit1 = decide(newest(kept, "r1"), r1, 2048, rules.tau1)
@@ -151,7 +156,9 @@ def two_stages(
     r2 = torch.cat([e3, h3], dim=1) - torch.cat([e2, h2], dim=1)
 
     # 5. Decide: after a structure hit the detail stage is a forced hit.
-    if guarded or hit1:
+    if letter:
+        change2, hit2 = None, letter in "DR"
+    elif guarded or hit1:
         change2, hit2 = None, hit1
     else:
         change2, hit2 = decide(newest(kept, "r2"), r2, 384, rules.tau2)
@@ -174,7 +181,11 @@ def two_stages(
         remember(kept, "r2", sigma, r2)
         remember(kept, "R2", sigma, torch.cat([e4, without_samples], dim=1) - torch.cat([e3, h3], dim=1))
 
-    if guarded:
+    if letter:
+        names = {"F": ("computed",) * 2, "D": ("computed", "reused"), "C": ("reused", "computed")}.get(
+            letter, ("reused", "forced")
+        )
+    elif guarded:
         names = "guarded", "guarded"
     elif hit1:
         names = "reused", "forced"
@@ -188,6 +199,7 @@ def flux_forward(
     kept: Kept,
     rules: Rules,
     guarded: bool,
+    letter: str | None,
     *,
     hidden_states: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
@@ -222,6 +234,7 @@ def flux_forward(
         rules,
         guarded,
         float(timestep.flatten()[0]),
+        letter,
         [sample_of(controlnet_block_samples, doubles, i, controlnet_blocks_repeat) for i in range(doubles)],
         [sample_of(controlnet_single_block_samples, singles, i) for i in range(singles)],
     )
@@ -233,6 +246,7 @@ def flux2_forward(
     kept: Kept,
     rules: Rules,
     guarded: bool,
+    letter: str | None,
     *,
     hidden_states: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
@@ -277,6 +291,7 @@ def flux2_forward(
         rules,
         guarded,
         float(timestep.flatten()[0]),
+        letter,
         [0.0] * len(model.transformer_blocks),
         [0.0] * len(model.single_transformer_blocks),
     )
@@ -310,8 +325,17 @@ class Reference:
         assert not joint_attention_kwargs, "the reference knows no joint_attention_kwargs"
         step, turn = divmod(len(self.decisions), len(self.passes))
         name = self.passes[turn]
+        kept, sigma = self.kept[name], float(inputs["timestep"].flatten()[0])
         guarded = self.rules.guards(step, self.steps, self.in_a_row[name])
-        output, decision = self.forward_once(self.model, self.kept[name], self.rules, guarded, **inputs)
+        plans = self.rules.plan.split("/")
+        letter = plans[min(turn, len(plans) - 1)][step] if self.rules.plan else None
+        if letter == "S":
+            output = recall(kept, "velocity", sigma, 1)
+            decision = Decision(None, "skipped", None, "skipped")
+        else:
+            output, decision = self.forward_once(self.model, kept, self.rules, guarded, letter, **inputs)
+            if decision.full or (self.rules.forecast and decision.structure == "computed"):
+                remember(kept, "velocity", sigma, output)
         self.in_a_row[name] = 0 if decision.full else self.in_a_row[name] + 1
         self.decisions.append(decision)
         return (output,)

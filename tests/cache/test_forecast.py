@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import CacheConfig, h2_cache
-from h2gen.cache.forecast import History, steps_ahead
+from h2gen.cache.forecast import FARTHEST, History, lead
 from h2gen.errors import SettingError
 from tests.cache.drive import (
     assert_close,
@@ -33,15 +33,24 @@ def line(sigma: float) -> tuple[torch.Tensor, ...]:
     return start + sigma * slope, 3 * start[:, :2] - sigma * slope[:, :2]
 
 
-@given(sigmas, sigmas, sigmas)
-def test_what_is_linear_in_sigma_is_forecast_exactly(older: float, newer: float, sigma: float) -> None:
+@given(sigmas, sigmas, st.floats(0, FARTHEST))
+def test_what_is_linear_in_sigma_is_forecast_exactly_near_by(older: float, newer: float, ahead: float) -> None:
     if abs(older - newer) < 0.05:
         return
+    sigma = newer + ahead * (newer - older)
     history = History(1)
     history.keep(line(older), older)
     history.keep(line(newer), newer)
     for got, wanted in zip(history.forecast(sigma), line(sigma), strict=True):
         assert torch.allclose(got, wanted, atol=1e-4)
+
+
+def test_a_line_is_not_followed_for_ever() -> None:
+    history = History(1)
+    history.keep(line(0.9), 0.9)
+    history.keep(line(0.8), 0.8)
+    for got, wanted in zip(history.forecast(0.1), line(0.8 - FARTHEST * 0.1), strict=True):
+        assert torch.allclose(got, wanted, atol=1e-5)
 
 
 def test_order_0_reuses_what_was_computed_last_itself() -> None:
@@ -75,15 +84,17 @@ def test_a_second_value_at_one_sigma_takes_the_place_of_the_first() -> None:
     history.keep(line(0.9), 0.9)
     history.keep((line(0.5)[0] + 7, line(0.5)[1]), 0.5)
     history.keep(line(0.5), 0.5)
-    assert torch.allclose(history.forecast(0.1)[0], line(0.1)[0], atol=1e-5)
+    assert torch.allclose(history.forecast(0.3)[0], line(0.3)[0], atol=1e-5)
 
 
-@given(sigmas, sigmas)
-def test_no_distance_is_no_step_and_the_whole_one_is_one(older: float, newer: float) -> None:
-    if older != newer:
-        assert steps_ahead(older, newer, newer) == 0
-        assert steps_ahead(older, newer, 2 * newer - older) == pytest.approx(1)
-        assert steps_ahead(older, newer, older) == -1
+@given(sigmas, sigmas, sigmas)
+def test_a_line_leads_as_far_as_sigma_and_never_beyond_the_limit(older: float, newer: float, sigma: float) -> None:
+    if older == newer:
+        return
+    assert lead(older, newer, newer) == 0
+    assert lead(older, newer, sigma) <= FARTHEST
+    assert lead(older, newer, 1.25 * newer - 0.25 * older) == pytest.approx(0.25)
+    assert lead(older, newer, 2 * newer - older) == FARTHEST
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -92,9 +103,9 @@ def test_a_forecast_in_half_precision_is_rounded_once(dtype: torch.dtype) -> Non
     history = History(1)
     history.keep((old,), 0.9)
     history.keep((new,), 0.8)
-    (got,) = history.forecast(0.55)
+    (got,) = history.forecast(0.75)
     assert got.dtype == dtype
-    exact = new.double() + 2.5 * (new.double() - old.double())
+    exact = new.double() + 0.5 * (new.double() - old.double())
     assert (got.double() - exact).abs().le(exact.abs() * torch.finfo(dtype).eps + 1e-6).all()
 
 
@@ -102,9 +113,9 @@ def test_what_is_kept_is_not_written_to() -> None:
     history = History(1)
     history.keep(line(0.9), 0.9)
     history.keep(line(0.8), 0.8)
-    for value in history.forecast(0.5):
+    for value in history.forecast(0.77):
         value.zero_()
-    assert torch.allclose(history.forecast(0.5)[0], line(0.5)[0], atol=1e-5)
+    assert torch.allclose(history.forecast(0.77)[0], line(0.77)[0], atol=1e-5)
 
 
 @both_models

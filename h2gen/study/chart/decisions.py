@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.gate import Outcome
+from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StepRecord
 from h2gen.study.chart.svg import Box, document, legend, n, plain, ticks
 from h2gen.study.figures import percent
