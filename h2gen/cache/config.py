@@ -8,6 +8,9 @@ from dataclasses import dataclass, fields
 from h2gen.cache.plan import check_plan
 from h2gen.errors import SettingError
 
+CHOICES = {"hierarchy": ("forced", "checked")}
+"""Settings that are one of some words."""
+
 
 @dataclass(frozen=True)
 class CacheConfig:
@@ -29,6 +32,13 @@ class CacheConfig:
             R both reused, S skipped: no block runs, the transformer's output is forecast from the last computed ones.
             Thresholds and guards then have no say, and nothing is measured. Blanks, commas and small letters are
             taken; with true guidance all passes follow it, or a part each (``FRRF/FRFR``). Empty is no plan.
+        max_skips: at most N steps in a row are skipped unseen, where the changes that were measured last, going on at
+            their rate, would stay far below the thresholds; needs ``tau1``. 0 switches it off.
+        budget: changes are measured from step to step and added up since the last computed step, and the sum is held
+            under the threshold, instead of the change since that step.
+        hierarchy: ``forced``, as in the paper: after a structure hit the detail stage is reused unseen; or ``checked``:
+            it is probed and decides for itself.
+        max_detail_age: a detail residual is used for at most N steps after it was computed; 0 is for ever.
 
     Raises:
         SettingError: a value is of the wrong type or out of its range.
@@ -43,11 +53,18 @@ class CacheConfig:
     max_consecutive: int = 0
     forecast: int = 0
     plan: str = ""
+    max_skips: int = 0
+    budget: bool = False
+    hierarchy: str = "forced"
+    max_detail_age: int = 0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(field.default, str):
+            if isinstance(field.default, bool):
+                if not isinstance(value, bool):
+                    raise SettingError(f"{field.name} is {value!r}; give true or false.")
+            elif isinstance(field.default, str):
                 if not isinstance(value, str):
                     raise SettingError(f"{field.name} is {value!r}; give it as text.")
             elif field.name.startswith("tau"):
@@ -60,6 +77,9 @@ class CacheConfig:
                 raise SettingError(f"{field.name} is {value!r}; give a whole number from 0 (off) upwards.")
         if self.forecast > 1:
             raise SettingError(f"forecast is {self.forecast}; give 0 (reuse what was computed last) or 1 (a line).")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise SettingError(f"{name} is {getattr(self, name)[:40]!r}; it can be {' or '.join(known)}.")
         object.__setattr__(self, "plan", check_plan(self.plan))
 
     @property

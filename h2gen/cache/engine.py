@@ -17,6 +17,7 @@ from torch import nn
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.gate import gate, is_guarded
+from h2gen.cache.gauge import is_calm
 from h2gen.cache.inputs import ContextName, Inputs, as_timestep
 from h2gen.cache.outcome import Outcome
 from h2gen.cache.plan import OUTCOMES, plan_of
@@ -50,15 +51,15 @@ class Engine:
         self.context = ContextName()
         self.step: Step | None = None
         self._timesteps = timesteps
-        self._skipping = "S" in config.plan
+        self._skipping = "S" in config.plan if config.plan else config.max_skips > 0
         self._run: Run | None = None
         self._runs = 0
         self._warned: set[str] = set()
         self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
 
     def _sigma(self, step: Step) -> float:
-        """Where residuals are kept and forecast; reuse, which is the same everywhere, does not ask the device."""
-        return step.sigma if self.config.forecast else 0.0
+        """Where on the schedule a step is, for those policies that care; the paper does not ask the device."""
+        return step.sigma if self.config.forecast or self.config.max_skips else 0.0
 
     def tau(self, stage: Stage) -> float:
         return self.config.tau1 if stage.name == "structure" else self.config.tau2
@@ -82,6 +83,8 @@ class Engine:
             outcomes = OUTCOMES[self._planned(self._run, branch)]
         elif is_guarded(self.config, branch.step, self._run.steps_total, branch.since_full):
             outcomes = Outcome.GUARDED, Outcome.GUARDED
+        elif self._is_calm(branch, timestep):
+            settled, outcomes = True, OUTCOMES["S"]
         else:
             outcomes = Outcome.COMPUTED, Outcome.COMPUTED
         self.trace.flush()
@@ -107,6 +110,7 @@ class Engine:
             blocks_run = sum(len(stage.blocks) if every else 1 for stage, every in zip(self.stages, ran, strict=True))
         branch.step += 1
         branch.since_full = 0 if all(ran) else branch.since_full + 1
+        branch.skips = branch.skips + 1 if step.skipped else 0
         if isinstance(step.inputs.timestep, float):
             branch.timestep = step.inputs.timestep
         self.trace.add(FinishedStep(step, blocks_run, self.blocks_total))
@@ -156,6 +160,16 @@ class Engine:
             return "F"
         return letter
 
+    def _is_calm(self, branch: Branch, timestep: float | torch.Tensor) -> bool:
+        """Whether the step that begins is skipped unseen.
+
+        Never where the velocity's line has but one point, nor where only the device knows the time.
+        """
+        if branch.skips >= self.config.max_skips or len(branch.velocities) < 2 or not isinstance(timestep, float):
+            return False
+        asked = self.stages if self.config.hierarchy == "checked" else self.stages[:1]
+        return all(is_calm(branch.kept(stage).gauge.ahead(timestep / 1000), self.tau(stage)) for stage in asked)
+
     def _timestep(self, inputs: Inputs, branch: Branch) -> float | torch.Tensor:
         """The timestep, 0 to 1000: the schedule's own where it is known, for the model's is rounded to its dtype."""
         assert self._run is not None
@@ -191,7 +205,7 @@ class Engine:
         if outcome.ran:
             step.after_first = after
             return None
-        residual = step.kept(stage).residuals.forecast(self._sigma(step))
+        residual = step.branch.kept(stage).residuals.forecast(self._sigma(step))
         untouched = len(after) - len(residual)
         return after[:untouched] + tuple(x + r for x, r in zip(after[untouched:], residual, strict=True))
 
@@ -212,28 +226,35 @@ class Engine:
         # The model itself adds ControlNet's samples after each block, skipped or not: they are no part of the residual.
         for sample in _samples_within(step.inputs, stage):
             residual[-1] = residual[-1] - sample
-        step.kept(stage).residuals.keep(tuple(residual), self._sigma(step))
+        kept = step.branch.kept(stage)
+        kept.residuals.keep(tuple(residual), self._sigma(step))
+        kept.step = step.index
         step.after_first = ()
 
     def _decide(self, step: Step, stage: Stage, before: Streams, after: Streams) -> Outcome:
         if step.settled:
             return step.outcomes[stage.name]
-        if stage.name == "detail" and not step.outcomes["structure"].ran:
-            return Outcome.FORCED
-        tau = self.tau(stage)
+        config, kept, tau = self.config, step.branch.kept(stage), self.tau(stage)
         outcome = Outcome.GUARDED if step.guarded else Outcome.COMPUTED
+        if stage.name == "detail" and kept.residuals:
+            if 0 < config.max_detail_age < step.index - kept.step:
+                outcome = Outcome.GUARDED
+            elif not step.outcomes["structure"].ran and config.hierarchy == "forced":
+                return Outcome.FORCED
         if tau > 0:
-            indicator = self._indicator(stage, before, after)
-            kept = step.kept(stage)
-            if not step.guarded and kept.indicator is not None and kept.residuals:
+            indicator, spent = self._indicator(stage, before, after), 0.0
+            if outcome is Outcome.COMPUTED and kept.indicator is not None and kept.residuals:
                 change = relative_change(kept.indicator, indicator).item()  # the one synchronisation
-                if not self._begun_again(step):
-                    step.changes[stage.name] = change
-                    outcome = gate(change, tau)
+                if self._begun_again(step):
+                    kept = step.branch.kept(stage)
+                else:
+                    spent = step.changes[stage.name] = kept.gauge.measure(change, self._sigma(step))
+                    outcome = gate(spent, tau)
                     if not math.isfinite(change):
                         self._warn_once("H2-Cache: a change is not finite; such steps are computed in full.")
-            if outcome.ran:
-                step.kept(stage).indicator = indicator
+            if outcome.ran or config.budget:
+                kept.indicator = indicator
+                kept.gauge.move(self._sigma(step), 0.0 if outcome.ran else spent)
         return outcome
 
     @staticmethod

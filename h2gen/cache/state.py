@@ -16,26 +16,30 @@ from typing import Any, NamedTuple
 import torch
 
 from h2gen.cache.forecast import History
+from h2gen.cache.gauge import Gauge
+from h2gen.cache.stages import Stage
 
 
 @dataclass
 class Kept:
     """What one stage keeps from the last steps that computed it.
 
-    ``residuals`` are those of the blocks after its first, one tensor a stream; ``indicator`` is the summary of its
-    first block's residual.
+    ``residuals`` are those of the blocks after its first, one tensor a stream, the last computed at ``step``;
+    ``indicator`` is the summary of its first block's residual, and ``gauge`` how that has changed.
     """
 
     residuals: History
+    step: int = 0
     indicator: torch.Tensor | None = None
+    gauge: Gauge = field(default_factory=Gauge)
 
 
 @dataclass
 class Branch:
     """One of the passes of true classifier-free guidance, or the only one.
 
-    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``velocities`` are
-    outputs of the transformer, where steps may be skipped.
+    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``skips``
+    counts the steps skipped in a row, and ``velocities`` are outputs of the transformer, where steps may be skipped.
     """
 
     context: str
@@ -43,6 +47,7 @@ class Branch:
     order: int = 0
     step: int = 0
     since_full: int = 0
+    skips: int = 0
     timestep: float | None = None
     signature: tuple[Any, ...] = ()
     structure: Kept = field(init=False)
@@ -51,6 +56,9 @@ class Branch:
 
     def __post_init__(self) -> None:
         self.forget()
+
+    def kept(self, stage: Stage) -> Kept:
+        return self.structure if stage.name == "structure" else self.detail
 
     def forget(self) -> None:
         """Drop the tensors, keep the count."""

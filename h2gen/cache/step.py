@@ -9,8 +9,7 @@ import torch
 from h2gen.cache.clock import Stopwatch
 from h2gen.cache.inputs import Inputs, as_timestep
 from h2gen.cache.outcome import Outcome
-from h2gen.cache.stages import Stage
-from h2gen.cache.state import Branch, Kept, Run
+from h2gen.cache.state import Branch, Run
 from h2gen.cache.trace import StageRecord, StepRecord
 
 Streams = tuple[torch.Tensor, ...]
@@ -59,9 +58,6 @@ class Step:
         if not isinstance(self.timestep, float):
             self.timestep = self.inputs.read_timestep()
         return self.timestep / 1000
-
-    def kept(self, stage: Stage) -> Kept:
-        return self.branch.structure if stage.name == "structure" else self.branch.detail
 
 
 class FinishedStep:

@@ -7,6 +7,7 @@ implementation against something that can be read from top to bottom.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,10 @@ class Rules:
     max_consecutive: int = 0
     forecast: int = 0
     plan: str = ""
+    budget: bool = False
+    hierarchy: str = "forced"
+    max_detail_age: int = 0
+    max_skips: int = 0
 
     def guards(self, step: int, steps: int | None, in_a_row: int) -> bool:
         if step < self.warmup_steps:
@@ -67,20 +72,48 @@ def change_between(old: torch.Tensor, new: torch.Tensor, divisor: int) -> float:
     return float((old - new).abs().mean() / old.abs().mean())
 
 
-def decide(kept: torch.Tensor | None, new: torch.Tensor, divisor: int, tau: float) -> tuple[float | None, bool]:
-    """The change and whether it is a hit. A threshold of 0 asks nothing; no kept indicator is a miss."""
-    if tau == 0 or kept is None or kept.shape != new.shape:
+def decide(
+    kept: Kept, stage: str, new: torch.Tensor, sigma: float, divisor: int, tau: float, rules: Rules
+) -> tuple[float | None, bool]:
+    """The change and whether it is a hit. A threshold of 0 asks nothing; nothing kept is a miss.
+
+    Every indicator that is looked at is remembered as ``probe``, every change as ``change``, with the sigma before it.
+    """
+    if tau == 0:
         return None, False
-    change = change_between(kept, new, divisor)
-    return change, math.isfinite(change) and change < tau
+    since = since_computed(kept, stage)
+    total = None
+    if since and since[-1][1].shape == new.shape:
+        if not rules.budget:
+            since = since[:1]
+        latest = change_between(since[-1][1], new, divisor)
+        total = latest + float(sum(change_between(a, b, divisor) for (_, a), (_, b) in itertools.pairwise(since)))
+        remember(kept, f"change {stage}", sigma, torch.tensor([since[-1][0], latest], dtype=torch.float64))
+    remember(kept, f"probe {stage}", sigma, new)
+    return total, total is not None and math.isfinite(total) and total < tau
+
+
+def since_computed(kept: Kept, stage: str) -> list[tuple[float, torch.Tensor]]:
+    """A stage's indicators from the one of the step that computed it last."""
+    if f"{stage} image" not in kept:
+        return []
+    return [(at, probe) for at, probe in kept.get(f"probe {stage}", []) if at <= kept[f"{stage} image"][-1][0]]
+
+
+def looks_calm(kept: Kept, stage: str, sigma: float, divisor: int, tau: float, rules: Rules) -> bool:
+    """Whether the change, going on at its last rate, would stay below three quarters of the threshold."""
+    if f"change {stage}" not in kept:
+        return False
+    since = since_computed(kept, stage)
+    if not rules.budget:
+        since = since[:1]
+    to, (origin, latest) = kept[f"change {stage}"][-1]
+    spent = sum(change_between(a, b, divisor) for (_, a), (_, b) in itertools.pairwise(since))
+    return spent + float(latest) / (float(origin) - to) * (since[-1][0] - sigma) < 0.75 * tau
 
 
 def remember(kept: Kept, name: str, sigma: float, value: torch.Tensor) -> None:
     kept.setdefault(name, []).append((sigma, value))
-
-
-def newest(kept: Kept, name: str) -> torch.Tensor | None:
-    return kept[name][-1][1] if name in kept else None
 
 
 def recall(kept: Kept, name: str, sigma: float, order: int) -> torch.Tensor:
@@ -130,13 +163,14 @@ def two_stages(
         change1, hit1 = None, letter in "CR"
     elif guarded:
         change1, hit1 = None, False
+        remember(kept, "probe structure", sigma, r1)
     else:
-        change1, hit1 = decide(newest(kept, "r1"), r1, 2048, rules.tau1)
+        change1, hit1 = decide(kept, "structure", r1, sigma, 2048, rules.tau1, rules)
 
     # 3. Reuse or run double blocks 1 and on.
     if hit1:
-        e2 = e1 + recall(kept, "R1_e", sigma, rules.forecast)
-        h2 = h1 + recall(kept, "R1_h", sigma, rules.forecast)
+        e2 = e1 + recall(kept, "structure text", sigma, rules.forecast)
+        h2 = h1 + recall(kept, "structure image", sigma, rules.forecast)
         for sample in double_samples:
             h2 = h2 + sample
     else:
@@ -147,26 +181,30 @@ def two_stages(
         without_samples = h2 - h1
         for sample in double_samples:
             without_samples = without_samples - sample
-        remember(kept, "r1", sigma, r1)
-        remember(kept, "R1_e", sigma, e2 - e1)
-        remember(kept, "R1_h", sigma, without_samples)
+        remember(kept, "structure text", sigma, e2 - e1)
+        remember(kept, "structure image", sigma, without_samples)
 
     # 4. Probe the detail stage.
     e3, h3 = single[0](e2, h2)
     r2 = torch.cat([e3, h3], dim=1) - torch.cat([e2, h2], dim=1)
 
-    # 5. Decide: after a structure hit the detail stage is a forced hit.
+    # 5. Decide: after a structure hit the detail stage is a forced hit, unless it is asked or too old.
+    since_detail = [at for at, _ in kept["pass"] if "detail image" in kept and at < kept["detail image"][-1][0]]
+    too_old = 0 < rules.max_detail_age < len(since_detail)
     if letter:
         change2, hit2 = None, letter in "DR"
-    elif guarded or hit1:
-        change2, hit2 = None, hit1
+    elif guarded or too_old:
+        change2, hit2 = None, False
+        remember(kept, "probe detail", sigma, r2)
+    elif hit1 and rules.hierarchy == "forced":
+        change2, hit2 = None, True
     else:
-        change2, hit2 = decide(newest(kept, "r2"), r2, 384, rules.tau2)
+        change2, hit2 = decide(kept, "detail", r2, sigma, 384, rules.tau2, rules)
 
     # 6. Reuse or run single blocks 1 and on.
     text = e.shape[1]
     if hit2:
-        x4 = torch.cat([e3, h3], dim=1) + recall(kept, "R2", sigma, rules.forecast)
+        x4 = torch.cat([e3, h3], dim=1) + recall(kept, "detail image", sigma, rules.forecast)
         e4, h4 = x4[:, :text], x4[:, text:]
         for sample in single_samples:
             h4 = h4 + sample
@@ -178,8 +216,7 @@ def two_stages(
         without_samples = h4
         for sample in single_samples:
             without_samples = without_samples - sample
-        remember(kept, "r2", sigma, r2)
-        remember(kept, "R2", sigma, torch.cat([e4, without_samples], dim=1) - torch.cat([e3, h3], dim=1))
+        remember(kept, "detail image", sigma, torch.cat([e4, without_samples], dim=1) - torch.cat([e3, h3], dim=1))
 
     if letter:
         names = {"F": ("computed",) * 2, "D": ("computed", "reused"), "C": ("reused", "computed")}.get(
@@ -187,10 +224,11 @@ def two_stages(
         )
     elif guarded:
         names = "guarded", "guarded"
-    elif hit1:
-        names = "reused", "forced"
     else:
-        names = "computed", "reused" if hit2 else "computed"
+        detail = "guarded" if too_old else "reused" if hit2 else "computed"
+        if hit1 and rules.hierarchy == "forced" and hit2:
+            detail = "forced"
+        names = "reused" if hit1 else "computed", detail
     return e4, h4, Decision(change1, names[0], change2, names[1])
 
 
@@ -317,7 +355,17 @@ class Reference:
         self.forward_once = flux2_forward if isinstance(model, Flux2Transformer2DModel) else flux_forward
         self.kept: dict[str, Kept] = {name: {} for name in passes}
         self.in_a_row = dict.fromkeys(passes, 0)
+        self.skips = dict.fromkeys(passes, 0)
         self.decisions: list[Decision] = []
+
+    def may_skip(self, name: str, sigma: float) -> bool:
+        kept, rules = self.kept[name], self.rules
+        if self.skips[name] >= rules.max_skips or len(kept.get("velocity", [])) < 2:
+            return False
+        asked = [("structure", 2048, rules.tau1), ("detail", 384, rules.tau2)]
+        if rules.hierarchy == "forced":
+            del asked[1]
+        return all(looks_calm(kept, stage, sigma, divisor, tau, rules) for stage, divisor, tau in asked)
 
     def __call__(
         self, *, return_dict: bool = True, joint_attention_kwargs: dict | None = None, **inputs: object
@@ -329,6 +377,10 @@ class Reference:
         guarded = self.rules.guards(step, self.steps, self.in_a_row[name])
         plans = self.rules.plan.split("/")
         letter = plans[min(turn, len(plans) - 1)][step] if self.rules.plan else None
+        remember(kept, "pass", sigma, torch.empty(0))
+        if not letter and not guarded and self.may_skip(name, sigma):
+            letter = "S"
+        self.skips[name] = self.skips[name] + 1 if letter == "S" else 0
         if letter == "S":
             output = recall(kept, "velocity", sigma, 1)
             decision = Decision(None, "skipped", None, "skipped")
