@@ -44,14 +44,14 @@ class Choosing:
         self._maker.make(replace(plain, steps=min(2, steps)), 0)
         self._watcher.began("Timing a first picture of each")
         cached = [method for method in cached if self._runs(method)]
-        seconds = self._times([plain, replace(plain, name="one", steps=1), *cached])
         counts = set(wishes.fewer)
-        if wishes.baselines:
+        if wishes.baselines and cached:
+            seconds = self._times([plain, replace(plain, name="one", steps=1), *cached])
             for method in cached:
                 counts |= equal_steps(seconds["uncached"], seconds["one"], seconds[method.name], steps)
+        chosen = [plain, *cached, *wishes.methods]
         if steps in counts:
             self.notices.append(f"A cached run takes as long as all {steps} steps: for it there are no fewer.")
-        chosen = [plain, *cached]
         for count in sorted(counts - {steps}, reverse=True):
             chosen.append(methods.fewer(count, steps))
             with suppress(ModelError):  # a scheduler that is none of flows, which one notice is enough for

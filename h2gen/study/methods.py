@@ -68,6 +68,19 @@ def solver(count: int, steps: int) -> Method:
     )
 
 
+def tuned(label: str, steps: int, cache: CacheConfig, solver: str, share: float | None = None) -> Method:
+    """A choice that tuning looks at: a number of steps, a solver and a cache, or any of them alone.
+
+    Args:
+        share: of the reference's blocks, where it is known beforehand; with a cache it is counted.
+    """
+    changed = {name: value for name, value in asdict(cache).items() if value != getattr(CacheConfig(), name)}
+    detail = {**({} if cache == OFF else changed), "steps": steps, **({} if solver == "own" else {"solver": solver})}
+    words = [f"{name}={value}" for name, value in {"solver": solver, "steps": steps, **asdict(cache)}.items()]
+    kind = "h2" if cache.enabled else "steps" if solver == "own" else "solver"
+    return Method(" ".join(words), label, kind, steps, detail, cache, solver, share)
+
+
 def peer(settled: Settled, steps: int, passes: int) -> Method:
     """Another cache at the setting that the equal-cost search found."""
     settings = settled.peer.settings(settled.value)

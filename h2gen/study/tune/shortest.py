@@ -91,6 +91,20 @@ class Shortest:
         return best[1:]
 
 
+def total_error(plan: str, kinds: Mapping[str, tuple[Matrix, int]]) -> float:
+    """The error that ``shortest`` minimises, of any plan whose letters are F and these kinds'.
+
+    A run of several kinds, which the shortest path does not look at, counts as the worst of them.
+    """
+    computed = [step for step, letter in enumerate(plan) if letter == "F"]
+    total = 0.0
+    for place, last in enumerate(computed):
+        end = computed[place + 1] if place + 1 < len(computed) else len(plan)
+        before = computed[place - 1] + 1 if place else 0
+        total += max((float(kinds[letter][0][before, last, end]) for letter in set(plan[last + 1 : end])), default=0.0)
+    return total
+
+
 def shortest(kinds: Mapping[str, tuple[Matrix, int]], full: int) -> Shortest:
     """Solve for all budgets at once; 50 steps take well under a second with S alone, seconds with R and D.
 
