@@ -11,7 +11,7 @@ from h2gen.cli import options
 from h2gen.errors import SettingError
 from h2gen.words import did_you_mean
 
-_COMMANDS = ("batch", "bench", "compare", "info", "models", "presets", "replay", "shell")
+_COMMANDS = ("batch", "bench", "compare", "info", "models", "presets", "replay", "shell", "tune")
 
 
 def generate(
@@ -38,6 +38,9 @@ def generate(
     final_steps: options.FinalSteps = None,
     max_consecutive: options.MaxConsecutive = None,
     no_cache: options.NoCache = False,
+    speedup: options.Speedup = None,
+    fidelity: options.Fidelity = None,
+    nearest: options.Nearest = False,
     model: options.Model = None,
     base: options.Base = None,
     device: options.Device = None,
@@ -61,14 +64,14 @@ def generate(
     # Imported here and below, and not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, say
     from h2gen.cli.produce import Wishes, produce, show_plan, tell
-    from h2gen.run.plan import make_plan
+    from h2gen.run.choose import Wish, chosen_plan
     from h2gen.run.seeds import choose_seeds
 
     console = make_console()
     console.quiet = quiet
     words = _prompt(prompt, prompt_option)
     seeds = choose_seeds(given.pop("seed"), given.pop("count"))
-    plan = make_plan(words, {**given, "seed": seeds[0]})
+    plan = chosen_plan(words, {**given, "seed": seeds[0]}, Wish(speedup, fidelity, nearest))
     if prompt and prompt in words and " " not in prompt and did_you_mean(prompt, _COMMANDS) != ".":
         say(console, f"Painting {prompt!r}{did_you_mean(prompt, _COMMANDS)}", "yellow")
     if trace is not None and len(seeds) > 1:

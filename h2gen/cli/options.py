@@ -51,6 +51,14 @@ MaxConsecutive = Annotated[
     int | None, option("--max-consecutive", help="At most N steps in a row without a full one.", panel=CACHE)
 ]
 NoCache = Annotated[bool, option("--no-cache", help="Plain diffusers.", panel=CACHE)]
+Speedup = Annotated[
+    float | None,
+    option("--speedup", help="So many times as fast, as close as can be; needs a profile.", panel=CACHE),
+]
+Fidelity = Annotated[
+    float | None, option("--fidelity", help="As fast as an SSIM of so much allows; needs a profile.", panel=CACHE)
+]
+Nearest = Annotated[bool, option("--nearest", help="Where no profile fits, use the nearest.", panel=CACHE)]
 Model = Annotated[
     str | None,
     option("--model", "-m", help="Alias, hub id, folder, .safetensors or .gguf; see 'h2gen models'.", panel=MODEL),
