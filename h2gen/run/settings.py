@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.config import CacheConfig
+from h2gen.cache.plan import steps_in
 from h2gen.errors import SettingError
 from h2gen.plain import SURROGATES
 
@@ -43,7 +44,7 @@ class Settings:
         cfg: scale of true classifier-free guidance, two passes a step; 1 is off.
         negative: what to steer away from; needs ``cfg`` above 1.
         max_sequence_length: tokens of text that the model sees.
-        cache: thresholds and guards of H2-Cache.
+        cache: thresholds, guards and policies of H2-Cache.
 
     Raises:
         SettingError: a value cannot be used.
@@ -73,6 +74,11 @@ class Settings:
         for name in ("guidance", "cfg"):
             _scale(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))
+        letters = steps_in(self.cache.plan)
+        if self.cache.plan and letters not in (self.steps, 2 * self.steps - 1):  # Heun's solver takes two calls a step
+            raise SettingError(
+                f"plan is for {letters} steps, and steps is {self.steps}; give a letter a step, or an empty plan."
+            )
         if self.negative and self.cfg <= 1:
             raise SettingError(
                 f"A negative prompt has no effect with cfg {self.cfg:g}; give a cfg above 1 too, such as 3."
