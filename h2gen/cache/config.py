@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
+from typing import Any
 
 from h2gen.cache.plan import check_plan
 from h2gen.errors import SettingError
 
-CHOICES = {"hierarchy": ("forced", "checked")}
+_SHOWN = 60
+"""Letters of a plan that a line has room for."""
+CHOICES = {"hierarchy": ("forced", "checked"), "pfs": ("paper", "stable")}
 """Settings that are one of some words."""
 
 
@@ -39,6 +42,9 @@ class CacheConfig:
         hierarchy: ``forced``, as in the paper: after a structure hit the detail stage is reused unseen; or ``checked``:
             it is probed and decides for itself.
         max_detail_age: a detail residual is used for at most N steps after it was computed; 0 is for ever.
+        pfs: how residuals are pooled before they are compared: as in the ``paper``, or ``stable``, over the picture's
+            own rows and columns to a fixed number of cells, so that a threshold means the same at all sizes (see
+            ``h2gen.cache.layout``). A threshold of the one is none for the other.
 
     Raises:
         SettingError: a value is of the wrong type or out of its range.
@@ -57,6 +63,7 @@ class CacheConfig:
     budget: bool = False
     hierarchy: str = "forced"
     max_detail_age: int = 0
+    pfs: str = "paper"
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -87,6 +94,28 @@ class CacheConfig:
         """Whether any block can ever be skipped."""
         return self.tau1 > 0 or self.tau2 > 0 or bool(self.plan)
 
+    @property
+    def policies(self) -> dict[str, Any]:
+        """The settings beyond thresholds and guards that are not at their defaults."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: values[name][0] for name in POLICIES if values[name][0] != values[name][1]}
+
+    @property
+    def words(self) -> str:
+        """What decides, and what else is set, for people: ``tau1 0.1, tau2 0.2, forecast 1, budget``."""
+        found = self.policies
+        plan = found.pop("plan", "")
+        parts = [f"tau1 {self.tau1:g}", f"tau2 {self.tau2:g}"]
+        if plan:
+            parts = [f"plan {plan if len(plan) <= _SHOWN else plan[:_SHOWN] + '...'}"]
+        return ", ".join(parts + [word_of(name, value) for name, value in found.items()])
+
 
 POLICIES = tuple(field.name for field in fields(CacheConfig))[5:]
 """The settings that came after thresholds and guards; where they are not recorded there were none yet."""
+
+
+def word_of(policy: str, value: Any) -> str:
+    """A policy as the command line names it: ``budget``, ``max-skips 2``."""
+    name = policy.replace("_", "-")
+    return name if value is True else f"{name} {value}"

@@ -19,6 +19,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.gate import gate, is_guarded
 from h2gen.cache.gauge import is_calm
 from h2gen.cache.inputs import ContextName, Inputs, as_timestep
+from h2gen.cache.layout import Pooling, layout_of
 from h2gen.cache.outcome import Outcome
 from h2gen.cache.plan import OUTCOMES, plan_of
 from h2gen.cache.stages import Stage, stages_of
@@ -242,7 +243,7 @@ class Engine:
             elif not step.outcomes["structure"].ran and config.hierarchy == "forced":
                 return Outcome.FORCED
         if tau > 0:
-            indicator, spent = self._indicator(stage, before, after), 0.0
+            indicator, spent = self._indicator(step, stage, before, after), 0.0
             if outcome is Outcome.COMPUTED and kept.indicator is not None and kept.residuals:
                 change = relative_change(kept.indicator, indicator).item()  # the one synchronisation
                 if self._begun_again(step):
@@ -257,9 +258,8 @@ class Engine:
                 kept.gauge.move(self._sigma(step), 0.0 if outcome.ran else spent)
         return outcome
 
-    @staticmethod
     @torch.no_grad()
-    def _indicator(stage: Stage, before: Streams, after: Streams) -> torch.Tensor:
+    def _indicator(self, step: Step, stage: Stage, before: Streams, after: Streams) -> torch.Tensor:
         if stage.name == "structure":  # the image stream alone
             before, after = before[-1:], after[-1:]
         tokens = sum(x.shape[1] for x in after)
@@ -268,7 +268,13 @@ class Engine:
         for x, y in zip(before, after, strict=True):
             torch.sub(y, x, out=residual[:, start : start + x.shape[1]])
             start += x.shape[1]
-        return summarize(residual, pooling_kernel(tokens, stage.divisor))
+        if self.config.pfs == "paper":
+            return summarize(residual, pooling_kernel(tokens, stage.divisor))
+        poolings = step.branch.poolings
+        if stage.name not in poolings:
+            text = 0 if stage.name == "structure" else step.inputs.text_tokens
+            poolings[stage.name] = Pooling(layout_of(step.inputs.ids.img_ids, tokens - text, text), residual)
+        return poolings[stage.name](residual)
 
     def _begun_again(self, step: Step) -> bool:
         """Catch on an accelerator, where the timestep is known only now, what ``begin`` catches on the CPU."""

@@ -32,6 +32,7 @@ class Inputs:
         self._ids = [None if tensor is None else weakref.ref(tensor) for tensor in ids]
         #: What must not change while residuals are kept.
         self.signature = hidden.shape, text.shape, hidden.dtype, hidden.device
+        self.text_tokens: int = text.shape[1]
         self.device: torch.device = hidden.device
         self.block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_block_samples")
         self.single_block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_single_block_samples")

@@ -64,18 +64,23 @@ def steps_in(plan: str) -> int:
     return len(plan_of(plan, 0))
 
 
-def letter_of(record: StepRecord) -> str:
-    """What a plan calls a step."""
-    ran = record.structure.outcome.ran, record.detail.outcome.ran
-    if record.skipped:
+def letter_of(structure: Outcome, detail: Outcome) -> str:
+    """What a plan calls a step in which this became of its stages."""
+    if structure is Outcome.SKIPPED:
         return "S"
-    return {(True, True): "F", (True, False): "D", (False, True): "C", (False, False): "R"}[ran]
+    return {(True, True): "F", (True, False): "D", (False, True): "C", (False, False): "R"}[structure.ran, detail.ran]
 
 
 def plan_from_steps(steps: Iterable[StepRecord]) -> str:
-    """The plan that repeats the decisions of one run: one for each pass, where they differ."""
+    """The plan that repeats the decisions of one run."""
     passes: dict[str, str] = {}
     for record in steps:
-        passes[record.context] = passes.get(record.context, "") + letter_of(record)
-    parts = list(passes.values())
-    return parts[0] if len(set(parts)) == 1 else "/".join(parts)
+        letter = letter_of(record.structure.outcome, record.detail.outcome)
+        passes[record.context] = passes.get(record.context, "") + letter
+    return joined(passes.values())
+
+
+def joined(parts: Iterable[str]) -> str:
+    """One plan of each pass's: a single one where they do not differ."""
+    distinct = list(parts)
+    return distinct[0] if len(set(distinct)) == 1 else "/".join(distinct)

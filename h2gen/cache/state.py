@@ -17,6 +17,7 @@ import torch
 
 from h2gen.cache.forecast import History
 from h2gen.cache.gauge import Gauge
+from h2gen.cache.layout import Pooling
 from h2gen.cache.stages import Stage
 
 
@@ -40,6 +41,7 @@ class Branch:
 
     ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``skips``
     counts the steps skipped in a row, and ``velocities`` are outputs of the transformer, where steps may be skipped.
+    ``poolings`` are those of the stages, where they do not depend on the number of tokens alone.
     """
 
     context: str
@@ -53,6 +55,7 @@ class Branch:
     structure: Kept = field(init=False)
     detail: Kept = field(init=False)
     velocities: History = field(init=False)
+    poolings: dict[str, Pooling] = field(init=False)
 
     def __post_init__(self) -> None:
         self.forget()
@@ -64,6 +67,7 @@ class Branch:
         """Drop the tensors, keep the count."""
         self.structure, self.detail = Kept(History(self.order)), Kept(History(self.order))
         self.velocities = History(1)
+        self.poolings = {}
 
 
 class _Same:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from h2gen.cache.trace import StepRecord
 from h2gen.cli.console import say
-from h2gen.cli.live import steps_table
+from h2gen.cli.live import by_outcome, steps_table
 from h2gen.run.jobs import Job
 from h2gen.run.schedule import Tally
 from h2gen.run.worker import Made, Ready
@@ -148,8 +148,8 @@ def progress(tally: Tally) -> str:
     steps = tally.steps
     if steps.steps and steps.blocks_run < steps.blocks_total:
         parts.append(f"est. {steps.estimated_speedup:.2f}x")
-        shares = ((steps.full, "full"), (steps.detail_reused, "detail reused"), (steps.all_reused, "all reused"))
-        parts.append("steps: " + ", ".join(f"{count / steps.steps:.0%} {name}" for count, name in shares))
+        shares = by_outcome(steps)
+        parts.append("steps: " + ", ".join(f"{count / steps.steps:.0%} {name}" for name, count in shares))
     return "; ".join([", ".join(parts[:3]), *parts[3:]])
 
 

@@ -37,6 +37,14 @@ def generate(
     warmup_steps: options.WarmupSteps = None,
     final_steps: options.FinalSteps = None,
     max_consecutive: options.MaxConsecutive = None,
+    forecast: options.Forecast = None,
+    plan: options.Plan = None,
+    max_skips: options.MaxSkips = None,
+    budget: options.Budget = None,
+    hierarchy: options.Hierarchy = None,
+    max_detail_age: options.MaxDetailAge = None,
+    pfs: options.Pfs = None,
+    replay_decisions: options.ReplayDecisions = None,
     no_cache: options.NoCache = False,
     speedup: options.Speedup = None,
     fidelity: options.Fidelity = None,
@@ -65,13 +73,19 @@ def generate(
     from h2gen.cli.console import make_console, say
     from h2gen.cli.produce import Wishes, produce, show_plan, tell
     from h2gen.run.choose import Wish, chosen_plan
+    from h2gen.run.decisions import read_decisions
+    from h2gen.run.plan import lasting
     from h2gen.run.seeds import choose_seeds
 
     console = make_console()
     console.quiet = quiet
     words = _prompt(prompt, prompt_option)
     seeds = choose_seeds(given.pop("seed"), given.pop("count"))
-    plan = chosen_plan(words, {**given, "seed": seeds[0]}, Wish(speedup, fidelity, nearest))
+    if replay_decisions is not None and plan is not None:
+        raise SettingError("--replay-decisions and --plan contradict each other; give one.")
+    recorded = [] if replay_decisions is None else [("trace", read_decisions(replay_decisions))]
+    layers = [("option", {**given, "seed": seeds[0]}), *recorded, *lasting()]
+    planned = chosen_plan(words, layers, Wish(speedup, fidelity, nearest))
     if prompt and prompt in words and " " not in prompt and did_you_mean(prompt, _COMMANDS) != ".":
         say(console, f"Painting {prompt!r}{did_you_mean(prompt, _COMMANDS)}", "yellow")
     if trace is not None and len(seeds) > 1:
@@ -79,10 +93,10 @@ def generate(
             f"A trace is of one picture, and there are {len(seeds)}; leave out --trace or give one seed."
         )
     if dry_run:
-        tell(plan, console)
-        show_plan(plan, seeds, as_json)
+        tell(planned, console)
+        show_plan(planned, seeds, as_json)
         return
-    produce(plan, seeds, console, Wishes(trace, as_json, verbose, not no_metadata, sidecar))
+    produce(planned, seeds, console, Wishes(trace, as_json, verbose, not no_metadata, sidecar))
 
 
 def _prompt(argument: str | None, option: str | None) -> str:

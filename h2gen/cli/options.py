@@ -10,7 +10,8 @@ import typer
 
 SETTINGS = (
     *("seed", "count", "size", "steps", "solver", "guidance", "cfg", "negative", "max_sequence_length"),
-    *("preset", "tau1", "tau2", "warmup_steps", "final_steps", "max_consecutive", "no_cache"),
+    *("preset", "tau1", "tau2", "warmup_steps", "final_steps", "max_consecutive"),
+    *("forecast", "plan", "max_skips", "budget", "hierarchy", "max_detail_age", "pfs", "no_cache"),
     *("model", "base", "device", "dtype", "offload", "out", "format"),
 )
 """The options that say how a picture is made and where it goes; the others say how a command behaves."""
@@ -49,6 +50,27 @@ WarmupSteps = Annotated[int | None, option("--warmup-steps", help="The first N s
 FinalSteps = Annotated[int | None, option("--final-steps", help="The last N steps are always full.", panel=CACHE)]
 MaxConsecutive = Annotated[
     int | None, option("--max-consecutive", help="At most N steps in a row without a full one.", panel=CACHE)
+]
+Forecast = Annotated[
+    int | None, option("--forecast", help="Reused stages: 0 as computed last, 1 a line through two.", panel=CACHE)
+]
+Plan = Annotated[
+    str | None,
+    option("--plan", help="What each step does, such as FFRDSF.", panel=CACHE, metavar="PLAN"),
+]
+MaxSkips = Annotated[int | None, option("--max-skips", help="At most N steps in a row unseen; 0 is off.", panel=CACHE)]
+Budget = Annotated[
+    bool | None, option("--budget/--no-budget", help="Hold the sum of the changes under the threshold.", panel=CACHE)
+]
+Hierarchy = Annotated[
+    str | None, option("--hierarchy", help="After a structure hit, detail is forced or checked.", panel=CACHE)
+]
+MaxDetailAge = Annotated[
+    int | None, option("--max-detail-age", help="Reuse a detail for at most N steps; 0 is off.", panel=CACHE)
+]
+Pfs = Annotated[str | None, option("--pfs", help="How changes are pooled: paper, or stable over sizes.", panel=CACHE)]
+ReplayDecisions = Annotated[
+    Path | None, option("--replay-decisions", help="Do at each step what a trace says.", panel=CACHE, metavar="TRACE")
 ]
 NoCache = Annotated[bool, option("--no-cache", help="Plain diffusers.", panel=CACHE)]
 Speedup = Annotated[

@@ -207,7 +207,7 @@ class Studio:
             return self.session.run(settings, on_step=on_step, tiled=tiled)
         passes = 2 if settings.cfg > 1 else 1
         cache = settings.cache
-        thresholds = f"tau1 {cache.tau1:g}, tau2 {cache.tau2:g}" if cache.enabled else "no cache"
+        thresholds = cache.words if cache.enabled else "no cache"
         solver = "" if settings.solver == "own" else f" of {SOLVERS[settings.solver]}"
         guidance = f"cfg {settings.cfg:g}" if passes == 2 else f"guidance {settings.guidance:g}"
         facts = (
@@ -287,7 +287,7 @@ def conclude(result: Result, path: Path, console: Console) -> None:
     summary, steps = result.trace.summary, result.trace.steps
     passes = any(step.context != steps[0].context for step in steps)
     say(console, f"{line}, {counts(summary, passes)}", "bold")
-    if summary.full < summary.steps:
+    if summary.full < summary.steps or result.settings.cache.plan:
         return
     tau1, tau2 = suggest_thresholds(steps)
     options = [f"--tau{n} {tau:g}" for n, tau in ((1, tau1), (2, tau2)) if tau is not None]

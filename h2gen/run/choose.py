@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +11,7 @@ from h2gen.models.choices import SOLVERS
 from h2gen.models.identity import content_hash
 from h2gen.profiles import FEWEST_STEPS, Choice, Profile, Situation, find_profile
 from h2gen.run.metadata import model_name
-from h2gen.run.plan import Plan, lasting, plan_from
+from h2gen.run.plan import Layers, Plan, plan_from
 from h2gen.run.settings import OFF, Resolved
 
 
@@ -43,28 +41,28 @@ def situation_of(plan: Plan, content_hash: str = "") -> Situation:
     )
 
 
-def chosen_plan(prompt: str, given: Mapping[str, Any], wish: Wish, environ: Mapping[str, str] = os.environ) -> Plan:
-    """A plan like ``make_plan``'s, its steps, solver and cache taken from the profile that fits it.
+def chosen_plan(prompt: str, layers: Layers, wish: Wish) -> Plan:
+    """A plan like ``plan_from``'s, its steps, solver and cache taken from the profile that fits it.
 
     The steps that the user gives, or the model's own, are those of the picture that it is to be as fast as or close to.
 
     Raises:
         SettingError: the wish contradicts itself or an option, or is more than any choice gives.
         ProfileError: there is no profile that fits.
-        UsageError: as ``make_plan``.
+        UsageError: as ``plan_from``.
     """
     if not wish:
         if wish.nearest:
             raise SettingError("--nearest says which profile to use; give --speedup or --fidelity too.")
-        return plan_from(prompt, [("option", given), *lasting(environ)])
+        return plan_from(prompt, layers)
     if wish.speedup is not None and wish.fidelity is not None:
         raise SettingError("--speedup and --fidelity contradict each other; give one.")
     name = "speedup" if wish.speedup is not None else "fidelity"
     for option in ("preset", "solver", "no_cache", *asdict(CacheConfig())):
-        if given.get(option) not in (None, False):
+        if any(values.get(option) not in (None, False) for source, values in layers if source in ("option", "trace")):
             option = option.replace("_", "-")
             raise SettingError(f"--{name} chooses solver and cache itself; leave out --{option}, or --{name}.")
-    layers = [("option", given), *((source, {**values, "solver": None}) for source, values in lasting(environ))]
+    layers = [(source, {**values, "solver": None}) for source, values in layers]
     base = plan_from(prompt, layers)
     wanted = situation_of(base)
     if wanted.steps < FEWEST_STEPS:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from zlib import crc32
 
 from h2gen.cache.config import CacheConfig
 from h2gen.run.settings import OFF
@@ -51,8 +52,11 @@ def truth(steps: int) -> Method:
 
 def h2(cache: CacheConfig, steps: int) -> Method:
     """H2-Cache with these settings."""
-    label = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}"
-    return Method(f"h2 {cache.tau1!r} {cache.tau2!r}", label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
+    label, name = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}", f"h2 {cache.tau1!r} {cache.tau2!r}"
+    if cache.policies:
+        label = f"H2-Cache {cache.words}"
+        name += f" {crc32(repr(cache.policies).encode()):08x}"  # a plan alone may be longer than a file's name
+    return Method(name, label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
 
 
 def fewer(count: int, steps: int) -> Method:

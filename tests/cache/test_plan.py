@@ -40,7 +40,7 @@ parts = st.text("FDCRS", max_size=12).map(lambda rest: f"F{rest}")
 
 
 def letters(steps: list[StepRecord]) -> str:
-    return "".join(map(letter_of, steps))
+    return "".join(letter_of(step.structure.outcome, step.detail.outcome) for step in steps)
 
 
 @given(parts)

@@ -35,6 +35,13 @@ KEYS: dict[str, tuple[type, ...]] = {
     "warmup_steps": (int,),
     "final_steps": (int,),
     "max_consecutive": (int,),
+    "forecast": (int,),
+    "plan": (str,),
+    "max_skips": (int,),
+    "budget": (bool,),
+    "hierarchy": (str,),
+    "max_detail_age": (int,),
+    "pfs": (str,),
     "no_cache": (bool,),
     "name": (str,),
 }
