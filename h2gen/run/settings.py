@@ -83,7 +83,8 @@ class Settings:
         if self.cache.plan and letters != calls:
             twice = ", which Heun takes twice but for the last" if self.solver == "heun" else ""
             raise SettingError(
-                f"plan is for {letters} steps, and steps is {self.steps}{twice}; give a letter a step, or an empty plan."
+                f"plan is for {letters} steps, and steps is {self.steps}{twice}; give a letter a step, or an empty "
+                "plan."
             )
         if self.negative and self.cfg <= 1:
             raise SettingError(

@@ -3,9 +3,10 @@
 At step j the solver moves the picture by ``interval_j`` times the velocity. Forecasting a tensor ``x_j`` (the velocity,
 or a stage's residual) from the last two computed steps, ``i1 < i2``, at order 1 in sigma, is
 
-    x_j ~ x_i2 + a_j (x_i2 - x_i1),   a_j = (sigma_j - sigma_i2) / (sigma_i2 - sigma_i1)
+    x_j ~ x_i2 + a_j (x_i2 - x_i1),   a_j = lead(sigma_i1, sigma_i2, sigma_j)
 
-and the errors of the steps between two computed ones add up, as vectors, to the displacement at the end of the run.
+with the cache's own ``lead``. The errors of the steps between two computed ones add up, as vectors, to the displacement
+at the end of the run.
 All of it is linear in the x, so that its norm follows from their Gram matrix, for all triples (i1, i2, end) at once.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from h2gen.cache.forecast import FARTHEST
 from h2gen.errors import SettingError
 
 Matrix = NDArray[np.float64]
@@ -73,19 +75,18 @@ def displacements(
     # Prefix sums: everything below is a sum over steps i2 + 1 .. end - 1, the difference of two of them.
     whole = _prefix(_prefix(weights[:, None] * gram * weights[None, :], 0), 1)  # <P, P> of ranges of steps
     with_step = _prefix(gram * weights[None, :], 1)  # [i, end]: <x_i, sum of w_j x_j over j < end>
-    mass, moment = _prefix(weights, 0), _prefix(weights * sigmas, 0)
+    mass = _prefix(weights, 0)
 
     last, end = np.arange(count)[:, None], np.arange(count + 1)[None, :]
     start = np.minimum(last + 1, end)
     squared_sum = whole[end, end] - whole[start, end] - whole[end, start] + whole[start, start]
     amount = mass[end] - mass[start]  # sum of w_j
-    travel = moment[end] - moment[start] - sigmas[last] * amount  # sum of w_j (sigma_j - sigma_i2)
     on_last = with_step[last, end] - with_step[last, start]
 
     first = np.arange(count)[:, None, None]
-    span = sigmas[None, :, None] - sigmas[:, None, None]  # sigma_i2 - sigma_i1
-    # A solver that visits a sigma twice (Heun) draws no line through both visits.
-    slope = np.divide(travel[None], span, out=np.zeros((count, count, count + 1)), where=np.abs(span) > 0)
+    along = leads(sigmas) * weights
+    along[:, np.arange(count)[:, None] >= np.arange(count)[None, :]] = 0  # steps up to i2 are no part of the run
+    slope = _prefix(along, 2)  # sum of w_j a_j
     if order == 0:
         slope = np.zeros_like(slope)
     on_first = with_step[first, end[None]] - with_step[first, start[None]]
@@ -107,6 +108,50 @@ def displacements(
     )
     result[~np.broadcast_to(forward, result.shape)] = np.nan
     return result
+
+
+def coefficients(plan: str, schedule: Schedule, growth: Matrix | None = None) -> Matrix:
+    """What a plan of full and skipped steps moves the picture by in the end, as factors of the velocities.
+
+    Unlike a sum of the runs' norms this knows that one run may undo what another did.
+
+    Args:
+        plan: F and S, one a step, the first F.
+        schedule: of as many steps.
+        growth: ``(n,)``, by how much a displacement at each step has grown in the end; 1 where left out.
+
+    Returns:
+        ``(n,)``: the displacement is the sum of these times the velocities; its norm follows from their Gram matrix.
+    """
+    count = len(schedule)
+    sigmas = np.asarray(schedule.sigmas, np.float64)
+    widths = np.asarray(schedule.intervals, np.float64)
+    grown = np.ones(count) if growth is None else np.asarray(growth, np.float64)
+    found = np.zeros(count)
+    ahead = leads(sigmas)
+    computed = [step for step, letter in enumerate(plan) if letter == "F"]
+    for place, last in enumerate(computed):
+        run = np.arange(last + 1, computed[place + 1] if place + 1 < len(computed) else count)
+        weight = widths[run] * grown[run]
+        found[run] += weight
+        found[last] -= weight.sum()
+        if place:
+            first = computed[place - 1]
+            further = float(weight @ ahead[first, last, run])
+            found[last] -= further
+            found[first] += further
+    return found
+
+
+def leads(sigmas: Matrix) -> Matrix:
+    """``lead`` for all triples of steps, ``(n, n, n)``: from the first and second to the third.
+
+    0 where the first two lie at one sigma, which a solver that visits it twice (Heun) makes: they draw no line.
+    """
+    span = sigmas[None, :] - sigmas[:, None]  # sigma_i2 - sigma_i1
+    way = sigmas[None, None, :] - sigmas[None, :, None]  # sigma_j - sigma_i2
+    ratio = np.divide(way, span[:, :, None], out=np.zeros((len(sigmas),) * 3), where=span[:, :, None] != 0)
+    return np.minimum(ratio, FARTHEST)
 
 
 def _prefix(values: Matrix, axis: int) -> Matrix:

@@ -6,9 +6,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from h2gen.cache.forecast import History, lead
 from h2gen.errors import SettingError
-from h2gen.study.tune.errors import Matrix, Schedule, displacements
+from h2gen.study.tune.errors import Matrix, Schedule, coefficients, displacements
 
 STEPS, WIDTH = 9, 40
 
@@ -30,7 +32,7 @@ def by_hand(x: Matrix, when: Schedule, first: int | None, last: int, end: int, o
     for j in range(last + 1, end):
         forecast = x[last]
         if first is not None and order == 1:
-            slope = (when.sigmas[j] - when.sigmas[last]) / (when.sigmas[last] - when.sigmas[first])
+            slope = lead(when.sigmas[first], when.sigmas[last], when.sigmas[j])
             forecast = x[last] + slope * (x[last] - x[first])
         moved += when.intervals[j] * gains[j] * (x[j] - forecast)
     return float(np.linalg.norm(moved))
@@ -62,8 +64,11 @@ def test_a_straight_line_is_forecast_without_error_and_reused_with_one() -> None
     when = schedule()
     x = np.outer(when.sigmas, np.ones(WIDTH)) + 3
     linear, reused = (displacements(x @ x.T, when, order=order) for order in (1, 0))
-    assert linear[1, 2, STEPS] == pytest.approx(0, abs=1e-5)
-    assert reused[1, 2, STEPS] > 0.1
+    near = Schedule((1.0, 0.8, 0.7, 0.65), (0.2, 0.1, 0.05, 0.65))
+    y = np.outer(near.sigmas, np.ones(WIDTH)) + 3
+    assert displacements(y @ y.T, near)[1, 1, 3] == pytest.approx(0, abs=1e-5)
+    assert displacements(y @ y.T, near)[1, 1, 4] > 0.1  # a line is not followed for ever
+    assert reused[1, 2, STEPS] > linear[1, 2, STEPS] > 0.1
     assert linear[0, 2, STEPS] == pytest.approx(reused[0, 2, STEPS])
 
 
@@ -80,3 +85,22 @@ def test_matrices_and_schedules_that_do_not_fit_are_told_with_their_sizes() -> N
         displacements(np.eye(3), schedule())
     with pytest.raises(SettingError, match="2 and 1"):
         Schedule((1.0, 0.5), (0.5,))
+
+
+@pytest.mark.parametrize("plan", ["FFFFFFFFF", "FSSSSSSSS", "FFSSFSFSS", "FSFSSSFFS", "FFFSSSSSF"])
+def test_the_factors_are_what_the_caches_own_forecasts_come_to(plan: str) -> None:
+    x, when = path(), schedule()
+    growth = np.linspace(3, 1, STEPS)
+    history, moved = History(1), np.zeros(WIDTH)
+    for step, letter in enumerate(plan):
+        true, sigma = torch.from_numpy(x[step]), when.sigmas[step]
+        if letter == "F":
+            history.keep((true,), sigma)
+        moved += growth[step] * when.intervals[step] * (true - history.forecast(sigma)[0]).numpy() * (letter == "S")
+    assert coefficients(plan, when, growth) @ x == pytest.approx(moved, abs=1e-9)
+
+
+def test_one_run_is_the_displacement_of_that_run() -> None:
+    x, when = path(), schedule()
+    factors = coefficients("FFFSSSFFF", when)
+    assert np.sqrt(factors @ (x @ x.T) @ factors) == pytest.approx(displacements(x @ x.T, when)[2, 2, 6], abs=1e-6)
