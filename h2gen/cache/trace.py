@@ -54,6 +54,11 @@ class StepRecord:
         return not (self.structure.outcome.ran or self.detail.outcome.ran or self.skipped)
 
     @property
+    def detail_reused(self) -> bool:
+        """Whether the structure stage ran and the detail stage was reused."""
+        return self.structure.outcome.ran and not self.detail.outcome.ran
+
+    @property
     def structure_reused(self) -> bool:
         """Whether the structure stage was reused and the detail stage ran."""
         return not self.structure.outcome.ran and self.detail.outcome.ran
@@ -130,14 +135,10 @@ class Summary:
 def summarize_steps(steps: Iterable[StepRecord]) -> Summary:
     """Add up steps, of one trajectory or of many."""
     records = list(steps)
-    others = {
-        name: sum(getattr(record, name) for record in records)
-        for name in ("full", "structure_reused", "all_reused", "skipped")
-    }
+    outcomes = ("full", "detail_reused", "structure_reused", "all_reused", "skipped")
     return Summary(
-        **others,
+        **{name: sum(getattr(record, name) for record in records) for name in outcomes},
         steps=len(records),
-        detail_reused=len(records) - sum(others.values()),
         blocks_run=sum(record.blocks_run for record in records),
         blocks_total=sum(record.blocks_total for record in records),
         seconds=sum(record.seconds for record in records),

@@ -52,6 +52,8 @@ class Rules:
     hierarchy: str = "forced"
     max_detail_age: int = 0
     max_skips: int = 0
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the picture, where its summary is to be a stable one."""
 
     def guards(self, step: int, steps: int | None, in_a_row: int) -> bool:
         if step < self.warmup_steps:
@@ -67,8 +69,25 @@ def pooled(residual: torch.Tensor, divisor: int) -> torch.Tensor:
     return F.avg_pool2d(residual.float()[:, None], kernel_size=k, stride=k)
 
 
-def change_between(old: torch.Tensor, new: torch.Tensor, divisor: int) -> float:
-    old, new = pooled(old, divisor), pooled(new, divisor)
+def divided(values: torch.Tensor, dim: int, parts: int) -> torch.Tensor:
+    """Means over equal parts of a dimension, of things that may lie in two of them."""
+    return values.repeat_interleave(parts, dim).unflatten(dim, (parts, -1)).mean(dim + 1)
+
+
+def stably_pooled(residual: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Means over 64 nearly square cells of the picture, 8 of the text before it, and 64 groups of channels."""
+    residual = divided(residual.double(), 2, min(64, residual.shape[2]))
+    text, picture = residual.split([residual.shape[1] - rows * columns, rows * columns], dim=1)
+    high = round(8 * math.sqrt(rows / columns))
+    picture = divided(divided(picture.unflatten(1, (rows, columns)), 1, high), 2, round(64 / high)).flatten(1, 2)
+    return torch.cat([divided(text, 1, 8), picture] if text.shape[1] else [picture], dim=1)
+
+
+def change_between(old: torch.Tensor, new: torch.Tensor, divisor: int, rules: Rules | None = None) -> float:
+    if rules is not None and rules.grid is not None:
+        old, new = stably_pooled(old, *rules.grid), stably_pooled(new, *rules.grid)
+    else:
+        old, new = pooled(old, divisor), pooled(new, divisor)
     return float((old - new).abs().mean() / old.abs().mean())
 
 
@@ -86,8 +105,10 @@ def decide(
     if since and since[-1][1].shape == new.shape:
         if not rules.budget:
             since = since[:1]
-        latest = change_between(since[-1][1], new, divisor)
-        total = latest + float(sum(change_between(a, b, divisor) for (_, a), (_, b) in itertools.pairwise(since)))
+        latest = change_between(since[-1][1], new, divisor, rules)
+        total = latest + float(
+            sum(change_between(a, b, divisor, rules) for (_, a), (_, b) in itertools.pairwise(since))
+        )
         remember(kept, f"change {stage}", sigma, torch.tensor([since[-1][0], latest], dtype=torch.float64))
     remember(kept, f"probe {stage}", sigma, new)
     return total, total is not None and math.isfinite(total) and total < tau
@@ -108,7 +129,7 @@ def looks_calm(kept: Kept, stage: str, sigma: float, divisor: int, tau: float, r
     if not rules.budget:
         since = since[:1]
     to, (origin, latest) = kept[f"change {stage}"][-1]
-    spent = sum(change_between(a, b, divisor) for (_, a), (_, b) in itertools.pairwise(since))
+    spent = sum(change_between(a, b, divisor, rules) for (_, a), (_, b) in itertools.pairwise(since))
     return spent + float(latest) / (float(origin) - to) * (since[-1][0] - sigma) < 0.75 * tau
 
 
