@@ -54,7 +54,9 @@ def _shot(case: int, found: Mapping[str, Any]) -> Shot:
 def profile_of(
     comparison: Comparison, methods: Sequence[Method], situation: Situation, path: Path, more: Mapping[str, Any]
 ) -> Profile:
-    """A curve of those methods that no other beats in both share of blocks and mean SSIM.
+    """A curve of those methods that no other of their sort beats in both share of blocks and mean SSIM.
+
+    Of two sorts: those that decide beforehand (plans, fewer steps), and those that adapt to each picture.
 
     Args:
         comparison: of the methods and the uncached run, with PSNR and SSIM.
@@ -70,8 +72,11 @@ def profile_of(
     results = [result for result in comparison.methods if result.name in by_name and result.share < 1]
     if not results:
         raise SettingError("Nothing that was tried runs fewer blocks than the uncached run.")
-    best = pareto([(result.share, result.scores["ssim"].mean) for result in results])
-    choices = [_choice(by_name[r.name], r) for r, worth in zip(results, best, strict=True) if worth]
+    choices = []
+    for adapting in (False, True):
+        sort = [result for result in results if _adapts(by_name[result.name]) is adapting]
+        best = pareto([(result.share, result.scores["ssim"].mean) for result in sort])
+        choices += [_choice(by_name[r.name], r) for r, worth in zip(sort, best, strict=True) if worth]
     measured = {
         "pictures": len(comparison.cases),
         "device": comparison.model["device"],
@@ -84,6 +89,10 @@ def profile_of(
         **more,
     }
     return Profile(path, situation, tuple(sorted(choices, key=lambda choice: -choice.figures.speedup)), measured)
+
+
+def _adapts(method: Method) -> bool:
+    return method.cache.enabled and not method.cache.plan
 
 
 def _choice(method: Method, result: MethodResult) -> Choice:

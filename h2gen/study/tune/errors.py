@@ -110,39 +110,6 @@ def displacements(
     return result
 
 
-def coefficients(plan: str, schedule: Schedule, growth: Matrix | None = None) -> Matrix:
-    """What a plan of full and skipped steps moves the picture by in the end, as factors of the velocities.
-
-    Unlike a sum of the runs' norms this knows that one run may undo what another did.
-
-    Args:
-        plan: F and S, one a step, the first F.
-        schedule: of as many steps.
-        growth: ``(n,)``, by how much a displacement at each step has grown in the end; 1 where left out.
-
-    Returns:
-        ``(n,)``: the displacement is the sum of these times the velocities; its norm follows from their Gram matrix.
-    """
-    count = len(schedule)
-    sigmas = np.asarray(schedule.sigmas, np.float64)
-    widths = np.asarray(schedule.intervals, np.float64)
-    grown = np.ones(count) if growth is None else np.asarray(growth, np.float64)
-    found = np.zeros(count)
-    ahead = leads(sigmas)
-    computed = [step for step, letter in enumerate(plan) if letter == "F"]
-    for place, last in enumerate(computed):
-        run = np.arange(last + 1, computed[place + 1] if place + 1 < len(computed) else count)
-        weight = widths[run] * grown[run]
-        found[run] += weight
-        found[last] -= weight.sum()
-        if place:
-            first = computed[place - 1]
-            further = float(weight @ ahead[first, last, run])
-            found[last] -= further
-            found[first] += further
-    return found
-
-
 def leads(sigmas: Matrix) -> Matrix:
     """``lead`` for all triples of steps, ``(n, n, n)``: from the first and second to the third.
 

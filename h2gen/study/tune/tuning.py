@@ -27,6 +27,7 @@ from h2gen.study.fidelity import ssim
 from h2gen.study.making import Maker
 from h2gen.study.methods import Method
 from h2gen.study.results import Case
+from h2gen.study.tune.adaptive import FAMILIES, fitted
 from h2gen.study.tune.errors import Matrix, displacements
 from h2gen.study.tune.notebook import Notebook
 from h2gen.study.tune.polish import polish
@@ -44,11 +45,13 @@ class Wishes:
     Args:
         budgets: shares of the blocks, above 0 and below 1.
         tries: plans measured while one is polished; 0 does not polish.
+        families: policies whose thresholds are searched.
         keep: candidates of each budget that are worth checking on other prompts.
     """
 
     budgets: tuple[float, ...] = BUDGETS
     tries: int = 24
+    families: Sequence[CacheConfig] = FAMILIES
     keep: int = 3
 
 
@@ -123,7 +126,9 @@ class Tuning:
                 self._watcher.tried(budget, method, candidate.share, candidate.error)
                 tried.append(candidate)
             tried.sort(key=lambda candidate: candidate.error)
-            found |= {candidate.method.name: candidate.method for candidate in tried[: self._wishes.keep]}
+            adapting = [one for one in tried if one.method.cache.enabled and not one.method.cache.plan]
+            for candidate in (*tried[: self._wishes.keep], *adapting[:1]):
+                found[candidate.method.name] = candidate.method
         return list(found.values())
 
     def measured(self, method: Method) -> Candidate:
@@ -161,6 +166,11 @@ class Tuning:
                 )
                 if better.plan != plan:
                     yield plan_of(better.plan, solver)
+        self._watcher.began(f"Searching thresholds for {budget:.0%} of the blocks")
+        for family in self._wishes.families:
+            found = fitted(family, budget, lambda cache: self.measured(thresholds_of(cache, self._steps)).share)
+            if found is not None:
+                yield thresholds_of(found.cache, self._steps)
 
     def _planner(self, solver: str) -> Planner | None:
         """Plans for a solver, from what its uncached runs show; None where it does not work with the model."""
@@ -275,6 +285,11 @@ def plan_of(plan: str, solver: str) -> Method:
     by = "" if solver == "own" else f", {SOLVERS[solver]}"
     label = f"{plan.count('F')} of {len(plan)} steps, {', '.join(others)}{by}"
     return methods.tuned(label, steps, CacheConfig(0, 0, forecast=1, plan=plan), solver)
+
+
+def thresholds_of(cache: CacheConfig, steps: int) -> Method:
+    """Thresholds and policies as a method."""
+    return methods.tuned(cache.words, steps, cache, "own")
 
 
 def steps_of(steps: int, solver: str, reference: int) -> Method:

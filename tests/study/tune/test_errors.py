@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from h2gen.cache.forecast import History, lead
+from h2gen.cache.forecast import lead
 from h2gen.errors import SettingError
-from h2gen.study.tune.errors import Matrix, Schedule, coefficients, displacements
+from h2gen.study.tune.errors import Matrix, Schedule, displacements
 
 STEPS, WIDTH = 9, 40
 
@@ -85,22 +84,3 @@ def test_matrices_and_schedules_that_do_not_fit_are_told_with_their_sizes() -> N
         displacements(np.eye(3), schedule())
     with pytest.raises(SettingError, match="2 and 1"):
         Schedule((1.0, 0.5), (0.5,))
-
-
-@pytest.mark.parametrize("plan", ["FFFFFFFFF", "FSSSSSSSS", "FFSSFSFSS", "FSFSSSFFS", "FFFSSSSSF"])
-def test_the_factors_are_what_the_caches_own_forecasts_come_to(plan: str) -> None:
-    x, when = path(), schedule()
-    growth = np.linspace(3, 1, STEPS)
-    history, moved = History(1), np.zeros(WIDTH)
-    for step, letter in enumerate(plan):
-        true, sigma = torch.from_numpy(x[step]), when.sigmas[step]
-        if letter == "F":
-            history.keep((true,), sigma)
-        moved += growth[step] * when.intervals[step] * (true - history.forecast(sigma)[0]).numpy() * (letter == "S")
-    assert coefficients(plan, when, growth) @ x == pytest.approx(moved, abs=1e-9)
-
-
-def test_one_run_is_the_displacement_of_that_run() -> None:
-    x, when = path(), schedule()
-    factors = coefficients("FFFSSSFFF", when)
-    assert np.sqrt(factors @ (x @ x.T) @ factors) == pytest.approx(displacements(x @ x.T, when)[2, 2, 6], abs=1e-6)
