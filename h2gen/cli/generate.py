@@ -11,7 +11,7 @@ from h2gen.cli import options
 from h2gen.errors import SettingError
 from h2gen.words import did_you_mean
 
-_COMMANDS = ("batch", "bench", "compare", "info", "models", "presets", "replay", "shell", "tune")
+_COMMANDS = ("batch", "bench", "compare", "frontier", "info", "models", "presets", "replay", "shell", "tune")
 
 
 def generate(

@@ -78,7 +78,7 @@ def tune(
     check_steps(plan.checkpoint.name, plan.settings.steps)
     if profile is not None and profile.suffix != ".toml":
         raise SettingError(f"profile is {str(profile)!r}; give a file that ends in .toml.")
-    wishes = Wishes(BUDGETS if budgets is None else _shares(budgets), tries)
+    wishes = Wishes(BUDGETS if budgets is None else shares(budgets), tries)
     searched, checked = _cases(prompts, prompt_key, search, check)
     if dry_run:
         tell(plan, console)
@@ -88,7 +88,7 @@ def tune(
     _show(made, comparison, console, as_json)
 
 
-def _shares(text: str) -> tuple[float, ...]:
+def shares(text: str) -> tuple[float, ...]:
     """Shares of the blocks such as ``0.5,0.33``."""
     try:
         shares = tuple(dict.fromkeys(float(part) for part in text.split(",")))

@@ -104,7 +104,7 @@ class TuneView:
         left = f"at most {clock(each * max(0, self._about - self._made))} left" if self._made else ""
         bar = ProgressBar(total=self._about, completed=min(self._made, self._about), width=max(8, min(30, width - 40)))
         line.add_row(bar, Text(f"{self._made} pictures"), Text(left))
-        table = _table(("budget", "right"), ("blocks", "right"), ("1 - SSIM", "right"), ("best so far", "left"))
+        table = columns(("budget", "right"), ("blocks", "right"), ("1 - SSIM", "right"), ("best so far", "left"))
         for budget in self._budgets:
             if budget in self._best:
                 error, label, share, _ = self._best[budget]
@@ -113,10 +113,13 @@ class TuneView:
         return Group(Text(), Text(self._what, no_wrap=True, overflow="ellipsis"), line, Text(), table)
 
 
-def _table(*columns: tuple[str, str]) -> Table:
+def columns(*titles: tuple[str, str]) -> Table:
+    """A plain table with these columns, each with where its cells stand."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title, justify in columns:
-        table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True)
+    for title, justify in titles:
+        number = justify == "right"  # which no narrow terminal may cut: words give way to it
+        least = max(len(title), 6) if number else None
+        table.add_column(title, justify="right" if number else "left", no_wrap=True, min_width=least)
     return table
 
 
@@ -126,7 +129,7 @@ _BAR = 24
 
 def curve_table(profile: Profile, width: int) -> Table:
     """A profile's choices, the fastest first, with a bar of how far each picture is from the uncached one."""
-    table = _table(
+    table = columns(
         ("faster", "right"),
         ("blocks", "right"),
         ("SSIM", "right"),

@@ -70,7 +70,7 @@ def chosen_plan(prompt: str, layers: Layers, wish: Wish) -> Plan:
             f"{wanted.model!r} takes {wanted.steps} steps here, and a cache cannot help below {FEWEST_STEPS}; what is "
             f"faster is fewer --steps. Leave out --{name}."
         )
-    profile, notices = find_profile(wanted, lambda: content_hash(base.checkpoint), _command(base), wish.nearest)
+    profile, notices = find_profile(wanted, lambda: content_hash(base.checkpoint), command_for(base), wish.nearest)
     choice = _pick(profile, wish)
     if choice is None:
         best = max(profile.choices, key=lambda each: each.figures.ssim_mean)
@@ -109,7 +109,7 @@ def expectation(choice: Choice, profile: Profile) -> str:
     )
 
 
-def _command(plan: Plan) -> str:
+def command_for(plan: Plan) -> str:
     """What would make a profile for a plan."""
     settings, defaults = plan.settings, plan.checkpoint.defaults
     words = [f"h2gen tune --model {plan.checkpoint.name}"]
