@@ -24,7 +24,7 @@ WARMUP = 3
 
 
 def every(count: int, letter: str, steps: int) -> str:
-    """A plan in which every so manieth step is full, and the first ones and the last."""
+    """A plan in which one step of so many is full, and so are the first ones and the last."""
     full = [step < WARMUP or step == steps - 1 or (step - WARMUP) % count == count - 1 for step in range(steps)]
     return "".join("F" if is_full else letter for is_full in full)
 
@@ -34,7 +34,7 @@ def rows(steps: int) -> Iterator[tuple[str, CacheConfig]]:
         for letter, forecast in (("R", 0), ("R", 1), ("D", 0), ("D", 1), ("S", 1)):
             word = {"R": "all reused", "D": "detail reused", "S": "skipped"}[letter]
             cached = CacheConfig(plan=every(count, letter, steps), forecast=forecast)
-            yield f"every {count}th full, rest {word}{', forecast' if forecast and letter != 'S' else ''}", cached
+            yield f"one in {count} full, rest {word}{', forecast' if forecast and letter != 'S' else ''}", cached
     for tau1, tau2 in ((0.15, 0.22), (0.3, 0.4)):
         for policies in (
             {},
