@@ -62,6 +62,11 @@ class Engine:
         """Where on the schedule a step is, for those policies that care; the paper does not ask the device."""
         return step.sigma if self.config.forecast or self.config.max_skips else 0.0
 
+    def _reuses(self, stage: Stage) -> bool:
+        """Whether the stage's residual will ever be wanted: a plan may know that it will not."""
+        plan = self.config.plan
+        return not plan or not {"R", "C" if stage.name == "structure" else "D"}.isdisjoint(plan)
+
     def tau(self, stage: Stage) -> float:
         return self.config.tau1 if stage.name == "structure" else self.config.tau2
 
@@ -204,7 +209,7 @@ class Engine:
             return None
         outcome = step.outcomes[stage.name] = self._decide(step, stage, before, after)
         if outcome.ran:
-            step.after_first = after
+            step.after_first = after if self._reuses(stage) else ()
             return None
         residual = step.branch.kept(stage).residuals.forecast(self._sigma(step))
         untouched = len(after) - len(residual)
@@ -218,7 +223,7 @@ class Engine:
     def after_last(self, stage: Stage, after: Streams) -> None:
         """Keep the residual of the blocks after the first; the stage was computed."""
         step = self.step
-        if step is None:
+        if step is None or not self._reuses(stage):
             return
         first = step.after_first
         if stage.name == "detail":  # the model drops the text stream here, so it need not be kept

@@ -75,12 +75,12 @@ def divided(values: torch.Tensor, dim: int, parts: int) -> torch.Tensor:
 
 
 def stably_pooled(residual: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Means over 64 nearly square cells of the picture, 8 of the text before it, and 64 groups of channels."""
+    """Means over 256 nearly square cells of the picture, 32 of the text before it, and 64 groups of channels."""
     residual = divided(residual.double(), 2, min(64, residual.shape[2]))
     text, picture = residual.split([residual.shape[1] - rows * columns, rows * columns], dim=1)
-    high = round(8 * math.sqrt(rows / columns))
-    picture = divided(divided(picture.unflatten(1, (rows, columns)), 1, high), 2, round(64 / high)).flatten(1, 2)
-    return torch.cat([divided(text, 1, 8), picture] if text.shape[1] else [picture], dim=1)
+    high = round(16 * math.sqrt(rows / columns))
+    picture = divided(divided(picture.unflatten(1, (rows, columns)), 1, high), 2, round(256 / high)).flatten(1, 2)
+    return torch.cat([divided(text, 1, 32), picture] if text.shape[1] else [picture], dim=1)
 
 
 def change_between(old: torch.Tensor, new: torch.Tensor, divisor: int, rules: Rules | None = None) -> float:

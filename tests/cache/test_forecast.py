@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from diffusers import FluxControlNetPipeline, FluxImg2ImgPipeline, FluxKontextPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +27,9 @@ from tests.cache.drive import (
     same,
     thresholds,
 )
-from tests.cache.reference import Rules
+from tests.cache.reference import Rules, reference
+from tests.cache.test_memory import still_alive, streams
+from tests.small import flux_pipeline, run_kwargs
 
 sigmas = st.floats(0, 1).filter(lambda sigma: sigma == 0 or sigma > 1e-3)
 
@@ -122,9 +129,9 @@ def test_what_is_kept_is_not_written_to() -> None:
 @pytest.mark.parametrize("shares", [(0.4, 0.8), (None, 0.6), (0.2, 0.4)], ids=str)
 @pytest.mark.parametrize("passes", [("cond",), ("cond", "uncond")], ids=["no guidance", "true guidance"])
 def test_stages_add_the_line_through_their_last_two_residuals(
-    make: object, shares: tuple[float | None, float], passes: tuple[str, ...]
+    make: Any, shares: tuple[float | None, float], passes: tuple[str, ...]
 ) -> None:
-    model = make()  # type: ignore[operator]
+    model = make()
     rules = Rules(**thresholds(model, *shares), forecast=1)
     wanted, decisions = run_reference(model, rules, passes=passes)
     with h2_cache(model, tau1=rules.tau1, tau2=rules.tau2, forecast=1) as trace:
@@ -146,6 +153,75 @@ def test_until_a_stage_was_computed_twice_a_forecast_is_a_reuse() -> None:
 
 
 @pytest.mark.parametrize("value", [2, -1, 0.5, True, "1", None])
-def test_an_order_that_there_is_not_is_refused(value: object) -> None:
+def test_an_order_that_there_is_not_is_refused(value: Any) -> None:
     with pytest.raises(SettingError, match="forecast"):
-        CacheConfig(forecast=value)  # type: ignore[arg-type]
+        CacheConfig(forecast=value)
+
+
+def test_at_most_two_residuals_a_stage_are_kept_and_none_once_a_run_is_over() -> None:
+    counts: dict[int, list[int]] = {}
+    for order in (0, 1):
+        pipe, kept = flux_pipeline(), []
+        seen = counts.setdefault(order, [])
+
+        def look(_pipe: Any, _step: int, _t: Any, kwargs: dict[str, Any], seen: Any = seen, kept: Any = kept) -> Any:
+            gc.collect()
+            seen.append(len(streams()))
+            kept.extend(streams())
+            return kwargs
+
+        with h2_cache(pipe, tau1=1e-9, tau2=1e-9, forecast=order):
+            pipe(**run_kwargs(pipe, steps=5), callback_on_step_end=look)
+            assert still_alive(kept) == 0
+    assert len(set(counts[0])) == 1
+    assert counts[1][0] == counts[0][0]
+    # The structure stage keeps both its streams once more, the detail stage its image stream.
+    assert counts[1][1:] == [counts[0][0] + 3] * 4
+
+
+@pytest.mark.parametrize("cls", [FluxImg2ImgPipeline, FluxControlNetPipeline, FluxKontextPipeline])
+@pytest.mark.parametrize("guided", [False, True], ids=["no guidance", "true guidance"])
+def test_pipelines_forecast_as_the_straight_line_does(cls: type, guided: bool) -> None:
+    pipe = flux_pipeline(cls)
+    more: dict[str, Any] = {"negative_prompt": "a dog", "true_cfg_scale": 3.0} if guided else {}
+    if cls is FluxImg2ImgPipeline:
+        more["strength"] = 0.7  # which leaves out the first steps of the schedule
+    passes = ("cond", "uncond") if guided else ("cond",)
+    rules = Rules(0.3, 0.4, forecast=1, max_consecutive=2)
+    with reference(pipe.transformer, rules, passes) as decisions:
+        wanted = pipe(**run_kwargs(pipe, steps=8) | more).images
+    with h2_cache(pipe, tau1=0.3, tau2=0.4, forecast=1, max_consecutive=2) as trace:
+        got = pipe(**run_kwargs(pipe, steps=8) | more).images
+    assert_same_decisions(trace.steps, decisions, rel=1e-3)
+    assert np.allclose(got, wanted, atol=1e-3)
+    assert len(kinds(decisions)) > 1
+
+
+def test_an_interrupted_run_leaves_no_line_to_the_next() -> None:
+    pipe, alone = flux_pipeline(), flux_pipeline()
+    settings = {"tau1": 0.35, "tau2": 0.53, "forecast": 1, "max_consecutive": 2}
+    with h2_cache(alone, **settings):
+        wanted = alone(**run_kwargs(alone, steps=6)).images
+
+    def stop(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 3:
+            raise KeyboardInterrupt
+        return kwargs
+
+    with h2_cache(pipe, **settings):
+        with pytest.raises(KeyboardInterrupt):
+            pipe(**run_kwargs(pipe, steps=6), callback_on_step_end=stop)
+        assert np.array_equal(pipe(**run_kwargs(pipe, steps=6)).images, wanted)
+        assert np.array_equal(pipe(**run_kwargs(pipe, steps=6)).images, wanted)
+
+
+def test_the_line_is_drawn_in_the_schedules_sigma_and_not_in_the_rounded_one_of_the_model() -> None:
+    """In bfloat16 the model is told 0.9 as 0.8984: with the pipeline known, the exact sigma counts."""
+    seen: list[float] = []
+    pipe = flux_pipeline().to(torch.bfloat16)
+    original = History.keep
+    with pytest.MonkeyPatch.context() as patch, h2_cache(pipe, plan="FFRFR", forecast=1):
+        patch.setattr(History, "keep", lambda self, values, sigma: (seen.append(sigma), original(self, values, sigma)))
+        pipe(**run_kwargs(pipe, steps=5))
+    sigmas = [timestep / 1000 for timestep in pipe.scheduler.timesteps.tolist()]
+    assert seen == [sigma for sigma in (sigmas[0], sigmas[1], sigmas[3]) for _ in range(2)]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import CacheConfig, h2_cache
-from h2gen.cache.layout import CELLS, Layout, Pooling, areas, cells_of, layout_of
+from h2gen.cache.layout import CELLS, TEXT_CELLS, Layout, Pooling, areas, cells_of, layout_of
 from h2gen.cache.summary import relative_change
 from h2gen.errors import SettingError
 from tests.cache.drive import (
@@ -83,7 +83,7 @@ def test_noise_in_single_tokens_matters_less_the_more_of_them_there_are_but_not_
     residual = noise(1, 64 * 64, 32, seed=1)
     pooling = Pooling(Layout(0, 64, 64), residual)
     turned = residual.unflatten(1, (64, 64)).transpose(1, 2).flatten(1, 2)
-    whole = pooling(residual).unflatten(1, (8, 8)).transpose(1, 2).flatten(1, 2)
+    whole = pooling(residual).unflatten(1, (16, 16)).transpose(1, 2).flatten(1, 2)
     assert torch.allclose(pooling(turned), whole, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_pictures_beside_it_have_cells_of_their_own() -> None:
     layout = layout_of(ids, 17, 2)
     assert layout == Layout(2, 4, 3, 5)
     residual = noise(1, 19, 8, seed=1)
-    assert Pooling(layout, residual)(residual).shape[1] == 8 + math.prod(cells_of(4, 3)) + 64
+    assert Pooling(layout, residual)(residual).shape[1] == TEXT_CELLS + math.prod(cells_of(4, 3)) + CELLS
 
 
 @pytest.mark.parametrize("ids", [None, torch.zeros(12, 3), torch.zeros(5, 3), torch.zeros(12, 1)], ids=range(4))

@@ -173,6 +173,19 @@ def test_a_skipped_step_costs_one_kernel_beside_the_embeddings() -> None:
     assert both.counts["scaled_dot_product_attention"] == full.counts["scaled_dot_product_attention"]
 
 
+@both_models
+def test_a_plan_that_never_reuses_a_stage_keeps_nothing_of_it(make: Any) -> None:
+    model = make()
+    with Operations() as plainly:
+        plain = run(model, 4)
+    with h2_cache(model, plan="FFFF"), Operations() as full:
+        assert same(run(model, 4), plain)
+    assert full.counts == plainly.counts
+    with h2_cache(model, plan="FFFD", forecast=1), Operations() as detail:
+        run(model, 4)
+    assert detail.counts["sub"] == plainly.counts["sub"] + 3  # the detail stage's, at each full step
+
+
 def test_thresholds_and_guards_have_no_say_in_a_plan() -> None:
     model = flux()
     with h2_cache(model, plan="FRSR"):

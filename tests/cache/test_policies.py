@@ -98,7 +98,7 @@ def rules_of(model: Any, policy: dict[str, Any], scale: tuple[float, float, floa
 
 
 def settings(rules: Rules) -> dict[str, Any]:
-    return {name: value for name, value in vars(rules).items() if name != "plan"}
+    return {name: value for name, value in vars(rules).items() if name not in ("plan", "grid")}
 
 
 @both_models
