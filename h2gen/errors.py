@@ -35,6 +35,10 @@ class PresetError(UsageError):
     """A preset is unknown, cannot be read, or holds a wrong key or value."""
 
 
+class ProfileError(UsageError):
+    """There is no profile for what is asked, or one cannot be read, or holds a wrong key or value."""
+
+
 class ModelError(UsageError):
     """A checkpoint is unknown, missing, gated, damaged or of the wrong architecture."""
 

@@ -90,7 +90,7 @@ def read_preset(path: Path) -> Preset:
         config = CacheConfig(**{key: data[key] for key in _SETTINGS if key in data})
     except SettingError as error:
         raise PresetError(f"Preset {str(path)!r}: {error}") from error
-    missing = [name for name in ("tau1", "tau2") if name not in data]
+    missing = [name for name in ("tau1", "tau2") if name not in data and not config.plan]
     if missing:
         raise PresetError(f"Preset {str(path)!r} does not say {' and '.join(missing)}; 0 switches a threshold off.")
     return Preset(path.stem, path, " ".join(description.split()), config, figures)

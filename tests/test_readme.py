@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from h2gen.cache.gate import Outcome
+from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StageRecord, StepRecord
 from h2gen.cli.app import run
 from h2gen.presets import list_presets

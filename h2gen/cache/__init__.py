@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.gate import Outcome
+from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StageRecord, StepRecord, Summary, Trace
 
 if TYPE_CHECKING:

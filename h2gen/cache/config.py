@@ -1,11 +1,18 @@
-"""What the cache is told: two thresholds and three guards."""
+"""What the cache is told: two thresholds, three guards, and policies that go beyond the paper."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
+from typing import Any
 
+from h2gen.cache.plan import check_plan
 from h2gen.errors import SettingError
+
+_SHOWN = 60
+"""Letters of a plan that a line has room for."""
+CHOICES = {"hierarchy": ("forced", "checked"), "pfs": ("paper", "stable")}
+"""Settings that are one of some words."""
 
 
 @dataclass(frozen=True)
@@ -13,8 +20,8 @@ class CacheConfig:
     """Settings of H2-Cache.
 
     A threshold of 0 switches its stage's check off: the structure stage is then computed at every step, the detail
-    stage at every step whose structure is. With both at 0 the cache is off. The guards go beyond the paper; 0 switches
-    each of them off.
+    stage at every step whose structure is. With both at 0 the cache is off. Guards and policies go beyond the paper;
+    left at their defaults they change nothing.
 
     Args:
         tau1: threshold of the structure stage (double-stream blocks), a relative change, >= 0.
@@ -22,9 +29,25 @@ class CacheConfig:
         warmup_steps: the first N steps of a trajectory are always full.
         final_steps: the last N steps of a trajectory are always full.
         max_consecutive: at most N steps in a row without a full one.
+        forecast: what is added where a stage is reused: 0 its last residual, as in the paper; 1 the straight line in
+            sigma through its last two, which takes the memory of one more (see ``h2gen.cache.forecast``).
+        plan: what to do at each step, a letter a step: F full, D detail reused, C structure reused and detail computed,
+            R both reused, S skipped: no block runs, the transformer's output is forecast from the last computed ones.
+            Thresholds and guards then have no say, and nothing is measured. Blanks, commas and small letters are
+            taken; with true guidance all passes follow it, or a part each (``FRRF/FRFR``). Empty is no plan.
+        max_skips: at most N steps in a row are skipped unseen, where the changes that were measured last, going on at
+            their rate, would stay far below the thresholds; needs ``tau1``. 0 switches it off.
+        budget: changes are measured from step to step and added up since the last computed step, and the sum is held
+            under the threshold, instead of the change since that step.
+        hierarchy: ``forced``, as in the paper: after a structure hit the detail stage is reused unseen; or ``checked``:
+            it is probed and decides for itself.
+        max_detail_age: a detail residual is used for at most N steps after it was computed; 0 is for ever.
+        pfs: how residuals are pooled before they are compared: as in the ``paper``, or ``stable``, over the picture's
+            own rows and columns to a fixed number of cells, so that a threshold means the same at all sizes (see
+            ``h2gen.cache.layout``). A threshold of the one is none for the other.
 
     Raises:
-        SettingError: a threshold is negative or not finite, or a guard is not a whole number >= 0.
+        SettingError: a value is of the wrong type or out of its range.
 
     Source: arXiv 2510.27171; 0.15 and 0.22 are what its authors run.
     """
@@ -34,11 +57,24 @@ class CacheConfig:
     warmup_steps: int = 0
     final_steps: int = 0
     max_consecutive: int = 0
+    forecast: int = 0
+    plan: str = ""
+    max_skips: int = 0
+    budget: bool = False
+    hierarchy: str = "forced"
+    max_detail_age: int = 0
+    pfs: str = "paper"
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name.startswith("tau"):
+            if isinstance(field.default, bool):
+                if not isinstance(value, bool):
+                    raise SettingError(f"{field.name} is {value!r}; give true or false.")
+            elif isinstance(field.default, str):
+                if not isinstance(value, str):
+                    raise SettingError(f"{field.name} is {value!r}; give it as text.")
+            elif field.name.startswith("tau"):
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise SettingError(f"{field.name} is {value!r}, which is not a number; give one such as 0.15.")
                 if not 0 <= value <= sys.float_info.max:
@@ -46,8 +82,40 @@ class CacheConfig:
                 object.__setattr__(self, field.name, float(value))
             elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise SettingError(f"{field.name} is {value!r}; give a whole number from 0 (off) upwards.")
+        if self.forecast > 1:
+            raise SettingError(f"forecast is {self.forecast}; give 0 (reuse what was computed last) or 1 (a line).")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise SettingError(f"{name} is {getattr(self, name)[:40]!r}; it can be {' or '.join(known)}.")
+        object.__setattr__(self, "plan", check_plan(self.plan))
 
     @property
     def enabled(self) -> bool:
         """Whether any block can ever be skipped."""
-        return self.tau1 > 0 or self.tau2 > 0
+        return self.tau1 > 0 or self.tau2 > 0 or bool(self.plan)
+
+    @property
+    def policies(self) -> dict[str, Any]:
+        """The settings beyond thresholds and guards that are not at their defaults."""
+        values = {field.name: (getattr(self, field.name), field.default) for field in fields(self)}
+        return {name: values[name][0] for name in POLICIES if values[name][0] != values[name][1]}
+
+    @property
+    def words(self) -> str:
+        """What decides, and what else is set, for people: ``tau1 0.1, tau2 0.2, forecast 1, budget``."""
+        found = self.policies
+        plan = found.pop("plan", "")
+        parts = [f"tau1 {self.tau1:g}", f"tau2 {self.tau2:g}"]
+        if plan:
+            parts = [f"plan {plan if len(plan) <= _SHOWN else plan[:_SHOWN] + '...'}"]
+        return ", ".join(parts + [word_of(name, value) for name, value in found.items()])
+
+
+POLICIES = tuple(field.name for field in fields(CacheConfig))[5:]
+"""The settings that came after thresholds and guards; where they are not recorded there were none yet."""
+
+
+def word_of(policy: str, value: Any) -> str:
+    """A policy as the command line names it: ``budget``, ``max-skips 2``."""
+    name = policy.replace("_", "-")
+    return name if value is True else f"{name} {value}"

@@ -9,108 +9,29 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from h2gen.cache.clock import Stopwatch
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.gate import Outcome, gate, is_guarded
+from h2gen.cache.gate import gate, is_guarded
+from h2gen.cache.gauge import is_calm
+from h2gen.cache.inputs import ContextName, Inputs, as_timestep
+from h2gen.cache.layout import Pooling, layout_of
+from h2gen.cache.outcome import Outcome
+from h2gen.cache.plan import OUTCOMES, plan_of
 from h2gen.cache.stages import Stage, stages_of
-from h2gen.cache.state import Branch, Ids, Kept, Run
+from h2gen.cache.state import Branch, Run
+from h2gen.cache.step import FinishedStep, Step, Streams
 from h2gen.cache.summary import pooling_kernel, relative_change, summarize
-from h2gen.cache.trace import StageRecord, StepRecord, Trace
+from h2gen.cache.trace import Trace
+from h2gen.cache.velocity import velocity_in, with_velocity
+from h2gen.errors import CacheError
 
 _ROUNDED = 2**-7
 """How far a timestep may be off, relatively, that was rounded to bfloat16 and then divided by 1000 in it."""
-
-Streams = tuple[torch.Tensor, ...]
-"""Either ``(text, image)``, ``(B, N_txt, D)`` and ``(B, N_img, D)``, or one concatenated ``(B, N_txt + N_img, D)``."""
-
-
-class ContextName(StateManager):  # type: ignore[misc]
-    """Hears the name that a pipeline gives to its next forward pass, where it gives one (``cache_context``)."""
-
-    def __init__(self) -> None:
-        super().__init__(BaseState)
-        self.name: str | None = None
-
-    def set_context(self, context: Any) -> None:
-        self.name = getattr(context, "name", context)
-
-
-class Inputs:
-    """What a forward pass was called with, as far as the cache cares. Keeps neither embeddings nor ids alive."""
-
-    def __init__(self, given: dict[str, Any]) -> None:
-        hidden, text = given["hidden_states"], given["encoder_hidden_states"]
-        ids = text, given.get("img_ids"), given.get("txt_ids")
-        self._ids = [None if tensor is None else weakref.ref(tensor) for tensor in ids]
-        #: What must not change while residuals are kept.
-        self.signature = hidden.shape, text.shape, hidden.dtype, hidden.device
-        self.device: torch.device = hidden.device
-        self.block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_block_samples")
-        self.single_block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_single_block_samples")
-        self.blocks_repeat = bool(given.get("controlnet_blocks_repeat"))
-        # On CUDA a copy is queued and read later: reading it now would make the host wait for the device.
-        first = given["timestep"].detach().flatten()[0]
-        queued = first.device.type == "cuda"
-        first = first.to("cpu", non_blocking=queued)
-        self.timestep: float | torch.Tensor = first if queued else _read(first)
-
-    def read_timestep(self) -> float:
-        """The timestep, 0 to 1000; waits for the device."""
-        if not isinstance(self.timestep, float):
-            torch.accelerator.synchronize(self.device)
-            self.timestep = _read(self.timestep)
-        return self.timestep
-
-    @property
-    def ids(self) -> Ids:
-        return Ids(*(None if ref is None else ref() for ref in self._ids))
-
-
-class Step:
-    """One forward pass while it runs."""
-
-    def __init__(self, run: Run, branch: Branch, inputs: Inputs, guarded: bool, timestep: float | torch.Tensor) -> None:
-        self.run, self.branch, self.inputs, self.guarded = run, branch, inputs, guarded
-        self.index = branch.step
-        self.timestep = timestep
-        self.changes: dict[str, float | None] = {"structure": None, "detail": None}
-        self.outcomes = {"structure": Outcome.COMPUTED, "detail": Outcome.COMPUTED}
-        if guarded:
-            self.outcomes = {"structure": Outcome.GUARDED, "detail": Outcome.GUARDED}
-        self.after_first: Streams = ()
-        self.watch = Stopwatch(inputs.device)
-
-
-class FinishedStep:
-    """A step whose time, and timestep, the device may still be on its way to."""
-
-    def __init__(self, step: Step, blocks_run: int, blocks_total: int) -> None:
-        self._watch, self._timestep = step.watch, step.timestep
-        self._rest: dict[str, Any] = {
-            "run": step.run.index,
-            "step": step.index,
-            "context": step.branch.context,
-            **{name: StageRecord(step.changes[name], step.outcomes[name]) for name in ("structure", "detail")},
-            "blocks_run": blocks_run,
-            "blocks_total": blocks_total,
-        }
-
-    @property
-    def ready(self) -> bool:
-        return self._watch.ready
-
-    def record(self) -> StepRecord:
-        seconds = self._watch.seconds  # waits; the timestep's copy was queued before its end
-        timestep = self._timestep if isinstance(self._timestep, float) else _read(self._timestep)
-        return StepRecord(timestep=timestep, sigma=timestep / 1000, seconds=seconds, **self._rest)
 
 
 class Engine:
@@ -126,13 +47,25 @@ class Engine:
         self.config, self.trace = config, trace
         self.stages = stages_of(transformer)
         self.blocks_total = sum(len(stage.blocks) for stage in self.stages)
+        # The detail stage's residual is wanted after a structure hit too, whatever its own threshold.
+        self.hooked = [stage for stage in self.stages if config.plan or config.tau1 > 0 or self.tau(stage) > 0]
         self.context = ContextName()
         self.step: Step | None = None
         self._timesteps = timesteps
+        self._skipping = "S" in config.plan if config.plan else config.max_skips > 0
         self._run: Run | None = None
         self._runs = 0
         self._warned: set[str] = set()
         self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+
+    def _sigma(self, step: Step) -> float:
+        """Where on the schedule a step is, for those policies that care; the paper does not ask the device."""
+        return step.sigma if self.config.forecast or self.config.max_skips else 0.0
+
+    def _reuses(self, stage: Stage) -> bool:
+        """Whether the stage's residual will ever be wanted: a plan may know that it will not."""
+        plan = self.config.plan
+        return not plan or not {"R", "C" if stage.name == "structure" else "D"}.isdisjoint(plan)
 
     def tau(self, stage: Stage) -> float:
         return self.config.tau1 if stage.name == "structure" else self.config.tau2
@@ -151,23 +84,43 @@ class Engine:
             branch.signature = inputs.signature
         assert self._run is not None
         timestep = self._timestep(inputs, branch)
-        guarded = is_guarded(self.config, branch.step, self._run.steps_total, branch.since_full)
+        settled = bool(self.config.plan)
+        if settled:
+            outcomes = OUTCOMES[self._planned(self._run, branch)]
+        elif is_guarded(self.config, branch.step, self._run.steps_total, branch.since_full):
+            outcomes = Outcome.GUARDED, Outcome.GUARDED
+        elif self._is_calm(branch, timestep):
+            settled, outcomes = True, OUTCOMES["S"]
+        else:
+            outcomes = Outcome.COMPUTED, Outcome.COMPUTED
         self.trace.flush()
-        self.step = Step(self._run, branch, inputs, guarded, timestep)
+        self.step = Step(self._run, branch, inputs, outcomes, settled, timestep)
 
-    def end(self, _module: nn.Module, _args: tuple[Any, ...], _output: Any) -> None:
+    @torch.no_grad()
+    def end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        """The transformer's output: its own, or the forecast where the step was skipped."""
         step, self.step = self.step, None
         if step is None:
-            return
-        step.watch.stop()
+            return output
         branch = step.branch
         ran = [step.outcomes[stage.name].ran for stage in self.stages]
-        blocks_run = sum(len(stage.blocks) if all_ran else 1 for stage, all_ran in zip(self.stages, ran, strict=True))
+        if step.skipped:
+            output = with_velocity(output, branch.velocities.forecast(step.sigma))
+        elif self._skipping and (all(ran) or (ran[0] and self.config.forecast)):
+            # With the detail reused as it was, the velocity is worse than the line through full ones (1 to 2 dB on the
+            # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
+            branch.velocities.keep(velocity_in(output), step.sigma)
+        step.watch.stop()
+        blocks_run = 0
+        if not step.skipped:
+            blocks_run = sum(len(stage.blocks) if every else 1 for stage, every in zip(self.stages, ran, strict=True))
         branch.step += 1
         branch.since_full = 0 if all(ran) else branch.since_full + 1
+        branch.skips = branch.skips + 1 if step.skipped else 0
         if isinstance(step.inputs.timestep, float):
             branch.timestep = step.inputs.timestep
         self.trace.add(FinishedStep(step, blocks_run, self.blocks_total))
+        return output
 
     def forget(self) -> None:
         """Drop all that is kept."""
@@ -179,11 +132,49 @@ class Engine:
 
     def _new_run(self, inputs: Inputs) -> Branch:
         timesteps = None if self._timesteps is None else self._timesteps()
-        self._run = Run(self._runs, timesteps, self._over)
+        self._run = Run(self._runs, timesteps, self._over, self.config.forecast)
         self._runs += 1
         branch = self._run.branch(inputs.ids, self.context.name)
         assert branch is not None
         return branch
+
+    def _planned(self, run: Run, branch: Branch) -> str:
+        """The plan's letter for the step that begins.
+
+        Raises:
+            CacheError: the plan is for another number of steps.
+        """
+        plan = plan_of(self.config.plan, branch.turn)
+        if (branch.step == 0 and run.steps_total not in (None, len(plan))) or branch.step >= len(plan):
+            self.forget()
+            steps = "more" if run.steps_total is None else run.steps_total
+            raise CacheError(
+                f"The plan is for {len(plan)} steps, and this run has {steps}; give a letter for each step."
+            )
+        letter = plan[branch.step]
+        wants = {
+            "D": (branch.detail.residuals,),
+            "C": (branch.structure.residuals,),
+            "R": (branch.structure.residuals, branch.detail.residuals),
+            "S": (branch.velocities,),
+        }
+        if not all(wants.get(letter, ())):
+            self._warn_once(
+                "H2-Cache: the inputs changed their shape in mid-run, so that there is nothing to reuse where the plan "
+                "wants it; such steps are computed in full."
+            )
+            return "F"
+        return letter
+
+    def _is_calm(self, branch: Branch, timestep: float | torch.Tensor) -> bool:
+        """Whether the step that begins is skipped unseen.
+
+        Never where the velocity's line has but one point, nor where only the device knows the time.
+        """
+        if branch.skips >= self.config.max_skips or len(branch.velocities) < 2 or not isinstance(timestep, float):
+            return False
+        asked = self.stages if self.config.hierarchy == "checked" else self.stages[:1]
+        return all(is_calm(branch.kept(stage).gauge.ahead(timestep / 1000), self.tau(stage)) for stage in asked)
 
     def _timestep(self, inputs: Inputs, branch: Branch) -> float | torch.Tensor:
         """The timestep, 0 to 1000: the schedule's own where it is known, for the model's is rounded to its dtype."""
@@ -218,22 +209,21 @@ class Engine:
             return None
         outcome = step.outcomes[stage.name] = self._decide(step, stage, before, after)
         if outcome.ran:
-            step.after_first = after
+            step.after_first = after if self._reuses(stage) else ()
             return None
-        residual = _kept(step, stage).residual
-        assert residual is not None
+        residual = step.branch.kept(stage).residuals.forecast(self._sigma(step))
         untouched = len(after) - len(residual)
         return after[:untouched] + tuple(x + r for x, r in zip(after[untouched:], residual, strict=True))
 
-    def skips(self, stage: Stage) -> bool:
-        """Whether the blocks after the first are to be passed by in this step."""
-        return self.step is not None and not self.step.outcomes[stage.name].ran
+    def skips(self, stage: Stage, *, first: bool = False) -> bool:
+        """Whether the stage's first block, or the blocks after it, are to be passed by in this step."""
+        return self.step is not None and (self.step.skipped or not (first or self.step.outcomes[stage.name].ran))
 
     @torch.no_grad()
     def after_last(self, stage: Stage, after: Streams) -> None:
         """Keep the residual of the blocks after the first; the stage was computed."""
         step = self.step
-        if step is None:
+        if step is None or not self._reuses(stage):
             return
         first = step.after_first
         if stage.name == "detail":  # the model drops the text stream here, so it need not be kept
@@ -242,31 +232,39 @@ class Engine:
         # The model itself adds ControlNet's samples after each block, skipped or not: they are no part of the residual.
         for sample in _samples_within(step.inputs, stage):
             residual[-1] = residual[-1] - sample
-        _kept(step, stage).residual = tuple(residual)
+        kept = step.branch.kept(stage)
+        kept.residuals.keep(tuple(residual), self._sigma(step))
+        kept.step = step.index
         step.after_first = ()
 
     def _decide(self, step: Step, stage: Stage, before: Streams, after: Streams) -> Outcome:
-        if stage.name == "detail" and not step.outcomes["structure"].ran:
-            return Outcome.FORCED
-        tau = self.tau(stage)
+        if step.settled:
+            return step.outcomes[stage.name]
+        config, kept, tau = self.config, step.branch.kept(stage), self.tau(stage)
         outcome = Outcome.GUARDED if step.guarded else Outcome.COMPUTED
+        if stage.name == "detail" and kept.residuals:
+            if 0 < config.max_detail_age < step.index - kept.step:
+                outcome = Outcome.GUARDED
+            elif not step.outcomes["structure"].ran and config.hierarchy == "forced":
+                return Outcome.FORCED
         if tau > 0:
-            indicator = self._indicator(stage, before, after)
-            kept = _kept(step, stage)
-            if not step.guarded and kept.indicator is not None and kept.residual is not None:
+            indicator, spent = self._indicator(step, stage, before, after), 0.0
+            if outcome is Outcome.COMPUTED and kept.indicator is not None and kept.residuals:
                 change = relative_change(kept.indicator, indicator).item()  # the one synchronisation
-                if not self._begun_again(step):
-                    step.changes[stage.name] = change
-                    outcome = gate(change, tau)
+                if self._begun_again(step):
+                    kept = step.branch.kept(stage)
+                else:
+                    spent = step.changes[stage.name] = kept.gauge.measure(change, self._sigma(step))
+                    outcome = gate(spent, tau)
                     if not math.isfinite(change):
                         self._warn_once("H2-Cache: a change is not finite; such steps are computed in full.")
-            if outcome.ran:
-                _kept(step, stage).indicator = indicator
+            if outcome.ran or config.budget:
+                kept.indicator = indicator
+                kept.gauge.move(self._sigma(step), 0.0 if outcome.ran else spent)
         return outcome
 
-    @staticmethod
     @torch.no_grad()
-    def _indicator(stage: Stage, before: Streams, after: Streams) -> torch.Tensor:
+    def _indicator(self, step: Step, stage: Stage, before: Streams, after: Streams) -> torch.Tensor:
         if stage.name == "structure":  # the image stream alone
             before, after = before[-1:], after[-1:]
         tokens = sum(x.shape[1] for x in after)
@@ -275,13 +273,19 @@ class Engine:
         for x, y in zip(before, after, strict=True):
             torch.sub(y, x, out=residual[:, start : start + x.shape[1]])
             start += x.shape[1]
-        return summarize(residual, pooling_kernel(tokens, stage.divisor))
+        if self.config.pfs == "paper":
+            return summarize(residual, pooling_kernel(tokens, stage.divisor))
+        poolings = step.branch.poolings
+        if stage.name not in poolings:
+            text = 0 if stage.name == "structure" else step.inputs.text_tokens
+            poolings[stage.name] = Pooling(layout_of(step.inputs.ids.img_ids, tokens - text, text), residual)
+        return poolings[stage.name](residual)
 
     def _begun_again(self, step: Step) -> bool:
         """Catch on an accelerator, where the timestep is known only now, what ``begin`` catches on the CPU."""
         if isinstance(step.inputs.timestep, float):
             return False
-        timestep = step.inputs.timestep = _read(step.inputs.timestep)
+        timestep = step.inputs.timestep = as_timestep(step.inputs.timestep)
         if step.run.timesteps is not None:
             return False
         step.timestep = timestep
@@ -297,14 +301,6 @@ class Engine:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-def _read(timestep: torch.Tensor) -> float:
-    return float(timestep.float() * 1000)
-
-
-def _kept(step: Step, stage: Stage) -> Kept:
-    return step.branch.structure if stage.name == "structure" else step.branch.detail
 
 
 def _samples_within(inputs: Inputs, stage: Stage) -> list[torch.Tensor]:

@@ -18,8 +18,9 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.engine import Engine, Streams
+from h2gen.cache.engine import Engine
 from h2gen.cache.stages import Stage
+from h2gen.cache.step import Streams
 from h2gen.cache.trace import StepRecord, Trace
 from h2gen.errors import CacheError
 
@@ -38,7 +39,7 @@ class _BlockHook(ModelHook):  # type: ignore[misc]
         self.context = engine.context
 
     def new_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if not self.is_first and self.engine.skips(self.stage):
+        if self.engine.skips(self.stage, first=self.is_first):
             return _like(_inputs(args, kwargs))
         output = self.fn_ref.original_forward(*args, **kwargs)
         streams = output if isinstance(output, tuple) else (output,)
@@ -75,10 +76,7 @@ class _Attachment:
             transformer.register_forward_pre_hook(engine.begin, with_kwargs=True),
             transformer.register_forward_hook(engine.end),
         ]
-        structure, detail = engine.stages
-        # The detail stage's residual is wanted after a structure hit too, whatever its own threshold.
-        hooked = [stage for stage in (structure, detail) if engine.config.tau1 > 0 or engine.tau(stage) > 0]
-        for stage in hooked:
+        for stage in engine.hooked:
             for index, block in enumerate(stage.blocks):
                 self._registries.append((block, hasattr(block, "_diffusers_hook"), "forward" in block.__dict__))
                 _registry(block).register_hook(_BlockHook(engine, stage, index), _HOOK)
@@ -206,7 +204,7 @@ def _schedule_of(pipe: Any) -> Callable[[], Sequence[float] | None]:
         count = getattr(pipe, "_num_timesteps", None)
         if pipe is None or not count:
             return None
-        values: list[float] = pipe.scheduler.timesteps.tolist()
+        values: list[float] = pipe.scheduler.timesteps.double().tolist()  # UniPC's are whole numbers
         return values[-count:]  # image-to-image leaves out the first of them, according to its strength
 
     return timesteps

@@ -15,34 +15,59 @@ from typing import Any, NamedTuple
 
 import torch
 
+from h2gen.cache.forecast import History
+from h2gen.cache.gauge import Gauge
+from h2gen.cache.layout import Pooling
+from h2gen.cache.stages import Stage
+
 
 @dataclass
 class Kept:
-    """What one stage keeps from the last step that computed it.
+    """What one stage keeps from the last steps that computed it.
 
-    ``indicator`` is the summary of its first block's residual, ``residual`` that of the blocks after it, one tensor a
-    stream.
+    ``residuals`` are those of the blocks after its first, one tensor a stream, the last computed at ``step``;
+    ``indicator`` is the summary of its first block's residual, and ``gauge`` how that has changed.
     """
 
+    residuals: History
+    step: int = 0
     indicator: torch.Tensor | None = None
-    residual: tuple[torch.Tensor, ...] | None = None
+    gauge: Gauge = field(default_factory=Gauge)
 
 
 @dataclass
 class Branch:
-    """One of the passes of true classifier-free guidance, or the only one."""
+    """One of the passes of true classifier-free guidance, or the only one.
+
+    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``skips``
+    counts the steps skipped in a row, and ``velocities`` are outputs of the transformer, where steps may be skipped.
+    ``poolings`` are those of the stages, where they do not depend on the number of tokens alone.
+    """
 
     context: str
+    turn: int = 0
+    order: int = 0
     step: int = 0
     since_full: int = 0
+    skips: int = 0
     timestep: float | None = None
     signature: tuple[Any, ...] = ()
-    structure: Kept = field(default_factory=Kept)
-    detail: Kept = field(default_factory=Kept)
+    structure: Kept = field(init=False)
+    detail: Kept = field(init=False)
+    velocities: History = field(init=False)
+    poolings: dict[str, Pooling] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.forget()
+
+    def kept(self, stage: Stage) -> Kept:
+        return self.structure if stage.name == "structure" else self.detail
 
     def forget(self) -> None:
         """Drop the tensors, keep the count."""
-        self.structure, self.detail = Kept(), Kept()
+        self.structure, self.detail = Kept(History(self.order)), Kept(History(self.order))
+        self.velocities = History(1)
+        self.poolings = {}
 
 
 class _Same:
@@ -71,10 +96,14 @@ class Run:
     """One trajectory: its branches, and the tensors that it is recognised by, none of which it keeps alive.
 
     ``when_over`` is called when its pipeline call is over: none of its ids is alive any more.
+    ``order`` is that in which residuals are forecast.
     """
 
-    def __init__(self, index: int, timesteps: Sequence[float] | None, when_over: Callable[[Run], None]) -> None:
+    def __init__(
+        self, index: int, timesteps: Sequence[float] | None, when_over: Callable[[Run], None], order: int
+    ) -> None:
         self.index = index
+        self._order = order
         self.timesteps = timesteps
         self._when_over = when_over
         self._branches: list[tuple[str | None, _Same, _Same, Branch]] = []
@@ -100,7 +129,8 @@ class Run:
         if self._branches and not same_img:
             return None
         self._watch_img(ids.img_ids, same_img)
-        branch = Branch(name or ("cond", "uncond", "third")[min(len(self._branches), 2)])
+        turn = len(self._branches)
+        branch = Branch(name or ("cond", "uncond", "third")[min(turn, 2)], turn, self._order)
         text = _Same(ids.txt_ids, self._release)
         self._living.append(text)
         self._branches.append((name, _Same(ids.encoder_hidden_states), text, branch))

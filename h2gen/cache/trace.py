@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from h2gen.cache.gate import Outcome
+from h2gen.cache.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,24 @@ class StepRecord:
         return self.structure.outcome.ran and self.detail.outcome.ran
 
     @property
+    def skipped(self) -> bool:
+        """Whether no block ran: the transformer's output was forecast."""
+        return self.structure.outcome is Outcome.SKIPPED
+
+    @property
     def all_reused(self) -> bool:
-        """Whether both stages were reused."""
-        return not self.structure.outcome.ran and not self.detail.outcome.ran
+        """Whether both stages were reused, and their first blocks ran."""
+        return not (self.structure.outcome.ran or self.detail.outcome.ran or self.skipped)
+
+    @property
+    def detail_reused(self) -> bool:
+        """Whether the structure stage ran and the detail stage was reused."""
+        return self.structure.outcome.ran and not self.detail.outcome.ran
+
+    @property
+    def structure_reused(self) -> bool:
+        """Whether the structure stage was reused and the detail stage ran."""
+        return not self.structure.outcome.ran and self.detail.outcome.ran
 
     def to_json(self) -> dict[str, Any]:
         """The step as the trace file holds it. A change that is not finite is written as null: JSON has no NaN."""
@@ -70,7 +85,8 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Summary:
-    """Totals over forward passes: ``steps`` = ``full`` + ``detail_reused`` + ``all_reused``.
+    """Totals over forward passes: ``steps`` = ``full`` + ``detail_reused`` + ``structure_reused`` + ``all_reused`` +
+    ``skipped``.
 
     ``share`` is blocks run of all blocks, ``estimated_speedup`` its inverse, ``seconds`` what the passes took, and
     ``not_finite`` how many changes were NaN or Inf.
@@ -84,6 +100,11 @@ class Summary:
     blocks_total: int = 0
     seconds: float = 0.0
     not_finite: int = 0
+    structure_reused: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
 
     @property
     def share(self) -> float:
@@ -91,7 +112,7 @@ class Summary:
 
     @property
     def estimated_speedup(self) -> float:
-        return 1 / self.share
+        return 1 / self.share if self.share else math.inf
 
     def to_json(self) -> dict[str, Any]:
         """The totals as the trace file's last line holds them."""
@@ -99,11 +120,13 @@ class Summary:
             "steps": self.steps,
             "full": self.full,
             "detail_reused": self.detail_reused,
+            "structure_reused": self.structure_reused,
             "all_reused": self.all_reused,
+            "skipped": self.skipped,
             "blocks_run": self.blocks_run,
             "blocks_total": self.blocks_total,
             "share": self.share,
-            "estimated_speedup": self.estimated_speedup,
+            "estimated_speedup": self.estimated_speedup if self.share else None,
             "seconds": self.seconds,
             "not_finite": self.not_finite,
         }
@@ -112,13 +135,10 @@ class Summary:
 def summarize_steps(steps: Iterable[StepRecord]) -> Summary:
     """Add up steps, of one trajectory or of many."""
     records = list(steps)
-    full = sum(record.full for record in records)
-    all_reused = sum(record.all_reused for record in records)
+    outcomes = ("full", "detail_reused", "structure_reused", "all_reused", "skipped")
     return Summary(
+        **{name: sum(getattr(record, name) for record in records) for name in outcomes},
         steps=len(records),
-        full=full,
-        detail_reused=len(records) - full - all_reused,
-        all_reused=all_reused,
         blocks_run=sum(record.blocks_run for record in records),
         blocks_total=sum(record.blocks_total for record in records),
         seconds=sum(record.seconds for record in records),

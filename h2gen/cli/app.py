@@ -10,7 +10,7 @@ from typer._click.exceptions import ClickException
 from typer.core import TyperCommand, TyperGroup
 
 from h2gen._version import __version__
-from h2gen.cli import batch, bench, compare, info, models, presets, replay, shell
+from h2gen.cli import batch, bench, compare, frontier, info, models, presets, replay, shell, tune
 from h2gen.cli.generate import generate
 from h2gen.errors import H2GenError
 
@@ -81,6 +81,8 @@ app.command("info")(info.info)
 app.command("replay", cls=_Sections)(replay.replay)
 app.command("shell", cls=_Sections)(shell.shell)
 app.command("compare", cls=_Sections)(compare.compare)
+app.command("frontier", cls=_Sections)(frontier.frontier)
+app.command("tune", cls=_Sections)(tune.tune)
 app.command("bench")(bench.bench)
 
 

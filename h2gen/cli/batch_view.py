@@ -17,7 +17,7 @@ from rich.text import Text
 
 from h2gen.cache.trace import StepRecord
 from h2gen.cli.console import say
-from h2gen.cli.live import steps_table
+from h2gen.cli.live import by_outcome, steps_table
 from h2gen.run.jobs import Job
 from h2gen.run.schedule import Tally
 from h2gen.run.worker import Made, Ready
@@ -136,7 +136,7 @@ class BatchView:
     def _line(self, worker: int) -> Text:
         """One worker's picture in a line."""
         settings = self._jobs[worker].settings
-        passes = settings.steps * (2 if settings.cfg > 1 else 1)
+        passes = settings.passes
         facts = f"{settings.width}x{settings.height} · seed {settings.seed} · {self._passes[worker]}/{passes}"
         who = f"{worker + 1}: {printable(settings.prompt)[:30]} · " if self._workers > 1 else ""
         return _cut(who + facts, "dim")
@@ -148,8 +148,8 @@ def progress(tally: Tally) -> str:
     steps = tally.steps
     if steps.steps and steps.blocks_run < steps.blocks_total:
         parts.append(f"est. {steps.estimated_speedup:.2f}x")
-        shares = ((steps.full, "full"), (steps.detail_reused, "detail reused"), (steps.all_reused, "all reused"))
-        parts.append("steps: " + ", ".join(f"{count / steps.steps:.0%} {name}" for count, name in shares))
+        shares = by_outcome(steps)
+        parts.append("steps: " + ", ".join(f"{count / steps.steps:.0%} {name}" for name, count in shares))
     return "; ".join([", ".join(parts[:3]), *parts[3:]])
 
 

@@ -11,7 +11,7 @@ from h2gen.cli import options
 from h2gen.errors import SettingError
 from h2gen.words import did_you_mean
 
-_COMMANDS = ("batch", "bench", "compare", "info", "models", "presets", "replay", "shell")
+_COMMANDS = ("batch", "bench", "compare", "frontier", "info", "models", "presets", "replay", "shell", "tune")
 
 
 def generate(
@@ -26,6 +26,7 @@ def generate(
     count: options.Count = None,
     size: options.Size = None,
     steps: options.Steps = None,
+    solver: options.Solver = None,
     guidance: options.Guidance = None,
     cfg: options.Cfg = None,
     negative: options.Negative = None,
@@ -36,7 +37,18 @@ def generate(
     warmup_steps: options.WarmupSteps = None,
     final_steps: options.FinalSteps = None,
     max_consecutive: options.MaxConsecutive = None,
+    forecast: options.Forecast = None,
+    plan: options.Plan = None,
+    max_skips: options.MaxSkips = None,
+    budget: options.Budget = None,
+    hierarchy: options.Hierarchy = None,
+    max_detail_age: options.MaxDetailAge = None,
+    pfs: options.Pfs = None,
+    replay_decisions: options.ReplayDecisions = None,
     no_cache: options.NoCache = False,
+    speedup: options.Speedup = None,
+    fidelity: options.Fidelity = None,
+    nearest: options.Nearest = False,
     model: options.Model = None,
     base: options.Base = None,
     device: options.Device = None,
@@ -60,14 +72,20 @@ def generate(
     # Imported here and below, and not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, say
     from h2gen.cli.produce import Wishes, produce, show_plan, tell
-    from h2gen.run.plan import make_plan
+    from h2gen.run.choose import Wish, chosen_plan
+    from h2gen.run.decisions import read_decisions
+    from h2gen.run.plan import lasting
     from h2gen.run.seeds import choose_seeds
 
     console = make_console()
     console.quiet = quiet
     words = _prompt(prompt, prompt_option)
     seeds = choose_seeds(given.pop("seed"), given.pop("count"))
-    plan = make_plan(words, {**given, "seed": seeds[0]})
+    if replay_decisions is not None and plan is not None:
+        raise SettingError("--replay-decisions and --plan contradict each other; give one.")
+    recorded = [] if replay_decisions is None else [("trace", read_decisions(replay_decisions))]
+    layers = [("option", {**given, "seed": seeds[0]}), *recorded, *lasting()]
+    planned = chosen_plan(words, layers, Wish(speedup, fidelity, nearest))
     if prompt and prompt in words and " " not in prompt and did_you_mean(prompt, _COMMANDS) != ".":
         say(console, f"Painting {prompt!r}{did_you_mean(prompt, _COMMANDS)}", "yellow")
     if trace is not None and len(seeds) > 1:
@@ -75,10 +93,10 @@ def generate(
             f"A trace is of one picture, and there are {len(seeds)}; leave out --trace or give one seed."
         )
     if dry_run:
-        tell(plan, console)
-        show_plan(plan, seeds, as_json)
+        tell(planned, console)
+        show_plan(planned, seeds, as_json)
         return
-    produce(plan, seeds, console, Wishes(trace, as_json, verbose, not no_metadata, sidecar))
+    produce(planned, seeds, console, Wishes(trace, as_json, verbose, not no_metadata, sidecar))
 
 
 def _prompt(argument: str | None, option: str | None) -> str:

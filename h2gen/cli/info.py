@@ -77,7 +77,9 @@ def _rows(settings: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[tup
     if isinstance(cache, dict) and all(isinstance(cache.get(name), int) for name in ("steps", "full", "all_reused")):
         share = cache.get("share")
         blocks = f", {share:.0%} of blocks" if isinstance(share, (int, float)) else ""
-        yield "cache", f"{cache['full']} of {cache['steps']} passes full, {cache['all_reused']} all reused{blocks}"
+        skipped = f", {cache['skipped']} skipped" if isinstance(cache.get("skipped"), int) and cache["skipped"] else ""
+        parts = f"{cache['full']} of {cache['steps']} passes full, {cache['all_reused']} all reused{skipped}"
+        yield "cache", f"{parts}{blocks}"
     if found.get("uncached") is True:
         yield "uncached", "it came out NaN with the cache, and was made without it"
     if isinstance(found.get("versions"), dict):

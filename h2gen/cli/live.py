@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.gate import Outcome
-from h2gen.cache.trace import StageRecord, StepRecord, Summary
+from h2gen.cache.outcome import Outcome
+from h2gen.cache.trace import StageRecord, StepRecord, Summary, summarize_steps
 
 _REDRAW = 0.1
 """Seconds between two pictures of the table: drawing costs some milliseconds, which belong to the denoising."""
@@ -24,23 +24,28 @@ _STYLES = {
     Outcome.REUSED: "green",
     Outcome.FORCED: "cyan",
     Outcome.GUARDED: "magenta",
+    Outcome.SKIPPED: "blue",
 }
 
 
 def outcome_of(record: StepRecord) -> tuple[str, str]:
     """A step's outcome in a word, and its colour."""
+    if record.skipped:
+        return "skipped", "blue"
     if record.all_reused:
         return "all reused", "green"
+    if record.structure_reused:
+        return "structure reused", "cyan"
     if record.full:
         guarded = Outcome.GUARDED in (record.structure.outcome, record.detail.outcome)
         return ("guarded", "magenta") if guarded else ("full", "yellow")
     return "detail reused", "cyan"
 
 
-def stage_cell(record: StageRecord, tau: float) -> Text:
-    """A stage's change against its threshold, or why there is none."""
+def stage_cell(record: StageRecord, tau: float, planned: bool = False) -> Text:
+    """A stage's change against its threshold, or why there is none; ``planned`` says that a plan decided."""
     if record.change is None:
-        if record.outcome is Outcome.COMPUTED:
+        if record.outcome is Outcome.COMPUTED and not planned:
             return Text("off" if tau == 0 else "first", style="dim")
         return Text(record.outcome.value, style=_STYLES[record.outcome])
     sign = "<" if record.outcome is Outcome.REUSED else "≥"
@@ -82,8 +87,8 @@ def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, conte
             "step": str(record.step + 1),
             "pass": record.context,
             "sigma": f"{record.sigma:.4f}",
-            "structure": stage_cell(record.structure, cache.tau1),
-            "detail": stage_cell(record.detail, cache.tau2),
+            "structure": stage_cell(record.structure, cache.tau1, bool(cache.plan)),
+            "detail": stage_cell(record.detail, cache.tau2, bool(cache.plan)),
             "outcome": Text(word, style=style),
             "blocks": f"{record.blocks_run}/{record.blocks_total}",
             "ms": f"{record.seconds * 1000:.1f}",
@@ -96,8 +101,15 @@ def counts(summary: Summary, passes: bool = False) -> str:
     """Steps by outcome, and what they come to; passes where guidance makes two of each step."""
     return (
         f"{summary.share:.0%} of blocks, est. {summary.estimated_speedup:.2f}x; {'passes: ' if passes else ''}"
-        f"{summary.full} full, {summary.detail_reused} detail reused, {summary.all_reused} all reused"
+        + ", ".join(f"{count} {word}" for word, count in by_outcome(summary))
     )
+
+
+def by_outcome(summary: Summary) -> list[tuple[str, int]]:
+    """How many steps came to each outcome; those that only policies bring about are left out where there are none."""
+    beyond = [("structure reused", summary.structure_reused), ("skipped", summary.skipped)]
+    paper = [("full", summary.full), ("detail reused", summary.detail_reused), ("all reused", summary.all_reused)]
+    return [*paper, *((word, count) for word, count in beyond if count)]
 
 
 class LiveTable:
@@ -107,7 +119,7 @@ class LiveTable:
         self._console, self._heading, self._cache = console, heading, cache
         self._passes, self._contexts = passes, contexts
         self._records: deque[StepRecord] = deque(maxlen=200)
-        self._done = self._full = self._all_reused = self._run = self._total = 0
+        self._summary = Summary()
         self._drawn = self._started = time.perf_counter()
         self._live = Live(
             console=console,
@@ -132,11 +144,7 @@ class LiveTable:
         if not self._records:
             self._started = time.perf_counter() - record.seconds
         self._records.append(record)
-        self._done += 1
-        self._full += record.full
-        self._all_reused += record.all_reused
-        self._run += record.blocks_run
-        self._total += record.blocks_total
+        self._summary += summarize_steps([record])
         now = time.perf_counter()
         if now - self._drawn >= _REDRAW:
             self._live.refresh()
@@ -153,22 +161,15 @@ class LiveTable:
         return Group(*parts)
 
     def _footer(self, width: int) -> RenderableType:
-        summary = Summary(
-            steps=self._done,
-            full=self._full,
-            detail_reused=self._done - self._full - self._all_reused,
-            all_reused=self._all_reused,
-            blocks_run=self._run,
-            blocks_total=self._total,
-        )
+        done = self._summary.steps
         left = ""
-        if 0 < self._done < self._passes:
-            seconds = (time.perf_counter() - self._started) / self._done * (self._passes - self._done)
+        if 0 < done < self._passes:
+            seconds = (time.perf_counter() - self._started) / done * (self._passes - done)
             left = f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
-        elif self._done:
-            left = "done" if self._done >= self._passes else ""
-        bar = ProgressBar(total=self._passes, completed=self._done, width=max(8, min(30, width - 30)))
+        elif done:
+            left = "done" if done >= self._passes else ""
+        bar = ProgressBar(total=self._passes, completed=done, width=max(8, min(30, width - 30)))
         line = Table.grid(padding=(0, 2, 0, 0))
-        line.add_row(bar, Text(f"{self._done}/{self._passes}{' passes' if self._contexts else ''}"), Text(left))
-        below = Text(counts(summary, self._contexts)) if self._done else Text()
+        line.add_row(bar, Text(f"{done}/{self._passes}{' passes' if self._contexts else ''}"), Text(left))
+        below = Text(counts(self._summary, self._contexts)) if done else Text()
         return Group(line, below)

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 SETTINGS = (
-    *("seed", "count", "size", "steps", "guidance", "cfg", "negative", "max_sequence_length"),
-    *("preset", "tau1", "tau2", "warmup_steps", "final_steps", "max_consecutive", "no_cache"),
+    *("seed", "count", "size", "steps", "solver", "guidance", "cfg", "negative", "max_sequence_length"),
+    *("preset", "tau1", "tau2", "warmup_steps", "final_steps", "max_consecutive"),
+    *("forecast", "plan", "max_skips", "budget", "hierarchy", "max_detail_age", "pfs", "no_cache"),
     *("model", "base", "device", "dtype", "offload", "out", "format"),
 )
 """The options that say how a picture is made and where it goes; the others say how a command behaves."""
@@ -35,6 +36,7 @@ Seeds = Annotated[
 Count = Annotated[int | None, option("--count", "-n", help="So many pictures of a prompt.", panel=PICTURE)]
 Size = Annotated[str | None, option("--size", help="1024x768, or a ratio such as 16:9.", panel=PICTURE, metavar="SIZE")]
 Steps = Annotated[int | None, option("--steps", "-s", help="Denoising steps.", panel=PICTURE)]
+Solver = Annotated[str | None, option("--solver", help="own, unipc, heun (two passes a step).", panel=PICTURE)]
 Guidance = Annotated[float | None, option("--guidance", help="Distilled guidance scale.", panel=PICTURE)]
 Cfg = Annotated[float | None, option("--cfg", help="True guidance, two passes a step; 1 is off.", panel=PICTURE)]
 Negative = Annotated[str | None, option("--negative", help="What to steer away from; needs --cfg.", panel=PICTURE)]
@@ -49,7 +51,36 @@ FinalSteps = Annotated[int | None, option("--final-steps", help="The last N step
 MaxConsecutive = Annotated[
     int | None, option("--max-consecutive", help="At most N steps in a row without a full one.", panel=CACHE)
 ]
+Forecast = Annotated[
+    int | None, option("--forecast", help="Reused stages: 0 as computed last, 1 a line through two.", panel=CACHE)
+]
+Plan = Annotated[
+    str | None,
+    option("--plan", help="What each step does, such as FFRDSF.", panel=CACHE, metavar="PLAN"),
+]
+MaxSkips = Annotated[int | None, option("--max-skips", help="At most N steps in a row unseen; 0 is off.", panel=CACHE)]
+Budget = Annotated[
+    bool | None, option("--budget/--no-budget", help="Hold the sum of the changes under the threshold.", panel=CACHE)
+]
+Hierarchy = Annotated[
+    str | None, option("--hierarchy", help="After a structure hit, detail is forced or checked.", panel=CACHE)
+]
+MaxDetailAge = Annotated[
+    int | None, option("--max-detail-age", help="Reuse a detail for at most N steps; 0 is off.", panel=CACHE)
+]
+Pfs = Annotated[str | None, option("--pfs", help="How changes are pooled: paper, or stable over sizes.", panel=CACHE)]
+ReplayDecisions = Annotated[
+    Path | None, option("--replay-decisions", help="Do at each step what a trace says.", panel=CACHE, metavar="TRACE")
+]
 NoCache = Annotated[bool, option("--no-cache", help="Plain diffusers.", panel=CACHE)]
+Speedup = Annotated[
+    float | None,
+    option("--speedup", help="So many times as fast, as close as can be; needs a profile.", panel=CACHE),
+]
+Fidelity = Annotated[
+    float | None, option("--fidelity", help="As fast as an SSIM of so much allows; needs a profile.", panel=CACHE)
+]
+Nearest = Annotated[bool, option("--nearest", help="Where no profile fits, use the nearest.", panel=CACHE)]
 Model = Annotated[
     str | None,
     option("--model", "-m", help="Alias, hub id, folder, .safetensors or .gguf; see 'h2gen models'.", panel=MODEL),

@@ -22,6 +22,7 @@ def _list(ctx: typer.Context) -> None:
     from rich.text import Text
 
     from h2gen import presets
+    from h2gen.cache.config import word_of
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("preset", "tau1", "tau2", "guards"):
@@ -38,6 +39,7 @@ def _list(ctx: typer.Context) -> None:
             )
             if count
         ]
+        guards += [word_of(name, value) for name, value in config.policies.items()]
         name = preset.name + (" (default)" if preset.name == presets.DEFAULT else "")
         table.add_row(
             Text(printable(name)),

@@ -200,23 +200,25 @@ class Studio:
         from rich.text import Text
 
         from h2gen.cli.live import LiveTable
+        from h2gen.models.choices import SOLVERS
 
         console = self._console
         if console.quiet or not console.is_terminal:
             return self.session.run(settings, on_step=on_step, tiled=tiled)
         passes = 2 if settings.cfg > 1 else 1
         cache = settings.cache
-        thresholds = f"tau1 {cache.tau1:g}, tau2 {cache.tau2:g}" if cache.enabled else "no cache"
+        thresholds = cache.words if cache.enabled else "no cache"
+        solver = "" if settings.solver == "own" else f" of {SOLVERS[settings.solver]}"
         guidance = f"cfg {settings.cfg:g}" if passes == 2 else f"guidance {settings.guidance:g}"
         facts = (
-            f"{self._where['model']} · {settings.width}x{settings.height} · {settings.steps} steps · "
+            f"{self._where['model']} · {settings.width}x{settings.height} · {settings.steps} steps{solver} · "
             f"seed {settings.seed} · {guidance} · {thresholds} · {self._where['device']} {self._where['dtype']}"
         )
         heading = [
             Text(printable(settings.prompt), style="bold", no_wrap=True, overflow="ellipsis"),
             Text(printable(facts), style="dim", no_wrap=True, overflow="ellipsis"),
         ]
-        with LiveTable(console, heading, cache, settings.steps * passes, contexts=passes == 2) as table:
+        with LiveTable(console, heading, cache, settings.passes, contexts=passes == 2) as table:
 
             def both(record: StepRecord) -> None:
                 table.on_step(record)
@@ -271,7 +273,7 @@ def stoppable(session: Session, console: Console) -> Iterator[None]:
 
 def conclude(result: Result, path: Path, console: Console) -> None:
     """The last line, and advice where the cache did nothing."""
-    from h2gen.cache.gate import Outcome
+    from h2gen.cache.outcome import Outcome
     from h2gen.cache.trace import suggest_thresholds
     from h2gen.cli.console import complain, say
     from h2gen.cli.live import counts
@@ -285,7 +287,7 @@ def conclude(result: Result, path: Path, console: Console) -> None:
     summary, steps = result.trace.summary, result.trace.steps
     passes = any(step.context != steps[0].context for step in steps)
     say(console, f"{line}, {counts(summary, passes)}", "bold")
-    if summary.full < summary.steps:
+    if summary.full < summary.steps or result.settings.cache.plan:
         return
     tau1, tau2 = suggest_thresholds(steps)
     options = [f"--tau{n} {tau:g}" for n, tau in ((1, tau1), (2, tau2)) if tau is not None]

@@ -23,6 +23,7 @@ def replay(
     count: options.Count = None,
     size: options.Size = None,
     steps: options.Steps = None,
+    solver: options.Solver = None,
     guidance: options.Guidance = None,
     cfg: options.Cfg = None,
     negative: options.Negative = None,
@@ -33,6 +34,13 @@ def replay(
     warmup_steps: options.WarmupSteps = None,
     final_steps: options.FinalSteps = None,
     max_consecutive: options.MaxConsecutive = None,
+    forecast: options.Forecast = None,
+    plan: options.Plan = None,
+    max_skips: options.MaxSkips = None,
+    budget: options.Budget = None,
+    hierarchy: options.Hierarchy = None,
+    max_detail_age: options.MaxDetailAge = None,
+    pfs: options.Pfs = None,
     no_cache: options.NoCache = False,
     model: options.Model = None,
     base: options.Base = None,
@@ -65,12 +73,12 @@ def replay(
     same = seed is None and count is None
     seeds = choose_seeds(str(found.settings.seed) if seed is None else seed, count)
     words = found.settings.prompt if prompt is None else clean_prompt(prompt)
-    plan = plan_from(words, layers_of(found, {**given, "seed": None if same else seeds[0]}))
+    planned = plan_from(words, layers_of(found, {**given, "seed": None if same else seeds[0]}))
     if given["preset"] is None and not given["no_cache"]:
-        plan = replace(plan, resolved=relabelled(plan.resolved, found.preset))
+        planned = replace(planned, resolved=relabelled(planned.resolved, found.preset))
     if dry_run:
-        tell(plan, console)
-        show_plan(plan, seeds, as_json, "option" if prompt is not None else "picture")
+        tell(planned, console)
+        show_plan(planned, seeds, as_json, "option" if prompt is not None else "picture")
         return
 
     def differences(studio: Studio) -> None:
@@ -78,5 +86,10 @@ def replay(
             say(console, line, "yellow")
 
     produce(
-        plan, seeds, console, Wishes(trace, as_json, verbose, not no_metadata, sidecar), differences, tiled=found.tiled
+        planned,
+        seeds,
+        console,
+        Wishes(trace, as_json, verbose, not no_metadata, sidecar),
+        differences,
+        tiled=found.tiled,
     )

@@ -37,6 +37,7 @@ def shell(
     seed: options.Seeds = None,
     size: options.Size = None,
     steps: options.Steps = None,
+    solver: options.Solver = None,
     guidance: options.Guidance = None,
     cfg: options.Cfg = None,
     negative: options.Negative = None,
@@ -47,6 +48,13 @@ def shell(
     warmup_steps: options.WarmupSteps = None,
     final_steps: options.FinalSteps = None,
     max_consecutive: options.MaxConsecutive = None,
+    forecast: options.Forecast = None,
+    plan: options.Plan = None,
+    max_skips: options.MaxSkips = None,
+    budget: options.Budget = None,
+    hierarchy: options.Hierarchy = None,
+    max_detail_age: options.MaxDetailAge = None,
+    pfs: options.Pfs = None,
     no_cache: options.NoCache = False,
     model: options.Model = None,
     base: options.Base = None,
@@ -76,11 +84,11 @@ def shell(
         if len(seeds) > 1:
             raise SettingError(f"seed is {seed}; a shell takes one seed at a time.")
         given["seed"] = seeds[0]
-    plan = make_plan("-", given)
-    if target_of(plan.out, plan.format).stem is not None:
-        raise SettingError(f"out is {plan.out!r}; a shell needs a folder for its pictures.")
-    studio = open_studio(plan, console, Wishes(None, as_json, verbose, not no_metadata, sidecar))
-    tell(plan, console)
+    planned = make_plan("-", given)
+    if target_of(planned.out, planned.format).stem is not None:
+        raise SettingError(f"out is {planned.out!r}; a shell needs a folder for its pictures.")
+    studio = open_studio(planned, console, Wishes(None, as_json, verbose, not no_metadata, sidecar))
+    tell(planned, console)
     if sys.stdin.isatty():
         say(console, "A prompt makes a picture; :help lists commands, :quit leaves.", "dim")
     if not _Shell(studio, given, console).run():
@@ -171,6 +179,7 @@ class _Shell:
 
     def _set(self, name: str, text: str) -> None:
         """Change a setting, unless the result could not be used."""
+        from h2gen.run.plan import CACHE as cache_settings
         from h2gen.run.prompts import KEYS
 
         self._check_name(name)
@@ -188,9 +197,9 @@ class _Shell:
                 raise SettingError(f"{name} is {printable(text)!r}; give {wanted}.") from error
         changed = {**self._changed, name: value or None if name == "no_cache" else value}
         if name == "no_cache":
-            for cached in ("preset", "tau1", "tau2", "warmup_steps", "final_steps", "max_consecutive"):
+            for cached in ("preset", *cache_settings):
                 changed.pop(cached, None)
-        elif name in ("preset", "tau1", "tau2"):
+        elif name in ("preset", "tau1", "tau2", "plan"):
             changed.pop("no_cache", None)
         self._plan("-", changed)
         self._changed = changed

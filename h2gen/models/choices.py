@@ -15,3 +15,15 @@ DTYPES = {
     "float32": "float32",
 }
 """Each name's dtype in torch."""
+
+SOLVERS = {
+    "own": "the model's own",
+    "unipc": "UniPC",
+    "heun": "Heun",
+}
+"""What can solve a model's flow, and its name for people."""
+
+
+def evaluations(steps: int, solver: str) -> int:
+    """How often a solver asks the model in so many steps: Heun twice in each but the last."""
+    return 2 * steps - 1 if solver == "heun" else steps

@@ -8,10 +8,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
+from h2gen.cache.config import POLICIES, CacheConfig
 from h2gen.errors import SettingError, UsageError
 from h2gen.presets import load_preset
 from h2gen.run import names
@@ -49,8 +50,15 @@ def job_id(settings: Settings, content_hash: str, dtype: str) -> str:
         content_hash: of the checkpoint's files.
         dtype: what the transformer computes in, such as ``bfloat16``.
     """
-    whole = {"settings": settings.to_json(), "model": content_hash, "dtype": dtype}
+    flat = settings.to_json()
+    for name, default in _POLICIES.items():
+        if flat[name] == default:  # what came later and is left off: a batch that was begun before goes on
+            del flat[name]
+    whole = {"settings": flat, "model": content_hash, "dtype": dtype}
     return hashlib.sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
+
+
+_POLICIES = {field.name: field.default for field in fields(CacheConfig) if field.name in POLICIES}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2gen._version import __version__
-from h2gen.cache.config import CacheConfig
+from h2gen.cache.config import POLICIES, CacheConfig
 from h2gen.errors import MetadataError, SettingError
 from h2gen.plain import plain
 from h2gen.run.settings import Settings
@@ -290,15 +290,18 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
 
 
 def _settings(raw: Mapping[str, Any]) -> Settings:
-    """Settings, all of them: one that is missing would silently become another picture."""
-    cache_names = [field.name for field in fields(CacheConfig)]
-    names = [field.name for field in fields(Settings) if field.name != "cache"] + cache_names
+    """Settings, all of them: one that is missing would silently become another picture. Without policies it was made
+    where there were none yet."""
+    cache_names = [field.name for field in fields(CacheConfig) if field.name in raw or field.name not in POLICIES]
+    names = [field.name for field in fields(Settings) if field.name not in ("cache", "solver")] + cache_names
+    if "solver" in raw:
+        names.append("solver")
     values: dict[str, Any] = {name: raw.get(name) for name in names}
     missing = [name for name in names if name not in raw]
     if missing:
         raise SettingError(f"{missing[0]} is missing.")
     for name, value in values.items():
-        if not isinstance(value, str) and name in ("prompt", "negative"):
+        if not isinstance(value, str) and name in ("prompt", "negative", "solver"):
             raise SettingError(f"{name} must be text.")
         if isinstance(value, (dict, list)):
             raise SettingError(f"{name} must be a number.")

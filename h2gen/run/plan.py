@@ -32,6 +32,7 @@ LASTING: dict[str, type] = {
     "format": str,
     "size": str,
     "steps": int,
+    "solver": str,
     "guidance": float,
     "cfg": float,
     "negative": str,
@@ -39,7 +40,8 @@ LASTING: dict[str, type] = {
 }
 """What can be set for good, in the configuration file or as ``H2GEN_...`` in the environment, and its type."""
 
-_CACHE = tuple(field.name for field in fields(CacheConfig))
+CACHE = tuple(field.name for field in fields(CacheConfig))
+_PICTURE = ("seed", "steps", "solver", "guidance", "cfg", "negative", "max_sequence_length")
 _NOT_SETTINGS = ("no_cache", "count", "name")
 _BUILT_IN = {
     "model": "tiny",
@@ -49,6 +51,7 @@ _BUILT_IN = {
     "offload": "none",
     "out": ".",
     "negative": "",
+    "solver": "own",
 }
 
 
@@ -163,7 +166,7 @@ def settle(
         if values.get("no_cache") is False:
             wanted = True  # said by somebody stronger than whoever says no_cache below
         if cached is None and values.get("no_cache") and not wanted:
-            for name in (*_CACHE, "preset"):
+            for name in (*CACHE, "preset"):
                 if values.get(name) is not None:
                     raise SettingError(f"--no-cache and --{name.replace('_', '-')} contradict each other; give one.")
             cached = False
@@ -173,6 +176,7 @@ def settle(
             cached = True
             complete[-1][1]["preset"] = preset.name
             complete.append((f"preset {preset.name}", asdict(preset.config)))
+    _settle_plan(complete)
     resolved = run_settings.resolve(complete)
     if "seed" not in resolved:
         resolved["seed"] = Resolved(run_settings.random_seed(), "random")
@@ -183,10 +187,29 @@ def settle(
         prompt=prompt,
         width=width,
         height=height,
-        cache=CacheConfig(**{name: chosen[name] for name in _CACHE}),
-        **{name: chosen[name] for name in ("seed", "steps", "guidance", "cfg", "negative", "max_sequence_length")},
+        cache=CacheConfig(**{name: chosen[name] for name in CACHE}),
+        **{name: chosen[name] for name in _PICTURE},
     )
     return settings, resolved, rounded
+
+
+def _settle_plan(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """A plan leaves thresholds nothing to say, so thresholds that are stronger than a plan switch it off.
+
+    Raises:
+        SettingError: somebody gives both, other than a record of all settings of a cache.
+    """
+    thresholds: dict[str, Any] | None = None
+    for _, values in layers:
+        given = [name for name in ("tau1", "tau2") if values.get(name) is not None]
+        if values.get("plan"):
+            if thresholds is not None:
+                thresholds["plan"] = ""
+            elif given and any(values.get(name) is None for name in CACHE):
+                raise SettingError(f"--plan and --{given[0]} contradict each other; give one.")
+            return
+        if thresholds is None and given and values.get("plan") is None:
+            thresholds = values
 
 
 def _base(strongest: Mapping[str, Resolved]) -> str | None:

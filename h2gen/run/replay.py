@@ -29,6 +29,7 @@ def layers_of(found: Metadata, given: Mapping[str, Any], lasting_settings: Layer
         "seed": settings.seed,
         "size": f"{settings.width}x{settings.height}",
         "steps": settings.steps,
+        "solver": settings.solver,
         "guidance": settings.guidance,
         "cfg": settings.cfg,
         "negative": settings.negative,

@@ -145,7 +145,7 @@ class Schedule:
             self.tally.made += 1
             self.tally.seconds += message.seconds
             if message.summary is not None:
-                self.tally.steps = _add(self.tally.steps, message.summary)
+                self.tally.steps = self.tally.steps + message.summary
             self._watcher.made(pending.job, path, message, self.tally)
         elif isinstance(message, (Failed, Died)):
             error = f"the process that made it {message}" if isinstance(message, Died) else message.error
@@ -164,8 +164,3 @@ def _relief(worker: Worker) -> str | None:
     """How a worker that ran out of memory should offload instead; None where nothing more can be done."""
     ready = worker.ready
     return None if ready is None or ready.device == "cpu" else STRONGER.get(ready.offload)
-
-
-def _add(one: Summary, other: Summary) -> Summary:
-    names = ("steps", "full", "detail_reused", "all_reused", "blocks_run", "blocks_total", "seconds", "not_finite")
-    return Summary(**{name: getattr(one, name) + getattr(other, name) for name in names})

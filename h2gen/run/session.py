@@ -19,6 +19,7 @@ from h2gen.models.choices import STRONGER
 from h2gen.models.load import load_placed
 from h2gen.run.encoded import EncodedPrompts
 from h2gen.run.settings import OFF, Settings, random_seed
+from h2gen.run.solvers import solving
 
 Watcher = Callable[[StepRecord], None]
 
@@ -232,7 +233,7 @@ class Session:
             self._heed()  # while the text was encoded: the pipeline forgets it when it begins
             if self._watched:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
-            with cache as trace:
+            with solving(self.pipe, settings.solver), cache as trace:
                 pixels = self.pipe(**arguments, generator=generator).images
         except Exception as error:
             if is_out_of_memory(error):

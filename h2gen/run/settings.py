@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.config import CacheConfig
+from h2gen.cache.plan import steps_in
 from h2gen.errors import SettingError
+from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.plain import SURROGATES
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ class Settings:
         cfg: scale of true classifier-free guidance, two passes a step; 1 is off.
         negative: what to steer away from; needs ``cfg`` above 1.
         max_sequence_length: tokens of text that the model sees.
-        cache: thresholds and guards of H2-Cache.
+        cache: thresholds, guards and policies of H2-Cache.
+        solver: one of ``SOLVERS``; ``own`` is the one that the checkpoint brings along.
 
     Raises:
         SettingError: a value cannot be used.
@@ -59,6 +62,7 @@ class Settings:
     negative: str = ""
     max_sequence_length: int = 512
     cache: CacheConfig = field(default=OFF)
+    solver: str = "own"
 
     def __post_init__(self) -> None:
         _text("The prompt", self.prompt)
@@ -73,16 +77,33 @@ class Settings:
         for name in ("guidance", "cfg"):
             _scale(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))
+        if self.solver not in SOLVERS:
+            raise SettingError(f"solver is {self.solver!r}; it can be {', '.join(SOLVERS)}.")
+        letters, calls = steps_in(self.cache.plan), evaluations(self.steps, self.solver)
+        if self.cache.plan and letters != calls:
+            twice = ", which Heun takes twice but for the last" if self.solver == "heun" else ""
+            raise SettingError(
+                f"plan is for {letters} steps, and steps is {self.steps}{twice}; give a letter a step, or an empty "
+                "plan."
+            )
         if self.negative and self.cfg <= 1:
             raise SettingError(
                 f"A negative prompt has no effect with cfg {self.cfg:g}; give a cfg above 1 too, such as 3."
             )
 
+    @property
+    def passes(self) -> int:
+        """Forward passes of the transformer, all in all."""
+        return evaluations(self.steps, self.solver) * (2 if self.cfg > 1 else 1)
+
     def to_json(self) -> dict[str, Any]:
-        """One flat object, the cache's settings among the others."""
+        """One flat object, the cache's settings among the others; the solver where it is not the model's own, so that
+        pictures from before there were others keep their ids."""
         # Not by asdict, which copies deeply: a batch asks this of every job.
         flat = {**vars(self), **vars(self.cache)}
         del flat["cache"]
+        if self.solver == "own":
+            del flat["solver"]
         return flat
 
 

@@ -8,15 +8,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from h2gen.cache.config import CacheConfig
 from h2gen.errors import H2GenError, ModelError
 from h2gen.study import methods
 from h2gen.study.making import Maker
 from h2gen.study.methods import Method
 from h2gen.study.peers import Peer, Value, settle
+from h2gen.study.tune.adaptive import fitted
 from h2gen.study.watch import Watcher, Wishes
 
 _TIMED = 3
 """Runs of each whose times decide how many plain steps take as long."""
+PAPER = CacheConfig(0.15, 0.22)
+"""Its thresholds are raised and lowered together."""
 _COUNTED = 8
 """Cases, at most, whose blocks are counted to find a peer's setting."""
 
@@ -44,14 +48,14 @@ class Choosing:
         self._maker.make(replace(plain, steps=min(2, steps)), 0)
         self._watcher.began("Timing a first picture of each")
         cached = [method for method in cached if self._runs(method)]
-        seconds = self._times([plain, replace(plain, name="one", steps=1), *cached])
         counts = set(wishes.fewer)
-        if wishes.baselines:
+        if wishes.baselines and cached:
+            seconds = self._times([plain, replace(plain, name="one", steps=1), *cached])
             for method in cached:
                 counts |= equal_steps(seconds["uncached"], seconds["one"], seconds[method.name], steps)
+        chosen = [plain, *cached, *wishes.methods]
         if steps in counts:
             self.notices.append(f"A cached run takes as long as all {steps} steps: for it there are no fewer.")
-        chosen = [plain, *cached]
         for count in sorted(counts - {steps}, reverse=True):
             chosen.append(methods.fewer(count, steps))
             with suppress(ModelError):  # a scheduler that is none of flows, which one notice is enough for
@@ -59,6 +63,8 @@ class Choosing:
                 chosen.append(methods.solver(count, steps))
         if counts - {steps} and not any(method.kind == "solver" for method in chosen):
             self.notices.append("UniPC is left out: the model's own scheduler is none for flow matching.")
+        for budget in wishes.budgets:
+            chosen += self._for_budget(budget)
         for peer in wishes.peers:
             chosen += self._settled(peer, cached)
         if wishes.truth:
@@ -81,22 +87,38 @@ class Choosing:
                 times[method.name].append(self._maker.make(method, run % len(self._maker.cases)).seconds)
         return {name: statistics.median(each) for name, each in times.items()}
 
+    def _share(self, method: Method) -> float:
+        """Of the blocks that a method runs, on some of the cases."""
+        cases = range(min(_COUNTED, len(self._maker.cases)))
+        return statistics.fmean(self._maker.make(method, case).share for case in cases)
+
+    def _for_budget(self, budget: float) -> Iterator[Method]:
+        """What a budget buys without anybody's policies: fewer steps, of a better solver too, and the paper's cache."""
+        steps = self._steps
+        count = max(1, int(budget * steps + 1e-9))
+        if count < steps:
+            yield methods.fewer(count, steps)
+            yield methods.solver(count, steps)
+        self._watcher.began(f"Finding the paper's thresholds for {budget:.0%} of the blocks")
+        found = fitted(PAPER, budget, lambda cache: self._share(methods.h2(cache, steps)), highest=8.0)
+        if found is None:
+            self.notices.append(f"The paper's cache does not come down to {budget:.0%} of the blocks.")
+        else:
+            yield methods.h2(found.cache, steps)
+
     def _settled(self, peer: Peer, cached: Sequence[Method]) -> Iterator[Method]:
         """A peer at equal cost with each cached run; cached runs that cost nearly the same share one."""
         self._watcher.began(f"Finding the setting of {peer.title} that costs as much")
         cases = range(min(_COUNTED, len(self._maker.cases)))
 
-        def share(method: Method) -> float:
-            return statistics.fmean(self._maker.make(method, case).share for case in cases)
-
         def measure(one: Peer, value: Value) -> float:
             around = lambda pipe: one.applied(pipe, value, steps=self._steps, passes=self._maker.passes)  # noqa: E731
-            return share(Method(one.name, one.title, "peer", self._steps, around=around))
+            return self._share(Method(one.name, one.title, "peer", self._steps, around=around))
 
         try:
             plain = methods.reference(self._steps)
             ready = peer.calibrated(self._maker.session.pipe, lambda: self._maker.make(plain, 0), steps=self._steps)
-            for target in _apart([share(method) for method in cached]):
+            for target in _apart([*self._wishes.budgets, *(self._share(method) for method in cached)]):
                 found = settle(ready, target, measure, steps=self._steps, cases=len(cases))
                 if not found.reached:
                     self.notices.append(

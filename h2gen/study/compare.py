@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -35,6 +35,16 @@ Choice = Callable[[Sequence[MethodResult], Sequence[MetricInfo]], str]
 """Picks the name of the method that is shown first."""
 
 
+class Memory(Protocol):
+    """Whoever remembers figures across runs of the program, so that one that was stopped can go on."""
+
+    def recall(self, case: int, methods: Sequence[Method]) -> Sequence[Shot] | None:
+        """The shots of a case, one a method, if it was measured before with these methods."""
+
+    def keep(self, case: int, methods: Sequence[Method], shots: Sequence[Shot]) -> None:
+        """A case is measured."""
+
+
 @dataclass
 class _Tally:
     """What a method's pictures of the finished cases came to."""
@@ -53,6 +63,7 @@ class Comparing:
         metrics: what pictures are judged by; the first of fidelity is the one that decides what is Pareto-best.
         wishes: see there.
         watcher: is told how it goes on.
+        memory: of cases that were measured before; their pictures are not made again. None has none.
         folder: of the report, where every picture is written to ``pictures/CASE-METHOD.png``; None keeps none.
     """
 
@@ -66,9 +77,11 @@ class Comparing:
         *,
         watcher: Watcher,
         folder: Path | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._session, self._cases, self._settings = session, tuple(cases), settings
         self._metrics, self._wishes, self._watcher, self._folder = metrics, wishes, watcher, folder
+        self._memory = memory
         self._maker = Maker(session, self._cases, settings)
         self._tallies: list[_Tally] = []
         self._notices: list[str] = list(metrics.notices)
@@ -98,7 +111,12 @@ class Comparing:
         self._tallies = [_Tally(method) for method in chosen]
         self._watcher.planned(chosen, len(self._cases) * sum(map(self._repeats, chosen)))
         for index in range(len(self._cases)):
-            self._measure(index)
+            known = None if self._memory is None else self._memory.recall(index, [t.method for t in self._tallies])
+            if known is None:
+                self._measure(index)
+            else:
+                for tally, shot in zip(self._tallies, known, strict=True):
+                    self._add(tally, shot)
 
     def result(self, chosen: Choice, content_hash: str = "") -> Comparison:
         """All figures so far.
@@ -153,10 +171,15 @@ class Comparing:
         true = made["truth"][0].image if "truth" in made else None
         shots = [self._shot(tally.method, case, made[tally.method.name], plain, true) for tally in self._tallies]
         for tally, shot in zip(self._tallies, shots, strict=True):
-            tally.shots.append(shot)
-            self._watcher.scored(tally.method, shot)
+            self._add(tally, shot)
             if case == 0:
                 self._kept[tally.method.name] = made[tally.method.name][0].image
+        if self._memory is not None:
+            self._memory.keep(case, [tally.method for tally in self._tallies], shots)
+
+    def _add(self, tally: _Tally, shot: Shot) -> None:
+        tally.shots.append(shot)
+        self._watcher.scored(tally.method, shot)
 
     def _attempt(self, tally: _Tally, case: int) -> Made | None:
         """One run; None where the method failed, which is then left out with all its pictures."""

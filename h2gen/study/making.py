@@ -10,6 +10,7 @@ from PIL import Image
 
 from h2gen.cache.trace import StepRecord
 from h2gen.errors import BadPicture
+from h2gen.models.choices import evaluations
 from h2gen.run.session import Session
 from h2gen.run.settings import Settings
 from h2gen.study.blocks import BlockCount, count_blocks
@@ -51,7 +52,14 @@ class Maker:
                 without one says nothing about it.
         """
         where = self.cases[case]
-        settings = replace(self.settings, prompt=where.prompt, seed=where.seed, steps=method.steps, cache=method.cache)
+        settings = replace(
+            self.settings,
+            prompt=where.prompt,
+            seed=where.seed,
+            steps=method.steps,
+            cache=method.cache,
+            solver=method.solver,
+        )
         self.session.encode(settings)
         with ExitStack() as stack:
             counted: BlockCount | None = None
@@ -61,9 +69,11 @@ class Maker:
             result = self.session.run(settings)
         if result.uncached:
             raise BadPicture(f"{where.prompt!r} came out as NaN.")
-        share = 1.0 if method.share is None else method.share
+        # Of the reference's blocks, whatever the number of steps.
+        whole = evaluations(method.steps, method.solver) / self.settings.steps
+        share = whole if method.share is None else method.share
         if counted is not None:
             share = counted.share
         elif result.trace is not None:
-            share = result.trace.summary.share
+            share = result.trace.summary.share * whole
         return Made(result.image, result.seconds, share, () if result.trace is None else tuple(result.trace.steps))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from zlib import crc32
 
 from h2gen.cache.config import CacheConfig
 from h2gen.run.settings import OFF
 from h2gen.study.peers import Settled
-from h2gen.study.solvers import unipc
 
 TRUTH_STEPS = 400
 """After so many Euler steps the picture no longer changes with their number: the ODE's solution."""
@@ -34,6 +34,7 @@ class Method:
     steps: int
     detail: Mapping[str, Any] = field(default_factory=dict)
     cache: CacheConfig = OFF
+    solver: str = "own"
     share: float | None = None
     around: Around = field(default=lambda _pipe: nullcontext())
 
@@ -51,8 +52,11 @@ def truth(steps: int) -> Method:
 
 def h2(cache: CacheConfig, steps: int) -> Method:
     """H2-Cache with these settings."""
-    label = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}"
-    return Method(f"h2 {cache.tau1!r} {cache.tau2!r}", label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
+    label, name = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}", f"h2 {cache.tau1!r} {cache.tau2!r}"
+    if cache.policies:
+        label = f"H2-Cache {cache.words}"
+        name += f" {crc32(repr(cache.policies).encode()):08x}"  # a plan alone may be longer than a file's name
+    return Method(name, label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
 
 
 def fewer(count: int, steps: int) -> Method:
@@ -63,7 +67,22 @@ def fewer(count: int, steps: int) -> Method:
 def solver(count: int, steps: int) -> Method:
     """Uncached in fewer steps of a higher-order solver."""
     detail = {"steps": count, "scheduler": "UniPCMultistepScheduler"}
-    return Method(f"unipc {count}", f"{count} steps, UniPC", "solver", count, detail, share=count / steps, around=unipc)
+    return Method(
+        f"unipc {count}", f"{count} steps, UniPC", "solver", count, detail, solver="unipc", share=count / steps
+    )
+
+
+def tuned(label: str, steps: int, cache: CacheConfig, solver: str, share: float | None = None) -> Method:
+    """A choice that tuning looks at: a number of steps, a solver and a cache, or any of them alone.
+
+    Args:
+        share: of the reference's blocks, where it is known beforehand; with a cache it is counted.
+    """
+    changed = {name: value for name, value in asdict(cache).items() if value != getattr(CacheConfig(), name)}
+    detail = {**({} if cache == OFF else changed), "steps": steps, **({} if solver == "own" else {"solver": solver})}
+    words = [f"{name}={value}" for name, value in {"solver": solver, "steps": steps, **asdict(cache)}.items()]
+    kind = "h2" if cache.enabled else "steps" if solver == "own" else "solver"
+    return Method(" ".join(words), label, kind, steps, detail, cache, solver, share)
 
 
 def peer(settled: Settled, steps: int, passes: int) -> Method:

@@ -57,7 +57,7 @@ def recommended(results: Sequence[MethodResult], metrics: Sequence[MetricInfo]) 
 
 def cache_of(method: MethodResult) -> CacheConfig:
     """The settings of one of H2-Cache's rows."""
-    return CacheConfig(**{name: value for name, value in method.detail.items() if name != "steps"})
+    return CacheConfig(**{name: value for name, value in method.detail.items() if name not in ("steps", "solver")})
 
 
 def figures_of(method: MethodResult, comparison: Comparison) -> dict[str, Any]:

@@ -23,7 +23,9 @@ class Wishes:
         baselines: also plain fewer steps that take as long as each cached run, with the model's own solver and with
             UniPC.
         fewer: further numbers of plain steps.
+        methods: further methods, taken as they are.
         peers: other caches, each at the setting where it computes as many blocks as each of ``caches``.
+        budgets: shares of the blocks; for each, fewer steps, the paper's cache and each peer at that cost.
         truth: also compare with the picture of 400 steps.
         repeat: timed runs of a method on a case.
     """
@@ -31,7 +33,9 @@ class Wishes:
     caches: Sequence[CacheConfig]
     baselines: bool = True
     fewer: Sequence[int] = ()
+    methods: Sequence[Method] = ()
     peers: Sequence[Peer] = ()
+    budgets: Sequence[float] = ()
     truth: bool = False
     repeat: int = 3
 

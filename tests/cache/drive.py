@@ -119,6 +119,13 @@ def same(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
     return len(got) == len(wanted) and all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
+def assert_close(got: list[torch.Tensor], wanted: list[torch.Tensor], tolerance: float = 1e-4) -> None:
+    """Whether two runs gave the same but for rounding: arithmetic in another order."""
+    assert len(got) == len(wanted)
+    for step, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
+        assert torch.allclose(ours, theirs, atol=tolerance * float(theirs.abs().max())), f"pass {step}"
+
+
 def close(got: float | None, wanted: float | None, rel: float) -> bool:
     if got is None or wanted is None:
         return got is wanted
@@ -137,7 +144,7 @@ def assert_same_decisions(got: Iterable[StepRecord], wanted: list[Decision], rel
 
 
 def kinds(decisions: Iterable[Decision | StepRecord]) -> set[str]:
-    """Which of the three outcomes of a step occurred."""
+    """Which of the paper's three outcomes of a step occurred."""
     found = set()
     for decision in decisions:
         if decision.full:

@@ -1,4 +1,5 @@
-"""H2-Cache as ``paper.md`` says it, in a straight line: no hooks, nothing shared with ``h2gen``.
+"""H2-Cache as ``paper.md`` says it, and the policies beyond it, in a straight line: no hooks, nothing shared with
+``h2gen``.
 
 The transformers' own forwards are written out here with the blocks as explicit loops, so that a test can hold the real
 implementation against something that can be read from top to bottom.
@@ -6,6 +7,7 @@ implementation against something that can be read from top to bottom.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Block = Callable[[torch.Tensor, torch.Tensor], Pair]
+Kept = dict[str, list[tuple[float, torch.Tensor]]]
+"""What was computed so far, by name, each with its sigma; the newest is the last."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,21 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rules:
-    """Thresholds, and the guards beyond the paper."""
+    """Thresholds, and the guards and policies beyond the paper."""
 
     tau1: float
     tau2: float
     warmup_steps: int = 0
     final_steps: int = 0
     max_consecutive: int = 0
+    forecast: int = 0
+    plan: str = ""
+    budget: bool = False
+    hierarchy: str = "forced"
+    max_detail_age: int = 0
+    max_skips: int = 0
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the picture, where its summary is to be a stable one."""
 
     def guards(self, step: int, steps: int | None, in_a_row: int) -> bool:
         if step < self.warmup_steps:
@@ -57,17 +69,82 @@ def pooled(residual: torch.Tensor, divisor: int) -> torch.Tensor:
     return F.avg_pool2d(residual.float()[:, None], kernel_size=k, stride=k)
 
 
-def change_between(old: torch.Tensor, new: torch.Tensor, divisor: int) -> float:
-    old, new = pooled(old, divisor), pooled(new, divisor)
+def divided(values: torch.Tensor, dim: int, parts: int) -> torch.Tensor:
+    """Means over equal parts of a dimension, of things that may lie in two of them."""
+    return values.repeat_interleave(parts, dim).unflatten(dim, (parts, -1)).mean(dim + 1)
+
+
+def stably_pooled(residual: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Means over 256 nearly square cells of the picture, 32 of the text before it, and 64 groups of channels."""
+    residual = divided(residual.double(), 2, min(64, residual.shape[2]))
+    text, picture = residual.split([residual.shape[1] - rows * columns, rows * columns], dim=1)
+    high = round(16 * math.sqrt(rows / columns))
+    picture = divided(divided(picture.unflatten(1, (rows, columns)), 1, high), 2, round(256 / high)).flatten(1, 2)
+    return torch.cat([divided(text, 1, 32), picture] if text.shape[1] else [picture], dim=1)
+
+
+def change_between(old: torch.Tensor, new: torch.Tensor, divisor: int, rules: Rules | None = None) -> float:
+    if rules is not None and rules.grid is not None:
+        old, new = stably_pooled(old, *rules.grid), stably_pooled(new, *rules.grid)
+    else:
+        old, new = pooled(old, divisor), pooled(new, divisor)
     return float((old - new).abs().mean() / old.abs().mean())
 
 
-def decide(kept: torch.Tensor | None, new: torch.Tensor, divisor: int, tau: float) -> tuple[float | None, bool]:
-    """The change and whether it is a hit. A threshold of 0 asks nothing; no kept indicator is a miss."""
-    if tau == 0 or kept is None or kept.shape != new.shape:
+def decide(
+    kept: Kept, stage: str, new: torch.Tensor, sigma: float, divisor: int, tau: float, rules: Rules
+) -> tuple[float | None, bool]:
+    """The change and whether it is a hit. A threshold of 0 asks nothing; nothing kept is a miss.
+
+    Every indicator that is looked at is remembered as ``probe``, every change as ``change``, with the sigma before it.
+    """
+    if tau == 0:
         return None, False
-    change = change_between(kept, new, divisor)
-    return change, math.isfinite(change) and change < tau
+    since = since_computed(kept, stage)
+    total = None
+    if since and since[-1][1].shape == new.shape:
+        if not rules.budget:
+            since = since[:1]
+        latest = change_between(since[-1][1], new, divisor, rules)
+        total = latest + float(
+            sum(change_between(a, b, divisor, rules) for (_, a), (_, b) in itertools.pairwise(since))
+        )
+        remember(kept, f"change {stage}", sigma, torch.tensor([since[-1][0], latest], dtype=torch.float64))
+    remember(kept, f"probe {stage}", sigma, new)
+    return total, total is not None and math.isfinite(total) and total < tau
+
+
+def since_computed(kept: Kept, stage: str) -> list[tuple[float, torch.Tensor]]:
+    """A stage's indicators from the one of the step that computed it last."""
+    if f"{stage} image" not in kept:
+        return []
+    return [(at, probe) for at, probe in kept.get(f"probe {stage}", []) if at <= kept[f"{stage} image"][-1][0]]
+
+
+def looks_calm(kept: Kept, stage: str, sigma: float, divisor: int, tau: float, rules: Rules) -> bool:
+    """Whether the change, going on at its last rate, would stay below three quarters of the threshold."""
+    if f"change {stage}" not in kept:
+        return False
+    since = since_computed(kept, stage)
+    if not rules.budget:
+        since = since[:1]
+    to, (origin, latest) = kept[f"change {stage}"][-1]
+    spent = sum(change_between(a, b, divisor, rules) for (_, a), (_, b) in itertools.pairwise(since))
+    return spent + float(latest) / (float(origin) - to) * (since[-1][0] - sigma) < 0.75 * tau
+
+
+def remember(kept: Kept, name: str, sigma: float, value: torch.Tensor) -> None:
+    kept.setdefault(name, []).append((sigma, value))
+
+
+def recall(kept: Kept, name: str, sigma: float, order: int) -> torch.Tensor:
+    """What was computed last, or the straight line through the last two, for half their distance at most."""
+    newer, new = kept[name][-1]
+    if order == 0 or len(kept[name]) == 1:
+        return new
+    older, old = kept[name][-2]
+    farthest = newer + (newer - older) / 2
+    return new + (new - old) / (newer - older) * (max(sigma, farthest) - newer)
 
 
 def sample_of(
@@ -86,9 +163,11 @@ def two_stages(
     h: torch.Tensor,
     double: list[Block],
     single: list[Block],
-    kept: dict[str, torch.Tensor],
+    kept: Kept,
     rules: Rules,
     guarded: bool,
+    sigma: float,
+    letter: str | None,
     double_samples: list[torch.Tensor | float],
     single_samples: list[torch.Tensor | float],
 ) -> tuple[torch.Tensor, torch.Tensor, Decision]:
@@ -101,15 +180,18 @@ def two_stages(
     r1 = h1 - h
 
     # 2. Decide.
-    if guarded:
+    if letter:
+        change1, hit1 = None, letter in "CR"
+    elif guarded:
         change1, hit1 = None, False
+        remember(kept, "probe structure", sigma, r1)
     else:
-        change1, hit1 = decide(kept.get("r1"), r1, 2048, rules.tau1)
+        change1, hit1 = decide(kept, "structure", r1, sigma, 2048, rules.tau1, rules)
 
     # 3. Reuse or run double blocks 1 and on.
     if hit1:
-        e2 = e1 + kept["R1_e"]
-        h2 = h1 + kept["R1_h"]
+        e2 = e1 + recall(kept, "structure text", sigma, rules.forecast)
+        h2 = h1 + recall(kept, "structure image", sigma, rules.forecast)
         for sample in double_samples:
             h2 = h2 + sample
     else:
@@ -117,26 +199,33 @@ def two_stages(
         for block, sample in zip(double[1:], double_samples[1:], strict=True):
             e2, h2 = block(e2, h2)
             h2 = h2 + sample
-        kept["r1"] = r1
-        kept["R1_e"] = e2 - e1
-        kept["R1_h"] = h2 - h1
+        without_samples = h2 - h1
         for sample in double_samples:
-            kept["R1_h"] = kept["R1_h"] - sample
+            without_samples = without_samples - sample
+        remember(kept, "structure text", sigma, e2 - e1)
+        remember(kept, "structure image", sigma, without_samples)
 
     # 4. Probe the detail stage.
     e3, h3 = single[0](e2, h2)
     r2 = torch.cat([e3, h3], dim=1) - torch.cat([e2, h2], dim=1)
 
-    # 5. Decide: after a structure hit the detail stage is a forced hit.
-    if guarded or hit1:
-        change2, hit2 = None, hit1
+    # 5. Decide: after a structure hit the detail stage is a forced hit, unless it is asked or too old.
+    since_detail = [at for at, _ in kept["pass"] if "detail image" in kept and at < kept["detail image"][-1][0]]
+    too_old = 0 < rules.max_detail_age < len(since_detail)
+    if letter:
+        change2, hit2 = None, letter in "DR"
+    elif guarded or too_old:
+        change2, hit2 = None, False
+        remember(kept, "probe detail", sigma, r2)
+    elif hit1 and rules.hierarchy == "forced":
+        change2, hit2 = None, True
     else:
-        change2, hit2 = decide(kept.get("r2"), r2, 384, rules.tau2)
+        change2, hit2 = decide(kept, "detail", r2, sigma, 384, rules.tau2, rules)
 
     # 6. Reuse or run single blocks 1 and on.
     text = e.shape[1]
     if hit2:
-        x4 = torch.cat([e3, h3], dim=1) + kept["R2"]
+        x4 = torch.cat([e3, h3], dim=1) + recall(kept, "detail image", sigma, rules.forecast)
         e4, h4 = x4[:, :text], x4[:, text:]
         for sample in single_samples:
             h4 = h4 + sample
@@ -145,26 +234,31 @@ def two_stages(
         for block, sample in zip(single[1:], single_samples[1:], strict=True):
             e4, h4 = block(e4, h4)
             h4 = h4 + sample
-        kept["r2"] = r2
         without_samples = h4
         for sample in single_samples:
             without_samples = without_samples - sample
-        kept["R2"] = torch.cat([e4, without_samples], dim=1) - torch.cat([e3, h3], dim=1)
+        remember(kept, "detail image", sigma, torch.cat([e4, without_samples], dim=1) - torch.cat([e3, h3], dim=1))
 
-    if guarded:
+    if letter:
+        names = {"F": ("computed",) * 2, "D": ("computed", "reused"), "C": ("reused", "computed")}.get(
+            letter, ("reused", "forced")
+        )
+    elif guarded:
         names = "guarded", "guarded"
-    elif hit1:
-        names = "reused", "forced"
     else:
-        names = "computed", "reused" if hit2 else "computed"
+        detail = "guarded" if too_old else "reused" if hit2 else "computed"
+        if hit1 and rules.hierarchy == "forced" and hit2:
+            detail = "forced"
+        names = "reused" if hit1 else "computed", detail
     return e4, h4, Decision(change1, names[0], change2, names[1])
 
 
 def flux_forward(
     model: FluxTransformer2DModel,
-    kept: dict[str, torch.Tensor],
+    kept: Kept,
     rules: Rules,
     guarded: bool,
+    letter: str | None,
     *,
     hidden_states: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
@@ -198,6 +292,8 @@ def flux_forward(
         kept,
         rules,
         guarded,
+        float(timestep.flatten()[0]),
+        letter,
         [sample_of(controlnet_block_samples, doubles, i, controlnet_blocks_repeat) for i in range(doubles)],
         [sample_of(controlnet_single_block_samples, singles, i) for i in range(singles)],
     )
@@ -206,9 +302,10 @@ def flux_forward(
 
 def flux2_forward(
     model: Flux2Transformer2DModel,
-    kept: dict[str, torch.Tensor],
+    kept: Kept,
     rules: Rules,
     guarded: bool,
+    letter: str | None,
     *,
     hidden_states: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
@@ -252,6 +349,8 @@ def flux2_forward(
         kept,
         rules,
         guarded,
+        float(timestep.flatten()[0]),
+        letter,
         [0.0] * len(model.transformer_blocks),
         [0.0] * len(model.single_transformer_blocks),
     )
@@ -275,9 +374,19 @@ class Reference:
     ) -> None:
         self.model, self.rules, self.passes, self.steps = model, rules, passes, steps
         self.forward_once = flux2_forward if isinstance(model, Flux2Transformer2DModel) else flux_forward
-        self.kept: dict[str, dict[str, torch.Tensor]] = {name: {} for name in passes}
+        self.kept: dict[str, Kept] = {name: {} for name in passes}
         self.in_a_row = dict.fromkeys(passes, 0)
+        self.skips = dict.fromkeys(passes, 0)
         self.decisions: list[Decision] = []
+
+    def may_skip(self, name: str, sigma: float) -> bool:
+        kept, rules = self.kept[name], self.rules
+        if self.skips[name] >= rules.max_skips or len(kept.get("velocity", [])) < 2:
+            return False
+        asked = [("structure", 2048, rules.tau1), ("detail", 384, rules.tau2)]
+        if rules.hierarchy == "forced":
+            del asked[1]
+        return all(looks_calm(kept, stage, sigma, divisor, tau, rules) for stage, divisor, tau in asked)
 
     def __call__(
         self, *, return_dict: bool = True, joint_attention_kwargs: dict | None = None, **inputs: object
@@ -285,8 +394,21 @@ class Reference:
         assert not joint_attention_kwargs, "the reference knows no joint_attention_kwargs"
         step, turn = divmod(len(self.decisions), len(self.passes))
         name = self.passes[turn]
+        kept, sigma = self.kept[name], float(inputs["timestep"].flatten()[0])
         guarded = self.rules.guards(step, self.steps, self.in_a_row[name])
-        output, decision = self.forward_once(self.model, self.kept[name], self.rules, guarded, **inputs)
+        plans = self.rules.plan.split("/")
+        letter = plans[min(turn, len(plans) - 1)][step] if self.rules.plan else None
+        remember(kept, "pass", sigma, torch.empty(0))
+        if not letter and not guarded and self.may_skip(name, sigma):
+            letter = "S"
+        self.skips[name] = self.skips[name] + 1 if letter == "S" else 0
+        if letter == "S":
+            output = recall(kept, "velocity", sigma, 1)
+            decision = Decision(None, "skipped", None, "skipped")
+        else:
+            output, decision = self.forward_once(self.model, kept, self.rules, guarded, letter, **inputs)
+            if decision.full or (self.rules.forecast and decision.structure == "computed"):
+                remember(kept, "velocity", sigma, output)
         self.in_a_row[name] = 0 if decision.full else self.in_a_row[name] + 1
         self.decisions.append(decision)
         return (output,)

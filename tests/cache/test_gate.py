@@ -65,7 +65,7 @@ def test_a_smaller_change_never_turns_a_hit_into_a_miss(change: float, less: flo
 
 
 def test_outcomes_are_the_words_of_the_trace() -> None:
-    assert {str(outcome.value) for outcome in Outcome} == {"computed", "reused", "forced", "guarded"}
+    assert {str(outcome.value) for outcome in Outcome} == {"computed", "reused", "forced", "guarded", "skipped"}
     assert Outcome("forced") == "forced"
 
 

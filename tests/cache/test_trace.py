@@ -21,6 +21,9 @@ PAIRS = [
     (Outcome.COMPUTED, Outcome.REUSED),
     (Outcome.REUSED, Outcome.FORCED),
     (Outcome.GUARDED, Outcome.GUARDED),
+    (Outcome.REUSED, Outcome.COMPUTED),
+    (Outcome.REUSED, Outcome.REUSED),
+    (Outcome.SKIPPED, Outcome.SKIPPED),
 ]
 changes = st.none() | st.floats(0, 5) | st.sampled_from([math.nan, math.inf])
 
@@ -29,7 +32,7 @@ changes = st.none() | st.floats(0, 5) | st.sampled_from([math.nan, math.inf])
 def records(draw: st.DrawFn) -> StepRecord:
     structure, detail = draw(st.sampled_from(PAIRS))
     doubles, singles = draw(st.integers(1, 19)), draw(st.integers(1, 38))
-    ran = (doubles if structure.ran else 1) + (singles if detail.ran else 1)
+    ran = 0 if structure is Outcome.SKIPPED else (doubles if structure.ran else 1) + (singles if detail.ran else 1)
     timestep = draw(st.floats(0, 1000))
     return StepRecord(
         run=0,
@@ -64,12 +67,13 @@ def record(structure: float | None = 0.1, detail: float | None = 0.2, **more: An
 @given(st.lists(records(), max_size=30))
 def test_totals_add_up(steps: list[StepRecord]) -> None:
     total = summarize_steps(steps)
-    assert total.steps == len(steps) == total.full + total.detail_reused + total.all_reused
+    reused = total.detail_reused + total.structure_reused + total.all_reused
+    assert total.steps == len(steps) == total.full + reused + total.skipped
     assert total.full == sum(step.full for step in steps)
     assert total.blocks_run == sum(step.blocks_run for step in steps)
     assert total.blocks_total == sum(step.blocks_total for step in steps)
     assert total.seconds == pytest.approx(sum(step.seconds for step in steps))
-    if steps:
+    if total.blocks_run:
         assert total.share == pytest.approx(total.blocks_run / total.blocks_total)
         assert total.estimated_speedup == pytest.approx(1 / total.share)
         assert total.estimated_speedup >= 1
@@ -86,7 +90,9 @@ def test_a_step_is_full_exactly_where_all_its_blocks_ran(step: StepRecord) -> No
     if step.full:
         assert step.blocks_run == step.blocks_total
     assert step.full == (step.structure.outcome.ran and step.detail.outcome.ran)
-    assert not (step.full and step.all_reused)
+    assert [step.full, step.detail_reused, step.structure_reused, step.all_reused, step.skipped].count(True) == 1
+    if step.skipped:
+        assert step.blocks_run == 0
 
 
 @given(records())
@@ -110,7 +116,8 @@ def test_totals_are_written_as_json(steps: list[StepRecord]) -> None:
     total = summarize_steps(steps)
     written = json.loads(json.dumps(total.to_json(), allow_nan=False))
     assert written["share"] == pytest.approx(total.share)
-    assert written["steps"] == written["full"] + written["detail_reused"] + written["all_reused"]
+    outcomes = ("full", "detail_reused", "structure_reused", "all_reused", "skipped")
+    assert written["steps"] == sum(written[name] for name in outcomes)
 
 
 def test_an_empty_trace_claims_nothing() -> None:

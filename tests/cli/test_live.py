@@ -10,12 +10,15 @@ from rich.console import Console
 from rich.text import Text
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
-from h2gen.cli.live import LiveTable, columns_for, outcome_of, stage_cell, steps_table
+from h2gen.cache.trace import summarize_steps
+from h2gen.cli.live import LiveTable, columns_for, counts, outcome_of, stage_cell, steps_table
 
 CACHE = CacheConfig(0.15, 0.22)
 FULL = StageRecord(0.31, Outcome.COMPUTED), StageRecord(0.41, Outcome.COMPUTED), 57
 DETAIL = StageRecord(0.31, Outcome.COMPUTED), StageRecord(0.11, Outcome.REUSED), 20
 ALL = StageRecord(0.08, Outcome.REUSED), StageRecord(None, Outcome.FORCED), 2
+STRUCTURE = StageRecord(0.08, Outcome.REUSED), StageRecord(0.41, Outcome.COMPUTED), 39
+SKIPPED = StageRecord(None, Outcome.SKIPPED), StageRecord(None, Outcome.SKIPPED), 0
 GUARDED = StageRecord(None, Outcome.GUARDED), StageRecord(None, Outcome.GUARDED), 57
 
 
@@ -32,7 +35,15 @@ def show(renderable: object, width: int, height: int = 40) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "word"), [(FULL, "full"), (DETAIL, "detail reused"), (ALL, "all reused"), (GUARDED, "guarded")]
+    ("kind", "word"),
+    [
+        (FULL, "full"),
+        (DETAIL, "detail reused"),
+        (ALL, "all reused"),
+        (GUARDED, "guarded"),
+        (STRUCTURE, "structure reused"),
+        (SKIPPED, "skipped"),
+    ],
 )
 def test_every_outcome_is_a_word_that_can_be_read_without_colour(
     kind: tuple[StageRecord, StageRecord, int], word: str
@@ -46,6 +57,17 @@ def test_a_change_is_shown_against_its_threshold() -> None:
     assert stage_cell(StageRecord(None, Outcome.COMPUTED), 0.15).plain == "first"
     assert stage_cell(StageRecord(None, Outcome.COMPUTED), 0).plain == "off"
     assert stage_cell(StageRecord(None, Outcome.FORCED), 0.15).plain == "forced"
+    assert stage_cell(StageRecord(None, Outcome.SKIPPED), 0.15).plain == "skipped"
+    assert stage_cell(StageRecord(None, Outcome.COMPUTED), 0.15, planned=True).plain == "computed"
+    assert stage_cell(StageRecord(None, Outcome.REUSED), 0.15, planned=True).plain == "reused"
+
+
+def test_outcomes_that_only_policies_bring_about_are_counted_where_there_are_any() -> None:
+    paper = summarize_steps([record(0), record(1, DETAIL), record(2, ALL)])
+    assert counts(paper).endswith("1 full, 1 detail reused, 1 all reused")
+    beyond = summarize_steps([record(0), record(1, STRUCTURE), record(2, SKIPPED), record(3, SKIPPED)])
+    assert counts(beyond).endswith("1 full, 0 detail reused, 0 all reused, 1 structure reused, 2 skipped")
+    assert (paper + beyond).steps == 7 and (paper + beyond).skipped == 2
 
 
 @pytest.mark.parametrize("width", [20, 30, 40, 50, 59, 60, 75, 80, 83, 100, 200])

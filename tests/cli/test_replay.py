@@ -55,6 +55,20 @@ def test_a_replay_is_the_same_picture(cat: Path, here: Path, capsys: pytest.Capt
     assert (one.settings, one.preset, one.content_hash) == (two.settings, two.preset, two.content_hash)
 
 
+@pytest.mark.parametrize("solver", ["unipc", "heun"])
+def test_the_solver_is_recorded_and_made_with_again(
+    cat: Path, here: Path, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run([*CAT, "--solver", solver, "-o", "one.png", "-q"]) == 0
+    assert run(["replay", "one.png", "-o", "two.png", "-q"]) == 0
+    assert read_metadata(here / "two.png").settings.solver == solver
+    assert np.array_equal(pixels(here / "one.png"), pixels(here / "two.png"))
+    assert not np.array_equal(pixels(here / "one.png"), pixels(cat))
+    monkeypatch.setenv("H2GEN_SOLVER", solver)
+    assert run(["replay", "cat.png", "-o", "three.png", "-q"]) == 0
+    assert np.array_equal(pixels(here / "three.png"), pixels(cat))
+
+
 @pytest.mark.parametrize("format", ["jpg", "webp"])
 def test_of_every_format(here: Path, format: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*CAT, "-o", f"one.{format}", "-q", "--sidecar"]) == 0

@@ -235,6 +235,14 @@ BAD: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("a.png", lambda: changed(settings__tau1="\x1b[31m"), "tau1 is"),
     ("a.png", lambda: changed(settings__tau2=-0.1), "tau2 is -0.1"),
     ("a.png", lambda: changed(settings__warmup_steps=1.5), "warmup_steps is 1.5"),
+    ("a.png", lambda: changed(settings__plan="FX"), "plan has 'X'"),
+    ("a.png", lambda: changed(settings__plan="FF"), "plan is for 2 steps"),
+    ("a.png", lambda: changed(settings__plan=["F"]), "plan must be"),
+    ("a.png", lambda: changed(settings__plan="F" * 60_000), "plan has 60000 letters"),
+    ("a.png", lambda: changed(settings__hierarchy="\x1b" * 9999), "hierarchy is"),
+    ("a.png", lambda: changed(settings__budget=1), "budget is 1"),
+    ("a.png", lambda: changed(settings__forecast=7), "forecast is 7"),
+    ("a.png", lambda: changed(settings__pfs=3), "pfs is 3"),
     ("a.png", lambda: changed(settings__tau1=10**400), "tau1 is 1000"),
     ("a.png", lambda: changed(settings__tau1="x" * 1000), "tau1 is 'xxx"),
     ("a.png", lambda: changed(settings__guidance=10**400), "guidance is 1000"),
@@ -286,6 +294,34 @@ def test_a_path_that_is_no_file_is_named(tmp_path: Path) -> None:
 def test_what_a_later_release_adds_is_no_obstacle(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(changed(later={"a": 1}, settings__later=3))
+    assert read_metadata(path).settings == SETTINGS
+
+
+POLICIES = {
+    "forecast": 1,
+    "plan": "F" + "RS" * 13 + "F",
+    "max_skips": 2,
+    "budget": True,
+    "hierarchy": "checked",
+    "max_detail_age": 4,
+    "pfs": "stable",
+}
+
+
+@pytest.mark.parametrize("format", [*FORMATS, "toml"])
+def test_a_picture_says_which_policies_made_it(tmp_path: Path, format: str) -> None:
+    made = Settings("a cat", 7, 128, 64, 28, 1.0, 3.0, "", 16, CacheConfig(0.1, 0.2, **POLICIES))
+    whole = describe(made, MADE, seconds=1.5, summary=Summary(28, 2, structure_reused=3, skipped=13))
+    path = tmp_path / "picture.toml"
+    path.write_text(to_toml(whole))
+    found = read_metadata(path if format == "toml" else written(tmp_path, whole, format))
+    assert found.settings == made
+    assert found.everything["cache"]["skipped"] == 13
+
+
+def test_a_picture_from_before_there_were_policies_was_made_without_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(changed(**{f"settings__{name}": None for name in POLICIES}))
     assert read_metadata(path).settings == SETTINGS
 
 

@@ -56,6 +56,37 @@ def test_no_cache_switches_it_off_and_contradicts_thresholds_and_presets() -> No
             plan(no_cache=True, **{name: value})
 
 
+FULL_PLAN = "F" * 28
+
+
+def test_a_plan_is_taken_from_a_preset_and_thresholds_that_are_stronger_switch_it_off(tmp_path: Path) -> None:
+    (tmp_path / "planned.toml").write_text(f"plan = '{FULL_PLAN}'\nforecast = 1\n")
+    preset = str(tmp_path / "planned.toml")
+    made = plan(preset=preset)
+    assert (made.settings.cache.plan, made.settings.cache.forecast) == (FULL_PLAN, 1)
+    assert made.resolved["plan"].source == "preset planned"
+    over = plan(preset=preset, tau1=0.1)
+    assert (over.settings.cache.plan, over.settings.cache.tau1, over.settings.cache.forecast) == ("", 0.1, 1)
+    assert plan(preset=preset, plan="").settings.cache.plan == ""
+    assert plan(preset="paper", plan="F" + "S" * 27).settings.cache.plan == "F" + "S" * 27
+
+
+def test_a_plan_and_a_threshold_of_the_same_person_contradict_each_other() -> None:
+    with pytest.raises(SettingError, match="--plan and --tau2 contradict"):
+        plan(plan=FULL_PLAN, tau2=0.1)
+
+
+@pytest.mark.parametrize("steps", [27, 29, 14])
+def test_a_plan_for_another_number_of_steps_is_refused_in_one_line(steps: int) -> None:
+    with pytest.raises(SettingError, match=f"for {steps} steps, and steps is 28") as error:
+        plan(plan="F" * steps)
+    assert "\n" not in str(error.value)
+
+
+def test_a_solver_of_two_calls_a_step_may_have_a_plan_of_as_many_letters() -> None:
+    assert len(plan(plan="F" * 55).settings.cache.plan) == 55
+
+
 def test_a_lasting_base_does_not_get_in_the_way_of_models_that_need_none() -> None:
     assert plan({"H2GEN_BASE": "dev"}).checkpoint.base is None
     with pytest.raises(ModelError, match="takes no base"):
@@ -102,6 +133,7 @@ def test_every_lasting_setting_is_taken_from_the_environment() -> None:
         "offload": "auto",
         "negative": "dog",
         "format": "webp",
+        "solver": "unipc",
     }
     for name in LASTING:
         if name != "base":

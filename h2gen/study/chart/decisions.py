@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.gate import Outcome
+from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StepRecord
 from h2gen.study.chart.svg import Box, document, legend, n, plain, ticks
 from h2gen.study.figures import percent
@@ -18,12 +19,23 @@ _LEAST = 3.0
 _HIGHEST = 4.0
 """A change above so many times the larger threshold is drawn at the upper edge; one as far above is left out."""
 
-_CLASS = {"full": "full", "guarded": "guarded", "detail reused": "part", "all reused": "reused"}
+_CLASS = {
+    "full": "full",
+    "guarded": "guarded",
+    "detail reused": "part",
+    "structure reused": "other",
+    "all reused": "reused",
+    "skipped": "skipped",
+}
 _PASSES = {"cond": "Pass with the prompt", "uncond": "Pass with the negative prompt"}
 
 
 def outcome_of(record: StepRecord) -> str:
-    """A step's outcome in a word: full, guarded, detail reused, all reused."""
+    """A step's outcome in a word: full, guarded, detail reused, structure reused, all reused, skipped."""
+    if record.skipped:
+        return "skipped"
+    if record.structure_reused:
+        return "structure reused"
     if record.all_reused:
         return "all reused"
     if not record.full:
@@ -62,6 +74,8 @@ def decisions_chart(
     passes: dict[str, list[StepRecord]] = {}
     for record in steps:
         passes.setdefault(record.context, []).append(record)
+    if cache.plan:
+        cache = replace(cache, tau1=0, tau2=0)
     high = _highest(steps, cache)
     parts, top = legend(_lines(cache, _beyond(steps, high)), 4, 14, width - 8)
     top += 8
@@ -106,6 +120,8 @@ def _beyond(steps: Sequence[StepRecord], high: float) -> bool:
 def _lines(cache: CacheConfig, beyond: bool) -> list[tuple[str, str, float]]:
     """The legend of the plot."""
     entries = []
+    if cache.plan:
+        return [("", "decided beforehand by a plan: nothing was measured", -6.0)]
     for stage, tau, off in (
         ("structure", cache.tau1, "structure, never reused"),
         ("detail", cache.tau2, "detail, reused along with structure only"),

@@ -13,7 +13,7 @@ STYLE = """\
 .h2gen-chart{font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
 color-scheme:light dark;color:var(--ink,#22262b);--c-line:#dcdad5;--c-ground:#fdfcfa;--c-muted:#666c75;
 --c-structure:#2b67b1;--c-detail:#c0562f;--c-full:#545b66;--c-guarded:#9a78c2;--c-part:#3f9d92;--c-reused:#7cc4a4;
---c-h2:#0f766e;--c-steps:#b4570c;--c-solver:#6b4fc0;--c-peer:#5b7089}
+--c-other:#c9a227;--c-skipped:#b9d3f0;--c-h2:#0f766e;--c-steps:#b4570c;--c-solver:#6b4fc0;--c-peer:#5b7089}
 .h2gen-chart text{fill:currentColor;font-size:12.5px}
 .h2gen-chart .muted{fill:var(--c-muted)}
 .h2gen-chart .end{text-anchor:end}
@@ -34,6 +34,8 @@ color-scheme:light dark;color:var(--ink,#22262b);--c-line:#dcdad5;--c-ground:#fd
 .h2gen-chart .guarded{fill:var(--c-guarded)}
 .h2gen-chart .part{fill:var(--c-part)}
 .h2gen-chart .reused{fill:var(--c-reused)}
+.h2gen-chart .other{fill:var(--c-other)}
+.h2gen-chart .skipped{fill:var(--c-skipped)}
 .h2gen-chart .bed{fill:currentColor;opacity:.06}
 .h2gen-chart .hit{fill:currentColor;opacity:0}
 .h2gen-chart .hit:hover{opacity:.08}
@@ -54,7 +56,7 @@ color-scheme:light dark;color:var(--ink,#22262b);--c-line:#dcdad5;--c-ground:#fd
 .h2gen-chart .touch{fill:transparent}
 @media (prefers-color-scheme:dark){.h2gen-chart{color:var(--ink,#e7e5e1);--c-line:#33383f;--c-ground:#15181c;
 --c-muted:#9aa1ab;--c-structure:#79aef2;--c-detail:#f0946c;--c-full:#a3abb8;--c-guarded:#b79be0;--c-part:#45b3a5;
---c-reused:#2f7f69;--c-h2:#4fd0c2;--c-steps:#f2a65a;--c-solver:#b5a0ff;--c-peer:#9db1c9}}
+--c-reused:#2f7f69;--c-other:#d9b84a;--c-skipped:#3c5878;--c-h2:#4fd0c2;--c-steps:#f2a65a;--c-solver:#b5a0ff;--c-peer:#9db1c9}}
 """
 """Charts that stand alone carry it; a page that embeds some puts it in once."""
 

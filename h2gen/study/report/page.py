@@ -140,7 +140,7 @@ class _Shown:
         if not shot.trace:
             return -1
         detail = method.detail
-        cache = CacheConfig(tau1=detail.get("tau1", 0.0), tau2=detail.get("tau2", 0.0))
+        cache = CacheConfig(detail.get("tau1", 0.0), detail.get("tau2", 0.0), plan=detail.get("plan", ""))
         wide = decisions_chart(shot.trace, cache, width=_WIDE, standalone=False)
         narrow = decisions_chart(shot.trace, cache, width=_NARROW, standalone=False, hover=False)
         self._charts.append((wide, narrow))

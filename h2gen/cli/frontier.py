@@ -1,0 +1,170 @@
+"""``h2gen frontier``: at several budgets of blocks, everybody's best, on prompts that nothing was chosen by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from h2gen.cli import options
+from h2gen.errors import SettingError
+
+if TYPE_CHECKING:
+    from h2gen.study.frontier import Row
+    from h2gen.study.results import Case
+
+_FRONTIER = "Frontier"
+
+
+def frontier(
+    prompts: Annotated[
+        list[str] | None,
+        options.option("--prompts", help="Prompts as .txt, .yaml or .jsonl.", panel=_FRONTIER, metavar="FILE"),
+    ] = None,
+    prompt_key: Annotated[
+        str | None, options.option("--prompt-key", help="The key of the prompt in .jsonl.", panel=_FRONTIER)
+    ] = None,
+    limit: Annotated[int, options.option("--limit", help="The first N prompts (48).", panel=_FRONTIER)] = 48,
+    budgets: Annotated[
+        str, options.option("--budgets", help="Shares of the blocks (0.5,0.33,0.25,0.2).", panel=_FRONTIER)
+    ] = "0.5,0.33,0.25,0.2",
+    against: Annotated[
+        str, options.option("--against", help="Other caches (fb,taylor,mag); '' for none.", panel=_FRONTIER)
+    ] = "fb,taylor,mag",
+    profile: Annotated[
+        Path | None,
+        options.option("--profile", help="Whose settings are ours; else it is found.", panel=_FRONTIER, metavar="FILE"),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        options.option("--report", help="Write a page to look at into this folder.", panel=_FRONTIER, metavar="DIR"),
+    ] = None,
+    size: options.Size = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    cfg: options.Cfg = None,
+    negative: options.Negative = None,
+    max_sequence_length: options.MaxSequenceLength = None,
+    model: options.Model = None,
+    base: options.Base = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    offload: options.Offload = None,
+    as_json: Annotated[
+        bool, options.option("--json", help="Print an object with every figure.", panel=options.OUTPUT)
+    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """At several budgets of blocks, the fidelity of fewer steps, of other caches, of the paper's and of h2gen's own.
+
+    Example: h2gen frontier --steps 50 --report frontier
+    """
+    given = options.settings_in(locals())
+    # Imported here, and not above: this module is loaded for every --help.
+    from h2gen.cli.conduct import check_report, conduct
+    from h2gen.cli.console import make_console, say
+    from h2gen.cli.produce import show_plan, tell
+    from h2gen.cli.tune import shares
+    from h2gen.models.identity import content_hash
+    from h2gen.profiles import find_profile, read_profile
+    from h2gen.run.choose import command_for, situation_of
+    from h2gen.run.plan import make_plan
+    from h2gen.study import frontier as study
+    from h2gen.study.peers import choose_peers
+    from h2gen.study.watch import Wishes
+
+    if limit < 1:
+        raise SettingError(f"limit is {limit}; give a whole number from 1 on.")
+    console = make_console()
+    console.quiet = quiet
+    plan = make_plan("-", {**given, "no_cache": True, "seed": 0})
+    wanted = shares(budgets)
+    peers = choose_peers(against) if against.strip() else []
+    check_report(report)
+    cases = _cases(prompts, prompt_key, limit)
+    if dry_run:
+        tell(plan, console)
+        show_plan(plan, [case.seed for case in cases], as_json)
+        return
+    if profile is not None:
+        found = read_profile(profile).fitted(plan.settings.steps)
+    else:
+        found, _ = find_profile(situation_of(plan), lambda: content_hash(plan.checkpoint), command_for(plan))
+    own = study.ours(found, wanted)
+
+    from h2gen.study.metrics import choose_metrics
+    from h2gen.study.report import write_report
+    from h2gen.study.sweep import recommended
+
+    wishes = Wishes((), baselines=False, methods=own, peers=peers, budgets=wanted, repeat=1)
+    comparing, identity, ended = conduct(
+        plan, cases, plan.settings, choose_metrics("psnr,ssim"), wishes, console, folder=report, verbose=verbose
+    )
+    comparison = comparing.result(recommended, identity)
+    rows = study.rows(comparison, own, wanted)
+    for notice in comparison.notices:
+        say(console, notice, "yellow")
+    if as_json:
+        whole = {"rows": [row.to_json() for row in rows], "comparison": comparison.to_json()}
+        print(json.dumps(whole, allow_nan=False))
+    else:
+        _show(rows, wanted)
+    if report is not None:
+        say(console, str(write_report(comparison, report, report)), "bold")
+    if ended is not None:
+        raise ended
+
+
+def _cases(files: Sequence[str] | None, key: str | None, limit: int) -> Sequence[Case]:
+    from h2gen.run.jobs import Jobs
+    from h2gen.run.prompts import read_prompts
+    from h2gen.study import prompts
+    from h2gen.study.cases import cases_of
+
+    if not files:
+        if limit > len(prompts.FRONTIER):
+            raise SettingError(
+                f"limit is {limit}; there are {len(prompts.FRONTIER)} prompts: give more with --prompts."
+            )
+        return prompts.cases(prompts.FRONTIER, 3000)[:limit]
+    return cases_of(Jobs(read_prompts(files, key), {"no_cache": True}), limit)[0]
+
+
+def _show(rows: Sequence[Row], budgets: Sequence[float]) -> None:
+    """A table for each budget, the closest first, and how ours compare with the best of the others."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from h2gen.cli.tune_view import columns
+    from h2gen.study.figures import percent
+    from h2gen.study.frontier import AIM, verdict
+    from h2gen.words import printable
+
+    out = Console(highlight=False, markup=False, emoji=False)
+    for budget in budgets:
+        numbers = [(title, "right") for title in ("blocks", "1 - SSIM", "worst", "PSNR", "worst")]
+        table = columns(*numbers, ("method", "left"))
+        for row in rows:
+            if row.budget == budget:
+                scores = row.result.scores
+                table.add_row(
+                    percent(row.result.share),
+                    f"{row.error:.4f}",
+                    f"{1 - scores['ssim'].worst:.3f}",
+                    f"{min(scores['psnr'].mean, 120):.1f}",
+                    f"{min(scores['psnr'].worst, 120):.1f}",
+                    Text(printable(row.result.label), overflow="ellipsis"),
+                    style="bold" if row.whose == "ours" else "",
+                )
+        out.print(f"At {percent(budget)} of the blocks")
+        out.print(table)
+        found = verdict(rows, budget)
+        if found is not None:
+            ratio, mine, rival = found
+            aim = "reached" if ratio <= AIM else "missed"
+            words = f"{mine.result.label}: {ratio:.2f} of the error of the best other, {rival.result.label}; "
+            out.print(Text(printable(f"{words}the aim of {AIM:g} is {aim}.")))
+        out.print()

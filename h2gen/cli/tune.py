@@ -1,0 +1,243 @@
+"""``h2gen tune``: find, for a model, steps and size, what each speed costs in fidelity, and keep it as a profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from h2gen.cli import options
+from h2gen.errors import SettingError, Stopped
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from h2gen.profiles import Profile, Situation
+    from h2gen.run.plan import Plan
+    from h2gen.run.settings import Settings
+    from h2gen.study.results import Case, Comparison
+    from h2gen.study.tune.tuning import Wishes
+
+_TUNING = "Tuning"
+
+
+def tune(
+    prompts: Annotated[
+        list[str] | None,
+        options.option("--prompts", help="Prompts as .txt, .yaml or .jsonl.", panel=_TUNING, metavar="FILE"),
+    ] = None,
+    prompt_key: Annotated[
+        str | None, options.option("--prompt-key", help="The key of the prompt in .jsonl.", panel=_TUNING)
+    ] = None,
+    search: Annotated[int, options.option("--search", help="Search on so many prompts (4).", panel=_TUNING)] = 4,
+    check: Annotated[int, options.option("--check", help="Check on so many others (12).", panel=_TUNING)] = 12,
+    budgets: Annotated[
+        str | None, options.option("--budgets", help="Shares of the blocks: 0.5,0.33,0.2.", panel=_TUNING)
+    ] = None,
+    tries: Annotated[int, options.option("--tries", help="Plans tried to polish one (24).", panel=_TUNING)] = 24,
+    profile: Annotated[
+        Path | None,
+        options.option("--profile", help="Where to write it; else your data folder.", panel=_TUNING, metavar="FILE"),
+    ] = None,
+    size: options.Size = None,
+    steps: options.Steps = None,
+    guidance: options.Guidance = None,
+    cfg: options.Cfg = None,
+    negative: options.Negative = None,
+    max_sequence_length: options.MaxSequenceLength = None,
+    model: options.Model = None,
+    base: options.Base = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    offload: options.Offload = None,
+    as_json: Annotated[
+        bool, options.option("--json", help="Print an object with every figure.", panel=options.OUTPUT)
+    ] = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Find the best that each speed can buy: plans, thresholds, solvers and numbers of steps, for --speedup and
+    --fidelity. Stopped at any time, the same command goes on.
+
+    Example: h2gen tune --model dev --steps 50
+    """
+    given = options.settings_in(locals())
+    # Imported here, and not above: this module is loaded for every --help.
+    from h2gen.cli.console import make_console
+    from h2gen.cli.produce import show_plan, tell
+    from h2gen.run.plan import make_plan
+    from h2gen.study.tune.tuning import BUDGETS, Wishes, check_steps
+
+    for name, value, least in (("search", search, 1), ("check", check, 1), ("tries", tries, 0)):
+        if not least <= value <= 10_000:
+            raise SettingError(f"{name} is {value}; give a whole number from {least} on.")
+    console = make_console()
+    console.quiet = quiet
+    plan = make_plan("-", {**given, "no_cache": True, "seed": 0})
+    check_steps(plan.checkpoint.name, plan.settings.steps)
+    if profile is not None and profile.suffix != ".toml":
+        raise SettingError(f"profile is {str(profile)!r}; give a file that ends in .toml.")
+    wishes = Wishes(BUDGETS if budgets is None else shares(budgets), tries)
+    searched, checked = _cases(prompts, prompt_key, search, check)
+    if dry_run:
+        tell(plan, console)
+        show_plan(plan, [case.seed for case in (*searched, *checked)], as_json)
+        return
+    made, comparison = _tuned(plan, searched, checked, wishes, profile, console, verbose)
+    _show(made, comparison, console, as_json)
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Shares of the blocks such as ``0.5,0.33``."""
+    try:
+        shares = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError as error:
+        raise SettingError(f"budgets is {text!r}; give shares of the blocks such as 0.5,0.33,0.2.") from error
+    if not all(0 < share < 1 for share in shares):
+        raise SettingError(f"budgets is {text!r}; each must be above 0 and below 1.")
+    return tuple(sorted(shares, reverse=True))
+
+
+def _cases(
+    files: Sequence[str] | None, key: str | None, search: int, check: int
+) -> tuple[Sequence[Case], Sequence[Case]]:
+    """What is searched on and what is checked on: the built-in prompts, or the first and the next ones of the files."""
+    from h2gen.run.jobs import Jobs
+    from h2gen.run.prompts import read_prompts
+    from h2gen.study import prompts
+    from h2gen.study.cases import cases_of
+
+    if not files:
+        if search > len(prompts.TUNING) or check > len(prompts.CHECKING):
+            raise SettingError(
+                f"There are {len(prompts.TUNING)} prompts to search on and {len(prompts.CHECKING)} to check on; give "
+                "more with --prompts."
+            )
+        return prompts.cases(prompts.TUNING, 1000)[:search], prompts.cases(prompts.CHECKING, 2000)[:check]
+    cases, _ = cases_of(Jobs(read_prompts(files, key), {"no_cache": True}), search + check)
+    if len(cases) < search + check:
+        raise SettingError(
+            f"The files hold {len(cases)} prompts, and {search} to search on and {check} to check on are wanted; give "
+            "more, or a smaller --search and --check."
+        )
+    return cases[:search], cases[search:]
+
+
+def _tuned(
+    plan: Plan,
+    searched: Sequence[Case],
+    checked: Sequence[Case],
+    wishes: Wishes,
+    path: Path | None,
+    console: Console,
+    verbose: bool,
+) -> tuple[Profile, Comparison]:
+    from h2gen.cli.compare_view import CompareView
+    from h2gen.cli.console import route_warnings, say
+    from h2gen.cli.produce import stoppable, tell
+    from h2gen.cli.tune_view import TuneView
+    from h2gen.profiles import file_name, user_folder, write_profile
+    from h2gen.run.choose import situation_of
+
+    tell(plan, console)
+    route_warnings(console, verbose)
+    with TuneView(console, len(searched), wishes) as view:
+        # Only now: these load torch and diffusers, which takes seconds.
+        from h2gen.models.identity import Identity
+        from h2gen.models.translate import translated
+        from h2gen.run.session import open_session
+        from h2gen.study.compare import Comparing
+        from h2gen.study.metrics import choose_metrics
+        from h2gen.study.sweep import recommended
+        from h2gen.study.tune.checking import Remembered, profile_of
+        from h2gen.study.tune.notebook import Notebook
+        from h2gen.study.tune.tuning import Tuning
+        from h2gen.study.watch import Wishes as Compared
+
+        identity = Identity(plan.checkpoint)
+        session = open_session(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
+        with translated(plan.checkpoint):
+            content_hash = identity.result()
+        situation = situation_of(plan, content_hash)
+        where = path or user_folder() / file_name(situation)
+        notebook = Notebook(_notebook(situation), _header(session, plan.settings, content_hash))
+        with notebook:
+            if len(notebook):
+                say(console, f"Going on where it was stopped, with {len(notebook)} measurements.", "dim")
+            try:
+                with stoppable(session, console):
+                    tuning = Tuning(session, plan.settings, searched, wishes, notebook, view)
+                    methods = tuning.candidates()
+                    view.stop()
+                    metrics = choose_metrics("psnr,ssim")
+                    with CompareView(console, metrics.infos) as second:
+                        comparing = Comparing(
+                            session,
+                            checked,
+                            plan.settings,
+                            metrics,
+                            Compared((), baselines=False, methods=methods, repeat=1),
+                            watcher=second,
+                            memory=Remembered(notebook, checked),
+                        )
+                        comparing.run()
+            except KeyboardInterrupt:
+                raise Stopped("Stopped; the same command goes on from here.") from None
+            comparison = comparing.result(recommended, content_hash)
+            for notice in tuning.notices:
+                say(console, notice, "yellow")
+            facts = {"searched": len(searched), "command": "h2gen tune"}
+            made = profile_of(comparison, methods, situation, where, facts)
+            say(console, str(write_profile(made)), "bold")
+            notebook.remove()
+    return made, comparison
+
+
+def _notebook(situation: Situation) -> Path:
+    import platformdirs
+
+    from h2gen.profiles import file_name
+
+    folder = Path(platformdirs.user_cache_dir("h2gen", appauthor=False)) / "tune"
+    return folder / Path(file_name(situation)).with_suffix(".jsonl")
+
+
+def _header(session: object, settings: Settings, content_hash: str) -> dict[str, object]:
+    """What measurements hold for."""
+    from h2gen.run.metadata import origin, versions
+
+    made = origin(session, content_hash)  # type: ignore[arg-type]
+    whole = {name: value for name, value in settings.to_json().items() if name not in ("prompt", "seed")}
+    return {"versions": versions(), "model": content_hash, "device": made.device, "dtype": made.dtype, **whole}
+
+
+def _show(profile: Profile, comparison: Comparison, console: Console, as_json: bool) -> None:
+    """The curve on stdout, as a table and a chart or as JSON; the chart as a picture beside the profile."""
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console as Out
+
+    from h2gen.cli.console import say
+    from h2gen.cli.tune_view import curve_table
+    from h2gen.study.chart import pareto_chart
+    from h2gen.study.figures import first_fidelity
+
+    chart = profile.path.with_suffix(".svg")
+    metric = next((info for info in comparison.metrics if info.name == "ssim"), first_fidelity(comparison))
+    if metric is not None:
+        chart.write_text(pareto_chart(comparison, metric, width=720.0), encoding="utf-8")
+        say(console, str(chart), "bold")
+    if as_json:
+        whole = {
+            "profile": str(profile.path),
+            "situation": asdict(profile.situation),
+            "measured": dict(profile.measured),
+            "choices": [asdict(choice) for choice in profile.choices],
+            "comparison": comparison.to_json(),
+        }
+        print(json.dumps(whole, allow_nan=False))
+        return
+    out = Out(highlight=False, markup=False, emoji=False)
+    out.print(curve_table(profile, out.width))

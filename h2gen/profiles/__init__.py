@@ -1,0 +1,24 @@
+"""Profiles: for a model, steps and size, what each speed costs in fidelity, and the settings that buy it.
+
+Those of the bundled model ship with h2gen; the user's own are made by ``h2gen tune``.
+"""
+
+from h2gen.profiles.curve import FEWEST_STEPS, Choice, Figures, Profile, Situation, stretched
+from h2gen.profiles.files import file_name, list_profiles, read_profile, to_toml, user_folder, write_profile
+from h2gen.profiles.find import find_profile
+
+__all__ = [
+    "FEWEST_STEPS",
+    "Choice",
+    "Figures",
+    "Profile",
+    "Situation",
+    "file_name",
+    "find_profile",
+    "list_profiles",
+    "read_profile",
+    "stretched",
+    "to_toml",
+    "user_folder",
+    "write_profile",
+]

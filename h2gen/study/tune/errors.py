@@ -1,0 +1,127 @@
+"""How far a picture moves off its path when a run of steps is forecast: from inner products between steps alone.
+
+At step j the solver moves the picture by ``interval_j`` times the velocity. Forecasting a tensor ``x_j`` (the velocity,
+or a stage's residual) from the last two computed steps, ``i1 < i2``, at order 1 in sigma, is
+
+    x_j ~ x_i2 + a_j (x_i2 - x_i1),   a_j = lead(sigma_i1, sigma_i2, sigma_j)
+
+with the cache's own ``lead``. The errors of the steps between two computed ones add up, as vectors, to the displacement
+at the end of the run.
+All of it is linear in the x, so that its norm follows from their Gram matrix, for all triples (i1, i2, end) at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from h2gen.cache.forecast import FARTHEST
+from h2gen.errors import SettingError
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What a solver does with the passes of one picture, in order.
+
+    ``sigmas`` are those of the passes, ``(n,)``, from 1 to 0; ``intervals`` how far the picture moves along the
+    velocity of each, ``(n,)``, >= 0.
+    """
+
+    sigmas: tuple[float, ...]
+    intervals: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sigmas) != len(self.intervals) or not self.sigmas:
+            raise SettingError(
+                f"A schedule has as many sigmas as intervals, at least one; these are {len(self.sigmas)} and "
+                f"{len(self.intervals)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+
+def displacements(
+    gram: Matrix, schedule: Schedule, *, order: int = 1, gains: Sequence[float] | Matrix | None = None
+) -> Matrix:
+    """The norm of the displacement that each run of forecast steps leaves behind.
+
+    Exact, up to rounding, as long as the run's other steps are what they were when the tensors were recorded.
+
+    Args:
+        gram: ``(n, n)`` inner products of the tensor between steps.
+        schedule: of n passes.
+        order: 0 reuses the last computed step's tensor, 1 goes on along the line through the last two.
+        gains: ``(n,)``, how much the velocity changes for a change of the tensor at each step; 1 where left out.
+
+    Returns:
+        ``(n + 1, n, n + 1)``: ``[i1 + 1, i2, end]`` is the norm for steps i2 + 1 to end - 1 forecast from i1 and i2,
+        ``[0, i2, end]`` where nothing was computed before i2 (order 0 then); NaN where i1 < i2 < end does not hold.
+    """
+    count = len(schedule)
+    gram = np.asarray(gram, np.float64)
+    if gram.shape != (count, count):
+        raise SettingError(f"{count} steps need a Gram matrix of {count} by {count}, not {gram.shape}.")
+    sigmas = np.asarray(schedule.sigmas, np.float64)
+    weights = np.asarray(schedule.intervals, np.float64)
+    if gains is not None:
+        weights = weights * np.asarray(gains, np.float64)
+    # Prefix sums: everything below is a sum over steps i2 + 1 .. end - 1, the difference of two of them.
+    whole = _prefix(_prefix(weights[:, None] * gram * weights[None, :], 0), 1)  # <P, P> of ranges of steps
+    with_step = _prefix(gram * weights[None, :], 1)  # [i, end]: <x_i, sum of w_j x_j over j < end>
+    mass = _prefix(weights, 0)
+
+    last, end = np.arange(count)[:, None], np.arange(count + 1)[None, :]
+    start = np.minimum(last + 1, end)
+    squared_sum = whole[end, end] - whole[start, end] - whole[end, start] + whole[start, start]
+    amount = mass[end] - mass[start]  # sum of w_j
+    on_last = with_step[last, end] - with_step[last, start]
+
+    first = np.arange(count)[:, None, None]
+    along = leads(sigmas) * weights
+    along[:, np.arange(count)[:, None] >= np.arange(count)[None, :]] = 0  # steps up to i2 are no part of the run
+    slope = _prefix(along, 2)  # sum of w_j a_j
+    if order == 0:
+        slope = np.zeros_like(slope)
+    on_first = with_step[first, end[None]] - with_step[first, start[None]]
+    own = np.diag(gram)
+    near, far = amount[None] + slope, slope  # D = P - near x_i2 + far x_i1
+    squared = (
+        squared_sum[None]
+        - 2 * near * on_last[None]
+        + 2 * far * on_first
+        + near**2 * own[None, :, None]
+        - 2 * near * far * gram[:, :, None]
+        + far**2 * own[:, None, None]
+    )
+    alone = squared_sum - 2 * amount * on_last + amount**2 * own[:, None]
+    result: Matrix = np.sqrt(np.maximum(np.concatenate([alone[None], squared]), 0.0))
+    steps = np.arange(count)
+    forward = (steps[None, :, None] < np.arange(count + 1)[None, None, :]) & (
+        np.arange(-1, count)[:, None, None] < steps[None, :, None]
+    )
+    result[~np.broadcast_to(forward, result.shape)] = np.nan
+    return result
+
+
+def leads(sigmas: Matrix) -> Matrix:
+    """``lead`` for all triples of steps, ``(n, n, n)``: from the first and second to the third.
+
+    0 where the first two lie at one sigma, which a solver that visits it twice (Heun) makes: they draw no line.
+    """
+    span = sigmas[None, :] - sigmas[:, None]  # sigma_i2 - sigma_i1
+    way = sigmas[None, None, :] - sigmas[None, :, None]  # sigma_j - sigma_i2
+    ratio = np.divide(way, span[:, :, None], out=np.zeros((len(sigmas),) * 3), where=span[:, :, None] != 0)
+    return np.minimum(ratio, FARTHEST)
+
+
+def _prefix(values: Matrix, axis: int) -> Matrix:
+    """Sums of the values before each place: one longer, 0 first."""
+    before: Any = np.zeros([1 if i == axis else size for i, size in enumerate(values.shape)])
+    return np.concatenate([before, np.cumsum(values, axis)], axis)

@@ -1,0 +1,298 @@
+"""The search: record, solve, polish, and look at what else the same budget would buy.
+
+It goes the same way each time it is run on the same model and prompts, and asks a ``Notebook`` for everything that
+costs pictures: a search that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from h2gen.cache import CacheConfig
+from h2gen.cache.stages import stages_of
+from h2gen.errors import H2GenError, SettingError
+from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.profiles import FEWEST_STEPS
+from h2gen.run.session import Session
+from h2gen.run.settings import OFF, Settings
+from h2gen.study import methods
+from h2gen.study.fidelity import ssim
+from h2gen.study.making import Maker
+from h2gen.study.methods import Method
+from h2gen.study.results import Case
+from h2gen.study.tune.adaptive import FAMILIES, fitted
+from h2gen.study.tune.errors import Matrix, displacements
+from h2gen.study.tune.notebook import Notebook
+from h2gen.study.tune.polish import polish
+from h2gen.study.tune.record import Recorded, recording
+from h2gen.study.tune.shortest import Shortest, shortest, total_error
+
+BUDGETS = (0.66, 0.5, 0.4, 0.33, 0.25, 0.2, 0.16, 0.125, 0.1)
+"""Shares of the blocks of the uncached run for which something is looked for."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How much is tried.
+
+    Args:
+        budgets: shares of the blocks, above 0 and below 1.
+        tries: plans measured while one is polished; 0 does not polish.
+        families: policies whose thresholds are searched.
+        keep: candidates of each budget that are worth checking on other prompts.
+    """
+
+    budgets: tuple[float, ...] = BUDGETS
+    tries: int = 24
+    families: Sequence[CacheConfig] = FAMILIES
+    keep: int = 3
+
+
+class Watcher(Protocol):
+    """Whoever wants to know how a search goes on."""
+
+    def began(self, what: str) -> None:
+        """Another part of the work: its name, for people."""
+
+    def made(self) -> None:
+        """One more picture."""
+
+    def tried(self, budget: float, method: Method, share: float, error: float) -> None:
+        """A candidate for a budget was measured: its share of the blocks, and its mean 1 - SSIM."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What was measured of a method on the search's prompts: the share of the blocks, and the mean of 1 - SSIM."""
+
+    method: Method
+    share: float
+    error: float
+
+
+class Tuning:
+    """A search on a loaded model.
+
+    Args:
+        session: the model.
+        settings: of every picture; prompt and seed are the cases' own.
+        cases: what is searched on.
+        wishes: how much is tried.
+        notebook: remembers what was measured.
+        watcher: is told how it goes on.
+
+    Raises:
+        SettingError: there are too few steps for a cache, or no cases.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        settings: Settings,
+        cases: Sequence[Case],
+        wishes: Wishes,
+        notebook: Notebook,
+        watcher: Watcher,
+    ) -> None:
+        check_steps(session.checkpoint.name, settings.steps)
+        if not cases:
+            raise SettingError("There are no prompts to search on; give one at least.")
+        self._session, self._settings, self._cases = session, replace(settings, cache=OFF, solver="own"), tuple(cases)
+        self._wishes, self._notebook, self._watcher = wishes, notebook, watcher
+        self._maker = Maker(session, self._cases, self._settings)
+        self._steps = settings.steps
+        self._blocks = [len(stage.blocks) for stage in stages_of(session.pipe.transformer)]
+        self._references: list[Image.Image] = []
+        self.notices: list[str] = []
+
+    def candidates(self) -> list[Method]:
+        """What is worth checking on other prompts, the best of each budget."""
+        self._watcher.began(f"Making {len(self._cases)} uncached pictures")
+        self._references = [self._make(methods.reference(self._steps), case) for case in range(len(self._cases))]
+        planners = {solver: self._planner(solver) for solver in ("own", "unipc")}
+        found: dict[str, Method] = {}
+        for budget in self._wishes.budgets:
+            self._watcher.began(f"Searching {budget:.0%} of the blocks")
+            tried: list[Candidate] = []
+            for method in self._of(budget, planners):
+                candidate = self.measured(method)
+                self._watcher.tried(budget, method, candidate.share, candidate.error)
+                tried.append(candidate)
+            tried.sort(key=lambda candidate: candidate.error)
+            adapting = [one for one in tried if one.method.cache.enabled and not one.method.cache.plan]
+            for candidate in (*tried[: self._wishes.keep], *adapting[:1]):
+                found[candidate.method.name] = candidate.method
+        return list(found.values())
+
+    def measured(self, method: Method) -> Candidate:
+        """A method on all cases."""
+        scores = [self._score(method, case) for case in range(len(self._cases))]
+        return Candidate(
+            method,
+            statistics.fmean(score["share"] for score in scores),
+            statistics.fmean(1 - score["ssim"] for score in scores),
+        )
+
+    # What there is for a budget
+
+    def _of(self, budget: float, planners: dict[str, Planner | None]) -> Iterator[Method]:
+        for solver in SOLVERS:
+            most = int(budget * self._steps + 1e-9)
+            steps = (most + 1) // 2 if solver == "heun" else most
+            if steps >= 1:
+                yield steps_of(steps, solver, self._steps)
+        for solver, planner in planners.items():
+            if planner is None:
+                continue
+            plan = planner.plan(budget)
+            if plan is None or plan.count("F") in (1, len(plan)):
+                continue
+            exact = plan_of(plan, solver)
+            yield exact
+            if self._wishes.tries and solver == "own":
+                self._watcher.began(f"Polishing {budget:.0%} of the blocks")
+                better = polish(
+                    plan,
+                    lambda plan, solver=solver: self.measured(plan_of(plan, solver)).error,  # type: ignore[misc]
+                    planner.error,
+                    self._wishes.tries,
+                )
+                if better.plan != plan:
+                    yield plan_of(better.plan, solver)
+        self._watcher.began(f"Searching thresholds for {budget:.0%} of the blocks")
+        for family in self._wishes.families:
+            found = fitted(family, budget, lambda cache: self.measured(thresholds_of(cache, self._steps)).share)
+            if found is not None:
+                yield thresholds_of(found.cache, self._steps)
+
+    def _planner(self, solver: str) -> Planner | None:
+        """Plans for a solver, from what its uncached runs show; None where it does not work with the model."""
+        self._watcher.began(f"Recording {len(self._cases)} pictures with {SOLVERS[solver]} solver")
+        try:
+            records = [self._recorded(solver, case) for case in range(len(self._cases))]
+        except H2GenError as error:
+            if solver == "own":
+                raise
+            self.notices.append(f"{SOLVERS[solver]} is left out: {error}")
+            return None
+        return Planner(records, self._blocks)
+
+    def _recorded(self, solver: str, case: int) -> Recorded:
+        def make() -> Any:
+            passes, scale = self._maker.passes, self._settings.cfg
+            method = methods.tuned("recorded", self._steps, OFF, solver)
+            with recording(self._session.pipe.transformer, passes=passes, scale=scale) as record:
+                image, schedule = self._with_schedule(method, case)
+            del image
+            return record.finish(schedule).to_json()
+
+        return Recorded.from_json(self._notebook.get(self._key(f"record {solver}", case), make))
+
+    def _with_schedule(self, method: Method, case: int) -> tuple[Image.Image, Any]:
+        """A picture, and the scheduler that made it: the pipeline has its own back afterwards."""
+        seen: list[Any] = []
+        handle = self._session.pipe.transformer.register_forward_pre_hook(
+            lambda *_: seen.append(self._session.pipe.scheduler) if not seen else None
+        )
+        try:
+            return self._make(method, case), seen[0]
+        finally:
+            handle.remove()
+
+    # Measuring
+
+    def _score(self, method: Method, case: int) -> dict[str, float]:
+        def make() -> dict[str, float]:
+            made = self._maker.make(method, case)
+            self._watcher.made()
+            return {"ssim": ssim(made.image, self._references[case]), "share": made.share}
+
+        score: dict[str, float] = self._notebook.get(self._key(f"score {method.name}", case), make)
+        return score
+
+    def _make(self, method: Method, case: int) -> Image.Image:
+        image = self._maker.make(method, case).image
+        self._watcher.made()
+        return image
+
+    def _key(self, what: str, case: int) -> str:
+        where = self._cases[case]
+        return json.dumps([what, where.prompt, where.seed])
+
+
+class Planner:
+    """The shortest plans of a model with a solver.
+
+    Args:
+        records: of several pictures, all with the same schedule; errors are means over them.
+        blocks: of the structure and of the detail stage.
+    """
+
+    def __init__(self, records: Sequence[Recorded], blocks: Sequence[int]) -> None:
+        first, second = blocks
+        self._full = first + second
+        schedule = records[0].schedule
+        self._steps = len(schedule)
+
+        def mean(of: Callable[[Recorded], Matrix]) -> Matrix:
+            errors: Matrix = np.mean([of(record) for record in records], axis=0)
+            return errors
+
+        self._kinds = {
+            "S": (mean(lambda r: displacements(r.velocity, schedule)), 0),
+            "R": (mean(lambda r: displacements(r.reused, schedule, gains=r.gains)), 2),
+            "D": (mean(lambda r: displacements(r.detail, schedule, gains=r.gains)), first + 1),
+        }
+        if self._steps * self._full > 4000:  # the tables grow with the budget: with S alone it is counted in steps
+            del self._kinds["D"], self._kinds["R"]
+        self._solved: Shortest = shortest(self._kinds, self._full)
+
+    def plan(self, share: float) -> str | None:
+        """The plan of least error for a share of the blocks; None below the floor."""
+        budget = share * self._steps * self._full
+        return None if budget < self._solved.floor else self._solved.within(budget).plan
+
+    def error(self, plan: str) -> float:
+        """The error that the shortest path minimises, of any plan of its letters."""
+        return total_error(plan, self._kinds)
+
+
+def check_steps(model: str, steps: int) -> None:
+    """Whether there is anything for a cache to leave out.
+
+    Raises:
+        SettingError: there are too few steps.
+    """
+    if steps < FEWEST_STEPS:
+        raise SettingError(
+            f"{model!r} takes {steps} steps here, and a cache cannot help below {FEWEST_STEPS}: there is nothing that "
+            "one step could take from another. Fewer --steps are all that is faster."
+        )
+
+
+def plan_of(plan: str, solver: str) -> Method:
+    """A plan as a method."""
+    steps = (len(plan) + 1) // 2 if solver == "heun" else len(plan)
+    kept = {"S": "skipped", "R": "reused", "D": "with the detail reused", "C": "with the structure reused"}
+    others = [f"{plan.count(letter)} {words}" for letter, words in kept.items() if letter in plan]
+    by = "" if solver == "own" else f", {SOLVERS[solver]}"
+    label = f"{plan.count('F')} of {len(plan)} steps, {', '.join(others)}{by}"
+    return methods.tuned(label, steps, CacheConfig(0, 0, forecast=1, plan=plan), solver)
+
+
+def thresholds_of(cache: CacheConfig, steps: int) -> Method:
+    """Thresholds and policies as a method."""
+    return methods.tuned(cache.words, steps, cache, "own")
+
+
+def steps_of(steps: int, solver: str, reference: int) -> Method:
+    """Fewer steps, as a method."""
+    by = "" if solver == "own" else f", {SOLVERS[solver]}"
+    return methods.tuned(f"{steps} steps{by}", steps, OFF, solver, evaluations(steps, solver) / reference)

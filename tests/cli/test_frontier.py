@@ -1,0 +1,68 @@
+"""``h2gen frontier``: everybody's best at several budgets, from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from h2gen.cache import CacheConfig
+from h2gen.cli.app import run
+from h2gen.profiles import Choice, Figures, Profile, Situation, write_profile
+
+SMALL = ["frontier", "--steps", "10", "--cfg", "1", "--limit", "1", "--budgets", "0.5", "--against", "fb"]
+
+
+@pytest.fixture
+def profile(here: Path) -> str:
+    figures = Figures(0.5, 0.1, 2.0, 0.96, 0.9, 30.0, 25.0)
+    plan = CacheConfig(0, 0, forecast=1, plan="FFSFSFSSFS")
+    choices = (Choice("planned", 10, "own", plan, figures),)
+    path = here / "own.toml"
+    write_profile(Profile(path, Situation("tiny", "0" * 64, 10, 128, 128, "plain"), choices, {}))
+    return str(path)
+
+
+def test_it_measures_fewer_steps_peers_the_paper_and_ours(profile: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*SMALL, "--profile", profile, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"steps", "solver", "peer", "paper", "ours"} == {row["whose"] for row in found["rows"]}
+    assert all(row["share"] <= 0.52 and 0 <= row["error"] < 1 for row in found["rows"])
+    assert found["comparison"]["cases"] == [{"prompt": "a fox face", "seed": 3000}]
+
+
+def test_it_shows_a_table_for_each_budget_and_says_how_ours_compare(
+    profile: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "p.txt").write_text("a cat\n")
+    command = [*SMALL, "--profile", profile, "--prompts", "p.txt", "--report", "rep"]
+    assert run(command) == 0
+    out = capsys.readouterr().out
+    assert "At 50 % of the blocks".replace(" %", "\u00a0%") in out
+    assert "h2gen, planned: " in out and "of the error of the best other" in out
+    assert (here / "rep" / "index.html").is_file()
+    figures = json.loads((here / "rep" / "results.json").read_text())
+    assert any(method["label"] == "h2gen, planned" for method in figures["methods"])
+
+
+BAD = [
+    (["--limit", "0"], "limit is 0"),
+    (["--limit", "49"], "there are 48 prompts"),
+    (["--budgets", "2"], "above 0 and below 1"),
+    (["--against", "tailor"], "did you mean 'taylor'"),
+    (["--prompts", "gone.txt"], "no such file"),
+    (["--profile", "gone.toml"], "No such file"),
+    (["--steps", "33"], "There is no profile for 'tiny' at 33 steps"),
+]
+
+
+@pytest.mark.parametrize(("more", "words"), BAD, ids=range(len(BAD)))
+def test_bad_input_ends_in_one_clear_line(
+    here: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    assert run([*SMALL, *more]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err and len([line for line in err.splitlines() if line.startswith("h2gen: ")]) == 1
+    assert not list(here.iterdir())

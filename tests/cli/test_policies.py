@@ -1,0 +1,151 @@
+"""Policies and plans, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from h2gen.cache.plan import OUTCOMES
+from h2gen.cli.app import run
+from h2gen.run.metadata import read_metadata
+from tests.cli.programs import h2gen
+
+QUICK = ["--steps", "6", "--cfg", "1", "--seed", "7", "--size", "64x64"]
+POLICIES = ["--forecast", "1", "--max-skips", "1", "--budget", "--hierarchy", "checked", "--max-detail-age", "3"]
+POLICIES += ["--pfs", "stable"]
+
+
+def pixels(path: Path) -> Any:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_a_plan_is_followed_and_written_down(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", *QUICK, "--plan", "f f r d s c", "--json", "--trace", "t.jsonl"]) == 0
+    out, err = capsys.readouterr()
+    made = json.loads(out)
+    assert made["plan"] == "FFRDSC"
+    cache = made["cache"]
+    assert [cache[name] for name in ("full", "all_reused", "detail_reused", "skipped", "structure_reused")] == [
+        2, 1, 1, 1, 1,
+    ]  # fmt: skip
+    assert "2 full, 1 detail reused, 1 all reused, 1 structure reused, 1 skipped" in err
+    steps = [json.loads(line) for line in (here / "t.jsonl").read_text().splitlines()][1:-1]
+    assert [(step["structure"]["outcome"], step["detail"]["outcome"]) for step in steps] == [
+        OUTCOMES[letter] for letter in "FFRDSC"
+    ]
+    assert read_metadata(here / "a-cat-7.png").settings.cache.plan == "FFRDSC"
+    assert run(["replay", "a-cat-7.png", "-o", "again.png", "-q"]) == 0
+    assert np.array_equal(pixels(here / "again.png"), pixels(here / "a-cat-7.png"))
+    assert run(["info", "a-cat-7.png"]) == 0
+    shown = capsys.readouterr().out
+    assert "FFRDSC" in shown and "1 skipped" in shown
+
+
+def test_the_decisions_of_a_trace_make_the_same_picture_without_checks(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decided = ["--steps", "8", "--cfg", "3", "--seed", "7", "--size", "64x64", "--tau1", "0.6", "--tau2", "0.6"]
+    decided += ["--preset", "paper", *POLICIES]
+    assert run(["a cat", *decided, "--trace", "t.jsonl", "-o", "one.png", "-q"]) == 0
+    again = ["--cfg", "3", "--seed", "7", "--size", "64x64", "--replay-decisions", "t.jsonl", "--trace", "u.jsonl"]
+    assert run(["a cat", *again, "-o", "two.png", "-q"]) == 0
+    assert np.array_equal(pixels(here / "one.png"), pixels(here / "two.png"))
+    steps = [json.loads(line) for line in (here / "u.jsonl").read_text().splitlines()][1:-1]
+    assert {step[stage]["change"] for step in steps for stage in ("structure", "detail")} == {None}
+    assert {step["structure"]["outcome"] for step in steps} > {"computed"}
+    assert run(["a dog", *again[:-2], "--dry-run"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["steps", "8", "trace"] in rows
+    assert ["forecast", "1", "trace"] in rows
+
+
+def test_policies_are_in_the_picture_and_in_its_replay(here: Path) -> None:
+    assert run(["a cat", *QUICK, "--preset", "paper", *POLICIES, "-o", "one.png", "-q"]) == 0
+    cache = read_metadata(here / "one.png").settings.cache
+    assert cache.policies == {
+        "forecast": 1,
+        "max_skips": 1,
+        "budget": True,
+        "hierarchy": "checked",
+        "max_detail_age": 3,
+        "pfs": "stable",
+    }
+    assert run(["replay", "one.png", "-o", "two.png", "-q"]) == 0
+    assert np.array_equal(pixels(here / "one.png"), pixels(here / "two.png"))
+    assert run(["replay", "one.png", "-o", "three.png", "-q", "--no-budget", "--forecast", "0"]) == 0
+    other = read_metadata(here / "three.png").settings.cache
+    assert (other.budget, other.forecast, other.hierarchy) == (False, 0, "checked")
+
+
+def test_a_prompt_file_may_set_policies_and_a_mistake_has_its_line(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "good.yaml").write_text(
+        "defaults:\n  steps: 4\n  cfg: 1\n  size: 64x64\n  seed: 1\nprompts:\n"
+        "  - prompt: a cat\n    plan: FFRS\n    forecast: 1\n  - prompt: a dog\n    budget: true\n    pfs: stable\n"
+    )
+    assert run(["batch", "good.yaml", "--dry-run", "--json"]) == 0
+    one, two = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (one["plan"], one["forecast"], two["budget"], two["pfs"]) == ("FFRS", 1, True, "stable")
+    (here / "bad.yaml").write_text("prompts:\n  - prompt: a cat\n    steps: 4\n    plan: FFR\n    budget: 3\n")
+    assert run(["batch", "bad.yaml"]) == 2
+    assert "bad.yaml:5: budget is 3" in capsys.readouterr().err
+
+
+def test_a_shell_sets_policies(here: Path) -> None:
+    lines = [
+        ":set budget on",
+        ":set forecast 1",
+        ":set hierarchy checked",
+        "a cat",
+        ":unset budget",
+        ":set plan FFRSFF",
+    ]
+    done = h2gen("shell", *QUICK, input="\n".join([*lines, "a dog", ":set plan", "a cow"]))
+    assert done.returncode == 0, done.stderr
+    cat, dog, cow = (read_metadata(here / line).settings.cache for line in done.stdout.splitlines())
+    assert (cat.budget, cat.forecast, cat.hierarchy, cat.plan) == (True, 1, "checked", "")
+    assert (dog.budget, dog.plan) == (False, "FFRSFF")
+    assert (cow.forecast, cow.plan) == (1, "")
+
+
+def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from h2gen.presets import user_folder
+
+    user_folder().mkdir(parents=True)
+    (user_folder() / "mine.toml").write_text("tau1 = 0.1\ntau2 = 0.1\nforecast = 1\nbudget = true\nmax_skips = 2\n")
+    assert run(["presets"]) == 0
+    assert "forecast 1, max-skips 2, budget" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--plan", "FXR"], "plan has 'X' at step 2"),
+        (["--plan", "FRR"], "plan is for 3 steps, and steps is 6"),
+        (["--plan", "RFFFFF"], "its first step must be F"),
+        (["--plan", "FFFFFF", "--tau1", "0.1"], "--plan and --tau1 contradict"),
+        (["--plan", "FFFFFF", "--no-cache"], "--no-cache and --plan contradict"),
+        (["--budget", "--no-cache"], "--no-cache and --budget contradict"),
+        (["--forecast", "2"], "forecast is 2"),
+        (["--hierarchy", "loose"], "forced or checked"),
+        (["--pfs", "mine"], "paper or stable"),
+        (["--max-skips", "-1"], "max_skips is -1"),
+        (["--replay-decisions", "gone.jsonl"], "gone.jsonl"),
+        (["--replay-decisions", "gone.jsonl", "--plan", "FFFFFF"], "contradict"),
+    ],
+    ids=range(12),
+)
+def test_a_mistake_is_one_line(
+    here: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["a cat", *QUICK, *arguments]) == 2
+    err = capsys.readouterr().err
+    assert words in err and len(err.strip().splitlines()) == 1
+    assert list(here.iterdir()) == []

@@ -1,0 +1,177 @@
+"""``h2gen tune``, and the speed or fidelity that can be asked for once it has run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from h2gen.cache import CacheConfig
+from h2gen.cli.app import run
+from h2gen.models import resolve
+from h2gen.models.identity import content_hash
+from h2gen.profiles import Choice, Figures, Profile, Situation, file_name, list_profiles, user_folder, write_profile
+from h2gen.run.metadata import read_metadata
+from tests.cli.programs import in_a_terminal, read_until, started, wait_for
+
+SMALL = ["--steps", "10", "--cfg", "1"]
+QUICK = ["tune", *SMALL, "--search", "1", "--check", "2", "--budgets", "0.5,0.3", "--tries", "3"]
+
+
+def figures(speedup: float, ssim: float) -> Figures:
+    return Figures(1 / speedup, 0.1, speedup, ssim, ssim - 0.05, 30.0, 25.0)
+
+
+@pytest.fixture
+def curve() -> Profile:
+    """A profile of the bundled model at 10 steps, with a plan, a policy, and fewer steps of another solver."""
+    situation = Situation("tiny", content_hash(resolve("tiny")), 10, 128, 128, "plain")
+    choices = (
+        Choice("3 steps, UniPC", 3, "unipc", CacheConfig(0, 0), figures(3.2, 0.9)),
+        Choice(
+            "5 of 10 steps, 5 skipped", 10, "own", CacheConfig(0, 0, forecast=1, plan="FFSFSFSSFS"), figures(2, 0.96)
+        ),
+        Choice("thresholds 0.1", 10, "own", CacheConfig(0.1, 0.1, forecast=1), figures(1.2, 0.99)),
+    )
+    profile = Profile(user_folder() / file_name(situation), situation, choices, {"pictures": 12})
+    write_profile(profile)
+    return profile
+
+
+def settings(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
+    """What a dry run says that would be made, and what it says beside that."""
+    assert run(["a cat", *SMALL, *arguments, "--dry-run", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)["settings"]
+    return {name: item["value"] for name, item in found.items()}, captured.err
+
+
+def test_a_speed_takes_the_closest_that_is_fast_enough(curve: Profile, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen, said = settings(capsys, "--speedup", "2")
+    assert (chosen["plan"], chosen["steps"], chosen["solver"]) == ("FFSFSFSSFS", 10, "own")
+    assert "preset" not in chosen
+    assert "Chosen: 5 of 10 steps, 5 skipped. Expect about 2.0 times the speed of 10 steps (50% of the blocks)" in said
+    assert "SSIM of 0.960 to their picture (0.910 at worst over 12 pictures)" in said
+
+
+def test_fewer_steps_of_a_better_solver_are_said_to_be_no_cache(
+    curve: Profile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen, said = settings(capsys, "--speedup", "3")
+    assert (chosen["steps"], chosen["solver"], chosen["plan"], chosen["tau1"]) == (3, "unipc", "", 0)
+    assert "Chosen: 3 steps of UniPC and no cache" in said
+
+
+def test_a_fidelity_takes_the_fastest_that_is_close_enough(curve: Profile, capsys: pytest.CaptureFixture[str]) -> None:
+    assert settings(capsys, "--fidelity", "0.95")[0]["plan"] == "FFSFSFSSFS"
+    assert settings(capsys, "--fidelity", "0.97")[0]["tau1"] == 0.1
+    chosen, said = settings(capsys, "--fidelity", "0.999")
+    assert (chosen["tau1"], chosen["tau2"], chosen["plan"]) == (0, 0, "")
+    assert "the closest: 0.9900); making the uncached picture" in said
+
+
+def test_the_picture_says_how_it_was_made_and_can_be_made_again(
+    curve: Profile, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for speedup in ("2", "3"):
+        assert run(["a cat", *SMALL, "--seed", "7", "--speedup", speedup, "-o", f"{speedup}.png"]) == 0
+        assert "Chosen: " in capsys.readouterr().err
+        found = read_metadata(here / f"{speedup}.png")
+        assert found.preset is None
+        assert run(["replay", f"{speedup}.png", "-o", f"{speedup}-again.png", "-q"]) == 0
+        assert read_metadata(here / f"{speedup}-again.png").settings == found.settings
+    assert read_metadata(here / "2.png").settings.cache.plan == "FFSFSFSSFS"
+    assert read_metadata(here / "3.png").settings.solver == "unipc"
+
+
+def test_the_nearest_is_used_with_a_warning(curve: Profile, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", "--steps", "20", "--cfg", "1", "--speedup", "2", "--nearest", "--dry-run", "--json"]) == 0
+    captured = capsys.readouterr()
+    plan = json.loads(captured.out)["settings"]["plan"]["value"]
+    assert len(plan) == 20 and plan.startswith("F")
+    assert "using the nearest, made for 10 steps" in captured.err
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["a cat", *SMALL, "--speedup", "9"], "the fastest choice of its profile is 3.20 times as fast"),
+    (["a cat", *SMALL, "--speedup", "1"], "speedup is 1; give a number above 1"),
+    (["a cat", *SMALL, "--fidelity", "2"], "fidelity is 2"),
+    (["a cat", *SMALL, "--fidelity", "0.9", "--speedup", "2"], "--speedup and --fidelity contradict"),
+    (["a cat", *SMALL, "--speedup", "2", "--tau1", "0.1"], "leave out --tau1, or --speedup"),
+    (["a cat", *SMALL, "--speedup", "2", "--preset", "fast"], "leave out --preset"),
+    (["a cat", *SMALL, "--fidelity", "0.9", "--solver", "unipc"], "leave out --solver, or --fidelity"),
+    (["a cat", *SMALL, "--fidelity", "0.9", "--no-cache"], "leave out --no-cache"),
+    (["a cat", *SMALL, "--nearest"], "--nearest says which profile"),
+    (["a cat", "--steps", "33", "--cfg", "1", "--speedup", "2"], "There is no profile for 'tiny' at 33 steps, 128x128"),
+    (["a cat", "--steps", "33", "--speedup", "2"], "h2gen tune --model tiny --steps 33 (it takes the time of"),
+    (["a cat", "--steps", "4", "--cfg", "1", "--speedup", "2"], "a cache cannot help below 8"),
+    (["tune", "--steps", "4"], "a cache cannot help below 8"),
+    (["tune", "--search", "0"], "search is 0"),
+    (["tune", "--check", "99"], "24 to check on; give more with --prompts"),
+    (["tune", "--budgets", "x"], "budgets is 'x'"),
+    (["tune", "--budgets", "0.5,1.5"], "above 0 and below 1"),
+    (["tune", "--prompts", "p.txt"], "The files hold 2 prompts"),
+    (["tune", "--prompts", "gone.txt"], "no such file"),
+    (["tune", "--profile", "p.txt"], "ends in .toml"),
+    (["tune", "--tries", "-1"], "tries is -1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD, ids=range(len(BAD)))
+def test_bad_input_ends_in_one_clear_line_and_nothing_is_made(
+    curve: Profile, here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    (here / "p.txt").write_text("a cat\na dog\n")
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert words in err and len(err.splitlines()) == 1 and err.startswith("h2gen: ")
+    assert [path.name for path in here.iterdir()] == ["p.txt"]
+
+
+def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*QUICK, "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    made = next(profile for profile in list_profiles() if profile.situation.steps == 10)
+    assert found["profile"] == str(made.path) and made.path.parent == user_folder()
+    assert made.path.with_suffix(".svg").read_text().startswith("<svg")
+    assert made.situation.content_hash == content_hash(resolve("tiny"))
+    assert made.pictures == 2
+    assert [choice["label"] for choice in found["choices"]] == [choice.label for choice in made.choices]
+    shares = sorted((choice.figures.share, choice.figures.ssim_mean) for choice in made.choices)
+    assert shares == sorted(shares, key=lambda pair: pair[1])  # each is on the curve: more blocks, closer
+    assert all(choice.figures.share <= 0.5 and choice.figures.ssim_mean > 0.3 for choice in made.choices)
+    assert "Recording 1 pictures with the model's own solver" in captured.err
+    closest = max(choice.figures.ssim_mean for choice in made.choices)
+    assert run(["a cat", *SMALL, "--fidelity", str(closest - 0.001), "-q"]) == 0
+    assert not list((here.parent / "home").rglob("*.jsonl"))
+
+
+def test_a_search_that_was_killed_goes_on(here: Path, own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with started(*QUICK) as process:
+        notes = wait_for(lambda: [p for p in own_home.rglob("*.jsonl") if p.read_bytes().count(b"\n") > 6])
+        process.kill()
+    before = notes[0].read_bytes().count(b'"key"')
+    assert before > 3
+    assert run(QUICK) == 0
+    captured = capsys.readouterr()
+    assert "Going on where it was stopped" in captured.err
+    assert "faster" in captured.out and "SSIM" in captured.out
+    assert not notes[0].exists()
+
+
+def test_in_a_terminal_it_says_how_far_it_is() -> None:
+    with in_a_terminal(*QUICK) as (process, screen):
+        text = read_until(screen)
+        assert process.wait(60) == 0
+    for words in ("Recording", "Searching", "pictures", "best so far", "Measuring"):
+        assert words in text, words
+
+
+def test_a_dry_run_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*QUICK, "--dry-run"]) == 0
+    assert "steps" in capsys.readouterr().out
+    assert not user_folder().exists()

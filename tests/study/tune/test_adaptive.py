@@ -1,0 +1,33 @@
+"""Thresholds are found for a budget, and never above it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from h2gen.cache import CacheConfig
+from h2gen.study.tune.adaptive import MOST, fitted
+
+FAMILY = CacheConfig(1, 0.5, forecast=1)
+
+
+@pytest.mark.parametrize("budget", [0.9, 0.5, 0.33, 0.2])
+def test_the_share_comes_near_and_not_above(budget: float) -> None:
+    """Shares fall in stairs of a fiftieth."""
+    asked = []
+
+    def share_of(cache: CacheConfig) -> float:
+        asked.append(cache)
+        assert cache.tau2 == pytest.approx(cache.tau1 / 2) and cache.forecast == 1
+        return math.ceil(50 / (1 + 10 * cache.tau1)) / 50
+
+    found = fitted(FAMILY, budget, share_of)
+    assert found is not None
+    assert budget - 0.04 <= found.share <= budget
+    assert share_of(found.cache) == found.share
+    assert len(asked) <= MOST + 1
+
+
+def test_a_budget_below_what_a_family_can_do_has_none() -> None:
+    assert fitted(FAMILY, 0.1, lambda cache: max(0.17, 1 - cache.tau1)) is None
