@@ -29,6 +29,8 @@ _LENGTH_SHARES = (0.45, 0.15, 0.2, 0.1, 0.07, 0.025, 0.005)
 """Of batches padded to at least so many text tokens: few are long, yet no choice of length may destroy a picture."""
 _SORTED = 4
 """So many batches are made at once, and share out their captions by length: padding costs as much as words."""
+_MUON = 2.5
+"""Muon's learning rate is so many times AdamW's: 3 learnt faster than 1 from the first 2,000 samples on."""
 _STRONGEST = 6.0
 """Guidance that is distilled, from 1 up."""
 
@@ -251,6 +253,9 @@ def _optimizers(model: Model, rate: float) -> list[torch.optim.Optimizer]:
     }
     others = [parameter for parameter in model.parameters() if parameter not in hidden]
     muon = torch.optim.Muon(
-        [p for p in model.parameters() if p in hidden], lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+        [parameter for parameter in model.parameters() if parameter in hidden],
+        lr=_MUON * rate,
+        weight_decay=0.01 / _MUON,
+        adjust_lr_fn="match_rms_adamw",
     )
     return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.01)]
