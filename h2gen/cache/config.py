@@ -35,8 +35,11 @@ class CacheConfig:
             R both reused, S skipped: no block runs, the transformer's output is forecast from the last computed ones.
             Thresholds and guards then have no say, and nothing is measured. Blanks, commas and small letters are
             taken; with true guidance all passes follow it, or a part each (``FRRF/FRFR``). Empty is no plan.
-        max_skips: at most N steps in a row are skipped unseen, where the changes that were measured last, going on at
-            their rate, would stay far below the thresholds; needs ``tau1``. 0 switches it off.
+        tolerance: steps are skipped as long as the picture is thereby displaced by no more than this, in sigma times
+            the velocity's size, by what the last computed velocities say of how the next will bend (see
+            ``h2gen.cache.tolerance``). What is skipped is made good for at the next computed step. What is not
+            skipped is for the thresholds to decide, or computed in full where they are 0. Needs the pipeline, and
+            Euler's solver. 0 switches it off; 0.0005 to 0.005 is what it is for.
         budget: changes are measured from step to step and added up since the last computed step, and the sum is held
             under the threshold, instead of the change since that step.
         hierarchy: ``forced``, as in the paper: after a structure hit the detail stage is reused unseen; or ``checked``:
@@ -59,7 +62,7 @@ class CacheConfig:
     max_consecutive: int = 0
     forecast: int = 0
     plan: str = ""
-    max_skips: int = 0
+    tolerance: float = 0.0
     budget: bool = False
     hierarchy: str = "forced"
     max_detail_age: int = 0
@@ -74,7 +77,7 @@ class CacheConfig:
             elif isinstance(field.default, str):
                 if not isinstance(value, str):
                     raise SettingError(f"{field.name} is {value!r}; give it as text.")
-            elif field.name.startswith("tau"):
+            elif isinstance(field.default, float):
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
                     raise SettingError(f"{field.name} is {value!r}, which is not a number; give one such as 0.15.")
                 if not 0 <= value <= sys.float_info.max:
@@ -92,7 +95,7 @@ class CacheConfig:
     @property
     def enabled(self) -> bool:
         """Whether any block can ever be skipped."""
-        return self.tau1 > 0 or self.tau2 > 0 or bool(self.plan)
+        return self.tau1 > 0 or self.tau2 > 0 or self.tolerance > 0 or bool(self.plan)
 
     @property
     def policies(self) -> dict[str, Any]:
@@ -116,6 +119,6 @@ POLICIES = tuple(field.name for field in fields(CacheConfig))[5:]
 
 
 def word_of(policy: str, value: Any) -> str:
-    """A policy as the command line names it: ``budget``, ``max-skips 2``."""
+    """A policy as the command line names it: ``budget``, ``forecast 1``."""
     name = policy.replace("_", "-")
     return name if value is True else f"{name} {value}"

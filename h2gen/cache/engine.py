@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,15 +17,16 @@ from torch import nn
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.gate import gate, is_guarded
-from h2gen.cache.gauge import is_calm
 from h2gen.cache.inputs import ContextName, Inputs, as_timestep
 from h2gen.cache.layout import Pooling, layout_of
 from h2gen.cache.outcome import Outcome
 from h2gen.cache.plan import OUTCOMES, plan_of
+from h2gen.cache.schedule import Schedule
 from h2gen.cache.stages import Stage, stages_of
 from h2gen.cache.state import Branch, Run
 from h2gen.cache.step import FinishedStep, Step, Streams
 from h2gen.cache.summary import pooling_kernel, relative_change, summarize
+from h2gen.cache.tolerance import next_computed
 from h2gen.cache.trace import Trace
 from h2gen.cache.velocity import velocity_in, with_velocity
 from h2gen.errors import CacheError
@@ -41,18 +42,18 @@ class Engine:
         self,
         transformer: nn.Module,
         config: CacheConfig,
-        timesteps: Callable[[], Sequence[float] | None] | None,
+        schedule: Callable[[], Schedule | None] | None,
         trace: Trace,
     ) -> None:
         self.config, self.trace = config, trace
         self.stages = stages_of(transformer)
         self.blocks_total = sum(len(stage.blocks) for stage in self.stages)
-        # The detail stage's residual is wanted after a structure hit too, whatever its own threshold.
-        self.hooked = [stage for stage in self.stages if config.plan or config.tau1 > 0 or self.tau(stage) > 0]
+        self._skipping = "S" in config.plan if config.plan else config.tolerance > 0
+        self._reused = {stage.name for stage in self.stages if self._may_reuse(stage)}
+        self.hooked = [stage for stage in self.stages if self._skipping or stage.name in self._reused]
         self.context = ContextName()
         self.step: Step | None = None
-        self._timesteps = timesteps
-        self._skipping = "S" in config.plan if config.plan else config.max_skips > 0
+        self._schedule = schedule
         self._run: Run | None = None
         self._runs = 0
         self._warned: set[str] = set()
@@ -60,12 +61,14 @@ class Engine:
 
     def _sigma(self, step: Step) -> float:
         """Where on the schedule a step is, for those policies that care; the paper does not ask the device."""
-        return step.sigma if self.config.forecast or self.config.max_skips else 0.0
+        return step.sigma if self.config.forecast else 0.0
 
-    def _reuses(self, stage: Stage) -> bool:
-        """Whether the stage's residual will ever be wanted: a plan may know that it will not."""
+    def _may_reuse(self, stage: Stage) -> bool:
+        """Whether the stage's residual may ever be wanted: the detail's is after a structure hit too."""
         plan = self.config.plan
-        return not plan or not {"R", "C" if stage.name == "structure" else "D"}.isdisjoint(plan)
+        if plan:
+            return not {"R", "C" if stage.name == "structure" else "D"}.isdisjoint(plan)
+        return self.config.tau1 > 0 or self.tau(stage) > 0
 
     def tau(self, stage: Stage) -> float:
         return self.config.tau1 if stage.name == "structure" else self.config.tau2
@@ -89,7 +92,7 @@ class Engine:
             outcomes = OUTCOMES[self._planned(self._run, branch)]
         elif is_guarded(self.config, branch.step, self._run.steps_total, branch.since_full):
             outcomes = Outcome.GUARDED, Outcome.GUARDED
-        elif self._is_calm(branch, timestep):
+        elif self.config.tolerance and not self._is_due(self._run, branch):
             settled, outcomes = True, OUTCOMES["S"]
         else:
             outcomes = Outcome.COMPUTED, Outcome.COMPUTED
@@ -105,18 +108,17 @@ class Engine:
         branch = step.branch
         ran = [step.outcomes[stage.name].ran for stage in self.stages]
         if step.skipped:
-            output = with_velocity(output, branch.velocities.forecast(step.sigma))
+            output = with_velocity(output, branch.velocities.forecast(step.sigma, step.interval))
         elif self._skipping and (all(ran) or (ran[0] and self.config.forecast)):
             # With the detail reused as it was, the velocity is worse than the line through full ones (1 to 2 dB on the
             # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
-            branch.velocities.keep(velocity_in(output), step.sigma)
+            output = with_velocity(output, branch.velocities.keep(velocity_in(output), step.sigma, step.interval))
         step.watch.stop()
         blocks_run = 0
         if not step.skipped:
             blocks_run = sum(len(stage.blocks) if every else 1 for stage, every in zip(self.stages, ran, strict=True))
         branch.step += 1
         branch.since_full = 0 if all(ran) else branch.since_full + 1
-        branch.skips = branch.skips + 1 if step.skipped else 0
         if isinstance(step.inputs.timestep, float):
             branch.timestep = step.inputs.timestep
         self.trace.add(FinishedStep(step, blocks_run, self.blocks_total))
@@ -131,8 +133,10 @@ class Engine:
             self.forget()
 
     def _new_run(self, inputs: Inputs) -> Branch:
-        timesteps = None if self._timesteps is None else self._timesteps()
-        self._run = Run(self._runs, timesteps, self._over, self.config.forecast)
+        schedule = None if self._schedule is None else self._schedule()
+        if schedule is not None and schedule.intervals is None and self.config.tolerance:
+            raise CacheError("tolerance counts on Euler's solver, which adds the velocity; leave out one of the two.")
+        self._run = Run(self._runs, schedule, self._over, self.config.forecast, self.config.tolerance > 0)
         self._runs += 1
         branch = self._run.branch(inputs.ids, self.context.name)
         assert branch is not None
@@ -166,33 +170,39 @@ class Engine:
             return "F"
         return letter
 
-    def _is_calm(self, branch: Branch, timestep: float | torch.Tensor) -> bool:
-        """Whether the step that begins is skipped unseen.
+    def _is_due(self, run: Run, branch: Branch) -> bool:
+        """Whether the step that begins is to be computed, by what the last computed one says of the way ahead.
 
-        Never where the velocity's line has but one point, nor where only the device knows the time.
+        All passes of true guidance skip the same steps: what they are off by is then alike, and guidance, which
+        multiplies their difference, does not multiply their errors.
         """
-        if branch.skips >= self.config.max_skips or len(branch.velocities) < 2 or not isinstance(timestep, float):
-            return False
-        asked = self.stages if self.config.hierarchy == "checked" else self.stages[:1]
-        return all(is_calm(branch.kept(stage).gauge.ahead(timestep / 1000), self.tau(stage)) for stage in asked)
+        if run.schedule is None or not branch.velocities:
+            return True
+        if branch.turn == 0:
+            known = [each.velocities.curvature() for each in run.branches]  # the one synchronisation a computed pass
+            curvatures = [curvature for curvature in known if curvature is not None]
+            if curvatures:
+                run.due = next_computed(branch.step - 1, run.schedule.sigmas, max(curvatures), self.config.tolerance)
+        return branch.step >= run.due
 
     def _timestep(self, inputs: Inputs, branch: Branch) -> float | torch.Tensor:
         """The timestep, 0 to 1000: the schedule's own where it is known, for the model's is rounded to its dtype."""
         assert self._run is not None
-        known = self._run.timesteps
-        if known is None:
+        if self._run.schedule is None:
             return inputs.timestep
+        known = self._run.schedule.timesteps
         if branch.step == 0:  # a look at each run's first step, so that the schedule of another call is not believed
             inputs.read_timestep()
         expected = known[branch.step] if branch.step < len(known) else math.nan
         told = inputs.timestep if isinstance(inputs.timestep, float) else expected
         if not math.isclose(told, expected, rel_tol=_ROUNDED):
-            self._run.timesteps = None
-            if self.config.final_steps:
-                self._warn_once(
-                    "H2-Cache: final_steps has no effect here, since the steps are not those of the pipeline that the "
-                    "cache was applied to."
-                )
+            self._run.schedule = None
+            for name in ("final_steps", "tolerance"):
+                if getattr(self.config, name):
+                    self._warn_once(
+                        f"H2-Cache: {name} has no effect here, since the steps are not those of the pipeline that the "
+                        "cache was applied to."
+                    )
             return inputs.timestep
         return expected
 
@@ -209,7 +219,7 @@ class Engine:
             return None
         outcome = step.outcomes[stage.name] = self._decide(step, stage, before, after)
         if outcome.ran:
-            step.after_first = after if self._reuses(stage) else ()
+            step.after_first = after if stage.name in self._reused else ()
             return None
         residual = step.branch.kept(stage).residuals.forecast(self._sigma(step))
         untouched = len(after) - len(residual)
@@ -223,7 +233,7 @@ class Engine:
     def after_last(self, stage: Stage, after: Streams) -> None:
         """Keep the residual of the blocks after the first; the stage was computed."""
         step = self.step
-        if step is None or not self._reuses(stage):
+        if step is None or stage.name not in self._reused:
             return
         first = step.after_first
         if stage.name == "detail":  # the model drops the text stream here, so it need not be kept
@@ -254,13 +264,13 @@ class Engine:
                 if self._begun_again(step):
                     kept = step.branch.kept(stage)
                 else:
-                    spent = step.changes[stage.name] = kept.gauge.measure(change, self._sigma(step))
+                    spent = step.changes[stage.name] = kept.spent + change
                     outcome = gate(spent, tau)
                     if not math.isfinite(change):
                         self._warn_once("H2-Cache: a change is not finite; such steps are computed in full.")
             if outcome.ran or config.budget:
                 kept.indicator = indicator
-                kept.gauge.move(self._sigma(step), 0.0 if outcome.ran else spent)
+                kept.spent = 0.0 if outcome.ran else spent
         return outcome
 
     @torch.no_grad()
@@ -286,7 +296,7 @@ class Engine:
         if isinstance(step.inputs.timestep, float):
             return False
         timestep = step.inputs.timestep = as_timestep(step.inputs.timestep)
-        if step.run.timesteps is not None:
+        if step.run.schedule is not None:
             return False
         step.timestep = timestep
         if not self._went_back(step.branch, timestep):

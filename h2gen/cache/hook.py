@@ -8,7 +8,7 @@ models between two calls of a pipeline, and a ModelHook would be lost with it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.engine import Engine
+from h2gen.cache.schedule import schedule_of
 from h2gen.cache.stages import Stage
 from h2gen.cache.step import Streams
 from h2gen.cache.trace import StepRecord, Trace
@@ -135,7 +136,7 @@ def apply(
 
     Args:
         target: a ``FluxTransformer2DModel`` or ``Flux2Transformer2DModel``, or a pipeline that has one. Given the
-            pipeline, the cache knows its schedule: exact timesteps in the trace, and ``final_steps``.
+            pipeline, the cache knows its schedule: exact timesteps in the trace, ``final_steps`` and ``tolerance``.
         config: thresholds and guards; the paper's where left out.
         on_step: is called with each step's record, in order, as soon as the device has finished it.
 
@@ -143,17 +144,19 @@ def apply(
         The trace, which grows with every step that runs from now on.
 
     Raises:
-        CacheError: the model cannot be cached, diffusers' own cache is on, or ``final_steps`` without a pipeline.
+        CacheError: the model cannot be cached, diffusers' own cache is on, or ``final_steps`` or ``tolerance`` is given
+            without a pipeline.
     """
     config = CacheConfig() if config is None else config
     transformer = _transformer_of(target)
-    timesteps = None
+    schedule = None
     if transformer is not unwrap_module(target) and hasattr(target, "scheduler"):
-        timesteps = _schedule_of(target)
-    elif config.final_steps:
-        raise CacheError("final_steps needs to know how many steps there are: apply the cache to the pipeline itself.")
+        schedule = schedule_of(target)
+    elif config.final_steps or config.tolerance:
+        name = "final_steps" if config.final_steps else "tolerance"
+        raise CacheError(f"{name} needs to know the steps beforehand: apply the cache to the pipeline itself.")
     trace = Trace(on_step)
-    engine = Engine(transformer, config, timesteps, trace)
+    engine = Engine(transformer, config, schedule, trace)
     if getattr(transformer, "is_cache_enabled", False):
         name = type(transformer.__dict__["_cache_config"]).__name__
         raise CacheError(f"diffusers' own cache ({name}) is on this transformer; call its disable_cache() first.")
@@ -192,19 +195,3 @@ def h2_cache(
         trace.flush(wait=True)
     finally:
         remove(target)
-
-
-def _schedule_of(pipe: Any) -> Callable[[], Sequence[float] | None]:
-    """Ask a pipeline for the timesteps of the call that it is in; None before its first."""
-
-    reference = weakref.ref(pipe)  # what hangs on a model must not keep the pipeline, and so the model, alive
-
-    def timesteps() -> Sequence[float] | None:
-        pipe = reference()
-        count = getattr(pipe, "_num_timesteps", None)
-        if pipe is None or not count:
-            return None
-        values: list[float] = pipe.scheduler.timesteps.double().tolist()  # UniPC's are whole numbers
-        return values[-count:]  # image-to-image leaves out the first of them, according to its strength
-
-    return timesteps

@@ -9,16 +9,17 @@ was stopped half-way leaves anything behind.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 
 from h2gen.cache.forecast import History
-from h2gen.cache.gauge import Gauge
 from h2gen.cache.layout import Pooling
+from h2gen.cache.schedule import Schedule
 from h2gen.cache.stages import Stage
+from h2gen.cache.velocity import Velocities
 
 
 @dataclass
@@ -26,35 +27,36 @@ class Kept:
     """What one stage keeps from the last steps that computed it.
 
     ``residuals`` are those of the blocks after its first, one tensor a stream, the last computed at ``step``;
-    ``indicator`` is the summary of its first block's residual, and ``gauge`` how that has changed.
+    ``indicator`` is the summary of its first block's residual, and ``spent`` the changes added up before it.
     """
 
     residuals: History
     step: int = 0
     indicator: torch.Tensor | None = None
-    gauge: Gauge = field(default_factory=Gauge)
+    spent: float = 0.0
 
 
 @dataclass
 class Branch:
     """One of the passes of true classifier-free guidance, or the only one.
 
-    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``skips``
-    counts the steps skipped in a row, and ``velocities`` are outputs of the transformer, where steps may be skipped.
+    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``velocities`` are
+    outputs of the transformer, where steps may be skipped; ``measured`` says whether they are compared with what was
+    expected.
     ``poolings`` are those of the stages, where they do not depend on the number of tokens alone.
     """
 
     context: str
     turn: int = 0
     order: int = 0
+    measured: bool = False
     step: int = 0
     since_full: int = 0
-    skips: int = 0
     timestep: float | None = None
     signature: tuple[Any, ...] = ()
     structure: Kept = field(init=False)
     detail: Kept = field(init=False)
-    velocities: History = field(init=False)
+    velocities: Velocities = field(init=False)
     poolings: dict[str, Pooling] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class Branch:
     def forget(self) -> None:
         """Drop the tensors, keep the count."""
         self.structure, self.detail = Kept(History(self.order)), Kept(History(self.order))
-        self.velocities = History(1)
+        self.velocities = Velocities(self.measured)
         self.poolings = {}
 
 
@@ -96,15 +98,16 @@ class Run:
     """One trajectory: its branches, and the tensors that it is recognised by, none of which it keeps alive.
 
     ``when_over`` is called when its pipeline call is over: none of its ids is alive any more.
-    ``order`` is that in which residuals are forecast.
+    ``order`` and ``measured`` are its branches'. ``due`` is the step that is computed next, whatever the gates make of it.
     """
 
     def __init__(
-        self, index: int, timesteps: Sequence[float] | None, when_over: Callable[[Run], None], order: int
+        self, index: int, schedule: Schedule | None, when_over: Callable[[Run], None], order: int, measured: bool
     ) -> None:
         self.index = index
-        self._order = order
-        self.timesteps = timesteps
+        self._order, self._measured = order, measured
+        self.schedule = schedule
+        self.due = 0
         self._when_over = when_over
         self._branches: list[tuple[str | None, _Same, _Same, Branch]] = []
         self._img = _Same(None)
@@ -112,7 +115,11 @@ class Run:
 
     @property
     def steps_total(self) -> int | None:
-        return None if self.timesteps is None else len(self.timesteps)
+        return None if self.schedule is None else len(self.schedule)
+
+    @property
+    def branches(self) -> list[Branch]:
+        return [branch for *_, branch in self._branches]
 
     def branch(self, ids: Ids, name: str | None) -> Branch | None:
         """The branch that these inputs continue or begin; None when they belong to another trajectory.
@@ -130,7 +137,7 @@ class Run:
             return None
         self._watch_img(ids.img_ids, same_img)
         turn = len(self._branches)
-        branch = Branch(name or ("cond", "uncond", "third")[min(turn, 2)], turn, self._order)
+        branch = Branch(name or ("cond", "uncond", "third")[min(turn, 2)], turn, self._order, self._measured)
         text = _Same(ids.txt_ids, self._release)
         self._living.append(text)
         self._branches.append((name, _Same(ids.encoder_hidden_states), text, branch))

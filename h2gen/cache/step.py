@@ -53,6 +53,12 @@ class Step:
         return self.outcomes["structure"] is Outcome.SKIPPED
 
     @property
+    def interval(self) -> float | None:
+        """How far the picture moves along the velocity, in sigma, where the schedule says so."""
+        schedule = self.run.schedule
+        return None if schedule is None or schedule.intervals is None else schedule.intervals[self.index]
+
+    @property
     def sigma(self) -> float:
         """Where on the schedule it is, 1 to 0; waits for the device where only the device knows."""
         if not isinstance(self.timestep, float):

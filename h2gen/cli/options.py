@@ -11,7 +11,7 @@ import typer
 SETTINGS = (
     *("seed", "count", "size", "steps", "solver", "guidance", "cfg", "negative", "max_sequence_length"),
     *("preset", "tau1", "tau2", "warmup_steps", "final_steps", "max_consecutive"),
-    *("forecast", "plan", "max_skips", "budget", "hierarchy", "max_detail_age", "pfs", "no_cache"),
+    *("forecast", "plan", "tolerance", "budget", "hierarchy", "max_detail_age", "pfs", "no_cache"),
     *("model", "base", "device", "dtype", "offload", "out", "format"),
 )
 """The options that say how a picture is made and where it goes; the others say how a command behaves."""
@@ -58,7 +58,7 @@ Plan = Annotated[
     str | None,
     option("--plan", help="What each step does, such as FFRDSF.", panel=CACHE, metavar="PLAN"),
 ]
-MaxSkips = Annotated[int | None, option("--max-skips", help="At most N steps in a row unseen; 0 is off.", panel=CACHE)]
+Tolerance = Annotated[float | None, option("--tolerance", help="Skip steps within this error; 0 is off.", panel=CACHE)]
 Budget = Annotated[
     bool | None, option("--budget/--no-budget", help="Hold the sum of the changes under the threshold.", panel=CACHE)
 ]

@@ -50,7 +50,7 @@ def shell(
     max_consecutive: options.MaxConsecutive = None,
     forecast: options.Forecast = None,
     plan: options.Plan = None,
-    max_skips: options.MaxSkips = None,
+    tolerance: options.Tolerance = None,
     budget: options.Budget = None,
     hierarchy: options.Hierarchy = None,
     max_detail_age: options.MaxDetailAge = None,

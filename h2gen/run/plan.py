@@ -194,22 +194,23 @@ def settle(
 
 
 def _settle_plan(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """A plan leaves thresholds nothing to say, so thresholds that are stronger than a plan switch it off.
+    """Who is strongest says what decides: a plan, a tolerance or thresholds. What it leaves out is not weaker ones'.
 
     Raises:
-        SettingError: somebody gives both, other than a record of all settings of a cache.
+        SettingError: a plan beside something else, other than in a record of all settings of a cache.
     """
-    thresholds: dict[str, Any] | None = None
     for _, values in layers:
-        given = [name for name in ("tau1", "tau2") if values.get(name) is not None]
-        if values.get("plan"):
-            if thresholds is not None:
-                thresholds["plan"] = ""
-            elif given and any(values.get(name) is None for name in CACHE):
-                raise SettingError(f"--plan and --{given[0]} contradict each other; give one.")
-            return
-        if thresholds is None and given and values.get("plan") is None:
-            thresholds = values
+        plan, tolerance = values.get("plan"), values.get("tolerance")
+        thresholds = [name for name in ("tau1", "tau2") if values.get(name) is not None]
+        others = [*(["tolerance"] if tolerance else []), *thresholds]
+        if plan and others and any(values.get(name) is None for name in CACHE):
+            raise SettingError(f"--plan and --{others[0]} contradict each other; give one.")
+        if not (plan or tolerance or thresholds):
+            continue
+        off = {"tolerance": 0.0, "plan": ""} if thresholds else {"plan": "", "tau1": 0.0, "tau2": 0.0}
+        if not plan:
+            values.update({name: value for name, value in off.items() if values.get(name) is None})
+        return
 
 
 def _base(strongest: Mapping[str, Resolved]) -> str | None:

@@ -37,7 +37,7 @@ KEYS: dict[str, tuple[type, ...]] = {
     "max_consecutive": (int,),
     "forecast": (int,),
     "plan": (str,),
-    "max_skips": (int,),
+    "tolerance": (int, float),
     "budget": (bool,),
     "hierarchy": (str,),
     "max_detail_age": (int,),

@@ -1,23 +1,20 @@
-"""Thresholds that come to a budget while each picture still decides for itself."""
+"""A tolerance, or thresholds, that come to a budget while each picture still decides for itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from h2gen.cache import CacheConfig
 
-FAMILIES: Sequence[CacheConfig] = (
-    CacheConfig(1, 1, forecast=1, max_skips=8),
-    CacheConfig(1, 1, forecast=1, max_skips=8, budget=True),
-)
-"""Policies that are searched: both thresholds of 1 stand for the one number that is found for a budget."""
-LOWEST, HIGHEST = 1e-3, 1.0
-"""Where the number is searched; a change of 1 is as large as what changes, and a threshold above it decides nothing."""
+ADAPTIVE = CacheConfig(0, 0, tolerance=1)
+"""What is searched: its thresholds and tolerance are factors of the one number that is found for a budget."""
+LOWEST, HIGHEST = 1e-5, 1.0
+"""Where the number is searched; a change of 1 is as large as what changes, and nothing above it decides anything."""
 CLOSE = 0.01
 """How far the share may be below a budget for the search to end."""
-MOST = 9
-"""Thresholds tried for one budget and family."""
+MOST = 12
+"""Numbers tried for one budget."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +30,24 @@ def fitted(
 ) -> Fitted | None:
     """The settings of a family whose share of the blocks is nearest to a budget and not above it.
 
-    The share falls as the thresholds rise, but in stairs: the range is halved, by ratios.
+    The share falls as the number rises, but in stairs: the range is halved, by ratios.
 
     Args:
-        family: its thresholds are factors of the number that is searched.
+        family: its thresholds and tolerance are factors of the number that is searched.
         budget: share of the blocks.
         share_of: makes pictures and counts blocks.
         highest: the largest number tried.
 
     Returns:
-        None where even the highest thresholds stay above the budget.
+        None where even the highest numbers stay above the budget.
     """
     low, high = LOWEST, highest
     best: Fitted | None = None
     for turn in range(MOST):
         tau = high if turn == 0 else (low * high) ** 0.5
         number = float(f"{tau:.4g}")  # few digits, so that it can be typed again
-        cache = replace(family, tau1=family.tau1 * number, tau2=family.tau2 * number)
+        numbers = {name: getattr(family, name) * number for name in ("tau1", "tau2", "tolerance")}
+        cache = replace(family, **numbers)
         share = share_of(cache)
         if share <= budget + 1e-9:
             if best is None or share > best.share:

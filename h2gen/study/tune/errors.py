@@ -3,10 +3,12 @@
 At step j the solver moves the picture by ``interval_j`` times the velocity. Forecasting a tensor ``x_j`` (the velocity,
 or a stage's residual) from the last two computed steps, ``i1 < i2``, at order 1 in sigma, is
 
-    x_j ~ x_i2 + a_j (x_i2 - x_i1),   a_j = lead(sigma_i1, sigma_i2, sigma_j)
+    x_j ~ x_i2 + a_j (x_i2 - x_i1),   a_j = (sigma_j - sigma_i2) / (sigma_i2 - sigma_i1)
 
-with the cache's own ``lead``. The errors of the steps between two computed ones add up, as vectors, to the displacement
-at the end of the run.
+with ``a_j`` limited as the cache limits it. The errors of the steps between two computed ones add up, as vectors, to
+the displacement at the end of the run. Where the cache makes good for it there, what is left is that of the line between
+both ends of the run, whose ``a_j`` is ``(sigma_j - sigma_i2) / (sigma_end - sigma_i2)``, towards ``x_end``.
+
 All of it is linear in the x, so that its norm follows from their Gram matrix, for all triples (i1, i2, end) at once.
 """
 
@@ -48,7 +50,13 @@ class Schedule:
 
 
 def displacements(
-    gram: Matrix, schedule: Schedule, *, order: int = 1, gains: Sequence[float] | Matrix | None = None
+    gram: Matrix,
+    schedule: Schedule,
+    *,
+    order: int = 1,
+    farthest: float = FARTHEST,
+    corrected: bool = False,
+    gains: Sequence[float] | Matrix | None = None,
 ) -> Matrix:
     """The norm of the displacement that each run of forecast steps leaves behind.
 
@@ -58,6 +66,8 @@ def displacements(
         gram: ``(n, n)`` inner products of the tensor between steps.
         schedule: of n passes.
         order: 0 reuses the last computed step's tensor, 1 goes on along the line through the last two.
+        farthest: how far the line is followed, in the distance between its points.
+        corrected: whether a run is made good for at the computed step where it ends.
         gains: ``(n,)``, how much the velocity changes for a change of the tensor at each step; 1 where left out.
 
     Returns:
@@ -84,7 +94,7 @@ def displacements(
     on_last = with_step[last, end] - with_step[last, start]
 
     first = np.arange(count)[:, None, None]
-    along = leads(sigmas) * weights
+    along = leads(sigmas, farthest) * weights
     along[:, np.arange(count)[:, None] >= np.arange(count)[None, :]] = 0  # steps up to i2 are no part of the run
     slope = _prefix(along, 2)  # sum of w_j a_j
     if order == 0:
@@ -101,7 +111,10 @@ def displacements(
         + far**2 * own[:, None, None]
     )
     alone = squared_sum - 2 * amount * on_last + amount**2 * own[:, None]
-    result: Matrix = np.sqrt(np.maximum(np.concatenate([alone[None], squared]), 0.0))
+    squared = np.concatenate([alone[None], squared])
+    if corrected:
+        squared[:, :, :-1] = _between(gram, sigmas, weights, squared_sum, with_step, on_last, amount)[None]
+    result: Matrix = np.sqrt(np.maximum(squared, 0.0))
     steps = np.arange(count)
     forward = (steps[None, :, None] < np.arange(count + 1)[None, None, :]) & (
         np.arange(-1, count)[:, None, None] < steps[None, :, None]
@@ -110,15 +123,45 @@ def displacements(
     return result
 
 
-def leads(sigmas: Matrix) -> Matrix:
-    """``lead`` for all triples of steps, ``(n, n, n)``: from the first and second to the third.
+def _between(
+    gram: Matrix,
+    sigmas: Matrix,
+    weights: Matrix,
+    squared_sum: Matrix,
+    with_step: Matrix,
+    on_last: Matrix,
+    amount: Matrix,
+) -> Matrix:
+    """Squared norms ``[i2, end]``, end < n, where the steps between lie on the line from i2 to end."""
+    count = len(sigmas)
+    steps = np.arange(count)
+    moments = _prefix(weights * sigmas, 0)
+    start = np.minimum(steps + 1, count)[:, None]
+    span = sigmas[None, :] - sigmas[:, None]
+    weighted = moments[None, :count] - moments[start] - sigmas[:, None] * amount[:, :count]
+    to_end = np.divide(weighted, span, out=np.zeros((count, count)), where=span != 0)  # sum of w_j a_j
+    to_last = amount[:, :count] - to_end
+    on_end = with_step[steps, steps][None, :] - with_step[steps[None, :], start]
+    own = np.diag(gram)
+    return (
+        squared_sum[:, :count]
+        - 2 * to_last * on_last[:, :count]
+        - 2 * to_end * on_end
+        + to_last**2 * own[:, None]
+        + 2 * to_last * to_end * gram
+        + to_end**2 * own[None, :]
+    )
+
+
+def leads(sigmas: Matrix, farthest: float = FARTHEST) -> Matrix:
+    """The ``a_j`` of all triples of steps, ``(n, n, n)``: from the first and second to the third.
 
     0 where the first two lie at one sigma, which a solver that visits it twice (Heun) makes: they draw no line.
     """
     span = sigmas[None, :] - sigmas[:, None]  # sigma_i2 - sigma_i1
     way = sigmas[None, None, :] - sigmas[None, :, None]  # sigma_j - sigma_i2
     ratio = np.divide(way, span[:, :, None], out=np.zeros((len(sigmas),) * 3), where=span[:, :, None] != 0)
-    return np.minimum(ratio, FARTHEST)
+    return np.minimum(ratio, farthest)
 
 
 def _prefix(values: Matrix, axis: int) -> Matrix:

@@ -7,6 +7,7 @@ costs pictures: a search that was killed goes on where it was.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from h2gen.study.fidelity import ssim
 from h2gen.study.making import Maker
 from h2gen.study.methods import Method
 from h2gen.study.results import Case
-from h2gen.study.tune.adaptive import FAMILIES, fitted
+from h2gen.study.tune.adaptive import ADAPTIVE, fitted
 from h2gen.study.tune.errors import Matrix, displacements
 from h2gen.study.tune.notebook import Notebook
 from h2gen.study.tune.polish import polish
@@ -45,13 +46,11 @@ class Wishes:
     Args:
         budgets: shares of the blocks, above 0 and below 1.
         tries: plans measured while one is polished; 0 does not polish.
-        families: policies whose thresholds are searched.
         keep: candidates of each budget that are worth checking on other prompts.
     """
 
     budgets: tuple[float, ...] = BUDGETS
     tries: int = 24
-    families: Sequence[CacheConfig] = FAMILIES
     keep: int = 3
 
 
@@ -126,8 +125,8 @@ class Tuning:
                 self._watcher.tried(budget, method, candidate.share, candidate.error)
                 tried.append(candidate)
             tried.sort(key=lambda candidate: candidate.error)
-            adapting = [one for one in tried if one.method.cache.enabled and not one.method.cache.plan]
-            for candidate in (*tried[: self._wishes.keep], *adapting[:1]):
+            adaptive = [one for one in tried if one.method.cache.enabled and not one.method.cache.plan]
+            for candidate in (*tried[: self._wishes.keep], *adaptive[:1]):
                 found[candidate.method.name] = candidate.method
         return list(found.values())
 
@@ -166,11 +165,10 @@ class Tuning:
                 )
                 if better.plan != plan:
                     yield plan_of(better.plan, solver)
-        self._watcher.began(f"Searching thresholds for {budget:.0%} of the blocks")
-        for family in self._wishes.families:
-            found = fitted(family, budget, lambda cache: self.measured(thresholds_of(cache, self._steps)).share)
-            if found is not None:
-                yield thresholds_of(found.cache, self._steps)
+        self._watcher.began(f"Searching a tolerance for {budget:.0%} of the blocks")
+        found = fitted(ADAPTIVE, budget, lambda cache: self.measured(adapting(cache, self._steps)).share)
+        if found is not None:
+            yield adapting(found.cache, self._steps)
 
     def _planner(self, solver: str) -> Planner | None:
         """Plans for a solver, from what its uncached runs show; None where it does not work with the model."""
@@ -182,7 +180,7 @@ class Tuning:
                 raise
             self.notices.append(f"{SOLVERS[solver]} is left out: {error}")
             return None
-        return Planner(records, self._blocks)
+        return Planner(records, self._blocks, corrected=solver == "own")
 
     def _recorded(self, solver: str, case: int) -> Recorded:
         def make() -> Any:
@@ -233,9 +231,10 @@ class Planner:
     Args:
         records: of several pictures, all with the same schedule; errors are means over them.
         blocks: of the structure and of the detail stage.
+        corrected: whether the solver lets the cache make good for skipped steps.
     """
 
-    def __init__(self, records: Sequence[Recorded], blocks: Sequence[int]) -> None:
+    def __init__(self, records: Sequence[Recorded], blocks: Sequence[int], *, corrected: bool) -> None:
         first, second = blocks
         self._full = first + second
         schedule = records[0].schedule
@@ -246,7 +245,7 @@ class Planner:
             return errors
 
         self._kinds = {
-            "S": (mean(lambda r: displacements(r.velocity, schedule)), 0),
+            "S": (mean(lambda r: displacements(r.velocity, schedule, farthest=math.inf, corrected=corrected)), 0),
             "R": (mean(lambda r: displacements(r.reused, schedule, gains=r.gains)), 2),
             "D": (mean(lambda r: displacements(r.detail, schedule, gains=r.gains)), first + 1),
         }
@@ -287,8 +286,8 @@ def plan_of(plan: str, solver: str) -> Method:
     return methods.tuned(label, steps, CacheConfig(0, 0, forecast=1, plan=plan), solver)
 
 
-def thresholds_of(cache: CacheConfig, steps: int) -> Method:
-    """Thresholds and policies as a method."""
+def adapting(cache: CacheConfig, steps: int) -> Method:
+    """Settings that adapt to each picture as a method."""
     return methods.tuned(cache.words, steps, cache, "own")
 
 
