@@ -40,7 +40,8 @@ class Branch:
     """One of the passes of true classifier-free guidance, or the only one.
 
     ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``skips``
-    counts the steps skipped in a row, and ``velocities`` are outputs of the transformer, where steps may be skipped.
+    counts the steps skipped in a row, ``velocities`` are outputs of the transformer, where steps may be skipped, and
+    ``outlived`` is how often the structure was computed since the newest of them.
     ``poolings`` are those of the stages, where they do not depend on the number of tokens alone.
     """
 
@@ -50,6 +51,7 @@ class Branch:
     step: int = 0
     since_full: int = 0
     skips: int = 0
+    outlived: int = 0
     timestep: float | None = None
     signature: tuple[Any, ...] = ()
     structure: Kept = field(init=False)
@@ -113,6 +115,11 @@ class Run:
     @property
     def steps_total(self) -> int | None:
         return None if self.timesteps is None else len(self.timesteps)
+
+    @property
+    def passes(self) -> int:
+        """How many passes a step has; known from its second step on."""
+        return len(self._branches)
 
     def branch(self, ids: Ids, name: str | None) -> Branch | None:
         """The branch that these inputs continue or begin; None when they belong to another trajectory.

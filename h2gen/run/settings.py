@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.plan import steps_in
+from h2gen.cache.plan import parts_in, steps_in
 from h2gen.errors import SettingError
 from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.plain import SURROGATES
@@ -86,6 +86,10 @@ class Settings:
                 f"plan is for {letters} steps, and steps is {self.steps}{twice}; give a letter a step, or an empty "
                 "plan."
             )
+        parts = parts_in(self.cache.plan)
+        if parts > (2 if self.cfg > 1 else 1):
+            passes = "two passes with true guidance" if self.cfg > 1 else "one pass without true guidance (cfg above 1)"
+            raise SettingError(f"plan has {parts} parts, and a step has {passes}; give a part a pass, or one for all.")
         if self.negative and self.cfg <= 1:
             raise SettingError(
                 f"A negative prompt has no effect with cfg {self.cfg:g}; give a cfg above 1 too, such as 3."

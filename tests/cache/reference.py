@@ -386,6 +386,8 @@ class Reference:
         asked = [("structure", 2048, rules.tau1), ("detail", 384, rules.tau2)]
         if rules.hierarchy == "forced":
             del asked[1]
+        if sum(at < kept["velocity"][-1][0] for at, _ in kept["structure image"]) > 2:
+            return False
         return all(looks_calm(kept, stage, sigma, divisor, tau, rules) for stage, divisor, tau in asked)
 
     def __call__(

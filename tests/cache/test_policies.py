@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,23 @@ def test_a_skipped_step_measures_nothing_and_still_decides_with_one_number_at_th
     timesteps = {number for step in trace.steps for number in (step.sigma, step.timestep)}
     read = [number for number in cached.read if number not in plainly.read and number not in timesteps]
     assert read == changes
+
+
+def test_a_velocity_is_forecast_from_no_longer_than_its_age_allows() -> None:
+    """Where the detail is reused as it was, no velocity is kept, and the gauge of the structure begins anew."""
+    model, found = flux(), {}
+    for forecast in (0, 1):
+        for share in (0.3, 0.5, 0.9):
+            tau1 = 1.5 * thresholds(model, share, 1.0)["tau1"]
+            rules = Rules(tau1, 1e9, max_skips=2, warmup_steps=2, forecast=forecast)
+            decisions = run_reference(model, rules, 2 * LONG)[1]
+            with h2_cache(model, **settings(rules)) as trace:
+                run(model, 2 * LONG)
+            assert_same_decisions(trace.steps, decisions, rel=1e-3)
+            found.setdefault(forecast, []).append(plan_from_steps(trace.steps))
+    assert any(re.search("D[^F]*D[^F]*S", plan) for plan in found[0])
+    assert not any(re.search("D[^F]*D[^F]*D[^F]*S", plan) for plan in found[0])
+    assert any(re.search("D[^F]*D[^F]*D[^F]*S", plan) for plan in found[1])  # with the detail forecast, it is kept
 
 
 OFF = {"forecast": 0, "plan": "", "max_skips": 0, "budget": False, "hierarchy": "forced", "max_detail_age": 0}
