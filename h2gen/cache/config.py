@@ -44,7 +44,8 @@ class CacheConfig:
             under the threshold, instead of the change since that step.
         hierarchy: ``forced``, as in the paper: after a structure hit the detail stage is reused unseen; or ``checked``:
             it is probed and decides for itself.
-        max_detail_age: a detail residual is used for at most N steps after it was computed; 0 is for ever.
+        max_detail_age: a detail residual is used for at most N steps after it was computed, and is then computed again
+            without a check, which records call ``guarded``; 0 is for ever.
         pfs: how residuals are pooled before they are compared: as in the ``paper``, or ``stable``, over the picture's
             own rows and columns to a fixed number of cells, so that a threshold means the same at all sizes (see
             ``h2gen.cache.layout``). A threshold of the one is none for the other.
@@ -114,7 +115,7 @@ class CacheConfig:
         return ", ".join(parts + [word_of(name, value) for name, value in found.items()])
 
 
-POLICIES = tuple(field.name for field in fields(CacheConfig))[5:]
+POLICIES = ("forecast", "plan", "tolerance", "budget", "hierarchy", "max_detail_age", "pfs")
 """The settings that came after thresholds and guards; where they are not recorded there were none yet."""
 
 

@@ -20,7 +20,7 @@ from h2gen.cache.gate import gate, is_guarded
 from h2gen.cache.inputs import ContextName, Inputs, as_timestep
 from h2gen.cache.layout import Pooling, layout_of
 from h2gen.cache.outcome import Outcome
-from h2gen.cache.plan import OUTCOMES, plan_of
+from h2gen.cache.plan import OUTCOMES, parts_in, plan_of
 from h2gen.cache.schedule import Schedule
 from h2gen.cache.stages import Stage, stages_of
 from h2gen.cache.state import Branch, Run
@@ -54,6 +54,7 @@ class Engine:
         self.context = ContextName()
         self.step: Step | None = None
         self._schedule = schedule
+        self._timed = bool(config.plan or config.forecast)
         self._run: Run | None = None
         self._runs = 0
         self._warned: set[str] = set()
@@ -61,13 +62,12 @@ class Engine:
 
     def _sigma(self, step: Step) -> float:
         """Where on the schedule a step is, for those policies that care; the paper does not ask the device."""
-        return step.sigma if self.config.forecast else 0.0
+        return step.sigma if self._timed else 0.0
 
     def _may_reuse(self, stage: Stage) -> bool:
         """Whether the stage's residual may ever be wanted: the detail's is after a structure hit too."""
-        plan = self.config.plan
-        if plan:
-            return not {"R", "C" if stage.name == "structure" else "D"}.isdisjoint(plan)
+        if self.config.plan:
+            return bool(_letters(stage) & {*self.config.plan})
         return self.config.tau1 > 0 or self.tau(stage) > 0
 
     def tau(self, stage: Stage) -> float:
@@ -80,6 +80,8 @@ class Engine:
             self.forget()
         inputs = Inputs({**dict(zip(self._names, args, strict=False)), **kwargs})
         branch = None if self._run is None else self._run.branch(inputs.ids, self.context.name)
+        if self._timed and not self._is_scheduled(branch):
+            inputs.read_timestep()  # now, while nothing of this pass is queued, rather than in its midst
         if branch is None or self._went_back(branch, inputs.timestep):
             branch = self._new_run(inputs)
         if branch.signature != inputs.signature:
@@ -119,8 +121,9 @@ class Engine:
             blocks_run = sum(len(stage.blocks) if every else 1 for stage, every in zip(self.stages, ran, strict=True))
         branch.step += 1
         branch.since_full = 0 if all(ran) else branch.since_full + 1
-        if isinstance(step.inputs.timestep, float):
-            branch.timestep = step.inputs.timestep
+        told = step.inputs.timestep if isinstance(step.inputs.timestep, float) else step.timestep
+        if isinstance(told, float):
+            branch.timestep = told
         self.trace.add(FinishedStep(step, blocks_run, self.blocks_total))
         return output
 
@@ -148,12 +151,18 @@ class Engine:
         Raises:
             CacheError: the plan is for another number of steps.
         """
-        plan = plan_of(self.config.plan, branch.turn)
+        plan, parts = plan_of(self.config.plan, branch.turn), parts_in(self.config.plan)
         if (branch.step == 0 and run.steps_total not in (None, len(plan))) or branch.step >= len(plan):
             self.forget()
             steps = "more" if run.steps_total is None else run.steps_total
             raise CacheError(
                 f"The plan is for {len(plan)} steps, and this run has {steps}; give a letter for each step."
+            )
+        if branch.step == 1 and len(run.branches) < parts:
+            self.forget()
+            raise CacheError(
+                f"The plan has a part for each of {parts} passes, and this run's steps have {len(run.branches)}; "
+                "give one part a pass, or one for all."
             )
         letter = plan[branch.step]
         wants = {
@@ -184,6 +193,11 @@ class Engine:
             if curvatures:
                 run.due = next_computed(branch.step - 1, run.schedule.sigmas, max(curvatures), self.config.tolerance)
         return branch.step >= run.due
+
+    def _is_scheduled(self, branch: Branch | None) -> bool:
+        """Whether the schedule tells the time of the step that begins; it is not believed before its first step."""
+        known = None if self._run is None else self._run.schedule
+        return branch is not None and known is not None and 0 < branch.step < len(known)
 
     def _timestep(self, inputs: Inputs, branch: Branch) -> float | torch.Tensor:
         """The timestep, 0 to 1000: the schedule's own where it is known, for the model's is rounded to its dtype."""
@@ -311,6 +325,11 @@ class Engine:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _letters(stage: Stage) -> set[str]:
+    """The letters of a plan that want the stage's residual."""
+    return {"R", "C" if stage.name == "structure" else "D"}
 
 
 def _samples_within(inputs: Inputs, stage: Stage) -> list[torch.Tensor]:

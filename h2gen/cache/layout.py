@@ -42,15 +42,20 @@ def layout_of(img_ids: torch.Tensor | None, image_tokens: int, text_tokens: int)
     line = Layout(text_tokens, image_tokens, 1)
     if img_ids is None:
         return line
-    ids = img_ids.detach().cpu()
+    ids = img_ids.detach().float().cpu().numpy()
     ids = ids[0] if ids.ndim == 3 else ids
     if ids.shape[0] != image_tokens or ids.shape[1] < 3:
         return line
     own = int((ids[:, 0] == ids[0, 0]).sum())
-    rows, columns = (len(set(ids[:own, axis].tolist())) for axis in (1, 2))
-    if rows * columns != own:
+    # By where the second row begins: in bfloat16, which knows whole numbers up to 256, neighbours beyond share an id.
+    row, column = ids[:own, 1], ids[:own, 2]
+    columns = int((row != row[0]).argmax()) or own
+    if own % columns:
         return line
-    return Layout(text_tokens, rows, columns, image_tokens - own)
+    row, column = row.reshape(-1, columns), column.reshape(-1, columns)
+    if (row != row[:, :1]).any() or (column != column[:1]).any() or (columns > 1 and column[0, 0] == column[0, 1]):
+        return line
+    return Layout(text_tokens, own // columns, columns, image_tokens - own)
 
 
 def cells_of(rows: int, columns: int) -> tuple[int, int]:

@@ -64,6 +64,11 @@ def steps_in(plan: str) -> int:
     return len(plan_of(plan, 0))
 
 
+def parts_in(plan: str) -> int:
+    """How many passes a plan has a part for; 1 where it holds for all of them."""
+    return plan.count("/") + 1
+
+
 def letter_of(structure: Outcome, detail: Outcome) -> str:
     """What a plan calls a step in which this became of its stages."""
     if structure is Outcome.SKIPPED:

@@ -98,7 +98,8 @@ class Run:
     """One trajectory: its branches, and the tensors that it is recognised by, none of which it keeps alive.
 
     ``when_over`` is called when its pipeline call is over: none of its ids is alive any more.
-    ``order`` and ``measured`` are its branches'. ``due`` is the step that is computed next, whatever the gates make of it.
+    ``order`` and ``measured`` are its branches'. ``due`` is the step that is not skipped next, whatever the gates make
+    of it.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Run:
 
     @property
     def branches(self) -> list[Branch]:
+        """Those of all passes of a step; all are known from its second step on."""
         return [branch for *_, branch in self._branches]
 
     def branch(self, ids: Ids, name: str | None) -> Branch | None:

@@ -60,9 +60,8 @@ class Step:
 
     @property
     def sigma(self) -> float:
-        """Where on the schedule it is, 1 to 0; waits for the device where only the device knows."""
-        if not isinstance(self.timestep, float):
-            self.timestep = self.inputs.read_timestep()
+        """Where on the schedule it is, 1 to 0; only for policies that need the time, which is then known."""
+        assert isinstance(self.timestep, float)
         return self.timestep / 1000
 
 

@@ -44,6 +44,11 @@ class StepRecord:
         return self.structure.outcome.ran and self.detail.outcome.ran
 
     @property
+    def guarded(self) -> bool:
+        """Whether every block ran because a guard wanted it; a detail stage that was merely too old does not count."""
+        return self.structure.outcome is Outcome.GUARDED
+
+    @property
     def skipped(self) -> bool:
         """Whether no block ran: the transformer's output was forecast."""
         return self.structure.outcome is Outcome.SKIPPED

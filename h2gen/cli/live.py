@@ -37,8 +37,7 @@ def outcome_of(record: StepRecord) -> tuple[str, str]:
     if record.structure_reused:
         return "structure reused", "cyan"
     if record.full:
-        guarded = Outcome.GUARDED in (record.structure.outcome, record.detail.outcome)
-        return ("guarded", "magenta") if guarded else ("full", "yellow")
+        return ("guarded", "magenta") if record.guarded else ("full", "yellow")
     return "detail reused", "cyan"
 
 

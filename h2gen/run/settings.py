@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.plan import steps_in
+from h2gen.cache.plan import parts_in, steps_in
 from h2gen.errors import SettingError
 from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.plain import SURROGATES
@@ -80,9 +80,7 @@ class Settings:
         if self.solver not in SOLVERS:
             raise SettingError(f"solver is {self.solver!r}; it can be {', '.join(SOLVERS)}.")
         if self.solver != "own" and self.cache.tolerance:
-            raise SettingError(
-                "tolerance counts on the model's own Euler solver; leave out --solver, or the tolerance."
-            )
+            raise SettingError("tolerance counts on the model's own Euler solver; leave out solver or tolerance.")
         letters, calls = steps_in(self.cache.plan), evaluations(self.steps, self.solver)
         if self.cache.plan and letters != calls:
             twice = ", which Heun takes twice but for the last" if self.solver == "heun" else ""
@@ -90,6 +88,10 @@ class Settings:
                 f"plan is for {letters} steps, and steps is {self.steps}{twice}; give a letter a step, or an empty "
                 "plan."
             )
+        parts = parts_in(self.cache.plan)
+        if parts > (2 if self.cfg > 1 else 1):
+            passes = "two passes with true guidance" if self.cfg > 1 else "one pass without true guidance (cfg above 1)"
+            raise SettingError(f"plan has {parts} parts, and a step has {passes}; give a part a pass, or one for all.")
         if self.negative and self.cfg <= 1:
             raise SettingError(
                 f"A negative prompt has no effect with cfg {self.cfg:g}; give a cfg above 1 too, such as 3."

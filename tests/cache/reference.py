@@ -51,7 +51,7 @@ class Rules:
     budget: bool = False
     hierarchy: str = "forced"
     max_detail_age: int = 0
-    max_skips: int = 0
+    tolerance: float = 0.0
     grid: tuple[int, int] | None = None
     """Rows and columns of the picture, where its summary is to be a stable one."""
 
@@ -96,7 +96,7 @@ def decide(
 ) -> tuple[float | None, bool]:
     """The change and whether it is a hit. A threshold of 0 asks nothing; nothing kept is a miss.
 
-    Every indicator that is looked at is remembered as ``probe``, every change as ``change``, with the sigma before it.
+    Every indicator that is looked at is remembered as ``probe``.
     """
     if tau == 0:
         return None, False
@@ -109,7 +109,6 @@ def decide(
         total = latest + float(
             sum(change_between(a, b, divisor, rules) for (_, a), (_, b) in itertools.pairwise(since))
         )
-        remember(kept, f"change {stage}", sigma, torch.tensor([since[-1][0], latest], dtype=torch.float64))
     remember(kept, f"probe {stage}", sigma, new)
     return total, total is not None and math.isfinite(total) and total < tau
 
@@ -119,18 +118,6 @@ def since_computed(kept: Kept, stage: str) -> list[tuple[float, torch.Tensor]]:
     if f"{stage} image" not in kept:
         return []
     return [(at, probe) for at, probe in kept.get(f"probe {stage}", []) if at <= kept[f"{stage} image"][-1][0]]
-
-
-def looks_calm(kept: Kept, stage: str, sigma: float, divisor: int, tau: float, rules: Rules) -> bool:
-    """Whether the change, going on at its last rate, would stay below three quarters of the threshold."""
-    if f"change {stage}" not in kept:
-        return False
-    since = since_computed(kept, stage)
-    if not rules.budget:
-        since = since[:1]
-    to, (origin, latest) = kept[f"change {stage}"][-1]
-    spent = sum(change_between(a, b, divisor, rules) for (_, a), (_, b) in itertools.pairwise(since))
-    return spent + float(latest) / (float(origin) - to) * (since[-1][0] - sigma) < 0.75 * tau
 
 
 def remember(kept: Kept, name: str, sigma: float, value: torch.Tensor) -> None:
@@ -363,6 +350,7 @@ class Reference:
     Args:
         passes: the contexts in the order in which each step runs them.
         steps: how many steps there will be, for ``final_steps``.
+        sigmas: of all steps and of the end, where they are known and the solver is Euler's.
     """
 
     def __init__(
@@ -371,22 +359,31 @@ class Reference:
         rules: Rules,
         passes: tuple[str, ...] = ("cond",),
         steps: int | None = None,
+        sigmas: list[float] | None = None,
     ) -> None:
         self.model, self.rules, self.passes, self.steps = model, rules, passes, steps
         self.forward_once = flux2_forward if isinstance(model, Flux2Transformer2DModel) else flux_forward
         self.kept: dict[str, Kept] = {name: {} for name in passes}
         self.in_a_row = dict.fromkeys(passes, 0)
-        self.skips = dict.fromkeys(passes, 0)
+        self.sigmas = sigmas
+        self.skipped: dict[str, list[tuple[float, float, torch.Tensor]]] = {name: [] for name in passes}
+        self.bends: list[tuple[int, float]] = []
+        self.due = 0
         self.decisions: list[Decision] = []
 
-    def may_skip(self, name: str, sigma: float) -> bool:
-        kept, rules = self.kept[name], self.rules
-        if self.skips[name] >= rules.max_skips or len(kept.get("velocity", [])) < 2:
-            return False
-        asked = [("structure", 2048, rules.tau1), ("detail", 384, rules.tau2)]
-        if rules.hierarchy == "forced":
-            del asked[1]
-        return all(looks_calm(kept, stage, sigma, divisor, tau, rules) for stage, divisor, tau in asked)
+    def is_due(self, step: int) -> bool:
+        """Whether no more can be skipped: what all passes measured at the last computed step says how far."""
+        if not self.bends:
+            return True
+        last, bend = max(self.bends)[0], max(bend for at, bend in self.bends if at == max(self.bends)[0])
+        if last == step - 1:
+            reach = [
+                end
+                for end in range(step + 1, self.steps)
+                if bend * (self.sigmas[last] - self.sigmas[end]) ** 3 / 6 <= self.rules.tolerance
+            ]
+            self.due = max(reach, default=step)
+        return step >= self.due
 
     def __call__(
         self, *, return_dict: bool = True, joint_attention_kwargs: dict | None = None, **inputs: object
@@ -399,27 +396,51 @@ class Reference:
         plans = self.rules.plan.split("/")
         letter = plans[min(turn, len(plans) - 1)][step] if self.rules.plan else None
         remember(kept, "pass", sigma, torch.empty(0))
-        if not letter and not guarded and self.may_skip(name, sigma):
+        if not letter and not guarded and self.rules.tolerance and not self.is_due(step):
             letter = "S"
-        self.skips[name] = self.skips[name] + 1 if letter == "S" else 0
         if letter == "S":
-            output = recall(kept, "velocity", sigma, 1)
+            output = line(kept["velocity"], sigma)
+            if self.sigmas:
+                self.skipped[name].append((sigma, self.sigmas[step + 1] - self.sigmas[step], output))
             decision = Decision(None, "skipped", None, "skipped")
         else:
             output, decision = self.forward_once(self.model, kept, self.rules, guarded, letter, **inputs)
             if decision.full or (self.rules.forecast and decision.structure == "computed"):
-                remember(kept, "velocity", sigma, output)
+                output = self.made_good(name, step, sigma, output)
         self.in_a_row[name] = 0 if decision.full else self.in_a_row[name] + 1
         self.decisions.append(decision)
         return (output,)
 
+    def made_good(self, name: str, step: int, sigma: float, velocity: torch.Tensor) -> torch.Tensor:
+        """The computed velocity, and beside it all that the skipped steps before it were off."""
+        before = self.kept[name].get("velocity", [])[-2:]
+        if len(before) == 2:
+            surprise = (velocity - line(before, sigma)).abs().mean() / velocity.abs().mean()
+            self.bends.append((step, float(surprise) / ((before[0][0] - sigma) * (before[1][0] - sigma))))
+        output, self.skipped[name], skipped = velocity, [], self.skipped[name]
+        for at, interval, used in skipped:
+            better = line([before[-1], (sigma, velocity)], at)
+            output = output + interval * (better - used) / (self.sigmas[step + 1] - self.sigmas[step])
+        remember(self.kept[name], "velocity", sigma, velocity)
+        return output
+
+
+def line(points: list[tuple[float, torch.Tensor]], sigma: float) -> torch.Tensor:
+    """The straight line through the last two points, or the only one."""
+    (older, old), (newer, new) = points[-2:] if len(points) > 1 else [points[-1]] * 2
+    return new if older == newer else new + (new - old) * (sigma - newer) / (newer - older)
+
 
 @contextmanager
 def reference(
-    model: torch.nn.Module, rules: Rules, passes: tuple[str, ...] = ("cond",), steps: int | None = None
+    model: torch.nn.Module,
+    rules: Rules,
+    passes: tuple[str, ...] = ("cond",),
+    steps: int | None = None,
+    sigmas: list[float] | None = None,
 ) -> Iterator[list[Decision]]:
     """Puts the reference in the place of ``model.forward`` for one run of a pipeline; yields the decisions."""
-    stand_in = Reference(model, rules, passes, steps)
+    stand_in = Reference(model, rules, passes, steps, sigmas)
     model.forward = stand_in
     try:
         yield stand_in.decisions

@@ -242,6 +242,18 @@ def test_a_plan_for_another_number_of_steps_is_refused_before_anything_runs(step
         pipe(**run_kwargs(pipe, steps=4))
 
 
+@pytest.mark.parametrize("on", ["pipeline", "transformer"])
+def test_a_plan_with_more_parts_than_the_run_has_passes_is_refused_at_the_second_step(on: str) -> None:
+    pipe = flux_pipeline()
+    with h2_cache(pipe if on == "pipeline" else pipe.transformer, plan="FRRF/FRFR") as trace:
+        with pytest.raises(CacheError, match="a part for each of 2 passes, and this run's steps have 1"):
+            pipe(**run_kwargs(pipe, steps=4))
+        assert len(trace.steps) == 1
+        trace.clear()
+        pipe(**run_kwargs(pipe, steps=4) | CFG)
+    assert plan_from_steps(trace.steps) == "FRRF/FRFR"
+
+
 def test_image_to_image_needs_a_plan_for_the_steps_that_run() -> None:
     """At a strength of 0.5 it runs half of its steps."""
     pipe = flux_pipeline(FluxImg2ImgPipeline)

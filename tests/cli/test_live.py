@@ -19,6 +19,7 @@ DETAIL = StageRecord(0.31, Outcome.COMPUTED), StageRecord(0.11, Outcome.REUSED),
 ALL = StageRecord(0.08, Outcome.REUSED), StageRecord(None, Outcome.FORCED), 2
 STRUCTURE = StageRecord(0.08, Outcome.REUSED), StageRecord(0.41, Outcome.COMPUTED), 39
 SKIPPED = StageRecord(None, Outcome.SKIPPED), StageRecord(None, Outcome.SKIPPED), 0
+AGED = StageRecord(0.31, Outcome.COMPUTED), StageRecord(None, Outcome.GUARDED), 57
 GUARDED = StageRecord(None, Outcome.GUARDED), StageRecord(None, Outcome.GUARDED), 57
 
 
@@ -41,6 +42,7 @@ def show(renderable: object, width: int, height: int = 40) -> list[str]:
         (DETAIL, "detail reused"),
         (ALL, "all reused"),
         (GUARDED, "guarded"),
+        (AGED, "full"),
         (STRUCTURE, "structure reused"),
         (SKIPPED, "skipped"),
     ],

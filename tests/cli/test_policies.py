@@ -16,7 +16,7 @@ from h2gen.run.metadata import read_metadata
 from tests.cli.programs import h2gen
 
 QUICK = ["--steps", "6", "--cfg", "1", "--seed", "7", "--size", "64x64"]
-POLICIES = ["--forecast", "1", "--max-skips", "1", "--budget", "--hierarchy", "checked", "--max-detail-age", "3"]
+POLICIES = ["--forecast", "1", "--tolerance", "0.01", "--budget", "--hierarchy", "checked", "--max-detail-age", "3"]
 POLICIES += ["--pfs", "stable"]
 
 
@@ -70,7 +70,7 @@ def test_policies_are_in_the_picture_and_in_its_replay(here: Path) -> None:
     cache = read_metadata(here / "one.png").settings.cache
     assert cache.policies == {
         "forecast": 1,
-        "max_skips": 1,
+        "tolerance": 0.01,
         "budget": True,
         "hierarchy": "checked",
         "max_detail_age": 3,
@@ -119,9 +119,9 @@ def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.Capture
     from h2gen.presets import user_folder
 
     user_folder().mkdir(parents=True)
-    (user_folder() / "mine.toml").write_text("tau1 = 0.1\ntau2 = 0.1\nforecast = 1\nbudget = true\nmax_skips = 2\n")
+    (user_folder() / "mine.toml").write_text("tau1 = 0.1\ntau2 = 0.1\nforecast = 1\nbudget = true\ntolerance = 0.01\n")
     assert run(["presets"]) == 0
-    assert "forecast 1, max-skips 2, budget" in " ".join(capsys.readouterr().out.split())
+    assert "forecast 1, tolerance 0.01, budget" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.Capture
         (["--forecast", "2"], "forecast is 2"),
         (["--hierarchy", "loose"], "forced or checked"),
         (["--pfs", "mine"], "paper or stable"),
-        (["--max-skips", "-1"], "max_skips is -1"),
+        (["--tolerance", "-1"], "tolerance is -1"),
         (["--replay-decisions", "gone.jsonl"], "gone.jsonl"),
         (["--replay-decisions", "gone.jsonl", "--plan", "FFFFFF"], "contradict"),
     ],

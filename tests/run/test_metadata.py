@@ -300,7 +300,7 @@ def test_what_a_later_release_adds_is_no_obstacle(tmp_path: Path) -> None:
 POLICIES = {
     "forecast": 1,
     "plan": "F" + "RS" * 13 + "F",
-    "max_skips": 2,
+    "tolerance": 0.002,
     "budget": True,
     "hierarchy": "checked",
     "max_detail_age": 4,

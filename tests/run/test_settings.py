@@ -56,6 +56,20 @@ def test_the_cache_is_on_as_soon_as_one_threshold_is() -> None:
     assert CacheConfig(0, 0.1).enabled
 
 
+@pytest.mark.parametrize(
+    ("plan", "cfg", "words"), [("FRR/FFR", 1.0, "one pass without"), ("FRR/FFR/FRF", 3.0, "two passes with")]
+)
+def test_a_plan_with_more_parts_than_passes_is_refused_in_one_line(plan: str, cfg: float, words: str) -> None:
+    with pytest.raises(SettingError, match=f"plan has {plan.count('/') + 1} parts, and a step has {words}") as error:
+        Settings("a cat", 1, 64, 64, 3, cfg=cfg, cache=CacheConfig(plan=plan))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("plan", "cfg"), [("FRR", 1.0), ("FRR", 3.0), ("FRR/FFR", 3.0), ("", 1.0)])
+def test_a_plan_with_a_part_a_pass_or_one_for_all_is_taken(plan: str, cfg: float) -> None:
+    assert Settings("a cat", 1, 64, 64, 3, cfg=cfg, cache=CacheConfig(plan=plan)).cache.plan == plan
+
+
 def test_settings_as_json_are_all_of_them_in_the_order_of_their_fields() -> None:
     made = Settings(**GOOD, cfg=3, negative="a dog", cache=CacheConfig(0.1, 0.2, 1), solver="unipc")
     flat = asdict(made)

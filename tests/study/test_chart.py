@@ -25,6 +25,7 @@ def step(
     first, second, blocks = {
         "full": (Outcome.COMPUTED, Outcome.COMPUTED, 12),
         "guarded": (Outcome.GUARDED, Outcome.GUARDED, 12),
+        "aged": (Outcome.COMPUTED, Outcome.GUARDED, 12),
         "detail reused": (Outcome.COMPUTED, Outcome.REUSED, 5),
         "all reused": (Outcome.REUSED, Outcome.FORCED, 2),
     }[outcome]
@@ -139,6 +140,10 @@ def test_thresholds_that_every_change_is_below_are_no_scale() -> None:
     svg = decisions_chart([step(0, None, None), step(1, 0.2, None, "all reused")], CacheConfig(1e30, 1e30))
     ElementTree.fromstring(svg)
     assert "0.2" in svg
+
+
+def test_a_detail_that_was_too_old_does_not_make_its_step_a_guarded_one() -> None:
+    assert outcome_of(step(1, 0.3, None, "aged")) == "full"
 
 
 @pytest.mark.parametrize(("index", "word"), [(0, "full"), (2, "detail reused"), (3, "all reused"), (6, "guarded")])

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StepRecord
 from h2gen.study.chart.svg import Box, document, legend, n, plain, ticks
 from h2gen.study.figures import percent
@@ -40,8 +39,7 @@ def outcome_of(record: StepRecord) -> str:
         return "all reused"
     if not record.full:
         return "detail reused"
-    guarded = Outcome.GUARDED in (record.structure.outcome, record.detail.outcome)
-    return "guarded" if guarded else "full"
+    return "guarded" if record.guarded else "full"
 
 
 def decisions_chart(

@@ -1,0 +1,283 @@
+"""Steps are skipped within a tolerance, and made good for: numbers first, then velocities, then whole pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+
+from h2gen.cache import CacheConfig, StepRecord, h2_cache
+from h2gen.cache.plan import plan_from_steps
+from h2gen.cache.tolerance import displacement, next_computed
+from h2gen.cache.velocity import Velocities
+from h2gen.errors import CacheError, SettingError
+from h2gen.run.settings import Settings
+from h2gen.run.solvers import solving
+from tests.cache.drive import assert_same_decisions, noise
+from tests.cache.reference import Rules, reference
+from tests.cache.test_checks import Operations
+from tests.small import flux2_klein_pipeline, flux_pipeline, run_kwargs
+
+GUIDED = {"negative_prompt": "a dog", "true_cfg_scale": 3.0}
+SIGMAS = [1 - step / 10 for step in range(10)]
+
+# Numbers
+
+
+@given(st.floats(0, 5), st.floats(1e-6, 1e-1), st.integers(0, 9))
+def test_the_next_computed_step_is_the_farthest_within_the_tolerance(bend: float, tolerance: float, step: int) -> None:
+    ahead = next_computed(step, SIGMAS, bend, tolerance)
+    assert step < ahead
+    if ahead > step + 1:
+        assert displacement(bend, SIGMAS[step] - SIGMAS[ahead]) <= tolerance
+        assert ahead < len(SIGMAS)
+    if ahead + 1 < len(SIGMAS):
+        assert displacement(bend, SIGMAS[step] - SIGMAS[ahead + 1]) > tolerance
+
+
+def test_the_last_step_is_computed_and_nothing_is_skipped_by_what_is_not_finite() -> None:
+    assert next_computed(0, SIGMAS, 0.0, 1e-9) == 9
+    assert next_computed(0, SIGMAS, float("nan"), 1.0) == 1
+    assert next_computed(0, SIGMAS, float("inf"), 1.0) == 1
+
+
+def test_a_displacement_is_the_integral_of_how_far_a_parabola_is_from_its_chord() -> None:
+    ways = np.linspace(0, 0.4, 100_001)
+    assert displacement(3.0, 0.4) == pytest.approx(np.trapezoid(3.0 * ways * (0.4 - ways), ways), rel=1e-6)
+
+
+# Velocities
+
+
+def parabola(sigma: float) -> torch.Tensor:
+    """A velocity whose curvature in sigma is 2 everywhere, as a part of its size at sigma 0.5."""
+    return torch.ones(1, 3, 4) * (1 + 2 * (sigma - 0.5) ** 2)
+
+
+@given(st.permutations(range(8)).map(lambda order: sorted(order[:3], reverse=True)))
+def test_what_is_linear_is_forecast_exactly_however_far(places: list[int]) -> None:
+    start, slope = noise(1, 5, 4, seed=1), noise(1, 5, 4, seed=2)
+    older, newer, sigma = (place / 8 for place in places)
+    velocities = Velocities()
+    assert not velocities
+    for at in (older, newer):
+        velocities.keep(start + at * slope, at)
+    assert torch.allclose(velocities.forecast(sigma), start + sigma * slope, atol=1e-4)
+
+
+def test_one_velocity_alone_is_the_forecast_itself() -> None:
+    velocities, only = Velocities(), noise(1, 5, 4, seed=1)
+    velocities.keep(only, 0.9)
+    assert velocities.forecast(0.3) is only
+
+
+def test_the_curvature_is_that_of_the_velocity_and_is_read_once() -> None:
+    velocities = Velocities(measured=True)
+    for sigma in (0.9, 0.8, 0.5):
+        assert velocities.curvature() is None
+        velocities.keep(parabola(sigma), sigma)
+    assert velocities.curvature() == pytest.approx(2.0, rel=1e-4)
+    assert velocities.curvature() is None
+
+
+def moved(computed: set[int], velocity: Callable[[float], torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:
+    """Where Euler's steps bring a picture with some velocities computed and the others forecast."""
+    velocities, picture = Velocities(), torch.zeros(1, 3, 4, dtype=torch.float64)
+    for step, (sigma, after) in enumerate(pairwise([*SIGMAS, 0.0])):
+        interval = after - sigma
+        if step in computed:
+            used = velocities.keep(velocity(sigma).to(dtype), sigma, interval)
+        else:
+            used = velocities.forecast(sigma, interval)
+        assert used.dtype == dtype
+        picture += interval * used.double()
+    return picture
+
+
+@given(st.sets(st.integers(1, 8)))
+def test_what_was_skipped_is_made_good_for_as_if_it_had_lain_on_the_line_between_computed_steps(some: set[int]) -> None:
+    computed = sorted({0, 9, *some})
+    table = {SIGMAS[step]: parabola(SIGMAS[step]) for step in computed}
+    for first, last in pairwise(computed):
+        for step in range(first + 1, last):
+            share = (step - first) / (last - first)
+            table[SIGMAS[step]] = torch.lerp(table[SIGMAS[first]], table[SIGMAS[last]], share)
+    wanted = moved(set(range(10)), lambda sigma: table[sigma])
+    assert torch.allclose(moved(set(computed), parabola), wanted, atol=1e-5)
+
+
+def test_making_good_brings_the_picture_nearer_to_where_all_steps_bring_it() -> None:
+    every = moved(set(range(10)), parabola)
+    some = {0, 1, 4, 9}
+    velocities, alone = Velocities(), torch.zeros_like(every)
+    for step, (sigma, after) in enumerate(pairwise([*SIGMAS, 0.0])):
+        used = velocities.keep(parabola(sigma), sigma) if step in some else velocities.forecast(sigma)
+        alone += (after - sigma) * used
+    assert (moved(some, parabola) - every).abs().max() < 0.5 * (alone - every).abs().max()
+
+
+def test_in_half_precision_it_is_rounded_once() -> None:
+    exact, rounded = moved({0, 1, 4, 9}, parabola), moved({0, 1, 4, 9}, parabola, torch.bfloat16)
+    assert (rounded - exact).abs().max() < 3 * torch.finfo(torch.bfloat16).eps
+
+
+# Pipelines
+
+
+def sigmas_of(pipe: Any) -> list[float]:
+    count = pipe._num_timesteps
+    return [float(sigma) for sigma in pipe.scheduler.sigmas[-count - 1 :]]
+
+
+KINDS: dict[str, Callable[[], tuple[Any, dict[str, Any], tuple[str, ...]]]] = {
+    "text": lambda: (flux_pipeline(), {}, ("cond",)),
+    "text with guidance": lambda: (flux_pipeline(), GUIDED, ("cond", "uncond")),
+    "image with guidance": lambda: (
+        flux_pipeline(FluxImg2ImgPipeline),
+        GUIDED | {"strength": 0.8},
+        ("cond", "uncond"),
+    ),
+    "FLUX.2 with guidance": lambda: (
+        flux2_klein_pipeline(is_distilled=False),
+        {"guidance_scale": 3.0},
+        ("cond", "uncond"),
+    ),
+}
+POLICIES: dict[str, dict[str, Any]] = {
+    "alone": {"tau1": 0.0, "tau2": 0.0, "tolerance": 5e-2},
+    "tighter": {"tau1": 0.0, "tau2": 0.0, "tolerance": 2e-2},
+    "between guards": {"tau1": 0.0, "tau2": 0.0, "tolerance": 0.2, "warmup_steps": 4, "max_consecutive": 2},
+    "beside the gates": {"tau1": 0.2, "tau2": 0.3, "tolerance": 5e-2, "forecast": 1, "warmup_steps": 3},
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_pipelines_skip_and_make_good_as_the_straight_line_does(kind: Any, policy: dict[str, Any]) -> None:
+    pipe, more, passes = kind()
+    plain = pipe(**run_kwargs(pipe, steps=16) | more).images
+    sigmas = sigmas_of(pipe)
+    with reference(pipe.transformer, Rules(**policy), passes, len(sigmas) - 1, sigmas) as decisions:
+        wanted = pipe(**run_kwargs(pipe, steps=16) | more).images
+    with h2_cache(pipe, **policy) as trace:
+        got = [pipe(**run_kwargs(pipe, steps=16) | more).images for _ in range(2)]
+    assert_same_decisions(trace.steps[: len(decisions)], decisions, rel=1e-3)
+    assert np.allclose(got[0], wanted, atol=1e-3)
+    assert np.array_equal(*got)
+    assert any(step.skipped for step in trace.steps)
+    assert not np.array_equal(got[0], plain)
+
+
+def test_a_plan_that_skips_makes_good_too() -> None:
+    pipe = flux_pipeline()
+    pipe(**run_kwargs(pipe, steps=8))
+    rules = Rules(0, 0, plan="FFSSFSSF")
+    with reference(pipe.transformer, rules, ("cond",), 8, sigmas_of(pipe)):
+        wanted = pipe(**run_kwargs(pipe, steps=8)).images
+    with h2_cache(pipe, plan=rules.plan):
+        assert np.allclose(pipe(**run_kwargs(pipe, steps=8)).images, wanted, atol=1e-4)
+    with h2_cache(pipe.transformer, plan=rules.plan):  # which does not know how far a step goes
+        assert not np.allclose(pipe(**run_kwargs(pipe, steps=8)).images, wanted, atol=1e-4)
+
+
+def plan_at(tolerance: float, **more: Any) -> str:
+    pipe = flux_pipeline()
+    with h2_cache(pipe, tau1=0, tau2=0, tolerance=tolerance) as trace:
+        pipe(**run_kwargs(pipe, steps=16) | more)
+    return plan_from_steps(trace.steps)
+
+
+def test_the_more_is_tolerated_the_more_is_skipped() -> None:
+    plans = [plan_at(tolerance) for tolerance in (1e-9, 1e-2, 1e-1, 1e9)]
+    counts = [plan.count("S") for plan in plans]
+    assert counts == sorted(counts) and counts[0] == 0 < counts[1] < counts[2]
+    assert plans[-1] == "FFF" + 12 * "S" + "F"  # three show a curvature, and the last makes good
+
+
+def test_all_passes_of_guidance_skip_the_same_steps() -> None:
+    assert "/" not in plan_at(3e-2, **GUIDED)
+
+
+def test_a_tolerance_of_nothing_changes_no_bit() -> None:
+    pipe = flux_pipeline()
+    plain = pipe(**run_kwargs(pipe, steps=6)).images
+    for tolerance in (0.0, 1e-12):
+        with h2_cache(pipe, tau1=0, tau2=0, tolerance=tolerance) as trace:
+            assert np.array_equal(pipe(**run_kwargs(pipe, steps=6)).images, plain)
+        assert trace.summary.share == 1
+
+
+def test_one_number_is_read_at_each_computed_step_and_none_at_a_skipped_one() -> None:
+    pipe = flux_pipeline()
+    with Operations() as plainly:
+        pipe(**run_kwargs(pipe, steps=16))
+    reads: list[tuple[StepRecord, int]] = []
+    with (
+        Operations() as cached,
+        h2_cache(pipe, tau1=0, tau2=0, tolerance=5e-2, on_step=lambda step: reads.append((step, len(cached.read)))),
+    ):
+        pipe(**run_kwargs(pipe, steps=16))
+    steps = [step for step, _ in reads]
+    assert any(step.skipped for step in steps)
+    assert all((step.structure.change, step.detail.change) == (None, None) for step in steps)
+    timesteps = {number for step in steps for number in (step.sigma, step.timestep)}
+    read = [number for number in cached.read if number not in plainly.read and number not in timesteps]
+    computed = [step for step in steps if not step.skipped]
+    assert len(read) == len(computed) - 3  # not for the first two, and nobody asks after the last
+
+
+@pytest.mark.parametrize("solver", ["unipc", "heun", "stochastic"])
+def test_it_counts_on_a_solver_that_adds_the_velocity(solver: str) -> None:
+    pipe = flux_pipeline()
+    if solver == "stochastic":
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
+    with (
+        solving(pipe, "own" if solver == "stochastic" else solver),
+        h2_cache(pipe, tau1=0, tau2=0, tolerance=1e-3),
+        pytest.raises(CacheError, match="tolerance counts on Euler"),
+    ):
+        pipe(**run_kwargs(pipe, steps=4))
+    if solver != "stochastic":
+        with pytest.raises(SettingError, match="tolerance counts on the model's own Euler solver"):
+            Settings("a cat", 1, 64, 64, 8, cache=CacheConfig(0, 0, tolerance=1e-3), solver=solver)
+
+
+def test_it_wants_the_pipeline() -> None:
+    with pytest.raises(CacheError, match="tolerance needs to know the steps beforehand"):
+        h2_cache(flux_pipeline().transformer, tolerance=1e-3).__enter__()
+
+
+def test_steps_that_are_not_the_pipelines_are_computed_with_a_warning() -> None:
+    pipe, other = flux_pipeline(), flux_pipeline()
+    pipe(**run_kwargs(pipe, steps=16))
+    other.transformer = pipe.transformer
+    with (
+        pytest.warns(RuntimeWarning, match="tolerance has no effect"),
+        h2_cache(pipe, tau1=0, tau2=0, tolerance=1e9) as trace,
+    ):
+        other(**run_kwargs(other, steps=12))
+    assert trace.summary.share == 1
+
+
+def test_a_run_that_was_stopped_while_skipping_leaves_nothing_to_the_next() -> None:
+    pipe, alone = flux_pipeline(), flux_pipeline()
+    settings = {"tau1": 0, "tau2": 0, "tolerance": 1e9}
+    with h2_cache(alone, **settings):
+        wanted = alone(**run_kwargs(alone, steps=8)).images
+
+    def stop(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 5:
+            raise KeyboardInterrupt
+        return kwargs
+
+    with h2_cache(pipe, **settings):
+        with pytest.raises(KeyboardInterrupt):
+            pipe(**run_kwargs(pipe, steps=8), callback_on_step_end=stop)
+        assert np.array_equal(pipe(**run_kwargs(pipe, steps=8)).images, wanted)
