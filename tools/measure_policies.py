@@ -31,10 +31,10 @@ def every(count: int, letter: str, steps: int) -> str:
 
 def rows(steps: int) -> Iterator[tuple[str, CacheConfig]]:
     for count in (3, 4):
-        for letter, forecast in (("R", 0), ("R", 1), ("D", 0), ("D", 1), ("S", 1)):
+        for letter, forecast in (("R", 0), ("R", 1), ("D", 0), ("D", 1), ("S", 0)):
             word = {"R": "all reused", "D": "detail reused", "S": "skipped"}[letter]
             cached = CacheConfig(plan=every(count, letter, steps), forecast=forecast)
-            yield f"one in {count} full, rest {word}{', forecast' if forecast and letter != 'S' else ''}", cached
+            yield f"one in {count} full, rest {word}{', forecast' if forecast else ''}", cached
     for tau1, tau2 in ((0.15, 0.22), (0.3, 0.4)):
         for policies in (
             {},
@@ -42,13 +42,15 @@ def rows(steps: int) -> Iterator[tuple[str, CacheConfig]]:
             {"forecast": 1, "budget": True},
             {"forecast": 1, "max_detail_age": 3},
             {"forecast": 1, "hierarchy": "checked"},
-            {"forecast": 1, "max_skips": 2},
-            {"forecast": 1, "max_skips": 2, "hierarchy": "checked"},
-            {"forecast": 1, "max_skips": 2, "hierarchy": "checked", "budget": True},
             {"forecast": 1, "pfs": "stable"},
         ):
             config = CacheConfig(tau1, tau2, warmup_steps=WARMUP, **policies)  # type: ignore[arg-type]
             yield config.words, config
+    for tolerance in (0.0005, 0.001, 0.002, 0.005, 0.01):
+        config = CacheConfig(0, 0, tolerance=tolerance)
+        yield config.words, config
+    config = CacheConfig(0.15, 0.22, tolerance=0.001, forecast=1)
+    yield config.words, config
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ class CacheConfig:
         """What decides, and what else is set, for people: ``tau1 0.1, tau2 0.2, forecast 1, budget``."""
         found = self.policies
         plan = found.pop("plan", "")
-        parts = [f"tau1 {self.tau1:g}", f"tau2 {self.tau2:g}"]
+        parts = [f"tau1 {self.tau1:g}", f"tau2 {self.tau2:g}"] if self.tau1 or self.tau2 or not found else []
         if plan:
             parts = [f"plan {plan if len(plan) <= _SHOWN else plan[:_SHOWN] + '...'}"]
         return ", ".join(parts + [word_of(name, value) for name, value in found.items()])

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -446,3 +447,8 @@ def reference(
         yield stand_in.decisions
     finally:
         del model.forward
+
+
+def sigmas_of(pipe: Any) -> list[float]:
+    """Those of the steps of a pipeline's last call, and of the end."""
+    return [float(sigma) for sigma in pipe.scheduler.sigmas[-pipe._num_timesteps - 1 :]]

@@ -29,7 +29,7 @@ from tests.cache.drive import (
     same,
     thresholds,
 )
-from tests.cache.reference import Rules, reference
+from tests.cache.reference import Rules, reference, sigmas_of
 from tests.cache.test_checks import Operations, spy_on_the_checks
 from tests.cache.test_memory import still_alive, streams
 from tests.small import flux2_klein_pipeline, flux_pipeline, run_kwargs
@@ -220,7 +220,8 @@ def pipelines() -> list[tuple[Any, dict[str, Any], tuple[str, ...]]]:
 def test_pipelines_follow_a_plan(which: int, on: str) -> None:
     pipe, more, passes = pipelines()[which]
     rules = Rules(0, 0, plan="FFRSDR", forecast=1)
-    with reference(pipe.transformer, rules, passes):
+    pipe(**run_kwargs(pipe, steps=6) | more)
+    with reference(pipe.transformer, rules, passes, sigmas=sigmas_of(pipe) if on == "pipeline" else None):
         wanted = pipe(**run_kwargs(pipe, steps=6) | more).images
     target = pipe if on == "pipeline" else pipe.transformer
     with h2_cache(target, plan=rules.plan, forecast=1) as trace:

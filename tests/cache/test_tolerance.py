@@ -21,7 +21,7 @@ from h2gen.errors import CacheError, SettingError
 from h2gen.run.settings import Settings
 from h2gen.run.solvers import solving
 from tests.cache.drive import assert_same_decisions, noise
-from tests.cache.reference import Rules, reference
+from tests.cache.reference import Rules, reference, sigmas_of
 from tests.cache.test_checks import Operations
 from tests.small import flux2_klein_pipeline, flux_pipeline, run_kwargs
 
@@ -129,11 +129,6 @@ def test_in_half_precision_it_is_rounded_once() -> None:
 
 
 # Pipelines
-
-
-def sigmas_of(pipe: Any) -> list[float]:
-    count = pipe._num_timesteps
-    return [float(sigma) for sigma in pipe.scheduler.sigmas[-count - 1 :]]
 
 
 KINDS: dict[str, Callable[[], tuple[Any, dict[str, Any], tuple[str, ...]]]] = {

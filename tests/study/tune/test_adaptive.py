@@ -1,4 +1,4 @@
-"""Thresholds are found for a budget, and never above it."""
+"""A tolerance, or thresholds, are found for a budget, and never above it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 
 from h2gen.cache import CacheConfig
-from h2gen.study.tune.adaptive import MOST, fitted
+from h2gen.study.tune.adaptive import ADAPTIVE, MOST, fitted
 
 FAMILY = CacheConfig(1, 0.5, forecast=1)
 
@@ -31,3 +31,10 @@ def test_the_share_comes_near_and_not_above(budget: float) -> None:
 
 def test_a_budget_below_what_a_family_can_do_has_none() -> None:
     assert fitted(FAMILY, 0.1, lambda cache: max(0.17, 1 - cache.tau1)) is None
+
+
+def test_a_tolerance_is_searched_over_all_sizes() -> None:
+    for scale in (3e-5, 2e-3, 0.3):
+        found = fitted(ADAPTIVE, 0.3, lambda cache, scale=scale: 1 / (1 + cache.tolerance / scale))  # type: ignore[misc]
+        assert found is not None and 0.29 <= found.share <= 0.3
+        assert (found.cache.tau1, found.cache.tau2) == (0, 0)

@@ -51,6 +51,21 @@ def test_the_gram_matrix_gives_what_the_tensors_give(order: int, weighted: bool)
                 assert found[0 if first is None else first + 1, last, end] == pytest.approx(expected, abs=1e-6)
 
 
+def test_what_was_made_good_for_leaves_the_line_between_both_ends_of_the_run() -> None:
+    x, when = path(), schedule()
+    gains = np.random.default_rng(2).uniform(0.5, 2, STEPS)
+    found = displacements(x @ x.T, when, farthest=math.inf, corrected=True, gains=gains)
+    plain = displacements(x @ x.T, when, farthest=math.inf, gains=gains)
+    for last in range(STEPS):
+        for end in range(last + 1, STEPS):
+            moved = np.zeros(WIDTH)
+            for j in range(last + 1, end):
+                share = (when.sigmas[j] - when.sigmas[last]) / (when.sigmas[end] - when.sigmas[last])
+                moved += when.intervals[j] * gains[j] * (x[j] - x[last] - share * (x[end] - x[last]))
+            assert found[: last + 1, last, end] == pytest.approx(float(np.linalg.norm(moved)), abs=1e-6)
+    assert np.array_equal(found[:, :, STEPS], plain[:, :, STEPS], equal_nan=True)  # at the end nobody makes good
+
+
 def test_a_run_without_steps_moves_nothing_and_what_is_no_run_has_no_number() -> None:
     x = path()
     found = displacements(x @ x.T, schedule())
@@ -67,6 +82,7 @@ def test_a_straight_line_is_forecast_without_error_and_reused_with_one() -> None
     y = np.outer(near.sigmas, np.ones(WIDTH)) + 3
     assert displacements(y @ y.T, near)[1, 1, 3] == pytest.approx(0, abs=1e-5)
     assert displacements(y @ y.T, near)[1, 1, 4] > 0.1  # a line is not followed for ever
+    assert displacements(y @ y.T, near, farthest=math.inf)[1, 1, 4] == pytest.approx(0, abs=1e-5)
     assert reused[1, 2, STEPS] > linear[1, 2, STEPS] > 0.1
     assert linear[0, 2, STEPS] == pytest.approx(reused[0, 2, STEPS])
 
