@@ -37,9 +37,9 @@ class CacheConfig:
             taken; with true guidance all passes follow it, or a part each (``FRRF/FRFR``). Empty is no plan.
         tolerance: steps are skipped as long as the picture is thereby displaced by no more than this, in sigma times
             the velocity's size, by what the last computed velocities say of how the next will bend (see
-            ``h2gen.cache.tolerance``). What is skipped is made good for at the next computed step. What is not
-            skipped is for the thresholds to decide, or computed in full where they are 0. Needs the pipeline, and
-            Euler's solver. 0 switches it off; 0.0005 to 0.005 is what it is for.
+            ``h2gen.cache.tolerance``). With Euler's solver what is skipped is made good for at the next computed step.
+            What is not skipped is for the thresholds to decide, or computed in full where they are 0. Needs the
+            pipeline. 0 switches it off; 0.0005 to 0.01 is what it is for.
         budget: changes are measured from step to step and added up since the last computed step, and the sum is held
             under the threshold, instead of the change since that step.
         hierarchy: ``forced``, as in the paper: after a structure hit the detail stage is reused unseen; or ``checked``:

@@ -137,8 +137,6 @@ class Engine:
 
     def _new_run(self, inputs: Inputs) -> Branch:
         schedule = None if self._schedule is None else self._schedule()
-        if schedule is not None and schedule.intervals is None and self.config.tolerance:
-            raise CacheError("tolerance counts on Euler's solver, which adds the velocity; leave out one of the two.")
         self._run = Run(self._runs, schedule, self._over, self.config.forecast, self.config.tolerance > 0)
         self._runs += 1
         branch = self._run.branch(inputs.ids, self.context.name)
@@ -191,7 +189,9 @@ class Engine:
             known = [each.velocities.curvature() for each in run.branches]  # the one synchronisation a computed pass
             curvatures = [curvature for curvature in known if curvature is not None]
             if curvatures:
-                run.due = next_computed(branch.step - 1, run.schedule.sigmas, max(curvatures), self.config.tolerance)
+                before = branch.velocities.gap if run.schedule.intervals is None else None
+                sigmas, tolerance = run.schedule.sigmas, self.config.tolerance
+                run.due = next_computed(branch.step - 1, sigmas, max(curvatures), tolerance, before)
         return branch.step >= run.due
 
     def _is_scheduled(self, branch: Branch | None) -> bool:

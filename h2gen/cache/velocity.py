@@ -81,6 +81,11 @@ class Velocities:
         self._values.append((sigma, velocity))
         return corrected
 
+    @property
+    def gap(self) -> float:
+        """The distance in sigma between the two that are kept."""
+        return self._values[0][0] - self._values[-1][0]
+
     def _expected(self, sigma: float) -> torch.Tensor:
         """What ``forecast`` gives, in float32: corrections are multiples of small differences."""
         (older_sigma, older), (newer_sigma, newer) = self._values[0], self._values[-1]

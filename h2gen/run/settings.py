@@ -79,8 +79,6 @@ class Settings:
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.solver not in SOLVERS:
             raise SettingError(f"solver is {self.solver!r}; it can be {', '.join(SOLVERS)}.")
-        if self.solver != "own" and self.cache.tolerance:
-            raise SettingError("tolerance counts on the model's own Euler solver; leave out solver or tolerance.")
         letters, calls = steps_in(self.cache.plan), evaluations(self.steps, self.solver)
         if self.cache.plan and letters != calls:
             twice = ", which Heun takes twice but for the last" if self.solver == "heun" else ""
