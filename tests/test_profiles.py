@@ -171,6 +171,25 @@ def test_a_bad_profile_is_named_with_what_is_wrong_in_one_line(tmp_path: Path, o
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("version = 1", f"version = '{'x' * 9999}'"),
+        ("version = 1", f"version = 1\n{'x' * 9999} = 1"),
+        ('guidance_mode = "plain"', f"guidance_mode = '{'x' * 9999}'"),
+        ('solver = "own"', f"solver = '{'x' * 9999}'"),
+        ("speedup = 6.0", f"speedup = '{'x' * 9999}'"),
+        ("tau1 = 0.0", "tau1 = [" + "1," * 9999 + "]"),
+    ],
+    ids=range(6),
+)
+def test_a_strangers_value_is_not_told_at_length(tmp_path: Path, old: str, new: str) -> None:
+    (tmp_path / "bad.toml").write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(ProfileError) as caught:
+        read_profile(tmp_path / "bad.toml")
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
 def test_a_profile_without_choices_is_none(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text(GOOD.split("[[choices]]")[0])
     with pytest.raises(ProfileError, match="must have choices"):

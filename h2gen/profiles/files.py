@@ -16,7 +16,7 @@ from h2gen.errors import ProfileError, SettingError
 from h2gen.models.choices import SOLVERS
 from h2gen.profiles.curve import Choice, Figures, Profile, Situation
 from h2gen.toml import read_toml
-from h2gen.words import did_you_mean
+from h2gen.words import did_you_mean, shown
 
 VERSION = 1
 LARGEST = 256 * 1024
@@ -110,13 +110,13 @@ def read_profile(path: Path) -> Profile:
 def _checked(path: Path, data: Mapping[str, Any]) -> Profile:
     _only(data, ("version", "situation", "measured", "choices"), "it")
     if data.get("version") != VERSION:
-        raise SettingError(f"its version is {data.get('version')!r}, and this h2gen reads {VERSION}")
+        raise SettingError(f"its version is {shown(data.get('version'))}, and this h2gen reads {VERSION}")
     situation = _record(Situation, _table(data, "situation"), "situation")
     for name in ("steps", "width", "height"):
         if getattr(situation, name) < 1:
             raise SettingError(f"situation.{name} is {getattr(situation, name)}; it must be 1 or more")
     if situation.guidance_mode not in ("true", "plain"):
-        raise SettingError(f"situation.guidance_mode is {situation.guidance_mode!r}; it can be true or plain")
+        raise SettingError(f"situation.guidance_mode is {shown(situation.guidance_mode)}; it can be true or plain")
     choices = data.get("choices")
     if not isinstance(choices, list) or not 1 <= len(choices) <= MOST_CHOICES:
         raise SettingError(f"it must have choices, from 1 to {MOST_CHOICES}")
@@ -126,15 +126,15 @@ def _checked(path: Path, data: Mapping[str, Any]) -> Profile:
 
 def _choice(item: Any, where: str) -> Choice:
     if not isinstance(item, dict):
-        raise SettingError(f"{where} is {item!r}; it must be a table")
+        raise SettingError(f"{where} is {shown(item)}; it must be a table")
     _only(item, ("label", "steps", "solver", "cache", "figures"), where)
     label, steps, solver = item.get("label"), item.get("steps"), item.get("solver")
     if not isinstance(label, str) or len(label) > 200:
         raise SettingError(f"{where}: label must be a short text")
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 10_000:
-        raise SettingError(f"{where}: steps is {steps!r}; it must be a whole number from 1 on")
+        raise SettingError(f"{where}: steps is {shown(steps)}; it must be a whole number from 1 on")
     if solver not in SOLVERS:
-        raise SettingError(f"{where}: solver is {solver!r}; it can be {', '.join(SOLVERS)}")
+        raise SettingError(f"{where}: solver is {shown(solver)}; it can be {', '.join(SOLVERS)}")
     cache = _table(item, "cache", where)
     _only(cache, tuple(_CACHE), f"{where}: cache")
     missing = [name for name in ("tau1", "tau2") if name not in cache]
@@ -165,7 +165,7 @@ def _only(data: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in data:
         if key not in known:
             raise SettingError(
-                f"{where} has an unknown key {key!r}{did_you_mean(key, known)} It takes {', '.join(known)}"
+                f"{where} has an unknown key {shown(key)}{did_you_mean(key, known)} It takes {', '.join(known)}"
             )
 
 
@@ -188,6 +188,6 @@ def _record(kind: Any, table: Mapping[str, Any], where: str) -> Any:
         kinds, name = _KINDS[str(field.type)]
         finite = not isinstance(value, float) or math.isfinite(value)
         if isinstance(value, bool) or not isinstance(value, kinds) or not finite:
-            raise SettingError(f"{where}: {field.name} is {value!r}; it must be {name}")
+            raise SettingError(f"{where}: {field.name} is {shown(value)}; it must be {name}")
         values[field.name] = kinds[-1](value)
     return kind(**values)
