@@ -136,6 +136,10 @@ def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.Capture
     (user_folder() / "mine.toml").write_text("tau1 = 0.1\ntau2 = 0.1\nforecast = 1\nbudget = true\nmax_skips = 2\n")
     assert run(["presets"]) == 0
     assert "forecast 1, max-skips 2, budget" in " ".join(capsys.readouterr().out.split())
+    (user_folder() / "mine.toml").write_text("plan = 'FFRS'\nforecast = 1\nwarmup_steps = 3\n")
+    assert run(["presets"]) == 0
+    row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mine"))
+    assert row == ["mine", "-", "-", "plan", "FFRS,", "forecast", "1"]
 
 
 @pytest.mark.parametrize(
