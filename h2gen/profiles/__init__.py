@@ -5,7 +5,7 @@ Those of the bundled model ship with h2gen; the user's own are made by ``h2gen t
 
 from h2gen.profiles.curve import FEWEST_STEPS, Choice, Figures, Profile, Situation, stretched
 from h2gen.profiles.files import file_name, list_profiles, read_profile, to_toml, user_folder, write_profile
-from h2gen.profiles.find import find_profile
+from h2gen.profiles.find import find_profile, mismatch
 
 __all__ = [
     "FEWEST_STEPS",
@@ -16,6 +16,7 @@ __all__ = [
     "file_name",
     "find_profile",
     "list_profiles",
+    "mismatch",
     "read_profile",
     "stretched",
     "to_toml",

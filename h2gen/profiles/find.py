@@ -33,7 +33,7 @@ def find_profile(
             return profile, []
     if nearest and profiles:
         best = min(profiles, key=lambda profile: _distance(profile.situation, wanted, real))
-        differences = _differences(best.situation, wanted, real)
+        differences = _differences(best.situation, wanted, real) or "another situation"
         return best.fitted(wanted.steps), [f"No profile is for {wanted}; using the nearest, made for {differences}."]
     known = next((p for p in alike if p.situation.model == wanted.model), None)
     reason = f"There is no profile for {wanted}"
@@ -62,6 +62,12 @@ def _distance(have: Situation, want: Situation, real: str) -> tuple[float, ...]:
     )
 
 
+def mismatch(have: Situation, want: Situation, real: str) -> list[str]:
+    """What the user should know of a profile that they named themselves: how it differs, if it does."""
+    differences = _differences(have, want, real)
+    return [f"The profile is not for {want}; it was made for {differences}."] if differences else []
+
+
 def _differences(have: Situation, want: Situation, real: str) -> str:
     found = []
     if have.model != want.model:
@@ -74,4 +80,4 @@ def _differences(have: Situation, want: Situation, real: str) -> str:
         found.append(f"{have.width}x{have.height}")
     if have.guidance_mode != want.guidance_mode:
         found.append("true guidance" if have.guidance_mode == "true" else "no true guidance")
-    return ", ".join(found) or "another situation"
+    return ", ".join(found)
