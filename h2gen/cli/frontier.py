@@ -86,13 +86,15 @@ def frontier(
         tell(plan, console)
         show_plan(plan, [case.seed for case in cases], as_json)
         return
-    here = situation_of(plan)
+    here = situation_of(plan.checkpoint, plan.settings)
     if profile is not None:
         found = read_profile(profile)
         notices = mismatch(found.situation, here, content_hash(plan.checkpoint))
         found = found.fitted(here.steps)
     else:
-        found, notices = find_profile(here, lambda: content_hash(plan.checkpoint), command_for(plan))
+        found, notices = find_profile(
+            here, lambda: content_hash(plan.checkpoint), command_for(plan.checkpoint, plan.settings)
+        )
     for notice in (*notices, *absent):
         say(console, notice, "yellow")
     own = study.ours(found, wanted)

@@ -151,7 +151,7 @@ def _tuned(
         from h2gen.study.tune.tuning import Tuning
         from h2gen.study.watch import Wishes as Compared
 
-        situation = situation_of(plan, content_hash)
+        situation = situation_of(plan.checkpoint, plan.settings, content_hash)
         where = path or user_folder() / file_name(situation)
         notebook = Notebook(_notebook(situation), _header(session, plan.settings, content_hash))
         with notebook:
