@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 from h2gen.cache import CacheConfig
 from h2gen.cache.stages import stages_of
-from h2gen.errors import H2GenError, SettingError
+from h2gen.errors import BadPicture, H2GenError, SettingError
 from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.profiles import FEWEST_STEPS
 from h2gen.run.session import Session
@@ -27,7 +27,7 @@ from h2gen.study.fidelity import ssim
 from h2gen.study.making import Maker
 from h2gen.study.methods import Method
 from h2gen.study.results import Case
-from h2gen.study.tune.adaptive import FAMILIES, fitted
+from h2gen.study.tune.adaptive import FAMILIES, MOST, fitted
 from h2gen.study.tune.errors import Matrix, displacements
 from h2gen.study.tune.notebook import Notebook
 from h2gen.study.tune.polish import polish
@@ -36,6 +36,9 @@ from h2gen.study.tune.shortest import Shortest, shortest, total_error
 
 BUDGETS = (0.66, 0.5, 0.4, 0.33, 0.25, 0.2, 0.16, 0.125, 0.1)
 """Shares of the blocks of the uncached run for which something is looked for."""
+
+MOST_PASSES = 200
+"""Passes of a picture: the search's tables grow with their third power, and take some 300 MB here."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,13 @@ class Wishes:
     tries: int = 24
     families: Sequence[CacheConfig] = FAMILIES
     keep: int = 3
+
+    @property
+    def pictures(self) -> int:
+        """Of each prompt, at most: uncached and recorded ones, and those of each budget's fewer steps, plans and
+        thresholds."""
+        each = 2 * len(SOLVERS) + self.tries + MOST * len(self.families)
+        return 1 + len(SOLVERS) + len(self.budgets) * each
 
 
 class Watcher(Protocol):
@@ -116,7 +126,7 @@ class Tuning:
         """What is worth checking on other prompts, the best of each budget."""
         self._watcher.began(f"Making {len(self._cases)} uncached pictures")
         self._references = [self._make(methods.reference(self._steps), case) for case in range(len(self._cases))]
-        planners = {solver: self._planner(solver) for solver in ("own", "unipc")}
+        planners = {solver: planner for solver in SOLVERS for planner in self._planners(solver)}
         found: dict[str, Method] = {}
         for budget in self._wishes.budgets:
             self._watcher.began(f"Searching {budget:.0%} of the blocks")
@@ -142,8 +152,8 @@ class Tuning:
 
     # What there is for a budget
 
-    def _of(self, budget: float, planners: dict[str, Planner | None]) -> Iterator[Method]:
-        for solver in SOLVERS:
+    def _of(self, budget: float, planners: Mapping[str, Planner | None]) -> Iterator[Method]:
+        for solver in planners:
             most = int(budget * self._steps + 1e-9)
             steps = (most + 1) // 2 if solver == "heun" else most
             if steps >= 1:
@@ -151,7 +161,7 @@ class Tuning:
         for solver, planner in planners.items():
             if planner is None:
                 continue
-            plan = planner.plan(budget)
+            plan = planner.plan(budget, self._steps)
             if plan is None or plan.count("F") in (1, len(plan)):
                 continue
             exact = plan_of(plan, solver)
@@ -172,8 +182,13 @@ class Tuning:
             if found is not None:
                 yield thresholds_of(found.cache, self._steps)
 
-    def _planner(self, solver: str) -> Planner | None:
-        """Plans for a solver, from what its uncached runs show; None where it does not work with the model."""
+    def _planners(self, solver: str) -> Iterator[Planner | None]:
+        """What finds plans for a solver, from what its uncached runs show: None where it takes too many passes for
+        plans to be looked for, and nothing at all where it does not work with the model."""
+        if evaluations(self._steps, solver) > MOST_PASSES:
+            self.notices.append(f"Plans for {SOLVERS[solver]} are left out: they are found up to {MOST_PASSES} passes.")
+            yield None
+            return
         self._watcher.began(f"Recording {len(self._cases)} pictures with {SOLVERS[solver]} solver")
         try:
             records = [self._recorded(solver, case) for case in range(len(self._cases))]
@@ -181,8 +196,8 @@ class Tuning:
             if solver == "own":
                 raise
             self.notices.append(f"{SOLVERS[solver]} is left out: {error}")
-            return None
-        return Planner(records, self._blocks)
+            return
+        yield Planner(records, self._blocks)
 
     def _recorded(self, solver: str, case: int) -> Recorded:
         def make() -> Any:
@@ -210,7 +225,10 @@ class Tuning:
 
     def _score(self, method: Method, case: int) -> dict[str, float]:
         def make() -> dict[str, float]:
-            made = self._maker.make(method, case)
+            try:
+                made = self._maker.make(method, case)
+            except BadPicture:  # NaN is as far off as can be
+                return {"ssim": -1.0, "share": 1.0}
             self._watcher.made()
             return {"ssim": ssim(made.image, self._references[case]), "share": made.share}
 
@@ -254,9 +272,10 @@ class Planner:
             del self._kinds["D"], self._kinds["R"]
         self._solved: Shortest = shortest(self._kinds, self._full)
 
-    def plan(self, share: float) -> str | None:
-        """The plan of least error for a share of the blocks; None below the floor."""
-        budget = share * self._steps * self._full
+    def plan(self, share: float, reference: int) -> str | None:
+        """The plan of least error for a share of the blocks of an uncached run of so many passes; None below the
+        floor."""
+        budget = share * reference * self._full
         return None if budget < self._solved.floor else self._solved.within(budget).plan
 
     def error(self, plan: str) -> float:
@@ -265,11 +284,13 @@ class Planner:
 
 
 def check_steps(model: str, steps: int) -> None:
-    """Whether there is anything for a cache to leave out.
+    """Whether there is anything for a cache to leave out, and no more than a search can hold.
 
     Raises:
-        SettingError: there are too few steps.
+        SettingError: there are too few steps, or too many.
     """
+    if steps > MOST_PASSES:
+        raise SettingError(f"{model!r} takes {steps} steps here; tuning takes up to {MOST_PASSES}: give fewer --steps.")
     if steps < FEWEST_STEPS:
         raise SettingError(
             f"{model!r} takes {steps} steps here, and a cache cannot help below {FEWEST_STEPS}: there is nothing that "
