@@ -158,29 +158,26 @@ class Tuning:
             steps = (most + 1) // 2 if solver == "heun" else most
             if steps >= 1:
                 yield steps_of(steps, solver, self._steps)
+        exact: list[tuple[float, str, str, Planner]] = []
         for solver, planner in planners.items():
-            if planner is None:
-                continue
-            plan = planner.plan(budget, self._steps)
-            if plan is None or plan.count("F") in (1, len(plan)):
-                continue
-            exact = plan_of(plan, solver)
-            yield exact
-            if self._wishes.tries and solver == "own":
-                self._watcher.began(f"Polishing {budget:.0%} of the blocks")
-                better = polish(
-                    plan,
-                    lambda plan, solver=solver: self.measured(plan_of(plan, solver)).error,  # type: ignore[misc]
-                    planner.error,
-                    self._wishes.tries,
-                )
-                if better.plan != plan:
-                    yield plan_of(better.plan, solver)
+            plan = None if planner is None else planner.plan(budget, self._steps)
+            if planner is not None and plan is not None and plan.count("F") not in (1, len(plan)):
+                yield plan_of(plan, solver)
+                exact.append((self._error(plan, solver), plan, solver, planner))
+        if exact and self._wishes.tries:
+            self._watcher.began(f"Polishing {budget:.0%} of the blocks")
+            _, plan, solver, planner = min(exact, key=lambda found: found[0])
+            better = polish(plan, lambda plan: self._error(plan, solver), planner.error, self._wishes.tries)
+            if better.plan != plan:
+                yield plan_of(better.plan, solver)
         self._watcher.began(f"Searching thresholds for {budget:.0%} of the blocks")
         for family in self._wishes.families:
             found = fitted(family, budget, lambda cache: self.measured(thresholds_of(cache, self._steps)).share)
             if found is not None:
                 yield thresholds_of(found.cache, self._steps)
+
+    def _error(self, plan: str, solver: str) -> float:
+        return self.measured(plan_of(plan, solver)).error
 
     def _planners(self, solver: str) -> Iterator[Planner | None]:
         """What finds plans for a solver, from what its uncached runs show: None where it takes too many passes for
@@ -189,7 +186,8 @@ class Tuning:
             self.notices.append(f"Plans for {SOLVERS[solver]} are left out: they are found up to {MOST_PASSES} passes.")
             yield None
             return
-        self._watcher.began(f"Recording {len(self._cases)} pictures with {SOLVERS[solver]} solver")
+        by = f"{SOLVERS[solver]}{' solver' if solver == 'own' else ''}"
+        self._watcher.began(f"Recording {len(self._cases)} pictures with {by}")
         try:
             records = [self._recorded(solver, case) for case in range(len(self._cases))]
         except H2GenError as error:
@@ -300,11 +298,11 @@ def check_steps(model: str, steps: int) -> None:
 
 def plan_of(plan: str, solver: str) -> Method:
     """A plan as a method."""
-    steps = (len(plan) + 1) // 2 if solver == "heun" else len(plan)
+    steps, of = ((len(plan) + 1) // 2, "passes") if solver == "heun" else (len(plan), "steps")
     kept = {"S": "skipped", "R": "reused", "D": "with the detail reused", "C": "with the structure reused"}
     others = [f"{plan.count(letter)} {words}" for letter, words in kept.items() if letter in plan]
     by = "" if solver == "own" else f", {SOLVERS[solver]}"
-    label = f"{plan.count('F')} of {len(plan)} steps, {', '.join(others)}{by}"
+    label = f"{plan.count('F')} of {len(plan)} {of}, {', '.join(others)}{by}"
     return methods.tuned(label, steps, CacheConfig(0, 0, forecast=1, plan=plan), solver)
 
 
