@@ -13,7 +13,7 @@ import platformdirs
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import PresetError, SettingError
 from h2gen.toml import read_toml
-from h2gen.words import did_you_mean
+from h2gen.words import did_you_mean, shown
 
 DEFAULT = "balanced"
 
@@ -60,7 +60,7 @@ def load_preset(name: str) -> Preset:
     paths = _paths()
     if name not in paths:
         raise PresetError(
-            f"There is no preset {name!r}{did_you_mean(name, paths)} Known are {', '.join(sorted(paths))}; "
+            f"There is no preset {shown(name)}{did_you_mean(name, paths)} Known are {', '.join(sorted(paths))}; "
             "a file of your own is given by its path."
         )
     return read_preset(paths[name])
@@ -79,13 +79,13 @@ def read_preset(path: Path) -> Preset:
     for key in data:
         if key not in (*_SETTINGS, "description", "figures"):
             raise PresetError(
-                f"Preset {str(path)!r} has an unknown key {key!r}{did_you_mean(key, _SETTINGS)} "
+                f"Preset {str(path)!r} has an unknown key {shown(key)}{did_you_mean(key, _SETTINGS)} "
                 f"It takes description, {', '.join(_SETTINGS)} and a table of figures."
             )
     description, figures = data.get("description", ""), data.get("figures", {})
     for key, value, kind, name in (("description", description, str, "text"), ("figures", figures, dict, "a table")):
         if not isinstance(value, kind):
-            raise PresetError(f"Preset {str(path)!r}: {key} is {value!r}; it must be {name}.")
+            raise PresetError(f"Preset {str(path)!r}: {key} is {shown(value)}; it must be {name}.")
     try:
         config = CacheConfig(**{key: data[key] for key in _SETTINGS if key in data})
     except SettingError as error:
@@ -103,7 +103,7 @@ def check_new(name: str) -> Path:
         PresetError: the name is no plain word, or is taken.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
-        raise PresetError(f"A preset cannot be called {name!r}; use letters, digits, - and _.")
+        raise PresetError(f"A preset cannot be called {shown(name)}; use letters, digits, - and _.")
     taken = _paths().get(name)
     if taken is not None:
         raise PresetError(f"There is a preset {name!r} already, in {str(taken)!r}; give another name.")

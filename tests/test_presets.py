@@ -80,6 +80,31 @@ def test_a_bad_preset_file_is_named_with_what_is_wrong_in_one_line(tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "x" * 9999 + " = 1",
+        "description = [" + "1, " * 9999 + "]",
+        f"tau1 = 0.1\ntau2 = '{'x' * 9999}'",
+        f"tau1 = 0.1\ntau2 = 0.1\npfs = '{'x' * 9999}'",
+        f"plan = '{'F' * 50_001}'",
+        f"tau1 = 0.1\ntau2 = 0.1\nbudget = '{'x' * 9999}'",
+    ],
+    ids=range(6),
+)
+def test_a_strangers_value_is_not_told_at_length(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    with pytest.raises(PresetError) as caught:
+        read_preset(tmp_path / "bad.toml")
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_an_unknown_preset_of_a_long_name_is_not_told_at_length() -> None:
+    with pytest.raises(PresetError) as caught:
+        load_preset("x" * 9999)
+    assert len(str(caught.value)) < 300
+
+
 def test_a_preset_file_that_is_not_there_says_so(tmp_path: Path) -> None:
     with pytest.raises(PresetError, match="No such file"):
         load_preset(str(tmp_path / "gone.toml"))

@@ -74,7 +74,7 @@ def test_a_speed_that_is_none_is_refused(speedup: float) -> None:
 
 
 def test_a_speed_below_the_floor_is_told_with_the_fastest_there_is() -> None:
-    with pytest.raises(SettingError, match=r"below the floor .* 6\.00 times as fast \(6 times\)"):
+    with pytest.raises(ProfileError, match=r"below the floor .* 6\.00 times as fast \(6 times\)"):
         profile().for_speedup(7)
 
 
@@ -126,6 +126,32 @@ def test_the_nearest_is_of_the_same_model_first_and_its_plans_are_drawn_out() ->
     assert fewer.choices[0].steps == 10
 
 
+@pytest.mark.parametrize(("solver", "letters"), [("own", 30), ("unipc", 30), ("heun", 59)])
+def test_a_profile_drawn_out_fits_its_solvers(solver: str, letters: int) -> None:
+    plan = ("FFSSS" * 8)[: 39 if solver == "heun" else 20]
+    one = choice(2, 0.9, solver=solver, cache=CacheConfig(0, 0, plan=f"{plan}/{plan[0]}{plan[:0:-1]}"))
+    parts = profile(choices=(one,)).fitted(30).choices[0].cache.plan.split("/")
+    assert [len(part) for part in parts] == [letters, letters] and parts[0] != parts[1]
+
+
+def test_a_plan_of_one_step_is_drawn_out_too() -> None:
+    assert stretched("F", 9) == "F" * 9
+
+
+def test_a_fidelity_never_gets_what_is_slower_than_no_cache() -> None:
+    assert profile(choices=(choice(0.9, 0.999), choice(4, 0.9))).for_fidelity(0.99) is None
+
+
+def test_a_profile_that_cannot_be_used_is_in_nobodys_way_and_is_told(tmp_path: Path) -> None:
+    write_profile(profile())
+    (user_folder() / "aa.toml").write_text("version = 1\n")
+    made, notices = found()
+    assert made == profile()
+    assert len(notices) == 1 and "aa.toml' cannot be used" in notices[0]
+    with pytest.raises(ProfileError, match=r"no profile for .*aa\.toml' cannot be used"):
+        found(replace(HERE, steps=33))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 7, 20, 33, 100])
 def test_a_plan_for_another_number_of_steps_is_one(steps: int) -> None:
     plan = "FFFSSFSSSFSSSSFSSSSF"
@@ -148,13 +174,21 @@ GOOD = to_toml(Profile(Path("x"), HERE, CURVE, {"pictures": 3}))
         ("steps = 20", "steps = 0", "situation.steps is 0"),
         ("steps = 20", 'steps = "20"', "situation: steps is '20'"),
         ('guidance_mode = "plain"', 'guidance_mode = "none"', "it can be true or plain"),
+        ("steps = 20", "steps = 10001", "situation.steps is 10001; it must be from 1 to 10000"),
+        ("width = 128", "width = 0", "situation.width is 0"),
+        ('model = "mine"', f'model = "{"x" * 999}"', "it must be a short text"),
+        ('solver = "own"', 'solver = ["own"]', "choice 1: solver is a list"),
+        ('solver = "own"', 'solver = "heun"', "plan has 20 letters, and 20 steps of Heun are 39 passes"),
+        ('plan = "FF', 'plan = "F', "choice 1: plan is for 19 steps, and steps is 20"),
+        ("speedup = 6.0", "speedup = 1e300", "speedup is 1e+300, which is impossible"),
+        ("ssim_mean = 0.8", "ssim_mean = 1.5", "ssim_mean is 1.5, which is impossible"),
         ('solver = "own"', 'solver = "euler"', "choice 1: solver is 'euler'"),
         ("tau1 = 0.0", "tau1 = -1.0", "choice 1: tau1 is -1"),
         ("tau1 = 0.0\n", "", "does not say tau1"),
         ("tau1 = 0.0", "tau3 = 0.0", "cache has an unknown key 'tau3'"),
         ('plan = "F', 'plan = "X', "choice 1: plan"),
         ("speedup = 6.0", "speedup = nan", "choice 1: figures: speedup is nan"),
-        ("speedup = 6.0", "speedup = -6.0", "impossible"),
+        ("speedup = 6.0", "speedup = -6.0", "speedup is -6, which is impossible"),
         ("speedup = 6.0\n", "", "does not say speedup"),
         ("[measured]", "[measurd]", "did you mean 'measured'"),
         ("version = 1", "version = ", "not valid TOML"),
@@ -169,6 +203,25 @@ def test_a_bad_profile_is_named_with_what_is_wrong_in_one_line(tmp_path: Path, o
         read_profile(file)
     assert words in str(caught.value) and "bad.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("version = 1", f"version = '{'x' * 9999}'"),
+        ("version = 1", f"version = 1\n{'x' * 9999} = 1"),
+        ('guidance_mode = "plain"', f"guidance_mode = '{'x' * 9999}'"),
+        ('solver = "own"', f"solver = '{'x' * 9999}'"),
+        ("speedup = 6.0", f"speedup = '{'x' * 9999}'"),
+        ("tau1 = 0.0", "tau1 = [" + "1," * 9999 + "]"),
+    ],
+    ids=range(6),
+)
+def test_a_strangers_value_is_not_told_at_length(tmp_path: Path, old: str, new: str) -> None:
+    (tmp_path / "bad.toml").write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(ProfileError) as caught:
+        read_profile(tmp_path / "bad.toml")
+    assert len(str(caught.value)) < 400 + len(str(tmp_path))
 
 
 def test_a_profile_without_choices_is_none(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from h2gen.cache.plan import check_plan
 from h2gen.errors import SettingError
+from h2gen.words import shown
 
 _SHOWN = 60
 """Letters of a plan that a line has room for."""
@@ -74,23 +75,23 @@ class CacheConfig:
             value = getattr(self, field.name)
             if isinstance(field.default, bool):
                 if not isinstance(value, bool):
-                    raise SettingError(f"{field.name} is {value!r}; give true or false.")
+                    raise _wrong(field.name, value, "; give true or false.")
             elif isinstance(field.default, str):
                 if not isinstance(value, str):
-                    raise SettingError(f"{field.name} is {value!r}; give it as text.")
+                    raise _wrong(field.name, value, "; give it as text.")
             elif isinstance(field.default, float):
                 if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise SettingError(f"{field.name} is {value!r}, which is not a number; give one such as 0.15.")
+                    raise _wrong(field.name, value, ", which is not a number; give one such as 0.15.")
                 if not 0 <= value <= sys.float_info.max:
-                    raise SettingError(f"{field.name} is {value}; give a number from 0 (off) upwards, such as 0.15.")
+                    raise _wrong(field.name, value, "; give a number from 0 (off) upwards, such as 0.15.")
                 object.__setattr__(self, field.name, float(value))
             elif isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise SettingError(f"{field.name} is {value!r}; give a whole number from 0 (off) upwards.")
+                raise _wrong(field.name, value, "; give a whole number from 0 (off) upwards.")
         if self.forecast > 1:
-            raise SettingError(f"forecast is {self.forecast}; give 0 (reuse what was computed last) or 1 (a line).")
+            raise _wrong("forecast", self.forecast, "; give 0 (reuse what was computed last) or 1 (a line).")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise SettingError(f"{name} is {getattr(self, name)[:40]!r}; it can be {' or '.join(known)}.")
+                raise _wrong(name, getattr(self, name), f"; it can be {' or '.join(known)}.")
         object.__setattr__(self, "plan", check_plan(self.plan))
 
     @property
@@ -113,6 +114,10 @@ class CacheConfig:
         if plan:
             parts = [f"plan {plan if len(plan) <= _SHOWN else plan[:_SHOWN] + '...'}"]
         return ", ".join(parts + [word_of(name, value) for name, value in found.items()])
+
+
+def _wrong(name: str, value: Any, advice: str) -> SettingError:
+    return SettingError(f"{name} is {shown(value)}{advice}")
 
 
 POLICIES = ("forecast", "plan", "tolerance", "budget", "hierarchy", "max_detail_age", "pfs")

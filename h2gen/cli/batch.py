@@ -64,6 +64,9 @@ def batch(
     max_detail_age: options.MaxDetailAge = None,
     pfs: options.Pfs = None,
     no_cache: options.NoCache = False,
+    speedup: options.Speedup = None,
+    fidelity: options.Fidelity = None,
+    nearest: options.Nearest = False,
     model: options.Model = None,
     base: options.Base = None,
     device: options.Device = None,
@@ -84,6 +87,7 @@ def batch(
     """
     given = options.settings_in(locals())
     from h2gen.cli.console import make_console
+    from h2gen.run.choose import Wish
     from h2gen.run.jobs import Jobs, parse_shard
     from h2gen.run.prompts import read_prompts
     from h2gen.run.save import target_of
@@ -91,7 +95,8 @@ def batch(
     console = make_console()
     console.quiet = quiet
     part = None if shard is None else parse_shard(shard)
-    jobs = Jobs(read_prompts(files, prompt_key), {**given, "name": name})
+    wish = Wish(speedup, fidelity, nearest)
+    jobs = Jobs(read_prompts(files, prompt_key), {**given, "name": name}, wish=wish)
     target = target_of(jobs.plan.out, jobs.plan.format)
     if target.stem is not None:
         raise SettingError(f"out is {jobs.plan.out!r}; a batch needs a folder for its pictures.")
@@ -100,6 +105,7 @@ def batch(
     wishes = Wishes(part, redo, not no_metadata, sidecar)
     run = Batch(jobs, target.folder, target.format, wishes, _devices(gpus, device))
     if dry_run:
+        _tell(jobs, console)
         _show(run, as_json)
         return
     if not _make(run, jobs, console, as_json, verbose):
@@ -123,6 +129,14 @@ def _devices(gpus: str | None, device: str | None) -> list[str]:
     if not all(names):
         raise SettingError(f"gpus is {gpus!r}; give all, or numbers such as 0,1.")
     return names
+
+
+def _tell(jobs: Jobs, console: Console) -> None:
+    """Lines that the user should see before it begins."""
+    from h2gen.cli.console import say
+
+    for notice in jobs.notices:
+        say(console, notice, "dim")
 
 
 def _show(run: Batch, as_json: bool) -> None:
@@ -158,8 +172,7 @@ def _make(run: Batch, jobs: Jobs, console: Console, as_json: bool, verbose: bool
     from h2gen.run.stop import Level, Stop
 
     route_warnings(console, verbose)
-    for notice in jobs.plan.notices:
-        say(console, notice, "dim")
+    _tell(jobs, console)
 
     def on_change(level: Level) -> None:
         if level is Level.PICTURE:

@@ -103,6 +103,7 @@ def bench(
         ("full, checked", measured.full),
         ("detail reused", measured.detail_reused),
         ("all reused", measured.all_reused),
+        ("skipped", measured.skipped),
         ("both checks alone", measured.checks),
     ):
         table.add_row(word, f"{seconds * 1000:.2f}", f"{seconds / measured.plain:.2%}")

@@ -16,52 +16,48 @@ if TYPE_CHECKING:
     from h2gen.study.peers import Peer
     from h2gen.study.results import Comparison, MethodResult
 
-_COMPARE = "Comparison"
-
 
 def compare(
     prompt: Annotated[str | None, typer.Argument(help="What to paint.", metavar="PROMPT")] = None,
-    prompts: Annotated[
-        list[str] | None,
-        options.option("--prompts", help="Prompts as .txt, .yaml or .jsonl.", panel=_COMPARE, metavar="FILE"),
+    prompts: options.Prompts = None,
+    prompt_key: options.PromptKey = None,
+    limit: Annotated[
+        int | None, options.option("--limit", help="The first N pictures only.", panel=options.MEASURING)
     ] = None,
-    prompt_key: Annotated[
-        str | None, options.option("--prompt-key", help="The key of the prompt in .jsonl.", panel=_COMPARE)
-    ] = None,
-    limit: Annotated[int | None, options.option("--limit", help="The first N pictures only.", panel=_COMPARE)] = None,
     tau1: Annotated[
-        str | None, options.option("--tau1", help="One threshold or several: 0.05,0.1,0.15.", panel=_COMPARE)
+        str | None, options.option("--tau1", help="One threshold or several: 0.05,0.1,0.15.", panel=options.MEASURING)
     ] = None,
     tau2: Annotated[
-        str | None, options.option("--tau2", help="One threshold or several; a grid with --tau1.", panel=_COMPARE)
+        str | None,
+        options.option("--tau2", help="One threshold or several; a grid with --tau1.", panel=options.MEASURING),
     ] = None,
-    repeat: Annotated[int, options.option("--repeat", help="Timed runs of each picture (3).", panel=_COMPARE)] = 3,
+    repeat: Annotated[
+        int, options.option("--repeat", help="Timed runs of each picture (3).", panel=options.MEASURING)
+    ] = 3,
     metrics: Annotated[
         str | None,
-        options.option("--metrics", help="psnr,ssim,lpips,clip-iqa,clip-score, or all.", panel=_COMPARE),
+        options.option("--metrics", help="psnr,ssim,lpips,clip-iqa,clip-score, or all.", panel=options.MEASURING),
     ] = None,
     clip_model: Annotated[
-        str | None, options.option("--clip-model", help="A CLIP's folder or hub id.", panel=_COMPARE)
+        str | None, options.option("--clip-model", help="A CLIP's folder or hub id.", panel=options.MEASURING)
     ] = None,
     fewer: Annotated[
-        str | None, options.option("--fewer", help="Also plain runs of so many steps: 20,10.", panel=_COMPARE)
+        str | None, options.option("--fewer", help="Also plain runs of so many steps: 20,10.", panel=options.MEASURING)
     ] = None,
     against: Annotated[
         str | None,
-        options.option("--against", help="Other caches at equal cost: fb,mag,taylor,sea,...", panel=_COMPARE),
+        options.option("--against", help="Other caches at equal cost: fb,mag,taylor,sea,...", panel=options.MEASURING),
     ] = None,
     truth: Annotated[
-        bool, options.option("--truth", help="Also measure against 400 steps uncached.", panel=_COMPARE)
+        bool, options.option("--truth", help="Also measure against 400 steps uncached.", panel=options.MEASURING)
     ] = False,
-    report: Annotated[
-        Path | None,
-        options.option("--report", help="Write a page to look at into this folder.", panel=_COMPARE, metavar="DIR"),
-    ] = None,
+    report: options.Report = None,
     save_preset: Annotated[
-        str | None, options.option("--save-preset", help="Save a row as a preset.", panel=_COMPARE, metavar="NAME")
+        str | None,
+        options.option("--save-preset", help="Save a row as a preset.", panel=options.MEASURING, metavar="NAME"),
     ] = None,
     row: Annotated[
-        int | None, options.option("--row", help="Which row; else the recommended one.", panel=_COMPARE)
+        int | None, options.option("--row", help="Which row; else the recommended one.", panel=options.MEASURING)
     ] = None,
     seed: options.Seeds = None,
     count: options.Count = None,
@@ -88,9 +84,7 @@ def compare(
     dtype: options.Dtype = None,
     offload: options.Offload = None,
     out: options.OutFolder = None,
-    as_json: Annotated[
-        bool, options.option("--json", help="Print an object with every figure.", panel=options.OUTPUT)
-    ] = False,
+    as_json: options.FiguresAsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     dry_run: options.DryRun = False,

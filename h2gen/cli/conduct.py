@@ -1,11 +1,11 @@
-"""A comparison that runs in the terminal and is told there: what ``compare`` and ``bench --paper`` share."""
+"""Measuring in the terminal: what ``compare``, ``frontier``, ``tune`` and ``bench --paper`` share."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import OutputError, Stopped
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from h2gen.run.plan import Plan
+    from h2gen.run.session import Session
     from h2gen.run.settings import Settings
     from h2gen.study.compare import Comparing
     from h2gen.study.metrics import Metrics
@@ -41,6 +42,49 @@ def check_report(folder: Path | None) -> None:
     if folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"The folder {str(folder)!r} is not empty; give a new one for the report.")
     check_folder(folder)
+
+
+def uncached(
+    given: Mapping[str, Any], files: Sequence[str] | None, key: str | None, built_in: Sequence[Case], most: int
+) -> tuple[Plan, Sequence[Case]]:
+    """The plan of the uncached pictures that everything is measured against, and the cases that they are of.
+
+    Args:
+        given: options, as in ``make_plan``.
+        files: prompt files; what they set holds for all of their prompts, or is refused.
+        key: of the prompt in JSON Lines.
+        built_in: the cases where there are no files.
+        most: cases at most.
+
+    Raises:
+        UsageError: something cannot be used.
+    """
+    from dataclasses import replace
+
+    from h2gen.run.jobs import Jobs
+    from h2gen.run.plan import make_plan
+    from h2gen.run.prompts import read_prompts
+    from h2gen.study.cases import cases_of
+
+    given = {**given, "no_cache": True}
+    if not files:
+        return make_plan("-", {**given, "seed": 0}), built_in[:most]
+    jobs = Jobs(read_prompts(files, key), given)
+    cases, settings = cases_of(jobs, most)
+    return replace(jobs.plan, settings=settings), cases
+
+
+def opened(plan: Plan) -> tuple[Session, str]:
+    """The plan's model, loaded, and its content hash: reading a whole checkpoint must not fall into what is timed."""
+    # Only now: these load torch and diffusers, which takes seconds.
+    from h2gen.models.identity import Identity
+    from h2gen.models.translate import translated
+    from h2gen.run.session import open_session
+
+    identity = Identity(plan.checkpoint)
+    session = open_session(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
+    with translated(plan.checkpoint):
+        return session, identity.result()
 
 
 def conduct(
@@ -71,17 +115,10 @@ def conduct(
     tell(plan, console)
     route_warnings(console, verbose)
     with CompareView(console, metrics.infos) as view:
-        # Only now: these load torch and diffusers, which takes seconds.
-        from h2gen.models.identity import Identity
-        from h2gen.models.translate import translated
-        from h2gen.run.session import open_session
+        session, content_hash = opened(plan)
         from h2gen.study.compare import Comparing
 
-        identity = Identity(plan.checkpoint)
-        session = open_session(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
         comparing = Comparing(session, cases, settings, metrics, wishes, watcher=view, folder=folder)
-        with translated(plan.checkpoint):
-            content_hash = identity.result()  # before anything is timed: it reads the whole checkpoint
         ended: Exception | None = None
         try:
             with stoppable(session, console):

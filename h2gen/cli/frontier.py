@@ -12,34 +12,28 @@ from h2gen.errors import SettingError
 
 if TYPE_CHECKING:
     from h2gen.study.frontier import Row
-    from h2gen.study.results import Case
-
-_FRONTIER = "Frontier"
 
 
 def frontier(
-    prompts: Annotated[
-        list[str] | None,
-        options.option("--prompts", help="Prompts as .txt, .yaml or .jsonl.", panel=_FRONTIER, metavar="FILE"),
-    ] = None,
-    prompt_key: Annotated[
-        str | None, options.option("--prompt-key", help="The key of the prompt in .jsonl.", panel=_FRONTIER)
-    ] = None,
-    limit: Annotated[int, options.option("--limit", help="The first N prompts (48).", panel=_FRONTIER)] = 48,
+    prompts: options.Prompts = None,
+    prompt_key: options.PromptKey = None,
+    limit: Annotated[int, options.option("--limit", help="The first N prompts (48).", panel=options.MEASURING)] = 48,
     budgets: Annotated[
-        str, options.option("--budgets", help="Shares of the blocks (0.5,0.33,0.25,0.2).", panel=_FRONTIER)
+        str, options.option("--budgets", help="Shares of the blocks (0.5,0.33,0.25,0.2).", panel=options.MEASURING)
     ] = "0.5,0.33,0.25,0.2",
     against: Annotated[
-        str, options.option("--against", help="Other caches (fb,taylor,mag); '' for none.", panel=_FRONTIER)
-    ] = "fb,taylor,mag",
+        str | None,
+        options.option(
+            "--against", help="Other caches: fb,taylor,mag,dbcache,...; '' for none.", panel=options.MEASURING
+        ),
+    ] = None,
     profile: Annotated[
         Path | None,
-        options.option("--profile", help="Whose settings are ours; else it is found.", panel=_FRONTIER, metavar="FILE"),
+        options.option(
+            "--profile", help="Whose settings are ours; else it is found.", panel=options.MEASURING, metavar="FILE"
+        ),
     ] = None,
-    report: Annotated[
-        Path | None,
-        options.option("--report", help="Write a page to look at into this folder.", panel=_FRONTIER, metavar="DIR"),
-    ] = None,
+    report: options.Report = None,
     size: options.Size = None,
     steps: options.Steps = None,
     guidance: options.Guidance = None,
@@ -51,9 +45,7 @@ def frontier(
     device: options.Device = None,
     dtype: options.Dtype = None,
     offload: options.Offload = None,
-    as_json: Annotated[
-        bool, options.option("--json", help="Print an object with every figure.", panel=options.OUTPUT)
-    ] = False,
+    as_json: options.FiguresAsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     dry_run: options.DryRun = False,
@@ -64,35 +56,47 @@ def frontier(
     """
     given = options.settings_in(locals())
     # Imported here, and not above: this module is loaded for every --help.
-    from h2gen.cli.conduct import check_report, conduct
+    from h2gen.cli.conduct import check_report, conduct, uncached
     from h2gen.cli.console import make_console, say
     from h2gen.cli.produce import show_plan, tell
     from h2gen.cli.tune import shares
     from h2gen.models.identity import content_hash
-    from h2gen.profiles import find_profile, read_profile
+    from h2gen.profiles import find_profile, mismatch, read_profile
     from h2gen.run.choose import command_for, situation_of
-    from h2gen.run.plan import make_plan
     from h2gen.study import frontier as study
-    from h2gen.study.peers import choose_peers
+    from h2gen.study import prompts as built_in
+    from h2gen.study.peers import choose_peers, default_peers
     from h2gen.study.watch import Wishes
 
     if limit < 1:
         raise SettingError(f"limit is {limit}; give a whole number from 1 on.")
     console = make_console()
     console.quiet = quiet
-    plan = make_plan("-", {**given, "no_cache": True, "seed": 0})
+    if not prompts and limit > len(built_in.FRONTIER):
+        raise SettingError(f"limit is {limit}; there are {len(built_in.FRONTIER)} prompts: give more with --prompts.")
+    plan, cases = uncached(given, prompts, prompt_key, built_in.cases(built_in.FRONTIER, 3000), limit)
     wanted = shares(budgets)
-    peers = choose_peers(against) if against.strip() else []
+    absent: list[str] = []
+    if against is None:
+        peers, absent = default_peers()
+    else:
+        peers = choose_peers(against) if against.strip() else []
     check_report(report)
-    cases = _cases(prompts, prompt_key, limit)
     if dry_run:
         tell(plan, console)
         show_plan(plan, [case.seed for case in cases], as_json)
         return
+    here = situation_of(plan.checkpoint, plan.settings)
     if profile is not None:
-        found = read_profile(profile).fitted(plan.settings.steps)
+        found = read_profile(profile)
+        notices = mismatch(found.situation, here, content_hash(plan.checkpoint))
+        found = found.fitted(here.steps)
     else:
-        found, _ = find_profile(situation_of(plan), lambda: content_hash(plan.checkpoint), command_for(plan))
+        found, notices = find_profile(
+            here, lambda: content_hash(plan.checkpoint), command_for(plan.checkpoint, plan.settings)
+        )
+    for notice in (*notices, *absent):
+        say(console, notice, "yellow")
     own = study.ours(found, wanted)
 
     from h2gen.study.metrics import choose_metrics
@@ -116,21 +120,6 @@ def frontier(
         say(console, str(write_report(comparison, report, report)), "bold")
     if ended is not None:
         raise ended
-
-
-def _cases(files: Sequence[str] | None, key: str | None, limit: int) -> Sequence[Case]:
-    from h2gen.run.jobs import Jobs
-    from h2gen.run.prompts import read_prompts
-    from h2gen.study import prompts
-    from h2gen.study.cases import cases_of
-
-    if not files:
-        if limit > len(prompts.FRONTIER):
-            raise SettingError(
-                f"limit is {limit}; there are {len(prompts.FRONTIER)} prompts: give more with --prompts."
-            )
-        return prompts.cases(prompts.FRONTIER, 3000)[:limit]
-    return cases_of(Jobs(read_prompts(files, key), {"no_cache": True}), limit)[0]
 
 
 def _show(rows: Sequence[Row], budgets: Sequence[float]) -> None:

@@ -73,7 +73,7 @@ def generate(
     from h2gen.cli.console import make_console, say
     from h2gen.cli.produce import Wishes, produce, show_plan, tell
     from h2gen.run.choose import Wish, chosen_plan
-    from h2gen.run.decisions import read_decisions
+    from h2gen.run.decisions import decisions_of
     from h2gen.run.plan import lasting
     from h2gen.run.seeds import choose_seeds
 
@@ -81,9 +81,7 @@ def generate(
     console.quiet = quiet
     words = _prompt(prompt, prompt_option)
     seeds = choose_seeds(given.pop("seed"), given.pop("count"))
-    if replay_decisions is not None and plan is not None:
-        raise SettingError("--replay-decisions and --plan contradict each other; give one.")
-    recorded = [] if replay_decisions is None else [("trace", read_decisions(replay_decisions))]
+    recorded = [] if replay_decisions is None else [("trace", decisions_of(replay_decisions, given))]
     layers = [("option", {**given, "seed": seeds[0]}), *recorded, *lasting()]
     planned = chosen_plan(words, layers, Wish(speedup, fidelity, nearest))
     if prompt and prompt in words and " " not in prompt and did_you_mean(prompt, _COMMANDS) != ".":

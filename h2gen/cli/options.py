@@ -16,7 +16,7 @@ SETTINGS = (
 )
 """The options that say how a picture is made and where it goes; the others say how a command behaves."""
 
-PICTURE, CACHE, MODEL, OUTPUT = "Picture", "Cache", "Model", "Output"
+PICTURE, CACHE, MODEL, OUTPUT, MEASURING = "Picture", "Cache", "Model", "Output", "Measuring"
 
 
 def option(*names: str, help: str, panel: str, metavar: str | None = None) -> Any:
@@ -101,3 +101,13 @@ AsJson = Annotated[bool, option("--json", help="Print an object a picture instea
 Quiet = Annotated[bool, option("--quiet", "-q", help="Say nothing but errors.", panel=OUTPUT)]
 Verbose = Annotated[bool, option("--verbose", "-v", help="All steps, and what the libraries say.", panel=OUTPUT)]
 DryRun = Annotated[bool, option("--dry-run", help="Show every setting and where it came from.", panel=OUTPUT)]
+Prompts = Annotated[
+    list[str] | None, option("--prompts", help="Prompts as .txt, .yaml or .jsonl.", panel=MEASURING, metavar="FILE")
+]
+PromptKey = Annotated[
+    str | None, option("--prompt-key", help="The key of the prompt in .jsonl.", panel=MEASURING, metavar="KEY")
+]
+Report = Annotated[
+    Path | None, option("--report", help="Write a page to look at into this folder.", panel=MEASURING, metavar="DIR")
+]
+FiguresAsJson = Annotated[bool, option("--json", help="Print an object with every figure.", panel=OUTPUT)]

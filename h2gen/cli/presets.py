@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from h2gen.words import printable
+
+if TYPE_CHECKING:
+    from h2gen.cache.config import CacheConfig
 
 app = typer.Typer(
     rich_markup_mode=None, help="List the presets, or print one.", invoke_without_command=True, no_args_is_help=False
@@ -24,28 +27,23 @@ def _list(ctx: typer.Context) -> None:
     from h2gen import presets
     from h2gen.cache.config import word_of
 
+    def thresholds_and_guards(config: CacheConfig) -> tuple[str, str, str]:
+        if config.plan:  # neither has a say then
+            return "-", "-", config.words
+        counts = {"warmup": config.warmup_steps, "final": config.final_steps, "max": config.max_consecutive}
+        guards = [f"{word} {count}" for word, count in counts.items() if count]
+        guards += [word_of(name, value) for name, value in config.policies.items()]
+        return f"{config.tau1:g}", f"{config.tau2:g}", ", ".join(guards) or "-"
+
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("preset", "tau1", "tau2", "guards"):
         table.add_column(title, no_wrap=True)
     table.add_column("what it is for")
     for preset in presets.list_presets():
-        config = preset.config
-        guards = [
-            f"{word} {count}"
-            for word, count in (
-                ("warmup", config.warmup_steps),
-                ("final", config.final_steps),
-                ("max", config.max_consecutive),
-            )
-            if count
-        ]
-        guards += [word_of(name, value) for name, value in config.policies.items()]
         name = preset.name + (" (default)" if preset.name == presets.DEFAULT else "")
         table.add_row(
             Text(printable(name)),
-            f"{config.tau1:g}",
-            f"{config.tau2:g}",
-            ", ".join(guards) or "-",
+            *thresholds_and_guards(preset.config),
             Text(printable(preset.description)),
         )
     Console(highlight=False, markup=False, emoji=False).print(table)

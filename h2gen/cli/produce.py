@@ -285,8 +285,10 @@ def conclude(result: Result, path: Path, console: Console) -> None:
         say(console, line, "bold")
         return
     summary, steps = result.trace.summary, result.trace.steps
-    passes = any(step.context != steps[0].context for step in steps)
-    say(console, f"{line}, {counts(summary, passes)}", "bold")
+    if not console.is_terminal:  # where the totals stand under the table
+        passes = any(step.context != steps[0].context for step in steps)
+        line = f"{line}, {counts(summary, passes)}"
+    say(console, line, "bold")
     if summary.full < summary.steps or result.settings.cache.plan:
         return
     tau1, tau2 = suggest_thresholds(steps)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from h2gen.cli.produce import Studio
+    from h2gen.run.choose import Chooser, Wish
     from h2gen.run.plan import Plan
 
 _HELP = """\
@@ -30,6 +31,8 @@ A line is a prompt. A prompt that begins with a colon needs two. Commands:
   :again            the last prompt once more
   :help             this
   :quit             leave; Ctrl-D does too. Ctrl-C stops a picture."""
+_WISHES: dict[str, tuple[type, ...]] = {"speedup": (float,), "fidelity": (float,), "nearest": (bool,)}
+"""What can be asked of a profile, and its types."""
 _COMMANDS = ("set", "unset", "show", "seed", "again", "help", "quit")
 
 
@@ -56,6 +59,9 @@ def shell(
     max_detail_age: options.MaxDetailAge = None,
     pfs: options.Pfs = None,
     no_cache: options.NoCache = False,
+    speedup: options.Speedup = None,
+    fidelity: options.Fidelity = None,
+    nearest: options.Nearest = False,
     model: options.Model = None,
     base: options.Base = None,
     device: options.Device = None,
@@ -73,7 +79,8 @@ def shell(
     given = options.settings_in(locals())
     from h2gen.cli.console import make_console, say
     from h2gen.cli.produce import Wishes, open_studio, tell
-    from h2gen.run.plan import make_plan
+    from h2gen.run.choose import Wish, chosen_plan
+    from h2gen.run.plan import lasting
     from h2gen.run.save import target_of
     from h2gen.run.seeds import parse_seeds
 
@@ -84,14 +91,17 @@ def shell(
         if len(seeds) > 1:
             raise SettingError(f"seed is {seed}; a shell takes one seed at a time.")
         given["seed"] = seeds[0]
-    planned = make_plan("-", given)
+    planned = chosen_plan("-", [("option", given), *lasting()], Wish(speedup, fidelity, nearest))
     if target_of(planned.out, planned.format).stem is not None:
         raise SettingError(f"out is {planned.out!r}; a shell needs a folder for its pictures.")
     studio = open_studio(planned, console, Wishes(None, as_json, verbose, not no_metadata, sidecar))
     tell(planned, console)
     if sys.stdin.isatty():
         say(console, "A prompt makes a picture; :help lists commands, :quit leaves.", "dim")
-    if not _Shell(studio, given, console).run():
+    given |= {"speedup": speedup, "fidelity": fidelity, "nearest": nearest or None}
+    shell = _Shell(studio, given, console)
+    shell.told |= set(planned.notices)
+    if not shell.run():
         raise typer.Exit(1)
 
 
@@ -102,6 +112,9 @@ class _Shell:
         self._studio, self._given, self._console = studio, given, console
         self._changed: dict[str, Any] = {}
         self._last: str | None = None
+        self._choosers: dict[Wish, Chooser] = {}
+        self.told: set[str] = set()
+        """Notices that the user has seen."""
 
     def run(self) -> bool:
         """Read until the end; returns whether everything went well."""
@@ -157,16 +170,31 @@ class _Shell:
         return False
 
     def _plan(self, prompt: str, changed: dict[str, Any] | None = None) -> Plan:
+        from h2gen.run.choose import Chooser
         from h2gen.run.plan import lasting, plan_from
 
-        changed = self._changed if changed is None else changed
-        return plan_from(prompt, [("shell", changed), ("option", self._given), *lasting()])
+        given = [("shell", self._changed if changed is None else changed), ("option", self._given)]
+        wish = _wish([values for _, values in given])
+        layers: list[tuple[str, Mapping[str, Any]]] = [
+            (source, {name: v for name, v in values.items() if name not in _WISHES}) for source, values in given
+        ]
+        layers += lasting()
+        if not wish:
+            return plan_from(prompt, layers)
+        if wish not in self._choosers:
+            self._choosers[wish] = Chooser(wish, self._studio.session.checkpoint)
+        return self._choosers[wish].plan(prompt, layers)
 
     def _paint(self, words: str) -> None:
+        from h2gen.cli.console import say
         from h2gen.run.save import target_of
         from h2gen.run.settings import clean_prompt
 
         plan = self._plan(clean_prompt(words))
+        for notice in plan.notices:
+            if notice not in self.told:
+                say(self._console, notice, "dim")
+        self.told |= set(plan.notices)
         self._last = plan.settings.prompt
         self._studio.paint(plan.settings, target_of(plan.out, plan.format), plan.preset)
 
@@ -184,7 +212,7 @@ class _Shell:
 
         self._check_name(name)
         name, text = name.replace("-", "_"), text.strip()
-        kinds = KEYS.get(name, (str,))
+        kinds = {**KEYS, **_WISHES}.get(name, (str,))
         if not text and str not in kinds:
             raise SettingError(f"{name} needs a value, such as :set {name} 1.")
         value: Any = text
@@ -196,6 +224,8 @@ class _Shell:
                 wanted = "on or off" if bool in kinds else "a number" if float in kinds else "a whole number"
                 raise SettingError(f"{name} is {printable(text)!r}; give {wanted}.") from error
         changed = {**self._changed, name: value or None if name == "no_cache" else value}
+        if name in ("speedup", "fidelity"):
+            changed.pop("fidelity" if name == "speedup" else "speedup", None)
         if name == "no_cache":
             for cached in ("preset", *cache_settings):
                 changed.pop(cached, None)
@@ -209,7 +239,22 @@ def _names() -> list[str]:
     """What can be set."""
     from h2gen.run.prompts import KEYS
 
-    return [*(name for name in KEYS if name not in ("count", "name", "width", "height")), "out", "format"]
+    return [*(name for name in KEYS if name not in ("count", "name", "width", "height")), *_WISHES, "out", "format"]
+
+
+def _wish(given: Sequence[Mapping[str, Any]]) -> Wish:
+    """What is asked of a profile: by whoever names a speed or a fidelity last.
+
+    Raises:
+        SettingError: it is none that can be granted.
+    """
+    from h2gen.run.choose import Wish
+
+    nearest = next((values["nearest"] for values in given if values.get("nearest") is not None), False)
+    for values in given:
+        if values.get("speedup") is not None or values.get("fidelity") is not None:
+            return Wish(values.get("speedup"), values.get("fidelity"), nearest)
+    return Wish(nearest=nearest)
 
 
 def _lines(console: Console) -> Iterator[str]:

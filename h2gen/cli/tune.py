@@ -18,26 +18,27 @@ if TYPE_CHECKING:
     from h2gen.study.results import Case, Comparison
     from h2gen.study.tune.tuning import Wishes
 
-_TUNING = "Tuning"
-
 
 def tune(
-    prompts: Annotated[
-        list[str] | None,
-        options.option("--prompts", help="Prompts as .txt, .yaml or .jsonl.", panel=_TUNING, metavar="FILE"),
-    ] = None,
-    prompt_key: Annotated[
-        str | None, options.option("--prompt-key", help="The key of the prompt in .jsonl.", panel=_TUNING)
-    ] = None,
-    search: Annotated[int, options.option("--search", help="Search on so many prompts (4).", panel=_TUNING)] = 4,
-    check: Annotated[int, options.option("--check", help="Check on so many others (12).", panel=_TUNING)] = 12,
+    prompts: options.Prompts = None,
+    prompt_key: options.PromptKey = None,
+    search: Annotated[
+        int, options.option("--search", help="Search on so many prompts (4).", panel=options.MEASURING)
+    ] = 4,
+    check: Annotated[
+        int, options.option("--check", help="Check on so many others (12).", panel=options.MEASURING)
+    ] = 12,
     budgets: Annotated[
-        str | None, options.option("--budgets", help="Shares of the blocks: 0.5,0.33,0.2.", panel=_TUNING)
+        str | None, options.option("--budgets", help="Shares of the blocks: 0.5,0.33,0.2.", panel=options.MEASURING)
     ] = None,
-    tries: Annotated[int, options.option("--tries", help="Plans tried to polish one (24).", panel=_TUNING)] = 24,
+    tries: Annotated[
+        int, options.option("--tries", help="Plans tried to polish one (24).", panel=options.MEASURING)
+    ] = 24,
     profile: Annotated[
         Path | None,
-        options.option("--profile", help="Where to write it; else your data folder.", panel=_TUNING, metavar="FILE"),
+        options.option(
+            "--profile", help="Where to write it; else your data folder.", panel=options.MEASURING, metavar="FILE"
+        ),
     ] = None,
     size: options.Size = None,
     steps: options.Steps = None,
@@ -50,9 +51,7 @@ def tune(
     device: options.Device = None,
     dtype: options.Dtype = None,
     offload: options.Offload = None,
-    as_json: Annotated[
-        bool, options.option("--json", help="Print an object with every figure.", panel=options.OUTPUT)
-    ] = False,
+    as_json: options.FiguresAsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     dry_run: options.DryRun = False,
@@ -64,9 +63,10 @@ def tune(
     """
     given = options.settings_in(locals())
     # Imported here, and not above: this module is loaded for every --help.
+    from h2gen.cli.conduct import uncached
     from h2gen.cli.console import make_console
     from h2gen.cli.produce import show_plan, tell
-    from h2gen.run.plan import make_plan
+    from h2gen.study import prompts as built_in
     from h2gen.study.tune.tuning import BUDGETS, Wishes, check_steps
 
     for name, value, least in (("search", search, 1), ("check", check, 1), ("tries", tries, 0)):
@@ -74,12 +74,23 @@ def tune(
             raise SettingError(f"{name} is {value}; give a whole number from {least} on.")
     console = make_console()
     console.quiet = quiet
-    plan = make_plan("-", {**given, "no_cache": True, "seed": 0})
+    if not prompts and (search > len(built_in.TUNING) or check > len(built_in.CHECKING)):
+        raise SettingError(
+            f"There are {len(built_in.TUNING)} prompts to search on and {len(built_in.CHECKING)} to check on; give "
+            "more with --prompts."
+        )
+    ours = [*built_in.cases(built_in.TUNING, 1000)[:search], *built_in.cases(built_in.CHECKING, 2000)[:check]]
+    plan, cases = uncached(given, prompts, prompt_key, ours, search + check)
     check_steps(plan.checkpoint.name, plan.settings.steps)
-    if profile is not None and profile.suffix != ".toml":
-        raise SettingError(f"profile is {str(profile)!r}; give a file that ends in .toml.")
+    if len(cases) < search + check:
+        raise SettingError(
+            f"The files hold {len(cases)} prompts, and {search} to search on and {check} to check on are wanted; give "
+            "more, or a smaller --search and --check."
+        )
+    searched, checked = cases[:search], cases[search:]
+    if profile is not None:
+        _check_profile(profile)
     wishes = Wishes(BUDGETS if budgets is None else shares(budgets), tries)
-    searched, checked = _cases(prompts, prompt_key, search, check)
     if dry_run:
         tell(plan, console)
         show_plan(plan, [case.seed for case in (*searched, *checked)], as_json)
@@ -99,29 +110,16 @@ def shares(text: str) -> tuple[float, ...]:
     return tuple(sorted(shares, reverse=True))
 
 
-def _cases(
-    files: Sequence[str] | None, key: str | None, search: int, check: int
-) -> tuple[Sequence[Case], Sequence[Case]]:
-    """What is searched on and what is checked on: the built-in prompts, or the first and the next ones of the files."""
-    from h2gen.run.jobs import Jobs
-    from h2gen.run.prompts import read_prompts
-    from h2gen.study import prompts
-    from h2gen.study.cases import cases_of
+def _check_profile(path: Path) -> None:
+    """Find out before hours are spent whether the profile can be written there, over nothing but a profile."""
+    from h2gen.profiles import read_profile
+    from h2gen.run.save import check_folder
 
-    if not files:
-        if search > len(prompts.TUNING) or check > len(prompts.CHECKING):
-            raise SettingError(
-                f"There are {len(prompts.TUNING)} prompts to search on and {len(prompts.CHECKING)} to check on; give "
-                "more with --prompts."
-            )
-        return prompts.cases(prompts.TUNING, 1000)[:search], prompts.cases(prompts.CHECKING, 2000)[:check]
-    cases, _ = cases_of(Jobs(read_prompts(files, key), {"no_cache": True}), search + check)
-    if len(cases) < search + check:
-        raise SettingError(
-            f"The files hold {len(cases)} prompts, and {search} to search on and {check} to check on are wanted; give "
-            "more, or a smaller --search and --check."
-        )
-    return cases[:search], cases[search:]
+    if path.suffix != ".toml":
+        raise SettingError(f"profile is {str(path)!r}; give a file that ends in .toml.")
+    if path.exists():
+        read_profile(path)
+    check_folder(path.parent)
 
 
 def _tuned(
@@ -134,6 +132,7 @@ def _tuned(
     verbose: bool,
 ) -> tuple[Profile, Comparison]:
     from h2gen.cli.compare_view import CompareView
+    from h2gen.cli.conduct import opened
     from h2gen.cli.console import route_warnings, say
     from h2gen.cli.produce import stoppable, tell
     from h2gen.cli.tune_view import TuneView
@@ -143,10 +142,7 @@ def _tuned(
     tell(plan, console)
     route_warnings(console, verbose)
     with TuneView(console, len(searched), wishes) as view:
-        # Only now: these load torch and diffusers, which takes seconds.
-        from h2gen.models.identity import Identity
-        from h2gen.models.translate import translated
-        from h2gen.run.session import open_session
+        session, content_hash = opened(plan)
         from h2gen.study.compare import Comparing
         from h2gen.study.metrics import choose_metrics
         from h2gen.study.sweep import recommended
@@ -155,11 +151,7 @@ def _tuned(
         from h2gen.study.tune.tuning import Tuning
         from h2gen.study.watch import Wishes as Compared
 
-        identity = Identity(plan.checkpoint)
-        session = open_session(plan.checkpoint, device=plan.device, dtype=plan.dtype, offload=plan.offload)
-        with translated(plan.checkpoint):
-            content_hash = identity.result()
-        situation = situation_of(plan, content_hash)
+        situation = situation_of(plan.checkpoint, plan.settings, content_hash)
         where = path or user_folder() / file_name(situation)
         notebook = Notebook(_notebook(situation), _header(session, plan.settings, content_hash))
         with notebook:
@@ -227,8 +219,11 @@ def _show(profile: Profile, comparison: Comparison, console: Console, as_json: b
     chart = profile.path.with_suffix(".svg")
     metric = next((info for info in comparison.metrics if info.name == "ssim"), first_fidelity(comparison))
     if metric is not None:
-        chart.write_text(pareto_chart(comparison, metric, width=720.0), encoding="utf-8")
-        say(console, str(chart), "bold")
+        try:
+            chart.write_text(pareto_chart(comparison, metric, width=720.0), encoding="utf-8")
+            say(console, str(chart), "bold")
+        except OSError as error:  # the profile is safe, and the figures are still to be shown
+            say(console, f"The chart {str(chart)!r} cannot be written: {error.strerror or error}.", "yellow")
     if as_json:
         whole = {
             "profile": str(profile.path),

@@ -39,7 +39,7 @@ class TuneView:
         self._console = console
         self._what = "Loading"
         self._made = 0
-        self._about = cases * (3 + len(wishes.budgets) * (5 + wishes.tries))
+        self._about = cases * wishes.pictures
         self._budgets = list(wishes.budgets)
         self._best: dict[float, tuple[float, str, float, int]] = {}
         self._began = self._drawn = time.perf_counter()

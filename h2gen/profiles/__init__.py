@@ -3,9 +3,18 @@
 Those of the bundled model ship with h2gen; the user's own are made by ``h2gen tune``.
 """
 
-from h2gen.profiles.curve import FEWEST_STEPS, Choice, Figures, Profile, Situation, stretched
+from h2gen.profiles.curve import (
+    FEWEST_STEPS,
+    Choice,
+    Figures,
+    Profile,
+    Situation,
+    check_fidelity,
+    check_speedup,
+    stretched,
+)
 from h2gen.profiles.files import file_name, list_profiles, read_profile, to_toml, user_folder, write_profile
-from h2gen.profiles.find import find_profile
+from h2gen.profiles.find import find_profile, mismatch
 
 __all__ = [
     "FEWEST_STEPS",
@@ -13,9 +22,12 @@ __all__ = [
     "Figures",
     "Profile",
     "Situation",
+    "check_fidelity",
+    "check_speedup",
     "file_name",
     "find_profile",
     "list_profiles",
+    "mismatch",
     "read_profile",
     "stretched",
     "to_toml",

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from h2gen.cache.config import CacheConfig
-from h2gen.errors import SettingError
+from h2gen.cache.plan import joined
+from h2gen.errors import ProfileError, SettingError
+from h2gen.models.choices import evaluations
 
 FEWEST_STEPS = 8
 """Below it there are too few steps for a cache to leave any out."""
@@ -73,21 +75,21 @@ class Profile:
     @property
     def pictures(self) -> int:
         """On how many pictures the figures rest; 0 where the file does not say."""
-        count = self.measured.get("pictures", 0)
-        return count if isinstance(count, int) else 0
+        count = self.measured.get("pictures")
+        return count if isinstance(count, int) and 0 < count < 10**6 else 0
 
     def for_speedup(self, speedup: float) -> Choice:
         """The choice with the best fidelity of those that are at least so many times as fast.
 
         Raises:
-            SettingError: it is not above 1, or more than any choice gives.
+            SettingError: it is not above 1.
+            ProfileError: it is more than any choice gives.
         """
-        if not 1 < speedup <= 1000:
-            raise SettingError(f"speedup is {speedup:g}; give a number above 1, such as 2.")
+        check_speedup(speedup)
         enough = [choice for choice in self.choices if choice.figures.speedup >= speedup]
         if not enough:
             fastest = max(self.choices, key=lambda choice: choice.figures.speedup)
-            raise SettingError(
+            raise ProfileError(
                 f"speedup is {speedup:g}, below the floor of what {self.situation} can do: the fastest choice of its "
                 f"profile is {fastest.figures.speedup:.2f} times as fast ({fastest.label}); ask for that or less, or "
                 "give fewer --steps."
@@ -95,14 +97,14 @@ class Profile:
         return max(enough, key=lambda choice: (choice.figures.ssim_mean, choice.figures.speedup))
 
     def for_fidelity(self, ssim: float) -> Choice | None:
-        """The fastest choice whose mean SSIM is at least this; None where only the uncached run is as close.
+        """The fastest choice whose mean SSIM is at least this; None where only the uncached run is as close, or nothing
+        as close is faster than that.
 
         Raises:
             SettingError: it is not above 0, or above 1.
         """
-        if not 0 < ssim <= 1:
-            raise SettingError(f"fidelity is {ssim:g}; give an SSIM above 0 and up to 1, such as 0.95.")
-        close = [choice for choice in self.choices if choice.figures.ssim_mean >= ssim]
+        check_fidelity(ssim)
+        close = [choice for choice in self.choices if choice.figures.ssim_mean >= ssim and choice.figures.speedup > 1]
         return max(close, key=lambda choice: (choice.figures.speedup, choice.figures.ssim_mean), default=None)
 
     def fitted(self, steps: int) -> Profile:
@@ -112,21 +114,42 @@ class Profile:
             return self
         choices = []
         for choice in self.choices:
-            cache = choice.cache
-            if cache.plan:
-                cache = replace(cache, plan=stretched(cache.plan, steps))
             fewer = max(1, round(choice.steps * steps / self.situation.steps))
+            plan = stretched(choice.cache.plan, evaluations(fewer, choice.solver))
+            cache = replace(choice.cache, plan=plan)
             choices.append(replace(choice, steps=fewer, cache=cache))
         return replace(self, situation=replace(self.situation, steps=steps), choices=tuple(choices))
 
 
+def check_speedup(speedup: float) -> None:
+    """Whether it is a speed that can be asked for.
+
+    Raises:
+        SettingError: it is not above 1.
+    """
+    if not 1 < speedup <= 1000:
+        raise SettingError(f"speedup is {speedup:g}; give a number above 1, such as 2.")
+
+
+def check_fidelity(ssim: float) -> None:
+    """Whether it is a fidelity that can be asked for.
+
+    Raises:
+        SettingError: it is not above 0, or above 1.
+    """
+    if not 0 < ssim <= 1:
+        raise SettingError(f"fidelity is {ssim:g}; give an SSIM above 0 and up to 1, such as 0.95.")
+
+
 def stretched(plan: str, steps: int) -> str:
     """A plan for another number of steps: each step does what the one at its place in the old plan did, and full steps
-    stay as many in proportion."""
+    stay as many, as far as there is room. The parts of a plan of several passes are stretched alike."""
+    if "/" in plan:
+        return joined(stretched(part, steps) for part in plan.split("/"))
     if steps == len(plan) or not plan:
         return plan
-    if steps == 1:
-        return "F"
+    if steps == 1 or len(plan) == 1:
+        return "F" * steps
     scale = (len(plan) - 1) / (steps - 1)
     letters = [plan[min(len(plan) - 1, round(step * scale))] for step in range(steps)]
     others = [letter if letter != "F" else "S" for letter in letters]

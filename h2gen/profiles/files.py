@@ -15,13 +15,16 @@ from h2gen.cache.config import CacheConfig
 from h2gen.errors import ProfileError, SettingError
 from h2gen.models.choices import SOLVERS
 from h2gen.profiles.curve import Choice, Figures, Profile, Situation
+from h2gen.run.settings import LARGEST_SIDE, MOST_STEPS, check_length
 from h2gen.toml import read_toml
-from h2gen.words import did_you_mean
+from h2gen.words import did_you_mean, shown
 
 VERSION = 1
 LARGEST = 256 * 1024
 """Bytes of a profile that is read."""
 MOST_CHOICES = 200
+_SHORT = 300
+"""Characters of a text."""
 
 _SHIPPED = Path(__file__).resolve().parent / "shipped"
 _CACHE = {field.name: field.default for field in fields(CacheConfig)}
@@ -40,16 +43,25 @@ def file_name(situation: Situation) -> str:
     return f"{model}-{situation.steps}-{size}{guided}-{situation.content_hash[:8]}.toml"
 
 
-def list_profiles() -> Iterator[Profile]:
+def list_profiles(broken: list[str] | None = None) -> Iterator[Profile]:
     """The user's own profiles and the shipped ones; one of the user's hides a shipped one of the same situation.
 
+    Args:
+        broken: gets a line of each file that is not valid, which then is in nobody's way.
+
     Raises:
-        ProfileError: one of them is not valid.
+        ProfileError: one of them is not valid, and ``broken`` is None.
     """
     seen = set()
     for folder in (user_folder(), _SHIPPED):
         for path in sorted(folder.glob("*.toml")):
-            profile = read_profile(path)
+            try:
+                profile = read_profile(path)
+            except ProfileError as error:
+                if broken is None:
+                    raise
+                broken.append(str(error))
+                continue
             if profile.situation not in seen:
                 seen.add(profile.situation)
                 yield profile
@@ -110,31 +122,31 @@ def read_profile(path: Path) -> Profile:
 def _checked(path: Path, data: Mapping[str, Any]) -> Profile:
     _only(data, ("version", "situation", "measured", "choices"), "it")
     if data.get("version") != VERSION:
-        raise SettingError(f"its version is {data.get('version')!r}, and this h2gen reads {VERSION}")
+        raise SettingError(f"its version is {shown(data.get('version'))}, and this h2gen reads {VERSION}")
     situation = _record(Situation, _table(data, "situation"), "situation")
-    for name in ("steps", "width", "height"):
-        if getattr(situation, name) < 1:
-            raise SettingError(f"situation.{name} is {getattr(situation, name)}; it must be 1 or more")
+    for name, most in (("steps", MOST_STEPS), ("width", LARGEST_SIDE), ("height", LARGEST_SIDE)):
+        if not 1 <= getattr(situation, name) <= most:
+            raise SettingError(f"situation.{name} is {getattr(situation, name)}; it must be from 1 to {most}")
     if situation.guidance_mode not in ("true", "plain"):
-        raise SettingError(f"situation.guidance_mode is {situation.guidance_mode!r}; it can be true or plain")
+        raise SettingError(f"situation.guidance_mode is {shown(situation.guidance_mode)}; it can be true or plain")
     choices = data.get("choices")
     if not isinstance(choices, list) or not 1 <= len(choices) <= MOST_CHOICES:
         raise SettingError(f"it must have choices, from 1 to {MOST_CHOICES}")
-    found = tuple(_choice(item, f"choice {place}") for place, item in enumerate(choices, 1))
+    found = tuple(_choice(item, situation.steps, f"choice {place}") for place, item in enumerate(choices, 1))
     return Profile(path, situation, _fastest_first(found), _table(data, "measured"))
 
 
-def _choice(item: Any, where: str) -> Choice:
+def _choice(item: Any, most: int, where: str) -> Choice:
     if not isinstance(item, dict):
-        raise SettingError(f"{where} is {item!r}; it must be a table")
+        raise SettingError(f"{where} is {shown(item)}; it must be a table")
     _only(item, ("label", "steps", "solver", "cache", "figures"), where)
     label, steps, solver = item.get("label"), item.get("steps"), item.get("solver")
-    if not isinstance(label, str) or len(label) > 200:
+    if not isinstance(label, str) or len(label) > _SHORT:
         raise SettingError(f"{where}: label must be a short text")
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= 10_000:
-        raise SettingError(f"{where}: steps is {steps!r}; it must be a whole number from 1 on")
-    if solver not in SOLVERS:
-        raise SettingError(f"{where}: solver is {solver!r}; it can be {', '.join(SOLVERS)}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise SettingError(f"{where}: steps is {shown(steps)}; it must be a whole number from 1 to {most}")
+    if not isinstance(solver, str) or solver not in SOLVERS:
+        raise SettingError(f"{where}: solver is {shown(solver)}; it can be {', '.join(SOLVERS)}")
     cache = _table(item, "cache", where)
     _only(cache, tuple(_CACHE), f"{where}: cache")
     missing = [name for name in ("tau1", "tau2") if name not in cache]
@@ -142,12 +154,23 @@ def _choice(item: Any, where: str) -> Choice:
         raise SettingError(f"{where}: cache does not say {' and '.join(missing)}; 0 switches a threshold off")
     try:
         config = CacheConfig(**cache)
+        check_length(config.plan, steps, solver)
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
     figures = _record(Figures, _table(item, "figures", where), f"{where}: figures")
-    if figures.speedup <= 0 or figures.share < 0:
-        raise SettingError(f"{where}: figures are impossible: speedup {figures.speedup}, share {figures.share}")
-    return Choice(" ".join(label.split()), steps, str(solver), config, figures)
+    for name, (low, high) in _RANGES.items():
+        if not low <= getattr(figures, name) <= high:
+            raise SettingError(f"{where}: figures: {name} is {getattr(figures, name):g}, which is impossible")
+    return Choice(" ".join(label.split()), steps, solver, config, figures)
+
+
+_RANGES = {
+    "share": (0, 1),
+    "seconds": (0, 1e9),
+    "speedup": (1e-3, 1e6),
+    **{name: (-1, 1) for name in ("ssim_mean", "ssim_worst")},
+    **{name: (-1000, 1000) for name in ("psnr_mean", "psnr_worst")},
+}
 
 
 def _fastest_first(choices: Sequence[Choice]) -> tuple[Choice, ...]:
@@ -165,7 +188,7 @@ def _only(data: Mapping[str, Any], known: Sequence[str], where: str) -> None:
     for key in data:
         if key not in known:
             raise SettingError(
-                f"{where} has an unknown key {key!r}{did_you_mean(key, known)} It takes {', '.join(known)}"
+                f"{where} has an unknown key {shown(key)}{did_you_mean(key, known)} It takes {', '.join(known)}"
             )
 
 
@@ -188,6 +211,8 @@ def _record(kind: Any, table: Mapping[str, Any], where: str) -> Any:
         kinds, name = _KINDS[str(field.type)]
         finite = not isinstance(value, float) or math.isfinite(value)
         if isinstance(value, bool) or not isinstance(value, kinds) or not finite:
-            raise SettingError(f"{where}: {field.name} is {value!r}; it must be {name}")
+            raise SettingError(f"{where}: {field.name} is {shown(value)}; it must be {name}")
+        if isinstance(value, str) and len(value) > _SHORT:
+            raise SettingError(f"{where}: {field.name} is {shown(value)}; it must be a short text")
         values[field.name] = kinds[-1](value)
     return kind(**values)

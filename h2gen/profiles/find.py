@@ -23,24 +23,26 @@ def find_profile(
         nearest: take the nearest where none fits, and say how it differs.
 
     Raises:
-        ProfileError: there is none, or one of the files is not valid. The message says how to make one.
+        ProfileError: there is none; the message says how to make one, and which file is none that can be used.
     """
-    profiles = list(list_profiles())
+    notices: list[str] = []
+    profiles = list(list_profiles(notices))
     alike = [profile for profile in profiles if _nameless(profile.situation) == _nameless(wanted)]
     real = content_hash() if alike or (nearest and profiles) else ""
     for profile in alike:
         if profile.situation.content_hash == real:
-            return profile, []
+            return profile, notices
     if nearest and profiles:
         best = min(profiles, key=lambda profile: _distance(profile.situation, wanted, real))
-        differences = _differences(best.situation, wanted, real)
-        return best.fitted(wanted.steps), [f"No profile is for {wanted}; using the nearest, made for {differences}."]
+        differences = _differences(best.situation, wanted, real) or "another situation"
+        notices.append(f"No profile is for {wanted}; using the nearest, made for {differences}.")
+        return best.fitted(wanted.steps), notices
     known = next((p for p in alike if p.situation.model == wanted.model), None)
     reason = f"There is no profile for {wanted}"
     if known is not None:
         reason = f"The profile for {wanted} is of other weights"
     other = " Or take the nearest: --nearest." if profiles else ""
-    raise ProfileError(f"{reason}. Make one: {command} ({_HOW_LONG}).{other}")
+    raise ProfileError(" ".join([f"{reason}. Make one: {command} ({_HOW_LONG}).{other}", *notices]))
 
 
 PICTURES = 400
@@ -62,6 +64,12 @@ def _distance(have: Situation, want: Situation, real: str) -> tuple[float, ...]:
     )
 
 
+def mismatch(have: Situation, want: Situation, real: str) -> list[str]:
+    """What the user should know of a profile that they named themselves: how it differs, if it does."""
+    differences = _differences(have, want, real)
+    return [f"The profile is not for {want}; it was made for {differences}."] if differences else []
+
+
 def _differences(have: Situation, want: Situation, real: str) -> str:
     found = []
     if have.model != want.model:
@@ -74,4 +82,4 @@ def _differences(have: Situation, want: Situation, real: str) -> str:
         found.append(f"{have.width}x{have.height}")
     if have.guidance_mode != want.guidance_mode:
         found.append("true guidance" if have.guidance_mode == "true" else "no true guidance")
-    return ", ".join(found) or "another situation"
+    return ", ".join(found)

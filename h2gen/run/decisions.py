@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from h2gen.cache.outcome import Outcome
 from h2gen.cache.plan import check_plan, joined, letter_of
 from h2gen.errors import SettingError
+from h2gen.run.settings import OFF
 
 LARGEST = 16 * 2**20
 """Bytes of a trace; a step takes some 300."""
+_CONTRADICT = ("plan", "preset", "tau1", "tau2", "no_cache")
+
+
+def decisions_of(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that repeat a trace's decisions: all of a cache, the number of steps and the solver.
+
+    Args:
+        path: of the trace.
+        given: options beside it.
+
+    Raises:
+        SettingError: an option contradicts it; or the file cannot be read, is no trace, or is not a whole one.
+    """
+    for name in _CONTRADICT:
+        if given.get(name) is not None:
+            raise SettingError(f"--replay-decisions and --{name.replace('_', '-')} contradict each other; give one.")
+    return read_decisions(path)
 
 
 def read_decisions(path: Path) -> dict[str, Any]:
-    """The settings that repeat a trace's decisions: ``plan``, and what else of its header they need.
+    """As ``decisions_of``, of a file alone.
+
+    What the header does not say is as it was before there was a choice: residuals were reused as they are, by the
+    model's own solver.
 
     Raises:
-        SettingError: the file cannot be read, or is no trace.
+        SettingError: the file cannot be read, is no trace, or is not a whole one.
     """
     shown = f"The trace {str(path)!r}"
     try:
@@ -30,7 +53,9 @@ def read_decisions(path: Path) -> dict[str, Any]:
         raise SettingError(f"{shown} is larger than {LARGEST // 2**20} MiB; no run has so many steps.")
     passes: dict[str, str] = {}
     settings: dict[str, Any] = {}
-    for number, line in enumerate(data.splitlines(), 1):
+    whole = False
+    lines = data.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
         try:
             item = json.loads(line)
             if "settings" in item:
@@ -40,11 +65,17 @@ def read_decisions(path: Path) -> dict[str, Any]:
                 passes[context] = passes.get(context, "") + letter_of(
                     Outcome(item["structure"]["outcome"]), Outcome(item["detail"]["outcome"])
                 )
+            elif "summary" in item:
+                whole = True
         except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if passes and number == len(lines) and not line.endswith(b"\n"):
+                break  # cut off in the middle of a line
             raise SettingError(f"{shown} is none that h2gen wrote: line {number} holds no step.") from error
     if not passes:
         raise SettingError(f"{shown} holds no steps; give one that --trace wrote.")
-    found: dict[str, Any] = {"plan": check_plan(joined(passes.values()))}
+    if not whole:
+        raise SettingError(f"{shown} ends before its run did; give one of a run that came to its end.")
+    found = {**asdict(OFF), "plan": check_plan(joined(passes.values())), "solver": "own"}
     for name, kind in (("forecast", int), ("steps", int), ("solver", str)):
         if isinstance(settings.get(name), kind):
             found[name] = settings[name]

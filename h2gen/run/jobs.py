@@ -13,9 +13,10 @@ from functools import cache
 from typing import Any
 
 from h2gen.cache.config import POLICIES, CacheConfig
-from h2gen.errors import SettingError, UsageError
+from h2gen.errors import ProfileError, SettingError, UsageError
 from h2gen.presets import load_preset
 from h2gen.run import names
+from h2gen.run.choose import Chooser, Wish, unchosen
 from h2gen.run.plan import Layers, Plan, lasting, plan_from, settle
 from h2gen.run.prompts import Entry, Reading
 from h2gen.run.prompts.entries import Given, place_of, places_of
@@ -98,17 +99,27 @@ class Jobs:
         given: options of the command line: the keys of ``LASTING``, of ``CacheConfig``, ``seed``, ``count``,
             ``no_cache`` and ``name``; None where not given.
         environ: where ``H2GEN_...`` is looked up.
+        wish: a speed or a fidelity, for which each picture's steps, solver and cache are chosen from a profile.
 
     Raises:
         UsageError: an option cannot be used.
+        ProfileError: there is no profile for some of the pictures.
         PromptFileError: a prompt file has mistakes; all of them are told at once.
     """
 
-    def __init__(self, reading: Reading, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        reading: Reading,
+        given: Mapping[str, Any],
+        environ: Mapping[str, str] = os.environ,
+        wish: Wish | None = None,
+    ) -> None:
         options = {key: value for key, value in given.items() if value is not None}
         self._option, self._lasting = options, lasting(environ)
         self._template = names.check_template(options.get("name", names.DEFAULT))
-        self.plan: Plan = plan_from("-", [("option", _without_seeds(options)), *self._lasting])
+        layers: Layers = [("option", _without_seeds(options)), *self._lasting]
+        self.plan: Plan = plan_from("-", unchosen(wish, layers) if wish else layers)
+        self._chooser = Chooser(wish, self.plan.checkpoint) if wish else None
         self._seeds = _seeds([options])
         self._load_preset = cache(load_preset)
         self._settled: dict[str, tuple[Settings, str | None]] = {}
@@ -118,6 +129,8 @@ class Jobs:
         for entry in reading.entries:
             try:
                 self._entries.append(self._settle(entry))
+            except ProfileError:
+                raise  # no line of a file is to blame
             except UsageError:
                 self._tell(entry, reading)
                 continue
@@ -135,6 +148,11 @@ class Jobs:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def notices(self) -> list[str]:
+        """What the user should see before it begins."""
+        return [*self.plan.notices, *(self._chooser.notices if self._chooser is not None else [])]
 
     def __iter__(self) -> Iterator[Job]:
         index = 0
@@ -192,19 +210,22 @@ class Jobs:
                 elif key == "name":
                     names.check_template(alone[key])
                 else:
-                    self._lay(Entry("-", source, alone, {}))
+                    self._lay(Entry("-", source, alone, {}), alone=True)
             except UsageError as error:
                 reading.wrong(f"{place_of(given, key, source)}{what}: {error}")
                 found = True
         return found
 
-    def _lay(self, entry: Entry) -> tuple[Settings, str | None]:
+    def _lay(self, entry: Entry, alone: bool = False) -> tuple[Settings, str | None]:
+        """An entry's settings; ``alone``, it holds but one of them, which a profile need not fit."""
         layers: Layers = [
             (entry.source, _sized(_without_seeds(entry.given))),
             ("option", _without_seeds(self._option)),
             ("defaults", _sized(_without_seeds(entry.defaults))),
             *self._lasting,
         ]
+        if self._chooser is not None:
+            layers = unchosen(self._chooser.wish, layers) if alone else self._chooser.above(layers)
         settings, resolved, _ = settle(entry.prompt, layers, self.plan.checkpoint.defaults, self._load_preset)
         return settings, resolved["preset"].value if "preset" in resolved else None
 

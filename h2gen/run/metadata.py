@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import platform
 import sys
 from collections.abc import Mapping
@@ -300,13 +299,6 @@ def _settings(raw: Mapping[str, Any]) -> Settings:
     missing = [name for name in names if name not in raw]
     if missing:
         raise SettingError(f"{missing[0]} is missing.")
-    for name, value in values.items():
-        if not isinstance(value, str) and name in ("prompt", "negative", "solver"):
-            raise SettingError(f"{name} must be text.")
-        if isinstance(value, (dict, list)):
-            raise SettingError(f"{name} must be a number.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise SettingError(f"{name} is not finite.")
     cache = CacheConfig(**{name: values.pop(name) for name in cache_names})
     return Settings(cache=cache, **values)
 

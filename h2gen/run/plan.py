@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from h2gen.models.defaults import ModelDefaults
 from h2gen.run import settings as run_settings
 from h2gen.run.settings import Resolved, Settings
 from h2gen.toml import read_toml
-from h2gen.words import did_you_mean
+from h2gen.words import did_you_mean, shown
 
 LASTING: dict[str, type] = {
     "model": str,
@@ -120,7 +120,7 @@ def plan_from(prompt: str, layers: Layers) -> Plan:
     strongest = run_settings.resolve([*layers, ("built in", _BUILT_IN)])
     for name, known in (("dtype", ("auto", *DTYPES)), ("offload", OFFLOADS), ("format", run_settings.FORMATS)):
         if name in strongest and strongest[name].value not in known:
-            raise SettingError(f"{name} is {strongest[name].value!r}; it can be {', '.join(known)}.")
+            raise SettingError(f"{name} is {shown(strongest[name].value)}; it can be {', '.join(known)}.")
     checkpoint = resolve(strongest["model"].value, _base(strongest))
     settings, resolved, rounded = settle(prompt, layers, checkpoint.defaults)
     notices = [rounded] if rounded else []
@@ -158,24 +158,28 @@ def settle(
     del defaults["size_multiple"]
     size = f"{defaults.pop('width')}x{defaults.pop('height')}"
     complete: list[tuple[str, dict[str, Any]]] = []
-    cached = None  # until somebody says how
+    closed = False  # somebody has said all of the cache: who is weaker has no say in it
     wanted = False
     for source, values in [*layers, ("model default", {**defaults, "size": size}), ("built in", _BUILT_IN)]:
-        hidden = (*_NOT_SETTINGS, "preset") if cached is False else _NOT_SETTINGS
+        hidden = (*_NOT_SETTINGS, "preset") if closed else _NOT_SETTINGS
         complete.append((source, {name: value for name, value in values.items() if name not in hidden}))
         if values.get("no_cache") is False:
             wanted = True  # said by somebody stronger than whoever says no_cache below
-        if cached is None and values.get("no_cache") and not wanted:
+        if closed:
+            continue
+        if values.get("no_cache") and not wanted:
             for name in (*CACHE, "preset"):
                 if values.get(name) is not None:
                     raise SettingError(f"--no-cache and --{name.replace('_', '-')} contradict each other; give one.")
-            cached = False
+            closed = True
             complete.append((source, asdict(run_settings.OFF)))
-        elif cached is None and values.get("preset") is not None:
+        elif values.get("preset") is not None:
             preset = load_preset(values["preset"])
-            cached = True
+            closed = True
             complete[-1][1]["preset"] = preset.name
             complete.append((f"preset {preset.name}", asdict(preset.config)))
+        else:
+            closed = all(values.get(name) is not None for name in CACHE)
     _settle_plan(complete)
     resolved = run_settings.resolve(complete)
     if "seed" not in resolved:
@@ -183,14 +187,19 @@ def settle(
     width, height, rounded = run_settings.parse_size(resolved["size"].value, model_defaults)
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
     chosen = {name: setting.value for name, setting in resolved.items()}
-    settings = Settings(
-        prompt=prompt,
-        width=width,
-        height=height,
-        cache=CacheConfig(**{name: chosen[name] for name in CACHE}),
-        **{name: chosen[name] for name in _PICTURE},
-    )
-    return settings, resolved, rounded
+    settings = Settings(prompt=prompt, width=width, height=height, **{name: chosen[name] for name in _PICTURE})
+    cache = CacheConfig(**{name: chosen[name] for name in CACHE})
+    run_settings.check_length(cache.plan, settings.steps, settings.solver, _origin_of_plan(resolved))
+    return replace(settings, cache=cache), resolved, rounded
+
+
+def _origin_of_plan(resolved: Mapping[str, Resolved]) -> str:
+    """Who gave the plan, where the user did not just type it."""
+    source = resolved["plan"].source
+    if source.startswith("preset "):
+        named = resolved["preset"].source
+        return f"{source}, named in the {named}" if named in ("environment", "configuration") else source
+    return f"the {source}" if source in ("trace", "profile", "picture", "defaults") else ""
 
 
 def _settle_plan(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
@@ -231,7 +240,8 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
                 values[name] = kind(text)
             except ValueError as error:
                 number = "a whole number" if kind is int else "a number"
-                raise SettingError(f"{variable} is {text!r}, which is not {number}; correct or unset it.") from error
+                given = shown(text)
+                raise SettingError(f"{variable} is {given}, which is not {number}; correct or unset it.") from error
     return values
 
 
@@ -245,11 +255,11 @@ def _configuration(path: Path) -> dict[str, Any]:
     for key, value in data.items():
         if key not in LASTING:
             raise SettingError(
-                f"The configuration {str(path)!r} has an unknown key {key!r}{did_you_mean(key, LASTING)} "
+                f"The configuration {str(path)!r} has an unknown key {shown(key)}{did_you_mean(key, LASTING)} "
                 f"It takes {', '.join(LASTING)}."
             )
         kind = LASTING[key]
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
             name = {str: "text", int: "a whole number", float: "a number"}[kind]
-            raise SettingError(f"The configuration {str(path)!r}: {key} is {value!r}; it must be {name}.")
+            raise SettingError(f"The configuration {str(path)!r}: {key} is {shown(value)}; it must be {name}.")
     return data

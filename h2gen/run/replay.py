@@ -74,8 +74,7 @@ def _dtype(recorded: str | None) -> str | None:
 
 def relabelled(resolved: Mapping[str, Resolved], preset: str | None) -> dict[str, Resolved]:
     """Settings that say of the cache what the picture says: its thresholds are recorded, its preset is but a name."""
-    others = {name: setting for name, setting in resolved.items() if name != "preset"}
-    return others if preset is None else {**others, "preset": Resolved(preset, "picture")}
+    return dict(resolved) if preset is None else {**resolved, "preset": Resolved(preset, "picture")}
 
 
 def differences(found: Metadata, made: Made) -> Iterator[str]:

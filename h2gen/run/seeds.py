@@ -9,6 +9,7 @@ from typing import Any
 
 from h2gen.errors import SettingError
 from h2gen.run.settings import SEEDS, random_seed
+from h2gen.words import shown
 
 MOST = 100_000
 """Seeds of one prompt."""
@@ -51,7 +52,7 @@ def count_seeds(seeds: Sequence[int] | None, count: Any) -> tuple[int, ...] | in
     if count is None:
         return tuple(seeds) if seeds is not None else 1
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
-        raise SettingError(f"count is {count!r}; give a whole number from 1 to {MOST}.")
+        raise SettingError(f"count is {shown(count)}; give a whole number from 1 to {MOST}.")
     if seeds is None:
         return count
     if len(seeds) > 1:

@@ -14,6 +14,7 @@ from h2gen.cache.plan import parts_in, steps_in
 from h2gen.errors import SettingError
 from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.plain import SURROGATES
+from h2gen.words import shown
 
 if TYPE_CHECKING:
     from h2gen.models.catalogue import ModelDefaults
@@ -77,15 +78,9 @@ class Settings:
         for name in ("guidance", "cfg"):
             _scale(name, getattr(self, name))
             object.__setattr__(self, name, float(getattr(self, name)))
-        if self.solver not in SOLVERS:
-            raise SettingError(f"solver is {self.solver!r}; it can be {', '.join(SOLVERS)}.")
-        letters, calls = steps_in(self.cache.plan), evaluations(self.steps, self.solver)
-        if self.cache.plan and letters != calls:
-            twice = ", which Heun takes twice but for the last" if self.solver == "heun" else ""
-            raise SettingError(
-                f"plan is for {letters} steps, and steps is {self.steps}{twice}; give a letter a step, or an empty "
-                "plan."
-            )
+        if not isinstance(self.solver, str) or self.solver not in SOLVERS:
+            raise SettingError(f"solver is {shown(self.solver)}; it can be {', '.join(SOLVERS)}.")
+        check_length(self.cache.plan, self.steps, self.solver)
         parts = parts_in(self.cache.plan)
         if parts > (2 if self.cfg > 1 else 1):
             passes = "two passes with true guidance" if self.cfg > 1 else "one pass without true guidance (cfg above 1)"
@@ -113,7 +108,7 @@ class Settings:
 
 def _text(what: str, words: Any) -> None:
     if not isinstance(words, str):
-        raise SettingError(f"{what} is {words!r}; give it as text.")
+        raise SettingError(f"{what} is {shown(words)}; give it as text.")
     if SURROGATES.search(words):
         raise SettingError(f"{what} is not UTF-8 text.")
     if len(words) > LONGEST_PROMPT:
@@ -122,12 +117,37 @@ def _text(what: str, words: Any) -> None:
 
 def _whole(name: str, value: Any, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise SettingError(f"{name} is {value!r}; give a whole number from {least} to {most}.")
+        raise SettingError(f"{name} is {shown(value)}; give a whole number from {least} to {most}.")
 
 
 def _scale(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1000:
-        raise SettingError(f"{name} is {value!r}; give a number from 0 to 1000.")
+        raise SettingError(f"{name} is {shown(value)}; give a number from 0 to 1000.")
+
+
+def check_length(plan: str, steps: int, solver: str, origin: str = "") -> None:
+    """Whether a plan has a letter for each time that the solver asks the model.
+
+    Args:
+        plan: as ``CacheConfig`` holds it; an empty one is none.
+        steps, solver: of the picture.
+        origin: who gave the plan, for the message.
+
+    Raises:
+        SettingError: it has more letters, or fewer.
+    """
+    letters, passes = steps_in(plan), evaluations(steps, solver)
+    if not plan or letters == passes:
+        return
+    whose = f" (from {origin})" if origin else ""
+    if passes == steps:
+        raise SettingError(
+            f"plan{whose} is for {letters} steps, and steps is {steps}; give a letter a step, or an empty plan."
+        )
+    raise SettingError(
+        f"plan{whose} has {letters} letters, and {steps} steps of {SOLVERS[solver]} are {passes} passes; give a letter "
+        "a pass, or an empty plan."
+    )
 
 
 def clean_prompt(words: str) -> str:
@@ -164,7 +184,7 @@ def parse_size(text: str, defaults: ModelDefaults) -> tuple[int, int, str | None
         wide, high = int(pixels[1]), int(pixels[2])
         width, height = (int(side / multiple + 0.5) * multiple for side in (wide, high))
         if not 0 < width <= LARGEST_SIDE or not 0 < height <= LARGEST_SIDE:
-            raise SettingError(f"size is {text!r}; each side must be from {multiple} to {LARGEST_SIDE} pixels.")
+            raise SettingError(f"size is {shown(text)}; each side must be from {multiple} to {LARGEST_SIDE} pixels.")
         rounded = (width, height) != (wide, high)
         notice = f"{wide}x{high} is not a multiple of {multiple}: making {width}x{height}." if rounded else None
         return width, height, notice
@@ -175,7 +195,7 @@ def parse_size(text: str, defaults: ModelDefaults) -> tuple[int, int, str | None
         height = round(math.sqrt(area / shape) / multiple) * multiple
         if 0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE:
             return width, height, None
-    raise SettingError(f"size is {text!r}; give pixels such as 1024x768, or a ratio such as 16:9.")
+    raise SettingError(f"size is {shown(text)}; give pixels such as 1024x768, or a ratio such as 16:9.")
 
 
 @dataclass(frozen=True)

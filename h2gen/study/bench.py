@@ -32,8 +32,9 @@ class Report:
     """Medians, in seconds.
 
     ``plain`` is a step without the cache; ``full``, ``detail_reused`` and ``all_reused`` are steps with it, checks
-    included; ``checks`` is both stages' summaries and changes of one step. The speed-ups compare whole runs in which
-    one step of four is full and the others reuse everything.
+    included; ``skipped`` is one of which a plan says that no block runs; ``checks`` is both stages' summaries and
+    changes of one step. The speed-ups compare whole runs in which one step of four is full and the others reuse
+    everything.
     """
 
     parameters: int
@@ -48,6 +49,7 @@ class Report:
     full: float
     detail_reused: float
     all_reused: float
+    skipped: float
     checks: float
     estimated_speedup: float
     measured_speedup: float
@@ -95,16 +97,18 @@ def measure(transformer: nn.Module, *, image_tokens: int, text_tokens: int, step
     reuse_all = CacheConfig(tau1=_ALWAYS, tau2=_ALWAYS, max_consecutive=_EVERY - 1)
     reuse_detail = CacheConfig(tau1=0, tau2=_ALWAYS, max_consecutive=_EVERY - 1)
     check_only = CacheConfig(tau1=_NEVER, tau2=_NEVER)
+    skip = CacheConfig(tau1=0, tau2=0, forecast=1, plan="FFSS")
 
     plain: list[float] = []
     cached: list[float] = []
-    records: dict[str, list[StepRecord]] = {"all": [], "detail": [], "check": []}
+    records: dict[str, list[StepRecord]] = {"all": [], "detail": [], "check": [], "skip": []}
     share = 1.0
     for repeat in range(repeats + 1):
         seconds, _ = _run(transformer, inputs, steps, None)
         fast, trace = _run(transformer, inputs, steps, reuse_all)
         _, detail = _run(transformer, inputs, _EVERY, reuse_detail)
         _, check = _run(transformer, inputs, 2, check_only)
+        _, skipped = _run(transformer, inputs, len(skip.plan), skip)
         if repeat == 0:  # caches, allocators and clocks warm up
             continue
         plain.append(seconds)
@@ -112,6 +116,7 @@ def measure(transformer: nn.Module, *, image_tokens: int, text_tokens: int, step
         records["all"] += trace
         records["detail"] += detail
         records["check"] += check
+        records["skip"] += skipped
         share = sum(step.blocks_run for step in trace) / sum(step.blocks_total for step in trace)
     return Report(
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
@@ -126,6 +131,7 @@ def measure(transformer: nn.Module, *, image_tokens: int, text_tokens: int, step
         full=_median(step for step in records["check"] if step.step > 0),
         detail_reused=_median(step for step in records["detail"] if not step.full),
         all_reused=_median(step for step in records["all"] if step.all_reused),
+        skipped=_median(step for step in records["skip"] if step.skipped),
         checks=_checks(transformer, inputs),
         estimated_speedup=1 / share,
         measured_speedup=statistics.median(plain) / statistics.median(cached),

@@ -57,19 +57,24 @@ class Choosing:
         if steps in counts:
             self.notices.append(f"A cached run takes as long as all {steps} steps: for it there are no fewer.")
         for count in sorted(counts - {steps}, reverse=True):
-            chosen.append(methods.fewer(count, steps))
-            with suppress(ModelError):  # a scheduler that is none of flows, which one notice is enough for
-                self._maker.make(methods.solver(min(2, count), steps), 0)
-                chosen.append(methods.solver(count, steps))
-        if counts - {steps} and not any(method.kind == "solver" for method in chosen):
-            self.notices.append("UniPC is left out: the model's own scheduler is none for flow matching.")
+            chosen += self._in_steps(count)
         for budget in wishes.budgets:
             chosen += self._for_budget(budget)
+        kinds = {method.kind for method in chosen}
+        if "steps" in kinds and "solver" not in kinds:
+            self.notices.append("UniPC is left out: the model's own scheduler is none for flow matching.")
         for peer in wishes.peers:
             chosen += self._settled(peer, cached)
         if wishes.truth:
             chosen.append(methods.truth(steps))
         return list({method.name: method for method in chosen}.values())
+
+    def _in_steps(self, count: int) -> Iterator[Method]:
+        """Plain runs of so many steps: with the model's own solver, and with UniPC where it works with the model."""
+        yield methods.fewer(count, self._steps)
+        with suppress(ModelError):  # a scheduler that is none of flows, which one notice is enough for
+            self._maker.make(methods.solver(min(2, count), self._steps), 0)
+            yield methods.solver(count, self._steps)
 
     def _runs(self, method: Method) -> bool:
         try:
@@ -97,8 +102,7 @@ class Choosing:
         steps = self._steps
         count = max(1, int(budget * steps + 1e-9))
         if count < steps:
-            yield methods.fewer(count, steps)
-            yield methods.solver(count, steps)
+            yield from self._in_steps(count)
         self._watcher.began(f"Finding the paper's thresholds for {budget:.0%} of the blocks")
         found = fitted(PAPER, budget, lambda cache: self._share(methods.h2(cache, steps)), highest=8.0)
         if found is None:
@@ -119,7 +123,8 @@ class Choosing:
             plain = methods.reference(self._steps)
             ready = peer.calibrated(self._maker.session.pipe, lambda: self._maker.make(plain, 0), steps=self._steps)
             for target in _apart([*self._wishes.budgets, *(self._share(method) for method in cached)]):
-                found = settle(ready, target, measure, steps=self._steps, cases=len(cases))
+                budget = target in self._wishes.budgets
+                found = settle(ready, target, measure, steps=self._steps, cases=len(cases), budget=budget)
                 if not found.reached:
                     self.notices.append(
                         f"{peer.title} does not come nearer to {target:.0%} of the blocks than {found.share:.0%}."

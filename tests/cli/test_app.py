@@ -77,6 +77,8 @@ def test_bench_measures_steps_by_outcome(capsys: pytest.CaptureFixture[str]) -> 
     assert report["blocks"] == 12
     assert report["image_tokens"] == 64
     assert report["estimated_speedup"] == pytest.approx(60 / (2 * 12 + 3 * 2))
-    assert all(report[name] > 0 for name in ("plain", "full", "detail_reused", "all_reused", "checks"))
+    assert all(report[name] > 0 for name in ("plain", "full", "detail_reused", "all_reused", "skipped", "checks"))
+    assert report["skipped"] < report["all_reused"]
     assert run(["bench", "--steps", "5", "--repeat", "1"]) == 0
-    assert "all reused" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "all reused" in out and "skipped" in out

@@ -251,6 +251,8 @@ def test_in_a_terminal_the_table_shows_each_step(here: Path) -> None:
         assert process.stdout.read() == "a-red-cat-7.png\n"
     for words in ("a [red]cat[/]", "tau1", "structure", "outcome", "1.0000", "3/3", "12/12"):
         assert words in text, words
+    before, _, after = text.rpartition("a-red-cat-7.png seed 7")
+    assert "of blocks" in before and "of blocks" not in after  # the totals stand under the table, and once is enough
 
 
 @pytest.mark.parametrize("presses", [1, 2])

@@ -65,6 +65,20 @@ def test_the_decisions_of_a_trace_make_the_same_picture_without_checks(
     assert ["forecast", "1", "trace"] in rows
 
 
+def test_a_traces_decisions_are_stronger_than_what_is_set_for_good(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["a cat", *QUICK, "--plan", "FFRFSF", "--forecast", "1", "--trace", "t.jsonl", "-q"]) == 0
+    monkeypatch.setenv("H2GEN_PRESET", "quality")
+    monkeypatch.setenv("H2GEN_STEPS", "20")
+    monkeypatch.setenv("H2GEN_SOLVER", "unipc")
+    capsys.readouterr()
+    assert run(["a cat", "--cfg", "1", "--replay-decisions", "t.jsonl", "--dry-run", "--json"]) == 0
+    found = {name: item["value"] for name, item in json.loads(capsys.readouterr().out)["settings"].items()}
+    assert (found["plan"], found["forecast"], found["steps"], found["solver"]) == ("FFRFSF", 1, 6, "own")
+    assert (found["tau1"], found["warmup_steps"]) == (0, 0) and "preset" not in found
+
+
 def test_policies_are_in_the_picture_and_in_its_replay(here: Path) -> None:
     assert run(["a cat", *QUICK, "--preset", "paper", *POLICIES, "-o", "one.png", "-q"]) == 0
     cache = read_metadata(here / "one.png").settings.cache
@@ -122,6 +136,10 @@ def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.Capture
     (user_folder() / "mine.toml").write_text("tau1 = 0.1\ntau2 = 0.1\nforecast = 1\nbudget = true\ntolerance = 0.01\n")
     assert run(["presets"]) == 0
     assert "forecast 1, tolerance 0.01, budget" in " ".join(capsys.readouterr().out.split())
+    (user_folder() / "mine.toml").write_text("plan = 'FFRS'\nforecast = 1\nwarmup_steps = 3\n")
+    assert run(["presets"]) == 0
+    row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mine"))
+    assert row == ["mine", "-", "-", "plan", "FFRS,", "forecast", "1"]
 
 
 @pytest.mark.parametrize(
@@ -138,9 +156,13 @@ def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.Capture
         (["--pfs", "mine"], "paper or stable"),
         (["--tolerance", "-1"], "tolerance is -1"),
         (["--replay-decisions", "gone.jsonl"], "gone.jsonl"),
-        (["--replay-decisions", "gone.jsonl", "--plan", "FFFFFF"], "contradict"),
+        (["--replay-decisions", "gone.jsonl", "--plan", "FFFFFF"], "--replay-decisions and --plan contradict"),
+        (["--replay-decisions", "gone.jsonl", "--preset", "fast"], "--replay-decisions and --preset contradict"),
+        (["--replay-decisions", "gone.jsonl", "--tau1", "0.1"], "--replay-decisions and --tau1 contradict"),
+        (["--replay-decisions", "gone.jsonl", "--tau2", "0"], "--replay-decisions and --tau2 contradict"),
+        (["--replay-decisions", "gone.jsonl", "--no-cache"], "--replay-decisions and --no-cache contradict"),
     ],
-    ids=range(12),
+    ids=range(16),
 )
 def test_a_mistake_is_one_line(
     here: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]

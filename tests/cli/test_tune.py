@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from h2gen.models import resolve
 from h2gen.models.identity import content_hash
 from h2gen.profiles import Choice, Figures, Profile, Situation, file_name, list_profiles, user_folder, write_profile
 from h2gen.run.metadata import read_metadata
-from tests.cli.programs import in_a_terminal, read_until, started, wait_for
+from tests.cli.programs import h2gen, in_a_terminal, read_until, started, wait_for
 
 SMALL = ["--steps", "10", "--cfg", "1"]
 QUICK = ["tune", *SMALL, "--search", "1", "--check", "2", "--budgets", "0.5,0.3", "--tries", "3"]
@@ -86,6 +87,76 @@ def test_the_picture_says_how_it_was_made_and_can_be_made_again(
     assert read_metadata(here / "3.png").settings.solver == "unipc"
 
 
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[dict[str, Any]], str]:
+    """The jobs of a batch's dry run, and what it says beside them."""
+    assert run(["batch", "p.yaml", *arguments, "--dry-run", "--json"]) == 0
+    captured = capsys.readouterr()
+    return [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+def test_a_batch_chooses_for_each_situation_once_and_goes_on_with_what_it_chose(
+    curve: Profile, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(curve.situation, steps=12)
+    choice = replace(curve.choices[0], steps=4)
+    write_profile(Profile(user_folder() / file_name(other), other, (choice,), {}))
+    (here / "p.yaml").write_text(
+        "defaults: {steps: 10, cfg: 1, seed: 1}\nprompts:\n  - a cat\n  - a dog\n  - {prompt: a cow, steps: 12}\n"
+    )
+    jobs, said = listed(capsys, "--speedup", "2")
+    assert [job["plan"] for job in jobs] == ["FFSFSFSSFS", "FFSFSFSSFS", ""]
+    assert (jobs[2]["steps"], jobs[2]["solver"]) == (4, "unipc")
+    chosen = [line for line in said.splitlines() if "Chosen: " in line]
+    assert len(chosen) == 2 and "at 12 steps, 128x128: Chosen: 4 steps of UniPC" in chosen[1]
+    assert run(["batch", "p.yaml", "--speedup", "2", "-q"]) == 0
+    pictures = sorted(here.glob("*.png"))
+    assert {read_metadata(path).settings.cache.plan for path in pictures} == {"FFSFSFSSFS", ""}
+    assert {read_metadata(path).preset for path in pictures} == {None}
+    capsys.readouterr()
+    assert run(["batch", "p.yaml", "--speedup", "2"]) == 0
+    assert "3 of 3 pictures are there already" in capsys.readouterr().err
+
+
+def test_what_a_prompt_says_itself_contradicts_a_wish_and_a_missing_profile_is_told_once(
+    curve: Profile, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "p.yaml").write_text(
+        "prompts:\n  - prompt: a cat\n    steps: 10\n    tau1: 0.1\n  - prompt: a dog\n    preset: fast\n"
+    )
+    assert run(["batch", "p.yaml", "--cfg", "1", "--fidelity", "0.9"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        "h2gen: p.yaml:4: --fidelity chooses solver and cache itself; leave out tau1, or --fidelity.",
+        "h2gen: p.yaml:6: --fidelity chooses solver and cache itself; leave out preset, or --fidelity.",
+    ]
+    (here / "p.yaml").write_text("defaults: {steps: 20}\nprompts: [a cat, a dog, a cow]\n")
+    assert run(["batch", "p.yaml", "--cfg", "1", "--speedup", "2"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "There is no profile for 'tiny' at 20 steps" in told and "--steps 20" in told
+    assert list(here.glob("*.png")) == []
+
+
+def test_what_is_set_for_good_is_no_contradiction(
+    curve: Profile, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "odd.toml").write_text("plan = 'FFF'\n")
+    monkeypatch.setenv("H2GEN_PRESET", str(here / "odd.toml"))
+    monkeypatch.setenv("H2GEN_SOLVER", "heun")
+    chosen, _ = settings(capsys, "--speedup", "2")
+    assert (chosen["plan"], chosen["solver"]) == ("FFSFSFSSFS", "own") and "preset" not in chosen
+
+
+def test_a_shell_takes_a_wish_and_says_once_what_it_chose(curve: Profile, here: Path) -> None:
+    lines = ["a cat", "a dog", ":set tau1 0.1", ":set fidelity 0.97", "a cow"]
+    done = h2gen("shell", *SMALL, "--seed", "7", "--speedup", "2", input="\n".join(lines))
+    cat, dog, cow = (read_metadata(here / line).settings for line in done.stdout.splitlines())
+    assert cat.cache.plan == dog.cache.plan == "FFSFSFSSFS"
+    assert (cow.cache.plan, cow.cache.tau1) == ("", 0.1)
+    assert done.stderr.count("Chosen: 5 of 10 steps") == 1 and done.stderr.count("Chosen: thresholds 0.1") == 1
+    assert "leave out tau1, or --speedup" in done.stderr
+    assert done.returncode == 1  # for the line that contradicted it
+
+
 def test_the_nearest_is_used_with_a_warning(curve: Profile, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["a cat", "--steps", "20", "--cfg", "1", "--speedup", "2", "--nearest", "--dry-run", "--json"]) == 0
     captured = capsys.readouterr()
@@ -141,8 +212,10 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
     assert made.situation.content_hash == content_hash(resolve("tiny"))
     assert made.pictures == 2
     assert [choice["label"] for choice in found["choices"]] == [choice.label for choice in made.choices]
-    shares = sorted((choice.figures.share, choice.figures.ssim_mean) for choice in made.choices)
-    assert shares == sorted(shares, key=lambda pair: pair[1])  # each is on the curve: more blocks, closer
+    for adapting in (False, True):  # each is on the curve of its sort: more blocks, closer
+        sort = [one for one in made.choices if (one.cache.enabled and not one.cache.plan) is adapting]
+        shares = sorted((choice.figures.share, choice.figures.ssim_mean) for choice in sort)
+        assert shares == sorted(shares, key=lambda pair: pair[1])
     assert all(choice.figures.share <= 0.5 and choice.figures.ssim_mean > 0.3 for choice in made.choices)
     assert "Recording 1 pictures with the model's own solver" in captured.err
     closest = max(choice.figures.ssim_mean for choice in made.choices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from h2gen.errors import SettingError
 from h2gen.run.decisions import read_decisions
+from h2gen.run.settings import OFF
 
 
 def step(structure: str, detail: str, context: str = "cond") -> str:
@@ -26,6 +28,9 @@ REUSED, DETAIL, STRUCTURE, SKIPPED = (
 )
 
 
+SUMMARY = "\n" + json.dumps({"summary": {"steps": 1}})
+
+
 def trace(folder: Path, *lines: str, settings: Any = None) -> Path:
     path = folder / "t.jsonl"
     header = json.dumps({"h2gen": "1", "settings": {"steps": len(lines)} if settings is None else settings})
@@ -35,7 +40,14 @@ def trace(folder: Path, *lines: str, settings: Any = None) -> Path:
 
 def test_each_step_becomes_its_letter(tmp_path: Path) -> None:
     lines = [step(*outcome) for outcome in (FULL, GUARDED, REUSED, DETAIL, STRUCTURE, SKIPPED)]
-    assert read_decisions(trace(tmp_path, *lines)) == {"plan": "FFRDCS", "steps": 6}
+    found = read_decisions(trace(tmp_path, *lines))
+    assert (found["plan"], found["steps"]) == ("FFRDCS", 6)
+
+
+def test_what_its_header_does_not_say_is_as_it_was_before_there_was_a_choice(tmp_path: Path) -> None:
+    found = read_decisions(trace(tmp_path, step(*FULL), settings={"steps": 1, "tau1": 0.3}))
+    assert found == {**asdict(OFF), "plan": "F", "steps": 1, "solver": "own"}
+    assert found["forecast"] == 0
 
 
 def test_passes_that_decided_otherwise_have_a_part_each(tmp_path: Path) -> None:
@@ -46,8 +58,17 @@ def test_passes_that_decided_otherwise_have_a_part_each(tmp_path: Path) -> None:
 
 
 def test_the_forecast_comes_along(tmp_path: Path) -> None:
-    path = trace(tmp_path, step(*FULL), settings={"steps": 1, "forecast": 1, "tau1": 0.3})
-    assert read_decisions(path) == {"plan": "F", "forecast": 1, "steps": 1}
+    path = trace(tmp_path, step(*FULL), settings={"steps": 1, "forecast": 1, "tau1": 0.3, "solver": "unipc"})
+    assert read_decisions(path) == {**asdict(OFF), "plan": "F", "forecast": 1, "steps": 1, "solver": "unipc"}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, 60])
+def test_a_trace_of_a_run_that_was_stopped_is_no_whole_one(tmp_path: Path, cut: int) -> None:
+    path = trace(tmp_path, step(*FULL), step(*REUSED), step(*REUSED))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.rindex(b'{"summary"') - cut])
+    with pytest.raises(SettingError, match=r"t\.jsonl' ends before its run did"):
+        read_decisions(path)
 
 
 @pytest.mark.parametrize(
@@ -62,11 +83,12 @@ def test_the_forecast_comes_along(tmp_path: Path) -> None:
         (step("computed", "eaten"), "line 1 holds no step"),
         ("[" * 100_000, "line 1 holds no step"),
         ("\udcff", "line 1 holds no step"),
-        (step(*REUSED), "must be F"),
-        (step(*FULL) + "\n" + step(*FULL) + "\n" + step(*FULL, "uncond"), "2 steps for one pass and of 1"),
+        (step(*FULL), "ends before its run did"),
+        (step(*REUSED) + SUMMARY, "must be F"),
+        (step(*FULL) + "\n" + step(*FULL) + "\n" + step(*FULL, "uncond") + SUMMARY, "2 steps for one pass and of 1"),
         (" " * (16 * 2**20 + 1), "larger than 16 MiB"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_what_is_no_trace_is_told_in_one_line(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "t.jsonl"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from h2gen.cache import CacheConfig
+from h2gen.cache.config import POLICIES
 from h2gen.errors import PromptFileError, SettingError, UsageError
 from h2gen.run.jobs import Job, Jobs, Shard, file_name, job_id, parse_shard
 from h2gen.run.prompts import Entry, Reading, read_prompts
@@ -185,8 +187,12 @@ SETTINGS = Settings("a cat", 7, 128, 128, 28, 3.5, 1.0, "", 16, CacheConfig(0.1,
 
 
 def test_an_id_never_changes() -> None:
-    """A batch that was begun with one release must go on with the next."""
+    """A batch that was begun with one release must go on with the next: these are of one that knew no policies."""
     assert job_id(SETTINGS, "ab" * 32, "float32") == "56d066c448d5ad18fdba6c8ca353f567"
+    plain = Settings("a cat", 7, 64, 64, 28)
+    assert job_id(plain, "0" * 64, "float32") == "55f8fb8fafb1533b3c5882b56edfed1c"
+    guided = replace(plain, guidance=3.5, cfg=3, negative="a dog", cache=CacheConfig(0.15, 0.15, 3, 1, 3))
+    assert job_id(guided, "0" * 64, "float32") == "dcca73097e999a5176eea58cf2416188"
 
 
 def test_a_whole_number_and_its_float_are_the_same_picture() -> None:
@@ -195,11 +201,10 @@ def test_a_whole_number_and_its_float_are_the_same_picture() -> None:
 
 
 def test_everything_that_determines_the_picture_is_in_its_id() -> None:
-    from dataclasses import fields, replace
-
     others = {
         "prompt": "a dog", "seed": 8, "width": 64, "height": 64, "steps": 27, "guidance": 1.0, "cfg": 2.0,
         "negative": "x", "max_sequence_length": 8, "cache": CacheConfig(0.1, 0.2, 1, 2, 4),
+        "solver": "heun",
     }  # fmt: skip
     assert set(others) == {field.name for field in fields(Settings)}
     ids = {job_id(SETTINGS, "a", "float32"), job_id(SETTINGS, "b", "float32"), job_id(SETTINGS, "a", "bfloat16")}
@@ -207,6 +212,17 @@ def test_everything_that_determines_the_picture_is_in_its_id() -> None:
         extra = {"cfg": 3.0} if name == "negative" else {}
         ids.add(job_id(replace(SETTINGS, **{name: value}, **extra), "a", "float32"))
     assert len(ids) == 3 + len(others)
+
+
+def test_every_policy_is_in_the_id_and_one_that_is_left_off_is_not() -> None:
+    policies = {
+        "forecast": 1, "plan": "F" * 28, "tolerance": 0.002, "budget": True, "hierarchy": "checked", "max_detail_age": 3,
+        "pfs": "stable",
+    }  # fmt: skip
+    assert tuple(policies) == POLICIES
+    caches = [replace(SETTINGS.cache, **{name: value}) for name, value in policies.items()]
+    ids = {job_id(replace(SETTINGS, cache=cache), "ab" * 32, "float32") for cache in [SETTINGS.cache, *caches]}
+    assert len(ids) == 1 + len(policies)
 
 
 def test_shards_share_all_jobs_between_them() -> None:

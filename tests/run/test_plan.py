@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from h2gen.cache import CacheConfig
 from h2gen.errors import ModelError, PresetError, SettingError, UsageError
-from h2gen.run.plan import LASTING, config_file, make_plan
+from h2gen.run.plan import LASTING, config_file, make_plan, plan_from
 
 
 def plan(environ: dict[str, str] | None = None, **given: Any) -> Any:
@@ -83,8 +85,36 @@ def test_a_plan_for_another_number_of_steps_is_refused_in_one_line(steps: int) -
     assert "\n" not in str(error.value)
 
 
-def test_a_solver_of_two_calls_a_step_may_have_a_plan_of_as_many_letters() -> None:
-    assert len(plan(plan="F" * 55).settings.cache.plan) == 55
+@pytest.mark.parametrize(("solver", "letters"), [("own", 28), ("unipc", 28), ("heun", 55)])
+def test_a_plan_has_a_letter_for_each_time_that_the_solver_asks_the_model(solver: str, letters: int) -> None:
+    assert len(plan(plan="F" * letters, solver=solver).settings.cache.plan) == letters
+    for wrong in {27, 28, 29, 54, 55, 56} - {letters}:
+        with pytest.raises(SettingError, match=f"plan (is for {wrong} steps|has {wrong} letters)"):
+            plan(plan="F" * wrong, solver=solver)
+    if solver == "heun":
+        with pytest.raises(SettingError, match="28 steps of Heun are 55 passes; give a letter a pass"):
+            plan(plan="F" * 28, solver=solver)
+
+
+def test_a_plan_that_does_not_fit_is_told_with_where_it_came_from(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("plan = 'FFRF'\n")
+    path = str(tmp_path / "mine.toml")
+    with pytest.raises(SettingError, match=r"^plan \(from preset mine\) is for 4 steps, and steps is 28; "):
+        plan(preset=path)
+    with pytest.raises(SettingError, match=r"^plan \(from preset mine, named in the environment\) is for 4 steps"):
+        plan({"H2GEN_PRESET": path})
+    configure(f"preset = '{path}'\n")
+    with pytest.raises(SettingError, match=r"^plan \(from preset mine, named in the configuration\) is for 4 steps"):
+        plan()
+    with pytest.raises(SettingError, match=r"^plan is for 3 steps"):
+        plan(plan="FFF")
+
+
+def test_whoever_says_all_of_the_cache_leaves_a_preset_below_nothing_to_say() -> None:
+    recorded = {**asdict(CacheConfig(0.3, 0.4)), "steps": 6}
+    made = plan_from("a cat", [("option", {}), ("trace", recorded), ("environment", {"preset": "fast"})])
+    assert made.settings.cache == CacheConfig(0.3, 0.4)
+    assert made.preset is None
 
 
 def test_a_lasting_base_does_not_get_in_the_way_of_models_that_need_none() -> None:

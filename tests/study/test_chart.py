@@ -57,6 +57,13 @@ def path(svg: str, kind: str) -> str:
     return element.get("d", "")
 
 
+def test_a_plans_chart_says_so_and_names_no_threshold() -> None:
+    steps = [step(0, None, None), step(1, None, None, "all reused")]
+    svg = decisions_chart(steps, CacheConfig(0.15, 0.22, plan="FR"))
+    assert "decided beforehand by a plan" in svg
+    assert "threshold" not in svg and "never reused" not in svg and not drawn(svg, "tau")
+
+
 def test_every_measured_change_is_a_point_and_a_line_stops_where_none_was_measured() -> None:
     svg = decisions_chart(STEPS, CACHE)
     assert path(svg, "structure dots").count("M") == 5

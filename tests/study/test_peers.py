@@ -369,6 +369,18 @@ def test_a_wrong_name_is_answered_in_one_line(names: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_frontiers_peers_are_those_whose_packages_are_there_and_a_notice_names_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda _name: True)
+    assert [peer.name for peer in peers.default_peers()[0]] == ["fb", "taylor", "mag", "dbcache", "dbcache-taylor"]
+    assert peers.default_peers()[1] == []
+    monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "cache_dit" else True)
+    found, notices = peers.default_peers()
+    assert [peer.name for peer in found] == ["fb", "taylor", "mag"]
+    assert notices == ['DBCache and DBCache+Taylor would join in with cache-dit: pip install "h2gen[peers]"']
+
+
 def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "cache_dit" else find_spec(name))
     with pytest.raises(SettingError, match=r'^dbcache needs cache-dit, .*: pip install "h2gen\[peers\]"$'):

@@ -38,6 +38,17 @@ def falling(draw: st.DrawFn) -> tuple[list[float], list[float]]:
     return edges, shares
 
 
+def test_a_budget_is_kept_to_where_it_can_be() -> None:
+    share = stairs([0.3], [0.54, 0.4])
+    targets = {
+        budget: settle(FB, 0.5, lambda _, value: share(value), steps=10, budget=budget) for budget in (True, False)
+    }
+    assert targets[False].share == 0.54  # nearer
+    assert targets[True].share == 0.4
+    floor = settle(FB, 0.5, lambda *_: 0.7, steps=10, budget=True)
+    assert floor.share == 0.7 and not floor.reached
+
+
 @given(falling(), st.floats(0.05, 1.0), st.sampled_from([8, 28, 50]), st.integers(1, 20))
 def test_no_threshold_would_have_come_nearer(
     steps_down: tuple[list[float], list[float]], target: float, steps: int, cases: int

@@ -10,7 +10,7 @@ from typing import Any
 
 from h2gen.errors import PromptFileError, SettingError
 from h2gen.run.settings import clean_prompt
-from h2gen.words import did_you_mean, printable
+from h2gen.words import did_you_mean, printable, shown
 
 MOST_MISTAKES = 1000
 """After so many a file is not read on: it is of another kind than its name says."""
@@ -132,7 +132,7 @@ class Reading:
         """Take an entry, or note what is wrong with it. ``key`` is what its file calls the prompt."""
         before = len(self.mistakes)
         if not isinstance(prompt, str):
-            self.wrong(f"{source}: {printable(key)} is {kind_of(prompt)}; give it as text.")
+            self.wrong(f"{source}: {printable(key)} is {shown(prompt)}; give it as text.")
         else:
             try:
                 prompt = clean_prompt(prompt)
@@ -151,14 +151,14 @@ class Reading:
             if key in RUN_WIDE:
                 self.wrong(f"{source}: {key} is one for the whole run; give --{key} on the command line.")
             elif key not in KEYS:
-                self.wrong(f"{source}: there is no setting {printable(key)!r}{did_you_mean(key, KEYS)}")
+                self.wrong(f"{source}: there is no setting {shown(key)}{did_you_mean(key, KEYS)}")
             elif (isinstance(value, bool) and bool not in KEYS[key]) or not isinstance(value, KEYS[key]):
                 kinds = [kind for kind in KEYS[key] if not (kind is int and float in KEYS[key])]
                 wanted = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
-                self.wrong(f"{source}: {key} is {kind_of(value)}; give {wanted}.")
+                self.wrong(f"{source}: {key} is {shown(value)}; give {wanted}.")
             elif key == "preset" and any(mark in str(value) for mark in ("/", "\\", ".toml")):
                 self.wrong(
-                    f"{source}: preset is {kind_of(value)}; a prompt file can name a preset, but not a file of one."
+                    f"{source}: preset is {shown(value)}; a prompt file can name a preset, but not a file of one."
                 )
             else:
                 right[key] = value
@@ -169,18 +169,6 @@ def _in_order(mistake: str) -> tuple[str, int]:
     """What mistakes are sorted by: the file, and the line in it."""
     match = re.match(r"(.*?):(\d+): ", mistake)
     return (match[1], int(match[2])) if match else (mistake, 0)
-
-
-def kind_of(value: Any) -> str:
-    """A value as a message shows it."""
-    if value is None:
-        return "empty"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list" if value else "an empty list"
-    shown = printable(str(value))
-    return repr(shown if len(shown) <= 40 else shown[:40] + "...") if isinstance(value, str) else shown[:40]
 
 
 def first_line(error: Exception) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 from h2gen.errors import SettingError
 from h2gen.plain import is_deep, plain
-from h2gen.run.prompts.entries import KEYS, RUN_WIDE, Reading, first_line, kind_of
-from h2gen.words import did_you_mean, printable
+from h2gen.run.prompts.entries import KEYS, RUN_WIDE, Reading, first_line
+from h2gen.words import did_you_mean, printable, shown
 
 LARGEST_FILE = 2**30
 LONGEST_LINE = 2**20
@@ -120,7 +120,7 @@ def _read_json_lines(reading: Reading, name: str, data: bytes, key: str) -> None
         if isinstance(item, str):
             item = {key: item}
         if not isinstance(item, dict):
-            reading.wrong(f"{source}: it is {kind_of(item)}; write an object such as {{{json.dumps(key)}: ...}}.")
+            reading.wrong(f"{source}: it is {shown(item)}; write an object such as {{{json.dumps(key)}: ...}}.")
             continue
         if key not in item:
             meant = did_you_mean(key, islice(item, 100)) if item else "."
@@ -143,6 +143,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"{printable(key)!r} is given twice")
+            raise ValueError(f"{shown(key)} is given twice")
         found[key] = value
     return found

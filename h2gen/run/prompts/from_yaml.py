@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import SettingError
 from h2gen.run.prompts.entries import KEYS, NOTHING, Given, Reading, first_line
-from h2gen.words import did_you_mean, printable
+from h2gen.words import did_you_mean, printable, shown
 
 if TYPE_CHECKING:
     import yaml
@@ -37,7 +37,7 @@ def read_yaml(reading: Reading, name: str, data: bytes) -> None:
         for key, (node, _) in top.items():
             if key not in ("prompts", "defaults"):
                 reading.wrong(
-                    f"{name}:{node.start_mark.line + 1}: there is no key {printable(key)!r}"
+                    f"{name}:{node.start_mark.line + 1}: there is no key {shown(key)}"
                     f"{did_you_mean(key, ('prompts', 'defaults'))} A file has 'defaults' and 'prompts'."
                 )
         if "prompts" not in top:

@@ -15,7 +15,7 @@ from h2gen.study.peers.dbcache import DualBlock
 from h2gen.study.peers.search import TOLERANCE, Settled, settle
 from h2gen.words import did_you_mean
 
-__all__ = ["PEERS", "TOLERANCE", "Peer", "Settled", "Span", "Value", "choose_peers", "settle"]
+__all__ = ["PEERS", "TOLERANCE", "Peer", "Settled", "Span", "Value", "choose_peers", "default_peers", "settle"]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,27 @@ def choose_peers(names: str) -> list[Peer]:
         if name not in PEERS:
             known = ", ".join(PEERS)
             raise SettingError(f"There is no cache {name!r} to compare with{did_you_mean(name, PEERS)} Known: {known}.")
-        package = PEERS[name].package
-        if find_spec(package.replace("-", "_")) is None:
-            raise SettingError(f'{name} needs {package}, which is not installed: pip install "h2gen[peers]"')
+        if not _installed(PEERS[name]):
+            raise SettingError(f"{name} needs {PEERS[name].package}, which is not installed: {_INSTALL}")
     return [PEERS[name] for name in wanted]
+
+
+def default_peers() -> tuple[list[Peer], list[str]]:
+    """The frontier's peers, as far as their packages are installed, and a notice of each package that is not."""
+    wanted = [PEERS[name] for name in FRONTIER]
+    missing = [peer for peer in wanted if not _installed(peer)]
+    notices = [
+        f"{' and '.join(peer.title for peer in missing if peer.package == package)} would join in with {package}: "
+        f"{_INSTALL}"
+        for package in dict.fromkeys(peer.package for peer in missing)
+    ]
+    return [peer for peer in wanted if peer not in missing], notices
+
+
+FRONTIER = ("fb", "taylor", "mag", "dbcache", "dbcache-taylor")
+"""The peers that the frontier is measured against."""
+_INSTALL = 'pip install "h2gen[peers]"'
+
+
+def _installed(peer: Peer) -> bool:
+    return find_spec(peer.package.replace("-", "_")) is not None

@@ -39,7 +39,13 @@ class Settled:
 
 
 def settle(
-    peer: Peer, target: float, measure: Callable[[Peer, Value], float], *, steps: int, cases: int = 1
+    peer: Peer,
+    target: float,
+    measure: Callable[[Peer, Value], float],
+    *,
+    steps: int,
+    cases: int = 1,
+    budget: bool = False,
 ) -> Settled:
     """Search the setting whose share of computed blocks is nearest to a target.
 
@@ -54,6 +60,8 @@ def settle(
         measure: makes the cases' pictures with the peer at a value and returns their mean share.
         steps: denoising steps of a picture.
         cases: pictures that ``measure`` makes.
+        budget: the target is a budget: of what was tried, the nearest that keeps to it, within ``TOLERANCE``, is
+            taken before one that is nearer and dearer.
     """
     values = peer.values(steps)
     shares: dict[Value, float] = {}
@@ -65,8 +73,12 @@ def settle(
         return shares[value]
 
     def nearest() -> Settled:
-        # Of two as near the costlier one, so that the peer has no disadvantage.
-        value = min(shares, key=lambda value: (abs(shares[value] - target), -shares[value]))
+        def far(value: Value) -> tuple[bool, float, float]:
+            share = shares[value]
+            # Of two as near the costlier one, so that the peer has no disadvantage.
+            return budget and share > target + TOLERANCE, abs(share - target), -share
+
+        value = min(shares, key=far)
         return Settled(peer, value, shares[value], target, len(shares))
 
     last = values.high if isinstance(values, Span) else values[-1]
@@ -75,7 +87,7 @@ def settle(
         if peer.beyond is None:
             return found
         # Even where it lands on the target it is its guard that says which steps are computed, not the knob.
-        further = settle(peer.beyond, target, measure, steps=steps, cases=cases)
+        further = settle(peer.beyond, target, measure, steps=steps, cases=cases, budget=budget)
         return further if further.reached or abs(further.off) < abs(found.off) else found
     halve = _thresholds(values) if isinstance(values, Span) else _steps(values)
     value = halve(None)

@@ -16,7 +16,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from h2gen.cache import CacheConfig
 from h2gen.study.chart import STYLE, decisions_chart, pareto_chart
 from h2gen.study.chart.pareto import KINDS, truth_steps
 from h2gen.study.figures import percent, reading, seconds, times
@@ -24,6 +23,7 @@ from h2gen.study.report.embed import LOSSLESS, Embedded, fitted, largest_side
 from h2gen.study.report.finding import finding
 from h2gen.study.report.table import table
 from h2gen.study.results import Comparison, MethodResult, Shot
+from h2gen.study.sweep import cache_of
 from h2gen.words import printable
 
 _HERE = Path(__file__).parent
@@ -139,8 +139,7 @@ class _Shown:
         """The index of the shot's decisions among the charts; -1 where it made none."""
         if not shot.trace:
             return -1
-        detail = method.detail
-        cache = CacheConfig(detail.get("tau1", 0.0), detail.get("tau2", 0.0), plan=detail.get("plan", ""))
+        cache = cache_of(method)
         wide = decisions_chart(shot.trace, cache, width=_WIDE, standalone=False)
         narrow = decisions_chart(shot.trace, cache, width=_NARROW, standalone=False, hover=False)
         self._charts.append((wide, narrow))

@@ -156,7 +156,8 @@ def _between(
 def leads(sigmas: Matrix, farthest: float = FARTHEST) -> Matrix:
     """The ``a_j`` of all triples of steps, ``(n, n, n)``: from the first and second to the third.
 
-    0 where the first two lie at one sigma, which a solver that visits it twice (Heun) makes: they draw no line.
+    0 where the first two lie at one sigma, which a solver that visits it twice (Heun) makes: they draw no line. The
+    cache then follows the one from the value before them, which is not known here.
     """
     span = sigmas[None, :] - sigmas[:, None]  # sigma_i2 - sigma_i1
     way = sigmas[None, None, :] - sigmas[None, :, None]  # sigma_j - sigma_i2

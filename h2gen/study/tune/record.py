@@ -180,7 +180,11 @@ def recording(transformer: Any, *, passes: int = 1, scale: float = 1.0) -> Itera
 
 
 def intervals(scheduler: Any, passes: int) -> tuple[float, ...]:
-    """How far each pass's velocity moves the picture: the sigma interval of its step, which Heun's two passes share."""
+    """How far each pass's velocity moves the picture: the sigma interval of its step, which Heun's two passes share.
+
+    Exact for Euler. Heun's first pass also says where its second one looks, and UniPC mixes in the steps before: for
+    them it is the part of first order, and a plan's error an estimate.
+    """
     sigmas = [float(sigma) for sigma in scheduler.sigmas]
     if type(scheduler).__name__ == "FlowMatchHeunDiscreteScheduler":
         # Its sigmas are those of the passes, inner ones twice; a step is half its first pass and half its second, and

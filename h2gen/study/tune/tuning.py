@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from h2gen.cache import CacheConfig
 from h2gen.cache.stages import stages_of
-from h2gen.errors import H2GenError, SettingError
+from h2gen.errors import BadPicture, H2GenError, SettingError
 from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.profiles import FEWEST_STEPS
 from h2gen.run.session import Session
@@ -28,7 +28,7 @@ from h2gen.study.fidelity import ssim
 from h2gen.study.making import Maker
 from h2gen.study.methods import Method
 from h2gen.study.results import Case
-from h2gen.study.tune.adaptive import ADAPTIVE, fitted
+from h2gen.study.tune.adaptive import ADAPTIVE, MOST, fitted
 from h2gen.study.tune.errors import Matrix, displacements
 from h2gen.study.tune.notebook import Notebook
 from h2gen.study.tune.polish import polish
@@ -37,6 +37,9 @@ from h2gen.study.tune.shortest import Shortest, shortest, total_error
 
 BUDGETS = (0.66, 0.5, 0.4, 0.33, 0.25, 0.2, 0.16, 0.125, 0.1)
 """Shares of the blocks of the uncached run for which something is looked for."""
+
+MOST_PASSES = 200
+"""Passes of a picture: the search's tables grow with their third power, and take some 300 MB here."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,13 @@ class Wishes:
     budgets: tuple[float, ...] = BUDGETS
     tries: int = 24
     keep: int = 3
+
+    @property
+    def pictures(self) -> int:
+        """Of each prompt, at most: uncached and recorded ones, and those of each budget's fewer steps, plans and
+        tolerances."""
+        each = 2 * len(SOLVERS) + self.tries + MOST
+        return 1 + len(SOLVERS) + len(self.budgets) * each
 
 
 class Watcher(Protocol):
@@ -115,7 +125,7 @@ class Tuning:
         """What is worth checking on other prompts, the best of each budget."""
         self._watcher.began(f"Making {len(self._cases)} uncached pictures")
         self._references = [self._make(methods.reference(self._steps), case) for case in range(len(self._cases))]
-        planners = {solver: self._planner(solver) for solver in ("own", "unipc")}
+        planners = {solver: planner for solver in SOLVERS for planner in self._planners(solver)}
         found: dict[str, Method] = {}
         for budget in self._wishes.budgets:
             self._watcher.began(f"Searching {budget:.0%} of the blocks")
@@ -141,46 +151,49 @@ class Tuning:
 
     # What there is for a budget
 
-    def _of(self, budget: float, planners: dict[str, Planner | None]) -> Iterator[Method]:
-        for solver in SOLVERS:
+    def _of(self, budget: float, planners: Mapping[str, Planner | None]) -> Iterator[Method]:
+        for solver in planners:
             most = int(budget * self._steps + 1e-9)
             steps = (most + 1) // 2 if solver == "heun" else most
             if steps >= 1:
                 yield steps_of(steps, solver, self._steps)
+        exact: list[tuple[float, str, str, Planner]] = []
         for solver, planner in planners.items():
-            if planner is None:
-                continue
-            plan = planner.plan(budget)
-            if plan is None or plan.count("F") in (1, len(plan)):
-                continue
-            exact = plan_of(plan, solver)
-            yield exact
-            if self._wishes.tries and solver == "own":
-                self._watcher.began(f"Polishing {budget:.0%} of the blocks")
-                better = polish(
-                    plan,
-                    lambda plan, solver=solver: self.measured(plan_of(plan, solver)).error,  # type: ignore[misc]
-                    planner.error,
-                    self._wishes.tries,
-                )
-                if better.plan != plan:
-                    yield plan_of(better.plan, solver)
+            plan = None if planner is None else planner.plan(budget, self._steps)
+            if planner is not None and plan is not None and plan.count("F") not in (1, len(plan)):
+                yield plan_of(plan, solver)
+                exact.append((self._error(plan, solver), plan, solver, planner))
+        if exact and self._wishes.tries:
+            self._watcher.began(f"Polishing {budget:.0%} of the blocks")
+            _, plan, solver, planner = min(exact, key=lambda found: found[0])
+            better = polish(plan, lambda plan: self._error(plan, solver), planner.error, self._wishes.tries)
+            if better.plan != plan:
+                yield plan_of(better.plan, solver)
         self._watcher.began(f"Searching a tolerance for {budget:.0%} of the blocks")
         found = fitted(ADAPTIVE, budget, lambda cache: self.measured(adapting(cache, self._steps)).share)
         if found is not None:
             yield adapting(found.cache, self._steps)
 
-    def _planner(self, solver: str) -> Planner | None:
-        """Plans for a solver, from what its uncached runs show; None where it does not work with the model."""
-        self._watcher.began(f"Recording {len(self._cases)} pictures with {SOLVERS[solver]} solver")
+    def _error(self, plan: str, solver: str) -> float:
+        return self.measured(plan_of(plan, solver)).error
+
+    def _planners(self, solver: str) -> Iterator[Planner | None]:
+        """What finds plans for a solver, from what its uncached runs show: None where it takes too many passes for
+        plans to be looked for, and nothing at all where it does not work with the model."""
+        if evaluations(self._steps, solver) > MOST_PASSES:
+            self.notices.append(f"Plans for {SOLVERS[solver]} are left out: they are found up to {MOST_PASSES} passes.")
+            yield None
+            return
+        by = f"{SOLVERS[solver]}{' solver' if solver == 'own' else ''}"
+        self._watcher.began(f"Recording {len(self._cases)} pictures with {by}")
         try:
             records = [self._recorded(solver, case) for case in range(len(self._cases))]
         except H2GenError as error:
             if solver == "own":
                 raise
             self.notices.append(f"{SOLVERS[solver]} is left out: {error}")
-            return None
-        return Planner(records, self._blocks, corrected=solver == "own")
+            return
+        yield Planner(records, self._blocks, corrected=solver == "own")
 
     def _recorded(self, solver: str, case: int) -> Recorded:
         def make() -> Any:
@@ -208,7 +221,10 @@ class Tuning:
 
     def _score(self, method: Method, case: int) -> dict[str, float]:
         def make() -> dict[str, float]:
-            made = self._maker.make(method, case)
+            try:
+                made = self._maker.make(method, case)
+            except BadPicture:  # NaN is as far off as can be
+                return {"ssim": -1.0, "share": 1.0}
             self._watcher.made()
             return {"ssim": ssim(made.image, self._references[case]), "share": made.share}
 
@@ -253,9 +269,10 @@ class Planner:
             del self._kinds["D"], self._kinds["R"]
         self._solved: Shortest = shortest(self._kinds, self._full)
 
-    def plan(self, share: float) -> str | None:
-        """The plan of least error for a share of the blocks; None below the floor."""
-        budget = share * self._steps * self._full
+    def plan(self, share: float, reference: int) -> str | None:
+        """The plan of least error for a share of the blocks of an uncached run of so many passes; None below the
+        floor."""
+        budget = share * reference * self._full
         return None if budget < self._solved.floor else self._solved.within(budget).plan
 
     def error(self, plan: str) -> float:
@@ -264,11 +281,13 @@ class Planner:
 
 
 def check_steps(model: str, steps: int) -> None:
-    """Whether there is anything for a cache to leave out.
+    """Whether there is anything for a cache to leave out, and no more than a search can hold.
 
     Raises:
-        SettingError: there are too few steps.
+        SettingError: there are too few steps, or too many.
     """
+    if steps > MOST_PASSES:
+        raise SettingError(f"{model!r} takes {steps} steps here; tuning takes up to {MOST_PASSES}: give fewer --steps.")
     if steps < FEWEST_STEPS:
         raise SettingError(
             f"{model!r} takes {steps} steps here, and a cache cannot help below {FEWEST_STEPS}: there is nothing that "
@@ -278,11 +297,11 @@ def check_steps(model: str, steps: int) -> None:
 
 def plan_of(plan: str, solver: str) -> Method:
     """A plan as a method."""
-    steps = (len(plan) + 1) // 2 if solver == "heun" else len(plan)
+    steps, of = ((len(plan) + 1) // 2, "passes") if solver == "heun" else (len(plan), "steps")
     kept = {"S": "skipped", "R": "reused", "D": "with the detail reused", "C": "with the structure reused"}
     others = [f"{plan.count(letter)} {words}" for letter, words in kept.items() if letter in plan]
     by = "" if solver == "own" else f", {SOLVERS[solver]}"
-    label = f"{plan.count('F')} of {len(plan)} steps, {', '.join(others)}{by}"
+    label = f"{plan.count('F')} of {len(plan)} {of}, {', '.join(others)}{by}"
     return methods.tuned(label, steps, CacheConfig(0, 0, forecast=1, plan=plan), solver)
 
 
