@@ -216,7 +216,7 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
         sort = [one for one in made.choices if (one.cache.enabled and not one.cache.plan) is adapting]
         shares = sorted((choice.figures.share, choice.figures.ssim_mean) for choice in sort)
         assert shares == sorted(shares, key=lambda pair: pair[1])
-    assert all(choice.figures.share <= 0.5 and choice.figures.ssim_mean > 0.3 for choice in made.choices)
+    assert all(choice.figures.share <= 0.6 and choice.figures.ssim_mean > 0.3 for choice in made.choices)
     assert "Recording 1 pictures with the model's own solver" in captured.err
     closest = max(choice.figures.ssim_mean for choice in made.choices)
     assert run(["a cat", *SMALL, "--fidelity", str(closest - 0.001), "-q"]) == 0

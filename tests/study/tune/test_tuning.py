@@ -33,7 +33,7 @@ def recorded(passes: int) -> Recorded:
 def test_a_budget_is_of_the_uncached_run_however_many_passes_a_solver_takes(solver: str, share: float) -> None:
     steps = 10
     passes = evaluations(steps, solver)
-    plan = Planner([recorded(passes)], (4, 8)).plan(share, steps)
+    plan = Planner([recorded(passes)], (4, 8), corrected=True).plan(share, steps)
     assert plan is not None and len(plan) == passes
     run = 12 * plan.count("F") + 5 * plan.count("D") + 2 * plan.count("R")
     assert run <= share * 12 * steps
