@@ -7,7 +7,8 @@ or a stage's residual) from the last two computed steps, ``i1 < i2``, at order 1
 
 with ``a_j`` limited as the cache limits it. The errors of the steps between two computed ones add up, as vectors, to
 the displacement at the end of the run. Where the cache makes good for it there, what is left is that of the line
-between both ends of the run, whose ``a_j`` is ``(sigma_j - sigma_i2) / (sigma_end - sigma_i2)``, towards ``x_end``.
+between both ends of the run, whose ``a_j`` is ``(sigma_j - sigma_i2) / (sigma_end - sigma_i2)``, towards ``x_end``. It is
+added to the first, which the computed step at the end still sees: by what is left alone the plans are far worse.
 
 All of it is linear in the x, so that its norm follows from their Gram matrix, for all triples (i1, i2, end) at once.
 """
@@ -67,7 +68,8 @@ def displacements(
         schedule: of n passes.
         order: 0 reuses the last computed step's tensor, 1 goes on along the line through the last two.
         farthest: how far the line is followed, in the distance between its points.
-        corrected: whether a run is made good for at the computed step where it ends.
+        corrected: whether a run is made good for at the computed step where it ends: then it is the sum of its norm
+            there and of the norm of what is left.
         gains: ``(n,)``, how much the velocity changes for a change of the tensor at each step; 1 where left out.
 
     Returns:
@@ -111,10 +113,10 @@ def displacements(
         + far**2 * own[:, None, None]
     )
     alone = squared_sum - 2 * amount * on_last + amount**2 * own[:, None]
-    squared = np.concatenate([alone[None], squared])
+    result: Matrix = np.sqrt(np.maximum(np.concatenate([alone[None], squared]), 0.0))
     if corrected:
-        squared[:, :, :-1] = _between(gram, sigmas, weights, squared_sum, with_step, on_last, amount)[None]
-    result: Matrix = np.sqrt(np.maximum(squared, 0.0))
+        left = _between(gram, sigmas, weights, squared_sum, with_step, on_last, amount)
+        result[:, :, :-1] += np.sqrt(np.maximum(left, 0.0))[None]
     steps = np.arange(count)
     forward = (steps[None, :, None] < np.arange(count + 1)[None, None, :]) & (
         np.arange(-1, count)[:, None, None] < steps[None, :, None]
