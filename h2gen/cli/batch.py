@@ -167,8 +167,9 @@ def _make(run: Batch, jobs: Jobs, console: Console, as_json: bool, verbose: bool
         Stopped: it was stopped before its end.
         H2GenError: the run could not go on; what was made before is safe.
     """
-    from h2gen.cli.batch_view import BatchView, clock, progress
+    from h2gen.cli.batch_view import BatchView, totals
     from h2gen.cli.console import complain, route_warnings, say
+    from h2gen.cli.view import clock
     from h2gen.run.stop import Level, Stop
 
     route_warnings(console, verbose)
@@ -201,7 +202,7 @@ def _make(run: Batch, jobs: Jobs, console: Console, as_json: bool, verbose: bool
     if tally.failed:
         complain(f"{tally.failed} of {tally.jobs} pictures failed; they are listed in {str(run.failures)!r}.")
     seconds = time.monotonic() - started
-    say(console, f"{progress(tally)}; {clock(seconds)} in all.", "bold")
+    say(console, f"{totals(tally)}; {clock(seconds)} in all.", "bold")
     go_on = f"with {tally.left} left to make; the same command goes on with them."
     if error is not None:
         if tally.made:

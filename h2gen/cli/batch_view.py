@@ -7,65 +7,37 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from h2gen.cache.trace import StepRecord
 from h2gen.cli.console import say
 from h2gen.cli.live import by_outcome, steps_table
+from h2gen.cli.view import View, clock, progress
 from h2gen.run.jobs import Job
 from h2gen.run.schedule import Tally
 from h2gen.run.worker import Made, Ready
 from h2gen.words import printable
 
-_REDRAW = 0.1
-"""Seconds between two drawings."""
 
-
-class BatchView:
+class BatchView(View):
     """Watches a run. Use as a context manager around it."""
 
     def __init__(self, console: Console, tally: Tally, workers: int, *, as_json: bool = False) -> None:
-        self._console, self._tally, self._as_json = console, tally, as_json
+        super().__init__(console)
+        self._tally, self._as_json = tally, as_json
         self._workers = workers
         self._jobs: dict[int, Job] = {}
         self._rows: dict[int, deque[StepRecord]] = {}
         self._passes: dict[int, int] = {}
         self._where = "loading the model"
         self._began: float | None = None
-        self._drawn = 0.0
-        self._live: Live | None = None
-        if console.is_terminal and not console.quiet:
-            self._live = Live(
-                console=console,
-                auto_refresh=False,
-                redirect_stdout=False,
-                redirect_stderr=False,
-                vertical_overflow="crop",
-                transient=True,
-                get_renderable=self.render,
-            )
-
-    def __enter__(self) -> BatchView:
-        if self._live is not None:
-            self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def ready(self, ready: Ready) -> None:
         self._where = f"{ready.device} {ready.dtype}"
         self._began = time.perf_counter()
-        self._draw(now=True)
+        self.draw(now=True)
 
     def began(self, worker: int, job: Job) -> None:
         self._jobs[worker] = job
@@ -75,7 +47,7 @@ class BatchView:
     def stepped(self, worker: int, record: StepRecord) -> None:
         self._rows[worker].append(record)
         self._passes[worker] += 1
-        self._draw()
+        self.draw()
 
     def made(self, job: Job, path: Path, made: Made, tally: Tally) -> None:
         line = f"{tally.jobs - tally.left}/{tally.jobs}  {path}  seed {made.settings.seed}, {made.seconds:.2f} s"
@@ -86,7 +58,7 @@ class BatchView:
         if not made.described:
             line += f"; its prompt is too long for the metadata of a {path.suffix}"
         say(self._console, line)
-        self._draw(now=True)
+        self.draw(now=True)
         if self._as_json:
             cache = None if made.summary is None else made.summary.to_json()
             facts = {"path": str(path), "index": job.index, "source": job.source, **made.settings.to_json()}
@@ -97,15 +69,9 @@ class BatchView:
     def failed(self, job: Job, error: str, again: bool, tally: Tally) -> None:
         fate = "trying once more" if again else "given up"
         say(self._console, f"{job.source}: {error.rstrip('.')}; {fate}.", "yellow" if again else "red")
-        self._draw(now=True)
-
-    def _draw(self, now: bool = False) -> None:
-        if self._live is not None and (now or time.perf_counter() - self._drawn >= _REDRAW):
-            self._live.refresh()
-            self._drawn = time.perf_counter()
+        self.draw(now=True)
 
     def render(self) -> RenderableType:
-        """What is seen, no higher than the terminal."""
         width, height = self._console.size
         parts: list[RenderableType] = [Text(), *self._overall(width)]
         hand = sorted(self._jobs)
@@ -122,10 +88,9 @@ class BatchView:
 
     def _overall(self, width: int) -> list[RenderableType]:
         tally = self._tally
-        bar = ProgressBar(total=tally.jobs, completed=tally.jobs - tally.left, width=max(8, min(30, width - 36)))
-        line = Table.grid(padding=(0, 2, 0, 0))
-        line.add_row(bar, Text(f"{tally.jobs - tally.left}/{tally.jobs} pictures"), Text(self._time_left()))
-        return [line, _cut(progress(tally), "")]
+        settled = tally.jobs - tally.left
+        line = progress(settled, tally.jobs, f"{settled}/{tally.jobs} pictures", self._time_left(), width)
+        return [line, _cut(totals(tally), "")]
 
     def _time_left(self) -> str:
         if self._began is None or not self._tally.made:
@@ -142,7 +107,7 @@ class BatchView:
         return _cut(who + facts, "dim")
 
 
-def progress(tally: Tally) -> str:
+def totals(tally: Tally) -> str:
     """Pictures by what became of them, and what the cache did for them."""
     parts = [f"{tally.made} made", f"{tally.skipped} skipped", f"{tally.failed} failed"]
     steps = tally.steps
@@ -151,13 +116,6 @@ def progress(tally: Tally) -> str:
         shares = by_outcome(steps)
         parts.append("steps: " + ", ".join(f"{count / steps.steps:.0%} {name}" for name, count in shares))
     return "; ".join([", ".join(parts[:3]), *parts[3:]])
-
-
-def clock(seconds: float) -> str:
-    """``3:07``, ``2:03:07``."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _cut(text: str, style: str) -> Text:

@@ -6,69 +6,41 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from h2gen.cli.batch_view import clock
-from h2gen.cli.console import say
+from h2gen.cli.view import View, clock, progress
 from h2gen.study.figures import percent, reading, times
 from h2gen.study.methods import Method
 from h2gen.study.metrics import MetricInfo
 from h2gen.study.results import Comparison, MethodResult, Shot, score
 from h2gen.words import printable
 
-_REDRAW = 0.1
-"""Seconds between two drawings."""
 _GAP = 2
 _NARROW = 100
 _LABEL = 20
 """Characters of a method's name where the terminal is no wider than ``_NARROW``."""
 
 
-class CompareView:
+class CompareView(View):
     """Watches a comparison. Use as a context manager around it. Piped, each part of the work is one plain line."""
 
     def __init__(self, console: Console, metrics: Sequence[MetricInfo]) -> None:
-        self._console, self._metrics = console, metrics
+        super().__init__(console)
+        self._metrics = metrics
         self._what = "Loading"
         self._runs = self._done = 0
         self._methods: list[Method] = []
         self._seconds: dict[str, list[float]] = {}
         self._shots: dict[str, list[Shot]] = {}
-        self._began = self._drawn = time.perf_counter()
-        self._live: Live | None = None
-        if console.is_terminal and not console.quiet:
-            self._live = Live(
-                console=console,
-                auto_refresh=False,
-                redirect_stdout=False,
-                redirect_stderr=False,
-                vertical_overflow="crop",
-                transient=True,
-                get_renderable=self._render,
-            )
-
-    def __enter__(self) -> CompareView:
-        if self._live is not None:
-            self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._began = time.perf_counter()
 
     def began(self, what: str) -> None:
         self._what = what
-        if self._live is None:
-            say(self._console, f"{what} ...", "dim")
-        self._draw(now=True)
+        self.tell(f"{what} ...")
+        self.draw(now=True)
 
     def planned(self, methods: Sequence[Method], runs: int) -> None:
         self._methods, self._runs = list(methods), runs
@@ -80,18 +52,13 @@ class CompareView:
     def ran(self, method: Method, case: int, seconds: float) -> None:
         self._done += 1
         self._seconds[method.name].append(seconds)
-        self._draw()
+        self.draw()
 
     def scored(self, method: Method, shot: Shot) -> None:
         self._shots[method.name].append(shot)
-        self._draw()
+        self.draw()
 
-    def _draw(self, now: bool = False) -> None:
-        if self._live is not None and (now or time.perf_counter() - self._drawn >= _REDRAW):
-            self._live.refresh()
-            self._drawn = time.perf_counter()
-
-    def _render(self) -> RenderableType:
+    def render(self) -> RenderableType:
         width, height = self._console.size
         parts: list[RenderableType] = [Text(), Text(self._what, no_wrap=True, overflow="ellipsis")]
         if self._runs:
@@ -99,9 +66,7 @@ class CompareView:
             if self._done:
                 each = (time.perf_counter() - self._began) / self._done
                 left = f"{clock(each * (self._runs - self._done))} left"
-            bar = ProgressBar(total=self._runs, completed=self._done, width=max(8, min(30, width - 30)))
-            line = Table.grid(padding=(0, 2, 0, 0))
-            line.add_row(bar, Text(f"{self._done}/{self._runs} runs"), Text(left))
+            line = progress(self._done, self._runs, f"{self._done}/{self._runs} runs", left, width)
             parts += [line, Text(), self._so_far(width, max(1, height - 7))]
         return Group(*parts)
 

@@ -127,7 +127,7 @@ def _show(rows: Sequence[Row], budgets: Sequence[float]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from h2gen.cli.tune_view import columns
+    from h2gen.cli.view import columns
     from h2gen.study.figures import percent
     from h2gen.study.frontier import AIM, verdict
     from h2gen.words import printable

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from types import TracebackType
 
 from rich.console import Console, Group, JustifyMethod, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StageRecord, StepRecord, Summary, summarize_steps
-
-_REDRAW = 0.1
-"""Seconds between two pictures of the table: drawing costs some milliseconds, which belong to the denoising."""
+from h2gen.cli.view import View, clock, progress
 
 _STYLES = {
     Outcome.COMPUTED: "yellow",
@@ -111,46 +106,25 @@ def by_outcome(summary: Summary) -> list[tuple[str, int]]:
     return [*paper, *((word, count) for word, count in beyond if count)]
 
 
-class LiveTable:
+class LiveTable(View):
     """An observer of steps that draws them. Use as a context manager around one picture."""
 
     def __init__(self, console: Console, heading: list[Text], cache: CacheConfig, passes: int, contexts: bool) -> None:
-        self._console, self._heading, self._cache = console, heading, cache
+        super().__init__(console, transient=False)
+        self._heading, self._cache = heading, cache
         self._passes, self._contexts = passes, contexts
         self._records: deque[StepRecord] = deque(maxlen=200)
         self._summary = Summary()
-        self._drawn = self._started = time.perf_counter()
-        self._live = Live(
-            console=console,
-            auto_refresh=False,
-            redirect_stdout=False,
-            redirect_stderr=False,
-            vertical_overflow="crop",
-            get_renderable=self.render,
-        )
-
-    def __enter__(self) -> LiveTable:
-        self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._live.refresh()
-        self._live.stop()
+        self._started = time.perf_counter()
 
     def on_step(self, record: StepRecord) -> None:
         if not self._records:
             self._started = time.perf_counter() - record.seconds
         self._records.append(record)
         self._summary += summarize_steps([record])
-        now = time.perf_counter()
-        if now - self._drawn >= _REDRAW:
-            self._live.refresh()
-            self._drawn = time.perf_counter()
+        self.draw()
 
     def render(self) -> RenderableType:
-        """The table as it stands, no higher than the terminal."""
         width, height = self._console.size
         room = max(1, height - len(self._heading) - 6 - 70 // width)  # the last line wraps where it is narrow
         rows = list(self._records)[-room:]
@@ -164,11 +138,10 @@ class LiveTable:
         left = ""
         if 0 < done < self._passes:
             seconds = (time.perf_counter() - self._started) / done * (self._passes - done)
-            left = f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"
+            left = f"{clock(seconds)} left"
         elif done:
             left = "done" if done >= self._passes else ""
-        bar = ProgressBar(total=self._passes, completed=done, width=max(8, min(30, width - 30)))
-        line = Table.grid(padding=(0, 2, 0, 0))
-        line.add_row(bar, Text(f"{done}/{self._passes}{' passes' if self._contexts else ''}"), Text(left))
+        count = f"{done}/{self._passes}{' passes' if self._contexts else ''}"
+        line = progress(done, self._passes, count, left, width)
         below = Text(counts(self._summary, self._contexts)) if done else Text()
         return Group(line, below)

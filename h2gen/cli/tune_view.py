@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from h2gen.cli.batch_view import clock
-from h2gen.cli.console import say
+from h2gen.cli.view import View, clock, columns, progress
 from h2gen.study.figures import percent
 from h2gen.words import printable
 
@@ -22,11 +18,8 @@ if TYPE_CHECKING:
     from h2gen.study.methods import Method
     from h2gen.study.tune.tuning import Wishes
 
-_REDRAW = 0.1
-"""Seconds between two drawings."""
 
-
-class TuneView:
+class TuneView(View):
     """Watches a search. Use as a context manager around it. Piped, each budget's candidates are plain lines.
 
     Args:
@@ -36,50 +29,22 @@ class TuneView:
     """
 
     def __init__(self, console: Console, cases: int, wishes: Wishes) -> None:
-        self._console = console
+        super().__init__(console)
         self._what = "Loading"
         self._made = 0
         self._about = cases * wishes.pictures
         self._budgets = list(wishes.budgets)
         self._best: dict[float, tuple[float, str, float, int]] = {}
-        self._began = self._drawn = time.perf_counter()
-        self._live: Live | None = None
-        if console.is_terminal and not console.quiet:
-            self._live = Live(
-                console=console,
-                auto_refresh=False,
-                redirect_stdout=False,
-                redirect_stderr=False,
-                vertical_overflow="crop",
-                transient=True,
-                get_renderable=self._render,
-            )
-
-    def __enter__(self) -> TuneView:
-        if self._live is not None:
-            self._live.start(refresh=True)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Leave the terminal to whoever comes next."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._began = time.perf_counter()
 
     def began(self, what: str) -> None:
         self._what = what
-        if self._live is None:
-            say(self._console, f"{what} ...", "dim")
-        self._draw(now=True)
+        self.tell(f"{what} ...")
+        self.draw(now=True)
 
     def made(self) -> None:
         self._made += 1
-        self._draw()
+        self.draw()
 
     def tried(self, budget: float, method: Method, share: float, error: float) -> None:
         known = self._best.get(budget)
@@ -88,22 +53,13 @@ class TuneView:
             self._best[budget] = (error, method.label, share, count)
         else:
             self._best[budget] = (*known[:3], count)
-        if self._live is None:
-            say(self._console, f"  {percent(share)} of the blocks, 1 - SSIM {error:.4f}: {method.label}", "dim")
-        self._draw(now=True)
+        self.tell(f"{percent(share)} of the blocks, 1 - SSIM {error:.4f}: {method.label}")
+        self.draw(now=True)
 
-    def _draw(self, now: bool = False) -> None:
-        if self._live is not None and (now or time.perf_counter() - self._drawn >= _REDRAW):
-            self._live.refresh()
-            self._drawn = time.perf_counter()
-
-    def _render(self) -> RenderableType:
-        width = self._console.width
-        line = Table.grid(padding=(0, 2, 0, 0))
+    def render(self) -> RenderableType:
         each = (time.perf_counter() - self._began) / max(1, self._made)
         left = f"at most {clock(each * max(0, self._about - self._made))} left" if self._made else ""
-        bar = ProgressBar(total=self._about, completed=min(self._made, self._about), width=max(8, min(30, width - 40)))
-        line.add_row(bar, Text(f"{self._made} pictures"), Text(left))
+        line = progress(self._made, self._about, f"{self._made} pictures", left, self._console.width)
         table = columns(("budget", "right"), ("blocks", "right"), ("1 - SSIM", "right"), ("best so far", "left"))
         for budget in self._budgets:
             if budget in self._best:
@@ -111,16 +67,6 @@ class TuneView:
                 words = Text(printable(label), no_wrap=True, overflow="ellipsis")
                 table.add_row(percent(budget), percent(share), f"{error:.4f}", words)
         return Group(Text(), Text(self._what, no_wrap=True, overflow="ellipsis"), line, Text(), table)
-
-
-def columns(*titles: tuple[str, str]) -> Table:
-    """A plain table with these columns, each with where its cells stand."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title, justify in titles:
-        number = justify == "right"  # which no narrow terminal may cut: words give way to it
-        least = max(len(title), 6) if number else None
-        table.add_column(title, justify="right" if number else "left", no_wrap=True, min_width=least)
-    return table
 
 
 _BAR = 24

@@ -7,8 +7,8 @@ or a stage's residual) from the last two computed steps, ``i1 < i2``, at order 1
 
 with ``a_j`` limited as the cache limits it. The errors of the steps between two computed ones add up, as vectors, to
 the displacement at the end of the run. Where the cache makes good for it there, what is left is that of the line
-between both ends of the run, whose ``a_j`` is ``(sigma_j - sigma_i2) / (sigma_end - sigma_i2)``, towards ``x_end``. It is
-added to the first, which the computed step at the end still sees: by what is left alone the plans are far worse.
+between both ends of the run, whose ``a_j`` is ``(sigma_j - sigma_i2) / (sigma_end - sigma_i2)``, towards ``x_end``. It
+is added to the first, which the computed step at the end still sees: by what is left alone the plans are far worse.
 
 All of it is linear in the x, so that its norm follows from their Gram matrix, for all triples (i1, i2, end) at once.
 """

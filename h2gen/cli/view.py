@@ -1,0 +1,101 @@
+"""What lives in the terminal while work goes on: drawn anew every now and then, and gone at its end."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from h2gen.cli.console import say
+
+_REDRAW = 0.1
+"""Seconds between two drawings: each costs some milliseconds, which belong to the work."""
+
+_View = TypeVar("_View", bound="View")
+
+
+class View(ABC):
+    """Draws itself where there is a terminal. Use as a context manager around the work.
+
+    Args:
+        console: where it is drawn; piped or quiet it never is.
+        transient: whether it is gone at its end.
+    """
+
+    def __init__(self, console: Console, *, transient: bool = True) -> None:
+        self._console, self._transient = console, transient
+        self._drawn = time.perf_counter()
+        self._live: Live | None = None
+
+    def __enter__(self: _View) -> _View:
+        if self._console.is_terminal and not self._console.quiet:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                vertical_overflow="crop",
+                transient=self._transient,
+                get_renderable=self.render,
+            )
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Leave the terminal to whoever comes next."""
+        if self._live is not None:
+            self.draw(now=True)  # what is left standing is the end of it
+            self._live.stop()
+            self._live = None
+
+    @abstractmethod
+    def render(self) -> RenderableType:
+        """What is seen, no higher than the terminal."""
+
+    def draw(self, now: bool = False) -> None:
+        """Draw, unless it was done a moment ago; ``now`` at any rate."""
+        if self._live is not None and (now or time.perf_counter() - self._drawn >= _REDRAW):
+            self._live.refresh()
+            self._drawn = time.perf_counter()
+
+    def tell(self, line: str) -> None:
+        """Say a line in the place of the drawing, where there is none."""
+        if self._live is None:
+            say(self._console, line, "dim")
+
+
+def progress(done: int, total: int, count: str, left: str, width: int) -> RenderableType:
+    """A bar, how much is done, and how long the rest takes; ``width`` is the terminal's."""
+    line = Table.grid(padding=(0, 2, 0, 0))
+    room = max(8, min(30, width - len(count) - len(left) - 6))
+    line.add_row(ProgressBar(total=total, completed=min(done, total), width=room), Text(count), Text(left))
+    return line
+
+
+def columns(*titles: tuple[str, str]) -> Table:
+    """A plain table with these columns, each with where its cells stand."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title, justify in titles:
+        number = justify == "right"  # which no narrow terminal may cut: words give way to it
+        least = max(len(title), 6) if number else None
+        table.add_column(title, justify="right" if number else "left", no_wrap=True, min_width=least)
+    return table
+
+
+def clock(seconds: float) -> str:
+    """``3:07``, ``2:03:07``."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
