@@ -21,39 +21,47 @@ from h2gen.cache.layout import Pooling
 from h2gen.cache.stages import Stage
 
 
-@dataclass
 class Kept:
-    """What one stage keeps from the last steps that computed it.
+    """What one stage keeps from the steps that computed it last, which need not be the same for all pictures.
 
-    ``residuals`` are those of the blocks after its first, one tensor a stream, the last computed at ``step``;
-    ``indicator`` is the summary of its first block's residual, and ``gauge`` how that has changed.
+    ``residuals`` are those of the blocks after its first, one tensor a stream, each picture's last computed at its one
+    of ``steps``; ``indicator`` is the summary of the first block's residual, and ``gauges`` tell how each picture's has
+    changed.
     """
 
-    residuals: History
-    step: int = 0
-    indicator: torch.Tensor | None = None
-    gauge: Gauge = field(default_factory=Gauge)
+    def __init__(self, order: int, pictures: int) -> None:
+        self.residuals = History(order)
+        self.steps = [0] * pictures
+        self.indicator: torch.Tensor | None = None
+        self.gauges = [Gauge() for _ in range(pictures)]
+
+
+@dataclass
+class Counts:
+    """Of one picture: steps since its last full one, steps skipped in a row, and how often its structure was computed
+    since its newest velocity."""
+
+    since_full: int = 0
+    skips: int = 0
+    outlived: int = 0
 
 
 @dataclass
 class Branch:
     """One of the passes of true classifier-free guidance, or the only one.
 
-    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``skips``
-    counts the steps skipped in a row, ``velocities`` are outputs of the transformer, where steps may be skipped, and
-    ``outlived`` is how often the structure was computed since the newest of them.
-    ``poolings`` are those of the stages, where they do not depend on the number of tokens alone.
+    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``pictures`` has
+    the counts of each picture of the batch, and ``velocities`` are outputs of the transformer, where steps may be
+    skipped. ``poolings`` are those of the stages, where they do not depend on the number of tokens alone.
     """
 
     context: str
     turn: int = 0
     order: int = 0
     step: int = 0
-    since_full: int = 0
-    skips: int = 0
-    outlived: int = 0
     timestep: float | None = None
     signature: tuple[Any, ...] = ()
+    pictures: list[Counts] = field(default_factory=list)
     structure: Kept = field(init=False)
     detail: Kept = field(init=False)
     velocities: History = field(init=False)
@@ -65,9 +73,17 @@ class Branch:
     def kept(self, stage: Stage) -> Kept:
         return self.structure if stage.name == "structure" else self.detail
 
+    def fit(self, signature: tuple[Any, ...], pictures: int) -> None:
+        """Forget what was kept of inputs of another kind."""
+        if self.signature != signature:
+            self.signature = signature
+            if len(self.pictures) != pictures:
+                self.pictures = [Counts() for _ in range(pictures)]
+            self.forget()
+
     def forget(self) -> None:
-        """Drop the tensors, keep the count."""
-        self.structure, self.detail = Kept(History(self.order)), Kept(History(self.order))
+        """Drop the tensors, keep the counts."""
+        self.structure, self.detail = (Kept(self.order, len(self.pictures)) for _ in range(2))
         self.velocities = History(1)
         self.poolings = {}
 
