@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from h2gen.cache.outcome import Outcome
@@ -211,6 +211,13 @@ class Trace:
     def speedup(self) -> float:
         """The estimate from the share of blocks run; compare it with measured seconds before believing it."""
         return self.summary.estimated_speedup
+
+    def of_each_picture(self) -> list[Trace]:
+        """A trace of each picture of a batch, as it would be of the picture alone."""
+        found: dict[int, list[StepRecord]] = {}
+        for record in self.steps:
+            found.setdefault(record.picture, []).append(replace(record, picture=0))
+        return [Trace(_steps=found[picture]) for picture in sorted(found)]
 
     def clear(self) -> None:
         self._pending.clear()

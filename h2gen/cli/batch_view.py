@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -33,7 +34,7 @@ class BatchView:
     def __init__(self, console: Console, tally: Tally, workers: int, *, as_json: bool = False) -> None:
         self._console, self._tally, self._as_json = console, tally, as_json
         self._workers = workers
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, Sequence[Job]] = {}
         self._rows: dict[int, deque[StepRecord]] = {}
         self._passes: dict[int, int] = {}
         self._where = "loading the model"
@@ -67,13 +68,14 @@ class BatchView:
         self._began = time.perf_counter()
         self._draw(now=True)
 
-    def began(self, worker: int, job: Job) -> None:
-        self._jobs[worker] = job
+    def began(self, worker: int, jobs: Sequence[Job]) -> None:
+        self._jobs[worker] = jobs
         self._rows[worker] = deque(maxlen=200)
         self._passes[worker] = 0
 
     def stepped(self, worker: int, record: StepRecord) -> None:
-        self._rows[worker].append(record)
+        if not record.picture:  # of several at once the first is shown
+            self._rows[worker].append(record)
         self._passes[worker] += 1
         self._draw()
 
@@ -94,6 +96,11 @@ class BatchView:
         elif self._console.quiet or not (self._console.is_terminal and sys.stdout.isatty()):
             print(path, flush=True)
 
+    def parted(self, jobs: Sequence[Job], error: str) -> None:
+        fate = f"making each of the {len(jobs)} of its batch alone"
+        say(self._console, f"{jobs[0].source}: {error.rstrip('.')}; {fate}.", "yellow")
+        self._draw(now=True)
+
     def failed(self, job: Job, error: str, again: bool, tally: Tally) -> None:
         fate = "trying once more" if again else "given up"
         say(self._console, f"{job.source}: {error.rstrip('.')}; {fate}.", "yellow" if again else "red")
@@ -112,7 +119,7 @@ class BatchView:
         for worker in hand[1:]:
             parts.append(self._line(worker))
         if hand:
-            job = self._jobs[hand[0]]
+            job = self._jobs[hand[0]][0]
             parts += [Text(), _cut(printable(job.settings.prompt), "bold"), self._line(hand[0])]
             room = height - len(parts) - 3
             if self._rows[hand[0]] and room > 0:
@@ -135,9 +142,11 @@ class BatchView:
 
     def _line(self, worker: int) -> Text:
         """One worker's picture in a line."""
-        settings = self._jobs[worker].settings
-        passes = settings.passes
-        facts = f"{settings.width}x{settings.height} · seed {settings.seed} · {self._passes[worker]}/{passes}"
+        jobs = self._jobs[worker]
+        settings = jobs[0].settings
+        others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        done = f"{self._passes[worker]}/{settings.passes * len(jobs)}"
+        facts = f"{settings.width}x{settings.height} · seed {settings.seed}{others} · {done}"
         who = f"{worker + 1}: {printable(settings.prompt)[:30]} · " if self._workers > 1 else ""
         return _cut(who + facts, "dim")
 
