@@ -38,14 +38,12 @@ def batch(
     redo: Annotated[
         bool, options.option("--redo", help="Make the pictures that are there already once more.", panel=_BATCH)
     ] = False,
-    batch_size: Annotated[
-        int, options.option("--batch-size", help="Make so many pictures at once, if they can.", panel=_BATCH)
-    ] = 1,
     gpus: Annotated[
         str | None, options.option("--gpus", help="all, or 0,1: a process each.", panel=_BATCH, metavar="LIST")
     ] = None,
     seed: options.Seeds = None,
     count: options.Count = None,
+    batch_size: options.BatchSize = 1,
     size: options.Size = None,
     steps: options.Steps = None,
     solver: options.Solver = None,
@@ -93,8 +91,6 @@ def batch(
 
     console = make_console()
     console.quiet = quiet
-    if batch_size < 1:
-        raise SettingError(f"batch-size is {batch_size}; give a whole number from 1 upwards.")
     part = None if shard is None else parse_shard(shard)
     jobs = Jobs(read_prompts(files, prompt_key), {**given, "name": name})
     target = target_of(jobs.plan.out, jobs.plan.format)
@@ -102,7 +98,7 @@ def batch(
         raise SettingError(f"out is {jobs.plan.out!r}; a batch needs a folder for its pictures.")
     from h2gen.run.batch import Batch, Wishes  # torch comes along, which a mistake above need not wait for
 
-    wishes = Wishes(part, redo, not no_metadata, sidecar, batch_size)
+    wishes = Wishes(part, redo, not no_metadata, sidecar, options.check_batch_size(batch_size))
     run = Batch(jobs, target.folder, target.format, wishes, _devices(gpus, device))
     if dry_run:
         _show(run, as_json)
