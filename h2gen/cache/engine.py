@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,17 +20,20 @@ from h2gen.cache.gate import gate, is_guarded
 from h2gen.cache.inputs import ContextName, Inputs, as_timestep
 from h2gen.cache.layout import Pooling, layout_of
 from h2gen.cache.outcome import Outcome
-from h2gen.cache.plan import OUTCOMES, parts_in, plan_of
+from h2gen.cache.plan import OUTCOMES, parts_in, plan_of, reuses
+from h2gen.cache.rows import Rows, Streams, replaced, rows_of, some_of, whole_of
+from h2gen.cache.samples import samples_within
 from h2gen.cache.schedule import Schedule
 from h2gen.cache.stages import Stage, stages_of
 from h2gen.cache.state import Branch, Run
-from h2gen.cache.step import FinishedStep, Step, Streams
-from h2gen.cache.summary import pooling_kernel, relative_change, summarize
+from h2gen.cache.step import FinishedStep, Step
+from h2gen.cache.summary import pooling_kernel, relative_change, relative_changes, summarize
 from h2gen.cache.tolerance import next_computed
 from h2gen.cache.trace import Trace
-from h2gen.cache.velocity import velocity_in, with_velocity
+from h2gen.cache.velocity import curvatures, velocity_in, with_velocity
 from h2gen.errors import CacheError
 
+_GUARDED = Outcome.GUARDED, Outcome.GUARDED
 _ROUNDED = 2**-7
 """How far a timestep may be off, relatively, that was rounded to bfloat16 and then divided by 1000 in it."""
 
@@ -49,8 +52,8 @@ class Engine:
         self.stages = stages_of(transformer)
         self.blocks_total = sum(len(stage.blocks) for stage in self.stages)
         self._skipping = "S" in config.plan if config.plan else config.tolerance > 0
-        self._reused = {stage.name for stage in self.stages if self._may_reuse(stage)}
-        self.hooked = [stage for stage in self.stages if self._skipping or stage.name in self._reused]
+        self._wanted = {stage.name for stage in self.stages if self._may_reuse(stage)}
+        self.hooked = [stage for stage in self.stages if self._skipping or stage.name in self._wanted]
         self.context = ContextName()
         self.step: Step | None = None
         self._schedule = schedule
@@ -67,7 +70,7 @@ class Engine:
     def _may_reuse(self, stage: Stage) -> bool:
         """Whether the stage's residual may ever be wanted: the detail's is after a structure hit too."""
         if self.config.plan:
-            return bool(_letters(stage) & {*self.config.plan})
+            return reuses(self.config.plan, stage.name)
         return self.config.tau1 > 0 or self.tau(stage) > 0
 
     def tau(self, stage: Stage) -> float:
@@ -84,22 +87,19 @@ class Engine:
             inputs.read_timestep()  # now, while nothing of this pass is queued, rather than in its midst
         if branch is None or self._went_back(branch, inputs.timestep):
             branch = self._new_run(inputs)
-        if branch.signature != inputs.signature:
-            branch.forget()
-            branch.signature = inputs.signature
+        branch.fit(inputs.signature, inputs.pictures)
         assert self._run is not None
         timestep = self._timestep(inputs, branch)
-        settled = bool(self.config.plan)
-        if settled:
-            outcomes = OUTCOMES[self._planned(self._run, branch)]
-        elif is_guarded(self.config, branch.step, self._run.steps_total, branch.since_full):
-            outcomes = Outcome.GUARDED, Outcome.GUARDED
-        elif self.config.tolerance and not self._is_due(self._run, branch):
-            settled, outcomes = True, OUTCOMES["S"]
+        if self.config.plan:
+            outcomes = [OUTCOMES[self._planned(self._run, branch)]] * inputs.pictures
         else:
-            outcomes = Outcome.COMPUTED, Outcome.COMPUTED
+            if self.config.tolerance and branch.turn == 0:
+                self._look_ahead(self._run, branch)
+            outcomes = [self._unseen(self._run, branch, row) for row in range(inputs.pictures)]
+            if not inputs.separable and len({*outcomes}) > 1:
+                outcomes = [_GUARDED] * inputs.pictures
         self.trace.flush()
-        self.step = Step(self._run, branch, inputs, outcomes, settled, timestep)
+        self.step = Step(self._run, branch, inputs, outcomes, timestep)
 
     @torch.no_grad()
     def end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
@@ -107,25 +107,36 @@ class Engine:
         step, self.step = self.step, None
         if step is None:
             return output
-        branch = step.branch
-        ran = [step.outcomes[stage.name].ran for stage in self.stages]
-        if step.skipped:
-            output = with_velocity(output, branch.velocities.forecast(step.sigma, step.interval))
-        elif self._skipping and (all(ran) or (ran[0] and self.config.forecast)):
+        branch, (structure, detail) = step.branch, (step.ran(stage.name) for stage in self.stages)
+        full, skipped = structure & detail, {*range(step.pictures)} - {*step.present}
+        if self._skipping and (self.config.plan or step.run.schedule is not None):
             # With the detail reused as it was, the velocity is worse than the line through full ones (1 to 2 dB on the
             # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
-            output = with_velocity(output, branch.velocities.keep(velocity_in(output), step.sigma, step.interval))
+            output = self._velocities(step, output, skipped, structure if self.config.forecast else full)
         step.watch.stop()
-        blocks_run = 0
-        if not step.skipped:
-            blocks_run = sum(len(stage.blocks) if every else 1 for stage, every in zip(self.stages, ran, strict=True))
         branch.step += 1
-        branch.since_full = 0 if all(ran) else branch.since_full + 1
         told = step.inputs.timestep if isinstance(step.inputs.timestep, float) else step.timestep
         if isinstance(told, float):
             branch.timestep = told
-        self.trace.add(FinishedStep(step, blocks_run, self.blocks_total))
+        for row in range(step.pictures):
+            branch.since_full[row] = 0 if row in full else branch.since_full[row] + 1
+            ran = [len(stage.blocks) if row in step.ran(stage.name) else 1 for stage in self.stages]
+            self.trace.add(FinishedStep(step, row, 0 if row in skipped else sum(ran), self.blocks_total))
         return output
+
+    def _velocities(self, step: Step, output: Any, skipped: set[int], fresh: set[int]) -> Any:
+        """The output with the velocities of skipped steps, and with those that make good for them."""
+        velocity, parts = velocity_in(output), []
+        for row in sorted(skipped | fresh):
+            kept = step.branch.velocities[row]
+            if row in skipped:
+                parts.append(([row], kept.forecast(step.sigma, step.interval)))
+                continue
+            own = rows_of(velocity, [row])
+            handed_on = kept.keep(own, step.sigma, step.interval)
+            if handed_on is not own:
+                parts.append(([row], handed_on))
+        return with_velocity(output, replaced(velocity, *parts)) if parts else output
 
     def forget(self) -> None:
         """Drop all that is kept."""
@@ -163,11 +174,11 @@ class Engine:
                 "give one part a pass, or one for all."
             )
         letter = plan[branch.step]
-        wants = {
+        wants: dict[str, Sequence[Any]] = {
             "D": (branch.detail.residuals,),
             "C": (branch.structure.residuals,),
             "R": (branch.structure.residuals, branch.detail.residuals),
-            "S": (branch.velocities,),
+            "S": branch.velocities,
         }
         if not all(wants.get(letter, ())):
             self._warn_once(
@@ -177,22 +188,28 @@ class Engine:
             return "F"
         return letter
 
-    def _is_due(self, run: Run, branch: Branch) -> bool:
-        """Whether the step that begins is to be computed, by what the last computed one says of the way ahead.
+    def _unseen(self, run: Run, branch: Branch, row: int) -> tuple[Outcome, Outcome]:
+        """What is known of a picture's step before anything is measured: as far as nothing is, it is computed."""
+        if is_guarded(self.config, branch.step, run.steps_total, branch.since_full[row]):
+            return _GUARDED
+        due = not self.config.tolerance or run.schedule is None or branch.step >= run.due.get(row, 0)
+        return OUTCOMES["F" if due or not branch.velocities[row] else "S"]
+
+    def _look_ahead(self, run: Run, branch: Branch) -> None:
+        """Which step each picture is computed at next, by what the last computed one says of the way ahead.
 
         All passes of true guidance skip the same steps: what they are off by is then alike, and guidance, which
         multiplies their difference, does not multiply their errors.
         """
-        if run.schedule is None or not branch.velocities:
-            return True
-        if branch.turn == 0:
-            known = [each.velocities.curvature() for each in run.branches]  # the one synchronisation a computed pass
-            curvatures = [curvature for curvature in known if curvature is not None]
-            if curvatures:
-                before = branch.velocities.gap if run.schedule.intervals is None else None
+        if run.schedule is None:
+            return
+        known = [curvatures(each.velocities) for each in run.branches]  # one synchronisation a computed pass
+        for row, velocities in enumerate(branch.velocities):
+            seen = [each[row] for each in known if row in each]
+            if seen:
+                before = velocities.gap if run.schedule.intervals is None else None
                 sigmas, tolerance = run.schedule.sigmas, self.config.tolerance
-                run.due = next_computed(branch.step - 1, sigmas, max(curvatures), tolerance, before)
-        return branch.step >= run.due
+                run.due[row] = next_computed(branch.step - 1, sigmas, max(seen), tolerance, before)
 
     def _is_scheduled(self, branch: Branch | None) -> bool:
         """Whether the schedule tells the time of the step that begins; it is not believed before its first step."""
@@ -226,66 +243,128 @@ class Engine:
 
     # A stage's first block has run, and its last.
 
-    def after_first(self, stage: Stage, before: Streams, after: Streams) -> Streams | None:
-        """Decide the stage. On a hit, the streams as its last block would have left them; on a miss, None."""
-        step = self.step
-        if step is None:
+    @property
+    def pictures(self) -> int:
+        """In the batch."""
+        return 1 if self.step is None else self.step.pictures
+
+    def rows(self, *, first: bool) -> Rows | None:
+        """The pictures of the batch that a stage's first block, or the next one after it, runs for; None for all."""
+        if self.step is None:
             return None
-        outcome = step.outcomes[stage.name] = self._decide(step, stage, before, after)
-        if outcome.ran:
-            step.after_first = after if stage.name in self._reused else ()
-            return None
-        residual = step.branch.kept(stage).residuals.forecast(self._sigma(step))
-        untouched = len(after) - len(residual)
-        return after[:untouched] + tuple(x + r for x, r in zip(after[untouched:], residual, strict=True))
+        rows = self.step.present if first else self.step.running
+        return None if len(rows) == self.step.pictures else rows
 
     def skips(self, stage: Stage, *, first: bool = False) -> bool:
         """Whether the stage's first block, or the blocks after it, are to be passed by in this step."""
-        return self.step is not None and (self.step.skipped or not (first or self.step.outcomes[stage.name].ran))
+        return self.step is not None and (self.step.skipped or not (first or self.step.ran(stage.name)))
+
+    def after_first(self, stage: Stage, whole: Streams, before: Streams, after: Streams) -> Streams | None:
+        """Decide the stage for each picture.
+
+        Args:
+            whole: the streams before the block, of all pictures.
+            before, after: the streams of those that the block ran for.
+
+        Returns:
+            The streams to go on with: as the last block would have left them where no picture needs the others, else
+            those of the pictures that do; None where they are what the block returned.
+        """
+        step = self.step
+        if step is None:
+            return None
+        self._decide(step, stage, before, after)
+        ran, present = step.ran(stage.name), step.present
+        hits, step.running = [row for row in present if row not in ran], [row for row in present if row in ran]
+        parts: list[tuple[Rows, Streams]] = [(hits, self._reused(step, stage, hits, after))] if hits else []
+        if not step.running:
+            return whole_of(whole, parts)
+        left = some_of(after, present, step.running)
+        step.after_first = left if stage.name in self._wanted else ()
+        step.whole, step.aside = (whole, parts) if len(step.running) < step.pictures else ((), [])
+        return left if hits else None
+
+    def _reused(self, step: Step, stage: Stage, hits: Rows, after: Streams) -> Streams:
+        """The streams of the pictures whose residual is reused, as the last block would have left them."""
+        after = some_of(after, step.present, hits)
+        residual = step.branch.kept(stage).residuals.forecast(self._sigma(step), hits)
+        untouched = len(after) - len(residual)
+        return after[:untouched] + tuple(x + r for x, r in zip(after[untouched:], residual, strict=True))
 
     @torch.no_grad()
-    def after_last(self, stage: Stage, after: Streams) -> None:
-        """Keep the residual of the blocks after the first; the stage was computed."""
+    def after_last(self, stage: Stage, after: Streams) -> Streams | None:
+        """Keep the residual of the blocks after the first, which ran.
+
+        Returns:
+            The streams of all pictures; None where they are what the block returned.
+        """
         step = self.step
-        if step is None or stage.name not in self._reused:
-            return
-        first = step.after_first
+        if step is None:
+            return None
+        if stage.name in self._wanted:
+            self._keep(step, stage, step.after_first, after)
+        if len(step.running) == step.pictures:
+            return None
+        merged = whole_of(step.whole, [*step.aside, (step.running, after)])
+        step.whole, step.aside = (), []
+        return merged
+
+    def _keep(self, step: Step, stage: Stage, first: Streams, last: Streams) -> None:
         if stage.name == "detail":  # the model drops the text stream here, so it need not be kept
-            first, after = first[-1:], after[-1:]
-        residual = [y - x for x, y in zip(first, after, strict=True)]
+            first, last = first[-1:], last[-1:]
+        residual = [y - x for x, y in zip(first, last, strict=True)]
         # The model itself adds ControlNet's samples after each block, skipped or not: they are no part of the residual.
-        for sample in _samples_within(step.inputs, stage):
+        for sample in samples_within(step.inputs, stage):
             residual[-1] = residual[-1] - sample
         kept = step.branch.kept(stage)
-        kept.residuals.keep(tuple(residual), self._sigma(step))
-        kept.step = step.index
+        kept.residuals.keep(tuple(residual), self._sigma(step), step.running)
+        for row in step.running:
+            kept.steps[row] = step.index
         step.after_first = ()
 
-    def _decide(self, step: Step, stage: Stage, before: Streams, after: Streams) -> Outcome:
-        if step.settled:
-            return step.outcomes[stage.name]
+    def _decide(self, step: Step, stage: Stage, before: Streams, after: Streams) -> None:
+        """What becomes of the stage, for each picture that is present."""
+        if self.config.plan:
+            return
         config, kept, tau = self.config, step.branch.kept(stage), self.tau(stage)
-        outcome = Outcome.GUARDED if step.guarded else Outcome.COMPUTED
+        outcomes = step.outcomes[stage.name]
         if stage.name == "detail" and kept.residuals:
-            if 0 < config.max_detail_age < step.index - kept.step:
-                outcome = Outcome.GUARDED
-            elif not step.outcomes["structure"].ran and config.hierarchy == "forced":
-                return Outcome.FORCED
-        if tau > 0:
-            indicator, spent = self._indicator(step, stage, before, after), 0.0
-            if outcome is Outcome.COMPUTED and kept.indicator is not None and kept.residuals:
-                change = relative_change(kept.indicator, indicator).item()  # the one synchronisation
-                if self._begun_again(step):
-                    kept = step.branch.kept(stage)
-                else:
-                    spent = step.changes[stage.name] = kept.spent + change
-                    outcome = gate(spent, tau)
-                    if not math.isfinite(change):
-                        self._warn_once("H2-Cache: a change is not finite; such steps are computed in full.")
-            if outcome.ran or config.budget:
-                kept.indicator = indicator
-                kept.spent = 0.0 if outcome.ran else spent
-        return outcome
+            for row in step.present:
+                if 0 < config.max_detail_age < step.index - kept.steps[row]:
+                    outcomes[row] = Outcome.GUARDED
+                elif not step.outcomes["structure"][row].ran and config.hierarchy == "forced":
+                    outcomes[row] = Outcome.FORCED
+        looked = [row for row in step.present if outcomes[row].ran]
+        if tau == 0 or not looked:
+            return
+        indicator, spent = self._indicator(step, stage, before, after), [0.0] * step.pictures
+        asked = [row for row in looked if outcomes[row] is Outcome.COMPUTED]
+        if asked and kept.indicator is not None and kept.residuals:
+            changes = self._changes(step, kept.indicator, indicator, asked)
+            if self._begun_again(step):
+                kept, asked = step.branch.kept(stage), []
+            for row, change in zip(asked, changes, strict=False):
+                spent[row] = step.changes[stage.name][row] = kept.spent[row] + change
+                outcomes[row] = gate(spent[row], tau)
+                if not math.isfinite(change):
+                    self._warn_once("H2-Cache: a change is not finite; such steps are computed in full.")
+        if not step.inputs.separable and step.ran(stage.name):
+            outcomes[:] = [outcome if outcome.ran else Outcome.COMPUTED for outcome in outcomes]
+        moved = [row for row in looked if outcomes[row].ran or config.budget]
+        if moved:
+            (part,) = some_of((indicator,), step.present, moved)
+            kept.indicator = part if kept.indicator is None else replaced(kept.indicator, (moved, part))
+        for row in moved:
+            kept.spent[row] = 0.0 if outcomes[row].ran else spent[row]
+
+    def _changes(self, step: Step, old: torch.Tensor, new: torch.Tensor, asked: Rows) -> list[float]:
+        """The change of each picture that is asked for, or where they cannot be parted one for all: one
+        synchronisation."""
+        old, (new,) = rows_of(old, asked), some_of((new,), step.present, asked)
+        if step.inputs.separable:
+            changes: list[float] = relative_changes(old, new).tolist()
+            return changes
+        return [relative_change(old, new).item()] * len(asked)
 
     @torch.no_grad()
     def _indicator(self, step: Step, stage: Stage, before: Streams, after: Streams) -> torch.Tensor:
@@ -317,7 +396,7 @@ class Engine:
             return False
         step.branch = self._new_run(step.inputs)
         assert self._run is not None
-        step.branch.signature = step.inputs.signature
+        step.branch.fit(step.inputs.signature, step.inputs.pictures)
         step.run, step.index = self._run, 0
         return True
 
@@ -325,23 +404,3 @@ class Engine:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, RuntimeWarning, stacklevel=2)
-
-
-def _letters(stage: Stage) -> set[str]:
-    """The letters of a plan that want the stage's residual."""
-    return {"R", "C" if stage.name == "structure" else "D"}
-
-
-def _samples_within(inputs: Inputs, stage: Stage) -> list[torch.Tensor]:
-    """The ControlNet samples that the model adds between the stage's first block and its last.
-
-    Source: ``FluxTransformer2DModel.forward``.
-    """
-    samples = inputs.block_samples if stage.name == "structure" else inputs.single_block_samples
-    if samples is None:
-        return []
-    between = range(len(stage.blocks) - 1)
-    if stage.name == "structure" and inputs.blocks_repeat:
-        return [samples[i % len(samples)] for i in between]
-    interval = math.ceil(len(stage.blocks) / len(samples))
-    return [samples[i // interval] for i in between]

@@ -1,5 +1,7 @@
 """What a value that changes from step to step will be next, from what it was when it was computed last.
 
+Values are those of a batch of pictures, each of which may have been computed last at a step of its own.
+
 Plain tensors and host numbers: nothing here knows a model, and nothing makes the host wait for the device.
 """
 
@@ -8,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 
 import torch
+
+from h2gen.cache.rows import Rows, each, replaced, rows_of
 
 Values = tuple[torch.Tensor, ...]
 
@@ -45,7 +49,8 @@ class History:
     """
 
     def __init__(self, order: int) -> None:
-        self._values: deque[tuple[float, Values]] = deque(maxlen=order + 1)
+        self._values: deque[Values] = deque(maxlen=order + 1)
+        self._sigmas: deque[list[float]] = deque(maxlen=order + 1)
 
     def __bool__(self) -> bool:
         """Whether there is anything to forecast from."""
@@ -54,7 +59,11 @@ class History:
     def __len__(self) -> int:
         return len(self._values)
 
-    def keep(self, values: Values, sigma: float) -> None:
+    def has_line(self, row: int) -> bool:
+        """Whether there are two points to draw a line through, in one picture of a batch."""
+        return len(self._values) > 1 and self._sigmas[0][row] != self._sigmas[-1][row]
+
+    def keep(self, values: Values, sigma: float, rows: Rows | None = None) -> None:
         """Remember what was computed, in the place of the oldest where there is no room, or of one at the same sigma.
 
         The tensors themselves are kept, not copies; nobody may write to them.
@@ -62,17 +71,53 @@ class History:
         Args:
             values: one or more tensors, of the same number and shapes each time.
             sigma: 0 to 1; at order 0 it does not matter.
+            rows: the pictures of the batch that they are of, where it was not computed for all; all were before.
         """
-        if self._values and self._values[-1][0] == sigma:
-            self._values.pop()  # a solver that calls the model twice at one sigma: two points that make no line
-        self._values.append((sigma, values))
+        count = len(self._sigmas[-1]) if self._sigmas else values[0].shape[0]
+        rows = range(count) if rows is None else rows
+        # A solver that calls the model twice at one sigma: two points that make no line.
+        moved = [row for row in rows if self._sigmas and self._sigmas[-1][row] != sigma]
+        if len(moved) == count or not self._values:
+            self._append(values, [sigma] * count)
+            return
+        if moved and self._values.maxlen == 2:
+            newer, at = self._values[-1], self._sigmas[-1]
+            if len(self._values) == 1:
+                self._append(newer, list(at))
+            else:
+                kept = zip(self._values[0], newer, strict=True)
+                self._values[0] = tuple(replaced(old, (moved, rows_of(new, moved))) for old, new in kept)
+                for row in moved:
+                    self._sigmas[0][row] = at[row]
+        newer = self._values[-1]
+        self._values[-1] = tuple(replaced(old, (rows, new)) for old, new in zip(newer, values, strict=True))
+        for row in rows:
+            self._sigmas[-1][row] = sigma
 
-    def forecast(self, sigma: float) -> Values:
-        """The values at a sigma; one kernel a tensor, or none where the last values themselves are the forecast."""
-        newer_sigma, newer = self._values[-1]
-        older_sigma, older = self._values[0]
-        if len(self._values) == 1:
+    def _append(self, values: Values, sigmas: list[float]) -> None:
+        self._values.append(values)
+        self._sigmas.append(sigmas)
+
+    def forecast(self, sigma: float, rows: Rows | None = None) -> Values:
+        """The values at a sigma, of all pictures of the batch or of some.
+
+        One kernel a tensor, or none where the last values themselves are the forecast; where the pictures' points are
+        not the same, one a picture.
+        """
+        rows = range(len(self._sigmas[-1])) if rows is None else rows
+        newer = tuple(rows_of(values, rows) for values in self._values[-1])
+        if not any(self.has_line(row) for row in rows):
             return newer
-        weight = -lead(older_sigma, newer_sigma, sigma)
+        older = tuple(rows_of(values, rows) for values in self._values[0])
+        weights = [self._weight(row, sigma) for row in rows]
         # Of half-precision tensors lerp rounds but once, where sums of multiples would round at each.
-        return tuple(torch.lerp(new, old, weight) for new, old in zip(newer, older, strict=True))
+        if len(set(weights)) == 1:
+            return tuple(torch.lerp(new, old, weights[0]) for new, old in zip(newer, older, strict=True))
+        return tuple(
+            torch.cat([torch.lerp(*row) for row in zip(each(new), each(old), weights, strict=True)])
+            for new, old in zip(newer, older, strict=True)
+        )
+
+    def _weight(self, row: int, sigma: float) -> float:
+        """Of a picture's older value."""
+        return -lead(self._sigmas[0][row], self._sigmas[-1][row], sigma) if self.has_line(row) else 0.0

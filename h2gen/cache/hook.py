@@ -7,6 +7,7 @@ models between two calls of a pipeline, and a ModelHook would be lost with it.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +20,9 @@ from torch import nn
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.engine import Engine
+from h2gen.cache.rows import Rows, Streams, rows_of
 from h2gen.cache.schedule import schedule_of
 from h2gen.cache.stages import Stage
-from h2gen.cache.step import Streams
 from h2gen.cache.trace import StepRecord, Trace
 from h2gen.errors import CacheError
 
@@ -38,22 +39,39 @@ class _BlockHook(ModelHook):  # type: ignore[misc]
         self.engine, self.stage = engine, stage
         self.is_first, self.is_last = index == 0, index == len(stage.blocks) - 1
         self.context = engine.context
+        self._names = list(inspect.signature(type(stage.blocks[index]).forward).parameters)[1:]
 
     def new_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.engine.skips(self.stage, first=self.is_first):
             return _like(_inputs(args, kwargs))
+        whole, rows = _inputs(args, kwargs), self.engine.rows(first=self.is_first)
+        if rows is not None:
+            args, kwargs = (), self._narrowed({**dict(zip(self._names, args, strict=False)), **kwargs}, rows)
         output = self.fn_ref.original_forward(*args, **kwargs)
         streams = output if isinstance(output, tuple) else (output,)
-        reused = self.engine.after_first(self.stage, _inputs(args, kwargs), streams) if self.is_first else None
-        if reused is not None:
-            return _like(reused)
+        changed = None
+        if self.is_first:
+            changed = self.engine.after_first(self.stage, whole, _inputs(args, kwargs), streams)
         if self.is_last and not self.engine.skips(self.stage):
-            self.engine.after_last(self.stage, streams)
-        return output
+            changed = self.engine.after_last(self.stage, streams if changed is None else changed) or changed
+        return output if changed is None else _like(changed)
+
+    def _narrowed(self, given: dict[str, Any], rows: Rows) -> dict[str, Any]:
+        """A block's arguments for some pictures of the batch. What has rows is the streams, which after the first block
+        are narrowed already, and the modulation; positions are shared."""
+        pictures = self.engine.pictures
+        return {
+            name: rows_of(value, rows) if _has_rows(name) and value is not None and len(value) == pictures else value
+            for name, value in given.items()
+        }
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.engine.forget()
         return module
+
+
+def _has_rows(name: str) -> bool:
+    return name in ("hidden_states", "encoder_hidden_states") or name.startswith("temb")
 
 
 def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:

@@ -23,6 +23,9 @@ class ContextName(StateManager):  # type: ignore[misc]
         self.name = getattr(context, "name", context)
 
 
+_OF_ALL = ("controlnet_block_samples", "controlnet_single_block_samples", "kv_cache_mode")
+
+
 class Inputs:
     """A forward pass's arguments. Keeps neither embeddings nor ids alive."""
 
@@ -30,6 +33,13 @@ class Inputs:
         hidden, text = given["hidden_states"], given["encoder_hidden_states"]
         ids = text, given.get("img_ids"), given.get("txt_ids")
         self._ids = [None if tensor is None else weakref.ref(tensor) for tensor in ids]
+        self.pictures: int = hidden.shape[0]
+        #: Whether blocks can run for some pictures of a batch: none of their arguments has rows that we do not know.
+        self.separable = (
+            text.shape[0] == self.pictures > 1
+            and {*(given.get("joint_attention_kwargs") or ())} <= {"scale"}
+            and all(given.get(name) is None for name in _OF_ALL)
+        )
         #: What must not change while residuals are kept.
         self.signature = hidden.shape, text.shape, hidden.dtype, hidden.device
         self.text_tokens: int = text.shape[1]

@@ -69,6 +69,11 @@ def parts_in(plan: str) -> int:
     return plan.count("/") + 1
 
 
+def reuses(plan: str, stage: str) -> bool:
+    """Whether a stage's residual will ever be wanted: a plan may know that it will not, and no plan does not."""
+    return not plan or not {"R", "C" if stage == "structure" else "D"}.isdisjoint(plan)
+
+
 def letter_of(structure: Outcome, detail: Outcome) -> str:
     """What a plan calls a step in which this became of its stages."""
     if structure is Outcome.SKIPPED:
@@ -77,7 +82,7 @@ def letter_of(structure: Outcome, detail: Outcome) -> str:
 
 
 def plan_from_steps(steps: Iterable[StepRecord]) -> str:
-    """The plan that repeats the decisions of one run."""
+    """The plan that repeats the decisions of one run, of one picture."""
     passes: dict[str, str] = {}
     for record in steps:
         letter = letter_of(record.structure.outcome, record.detail.outcome)

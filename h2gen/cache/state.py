@@ -22,28 +22,29 @@ from h2gen.cache.stages import Stage
 from h2gen.cache.velocity import Velocities
 
 
-@dataclass
 class Kept:
-    """What one stage keeps from the last steps that computed it.
+    """What one stage keeps from the steps that computed it last, which need not be the same for all pictures.
 
-    ``residuals`` are those of the blocks after its first, one tensor a stream, the last computed at ``step``;
-    ``indicator`` is the summary of its first block's residual, and ``spent`` the changes added up before it.
+    ``residuals`` are those of the blocks after its first, one tensor a stream, each picture's last computed at its one
+    of ``steps``; ``indicator`` is the summary of the first block's residual, and ``spent`` the changes of each picture
+    that were added up before it.
     """
 
-    residuals: History
-    step: int = 0
-    indicator: torch.Tensor | None = None
-    spent: float = 0.0
+    def __init__(self, order: int, pictures: int) -> None:
+        self.residuals = History(order)
+        self.steps = [0] * pictures
+        self.indicator: torch.Tensor | None = None
+        self.spent = [0.0] * pictures
 
 
 @dataclass
 class Branch:
     """One of the passes of true classifier-free guidance, or the only one.
 
-    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``velocities`` are
-    outputs of the transformer, where steps may be skipped; ``measured`` says whether they are compared with what was
-    expected.
-    ``poolings`` are those of the stages, where they do not depend on the number of tokens alone.
+    ``turn`` counts the passes of a step from 0, ``order`` is that in which residuals are forecast. ``since_full`` is of
+    each picture of the batch, and so are ``velocities``, outputs of the transformer, where steps may be skipped;
+    ``measured`` says whether they are compared with what was expected. ``poolings`` are those of the stages, where they
+    do not depend on the number of tokens alone.
     """
 
     context: str
@@ -51,12 +52,12 @@ class Branch:
     order: int = 0
     measured: bool = False
     step: int = 0
-    since_full: int = 0
     timestep: float | None = None
     signature: tuple[Any, ...] = ()
+    since_full: list[int] = field(default_factory=list)
     structure: Kept = field(init=False)
     detail: Kept = field(init=False)
-    velocities: Velocities = field(init=False)
+    velocities: list[Velocities] = field(init=False)
     poolings: dict[str, Pooling] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,10 +66,18 @@ class Branch:
     def kept(self, stage: Stage) -> Kept:
         return self.structure if stage.name == "structure" else self.detail
 
+    def fit(self, signature: tuple[Any, ...], pictures: int) -> None:
+        """Forget what was kept of inputs of another kind."""
+        if self.signature != signature:
+            self.signature = signature
+            if len(self.since_full) != pictures:
+                self.since_full = [0] * pictures
+            self.forget()
+
     def forget(self) -> None:
-        """Drop the tensors, keep the count."""
-        self.structure, self.detail = Kept(History(self.order)), Kept(History(self.order))
-        self.velocities = Velocities(self.measured)
+        """Drop the tensors, keep the counts."""
+        self.structure, self.detail = (Kept(self.order, len(self.since_full)) for _ in range(2))
+        self.velocities = [Velocities(self.measured) for _ in self.since_full]
         self.poolings = {}
 
 
@@ -98,8 +107,8 @@ class Run:
     """One trajectory: its branches, and the tensors that it is recognised by, none of which it keeps alive.
 
     ``when_over`` is called when its pipeline call is over: none of its ids is alive any more.
-    ``order`` and ``measured`` are its branches'. ``due`` is the step that is not skipped next, whatever the gates make
-    of it.
+    ``order`` and ``measured`` are its branches'. ``due`` is the step at which each picture is computed next, whatever
+    the gates make of it.
     """
 
     def __init__(
@@ -108,7 +117,7 @@ class Run:
         self.index = index
         self._order, self._measured = order, measured
         self.schedule = schedule
-        self.due = 0
+        self.due: dict[int, int] = {}
         self._when_over = when_over
         self._branches: list[tuple[str | None, _Same, _Same, Branch]] = []
         self._img = _Same(None)

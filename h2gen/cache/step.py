@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,19 +10,18 @@ import torch
 from h2gen.cache.clock import Stopwatch
 from h2gen.cache.inputs import Inputs, as_timestep
 from h2gen.cache.outcome import Outcome
+from h2gen.cache.rows import Rows, Streams
 from h2gen.cache.state import Branch, Run
 from h2gen.cache.trace import StageRecord, StepRecord
-
-Streams = tuple[torch.Tensor, ...]
-"""Either ``(text, image)``, ``(B, N_txt, D)`` and ``(B, N_img, D)``, or one concatenated ``(B, N_txt + N_img, D)``."""
 
 
 class Step:
     """One forward pass while it runs.
 
+    Lists hold a value for each picture of the batch.
+
     Args:
-        outcomes: what becomes of the structure and of the detail stage, as far as that is known beforehand.
-        settled: whether it is, so that nothing is to be measured.
+        outcomes: what becomes of the structure and of the detail stage of each, as far as that is known beforehand.
         timestep: 0 to 1000; a tensor where only the device knows.
     """
 
@@ -30,27 +30,39 @@ class Step:
         run: Run,
         branch: Branch,
         inputs: Inputs,
-        outcomes: tuple[Outcome, Outcome],
-        settled: bool,
+        outcomes: Sequence[tuple[Outcome, Outcome]],
         timestep: float | torch.Tensor,
     ) -> None:
-        self.run, self.branch, self.inputs, self.settled = run, branch, inputs, settled
+        self.run, self.branch, self.inputs = run, branch, inputs
         self.index = branch.step
         self.timestep = timestep
-        self.changes: dict[str, float | None] = {"structure": None, "detail": None}
-        self.outcomes = dict(zip(("structure", "detail"), outcomes, strict=True))
+        structure, detail = zip(*outcomes, strict=True)
+        self.outcomes: dict[str, list[Outcome]] = {"structure": list(structure), "detail": list(detail)}
+        self.changes: dict[str, list[float | None]] = {name: [None] * len(outcomes) for name in self.outcomes}
+        self.present = [row for row, outcome in enumerate(structure) if outcome is not Outcome.SKIPPED]
+        """The pictures that any block runs for."""
+        self.running = self.present
+        """Those that the next block runs for."""
         self.after_first: Streams = ()
+        self.whole: Streams = ()
+        """Of all pictures, as they came to the stage, where its blocks do not run for all."""
+        self.aside: list[tuple[Rows, Streams]] = []
+        """What the stage has made of those that its other blocks do not run for."""
         self.watch = Stopwatch(inputs.device)
 
     @property
-    def guarded(self) -> bool:
-        """Whether a guard wants it full."""
-        return self.outcomes["structure"] is Outcome.GUARDED
+    def pictures(self) -> int:
+        """In the batch."""
+        return len(self.outcomes["structure"])
+
+    def ran(self, stage: str) -> set[int]:
+        """The pictures for which all blocks of a stage run."""
+        return {row for row, outcome in enumerate(self.outcomes[stage]) if outcome.ran}
 
     @property
     def skipped(self) -> bool:
-        """Whether no block runs."""
-        return self.outcomes["structure"] is Outcome.SKIPPED
+        """Whether no block runs at all."""
+        return not self.present
 
     @property
     def interval(self) -> float | None:
@@ -66,17 +78,18 @@ class Step:
 
 
 class FinishedStep:
-    """A step whose time, and timestep, the device may still be on its way to."""
+    """A picture's step whose time, and timestep, the device may still be on its way to."""
 
-    def __init__(self, step: Step, blocks_run: int, blocks_total: int) -> None:
-        self._watch, self._timestep = step.watch, step.timestep
+    def __init__(self, step: Step, picture: int, blocks_run: int, blocks_total: int) -> None:
+        self._watch, self._timestep, self._pictures = step.watch, step.timestep, step.pictures
         self._rest: dict[str, Any] = {
             "run": step.run.index,
             "step": step.index,
             "context": step.branch.context,
-            **{name: StageRecord(step.changes[name], step.outcomes[name]) for name in ("structure", "detail")},
+            **{name: StageRecord(step.changes[name][picture], step.outcomes[name][picture]) for name in step.outcomes},
             "blocks_run": blocks_run,
             "blocks_total": blocks_total,
+            "picture": picture,
         }
 
     @property
@@ -84,6 +97,6 @@ class FinishedStep:
         return self._watch.ready
 
     def record(self) -> StepRecord:
-        seconds = self._watch.seconds  # waits; the timestep's copy was queued before its end
+        seconds = self._watch.seconds / self._pictures  # waits; the timestep's copy was queued before its end
         timestep = self._timestep if isinstance(self._timestep, float) else as_timestep(self._timestep)
         return StepRecord(timestep=timestep, sigma=timestep / 1000, seconds=seconds, **self._rest)

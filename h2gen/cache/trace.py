@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from h2gen.cache.outcome import Outcome
@@ -21,10 +21,11 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One forward pass of the transformer.
+    """One forward pass of the transformer, for one picture.
 
     ``run`` counts trajectories from 0, ``step`` the steps of one trajectory from 0; ``context`` is ``cond`` or
     ``uncond`` under true classifier-free guidance. ``timestep`` runs from 1000 to 0, ``sigma`` from 1 to 0.
+    ``picture`` counts the pictures of a batch from 0; the pass's ``seconds`` are divided evenly among them.
     """
 
     run: int
@@ -37,6 +38,7 @@ class StepRecord:
     blocks_run: int
     blocks_total: int
     seconds: float
+    picture: int = 0
 
     @property
     def full(self) -> bool:
@@ -85,6 +87,7 @@ class StepRecord:
             "blocks_run": self.blocks_run,
             "blocks_total": self.blocks_total,
             "seconds": self.seconds,
+            **({"picture": self.picture} if self.picture else {}),
         }
 
 
@@ -208,6 +211,13 @@ class Trace:
     def speedup(self) -> float:
         """The estimate from the share of blocks run; compare it with measured seconds before believing it."""
         return self.summary.estimated_speedup
+
+    def of_each_picture(self) -> list[Trace]:
+        """A trace of each picture of a batch, as it would be of the picture alone."""
+        found: dict[int, list[StepRecord]] = {}
+        for record in self.steps:
+            found.setdefault(record.picture, []).append(replace(record, picture=0))
+        return [Trace(_steps=found[picture]) for picture in sorted(found)]
 
     def clear(self) -> None:
         self._pending.clear()

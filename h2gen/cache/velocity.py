@@ -11,6 +11,7 @@ solver (Adams), each of one order more than its points, at no pass of the model 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +21,10 @@ from h2gen.cache.summary import relative_change
 
 
 class Velocities:
-    """The last two computed velocities of a trajectory, each with its sigma, and what was skipped since the last.
+    """The last two computed velocities of a picture, each with its sigma, and what was skipped since the last.
 
     Args:
-        measured: whether ``curvature`` will be asked for.
+        measured: whether ``take_surprise`` will be asked for.
     """
 
     def __init__(self, measured: bool = False) -> None:
@@ -58,7 +59,7 @@ class Velocities:
         The tensor itself is kept, not a copy; nobody may write to it.
 
         Args:
-            velocity: ``(B, N_img, C)``.
+            velocity: ``(1, N_img, C)``.
             sigma: of its step.
             interval: as in ``forecast``.
 
@@ -93,15 +94,30 @@ class Velocities:
             return newer.float()
         return torch.lerp(newer.float(), older.float(), (newer_sigma - sigma) / (newer_sigma - older_sigma))
 
-    def curvature(self) -> float | None:
-        """Half the second derivative of the velocity in sigma, as a part of its size, at the last computed step.
+    def take_surprise(self) -> tuple[torch.Tensor, float] | None:
+        """How far the last computed velocity was from what was expected, as a part of its size, and the product of its
+        distances in sigma from the two before: once, and None where fewer than three were computed."""
+        surprise, self._surprise = self._surprise, None
+        return surprise
 
-        Read once, and waits for the device; None where it was read, or fewer than three velocities were computed.
-        """
-        if self._surprise is None:
-            return None
-        (surprise, square), self._surprise = self._surprise, None
-        return surprise.item() / abs(square)
+
+def curvatures(pictures: Sequence[Velocities]) -> dict[int, float]:
+    """Half the second derivative of the velocity in sigma, as a part of its size, at the last computed step.
+
+    Waits for the device where there is anything to read, once.
+
+    Args:
+        pictures: of a batch.
+
+    Returns:
+        By the picture's place; without those for which there is nothing new.
+    """
+    found = {row: surprise for row, each in enumerate(pictures) if (surprise := each.take_surprise()) is not None}
+    if not found:
+        return {}
+    changes = [change for change, _ in found.values()]
+    read = [changes[0].item()] if len(changes) == 1 else torch.stack(changes).tolist()
+    return {row: change / abs(square) for (row, (_, square)), change in zip(found.items(), read, strict=True)}
 
 
 def velocity_in(output: Any) -> torch.Tensor:

@@ -43,6 +43,7 @@ def batch(
     ] = None,
     seed: options.Seeds = None,
     count: options.Count = None,
+    batch_size: options.BatchSize = 1,
     size: options.Size = None,
     steps: options.Steps = None,
     solver: options.Solver = None,
@@ -102,7 +103,7 @@ def batch(
         raise SettingError(f"out is {jobs.plan.out!r}; a batch needs a folder for its pictures.")
     from h2gen.run.batch import Batch, Wishes  # torch comes along, which a mistake above need not wait for
 
-    wishes = Wishes(part, redo, not no_metadata, sidecar)
+    wishes = Wishes(part, redo, not no_metadata, sidecar, options.check_batch_size(batch_size))
     run = Batch(jobs, target.folder, target.format, wishes, _devices(gpus, device))
     if dry_run:
         _tell(jobs, console)

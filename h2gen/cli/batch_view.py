@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -28,7 +29,7 @@ class BatchView(View):
         super().__init__(console)
         self._tally, self._as_json = tally, as_json
         self._workers = workers
-        self._jobs: dict[int, Job] = {}
+        self._jobs: dict[int, Sequence[Job]] = {}
         self._rows: dict[int, deque[StepRecord]] = {}
         self._passes: dict[int, int] = {}
         self._where = "loading the model"
@@ -39,13 +40,14 @@ class BatchView(View):
         self._began = time.perf_counter()
         self.draw(now=True)
 
-    def began(self, worker: int, job: Job) -> None:
-        self._jobs[worker] = job
+    def began(self, worker: int, jobs: Sequence[Job]) -> None:
+        self._jobs[worker] = jobs
         self._rows[worker] = deque(maxlen=200)
         self._passes[worker] = 0
 
     def stepped(self, worker: int, record: StepRecord) -> None:
-        self._rows[worker].append(record)
+        if not record.picture:  # of several at once the first is shown
+            self._rows[worker].append(record)
         self._passes[worker] += 1
         self.draw()
 
@@ -66,6 +68,11 @@ class BatchView(View):
         elif self._console.quiet or not (self._console.is_terminal and sys.stdout.isatty()):
             print(path, flush=True)
 
+    def parted(self, jobs: Sequence[Job], error: str) -> None:
+        fate = f"making each of the {len(jobs)} of its batch alone"
+        say(self._console, f"{jobs[0].source}: {error.rstrip('.')}; {fate}.", "yellow")
+        self.draw(now=True)
+
     def failed(self, job: Job, error: str, again: bool, tally: Tally) -> None:
         fate = "trying once more" if again else "given up"
         say(self._console, f"{job.source}: {error.rstrip('.')}; {fate}.", "yellow" if again else "red")
@@ -78,7 +85,7 @@ class BatchView(View):
         for worker in hand[1:]:
             parts.append(self._line(worker))
         if hand:
-            job = self._jobs[hand[0]]
+            job = self._jobs[hand[0]][0]
             parts += [Text(), _cut(printable(job.settings.prompt), "bold"), self._line(hand[0])]
             room = height - len(parts) - 3
             if self._rows[hand[0]] and room > 0:
@@ -100,9 +107,11 @@ class BatchView(View):
 
     def _line(self, worker: int) -> Text:
         """One worker's picture in a line."""
-        settings = self._jobs[worker].settings
-        passes = settings.passes
-        facts = f"{settings.width}x{settings.height} · seed {settings.seed} · {self._passes[worker]}/{passes}"
+        jobs = self._jobs[worker]
+        settings = jobs[0].settings
+        others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        done = f"{self._passes[worker]}/{settings.passes * len(jobs)}"
+        facts = f"{settings.width}x{settings.height} · seed {settings.seed}{others} · {done}"
         who = f"{worker + 1}: {printable(settings.prompt)[:30]} · " if self._workers > 1 else ""
         return _cut(who + facts, "dim")
 

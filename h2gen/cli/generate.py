@@ -24,6 +24,7 @@ def generate(
     ] = None,
     seed: options.Seeds = None,
     count: options.Count = None,
+    batch_size: options.BatchSize = 1,
     size: options.Size = None,
     steps: options.Steps = None,
     solver: options.Solver = None,
@@ -79,6 +80,7 @@ def generate(
 
     console = make_console()
     console.quiet = quiet
+    wishes = Wishes(trace, as_json, verbose, not no_metadata, sidecar, options.check_batch_size(batch_size))
     words = _prompt(prompt, prompt_option)
     seeds = choose_seeds(given.pop("seed"), given.pop("count"))
     recorded = [] if replay_decisions is None else [("trace", decisions_of(replay_decisions, given))]
@@ -94,7 +96,7 @@ def generate(
         tell(planned, console)
         show_plan(planned, seeds, as_json)
         return
-    produce(planned, seeds, console, Wishes(trace, as_json, verbose, not no_metadata, sidecar))
+    produce(planned, seeds, console, wishes)
 
 
 def _prompt(argument: str | None, option: str | None) -> str:

@@ -107,7 +107,7 @@ def by_outcome(summary: Summary) -> list[tuple[str, int]]:
 
 
 class LiveTable(View):
-    """An observer of steps that draws them. Use as a context manager around one picture."""
+    """An observer of steps that draws them. Use as a context manager around one picture, or several made at once."""
 
     def __init__(self, console: Console, heading: list[Text], cache: CacheConfig, passes: int, contexts: bool) -> None:
         super().__init__(console, transient=False)
@@ -120,7 +120,8 @@ class LiveTable(View):
     def on_step(self, record: StepRecord) -> None:
         if not self._records:
             self._started = time.perf_counter() - record.seconds
-        self._records.append(record)
+        if not record.picture:  # of several at once the first is shown
+            self._records.append(record)
         self._summary += summarize_steps([record])
         self.draw()
 

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from h2gen.errors import SettingError
+
 SETTINGS = (
     *("seed", "count", "size", "steps", "solver", "guidance", "cfg", "negative", "max_sequence_length"),
     *("preset", "tau1", "tau2", "warmup_steps", "final_steps", "max_consecutive"),
@@ -24,6 +26,17 @@ def option(*names: str, help: str, panel: str, metavar: str | None = None) -> An
     return typer.Option(*names, help=help, rich_help_panel=panel, metavar=metavar, show_default=False)
 
 
+def check_batch_size(given: int) -> int:
+    """What ``--batch-size`` says.
+
+    Raises:
+        SettingError: it is no number of pictures.
+    """
+    if given < 1:
+        raise SettingError(f"batch-size is {given}; give a whole number from 1 upwards.")
+    return given
+
+
 def settings_in(values: Mapping[str, Any]) -> dict[str, Any]:
     """Of a command's arguments, those that are settings; ``no_cache`` only where it was given."""
     return {name: values[name] or None if name == "no_cache" else values[name] for name in SETTINGS if name in values}
@@ -34,6 +47,7 @@ Seeds = Annotated[
     option("--seed", help="Same seed, same picture; 1,5,10-13 makes several.", panel=PICTURE),
 ]
 Count = Annotated[int | None, option("--count", "-n", help="So many pictures of a prompt.", panel=PICTURE)]
+BatchSize = Annotated[int, option("--batch-size", help="Make so many pictures at once, if they can.", panel=PICTURE)]
 Size = Annotated[str | None, option("--size", help="1024x768, or a ratio such as 16:9.", panel=PICTURE, metavar="SIZE")]
 Steps = Annotated[int | None, option("--steps", "-s", help="Denoising steps.", panel=PICTURE)]
 Solver = Annotated[str | None, option("--solver", help="own, unipc, heun (two passes a step).", panel=PICTURE)]

@@ -36,6 +36,7 @@ class Wishes:
     verbose: bool = False
     metadata: bool = True
     sidecar: bool = False
+    batch_size: int = 1
 
 
 def tell(plan: Plan, console: Console) -> None:
@@ -77,7 +78,7 @@ def produce(
     *,
     tiled: bool = False,
 ) -> None:
-    """Check where things go, load, and make a picture of each seed; each is safe before the next one begins.
+    """Check where things go, load, and make a picture of each seed; each is safe before the next ones begin.
 
     ``loaded`` is called once the model is there. ``tiled`` has the pictures decoded in tiles.
     """
@@ -90,10 +91,13 @@ def produce(
     studio = open_studio(plan, console, wishes)
     tell(plan, console)
     loaded(studio)
-    for done, seed in enumerate(seeds):
-        each = target if target.stem is None or len(seeds) == 1 else replace(target, stem=f"{target.stem}-{seed}")
+    several = target.stem is not None and len(seeds) > 1
+    targets = [replace(target, stem=f"{target.stem}-{seed}") if several else target for seed in seeds]
+    settings = [replace(plan.settings, seed=seed) for seed in seeds]
+    for done in range(0, len(seeds), wishes.batch_size):
+        part = slice(done, done + wishes.batch_size)
         try:
-            studio.paint(replace(plan.settings, seed=seed), each, plan.preset, tiled=tiled)
+            studio.paint_together(settings[part], targets[part], plan.preset, tiled=tiled)
         except KeyboardInterrupt:
             if not done:
                 raise
@@ -133,7 +137,13 @@ class Studio:
         }
 
     def paint(self, settings: Settings, target: Target, preset: str | None, *, tiled: bool = False) -> Path:
-        """Make one picture, save it and say so.
+        """Make one picture, save it and say so; as ``paint_together``."""
+        return self.paint_together([settings], [target], preset, tiled=tiled)[0]
+
+    def paint_together(
+        self, settings: Sequence[Settings], targets: Sequence[Target], preset: str | None, *, tiled: bool = False
+    ) -> list[Path]:
+        """Make pictures in one batch, save them and say so.
 
         Raises:
             KeyboardInterrupt: it was stopped.
@@ -145,19 +155,22 @@ class Studio:
         # Before anything is made: a checkpoint that cannot be told apart must not cost a finished picture.
         content_hash = self._content_hash() if self._wishes.metadata or self._wishes.sidecar else ""
         trace = self._wishes.trace
-        file = None if trace is None else TraceFile(trace, {**settings.to_json(), **self._where})
-        summary: Summary | None = None
+        file = None if trace is None else TraceFile(trace, {**settings[0].to_json(), **self._where})
+        summaries: list[Summary | None] = [None]
         try:
             with stoppable(self.session, self._console):
-                result = self._watch(settings, None if file is None else file.on_step, tiled)
-            summary = None if result.trace is None else result.trace.summary
+                results = self._watch(settings, None if file is None else file.on_step, tiled)
+            summaries = [None if result.trace is None else result.trace.summary for result in results]
         finally:
             if file is not None:
-                file.close(summary)
-        metadata, sidecar = self._description(result, summary, target.format, preset, content_hash)
-        path = save(result.image, target, settings.prompt, settings.seed, metadata=metadata, sidecar=sidecar)
-        self._report(result, path, file, summary)
-        return path
+                file.close(summaries[0])
+        paths = []
+        for result, summary, target in zip(results, summaries, targets, strict=True):
+            metadata, sidecar = self._description(result, summary, target.format, preset, content_hash)
+            made = result.settings
+            paths.append(save(result.image, target, made.prompt, made.seed, metadata=metadata, sidecar=sidecar))
+            self._report(result, paths[-1], file, summary)
+        return paths
 
     def differences(self, found: Metadata) -> Iterator[str]:
         """What is not as it was when a picture was made."""
@@ -195,7 +208,9 @@ class Studio:
             say(self._console, f"The prompt is too long for the metadata of a .{format}; use png.", "yellow")
         return metadata, to_toml(whole) if self._wishes.sidecar else None
 
-    def _watch(self, settings: Settings, on_step: Callable[[StepRecord], None] | None, tiled: bool) -> Result:
+    def _watch(
+        self, together: Sequence[Settings], on_step: Callable[[StepRecord], None] | None, tiled: bool
+    ) -> list[Result]:
         """Run with whoever wants to watch: the live table, the trace file, both or nobody."""
         from rich.text import Text
 
@@ -204,28 +219,30 @@ class Studio:
 
         console = self._console
         if console.quiet or not console.is_terminal:
-            return self.session.run(settings, on_step=on_step, tiled=tiled)
+            return self.session.run_together(together, on_step=on_step, tiled=tiled)
+        settings = together[0]
         passes = 2 if settings.cfg > 1 else 1
         cache = settings.cache
         thresholds = cache.words if cache.enabled else "no cache"
         solver = "" if settings.solver == "own" else f" of {SOLVERS[settings.solver]}"
         guidance = f"cfg {settings.cfg:g}" if passes == 2 else f"guidance {settings.guidance:g}"
+        seeds = ",".join(str(each.seed) for each in together)
         facts = (
             f"{self._where['model']} · {settings.width}x{settings.height} · {settings.steps} steps{solver} · "
-            f"seed {settings.seed} · {guidance} · {thresholds} · {self._where['device']} {self._where['dtype']}"
+            f"seed {seeds} · {guidance} · {thresholds} · {self._where['device']} {self._where['dtype']}"
         )
         heading = [
             Text(printable(settings.prompt), style="bold", no_wrap=True, overflow="ellipsis"),
             Text(printable(facts), style="dim", no_wrap=True, overflow="ellipsis"),
         ]
-        with LiveTable(console, heading, cache, settings.passes, contexts=passes == 2) as table:
+        with LiveTable(console, heading, cache, settings.passes * len(together), contexts=passes == 2) as table:
 
             def both(record: StepRecord) -> None:
                 table.on_step(record)
                 if on_step is not None:
                     on_step(record)
 
-            return self.session.run(settings, on_step=both, tiled=tiled)
+            return self.session.run_together(together, on_step=both, tiled=tiled)
 
     def _report(self, result: Result, path: Path, file: TraceFile | None, summary: Summary | None) -> None:
         from h2gen.cli.console import complain

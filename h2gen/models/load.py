@@ -56,10 +56,10 @@ def load_placed(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str
 
 
 def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> None:
-    """Decode in tiles, one picture at a time, where pictures of this size (pixels) need it, and whole where not."""
+    """Decode in tiles where pictures of this size (pixels) need it, and whole where not; those of a batch in turn."""
     big = always or width * height > TILED_ABOVE
-    for switch in ("tiling", "slicing"):
-        change = getattr(pipe.vae, f"{'enable' if big else 'disable'}_{switch}", None)
+    for switch in (f"{'enable' if big else 'disable'}_tiling", "enable_slicing"):
+        change = getattr(pipe.vae, switch, None)
         if change is not None:
             change()
 

@@ -26,12 +26,14 @@ from h2gen.run.worker import Made, Model, Task
 
 @dataclass(frozen=True)
 class Wishes:
-    """How a run behaves. ``shard`` is the part of the jobs that is made here; ``redo`` makes what is there again."""
+    """How a run behaves. ``shard`` is the part of the jobs that is made here; ``redo`` makes what is there again, and
+    ``batch_size`` pictures are made at once at most."""
 
     shard: Shard | None = None
     redo: bool = False
     metadata: bool = True
     sidecar: bool = False
+    batch_size: int = 1
 
 
 class Batch:
@@ -163,6 +165,7 @@ class Batch:
             keep=self._keep,
             give_up=self._give_up,
             watcher=watcher,
+            batch_size=self._wishes.batch_size,
         )
         with Pool(model, [str(device) for device in self._devices[: tally.left]]) as pool:
             schedule.run(pool, stop)

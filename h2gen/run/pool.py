@@ -1,4 +1,4 @@
-"""Worker processes, one a device: each holds the model and makes one picture at a time."""
+"""Worker processes, one a device: each holds the model and makes what it is given."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Worker:
             self._process.start()
         far.close()
 
-    def give(self, task: Task) -> None:
-        """Have it make a picture. Its death is found when its answer is read."""
+    def give(self, together: Sequence[Task]) -> None:
+        """Have it make pictures that go together. Its death is found when its answer is read."""
         self.busy = True
-        self._send(task)
+        self._send(together)
 
     def interrupt(self) -> None:
-        """Have it give up the picture in hand after the step in hand."""
+        """Have it give up what is in hand after the step in hand."""
         self._send(None)
 
     def read(self) -> Message:
@@ -71,7 +71,7 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def _send(self, message: Task | None) -> None:
+    def _send(self, message: Sequence[Task] | None) -> None:
         with contextlib.suppress(OSError):  # it is dead, and ``read`` will say so
             self.connection.send(message)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,11 +41,15 @@ class Watcher(Protocol):
     def ready(self, ready: Ready) -> None:
         """The first worker has loaded the model."""
 
-    def began(self, worker: int, job: Job) -> None: ...
+    def began(self, worker: int, jobs: Sequence[Job]) -> None:
+        """A worker has been given pictures to make together, or one."""
 
     def stepped(self, worker: int, record: StepRecord) -> None: ...
 
     def made(self, job: Job, path: Path, made: Made, tally: Tally) -> None: ...
+
+    def parted(self, jobs: Sequence[Job], error: str) -> None:
+        """A batch failed, and each of it is made alone."""
 
     def failed(self, job: Job, error: str, again: bool, tally: Tally) -> None:
         """A try failed; ``again`` says whether another one follows."""
@@ -53,12 +57,21 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Pending:
-    """A job that waits, or is in hand: its id, how often it was tried, and whether it is to be decoded in tiles."""
+    """A job that waits, or is in hand.
+
+    ``tries`` is how often it was tried alone, ``tiled`` whether it is to be decoded in tiles, and ``alone`` whether it
+    is made in no batch any more: one that it was in has failed.
+    """
 
     id: str
     job: Job
     tries: int = 0
     tiled: bool = False
+    alone: bool = False
+
+    def goes_with(self, other: Pending) -> bool:
+        """Whether both can be made in one batch."""
+        return not (self.alone or other.alone) and self.job.settings.goes_with(other.job.settings)
 
 
 class Schedule:
@@ -71,6 +84,8 @@ class Schedule:
         keep: writes a picture and records it, before anything else happens to it; raises what ends the run.
         give_up: records a failure.
         watcher: is told of everything.
+        batch_size: a worker is given so many pictures at once at most, which follow one another and differ in prompt
+            and seed alone.
     """
 
     def __init__(
@@ -82,12 +97,14 @@ class Schedule:
         keep: Callable[[Pending, Made], Path],
         give_up: Callable[[Pending, str], None],
         watcher: Watcher,
+        batch_size: int = 1,
     ) -> None:
         self.tally = tally
         self._jobs: Iterator[tuple[str, Job]] = iter(jobs)
         self._task_of, self._keep, self._give_up, self._watcher = task_of, keep, give_up, watcher
         self._again: deque[Pending] = deque()
-        self._hand: dict[Worker, Pending] = {}
+        self._batch_size = batch_size
+        self._hand: dict[Worker, deque[Pending]] = {}
         self._announced = False
 
     def run(self, pool: Pool, stop: Stop) -> Tally:
@@ -109,17 +126,27 @@ class Schedule:
                     if not self._announced:
                         self._announced = True
                         self._watcher.ready(message)
-                    pending = None
+                    answered = []
                 else:
-                    pending = self._hand.pop(worker, None)
-                    worker.busy = False
+                    answered = self._answered(worker, message)
                     if isinstance(message, Failed) and message.sick:
                         pool.replace(worker, _relief(worker) if message.exhausted else None)
                 self._assign(pool, stop)  # before the picture is written: the device waits for nobody
-                if pending is not None:
-                    self._settle(pending, message)
-                    self._assign(pool, stop)
+                if len(answered) > 1:
+                    self._part(answered, message)
+                elif answered:
+                    self._settle(answered[0], message)
+                self._assign(pool, stop)
         return self.tally
+
+    def _answered(self, worker: Worker, message: Any) -> list[Pending]:
+        """The jobs in a worker's hand that a message is about: the first for a picture, all for anything else."""
+        hand = self._hand.get(worker, deque())
+        answered = [hand.popleft() for _ in range(1 if isinstance(message, Made) else len(hand))]
+        if not hand:
+            self._hand.pop(worker, None)
+            worker.busy = False
+        return answered
 
     def _more(self) -> bool:
         """Whether a job waits."""
@@ -133,10 +160,18 @@ class Schedule:
         for worker in pool.idle():
             if stop.level is not Level.NEVER or not self._more():
                 return
-            pending = self._again.popleft()
-            self._hand[worker] = pending
-            self._watcher.began(pool.workers.index(worker), pending.job)
-            worker.give(self._task_of(pending))
+            together = [self._again.popleft()]
+            while len(together) < self._batch_size and self._more() and together[0].goes_with(self._again[0]):
+                together.append(self._again.popleft())
+            self._hand[worker] = deque(together)
+            self._watcher.began(pool.workers.index(worker), [pending.job for pending in together])
+            worker.give([self._task_of(pending) for pending in together])
+
+    def _part(self, together: list[Pending], message: Failed | Stopped | Died | Any) -> None:
+        """A batch has failed: nobody knows by whose fault, so each of it is made alone."""
+        if isinstance(message, (Failed, Died)):
+            self._again.extendleft(replace(pending, alone=True) for pending in reversed(together))
+            self._watcher.parted([pending.job for pending in together], _error_of(message))
 
     def _settle(self, pending: Pending, message: Made | Failed | Stopped | Died | Any) -> None:
         """What becomes of a job whose worker has answered."""
@@ -148,16 +183,20 @@ class Schedule:
                 self.tally.steps = self.tally.steps + message.summary
             self._watcher.made(pending.job, path, message, self.tally)
         elif isinstance(message, (Failed, Died)):
-            error = f"the process that made it {message}" if isinstance(message, Died) else message.error
+            error = _error_of(message)
             tries = pending.tries + 1
             again = tries < TRIES and (isinstance(message, Died) or message.again)
             if again:
                 tiled = isinstance(message, Failed) and message.exhausted
-                self._again.appendleft(Pending(pending.id, pending.job, tries, tiled))
+                self._again.appendleft(replace(pending, tries=tries, tiled=tiled))
             else:
                 self.tally.failed += 1
                 self._give_up(pending, error)
             self._watcher.failed(pending.job, error, again, self.tally)
+
+
+def _error_of(message: Failed | Died) -> str:
+    return f"the process that made it {message}" if isinstance(message, Died) else message.error
 
 
 def _relief(worker: Worker) -> str | None:

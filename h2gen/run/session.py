@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,7 +89,10 @@ def open_session(
 
 
 class Session:
-    """A loaded model. One session makes any number of pictures, one at a time. ``offload`` is the mode in use."""
+    """A loaded model. One session makes any number of pictures, one after the other or some at once.
+
+    ``offload`` is the mode in use.
+    """
 
     def __init__(self, pipe: Any, checkpoint: Checkpoint, offload: str = "none") -> None:
         self.pipe = pipe
@@ -96,6 +100,8 @@ class Session:
         self.offload = offload
         self._encoded = EncodedPrompts()
         self._interrupted = self._watched = False
+        self._most: dict[tuple[int, int], int] = {}
+        """Pictures of a size that memory suffices for together, where it did not for more."""
 
     @property
     def device(self) -> torch.device:
@@ -156,23 +162,75 @@ class Session:
 
         ``tiled`` has it decoded in tiles whatever its size, which needs less memory and changes it a little.
         """
-        uncached = False
+        return self.run_together([settings], on_step=on_step, tiled=tiled)[0]
+
+    def run_together(
+        self, settings: Sequence[Settings], *, on_step: Watcher | None = None, tiled: bool = False
+    ) -> list[Result]:
+        """Make several pictures in one batch, each as ``run`` makes it alone but for rounding.
+
+        The cache decides for each of them. Where memory runs out the batch is halved, and those of its size that
+        come later are made no larger; steps that ``on_step`` has heard of then come again.
+
+        Args:
+            settings: of the pictures; they may differ in prompt and seed.
+            on_step: is called with each picture's steps; their ``picture`` counts these settings from 0.
+
+        Raises:
+            SettingError: they differ in something else.
+            H2GenError: as ``run``, for all of them.
+        """
+        if not all(settings[0].goes_with(each) for each in settings):
+            raise SettingError("Pictures that are made together can differ in prompt and seed alone.")
+        size = settings[0].width, settings[0].height
+        results: list[Result] = []
         try:
-            pixels, trace, seconds = self._denoise(settings, on_step, tiled)
-            if not np.isfinite(pixels).all() and settings.cache.enabled:
-                uncached, settings = True, replace(settings, cache=OFF)
-                pixels, trace, seconds = self._denoise(settings, None, tiled)
+            while len(results) < len(settings):
+                first = len(results)
+                part = settings[first : first + self._most.get(size, len(settings))]
+                heard = None if on_step is None else _counted_from(first, on_step)
+                if (made := self._run(part, heard, tiled)) is not None:
+                    results += made
+                else:
+                    self._most[size] = (len(part) + 1) // 2
+                    gc.collect()
+                    if self.device.type == "cuda":
+                        torch.cuda.empty_cache()
         finally:
             self._interrupted = False
+        return results
+
+    def _run(self, settings: Sequence[Settings], on_step: Watcher | None, tiled: bool) -> list[Result] | None:
+        """Make a batch; None where memory does not suffice for so many."""
+        try:
+            pixels, trace, seconds = self._denoise(settings, on_step, tiled)
+        except OutOfMemory:
+            if len(settings) == 1:
+                raise
+            return None
+        traces = [trace] * len(settings) if trace is None or len(settings) == 1 else trace.of_each_picture()
+        return [
+            self._result(each, picture, its_trace, seconds / len(settings), tiled)
+            for each, picture, its_trace in zip(settings, pixels, traces, strict=True)
+        ]
+
+    def _result(
+        self, settings: Settings, pixels: np.ndarray[Any, Any], trace: Trace | None, seconds: float, tiled: bool
+    ) -> Result:
+        """A picture from its pixels, ``(H, W, 3)``; one that is NaN is made once more without the cache."""
+        uncached = not np.isfinite(pixels).all() and settings.cache.enabled
+        if uncached:
+            settings = replace(settings, cache=OFF)
+            (pixels,), trace, seconds = self._denoise([settings], None, tiled)
         if not np.isfinite(pixels).all():
             both = ", with the cache and without it" if uncached else ""
             raise BadPicture(f"The picture came out as NaN{both}; nothing was saved. Try --dtype bf16 or --dtype fp32.")
-        image = self.pipe.image_processor.numpy_to_pil(pixels)[0]
+        (image,) = self.pipe.image_processor.numpy_to_pil(pixels[None])
         return Result(image, settings, seconds, trace, uncached, tiled)
 
     def encode(self, settings: Settings) -> None:
         """Encode a picture's text beforehand, so that its ``run`` finds it done."""
-        self._arguments(settings)
+        self._arguments([settings])
 
     def interrupt(self) -> None:
         """Stop after the step in hand: ``run`` raises KeyboardInterrupt. May be called from a signal handler.
@@ -187,8 +245,9 @@ class Session:
         """Let the next run go on although ``interrupt`` was called and nothing ran."""
         self._interrupted = False
 
-    def _arguments(self, settings: Settings) -> dict[str, Any]:
+    def _arguments(self, together: Sequence[Settings]) -> dict[str, Any]:
         """The pipeline's own arguments; which it has tells what the model can do."""
+        settings = together[0]
         kind = type(self.pipe).__name__
         arguments: dict[str, Any] = {
             "width": settings.width,
@@ -212,24 +271,33 @@ class Session:
             if settings.cfg > 1:
                 arguments["true_cfg_scale"] = settings.cfg
         length = settings.max_sequence_length
-        arguments.update(self._encoded.of(self.pipe, settings.prompt, length))
+        arguments.update(self._texts([each.prompt for each in together], length))
         if settings.cfg > 1:
-            negative = self._encoded.of(self.pipe, settings.negative, length)
+            negative = self._texts([each.negative for each in together], length)
             arguments.update({f"negative_{name}": tensor for name, tensor in negative.items()})
         return arguments
 
+    def _texts(self, prompts: Sequence[str], length: int) -> dict[str, torch.Tensor]:
+        """What the pipeline takes for prompts: their embeddings, a row each."""
+        encoded = [self._encoded.of(self.pipe, prompt, length) for prompt in prompts]
+        if len(encoded) == 1:
+            return encoded[0]
+        return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
+
     def _denoise(
-        self, settings: Settings, on_step: Watcher | None, tiled: bool
+        self, together: Sequence[Settings], on_step: Watcher | None, tiled: bool
     ) -> tuple[np.ndarray[Any, Any], Trace | None, float]:
-        """One call of the pipeline: float pixels, ``(1, H, W, 3)`` in 0 to 1, what the cache did, and seconds."""
+        """One call of the pipeline: float pixels, ``(B, H, W, 3)`` in 0 to 1, what the cache did, and seconds."""
+        settings = together[0]
         set_tiling(self.pipe, settings.width, settings.height, always=tiled)
         self._watched = settings.cache.enabled or on_step is not None
         cache = h2_cache(self.pipe, settings.cache, on_step=on_step) if self._watched else contextlib.nullcontext(None)
         # On the CPU, so that a seed means the same noise on every device.
-        generator = torch.Generator("cpu").manual_seed(settings.seed)
+        generators = [torch.Generator("cpu").manual_seed(each.seed) for each in together]
+        generator = generators if len(generators) > 1 else generators[0]
         started = time.perf_counter()
         try:
-            arguments = self._arguments(settings)
+            arguments = self._arguments(together)
             self._heed()  # while the text was encoded: the pipeline forgets it when it begins
             if self._watched:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
@@ -252,6 +320,10 @@ class Session:
     def _heed(self) -> None:
         if self._interrupted:
             raise KeyboardInterrupt
+
+
+def _counted_from(first: int, on_step: Watcher) -> Watcher:
+    return lambda record: on_step(replace(record, picture=first + record.picture))
 
 
 def _relief(device: str, offload: str) -> str:

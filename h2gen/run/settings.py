@@ -6,7 +6,7 @@ import math
 import re
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.config import CacheConfig
@@ -94,6 +94,10 @@ class Settings:
     def passes(self) -> int:
         """Forward passes of the transformer, all in all."""
         return evaluations(self.steps, self.solver) * (2 if self.cfg > 1 else 1)
+
+    def goes_with(self, other: Settings) -> bool:
+        """Whether both can be made in one batch: they differ in prompt and seed at most."""
+        return replace(other, prompt=self.prompt, seed=self.seed) == self
 
     def to_json(self) -> dict[str, Any]:
         """One flat object, the cache's settings among the others; the solver where it is not the model's own, so that

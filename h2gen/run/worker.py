@@ -1,4 +1,4 @@
-"""A process that holds a model on one device and makes the pictures it is told to."""
+"""A process that holds a model on one device and makes the pictures it is told to, one or several at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import queue
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -69,14 +69,14 @@ class Ready:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A forward pass of the picture in hand."""
+    """A forward pass of a picture in hand; its ``picture`` counts them from 0."""
 
     record: StepRecord
 
 
 @dataclass(frozen=True)
 class Made:
-    """The picture in hand, as its file's bytes and the text of the file beside it.
+    """The first picture in hand that was not heard of yet, as its file's bytes and the text of the file beside it.
 
     ``described`` says whether the metadata that were wanted are in it.
     """
@@ -92,7 +92,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Failed:
-    """The picture in hand could not be made.
+    """The picture in hand could not be made, nor any that was made together with it.
 
     ``again`` says whether another try could help. ``exhausted`` says that memory ran out. ``sick`` says that the
     process has ended itself: what failed in it may fail whatever it does next.
@@ -106,7 +106,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The picture in hand was given up, as it was asked."""
+    """What is in hand was given up, as it was asked."""
 
 
 @dataclass(frozen=True)
@@ -132,18 +132,19 @@ def serve(connection: Connection, model: Model) -> None:
     except H2GenError as error:
         connection.send(Broken(error))
         return
-    tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+    tasks: queue.SimpleQueue[Sequence[Task] | None] = queue.SimpleQueue()
     busy = threading.Event()
     threading.Thread(target=_listen, args=(connection, session, tasks, busy), daemon=True).start()
     with contextlib.suppress(OSError):
         connection.send(Ready(str(session.device), str(session.dtype).removeprefix("torch."), session.offload))
-        while (task := tasks.get()) is not None:
+        while (together := tasks.get()) is not None:
             busy.set()
-            message = _make(session, model, task, connection)
+            answers = _make(session, model, together, connection)
             busy.clear()
-            connection.send(message)
-            if isinstance(message, Failed) and message.sick:
-                return
+            for message in answers:
+                connection.send(message)
+                if isinstance(message, Failed) and message.sick:
+                    return
 
 
 def unblock_interrupts() -> None:
@@ -183,7 +184,7 @@ def _load(model: Model) -> Session:
 
 
 def _listen(
-    connection: Connection, session: Session, tasks: queue.SimpleQueue[Task | None], busy: threading.Event
+    connection: Connection, session: Session, tasks: queue.SimpleQueue[Sequence[Task] | None], busy: threading.Event
 ) -> None:
     """Hear what comes in while a picture is made: None stops it, and a hung-up line ends the process."""
     try:
@@ -199,23 +200,26 @@ def _listen(
         tasks.put(None)
 
 
-def _make(session: Session, model: Model, task: Task, connection: Connection) -> Message:
+def _make(session: Session, model: Model, together: Sequence[Task], connection: Connection) -> Sequence[Message]:
+    """What became of the pictures: each made, in their order, or one answer for all."""
+
     def on_step(record: StepRecord) -> None:
         connection.send(Stepped(record))
 
     try:
-        watcher = on_step if task.watched else None
-        return _made(session, model, task, session.run(task.settings, on_step=watcher, tiled=task.tiled))
+        watcher, settings = on_step if together[0].watched else None, [task.settings for task in together]
+        results = session.run_together(settings, on_step=watcher, tiled=together[0].tiled)
+        return [_made(session, model, task, result) for task, result in zip(together, results, strict=True)]
     except KeyboardInterrupt:
-        return Stopped()
+        return [Stopped()]
     except OutOfMemory as error:
-        return Failed(str(error), again=True, exhausted=True, sick=True)  # only its end gives all memory back
+        return [Failed(str(error), again=True, exhausted=True, sick=True)]  # only its end gives all memory back
     except UsageError as error:
-        return Failed(str(error), again=False)
+        return [Failed(str(error), again=False)]
     except H2GenError as error:
-        return Failed(str(error), again=True)
+        return [Failed(str(error), again=True)]
     except Exception as error:  # noqa: BLE001 - whatever it is, the other pictures are still to be made
-        return Failed(f"{type(error).__name__}: {error}", again=True, sick=True)
+        return [Failed(f"{type(error).__name__}: {error}", again=True, sick=True)]
 
 
 def _made(session: Session, model: Model, task: Task, result: Result) -> Made:

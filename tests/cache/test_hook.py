@@ -87,13 +87,6 @@ def test_cond_and_uncond_have_each_their_own_state(make: Any, shares: tuple[floa
     assert decisions[0::2] != decisions[1::2]
 
 
-@pytest.mark.parametrize("shares", [(0.4, 0.7), (None, 0.5)], ids=str)
-@pytest.mark.parametrize("batch", [2, 3])
-def test_a_batch_makes_one_decision(shares: tuple[float, float], batch: int) -> None:
-    model = flux()
-    assert_like_the_paper(model, Rules(**thresholds(model, *shares, batch=batch)), batch=batch)
-
-
 def test_large_pictures_are_pooled() -> None:
     """1024 image tokens and 5 of text: k is 1 for structure and 2 for detail."""
     model = flux2(layers=1, single_layers=2)

@@ -207,14 +207,6 @@ def test_off_is_plain_diffusers_bit_for_bit(name: str) -> None:
     assert np.array_equal(call(pipe, **more), plain)
 
 
-@pytest.mark.parametrize("guidance_embeds", [True, False])
-def test_several_pictures_at_once_are_one_batch(guidance_embeds: bool) -> None:
-    pipe = flux_pipeline(guidance_embeds=guidance_embeds)
-    more = {"num_images_per_prompt": 2, "prompt": ["a cat", "a house"]}
-    structure, detail = natural(pipe, **more)
-    assert len(kinds(compare(pipe, Rules(between(structure, 0.4), between(detail, 0.7)), **more))) > 1
-
-
 def test_an_embedding_that_a_callback_replaces_reuses_nothing_of_the_one_before() -> None:
     """Img2Img sets no cache context, so that nothing says which pass the new embedding belongs to."""
 

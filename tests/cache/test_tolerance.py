@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from h2gen.cache import StepRecord, h2_cache
 from h2gen.cache.plan import plan_from_steps
 from h2gen.cache.tolerance import displacement, next_computed
-from h2gen.cache.velocity import Velocities
+from h2gen.cache.velocity import Velocities, curvatures
 from h2gen.errors import CacheError
 from h2gen.run.solvers import solving
 from tests.cache.drive import assert_same_decisions, noise
@@ -81,10 +81,10 @@ def test_one_velocity_alone_is_the_forecast_itself() -> None:
 def test_the_curvature_is_that_of_the_velocity_and_is_read_once() -> None:
     velocities = Velocities(measured=True)
     for sigma in (0.9, 0.8, 0.5):
-        assert velocities.curvature() is None
+        assert curvatures([velocities]) == {}
         velocities.keep(parabola(sigma), sigma)
-    assert velocities.curvature() == pytest.approx(2.0, rel=1e-4)
-    assert velocities.curvature() is None
+    assert curvatures([Velocities(), velocities]) == {1: pytest.approx(2.0, rel=1e-4)}
+    assert curvatures([velocities]) == {}
 
 
 def moved(computed: set[int], velocity: Callable[[float], torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:

@@ -74,6 +74,24 @@ def test_a_picture_of_every_prompt_and_the_same_command_again_makes_nothing(
     assert len(pictures(here / "out")) == 4
 
 
+def test_pictures_are_made_together_where_that_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = prompts(here, "a cat", "a red apple")
+    command = ["batch", file, "--seed", "1,2", "--name", "{index}", *QUICK]
+    assert run([*command, "-o", "alone"]) == 0
+    assert run([*command, "-o", "together", "--batch-size", "3"]) == 0
+    assert "4 made, 0 skipped, 0 failed" in capsys.readouterr().err
+    for path in pictures(here / "alone"):
+        other = here / "together" / path.name
+        assert read_metadata(path).settings == read_metadata(other).settings
+        assert np.abs(pixels(path).astype(int) - pixels(other)).max() <= 1
+
+
+@pytest.mark.parametrize("size", ["0", "-1"])
+def test_a_batch_of_no_pictures_is_refused(here: Path, size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["batch", prompts(here, "a cat"), "--batch-size", size]) == 2
+    assert f"batch-size is {size}" in capsys.readouterr().err
+
+
 def test_only_what_is_missing_is_made_and_redo_makes_all(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = prompts(here, "a cat", "a dog")
     command = ["batch", file, "-o", "out", "--name", "{slug}", *QUICK]

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from h2gen import __version__
 from h2gen.cli.app import run
+from h2gen.run.metadata import read_metadata
 from tests.cli.programs import h2gen, in_a_terminal, read_until
 
 QUICK = ["--steps", "3", "--cfg", "1", "--seed", "7", "--preset", "paper"]
@@ -279,3 +281,25 @@ def test_whoever_closes_stdout_early_gets_no_traceback() -> None:
         process.stdout.close()
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
+
+
+def test_several_seeds_are_painted_together_where_that_is_asked_for(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["a cat", *QUICK, "--seed", "1-3", "--sidecar"]
+    assert run([*command, "-o", "alone"]) == 0
+    capsys.readouterr()
+    assert run([*command, "-o", "together", "--batch-size", "2", "--json"]) == 0
+    made = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each["seed"], each["cache"]["steps"]) for each in made] == [(1, 3), (2, 3), (3, 3)]
+    for path in sorted((here / "alone").glob("*.png")):
+        other = here / "together" / path.name
+        assert read_metadata(path).settings == read_metadata(other).settings
+        assert other.with_suffix(".toml").exists()
+        with Image.open(path) as one, Image.open(other) as two:
+            assert np.abs(np.asarray(one).astype(int) - np.asarray(two)).max() <= 1
+
+
+def test_a_batch_of_no_pictures_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", "--batch-size", "0"]) == 2
+    assert "batch-size is 0" in capsys.readouterr().err

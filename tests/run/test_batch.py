@@ -7,7 +7,7 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,12 @@ class Watch:
     def ready(self, ready: Ready) -> None:
         self.log.append(("ready", ready.device, ready.dtype))
 
-    def began(self, worker: int, job: Job) -> None:
-        self._jobs[worker] = job
+    def began(self, worker: int, jobs: Sequence[Job]) -> None:
+        self._jobs[worker] = jobs[0]
+        self.log.append(("began", len(jobs)))
+
+    def parted(self, jobs: Sequence[Job], error: str) -> None:
+        self.log.append(("parted", [job.index for job in jobs], error))
 
     def stepped(self, worker: int, record: Any) -> None:
         if record.step == 1:
@@ -75,11 +79,12 @@ class Tampered(Jobs):
             yield replace(job, settings=replace(job.settings, width=1, height=1)) if broken else job
 
 
-def batch_of(folder: Path, prompts: int | list[str], workers: int = 1, **given: Any) -> Batch:
+def batch_of(folder: Path, prompts: int | list[str], workers: int = 1, batch_size: int = 1, **given: Any) -> Batch:
     """A run with one prompt, or a list of them, whose seeds are 1, 2, ..."""
     texts = [f"prompt {n}" for n in range(1, prompts + 1)] if isinstance(prompts, int) else prompts
     reading = Reading([Entry(text, f"p.txt:{n}", {"seed": n}, {}) for n, text in enumerate(texts, 1)])
-    return Batch(Tampered(reading, {**QUICK, **given}, {}), folder, "png", Wishes(), ["cpu"] * workers)
+    wishes = Wishes(batch_size=batch_size)
+    return Batch(Tampered(reading, {**QUICK, **given}, {}), folder, "png", wishes, ["cpu"] * workers)
 
 
 def run(batch: Batch, watch: Watch) -> Tally:
@@ -214,6 +219,51 @@ def test_whatever_goes_wrong_in_a_worker_costs_that_picture_alone(tmp_path: Path
     assert "RuntimeError: " in batch.failures.read_text()
 
 
+def test_pictures_that_go_together_are_made_together_and_are_those_made_alone(tmp_path: Path) -> None:
+    """The third is of another size, which nothing goes with."""
+    texts = ["a cat", "a red apple", BROKEN, "a butterfly", "a car", "a cake"]
+    watch = Watch()
+    tally = run(batch_of(tmp_path / "together", texts, batch_size=2), watch)
+    assert (tally.made, tally.failed, tally.steps.steps) == (5, 1, 5 * QUICK["steps"])
+    assert [entry[1] for entry in watch.log if entry[0] == "began"] == [2, 1, 1, 2, 1]  # the third is tried twice
+    assert [entry[1] for entry in watch.log if entry[0] == "made"] == [1, 2, 4, 5, 6]
+    run(batch_of(tmp_path / "alone", texts), Watch())
+    for path in sorted((tmp_path / "alone").glob("*.png")):
+        other = tmp_path / "together" / path.name
+        assert np.abs(pixels(path).astype(int) - pixels(other)).max() <= 1
+        one, two = read_metadata(path), read_metadata(other)
+        assert one.settings == two.settings
+        assert {**one.everything["cache"], "seconds": 0} == {**two.everything["cache"], "seconds": 0}
+
+
+def test_a_batch_whose_worker_is_killed_is_made_one_by_one(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def once(worker: int, job: Job) -> None:
+        if not killed:
+            killed.append(job.index)
+            kill_worker(worker)
+
+    watch = Watch(once)
+    tally = run(batch_of(tmp_path, 3, batch_size=3, **SLOW), watch)
+    assert (tally.made, tally.failed) == (3, 0)
+    assert [entry[1] for entry in watch.log if entry[0] == "parted"] == [[1, 2, 3]]
+    assert [entry[1] for entry in watch.log if entry[0] == "began"] == [3, 1, 1, 1]
+    assert not [entry for entry in watch.log if entry[0] == "failed"]
+
+
+def test_stopping_gives_up_all_that_is_made_together(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def once(_worker: int, job: Job) -> None:
+        if not told:
+            told.append(job.index)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    tally = run(batch_of(tmp_path, 4, batch_size=2, **SLOW), Watch(once))
+    assert (tally.made, tally.failed, tally.left) == (0, 0, 4)
+
+
 def test_a_picture_that_memory_does_not_suffice_for_is_decoded_in_tiles_and_no_other(tmp_path: Path) -> None:
     """The workers' address space is limited, so that the decoder really runs out of memory."""
     plain = batch_of(tmp_path / "plain", ["a cat"], steps=1, size="64x64")
@@ -225,8 +275,8 @@ def test_a_picture_that_memory_does_not_suffice_for_is_decoded_in_tiles_and_no_o
             resource.prlimit(pid, resource.RLIMIT_AS, (size + ROOM, resource.RLIM_INFINITY))
 
     class Limiting(Watch):
-        def began(self, worker: int, job: Job) -> None:
-            super().began(worker, job)
+        def began(self, worker: int, jobs: Sequence[Job]) -> None:
+            super().began(worker, jobs)
             limit()
 
     watch = Limiting()

@@ -195,6 +195,95 @@ def test_running_out_of_memory_while_loading_is_told_too(monkeypatch: pytest.Mon
         h2gen.load("tiny")
 
 
+THREE = ("a cat", "a red apple", "a butterfly")
+
+
+@pytest.mark.parametrize("more", [{"cfg": 1.0}, {"cfg": 3.0, "negative": "a dog"}], ids=["plain", "true guidance"])
+@pytest.mark.parametrize("cache", [CacheConfig(0, 0), CacheConfig(0.3, 0.4, max_consecutive=2)], ids=["off", "cached"])
+def test_pictures_made_together_are_those_made_alone(tiny: Any, cache: CacheConfig, more: dict[str, Any]) -> None:
+    settings = [tiny.settings(text, cache, seed=7 + n, steps=14, **more) for n, text in enumerate(THREE)]
+    together = tiny.run_together(settings)
+    for result, each in zip(together, settings, strict=True):
+        alone = tiny.run(each)
+        assert result.settings == each
+        assert np.abs(pixels(result.image).astype(int) - pixels(alone.image)).max() <= 1
+        if not cache.enabled:
+            assert result.trace is None
+            continue
+        for ours, theirs in zip(result.trace.steps, alone.trace.steps, strict=True):
+            assert (ours.picture, ours.step, ours.context) == (0, theirs.step, theirs.context)
+            assert ours.structure.outcome == theirs.structure.outcome and ours.detail.outcome == theirs.detail.outcome
+    if cache.enabled:
+        assert len({str([step.blocks_run for step in result.trace.steps]) for result in together}) > 1
+
+
+def test_one_picture_made_together_is_run_as_alone_bit_for_bit(tiny: Any) -> None:
+    (result,) = tiny.run_together([tiny.settings("a cat", **FAST)])
+    assert np.array_equal(pixels(result.image), plain(tiny))
+
+
+def test_pictures_that_differ_in_more_than_prompt_and_seed_are_not_made_together(tiny: Any) -> None:
+    one, other = tiny.settings("a cat", seed=1, steps=3), tiny.settings("a cat", seed=1, steps=4)
+    with pytest.raises(SettingError, match="prompt and seed alone"):
+        tiny.run_together([one, other])
+
+
+def test_out_of_memory_halves_the_batch_for_this_size_from_then_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = h2gen.load("tiny")
+    settings = [session.settings("a cat", CacheConfig(0.2, 0.2), seed=n, steps=3, cfg=1.0) for n in range(5)]
+    wanted = [pixels(session.run(each).image) for each in settings]
+    real, sizes, heard = session.pipe.transformer.forward, [], []
+
+    def forward(*arguments: Any, **more: Any) -> Any:
+        sizes.append(len(more["hidden_states"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(session.pipe.transformer, "forward", forward)
+    results = session.run_together(settings, on_step=lambda record: heard.append((record.picture, record.step)))
+    assert sizes == [5, 3, *[2] * 6, *[1] * 3]
+    assert [result.settings for result in results] == settings
+    for result, picture in zip(results, wanted, strict=True):
+        assert np.abs(pixels(result.image).astype(int) - picture).max() <= 1
+    assert sorted(heard) == [(picture, step) for picture in range(5) for step in range(3)]
+    sizes.clear()
+    session.run_together(settings[:4])
+    assert sizes == [2] * 6
+
+
+def test_interrupting_stops_all_that_is_made_together(tiny: Any) -> None:
+    seen: list[StepRecord] = []
+
+    def stop(record: StepRecord) -> None:
+        seen.append(record)
+        if record.step == 1:
+            tiny.interrupt()
+
+    settings = [tiny.settings("a cat", seed=n, steps=6, cfg=1.0) for n in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run_together(settings, on_step=stop)
+    assert [record.step for record in seen] == [0, 0, 1, 1]
+
+
+def test_of_pictures_made_together_one_that_is_nan_with_the_cache_is_made_once_more(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tiny._denoise
+
+    def sometimes(settings: Any, on_step: Any, tiled: bool) -> Any:
+        made, trace, seconds = real(settings, on_step, tiled)
+        if len(settings) == 2:
+            made[1] = np.nan
+        return made, trace, seconds
+
+    monkeypatch.setattr(tiny, "_denoise", sometimes)
+    settings = [tiny.settings("a cat", CacheConfig(0.5, 0.5), seed=n, steps=6, cfg=1.0) for n in (6, 7)]
+    sound, spoilt = tiny.run_together(settings)
+    assert (sound.uncached, spoilt.uncached, spoilt.trace) == (False, True, None)
+    assert np.array_equal(pixels(spoilt.image), plain(tiny))
+
+
 def klein() -> Any:
     from h2gen.models.catalogue import CATALOGUE, Checkpoint
     from h2gen.run.session import Session
@@ -219,3 +308,11 @@ def test_guidance_that_a_model_cannot_take_is_refused() -> None:
     session.pipe.register_to_config(is_distilled=True)
     with pytest.raises(SettingError, match="distilled"):
         session.generate("a cat", cfg=4.0, steps=1)
+
+
+def test_flux2_klein_makes_pictures_together() -> None:
+    session = klein()
+    size = {"width": 64, "height": 64, "steps": 4, "max_sequence_length": 32, "cfg": 1.0}
+    settings = [session.settings(text, CacheConfig(0.5, 0.5), seed=3, **size) for text in THREE]
+    for result, each in zip(session.run_together(settings), settings, strict=True):
+        assert np.abs(pixels(result.image).astype(int) - pixels(session.run(each).image)).max() <= 1
