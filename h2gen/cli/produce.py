@@ -201,6 +201,7 @@ class Studio:
             summary=summary,
             uncached=result.uncached,
             tiled=result.tiled,
+            together=result.together,
             preset=preset,
         )
         metadata = fitting(whole, format) if self._wishes.metadata else None

@@ -45,8 +45,9 @@ def find_profile(
     raise ProfileError(" ".join([f"{reason}. Make one: {command} ({_HOW_LONG}).{other}", *notices]))
 
 
-PICTURES = 400
-"""About how many uncached pictures' time ``h2gen tune`` takes with its own settings."""
+PICTURES = 500
+"""About how many uncached pictures' time ``h2gen tune`` takes with its own settings, by the blocks that it ran at 20
+steps."""
 _HOW_LONG = f"it takes the time of about {PICTURES} pictures, and goes on where it was stopped"
 
 

@@ -57,6 +57,7 @@ def describe(
     summary: Summary | None,
     uncached: bool = False,
     tiled: bool = False,
+    together: int = 1,
     preset: str | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -73,6 +74,7 @@ def describe(
         "seconds": round(seconds, 3),
         "uncached": uncached,
         **({"tiled": True} if tiled else {}),
+        **({"together": together} if together > 1 else {}),
         **({"preset": preset} if preset else {}),
         **({"cache": summary.to_json()} if summary is not None else {}),
         **({"notes": dict(notes)} if notes else {}),
@@ -179,6 +181,7 @@ class Metadata:
     device: str | None
     preset: str | None
     tiled: bool
+    together: bool
     versions: Mapping[str, str]
     everything: Mapping[str, Any]
 
@@ -283,6 +286,7 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
         device=_short(data, "device"),
         preset=_short(data, "preset"),
         tiled=data.get("tiled") is True,
+        together="together" in data,
         versions=known,
         everything=data,
     )

@@ -85,6 +85,8 @@ def differences(found: Metadata, made: Made) -> Iterator[str]:
     for what, before, now in (("device", found.device, made.device), ("dtype", found.dtype, made.dtype)):
         if before is not None and before != now:
             yield f"The picture was made on {what} {before}, and this is {now}."
+    if found.together:
+        yield "The picture was made together with others, which rounds otherwise than alone."
     here = versions()
     changed = [f"{name} {old}, here {here[name]}" for name, old in found.versions.items() if here.get(name, old) != old]
     if changed:

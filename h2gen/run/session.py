@@ -32,7 +32,8 @@ class Result:
     ``settings`` are those that made it. ``trace`` is None where nobody watched a run without a cache: then nothing of
     ours ran. ``seconds`` is the whole call, from text encoding to decoded picture. ``uncached`` says that the picture
     came out NaN with the cache and was made once more without it: settings and seconds are then those of the second
-    run, and there is no trace. ``tiled`` says that it was decoded in tiles because that was asked for.
+    run, and there is no trace. ``tiled`` says that it was decoded in tiles because that was asked for. ``together`` is
+    how many pictures were made at once; ``seconds`` are then this one's part of them all.
     """
 
     image: Image.Image
@@ -41,6 +42,7 @@ class Result:
     trace: Trace | None
     uncached: bool = False
     tiled: bool = False
+    together: int = 1
 
 
 def load(
@@ -209,24 +211,24 @@ class Session:
                 raise
             return None
         traces = [trace] * len(settings) if trace is None or len(settings) == 1 else trace.of_each_picture()
+        count = len(settings)
         return [
-            self._result(each, picture, its_trace, seconds / len(settings), tiled)
+            self._finished(each, picture, tiled, trace=its_trace, seconds=seconds / count, together=count)
             for each, picture, its_trace in zip(settings, pixels, traces, strict=True)
         ]
 
-    def _result(
-        self, settings: Settings, pixels: np.ndarray[Any, Any], trace: Trace | None, seconds: float, tiled: bool
-    ) -> Result:
-        """A picture from its pixels, ``(H, W, 3)``; one that is NaN is made once more without the cache."""
+    def _finished(self, settings: Settings, pixels: np.ndarray[Any, Any], tiled: bool, **facts: Any) -> Result:
+        """A picture from its pixels, ``(H, W, 3)``; one that is NaN is made once more, alone and without the cache."""
         uncached = not np.isfinite(pixels).all() and settings.cache.enabled
         if uncached:
             settings = replace(settings, cache=OFF)
             (pixels,), trace, seconds = self._denoise([settings], None, tiled)
+            facts = {"trace": trace, "seconds": seconds}
         if not np.isfinite(pixels).all():
             both = ", with the cache and without it" if uncached else ""
             raise BadPicture(f"The picture came out as NaN{both}; nothing was saved. Try --dtype bf16 or --dtype fp32.")
         (image,) = self.pipe.image_processor.numpy_to_pil(pixels[None])
-        return Result(image, settings, seconds, trace, uncached, tiled)
+        return Result(image, settings, uncached=uncached, tiled=tiled, **facts)
 
     def encode(self, settings: Settings) -> None:
         """Encode a picture's text beforehand, so that its ``run`` finds it done."""

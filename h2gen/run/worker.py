@@ -234,6 +234,7 @@ def _made(session: Session, model: Model, task: Task, result: Result) -> Made:
         summary=summary,
         uncached=result.uncached,
         tiled=result.tiled,
+        together=result.together,
         preset=task.preset,
         notes={"job": task.job, "source": task.source, **(json.loads(task.notes) if task.notes else {})},
     )

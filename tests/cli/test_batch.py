@@ -358,6 +358,16 @@ cp out/* kept
         assert pixels(path).shape == (128, 128, 3)
 
 
+def test_in_a_terminal_the_first_of_those_made_together_is_shown_and_all_are_counted(here: Path) -> None:
+    file = prompts(here, "a cat", "a dog")
+    command = ["batch", file, "-o", "out", "--steps", "12", "--cfg", "1", "--seed", "7", "--batch-size", "2"]
+    with in_a_terminal(*command) as (process, screen):
+        text = read_until(screen)
+        assert process.wait(60) == 0
+    for words in ("a cat", "seed 7 and 1 more", "/24", "0/2 pictures", "structure", "2 made"):
+        assert words in text, words
+
+
 def test_in_a_terminal_progress_is_above_and_the_picture_in_hand_beneath(here: Path) -> None:
     file = prompts(here, "a [red]cat[/]", "a dog")
     with in_a_terminal("batch", file, "-o", "out", "--steps", "12", "--cfg", "1") as (process, screen):

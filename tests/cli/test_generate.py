@@ -300,6 +300,15 @@ def test_several_seeds_are_painted_together_where_that_is_asked_for(
             assert np.abs(np.asarray(one).astype(int) - np.asarray(two)).max() <= 1
 
 
+def test_in_a_terminal_the_steps_of_all_that_are_painted_together_are_counted(here: Path) -> None:
+    command = ["a cat", *QUICK, "--steps", "6", "--seed", "1,2", "--batch-size", "2"]
+    with in_a_terminal(*command) as (process, screen):
+        text = read_until(screen)
+        assert process.wait(60) == 0
+    for words in ("seed 1,2", "12/12", "a-cat-1.png", "a-cat-2.png"):
+        assert words in text, words
+
+
 def test_a_batch_of_no_pictures_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["a cat", "--batch-size", "0"]) == 2
     assert "batch-size is 0" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from h2gen.cache import CacheConfig
 from h2gen.cache.trace import Summary
 from h2gen.errors import MetadataError
 from h2gen.run.metadata import LARGEST, Made, describe, device_name, fitting, read_metadata, to_bytes, to_toml
+from h2gen.run.replay import differences
 from h2gen.run.save import encode
 from h2gen.run.settings import FORMATS, Settings
 
@@ -47,6 +48,14 @@ def test_a_picture_says_everything_about_how_it_was_made(tmp_path: Path, format:
     assert (found.model, found.content_hash, found.dtype, found.device) == ("tiny", "ab" * 32, "float32", "cpu")
     assert found.preset == "fast"
     assert set(found.versions) == {"h2gen", "torch", "diffusers", "transformers", "python"}
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, False), (4, True)])
+def test_a_picture_says_that_it_was_made_together_with_others(tmp_path: Path, count: int, told: bool) -> None:
+    whole = described(together=count)
+    found = read_metadata(written(tmp_path, whole))
+    assert found.together == told and whole.get("together", 1) == count
+    assert any("together" in line for line in differences(found, MADE)) == told
 
 
 def test_a_file_beside_the_picture_says_the_same(tmp_path: Path) -> None:
