@@ -64,6 +64,7 @@ def uncached(
     from h2gen.run.jobs import Jobs
     from h2gen.run.plan import make_plan
     from h2gen.run.prompts import read_prompts
+    from h2gen.run.settings import Resolved
     from h2gen.study.cases import cases_of
 
     given = {**given, "no_cache": True}
@@ -71,7 +72,14 @@ def uncached(
         return make_plan("-", {**given, "seed": 0}), built_in[:most]
     jobs = Jobs(read_prompts(files, key), given)
     cases, settings = cases_of(jobs, most)
-    return replace(jobs.plan, settings=settings), cases
+    theirs = {"size": f"{settings.width}x{settings.height}", **settings.to_json()}
+    resolved = {
+        name: Resolved(theirs[name], "prompt file")
+        if name != "seed" and theirs.get(name, said.value) != said.value
+        else said
+        for name, said in jobs.plan.resolved.items()
+    }
+    return replace(jobs.plan, settings=settings, resolved=resolved), cases
 
 
 def opened(plan: Plan) -> tuple[Session, str]:

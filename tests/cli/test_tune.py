@@ -244,6 +244,25 @@ def test_in_a_terminal_it_says_how_far_it_is() -> None:
         assert words in text, words
 
 
+def test_what_a_prompt_file_sets_holds_for_the_search(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "p.yaml").write_text("defaults: {steps: 12, size: 64x64, cfg: 1}\nprompts: [a cat, a dog]\n")
+    command = ["tune", "--prompts", "p.yaml", "--search", "1", "--check", "1", "--dry-run", "--json"]
+    assert run(command) == 0
+    found = json.loads(capsys.readouterr().out)["settings"]
+    assert found["steps"] == {"value": 12, "source": "prompt file"}
+    assert (found["size"]["value"], found["cfg"]["value"]) == ("64x64", 1)
+    (here / "p.yaml").write_text("prompts:\n  - a cat\n  - {prompt: a dog, steps: 12}\n")
+    assert run(command) == 2
+    assert "p.yaml:3 has settings of its own" in capsys.readouterr().err
+
+
+def test_a_profile_is_written_over_nothing_but_a_profile(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine.toml").write_text("steps = 3\n")
+    assert run([*QUICK, "--profile", "mine.toml"]) == 2
+    assert "mine.toml' cannot be used" in capsys.readouterr().err
+    assert (here / "mine.toml").read_text() == "steps = 3\n"
+
+
 def test_a_dry_run_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*QUICK, "--dry-run"]) == 0
     assert "steps" in capsys.readouterr().out
