@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import h2gen
 from h2gen.presets import list_presets
-from h2gen.study.fidelity import psnr
+from h2gen.study.fidelity import psnr, ssim
 
 PROMPTS = (
     "a cat", "a dog", "a red apple", "a birthday cake", "a butterfly", "a car", "a 3d render of a horse",
@@ -26,12 +26,11 @@ PROMPTS = (
 
 
 def grid() -> Iterator[tuple[str, h2gen.CacheConfig]]:
-    for tau1, tau2, (warmup, final, most) in itertools.product(
-        (0.06, 0.08, 0.1, 0.12, 0.15),
-        (0.12, 0.17, 0.22, 0.3),
-        ((0, 0, 0), (3, 1, 0), (3, 1, 2)),
-    ):
-        yield "-", h2gen.CacheConfig(tau1, tau2, warmup, final, most)
+    for tolerance in (0.0003, 0.0005, 0.0007, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.007, 0.01):
+        yield "-", h2gen.CacheConfig(0, 0, tolerance=tolerance)
+    for tau1, tau2 in itertools.product((0.06, 0.1, 0.15, 0.2), (0.12, 0.17, 0.22)):
+        yield "-", h2gen.CacheConfig(tau1, tau2, 3, 1)
+        yield "-", h2gen.CacheConfig(tau1, tau2, 3, 1, tolerance=0.001, forecast=1)
 
 
 def main() -> None:
@@ -45,20 +44,20 @@ def main() -> None:
     session.generate("a cat", seed=0)  # warm up
 
     plain: dict[str, h2gen.Result] = {prompt: session.generate(prompt, seed=seed) for prompt, seed in prompts}
-    print("preset     tau1  tau2  warm final max   share  estimate  time  psnr  worst")
+    print(f"{'preset':10s} {'settings':40s} share  estimate  time   psnr  worst  1-ssim")
     for name, config in candidates:
-        scores, shares, speedups = [], [], []
+        noise, structure, shares, speedups = [], [], [], []
         for prompt, seed in prompts:
             before = session.generate(prompt, seed=seed).seconds if options.presets else math.nan
             result = session.generate(prompt, seed=seed, cache=config)
-            scores.append(psnr(result.image, plain[prompt].image))
+            noise.append(min(psnr(result.image, plain[prompt].image), 99.0))
+            structure.append(ssim(result.image, plain[prompt].image))
             shares.append(1.0 if result.trace is None else result.trace.summary.share)
             speedups.append(before / result.seconds)
         share = statistics.mean(shares)
         print(
-            f"{name:10s} {config.tau1:.3f} {config.tau2:.3f} {config.warmup_steps:3d} {config.final_steps:4d} "
-            f"{config.max_consecutive:4d}   {share:.3f}   {1 / share:5.2f}x {statistics.median(speedups):5.2f}x "
-            f"{statistics.mean(scores):5.2f} {min(scores):5.2f}",
+            f"{name:10s} {config.words:40s} {share:.3f}   {1 / share:5.2f}x {statistics.median(speedups):5.2f}x "
+            f"{statistics.mean(noise):6.2f} {min(noise):6.2f}  {1 - statistics.mean(structure):.4f}",
             flush=True,
         )
 
