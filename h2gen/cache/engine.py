@@ -28,7 +28,7 @@ from h2gen.cache.stages import Stage, stages_of
 from h2gen.cache.state import Branch, Run
 from h2gen.cache.step import FinishedStep, Step
 from h2gen.cache.summary import pooling_kernel, relative_change, relative_changes, summarize
-from h2gen.cache.tolerance import next_computed
+from h2gen.cache.tolerance import Bend
 from h2gen.cache.trace import Trace
 from h2gen.cache.velocity import curvatures, velocity_in, with_velocity
 from h2gen.errors import CacheError
@@ -90,16 +90,16 @@ class Engine:
         branch.fit(inputs.signature, inputs.pictures)
         assert self._run is not None
         timestep = self._timestep(inputs, branch)
+        errors: list[float | None] = [None] * inputs.pictures
         if self.config.plan:
             outcomes = [OUTCOMES[self._planned(self._run, branch)]] * inputs.pictures
         else:
-            if self.config.tolerance and branch.turn == 0:
-                self._look_ahead(self._run, branch)
-            outcomes = [self._unseen(self._run, branch, row) for row in range(inputs.pictures)]
+            errors = self._errors(self._run, branch)
+            outcomes = [self._unseen(self._run, branch, row, error) for row, error in enumerate(errors)]
             if not inputs.separable and len({*outcomes}) > 1:
                 outcomes = [_GUARDED] * inputs.pictures
         self.trace.flush()
-        self.step = Step(self._run, branch, inputs, outcomes, timestep)
+        self.step = Step(self._run, branch, inputs, outcomes, timestep, errors)
 
     @torch.no_grad()
     def end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
@@ -188,28 +188,32 @@ class Engine:
             return "F"
         return letter
 
-    def _unseen(self, run: Run, branch: Branch, row: int) -> tuple[Outcome, Outcome]:
+    def _unseen(self, run: Run, branch: Branch, row: int, error: float | None) -> tuple[Outcome, Outcome]:
         """What is known of a picture's step before anything is measured: as far as nothing is, it is computed."""
         if is_guarded(self.config, branch.step, run.steps_total, branch.since_full[row]):
             return _GUARDED
-        due = not self.config.tolerance or run.schedule is None or branch.step >= run.due.get(row, 0)
-        return OUTCOMES["F" if due or not branch.velocities[row] else "S"]
+        skipped = error is not None and error <= self.config.tolerance and branch.velocities[row]
+        return OUTCOMES["S" if skipped else "F"]
 
-    def _look_ahead(self, run: Run, branch: Branch) -> None:
-        """Which step each picture is computed at next, by what the last computed one says of the way ahead.
+    def _errors(self, run: Run, branch: Branch) -> list[float | None]:
+        """How far each picture would be off if the step that begins were skipped; None where nobody knows.
 
         All passes of true guidance skip the same steps: what they are off by is then alike, and guidance, which
         multiplies their difference, does not multiply their errors.
         """
-        if run.schedule is None:
-            return
-        known = [curvatures(each.velocities) for each in run.branches]  # one synchronisation a computed pass
-        for row, velocities in enumerate(branch.velocities):
-            seen = [each[row] for each in known if row in each]
-            if seen:
-                before = velocities.gap if run.schedule.intervals is None else None
-                sigmas, tolerance = run.schedule.sigmas, self.config.tolerance
-                run.due[row] = next_computed(branch.step - 1, sigmas, max(seen), tolerance, before)
+        if not self.config.tolerance or run.schedule is None:
+            return [None] * len(branch.velocities)
+        sigmas = run.schedule.sigmas
+        if branch.turn == 0:
+            known = [curvatures(each.velocities) for each in run.branches]  # one synchronisation a computed pass
+            for row, velocities in enumerate(branch.velocities):
+                if seen := [each[row] for each in known if row in each]:
+                    before = velocities.gap if run.schedule.intervals is None else None
+                    run.bends[row] = Bend(sigmas[branch.step - 1], max(seen), before)
+        if branch.step + 1 >= len(sigmas):  # the last step makes good for all that was skipped
+            return [None] * len(branch.velocities)
+        bends = [run.bends.get(row) for row in range(len(branch.velocities))]
+        return [None if bend is None else bend.displacement(sigmas[branch.step + 1]) for bend in bends]
 
     def _is_scheduled(self, branch: Branch | None) -> bool:
         """Whether the schedule tells the time of the step that begins; it is not believed before its first step."""

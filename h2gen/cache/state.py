@@ -19,6 +19,7 @@ from h2gen.cache.forecast import History
 from h2gen.cache.layout import Pooling
 from h2gen.cache.schedule import Schedule
 from h2gen.cache.stages import Stage
+from h2gen.cache.tolerance import Bend
 from h2gen.cache.velocity import Velocities
 
 
@@ -107,8 +108,8 @@ class Run:
     """One trajectory: its branches, and the tensors that it is recognised by, none of which it keeps alive.
 
     ``when_over`` is called when its pipeline call is over: none of its ids is alive any more.
-    ``order`` and ``measured`` are its branches'. ``due`` is the step at which each picture is computed next, whatever
-    the gates make of it.
+    ``order`` and ``measured`` are its branches'. ``bends`` are what each picture's last computed step says of
+    the way ahead.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Run:
         self.index = index
         self._order, self._measured = order, measured
         self.schedule = schedule
-        self.due: dict[int, int] = {}
+        self.bends: dict[int, Bend] = {}
         self._when_over = when_over
         self._branches: list[tuple[str | None, _Same, _Same, Branch]] = []
         self._img = _Same(None)

@@ -23,6 +23,7 @@ class Step:
     Args:
         outcomes: what becomes of the structure and of the detail stage of each, as far as that is known beforehand.
         timestep: 0 to 1000; a tensor where only the device knows.
+        errors: how far each would be off if it were skipped, as far as that is known.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class Step:
         inputs: Inputs,
         outcomes: Sequence[tuple[Outcome, Outcome]],
         timestep: float | torch.Tensor,
+        errors: Sequence[float | None],
     ) -> None:
         self.run, self.branch, self.inputs = run, branch, inputs
         self.index = branch.step
         self.timestep = timestep
+        self.errors = errors
         structure, detail = zip(*outcomes, strict=True)
         self.outcomes: dict[str, list[Outcome]] = {"structure": list(structure), "detail": list(detail)}
         self.changes: dict[str, list[float | None]] = {name: [None] * len(outcomes) for name in self.outcomes}
@@ -90,6 +93,7 @@ class FinishedStep:
             "blocks_run": blocks_run,
             "blocks_total": blocks_total,
             "picture": picture,
+            "error": step.errors[picture],
         }
 
     @property

@@ -10,40 +10,30 @@ Equations I", III.7; that they choose the steps of a cache is h2gen's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 
-def displacement(curvature: float, distance: float, before: float | None = None) -> float:
-    """How far the picture is off after a run of skipped steps, in sigma times the velocity's size.
-
-    Args:
-        curvature: half the second derivative of the velocity in sigma, as a part of its size.
-        distance: of the run, in sigma.
-        before: None where the run is made good for, so that it lies on the line between its ends, which is off by
-            ``curvature * s * (distance - s)``; else the distance between the two points before it through which its
-            line goes on, which is off by ``curvature * s * (before + s)``. Integrated over the run.
-    """
-    if before is None:
-        return curvature * distance**3 / 6
-    return curvature * (distance**3 / 3 + distance**2 * before / 2)
-
-
-def next_computed(
-    step: int, sigmas: Sequence[float], curvature: float, tolerance: float, before: float | None = None
-) -> int:
-    """The step to compute after ``step``: the farthest whose displacement stays within the tolerance.
-
-    The last step is always computed, so that all that was skipped is made good for. A curvature that is not finite
-    allows no skip.
+@dataclass(frozen=True)
+class Bend:
+    """What a picture's last computed step says of the way ahead.
 
     Args:
-        step: from 0; it was computed.
-        sigmas: of all steps, falling.
-        curvature: as it was at ``step``.
-        tolerance: displacement that is allowed, in sigma times the velocity's size.
-        before: as in ``displacement``.
+        sigma: of that step.
+        curvature: half the second derivative of the velocity in sigma there, as a part of its size.
+        before: None where a run of skipped steps is made good for, so that it lies on the line between its ends; else
+            the distance in sigma between the two points through which the line goes on.
     """
-    ahead = step + 1
-    while ahead + 1 < len(sigmas) and displacement(curvature, sigmas[step] - sigmas[ahead + 1], before) <= tolerance:
-        ahead += 1
-    return ahead
+
+    sigma: float
+    curvature: float
+    before: float | None = None
+
+    def displacement(self, sigma: float) -> float:
+        """How far the picture is off, in sigma times the velocity's size, where all is skipped until ``sigma``.
+
+        The integral over the run of ``curvature * s * (distance - s)``, or of ``curvature * s * (before + s)``.
+        """
+        distance = self.sigma - sigma
+        if self.before is None:
+            return self.curvature * distance**3 / 6
+        return self.curvature * (distance**3 / 3 + distance**2 * self.before / 2)

@@ -26,6 +26,8 @@ class StepRecord:
     ``run`` counts trajectories from 0, ``step`` the steps of one trajectory from 0; ``context`` is ``cond`` or
     ``uncond`` under true classifier-free guidance. ``timestep`` runs from 1000 to 0, ``sigma`` from 1 to 0.
     ``picture`` counts the pictures of a batch from 0; the pass's ``seconds`` are divided evenly among them.
+    ``error`` is what a tolerance is compared with: how far the picture would be off if the step were skipped; None
+    where that was not known, or there is no tolerance.
     """
 
     run: int
@@ -39,6 +41,7 @@ class StepRecord:
     blocks_total: int
     seconds: float
     picture: int = 0
+    error: float | None = None
 
     @property
     def full(self) -> bool:
@@ -88,6 +91,7 @@ class StepRecord:
             "blocks_total": self.blocks_total,
             "seconds": self.seconds,
             **({"picture": self.picture} if self.picture else {}),
+            **({} if self.error is None or not math.isfinite(self.error) else {"error": self.error}),
         }
 
 

@@ -46,11 +46,20 @@ def stage_cell(record: StageRecord, tau: float, planned: bool = False) -> Text:
     return Text(f"{record.change:.3f} {sign} {tau:.3g}", style=_STYLES[record.outcome])
 
 
+def error_cell(record: StepRecord, tolerance: float) -> Text:
+    """How far the picture would be off without the step, against the tolerance."""
+    if record.error is None:
+        return Text("-", style="dim")
+    sign, style = ("≤", "blue") if record.error <= tolerance else (">", "yellow")
+    return Text(f"{record.error:.4f} {sign} {tolerance:.4g}", style=style)
+
+
 # Title, width, alignment and rank of each column: where there is no room for all, the lowest ranks stay.
 _COLUMNS: tuple[tuple[str, int, JustifyMethod, int], ...] = (
     ("step", 4, "right", 0),
     ("pass", 6, "left", 1),
     ("sigma", 6, "right", 5),
+    ("error", 15, "left", 2),
     ("structure", 13, "left", 3),
     ("detail", 13, "left", 3),
     ("outcome", 13, "left", 0),
@@ -60,9 +69,11 @@ _COLUMNS: tuple[tuple[str, int, JustifyMethod, int], ...] = (
 _GAP = 2
 
 
-def columns_for(width: int, contexts: bool) -> list[tuple[str, int, JustifyMethod, int]]:
-    """The columns that a terminal of this width has room for."""
-    columns = [column for column in _COLUMNS if contexts or column[0] != "pass"]
+def columns_for(width: int, cache: CacheConfig, contexts: bool) -> list[tuple[str, int, JustifyMethod, int]]:
+    """The columns that say something, as far as a terminal of this width has room for them."""
+    hidden = {"pass": not contexts, "error": not cache.tolerance}
+    hidden["structure"] = hidden["detail"] = bool(cache.tolerance) and not (cache.tau1 or cache.tau2)
+    columns = [column for column in _COLUMNS if not hidden.get(column[0])]
     while sum(column[1] + _GAP for column in columns) - _GAP > width and len(columns) > 2:
         least = max(column[3] for column in columns)
         columns = [column for column in columns if column[3] < least]
@@ -71,7 +82,7 @@ def columns_for(width: int, contexts: bool) -> list[tuple[str, int, JustifyMetho
 
 def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, contexts: bool) -> Table:
     """Rows of decisions, with as many columns as the width has room for; never wrapped."""
-    columns = columns_for(width, contexts)
+    columns = columns_for(width, cache, contexts)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for title, wide, justify, _ in columns:
         table.add_column(title, justify=justify, no_wrap=True, min_width=wide)
@@ -81,6 +92,7 @@ def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, conte
             "step": str(record.step + 1),
             "pass": record.context,
             "sigma": f"{record.sigma:.4f}",
+            "error": error_cell(record, cache.tolerance),
             "structure": stage_cell(record.structure, cache.tau1, bool(cache.plan)),
             "detail": stage_cell(record.detail, cache.tau2, bool(cache.plan)),
             "outcome": Text(word, style=style),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from h2gen.cache import StepRecord, h2_cache
 from h2gen.cache.plan import plan_from_steps
-from h2gen.cache.tolerance import displacement, next_computed
+from h2gen.cache.tolerance import Bend
 from h2gen.cache.velocity import Velocities, curvatures
 from h2gen.errors import CacheError
 from h2gen.run.solvers import solving
@@ -30,27 +30,17 @@ SIGMAS = [1 - step / 10 for step in range(10)]
 # Numbers
 
 
-@given(st.floats(0, 5), st.floats(1e-6, 1e-1), st.integers(0, 9))
-def test_the_next_computed_step_is_the_farthest_within_the_tolerance(bend: float, tolerance: float, step: int) -> None:
-    ahead = next_computed(step, SIGMAS, bend, tolerance)
-    assert step < ahead
-    if ahead > step + 1:
-        assert displacement(bend, SIGMAS[step] - SIGMAS[ahead]) <= tolerance
-        assert ahead < len(SIGMAS)
-    if ahead + 1 < len(SIGMAS):
-        assert displacement(bend, SIGMAS[step] - SIGMAS[ahead + 1]) > tolerance
-
-
-def test_the_last_step_is_computed_and_nothing_is_skipped_by_what_is_not_finite() -> None:
-    assert next_computed(0, SIGMAS, 0.0, 1e-9) == 9
-    assert next_computed(0, SIGMAS, float("nan"), 1.0) == 1
-    assert next_computed(0, SIGMAS, float("inf"), 1.0) == 1
-
-
 def test_a_displacement_is_the_integral_of_how_far_a_parabola_is_from_its_line() -> None:
     ways = np.linspace(0, 0.4, 100_001)
-    assert displacement(3.0, 0.4) == pytest.approx(np.trapezoid(3.0 * ways * (0.4 - ways), ways), rel=1e-6)
-    assert displacement(3.0, 0.4, 0.1) == pytest.approx(np.trapezoid(3.0 * ways * (0.1 + ways), ways), rel=1e-6)
+    between, beyond = Bend(0.9, 3.0), Bend(0.9, 3.0, 0.1)
+    assert between.displacement(0.5) == pytest.approx(np.trapezoid(3.0 * ways * (0.4 - ways), ways), rel=1e-6)
+    assert beyond.displacement(0.5) == pytest.approx(np.trapezoid(3.0 * ways * (0.1 + ways), ways), rel=1e-6)
+
+
+@given(st.floats(0, 5), st.one_of(st.none(), st.floats(0, 1)), st.floats(0, 1), st.floats(0, 1))
+def test_the_farther_the_larger(curvature: float, before: float | None, one: float, other: float) -> None:
+    bend = Bend(1.0, curvature, before)
+    assert bend.displacement(max(one, other)) <= bend.displacement(min(one, other))
 
 
 # Velocities
@@ -180,6 +170,19 @@ def test_a_plan_that_skips_makes_good_too() -> None:
         assert np.allclose(pipe(**run_kwargs(pipe, steps=8)).images, wanted, atol=1e-4)
     with h2_cache(pipe.transformer, plan=rules.plan):  # which does not know how far a step goes
         assert not np.allclose(pipe(**run_kwargs(pipe, steps=8)).images, wanted, atol=1e-4)
+
+
+def test_a_record_says_what_its_step_was_decided_by() -> None:
+    pipe, tolerance = flux_pipeline(), 5e-2
+    with h2_cache(pipe, tau1=0, tau2=0, tolerance=tolerance) as trace:
+        pipe(**run_kwargs(pipe, steps=16))
+    errors = [step.error for step in trace.steps]
+    assert [index for index, error in enumerate(errors) if error is None] == [0, 1, 2, 15]
+    assert all(step.skipped == (step.error <= tolerance) for step in trace.steps if step.error is not None)
+    with h2_cache(pipe, tau1=0.1, tau2=0.1) as trace:
+        pipe(**run_kwargs(pipe, steps=4))
+    assert {step.error for step in trace.steps} == {None}
+    assert "error" not in trace.steps[0].to_json()
 
 
 def plan_at(tolerance: float, **more: Any) -> str:

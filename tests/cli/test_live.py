@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -84,10 +85,22 @@ def test_a_row_is_one_line_at_any_width(width: int, contexts: bool) -> None:
 
 
 def test_the_narrower_the_terminal_the_fewer_the_columns_and_the_outcome_stays() -> None:
-    names = [[column[0] for column in columns_for(width, True)] for width in range(20, 120)]
+    names = [[column[0] for column in columns_for(width, CACHE, True)] for width in range(20, 120)]
     assert all(len(one) <= len(two) for one, two in pairwise(names))
     assert all("outcome" in columns for columns in names)
     assert names[-1] == ["step", "pass", "sigma", "structure", "detail", "outcome", "blocks", "ms"]
+
+
+def test_what_a_tolerance_decides_by_stands_in_the_place_of_both_stages() -> None:
+    alone, both = CacheConfig(0, 0, tolerance=0.002), CacheConfig(0.1, 0.2, tolerance=0.002)
+    assert [column[0] for column in columns_for(100, alone, False)] == [
+        "step", "sigma", "error", "outcome", "blocks", "ms",
+    ]  # fmt: skip
+    assert {"error", "structure", "detail"} <= {column[0] for column in columns_for(100, both, True)}
+    assert "error" in [column[0] for column in columns_for(45, both, True)]
+    rows = [replace(record(5, SKIPPED), error=0.00131), replace(record(6), error=0.0025), record(7)]
+    lines = show(steps_table(rows, alone, 80, False), 80)
+    assert all(cell in line for cell, line in zip(("0.0013 ≤ 0.002", "0.0025 > 0.002", " - "), lines[1:], strict=True))
 
 
 @pytest.mark.parametrize("height", [10, 14, 24])

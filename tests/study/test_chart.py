@@ -28,6 +28,7 @@ def step(
         "aged": (Outcome.COMPUTED, Outcome.GUARDED, 12),
         "detail reused": (Outcome.COMPUTED, Outcome.REUSED, 5),
         "all reused": (Outcome.REUSED, Outcome.FORCED, 2),
+        "skipped": (Outcome.SKIPPED, Outcome.SKIPPED, 0),
     }[outcome]
     stages = StageRecord(structure, first), StageRecord(detail, second)
     return StepRecord(0, index, context, 1000.0 - index, 1.0 - index / 1000, *stages, blocks, 12, 0.01)
@@ -62,6 +63,19 @@ def test_a_plans_chart_says_so_and_names_no_threshold() -> None:
     svg = decisions_chart(steps, CacheConfig(0.15, 0.22, plan="FR"))
     assert "decided beforehand by a plan" in svg
     assert "threshold" not in svg and "never reused" not in svg and not drawn(svg, "tau")
+
+
+def test_a_tolerances_chart_shows_the_error_that_was_held_against_it() -> None:
+    errors = [None, None, 0.001, 0.0015, 0.0031, None]
+    outcomes = ["full", "full", "skipped", "skipped", "full", "full"]
+    steps = [
+        replace(step(index, None, None, outcome), error=error)
+        for index, (error, outcome) in enumerate(zip(errors, outcomes, strict=True))
+    ]
+    svg = decisions_chart(steps, CacheConfig(0, 0, tolerance=0.002))
+    assert "error if skipped, tolerance 0.002" in svg and "how far off the picture would be" in svg
+    assert path(svg, "structure dots").count("M") == 3 and len(drawn(svg, "tau")) == 1
+    assert "step 5: full, 12 of 12 blocks, error if skipped 0.0031" in svg
 
 
 def test_every_measured_change_is_a_point_and_a_line_stops_where_none_was_measured() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.trace import StepRecord
@@ -26,6 +26,36 @@ _CLASS = {
     "all reused": "reused",
     "skipped": "skipped",
 }
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Numbers that steps were decided by, and what they were held against; ``off`` says why nothing is."""
+
+    style: str
+    name: str
+    limit: float
+    off: str
+    of: Callable[[StepRecord], float | None]
+
+    def values(self, steps: Iterable[StepRecord]) -> list[float]:
+        """Those that are finite."""
+        found = (self.of(record) for record in steps)
+        return [value for value in found if value is not None and math.isfinite(value)]
+
+
+def _curves(cache: CacheConfig) -> list[_Curve]:
+    if cache.plan:
+        return []
+    if cache.tolerance and not (cache.tau1 or cache.tau2):
+        return [_Curve("structure", "error if skipped", cache.tolerance, "", lambda record: record.error)]
+    detail_off = "detail, reused along with structure only"
+    return [
+        _Curve("structure", "structure", cache.tau1, "structure, never reused", lambda record: record.structure.change),
+        _Curve("detail", "detail", cache.tau2, detail_off, lambda record: record.detail.change),
+    ]
+
+
 _PASSES = {"cond": "Pass with the prompt", "uncond": "Pass with the negative prompt"}
 
 
@@ -54,7 +84,8 @@ def decisions_chart(
 
     Above, the relative change of each stage since its last computed step, and its threshold, dashed; a line has a gap
     where nothing was measured: at a guarded step, at a first step, and for the detail stage where it was reused along
-    with the structure. Below, a bar a step as high as the blocks that ran, coloured by outcome. With true guidance
+    with the structure. Of a tolerance alone it is the error of skipping the step that is drawn. Below, a bar a step as
+    high as the blocks that ran, coloured by outcome. With true guidance
     there is a plot for each of the two passes.
 
     Args:
@@ -72,80 +103,72 @@ def decisions_chart(
     passes: dict[str, list[StepRecord]] = {}
     for record in steps:
         passes.setdefault(record.context, []).append(record)
-    if cache.plan:
-        cache = replace(cache, tau1=0, tau2=0)
-    high = _highest(steps, cache)
-    parts, top = legend(_lines(cache, _beyond(steps, high)), 4, 14, width - 8)
+    curves = _curves(cache)
+    high = _highest(steps, curves)
+    parts, top = legend(_lines(steps, curves, high), 4, 14, width - 8)
     top += 8
     height = 150.0 if width >= 480 else 124.0
     for context, records in passes.items():
         if len(passes) > 1:
             parts.append(f'<text x="4" y="{n(top + 14)}" font-weight="600">{_PASSES.get(context, "Other pass")}</text>')
             top += 20
-        parts.append(f'<text class="muted" x="4" y="{n(top + 12)}">change since the last computed step</text>')
+        measured = "change since the last computed step"
+        if cache.tolerance and len(curves) == 1:
+            measured = "how far off the picture would be, in sigma times the velocity"
+        parts.append(f'<text class="muted" x="4" y="{n(top + 12)}">{measured}</text>')
         labels = plain(ticks(0, high, 5))
         left = 14 + 7.5 * max(len(label) for label in labels)
         box = Box(left, top + 24, width - 10, top + 24 + height, 0, len(records), 0, high)
-        parts += _plot(box, records, cache)
+        parts += _plot(box, records, curves)
         parts += _strip(box, records)
         parts += _axis(box, len(records))
         if hover:
-            parts += _hits(box, records)
+            parts += _hits(box, records, curves)
         top = box.bottom + _GAP + _STRIP + 30
     parts.append(f'<text class="muted mid" x="{n((left + width - 10) / 2)}" y="{n(top + 4)}">step</text>')
     bars, used = legend(_bars(steps), 4, top + 24, width - 8)
     return document(width, top + 24 + used - 6, _description(steps), parts + bars, standalone=standalone)
 
 
-def _changes(steps: Sequence[StepRecord]) -> list[float]:
-    changes = (stage.change for record in steps for stage in (record.structure, record.detail))
-    return [change for change in changes if change is not None and math.isfinite(change)]
-
-
-def _highest(steps: Sequence[StepRecord], cache: CacheConfig) -> float:
+def _highest(steps: Sequence[StepRecord], curves: Sequence[_Curve]) -> float:
     """The number at the plot's upper edge."""
-    largest = max([*_changes(steps), 0.0])
-    # A threshold far above every change is no scale for them; a change far above the thresholds is none for the rest.
-    taus = [tau for tau in (cache.tau1, cache.tau2) if 0 < tau <= _HIGHEST * largest]
-    top = max(*taus, min(largest, _HIGHEST * max(taus))) if taus else largest
+    largest = max([0.0, *(value for curve in curves for value in curve.values(steps))])
+    # A limit far above every number is no scale for them; a number far above the limits is none for the rest.
+    limits = [curve.limit for curve in curves if 0 < curve.limit <= _HIGHEST * largest]
+    top = max(*limits, min(largest, _HIGHEST * max(limits))) if limits else largest
     return 1.06 * top or 1.0
 
 
-def _beyond(steps: Sequence[StepRecord], high: float) -> bool:
-    return any(change > high for change in _changes(steps))
-
-
-def _lines(cache: CacheConfig, beyond: bool) -> list[tuple[str, str, float]]:
+def _lines(steps: Sequence[StepRecord], curves: Sequence[_Curve], high: float) -> list[tuple[str, str, float]]:
     """The legend of the plot."""
     entries = []
-    if cache.plan:
+    if not curves:
         return [("", "decided beforehand by a plan: nothing was measured", -6.0)]
-    for stage, tau, off in (
-        ("structure", cache.tau1, "structure, never reused"),
-        ("detail", cache.tau2, "detail, reused along with structure only"),
-    ):
-        swatch = f'<path class="line {stage}" d="M0 0H18"/><path class="dots {stage}" d="M9 0h0"/>'
-        if tau:
-            swatch += f'<path class="tau {stage}" style="stroke-dashoffset:0" d="M24 0H39"/>'
-        entries.append((swatch, f"{stage}, threshold {tau:g}" if tau else off, 39.0 if tau else 18.0))
-    if beyond:
+    for curve in curves:
+        swatch = f'<path class="line {curve.style}" d="M0 0H18"/><path class="dots {curve.style}" d="M9 0h0"/>'
+        if curve.limit:
+            swatch += f'<path class="tau {curve.style}" style="stroke-dashoffset:0" d="M24 0H39"/>'
+        limit = "threshold" if len(curves) > 1 else "tolerance"
+        words = f"{curve.name}, {limit} {curve.limit:g}" if curve.limit else curve.off
+        entries.append((swatch, words, 39.0 if curve.limit else 18.0))
+    if any(value > high for curve in curves for value in curve.values(steps)):
         entries.append(('<path class="over structure" d="M0 3l4 -7l4 7z"/>', "above the scale", 8.0))
     return entries
 
 
-def _plot(box: Box, records: list[StepRecord], cache: CacheConfig) -> list[str]:
+def _plot(box: Box, records: list[StepRecord], curves: Sequence[_Curve]) -> list[str]:
     values = ticks(0, box.high, 5)
     parts = []
     for value, label in zip(values, plain(values), strict=True):
         y = n(box.y(value))
         parts.append(f'<path class="grid" d="M{n(box.left)} {y}H{n(box.right)}"/>')
         parts.append(f'<text class="muted end" x="{n(box.left - 7)}" y="{n(box.y(value) + 4)}">{label}</text>')
-    for stage, tau in (("structure", cache.tau1), ("detail", cache.tau2)):
-        if 0 < tau <= box.high:
-            y = n(box.y(tau))
-            parts.append(f'<path class="tau {stage}" d="M{n(box.left)} {y}H{n(box.right)}"/>')
-    for stage in ("structure", "detail"):
-        parts += _series(box, stage, [getattr(record, stage).change for record in records])
+    for curve in curves:
+        if 0 < curve.limit <= box.high:
+            y = n(box.y(curve.limit))
+            parts.append(f'<path class="tau {curve.style}" d="M{n(box.left)} {y}H{n(box.right)}"/>')
+    for curve in curves:
+        parts += _series(box, curve.style, [curve.of(record) for record in records])
     return parts
 
 
@@ -201,17 +224,14 @@ def _axis(box: Box, count: int) -> list[str]:
     return [f'<text class="muted mid" x="{n(box.x(number - 0.5))}" y="{y}">{number}</text>' for number in kept]
 
 
-def _hits(box: Box, records: list[StepRecord]) -> list[str]:
+def _hits(box: Box, records: list[StepRecord], curves: Sequence[_Curve]) -> list[str]:
     """A column a step, over plot and strip, that tells the step's figures."""
     wide = n(box.x(1) - box.left)
     high = n(box.bottom - box.top + _GAP + _STRIP)
     parts = []
     for index, record in enumerate(records):
-        changes = "".join(
-            f", {stage} {change:.3f}"
-            for stage, change in (("structure", record.structure.change), ("detail", record.detail.change))
-            if change is not None and math.isfinite(change)
-        )
+        digits = 3 if len(curves) > 1 else 4
+        changes = "".join(f", {curve.name} {value:.{digits}f}" for curve in curves for value in curve.values([record]))
         words = f"step {index + 1}: {outcome_of(record)}, {record.blocks_run} of {record.blocks_total} blocks{changes}"
         parts.append(
             f'<rect class="hit" x="{n(box.x(index))}" y="{n(box.top)}" width="{wide}" height="{high}">'
