@@ -201,12 +201,15 @@ def h2_cache(
 ) -> Iterator[Trace]:
     """H2-Cache on a transformer for the length of a ``with`` block, on any diffusers pipeline.
 
-    ``settings`` are fields of ``CacheConfig`` and go over ``config``; the rest is as in ``apply``.
+    ``settings`` are fields of ``CacheConfig`` and go over ``config``; a tolerance alone leaves no threshold. The rest
+    is as in ``apply``.
 
     >>> with h2gen.h2_cache(pipe.transformer, tau1=0.08, tau2=0.2) as trace:  # doctest: +SKIP
     ...     image = pipe("a cat").images[0]
     >>> trace.summary.estimated_speedup  # doctest: +SKIP
     """
+    if config is None and settings.get("tolerance") and not {"tau1", "tau2"} & settings.keys():
+        config = CacheConfig(0, 0)
     trace = apply(target, replace(config or CacheConfig(), **settings), on_step=on_step)
     try:
         yield trace

@@ -257,6 +257,13 @@ def test_where_a_solver_does_not_just_add_the_velocity_nothing_is_made_good_for_
         assert trace.summary.skipped < plan_at(5e-2).count("S")
 
 
+def test_given_alone_it_leaves_no_threshold() -> None:
+    pipe = flux_pipeline()
+    with h2_cache(pipe, tolerance=5e-2) as trace:
+        pipe(**run_kwargs(pipe, steps=16))
+    assert plan_from_steps(trace.steps) == plan_at(5e-2)
+
+
 def test_it_wants_the_pipeline() -> None:
     with pytest.raises(CacheError, match="tolerance needs to know the steps beforehand"):
         h2_cache(flux_pipeline().transformer, tolerance=1e-3).__enter__()
