@@ -285,6 +285,7 @@ def file_name(job: Job, job_id: str, model: str) -> str:
             "cfg": settings.cfg,
             "tau1": settings.cache.tau1,
             "tau2": settings.cache.tau2,
+            "tolerance": settings.cache.tolerance,
             "preset": job.preset or "none",
             "model": model,
             "id": job_id[:8],

@@ -26,6 +26,7 @@ _SAMPLE: dict[str, Any] = {
     "cfg": 1.0,
     "tau1": 0.1,
     "tau2": 0.1,
+    "tolerance": 0.002,
     "preset": "balanced",
     "model": "tiny",
     "id": "0a1b2c3d",

@@ -14,6 +14,7 @@ import pytest
 from h2gen.cache import CacheConfig
 from h2gen.cache.config import POLICIES
 from h2gen.errors import PromptFileError, SettingError, UsageError
+from h2gen.presets import load_preset
 from h2gen.run.jobs import Job, Jobs, Shard, file_name, job_id, parse_shard
 from h2gen.run.prompts import Entry, Reading, read_prompts
 from h2gen.run.seeds import derived_seed
@@ -65,21 +66,27 @@ def test_an_entry_is_stronger_than_options_and_they_than_the_files_defaults(
 
 
 @pytest.mark.parametrize(
-    ("entry", "given", "tau1", "preset"),
+    ("entry", "given", "decides", "preset"),
     [
-        ({}, {"preset": "quality"}, 0.1, "quality"),
-        ({}, {"preset": "quality", "tau1": 0.3}, 0.3, "quality"),
-        ({"preset": "fast"}, {"preset": "quality", "tau1": 0.3}, 0.2, "fast"),
+        ({}, {"preset": "paper"}, 0.15, "paper"),
+        ({}, {"preset": "paper", "tau1": 0.3}, 0.3, "paper"),
+        ({"preset": "fast"}, {"preset": "paper", "tau1": 0.3}, "fast", "fast"),
         ({"preset": "fast", "tau1": 0.5}, {"tau1": 0.3}, 0.5, "fast"),
+        ({"preset": "paper"}, {"tolerance": 0.3}, 0.15, "paper"),
         ({"tau1": 0.5}, {"no_cache": True}, 0.5, None),
         ({"no_cache": True}, {"tau1": 0.3}, 0.0, None),
-        ({"preset": "fast"}, {"no_cache": True}, 0.2, "fast"),
-        ({"no_cache": False}, {"no_cache": True}, 0.15, "balanced"),
+        ({"preset": "fast"}, {"no_cache": True}, "fast", "fast"),
+        ({"no_cache": False}, {"no_cache": True}, "balanced", "balanced"),
     ],
 )
-def test_a_preset_lies_right_below_whoever_named_it(entry: Any, given: Any, tau1: float, preset: str | None) -> None:
+def test_a_preset_lies_right_below_whoever_named_it(
+    entry: Any, given: Any, decides: float | str, preset: str | None
+) -> None:
+    """What decides is a threshold, or the tolerance of a preset."""
     (job,) = jobs(entry, given=given)
-    assert job.settings.cache.tau1 == tau1
+    tolerance = load_preset(decides).config.tolerance if isinstance(decides, str) else 0.0
+    assert job.settings.cache.tau1 == (0.0 if tolerance else decides)
+    assert job.settings.cache.tolerance == tolerance
     assert job.preset == preset
 
 
@@ -146,6 +153,9 @@ def test_seeds_of_the_command_line_hold_for_every_prompt_without_its_own() -> No
     assert [job.settings.seed for job in jobs("a", {"seed": 5}, given={"seed": "1", "count": 2})] == [1, 2, 5]
 
 
+ALL_FIELDS = "{width}x{height}_{steps}_{cfg}_{guidance:.1f}_{tau1}_{tau2}_{tolerance}_{preset}_{model}_{id}"
+
+
 @pytest.mark.parametrize(
     ("entry", "given", "name"),
     [
@@ -155,13 +165,17 @@ def test_seeds_of_the_command_line_hold_for_every_prompt_without_its_own() -> No
         ({"name": "tom"}, {"name": "{slug}"}, "tom"),
         ({"name": "tom", "seed": [7, 8]}, {}, "tom-7"),
         ({"name": "{seed} tom", "seed": [7, 8]}, {}, "7 tom"),
-        ({"name": "{width}x{height}_{steps}_{cfg}_{guidance:.1f}_{tau1}_{tau2}_{preset}_{model}_{id}"}, {}, None),
+        (
+            {"name": "{width}x{height}_{steps}_{cfg}_{guidance:.1f}_{tau1}_{tau2}_{tolerance}_{preset}_{model}_{id}"},
+            {},
+            None,
+        ),
     ],
 )
 def test_a_picture_is_named_by_its_entry_or_the_run(entry: Any, given: Any, name: str | None) -> None:
     job = jobs(entry, given={"seed": "7", **given})[0]
     made = file_name(job, "0a1b2c3d4e5f", "tiny")
-    assert made == (name or "128x128_28_3.0_1.0_0.15_0.15_balanced_tiny_0a1b2c3d")
+    assert made == (name or "128x128_28_3.0_1.0_0.0_0.0_0.002_balanced_tiny_0a1b2c3d")
 
 
 @pytest.mark.parametrize(
