@@ -192,8 +192,8 @@ class Engine:
         """What is known of a picture's step before anything is measured: as far as nothing is, it is computed."""
         if is_guarded(self.config, branch.step, run.steps_total, branch.since_full[row]):
             return _GUARDED
-        skipped = error is not None and error <= self.config.tolerance and branch.velocities[row]
-        return OUTCOMES["S" if skipped else "F"]
+        has_line = len(branch.velocities[row]) > 1  # or the shape has changed since the error was foretold
+        return OUTCOMES["S" if has_line and error is not None and error <= self.config.tolerance else "F"]
 
     def _errors(self, run: Run, branch: Branch) -> list[float | None]:
         """How far each picture would be off if the step that begins were skipped; None where nobody knows.

@@ -37,6 +37,9 @@ class Velocities:
         """Whether there is anything to forecast from."""
         return bool(self._values)
 
+    def __len__(self) -> int:
+        return len(self._values)
+
     def forecast(self, sigma: float, interval: float | None = None) -> torch.Tensor:
         """The velocity of a skipped step: on the line through the last two, or the last itself where it is alone.
 
