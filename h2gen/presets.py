@@ -87,10 +87,11 @@ def read_preset(path: Path) -> Preset:
         if not isinstance(value, kind):
             raise PresetError(f"Preset {str(path)!r}: {key} is {shown(value)}; it must be {name}.")
     try:
-        config = CacheConfig(**{key: data[key] for key in _SETTINGS if key in data})
+        alone = {"tau1": 0.0, "tau2": 0.0} if data.get("tolerance") else {}
+        config = CacheConfig(**alone | {key: data[key] for key in _SETTINGS if key in data})
     except SettingError as error:
         raise PresetError(f"Preset {str(path)!r}: {error}") from error
-    missing = [name for name in ("tau1", "tau2") if name not in data and not config.plan]
+    missing = [name for name in ("tau1", "tau2") if name not in data and not (config.plan or config.tolerance)]
     if missing:
         raise PresetError(f"Preset {str(path)!r} does not say {' and '.join(missing)}; 0 switches a threshold off.")
     return Preset(path.stem, path, " ".join(description.split()), config, figures)

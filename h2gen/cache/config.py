@@ -36,8 +36,8 @@ class CacheConfig:
             R both reused, S skipped: no block runs, the transformer's output is forecast from the last computed ones.
             Thresholds and guards then have no say, and nothing is measured. Blanks, commas and small letters are
             taken; with true guidance all passes follow it, or a part each (``FRRF/FRFR``). Empty is no plan.
-        tolerance: steps are skipped as long as the picture is thereby displaced by no more than this, in sigma times
-            the velocity's size, by what the last computed velocities say of how the next will bend (see
+        tolerance: steps are skipped as long as each run of them displaces the picture by no more than this, in sigma
+            times the velocity's size, by what the last computed velocities say of how the next will bend (see
             ``h2gen.cache.tolerance``). With Euler's solver what is skipped is made good for at the next computed step.
             What is not skipped is for the thresholds to decide, or computed in full where they are 0. Needs the
             pipeline. 0 switches it off; 0.0005 to 0.01 is what it is for.

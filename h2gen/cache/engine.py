@@ -57,6 +57,7 @@ class Engine:
         self.context = ContextName()
         self.step: Step | None = None
         self._schedule = schedule
+        self._measuring = config.tolerance > 0 and not config.plan
         self._timed = bool(config.plan or config.forecast)
         self._run: Run | None = None
         self._runs = 0
@@ -94,10 +95,10 @@ class Engine:
         if self.config.plan:
             outcomes = [OUTCOMES[self._planned(self._run, branch)]] * inputs.pictures
         else:
-            errors = self._errors(self._run, branch)
-            outcomes = [self._unseen(self._run, branch, row, error) for row, error in enumerate(errors)]
+            errors = self._look_ahead(self._run, branch)
+            outcomes = [self._unseen(self._run, branch, row) for row in range(inputs.pictures)]
             if not inputs.separable and len({*outcomes}) > 1:
-                outcomes = [_GUARDED] * inputs.pictures
+                outcomes = [OUTCOMES["F"]] * inputs.pictures
         self.trace.flush()
         self.step = Step(self._run, branch, inputs, outcomes, timestep, errors)
 
@@ -148,7 +149,7 @@ class Engine:
 
     def _new_run(self, inputs: Inputs) -> Branch:
         schedule = None if self._schedule is None else self._schedule()
-        self._run = Run(self._runs, schedule, self._over, self.config.forecast, self.config.tolerance > 0)
+        self._run = Run(self._runs, schedule, self._over, self.config.forecast, self._measuring)
         self._runs += 1
         branch = self._run.branch(inputs.ids, self.context.name)
         assert branch is not None
@@ -188,32 +189,56 @@ class Engine:
             return "F"
         return letter
 
-    def _unseen(self, run: Run, branch: Branch, row: int, error: float | None) -> tuple[Outcome, Outcome]:
+    def _unseen(self, run: Run, branch: Branch, row: int) -> tuple[Outcome, Outcome]:
         """What is known of a picture's step before anything is measured: as far as nothing is, it is computed."""
-        if is_guarded(self.config, branch.step, run.steps_total, branch.since_full[row]):
+        velocities = branch.velocities[row]
+        if row in run.skipped and velocities:
+            return OUTCOMES["S"]
+        # What makes good for skipped steps is computed in full: their error was foretold for that.
+        owing = velocities.owing and (self.config.tau1 > 0 or self.config.tau2 > 0)
+        if owing or is_guarded(self.config, branch.step, run.steps_total, branch.since_full[row]):
             return _GUARDED
-        has_line = len(branch.velocities[row]) > 1  # or the shape has changed since the error was foretold
-        return OUTCOMES["S" if has_line and error is not None and error <= self.config.tolerance else "F"]
+        return OUTCOMES["F"]
 
-    def _errors(self, run: Run, branch: Branch) -> list[float | None]:
+    def _look_ahead(self, run: Run, branch: Branch) -> list[float | None]:
         """How far each picture would be off if the step that begins were skipped; None where nobody knows.
 
         All passes of true guidance skip the same steps: what they are off by is then alike, and guidance, which
-        multiplies their difference, does not multiply their errors.
+        multiplies their difference, does not multiply their errors. So the first pass of a step decides for all, by
+        the largest of their errors.
         """
+        count = len(branch.velocities)
         if not self.config.tolerance or run.schedule is None:
-            return [None] * len(branch.velocities)
+            run.skipped.clear()
+            return [None] * count
         sigmas = run.schedule.sigmas
         if branch.turn == 0:
-            known = [curvatures(each.velocities) for each in run.branches]  # one synchronisation a computed pass
-            for row, velocities in enumerate(branch.velocities):
-                if seen := [each[row] for each in known if row in each]:
-                    before = velocities.gap if run.schedule.intervals is None else None
-                    run.bends[row] = Bend(sigmas[branch.step - 1], max(seen), before)
-        if branch.step + 1 >= len(sigmas):  # the last step makes good for all that was skipped
-            return [None] * len(branch.velocities)
-        bends = [run.bends.get(row) for row in range(len(branch.velocities))]
-        return [None if bend is None else bend.displacement(sigmas[branch.step + 1]) for bend in bends]
+            passes = [each for each in run.branches if len(each.velocities) == count]
+            seen: dict[int, list[float]] = {}
+            known = curvatures([velocities for each in passes for velocities in each.velocities])
+            for place, curvature in known.items():  # read with one synchronisation
+                seen.setdefault(place % count, []).append(curvature if math.isfinite(curvature) else math.inf)
+            for row, found in seen.items():
+                before = branch.velocities[row].gap if run.schedule.intervals is None else None
+                run.bends[row] = Bend(sigmas[branch.step - 1], max(found), before)
+        errors: list[float | None] = [None] * count
+        if branch.step + 1 < len(sigmas):  # the last step makes good for all that was skipped
+            errors = [
+                run.bends[row].displacement(sigmas[branch.step + 1]) if row in run.bends else None
+                for row in range(count)
+            ]
+        if branch.turn == 0:
+            run.skipped = {
+                row
+                for row, error in enumerate(errors)
+                if error is not None
+                and error <= self.config.tolerance
+                and all(len(each.velocities[row]) > 1 for each in passes)
+                and not any(
+                    is_guarded(self.config, branch.step, run.steps_total, each.since_full[row]) for each in passes
+                )
+            }
+        return errors
 
     def _is_scheduled(self, branch: Branch | None) -> bool:
         """Whether the schedule tells the time of the step that begins; it is not believed before its first step."""

@@ -109,7 +109,7 @@ class Run:
 
     ``when_over`` is called when its pipeline call is over: none of its ids is alive any more.
     ``order`` and ``measured`` are its branches'. ``bends`` are what each picture's last computed step says of
-    the way ahead.
+    the way ahead, and ``skipped`` the pictures whose step is skipped.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class Run:
         self._order, self._measured = order, measured
         self.schedule = schedule
         self.bends: dict[int, Bend] = {}
+        self.skipped: set[int] = set()
         self._when_over = when_over
         self._branches: list[tuple[str | None, _Same, _Same, Branch]] = []
         self._img = _Same(None)

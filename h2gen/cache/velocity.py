@@ -40,6 +40,11 @@ class Velocities:
     def __len__(self) -> int:
         return len(self._values)
 
+    @property
+    def owing(self) -> bool:
+        """Whether steps were skipped that are to be made good for."""
+        return self._moment != 0
+
     def forecast(self, sigma: float, interval: float | None = None) -> torch.Tensor:
         """The velocity of a skipped step: on the line through the last two, or the last itself where it is alone.
 
@@ -110,10 +115,10 @@ def curvatures(pictures: Sequence[Velocities]) -> dict[int, float]:
     Waits for the device where there is anything to read, once.
 
     Args:
-        pictures: of a batch.
+        pictures: any number.
 
     Returns:
-        By the picture's place; without those for which there is nothing new.
+        By the place in them; without those for which there is nothing new.
     """
     found = {row: surprise for row, each in enumerate(pictures) if (surprise := each.take_surprise()) is not None}
     if not found:

@@ -31,6 +31,9 @@ def compare(
         str | None,
         options.option("--tau2", help="One threshold or several; a grid with --tau1.", panel=options.MEASURING),
     ] = None,
+    tolerance: Annotated[
+        str | None, options.option("--tolerance", help="One tolerance or several.", panel=options.MEASURING)
+    ] = None,
     repeat: Annotated[
         int, options.option("--repeat", help="Timed runs of each picture (3).", panel=options.MEASURING)
     ] = 3,
@@ -73,7 +76,6 @@ def compare(
     max_consecutive: options.MaxConsecutive = None,
     forecast: options.Forecast = None,
     plan: options.Plan = None,
-    tolerance: options.Tolerance = None,
     budget: options.Budget = None,
     hierarchy: options.Hierarchy = None,
     max_detail_age: options.MaxDetailAge = None,
@@ -107,7 +109,8 @@ def compare(
     console = make_console()
     console.quiet = quiet
     first = {
-        name: None if text is None else thresholds(name, text)[0] for name, text in (("tau1", tau1), ("tau2", tau2))
+        name: None if text is None else thresholds(name, text)[0]
+        for name, text in (("tau1", tau1), ("tau2", tau2), ("tolerance", tolerance))
     }
     jobs = Jobs(_reading(prompt, prompts, prompt_key), {**given, **first})
     target = target_of(jobs.plan.out, "png")
@@ -120,7 +123,7 @@ def compare(
     if save_preset is not None:
         presets.check_new(save_preset)
     cases, settings = cases_of(jobs, limit)
-    caches = grid(settings.cache, tau1, tau2)
+    caches = grid(settings.cache, tau1, tau2, tolerance)
     if not any(cache.enabled for cache in caches):
         raise SettingError("The cache is off; give --tau1 and --tau2, or a --preset, to compare it with.")
     if row is not None and not 1 <= row <= len(caches):

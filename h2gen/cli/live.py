@@ -71,8 +71,9 @@ _GAP = 2
 
 def columns_for(width: int, cache: CacheConfig, contexts: bool) -> list[tuple[str, int, JustifyMethod, int]]:
     """The columns that say something, as far as a terminal of this width has room for them."""
-    hidden = {"pass": not contexts, "error": not cache.tolerance}
-    hidden["structure"] = hidden["detail"] = bool(cache.tolerance) and not (cache.tau1 or cache.tau2)
+    skipping = bool(cache.tolerance and not cache.plan)
+    hidden = {"pass": not contexts, "error": not skipping}
+    hidden["structure"] = hidden["detail"] = skipping and not (cache.tau1 or cache.tau2)
     columns = [column for column in _COLUMNS if not hidden.get(column[0])]
     while sum(column[1] + _GAP for column in columns) - _GAP > width and len(columns) > 2:
         least = max(column[3] for column in columns)

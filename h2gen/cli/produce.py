@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -311,7 +312,11 @@ def conclude(result: Result, path: Path, console: Console) -> None:
         return
     tau1, tau2 = suggest_thresholds(steps)
     options = [f"--tau{n} {tau:g}" for n, tau in ((1, tau1), (2, tau2)) if tau is not None]
-    if options:
+    errors = [step.error for step in steps if step.error is not None and math.isfinite(step.error)]
+    if errors:
+        enough = float(f"{1.05 * min(errors):.2g}")
+        advice = f"; --tolerance {enough:g} would have skipped a step, by the errors that it foretold"
+    elif options:
         advice = f"; {' '.join(options)} would have, by the changes that it saw"
     elif any(step.structure.outcome is Outcome.GUARDED for step in steps):
         advice = ": its guards kept every step full; take more steps, or fewer --warmup-steps and --final-steps"

@@ -229,8 +229,12 @@ class _Shell:
         if name == "no_cache":
             for cached in ("preset", *cache_settings):
                 changed.pop(cached, None)
-        elif name in ("preset", "tau1", "tau2", "plan"):
-            changed.pop("no_cache", None)
+        elif name in ("preset", "tau1", "tau2", "plan", "tolerance"):
+            # What decides is what was said last.
+            kept = ("tau1", "tau2") if name.startswith("tau") else (name,)
+            for other in ("no_cache", "tau1", "tau2", "plan", "tolerance"):
+                if other not in kept:
+                    changed.pop(other, None)
         self._plan("-", changed)
         self._changed = changed
 

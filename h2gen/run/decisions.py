@@ -15,7 +15,7 @@ from h2gen.run.settings import OFF
 
 LARGEST = 16 * 2**20
 """Bytes of a trace; a step takes some 300."""
-_CONTRADICT = ("plan", "preset", "tau1", "tau2", "no_cache")
+_CONTRADICT = ("plan", "tolerance", "preset", "tau1", "tau2", "no_cache")
 
 
 def decisions_of(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:

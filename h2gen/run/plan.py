@@ -216,9 +216,10 @@ def _settle_plan(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
             raise SettingError(f"--plan and --{others[0]} contradict each other; give one.")
         if not (plan or tolerance or thresholds):
             continue
-        off = {"tolerance": 0.0, "plan": ""} if thresholds else {"plan": "", "tau1": 0.0, "tau2": 0.0}
-        if not plan:
-            values.update({name: value for name, value in off.items() if values.get(name) is None})
+        off: dict[str, Any] = {"plan": "", "tolerance": 0.0}
+        if not thresholds:
+            off |= {"tau1": 0.0, "tau2": 0.0}
+        values.update({name: value for name, value in off.items() if values.get(name) is None})
         return
 
 

@@ -54,7 +54,7 @@ def h2(cache: CacheConfig, steps: int) -> Method:
     """H2-Cache with these settings."""
     label, name = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}", f"h2 {cache.tau1!r} {cache.tau2!r}"
     if cache.policies:
-        label = f"H2-Cache {cache.words}"
+        label = f"H2-Cache {cache.words}" if cache.tau1 or cache.tau2 or cache.plan else f"skipping, {cache.words}"
         name += f" {crc32(repr(cache.policies).encode()):08x}"  # a plan alone may be longer than a file's name
     return Method(name, label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
 

@@ -18,17 +18,19 @@ CLOSE = 0.95
 """SSIM of the worst picture from which on a recommended row is called close."""
 
 
-def grid(base: CacheConfig, tau1: str | None, tau2: str | None) -> list[CacheConfig]:
-    """Every combination of thresholds such as ``0.05,0.1``, with the guards and what is not given from ``base``.
+def grid(base: CacheConfig, tau1: str | None, tau2: str | None, tolerance: str | None = None) -> list[CacheConfig]:
+    """Every combination of numbers such as ``0.05,0.1``, with the guards and what is not given from ``base``.
 
     Raises:
-        SettingError: a threshold is no number or below 0, or there are too many combinations.
+        SettingError: one is no number or below 0, or there are too many combinations.
     """
     first = [base.tau1] if tau1 is None else thresholds("tau1", tau1)
     second = [base.tau2] if tau2 is None else thresholds("tau2", tau2)
-    if len(first) * len(second) > LARGEST:
-        raise SettingError(f"That would be {len(first) * len(second)} settings, more than {LARGEST}; give fewer.")
-    return [replace(base, tau1=one, tau2=two) for one, two in product(first, second)]
+    third = [base.tolerance] if tolerance is None else thresholds("tolerance", tolerance)
+    count = len(first) * len(second) * len(third)
+    if count > LARGEST:
+        raise SettingError(f"That would be {count} settings, more than {LARGEST}; give fewer.")
+    return [replace(base, tau1=one, tau2=two, tolerance=three) for one, two, three in product(first, second, third)]
 
 
 def thresholds(name: str, text: str) -> list[float]:

@@ -370,6 +370,7 @@ class Reference:
         self.skipped: dict[str, list[tuple[float, float, torch.Tensor]]] = {name: [] for name in passes}
         self.bends: list[tuple[int, float]] = []
         self.due = 0
+        self.skip = False
         self.decisions: list[Decision] = []
 
     def is_due(self, step: int) -> bool:
@@ -397,8 +398,14 @@ class Reference:
         plans = self.rules.plan.split("/")
         letter = plans[min(turn, len(plans) - 1)][step] if self.rules.plan else None
         remember(kept, "pass", sigma, torch.empty(0))
-        if not letter and not guarded and self.rules.tolerance and not self.is_due(step):
+        if turn == 0:
+            free = not any(self.rules.guards(step, self.steps, self.in_a_row[each]) for each in self.passes)
+            lines = all(len(self.kept[each].get("velocity", [])) > 1 for each in self.passes)
+            self.skip = bool(self.rules.tolerance) and free and lines and not self.is_due(step)
+        if not letter and self.skip:
             letter = "S"
+        elif not letter and self.skipped[name] and (self.rules.tau1 or self.rules.tau2):
+            guarded = True
         if letter == "S":
             output = line(kept["velocity"], sigma)
             if self.sigmas:
