@@ -364,7 +364,7 @@ def test_in_a_terminal_the_first_of_those_made_together_is_shown_and_all_are_cou
     with in_a_terminal(*command) as (process, screen):
         text = read_until(screen)
         assert process.wait(60) == 0
-    for words in ("a cat", "seed 7 and 1 more", "/24", "0/2 pictures", "structure", "2 made"):
+    for words in ("a cat", "seed 7 and 1 more", "/24", "0/2 pictures", "error", "2 made"):
         assert words in text, words
 
 
@@ -373,5 +373,5 @@ def test_in_a_terminal_progress_is_above_and_the_picture_in_hand_beneath(here: P
     with in_a_terminal("batch", file, "-o", "out", "--steps", "12", "--cfg", "1") as (process, screen):
         text = read_until(screen)
         assert process.wait(60) == 0
-    for words in ("a [red]cat[/]", "0/2 pictures", "1/2 pictures", "structure", "outcome", "left", "2 made"):
+    for words in ("a [red]cat[/]", "0/2 pictures", "1/2 pictures", "error", "outcome", "left", "2 made"):
         assert words in text, words
