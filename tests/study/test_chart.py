@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from xml.etree import ElementTree
 
@@ -12,6 +12,7 @@ import pytest
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
 from h2gen.study.chart import decisions_chart, outcome_of, pareto_chart
+from h2gen.study.chart.pareto import short_label
 from h2gen.study.results import best_of, score
 from tests.study.comparisons import CLIP_IQA, LPIPS, PSNR, comparison, trace
 
@@ -76,6 +77,13 @@ def test_a_tolerances_chart_shows_the_error_that_was_held_against_it() -> None:
     assert "error if skipped, tolerance 0.002" in svg and "how far off the picture would be" in svg
     assert path(svg, "structure dots").count("M") == 3 and len(drawn(svg, "tau")) == 1
     assert "step 5: full, 12 of 12 blocks, error if skipped 0.0031" in svg
+
+
+def test_a_point_is_named_by_what_decides() -> None:
+    like = next(method for method in comparison().methods if method.kind == "h2")
+    caches = [CacheConfig(0.1, 0.2), CacheConfig(0, 0, tolerance=0.00204), CacheConfig(0, 0, plan="FSSF/FSSF")]
+    names = [short_label(replace(like, detail={**asdict(cache), "steps": 4})) for cache in caches]
+    assert names == ["0.1 / 0.2", "0.002", "2 of 4"]
 
 
 def test_every_measured_change_is_a_point_and_a_line_stops_where_none_was_measured() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from h2gen.cache.plan import plan_of
 from h2gen.study.chart.svg import Box, document, escape, legend, n, plain, shorten, ticks, width_of
 from h2gen.study.figures import first_fidelity, reading, times
 from h2gen.study.results import best_of
@@ -58,8 +59,13 @@ def glyph(kind: str, size: float = 14.0) -> str:
 
 
 def short_label(method: MethodResult) -> str:
-    """A name for a point: H2-Cache's are told apart by their thresholds alone."""
+    """A name for a point: H2-Cache's are told apart by what decides alone."""
     detail = method.detail
+    if method.kind == "h2" and detail.get("plan"):
+        plan = plan_of(detail["plan"], 0)
+        return f"{plan.count('F')} of {len(plan)}"
+    if method.kind == "h2" and detail.get("tolerance") and not (detail.get("tau1") or detail.get("tau2")):
+        return f"{detail['tolerance']:.2g}"
     if method.kind == "h2" and "tau1" in detail and "tau2" in detail:
         return f"{detail['tau1']:g} / {detail['tau2']:g}"
     return "uncached" if method.kind == "reference" else method.label
@@ -108,7 +114,7 @@ def pareto_chart(
         best = best_of(methods, metric, truth=truth)
     words = {kind: title for kind, title in KINDS.items() if any(m.kind == kind for m in methods)}
     if "h2" in words:
-        words["h2"] += ", by its thresholds"
+        words["h2"] += ", by what decides"
     entries = [
         (f'<g class="{kind}"><path class="mark" transform="translate(6 0)" d="{_SHAPES[kind]}"/></g>', title, 12.0)
         for kind, title in words.items()
