@@ -56,7 +56,7 @@ def tune(
     verbose: options.Verbose = False,
     dry_run: options.DryRun = False,
 ) -> None:
-    """Find the best that each speed can buy: plans, thresholds, solvers and numbers of steps, for --speedup and
+    """Find the best that each speed can buy: plans, tolerances, solvers and numbers of steps, for --speedup and
     --fidelity. Stopped at any time, the same command goes on.
 
     Example: h2gen tune --model dev --steps 50
