@@ -119,9 +119,10 @@ class Engine:
         told = step.inputs.timestep if isinstance(step.inputs.timestep, float) else step.timestep
         if isinstance(told, float):
             branch.timestep = told
+        computed = list(zip(self.stages, (structure, detail), strict=True))
         for row in range(step.pictures):
             branch.since_full[row] = 0 if row in full else branch.since_full[row] + 1
-            ran = [len(stage.blocks) if row in step.ran(stage.name) else 1 for stage in self.stages]
+            ran = [len(stage.blocks) if row in rows else 1 for stage, rows in computed]
             self.trace.add(FinishedStep(step, row, 0 if row in skipped else sum(ran), self.blocks_total))
         return output
 

@@ -33,10 +33,6 @@ class Velocities:
         self._moment = 0.0
         self._surprise: tuple[torch.Tensor, float] | None = None
 
-    def __bool__(self) -> bool:
-        """Whether there is anything to forecast from."""
-        return bool(self._values)
-
     def __len__(self) -> int:
         return len(self._values)
 
@@ -53,13 +49,9 @@ class Velocities:
             interval: how far the step moves the picture along its velocity, in sigma, negative; None where that is
                 not known, or not all that the solver does.
         """
-        (older_sigma, older), (newer_sigma, newer) = self._values[0], self._values[-1]
         if interval is not None:
-            self._moment += interval * (sigma - newer_sigma)
-        if len(self._values) == 1:
-            return newer
-        # Of half-precision tensors lerp rounds but once, where sums of multiples would round at each.
-        return torch.lerp(newer, older, (newer_sigma - sigma) / (newer_sigma - older_sigma))
+            self._moment += interval * (sigma - self._values[-1][0])
+        return self._on_line(sigma, *(velocity for _, velocity in self._values))
 
     def keep(self, velocity: torch.Tensor, sigma: float, interval: float | None = None) -> torch.Tensor:
         """Remember a computed velocity, in the place of the older one, or of one at the same sigma.
@@ -81,7 +73,8 @@ class Velocities:
         measuring = self._measured and len(self._values) == 2
         if self._values and (measuring or (moment and interval)):
             older, newer = self._values[0][0], self._values[-1][0]
-            expected = self._expected(sigma)
+            # In float32: corrections are multiples of small differences.
+            expected = self._on_line(sigma, *(velocity.float() for _, velocity in self._values))
             if measuring:
                 self._surprise = relative_change(velocity, expected), (sigma - newer) * (sigma - older)
             if moment and interval:
@@ -95,12 +88,14 @@ class Velocities:
         """The distance in sigma between the two that are kept."""
         return self._values[0][0] - self._values[-1][0]
 
-    def _expected(self, sigma: float) -> torch.Tensor:
-        """What ``forecast`` gives, in float32: corrections are multiples of small differences."""
-        (older_sigma, older), (newer_sigma, newer) = self._values[0], self._values[-1]
-        if len(self._values) == 1:
-            return newer.float()
-        return torch.lerp(newer.float(), older.float(), (newer_sigma - sigma) / (newer_sigma - older_sigma))
+    def _on_line(self, sigma: float, *velocities: torch.Tensor) -> torch.Tensor:
+        """At a sigma, on the line through what is kept, in the dtype that it is given in."""
+        older, newer = velocities[0], velocities[-1]
+        if len(velocities) == 1:
+            return newer
+        # Of half-precision tensors lerp rounds but once, where sums of multiples would round at each.
+        ahead = self._values[-1][0] - sigma
+        return torch.lerp(newer, older, -ahead / self.gap)
 
     def take_surprise(self) -> tuple[torch.Tensor, float] | None:
         """How far the last computed velocity was from what was expected, as a part of its size, and the product of its

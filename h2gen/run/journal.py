@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,19 @@ class Journal:
         self._add({"event": "failed", "id": job, "error": error})
 
     def _add(self, line: Mapping[str, Any]) -> None:
-        data = memoryview(json.dumps(line, allow_nan=False).encode() + b"\n")
-        while data:  # a disk that is nearly full takes a part of it, and says so at the next write only
-            data = data[self._file.write(data) :]
-        os.fsync(self._file.fileno())
+        append_line(self._file, json.dumps(line, allow_nan=False))
+
+
+def append_line(file: FileIO, line: str) -> None:
+    """Write a line to the end of a file, so that it is on the disk when this returns.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    data = memoryview(line.encode() + b"\n")
+    while data:  # a disk that is nearly full takes a part of it, and says so at the next write only
+        data = data[file.write(data) :]
+    os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

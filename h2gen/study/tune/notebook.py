@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from h2gen.errors import OutputError
-from h2gen.run.journal import read_lines
+from h2gen.run.journal import append_line, read_lines
 
 
 class Notebook:
@@ -82,7 +81,4 @@ class Notebook:
             self.path.unlink()
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        data = memoryview(json.dumps(line).encode() + b"\n")
-        while data:  # a disk that is nearly full takes a part of it, and says so at the next write only
-            data = data[self._file.write(data) :]
-        os.fsync(self._file.fileno())
+        append_line(self._file, json.dumps(line))
