@@ -19,7 +19,7 @@ from h2gen.models.identity import check_bundled
 from tests.tools.sprites import few_sprites
 from tools.train_tiny import autoencoder, classifier, evaluate, model, runs, ship, text, train
 from tools.train_tiny.runs import DECAY, Progress, Run
-from tools.train_tiny.scenes import Stage
+from tools.train_tiny.scenes import Stage, Variety
 
 CPU = torch.device("cpu")
 FEW, MORE = 0.2, 0.5
@@ -63,10 +63,23 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(runs, "_WARM", 5)
     patch.setattr(autoencoder, "_BATCH", 4)
     patch.setattr(classifier, "_BATCH", 16)
-    patch.setattr(model, "_DOUBLE", 1)
-    patch.setattr(model, "_SINGLE", 2)
+    patch.setattr(model, "_DOUBLE", 2)
+    patch.setattr(model, "_SINGLE", 4)
+    patch.setattr(model, "SHALLOW", 2)
     patch.setattr(text, "_CAPTIONS", 500)
-    patch.setitem(train._PACES, "cpu", train.Pace(64, 4, 1e-3, 0, (1.0, *[0.0] * 7), 0.9, False))
+    pace = train.Pace(
+        width=64,
+        batch=4,
+        rate=1e-3,
+        workers=0,
+        shares=(1.0, *[0.0] * 7),
+        decay=0.9,
+        shallow=0.4,
+        uses=2,
+        half=False,
+        variety=Variety(),
+    )
+    patch.setitem(train._PACES, "cpu", pace)
 
 
 class Counter:
@@ -176,6 +189,36 @@ def test_training_goes_on_and_distils(made: Path, tmp_path: Path, small: None) -
     assert (folder / "distilled" / "log.jsonl").exists()
 
 
+def test_a_deepened_transformer_does_nearly_what_the_shallow_one_does() -> None:
+    torch.manual_seed(0)
+    shallow = model.build_transformer(64, shallow=True)
+    for block in (*shallow.transformer_blocks, *shallow.single_transformer_blocks):
+        for name, parameter in block.named_parameters():
+            if name.endswith("linear.weight"):
+                torch.nn.init.normal_(parameter, std=0.02)
+    torch.nn.init.normal_(shallow.proj_out.weight)
+    deep = model.build_transformer(64)
+    before = {name: value.clone() for name, value in shallow.state_dict().items()}
+    deep.load_state_dict(model.deepened(shallow.state_dict()))
+    assert all(torch.equal(value, before[name]) for name, value in shallow.state_dict().items())
+    assert len(deep.transformer_blocks) == model.SHALLOW * len(shallow.transformer_blocks)
+    ids = model.position_ids(8, 8, CPU)
+    call = {
+        "hidden_states": torch.randn(2, 16, 4 * autoencoder.LATENT_CHANNELS),
+        "encoder_hidden_states": torch.randn(2, 5, text.WIDTH),
+        "pooled_projections": torch.randn(2, text.WIDTH),
+        "timestep": torch.tensor([0.2, 0.9]),
+        "guidance": torch.ones(2),
+        "img_ids": ids,
+        "txt_ids": torch.zeros(5, 3),
+        "return_dict": False,
+    }
+    with torch.no_grad():
+        ours, theirs = deep(**call)[0], shallow(**call)[0]
+        nothing = shallow.proj_out(shallow.norm_out(shallow.x_embedder(call["hidden_states"]), torch.zeros(2, 64)))
+    assert (ours - theirs).norm() < 0.2 * (theirs - nothing).norm()
+
+
 def test_the_velocity_of_a_trained_model_is_nearer_than_that_of_a_new_one(made: Path, small: None) -> None:
     found = few_sprites()
     torch.manual_seed(0)
@@ -187,7 +230,8 @@ def test_the_velocity_of_a_trained_model_is_nearer_than_that_of_a_new_one(made: 
     optimizers = train._optimizers(learner, 2e-3)
     losses = []
     for _ in range(30):
-        loss = train._loss(learner, None, next(batches), vae, render)
+        batch = next(batches)
+        loss = train._loss(learner, None, batch, train.encode(vae, render, batch))
         losses.append(loss.item())
         loss.backward()
         for optimizer in optimizers:

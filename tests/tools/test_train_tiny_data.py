@@ -20,7 +20,7 @@ from tools.train_tiny.colours import BACKGROUNDS, TINTS
 from tools.train_tiny.concepts import COMMON, concepts
 from tools.train_tiny.packages import PACKAGES, Package
 from tools.train_tiny.render import Renderer
-from tools.train_tiny.scenes import Scene, Stage, Thing
+from tools.train_tiny.scenes import Scene, Stage, Thing, Variety
 
 CPU = torch.device("cpu")
 WHITE = (1.0, 1.0, 1.0)
@@ -158,6 +158,18 @@ def test_the_same_seed_makes_the_same_scenes_and_every_kind_comes() -> None:
         assert word in said
     assert sum(not scene.caption for scene in one) > 10
     assert {len(scene.things) for scene in one} == {1, 2, 3, 4}
+
+
+def test_less_variety_is_the_commonest_things_each_at_its_very_place() -> None:
+    stage = Stage(few_sprites(), Variety(common=1.0, styles=(1.0, 0.0, 0.0), exact=True))
+    rng = np.random.default_rng(0)
+    scenes = [scene for scene in (stage.scene(rng) for _ in range(300)) if len(scene.things) == 1]
+    assert {(thing.x, thing.y, thing.size) for scene in scenes for thing in scene.things} == {
+        (0, 0, size) for size in (0.45, 0.88, 0.97)
+    }
+    exact = {tuple(part / 255 for part in shade) for shade in BACKGROUNDS.values()}
+    assert {scene.background for scene in scenes} <= exact
+    assert not any("cartoon" in scene.caption or "flat" in scene.caption for scene in scenes)
 
 
 @pytest.mark.parametrize("aspect", [2 / 3, 1.0, 1.5])

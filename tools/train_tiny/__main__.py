@@ -3,7 +3,7 @@
 \b
     python -m tools.train_tiny data                      # fetch the emoji packages and draw them; needs npm
     python -m tools.train_tiny autoencoder --minutes 20
-    python -m tools.train_tiny train --minutes 150
+    python -m tools.train_tiny train --minutes 400
     python -m tools.train_tiny distil --minutes 30       # guidance in one pass
     python -m tools.train_tiny judge --minutes 10        # the classifier, and how good it is on styles it never saw
     python -m tools.train_tiny evaluate

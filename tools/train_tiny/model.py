@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 import torch
 from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import nn
@@ -13,18 +16,22 @@ from tools.train_tiny.text import WIDTH, Text
 PATCH = 16
 """Pixels of a token's side: the autoencoder's 8, packed 2 by 2."""
 _DOUBLE, _SINGLE = 8, 16
-_HEADS = 4
+_HEADS = 2
+"""Few, each of so many channels that its rotary embedding has waves long enough to tell places apart."""
+SHALLOW = 4
+"""A shallow transformer has so many times fewer blocks, and learns so many times as fast what does not need more."""
 
 
-def build_transformer(width: int) -> FluxTransformer2DModel:
+def build_transformer(width: int, shallow: bool = False) -> FluxTransformer2DModel:
     """A new one of so many channels, whose blocks add nothing yet: diffusers leaves all layers at torch's own start."""
+    fewer = SHALLOW if shallow else 1
     head = width // _HEADS
-    axis = 2 * round(head * 3 / 16)  # of the rotary embedding: rows and columns take three quarters, as in FLUX.1
+    axis = 2 * round(head * 7 / 32)  # of the rotary embedding: rows and columns take seven eighths, as in FLUX.1
     transformer = FluxTransformer2DModel(
         patch_size=1,
         in_channels=4 * LATENT_CHANNELS,
-        num_layers=_DOUBLE,
-        num_single_layers=_SINGLE,
+        num_layers=_DOUBLE // fewer,
+        num_single_layers=_SINGLE // fewer,
         attention_head_dim=head,
         num_attention_heads=_HEADS,
         joint_attention_dim=WIDTH,
@@ -35,12 +42,11 @@ def build_transformer(width: int) -> FluxTransformer2DModel:
     for name, parameter in transformer.named_parameters():
         if parameter.ndim == 2:
             nn.init.xavier_uniform_(parameter)
+        elif re.search(r"(to_|add_)[qkv](_proj)?\.bias$", name):
+            # Where a token is shows in attention alone. What does not depend on the token looks there from the start.
+            nn.init.normal_(parameter, std=0.3 if "v" in name.split(".")[-2] else 1.0)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
-    for embedder in transformer.time_text_embed.children():
-        for layer in embedder.children():
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
     modulations = [transformer.norm_out.linear, transformer.proj_out]
     for block in transformer.transformer_blocks:
         modulations += [block.norm1.linear, block.norm1_context.linear]
@@ -48,6 +54,28 @@ def build_transformer(width: int) -> FluxTransformer2DModel:
     for layer in modulations:
         nn.init.zeros_(layer.weight)
     return transformer
+
+
+def deepened(shallow: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of the whole transformer that does nearly what a shallow one does.
+
+    In each block's place come ``SHALLOW`` like it, each of which adds so many times less: as a differential equation is
+    solved in smaller steps.
+    """
+    deep: dict[str, torch.Tensor] = {}
+    for name, value in shallow.items():
+        found = re.search(r"(?P<kind>(single_)?transformer_blocks)\.(?P<number>\d+)\.(?P<rest>.*)", name)
+        if found is None:
+            deep[name] = value
+            continue
+        if re.fullmatch(r"norm(1|1_context)?\.linear\.(weight|bias)", found["rest"]):
+            value = value.clone()
+            modulations = 1 if found["kind"].startswith("single") else 2
+            value.unflatten(0, (modulations, 3, -1))[:, 2] /= SHALLOW  # shift, scale, gate
+        for copy in range(SHALLOW):
+            number = SHALLOW * int(found["number"]) + copy
+            deep[f"{name[: found.start()]}{found['kind']}.{number}.{found['rest']}"] = value
+    return deep
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

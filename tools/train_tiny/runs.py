@@ -28,6 +28,7 @@ class Progress:
     seconds: float = 0.0
     steps: int = 0
     samples: int = 0
+    decay: float = DECAY
 
     @property
     def share(self) -> float:
@@ -36,8 +37,13 @@ class Progress:
     @property
     def rate(self) -> float:
         """The learning rate's factor: up in a few steps, level, then down in a straight line."""
-        falling = (1 - self.share) / DECAY
+        falling = (1 - self.share) / self.decay if self.decay else 1.0
         return min(1.0, (self.steps + 1) / _WARM, max(0.02, falling))
+
+    @property
+    def cooling(self) -> bool:
+        """Whether the learning rate falls by now."""
+        return self.share > 1 - self.decay
 
 
 class Run:
@@ -52,6 +58,7 @@ class Run:
         minutes: the budget of all its sessions together.
         state: gives what a snapshot holds.
         restore: takes it back.
+        decay: the last share of the budget, in which the learning rate falls; 0 where another training goes on.
         every: minutes between two snapshots.
     """
 
@@ -61,12 +68,13 @@ class Run:
         minutes: float,
         state: Callable[[], dict[str, Any]],
         restore: Callable[[dict[str, Any]], None],
+        decay: float = DECAY,
         every: float = 5.0,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._state, self._every = folder, state, every * 60
         self._snapshot, self._level = folder / "snapshot.pt", folder / "level.pt"
-        self.progress = Progress(minutes * 60)
+        self.progress = Progress(minutes * 60, decay=decay)
         for path in (self._snapshot, self._level):
             if path.exists() and self._goes_on_from(path, restore):
                 break
@@ -74,7 +82,7 @@ class Run:
     def _goes_on_from(self, path: Path, restore: Callable[[dict[str, Any]], None]) -> bool:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         before = Progress(**saved["progress"])
-        cooled = before.share > 1 - DECAY and self.progress.budget > before.budget
+        cooled = before.cooling and self.progress.budget > before.budget
         if cooled and path != self._level and self._level.exists():
             return False
         restore(saved["state"])
@@ -85,14 +93,14 @@ class Run:
         last = saved = time.monotonic()
         begun = self.progress.steps
         while self.progress.share < 1:
-            level = self.progress.share <= 1 - DECAY
+            level = not self.progress.cooling
             yield self.progress
             now = time.monotonic()
             self.progress = replace(
                 self.progress, seconds=self.progress.seconds + now - last, steps=self.progress.steps + 1
             )
             last = now
-            if level and self.progress.share > 1 - DECAY:
+            if level and self.progress.cooling:
                 self._save(self._level)
             if now - saved > self._every:
                 saved = now

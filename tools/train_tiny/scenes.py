@@ -12,9 +12,6 @@ from tools.train_tiny.colours import BACKGROUNDS, TINTS
 from tools.train_tiny.concepts import COMMON, Concept, concepts
 from tools.train_tiny.sprites import STYLES, Sprites
 
-_STYLE_SHARES = (0.5, 0.25, 0.25)
-_COMMON_SHARE = 0.5
-"""Of all things drawn, at least so many are of the commonest."""
 _KINDS = ("one", "beside", "above", "several")
 _KIND_SHARES = (0.6, 0.16, 0.08, 0.16)
 _UNSAID = 0.1
@@ -42,12 +39,25 @@ class Scene:
     caption: str
 
 
+@dataclass(frozen=True)
+class Variety:
+    """How much scenes differ. Of less, more is learnt in the same time.
+
+    ``common`` of all things are drawn from the commonest, the rest from all; ``styles`` are the shares of ``STYLES``.
+    ``exact`` scenes have each thing at its very place, on a background of its very colour.
+    """
+
+    common: float = 0.5
+    styles: tuple[float, ...] = (0.5, 0.25, 0.25)
+    exact: bool = False
+
+
 class Stage:
     """Draws scenes from a data set's sprites."""
 
-    def __init__(self, sprites: Sprites) -> None:
+    def __init__(self, sprites: Sprites, variety: Variety | None = None) -> None:
         self.concepts: list[Concept] = concepts()
-        self._sprites = sprites
+        self._sprites, self._variety = sprites, variety or Variety()
         self._of: list[dict[str, int]] = [{} for _ in self.concepts]
         for number, sprite in enumerate(sprites.index):
             self._of[sprite.concept][sprite.style] = number
@@ -57,7 +67,7 @@ class Stage:
 
     def scene(self, rng: np.random.Generator, aspect: float = 1.0) -> Scene:
         """Any scene that suits a picture whose width is ``aspect`` times its height."""
-        style = STYLES[rng.choice(len(STYLES), p=_STYLE_SHARES)]
+        style = STYLES[rng.choice(len(STYLES), p=self._variety.styles)]
         kind = _KINDS[rng.choice(len(_KINDS), p=_KIND_SHARES)]
         if aspect > 1.2 and kind == "above":
             kind = "beside"
@@ -75,7 +85,8 @@ class Stage:
         else:
             phrases, things = self._two(style, background, kind == "above", aspect, rng)
         caption = "" if rng.random() < _UNSAID else describe(phrases, style, background, kind == "above", rng)
-        jittered = np.clip(np.array(shade) + (0 if background in (None, "white") else rng.normal(0, 8, 3)), 0, 255)
+        exact = self._variety.exact or background in (None, "white")
+        jittered = np.clip(np.array(shade) + (0 if exact else rng.normal(0, 8, 3)), 0, 255)
         red, green, blue = (float(part) / 255 for part in jittered)
         return Scene(things, (red, green, blue), caption)
 
@@ -98,7 +109,7 @@ class Stage:
         elif chance < 0.2:
             adjectives, size = (("big", "large")[rng.integers(2)],), 0.97
         phrase, tint = self._phrase(concept, style, background, rng, adjectives)
-        return [phrase], (_thing(self._of[concept][style], 0, 0, size, tint, rng),)
+        return [phrase], (self._thing(concept, style, 0, 0, size, tint, rng),)
 
     def _two(
         self, style: str, background: str | None, above: bool, aspect: float, rng: np.random.Generator
@@ -112,7 +123,7 @@ class Stage:
             place = side * 0.245 * longer
             x, y = (0.0, place) if above else (place, 0.0)
             phrases.append(phrase)
-            things.append(_thing(self._of[concept][style], x, y, size, tint, rng))
+            things.append(self._thing(concept, style, x, y, size, tint, rng))
         return phrases, tuple(things)
 
     def _several(
@@ -122,11 +133,20 @@ class Stage:
         count = int(rng.integers(2, 5))
         phrase, tint = self._phrase(concept, style, background, rng, count=count)
         places, size = _arrangement(count, aspect)
-        return [phrase], tuple(_thing(self._of[concept][style], x, y, size, tint, rng) for x, y in places)
+        return [phrase], tuple(self._thing(concept, style, x, y, size, tint, rng) for x, y in places)
+
+    def _thing(
+        self, concept: int, style: str, x: float, y: float, size: float, tint: str | None, rng: np.random.Generator
+    ) -> Thing:
+        sprite = self._of[concept][style]
+        if self._variety.exact:
+            return Thing(sprite, x, y, size, tint)
+        dx, dy = rng.uniform(-0.012, 0.012, 2)  # nearly there: no two scenes are the same
+        return Thing(sprite, x + float(dx), y + float(dy), size * float(rng.uniform(0.96, 1.02)), tint)
 
     def _concept(self, style: str, rng: np.random.Generator) -> int:
         there = self._by_style[style]
-        if rng.random() < _COMMON_SHARE:
+        if rng.random() < self._variety.common:
             there = there[there < COMMON]
         return int(rng.choice(there))
 
@@ -160,9 +180,3 @@ def _arrangement(count: int, aspect: float) -> tuple[Sequence[tuple[float, float
     row = [(i - (count - 1) / 2) * step for i in range(count)]
     size = min(0.9, 0.94 * step)
     return [(0.0, place) if aspect < 0.8 else (place, 0.0) for place in row], size
-
-
-def _thing(sprite: int, x: float, y: float, size: float, tint: str | None, rng: np.random.Generator) -> Thing:
-    """Nearly there: no two scenes are the same."""
-    dx, dy = rng.uniform(-0.012, 0.012, 2)
-    return Thing(sprite, x + float(dx), y + float(dy), size * float(rng.uniform(0.96, 1.02)), tint)

@@ -39,7 +39,9 @@ def ship(made: Path, hardware: str, into: Path = BUNDLED) -> None:
     report = json.loads((made / "evaluation" / "report.json").read_text(encoding="utf-8"))
     (partial / FILE).write_text(_defaults(Calling(**report["calling"])), encoding="utf-8")
     trained = [
-        _training(name, made / name) for name in ("autoencoder", "model", "model/distilled") if (made / name).exists()
+        _training(name, made / name)
+        for name in ("autoencoder", "model/shallow", "model", "model/distilled")
+        if (made / name).exists()
     ]
     card = _card(pipe.transformer.config, sizes, weights, report, trained, hardware)
     checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +11,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny
+from diffusers import AutoencoderTiny, FluxPipeline
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tools.train_tiny import autoencoder
-from tools.train_tiny.model import PATCH, assemble, build_transformer, pack, position_ids
+from tools.train_tiny.model import PATCH, assemble, build_transformer, deepened, pack, position_ids
 from tools.train_tiny.render import Renderer
-from tools.train_tiny.runs import Average, Log, Run, set_rate
-from tools.train_tiny.scenes import Scene, Stage
+from tools.train_tiny.runs import DECAY, Average, Log, Run, set_rate
+from tools.train_tiny.scenes import Scene, Stage, Variety
 from tools.train_tiny.sprites import Sprites
 from tools.train_tiny.text import Text, build_encoders
 
 _SHAPES = ((96, 96), (128, 128), (192, 192), (256, 256), (96, 144), (144, 96), (128, 192), (192, 128))
 """Height and width of pictures."""
-_LENGTHS = (1, 16, 24, 32, 64, 128, 512)
-_LENGTH_SHARES = (0.45, 0.15, 0.2, 0.1, 0.07, 0.025, 0.005)
+_SIZE = (128, 128)
+_LENGTHS = (16, 24, 32, 64, 128, 512)
+_LENGTH_SHARES = (0.6, 0.2, 0.1, 0.07, 0.025, 0.005)
 """Of batches padded to at least so many text tokens: few are long, yet no choice of length may destroy a picture."""
 _SORTED = 4
 """So many batches are made at once, and share out their captions by length: padding costs as much as words."""
@@ -37,8 +39,13 @@ _STRONGEST = 6.0
 
 @dataclass(frozen=True)
 class Pace:
-    """How a device is kept busy. ``width`` is the transformer's, ``batch`` of pictures of 128 x 128, and ``shares`` are
-    those of ``_SHAPES``. ``decay`` is the moving average's, and ``half`` whether bfloat16 is faster."""
+    """How a device is kept busy, and what can be learnt on it.
+
+    ``width`` is the transformer's, ``batch`` of pictures of 128 x 128, and ``shares`` are those of ``_SHAPES``.
+    ``decay`` is the moving average's. In the first ``shallow`` share of the time the transformer is a shallow one, and
+    all pictures have one size. Latents are used ``uses`` times, with new noise each, where making them takes its time.
+    ``half`` says whether bfloat16 is faster.
+    """
 
     width: int
     batch: int
@@ -46,13 +53,40 @@ class Pace:
     workers: int
     shares: tuple[float, ...]
     decay: float
+    shallow: float
+    uses: int
     half: bool
+    variety: Variety
 
 
 _PACES = {
-    "cpu": Pace(128, 32, 1e-3, 0, (0.55, 0.3, 0.01, 0.005, 0.05, 0.05, 0.0175, 0.0175), 0.999, True),
-    "cuda": Pace(176, 512, 1.5e-3, 12, (0.2, 0.44, 0.08, 0.04, 0.06, 0.06, 0.06, 0.06), 0.9995, True),
+    "cpu": Pace(
+        width=128,
+        batch=32,
+        rate=1e-3,
+        workers=0,
+        shares=(0.1, 0.73, 0.03, 0.01, 0.035, 0.035, 0.03, 0.03),
+        decay=0.999,
+        shallow=0.5,
+        uses=4,
+        half=True,
+        variety=Variety(common=1.0, styles=(0.6, 0.2, 0.2), exact=True),
+    ),
+    "cuda": Pace(
+        width=176,
+        batch=512,
+        rate=1.5e-3,
+        workers=12,
+        shares=(0.2, 0.44, 0.08, 0.04, 0.06, 0.06, 0.06, 0.06),
+        decay=0.9995,
+        shallow=0,
+        uses=1,
+        half=True,
+        variety=Variety(),
+    ),
 }
+_KEPT = 512
+"""So many batches of latents are kept to be used again."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +104,18 @@ class Batch:
 class Batches(IterableDataset[Batch]):
     """Batches without end, never the same twice."""
 
-    def __init__(self, stage: Stage, text: Text, pace: Pace, seed: int) -> None:
+    def __init__(self, stage: Stage, text: Text, pace: Pace, seed: int, *, one_size: bool = False) -> None:
         self._stage, self._text, self._pace, self._seed = stage, text, pace, seed
+        self._shares = tuple(float(shape == _SIZE) for shape in _SHAPES) if one_size else pace.shares
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         rng = np.random.default_rng([self._seed, 0 if info is None else info.id])
         while True:
-            height, width = _SHAPES[rng.choice(len(_SHAPES), p=self._pace.shares)]
+            height, width = _SHAPES[rng.choice(len(_SHAPES), p=self._shares)]
             length = int(rng.choice(_LENGTHS, p=_LENGTH_SHARES))
-            tokens = height * width // PATCH**2 + max(length, 12)
-            count = max(4, round(self._pace.batch * (64 + 12) / tokens))
+            tokens = height * width // PATCH**2 + length
+            count = max(4, round(self._pace.batch * (64 + 16) / tokens))
             scenes = [self._stage.scene(rng, width / height) for _ in range(_SORTED * count)]
             lengths = self._text.lengths([scene.caption for scene in scenes])
             order = np.argsort(lengths, kind="stable").reshape(_SORTED, count)
@@ -94,10 +129,10 @@ class Batches(IterableDataset[Batch]):
 class Model(nn.Module):
     """What is trained: the transformer and both text encoders. Predicts the velocity."""
 
-    def __init__(self, text: Text, width: int) -> None:
+    def __init__(self, text: Text, width: int, shallow: bool = False) -> None:
         super().__init__()
         self.clip, self.t5 = build_encoders(text)
-        self.transformer = build_transformer(width)
+        self.transformer = build_transformer(width, shallow)
 
     def forward(
         self,
@@ -135,6 +170,8 @@ def train(
 ) -> None:
     """Train, or go on, and save the pipeline into ``folder / "pipeline"``.
 
+    Where the device is slow, a shallow transformer comes first and is then deepened.
+
     Args:
         sprites: the data set.
         made: holds the tokenizers and, in ``autoencoder``, the autoencoder.
@@ -144,81 +181,145 @@ def train(
         distil: learn to do in one pass what guidance does in two.
         compiled: have the blocks compiled, which takes a minute or two at first.
     """
-    torch.manual_seed(0)
-    pace = _PACES[device.type]
-    text, stage = Text(made), Stage(sprites)
-    vae = autoencoder.load(made / "autoencoder", device)
-    model = Model(text, _width(folder) or pace.width).to(device)
-    parameters = list(model.parameters())
-    average = Average(parameters, pace.decay)
-    teacher = None
-    home = folder
+    trainer = _Trainer(sprites, made, device, compiled)
+    snapshot, shallow = folder / "snapshot.pt", folder / "shallow"
     if distil:
-        average.restore(torch.load(folder / "snapshot.pt", map_location="cpu", weights_only=True)["state"]["average"])
+        model = trainer.model(_width(snapshot))
+        parameters = list(model.parameters())
+        average = Average(parameters, 0)
+        average.restore(_load(snapshot)["average"])
         average.hand_over()
         teacher = copy.deepcopy(model).requires_grad_(False)
-        home = folder / "distilled"
-    optimizers = _optimizers(model, pace.rate * (0.3 if distil else 1))
-
-    def state() -> dict[str, Any]:
-        return {
-            "model": model.state_dict(),
-            "average": average.values,
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        }
-
-    def restore(saved: dict[str, Any]) -> None:
-        model.load_state_dict(saved["model"])
-        average.restore(saved["average"])
-        for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-
-    run, log = Run(home, minutes, state, restore), Log(home)
-    for part in (model, teacher):
-        if part is not None and compiled:
-            part.transformer.compile_repeated_blocks(dynamic=True)
-    render = Renderer(sprites, device)
-    loader: Any = DataLoader(
-        Batches(stage, text, pace, run.progress.steps),
-        batch_size=None,
-        num_workers=pace.workers,
-        prefetch_factor=8 if pace.workers else None,
-    )
-    torch.manual_seed(run.progress.steps)
-    for progress, batch in zip(run, loader, strict=False):
-        for optimizer in optimizers:
-            set_rate(optimizer, progress.rate)
-        with torch.autocast(device.type, torch.bfloat16, enabled=pace.half):
-            loss = _loss(model, teacher, batch, vae, render)
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        average.update(progress.steps)
-        run.count(len(batch.scenes))
-        log.tell(run.progress, {"loss": loss, "gradient": norm})
-    log.write(run.progress)
-    average.hand_over()
-    model.to("cpu")
-    assemble(vae.to("cpu"), text, model.clip, model.t5, model.transformer).save_pretrained(folder / "pipeline")
+        trainer.train(model, folder / "distilled", minutes, rate=0.3, teacher=teacher)
+    else:
+        share = trainer.pace.shallow
+        if share and not snapshot.exists():
+            trainer.train(trainer.model(shallow=True), shallow, minutes * share, decay=0, one_size=True)
+        begun = shallow / "snapshot.pt"
+        model = trainer.model(_width(snapshot) or _width(begun))
+        if begun.exists():
+            model.load_state_dict(deepened(_load(begun)["model"]))
+            minutes *= 1 - share
+        trainer.train(model, folder, minutes)
+    trainer.pipeline(model).save_pretrained(folder / "pipeline")
 
 
-def _width(folder: Path) -> int | None:
-    """The transformer's width in a snapshot, which another device may have begun."""
-    if not (folder / "snapshot.pt").exists():
-        return None
-    saved = torch.load(folder / "snapshot.pt", map_location="cpu", weights_only=True, mmap=True)
-    return int(saved["state"]["model"]["transformer.x_embedder.weight"].shape[0])
+class _Trainer:
+    """What all parts of a training share."""
+
+    def __init__(self, sprites: Sprites, made: Path, device: torch.device, compiled: bool) -> None:
+        torch.manual_seed(0)
+        self.pace = _PACES[device.type]
+        self._device, self._compiled = device, compiled
+        self._text, self._stage = Text(made), Stage(sprites, self.pace.variety)
+        self._render = Renderer(sprites, device)
+        self._vae = autoencoder.load(made / "autoencoder", device).to(memory_format=torch.channels_last)
+
+    def model(self, width: int | None = None, *, shallow: bool = False) -> Model:
+        return Model(self._text, width or self.pace.width, shallow).to(self._device)
+
+    def pipeline(self, model: Model) -> FluxPipeline:
+        """On the CPU, as it is saved."""
+        model.to("cpu")
+        self._vae.to("cpu", memory_format=torch.contiguous_format)
+        return assemble(self._vae, self._text, model.clip, model.t5, model.transformer)
+
+    def train(
+        self,
+        model: Model,
+        folder: Path,
+        minutes: float,
+        *,
+        decay: float = DECAY,
+        rate: float = 1,
+        teacher: Model | None = None,
+        one_size: bool = False,
+    ) -> None:
+        """Train it, or go on from a snapshot, and leave the average in the place of its weights."""
+        parameters = list(model.parameters())
+        average = Average(parameters, self.pace.decay)
+        optimizers = _optimizers(model, self.pace.rate * rate)
+
+        def state() -> dict[str, Any]:
+            return {
+                "model": model.state_dict(),
+                "average": average.values,
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            }
+
+        def restore(saved: dict[str, Any]) -> None:
+            model.load_state_dict(saved["model"])
+            average.restore(saved["average"])
+            for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+
+        run, log = Run(folder, minutes, state, restore, decay), Log(folder)
+        for part in (model, teacher):
+            if part is not None and self._compiled:
+                part.transformer.compile_repeated_blocks(dynamic=True)
+        torch.manual_seed(run.progress.steps)
+        for progress, (batch, clean) in zip(run, self._latents(run.progress.steps, one_size), strict=False):
+            for optimizer in optimizers:
+                set_rate(optimizer, progress.rate)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self.pace.half):
+                loss = _loss(model, teacher, batch, clean)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+            average.update(progress.steps)
+            run.count(len(batch.scenes))
+            log.tell(run.progress, {"loss": loss, "gradient": norm})
+        log.write(run.progress)
+        average.hand_over()
+
+    def _latents(self, seed: int, one_size: bool) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Batches, each with its latents ``(B, C, h, w)`` of mean 0 and deviation 1, used again later as they are."""
+        workers = self.pace.workers
+        batches: Any = DataLoader(
+            Batches(self._stage, self._text, self.pace, seed, one_size=one_size),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+        )
+        kept: deque[tuple[Batch, torch.Tensor]] = deque(maxlen=_KEPT)
+        rng = np.random.default_rng(seed)
+        for batch in batches:
+            latents = encode(self._vae, self._render, batch, self.pace.half)
+            yield batch, latents
+            if self.pace.uses > 1:
+                kept.append((batch, latents))
+                for place in rng.integers(len(kept), size=self.pace.uses - 1):
+                    yield kept[place]
 
 
-def _loss(model: Model, teacher: Model | None, batch: Batch, vae: AutoencoderTiny, render: Renderer) -> torch.Tensor:
-    """How far the velocity is from the straight way between noise and picture, or from the teacher's guided one."""
-    device = render.device
-    with torch.no_grad():
+def encode(vae: AutoencoderTiny, render: Renderer, batch: Batch, half: bool = False) -> torch.Tensor:
+    """The latents of a batch's scenes, ``(B, C, h, w)``, of mean 0 and deviation 1."""
+    with torch.no_grad(), torch.autocast(render.device.type, torch.bfloat16, enabled=half):
         latents = vae.encode(render(batch.scenes, batch.height, batch.width)).latents.float()
-        clean = pack((latents - vae.config.shift_factor) * vae.config.scaling_factor)
+    scaled: torch.Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    return scaled
+
+
+def _load(snapshot: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(snapshot, map_location="cpu", weights_only=True, mmap=True)["state"]
+    return state
+
+
+def _width(snapshot: Path) -> int | None:
+    """The transformer's width in a snapshot, which another device may have begun."""
+    if not snapshot.exists():
+        return None
+    return int(_load(snapshot)["model"]["transformer.x_embedder.weight"].shape[0])
+
+
+def _loss(model: Model, teacher: Model | None, batch: Batch, latents: torch.Tensor) -> torch.Tensor:
+    """How far the velocity is from the straight way between noise and picture, or from the teacher's guided one."""
+    device = latents.device
+    with torch.no_grad():
+        clean = pack(latents)
         count = len(clean)
         noise = torch.randn_like(clean)
         sigma = _sigmas(count, device)
@@ -238,10 +339,10 @@ def _loss(model: Model, teacher: Model | None, batch: Batch, vae: AutoencoderTin
 
 
 def _sigmas(count: int, device: torch.device) -> torch.Tensor:
-    """Logit-normal and stratified: most in the middle, and evenly spread in every batch."""
+    """Logit-normal and stratified: most where the caption tells more than the noisy picture, evenly in every batch."""
     quantiles = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
     normal = torch.special.ndtri(quantiles.clamp(1e-4, 1 - 1e-4))
-    return torch.sigmoid(normal + 0.2)[torch.randperm(count, device=device)]
+    return torch.sigmoid(normal + 0.7)[torch.randperm(count, device=device)]
 
 
 def _optimizers(model: Model, rate: float) -> list[torch.optim.Optimizer]:
