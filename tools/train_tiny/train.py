@@ -198,8 +198,9 @@ def train(
         begun = shallow / "snapshot.pt"
         model = trainer.model(_width(snapshot) or _width(begun))
         if begun.exists():
-            model.load_state_dict(deepened(_load(begun)["model"]))
             minutes *= 1 - share
+            if not snapshot.exists():
+                model.load_state_dict(deepened(_load(begun)["model"]))
         trainer.train(model, folder, minutes)
     trainer.pipeline(model).save_pretrained(folder / "pipeline")
 
