@@ -57,10 +57,10 @@ def build_transformer(width: int, shallow: bool = False) -> FluxTransformer2DMod
 
 
 def deepened(shallow: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of the whole transformer that does nearly what a shallow one does.
+    """The weights of the whole transformer that does what a shallow one does.
 
-    In each block's place come ``SHALLOW`` like it, each of which adds so many times less: as a differential equation is
-    solved in smaller steps.
+    After each block come others like it, ``SHALLOW`` in all, that add nothing yet: their gates are closed. Having each
+    add so many times less instead, as a differential equation is solved in smaller steps, makes a trained one forget.
     """
     deep: dict[str, torch.Tensor] = {}
     for name, value in shallow.items():
@@ -68,13 +68,14 @@ def deepened(shallow: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if found is None:
             deep[name] = value
             continue
+        added = value
         if re.fullmatch(r"norm(1|1_context)?\.linear\.(weight|bias)", found["rest"]):
-            value = value.clone()
+            added = value.clone()
             modulations = 1 if found["kind"].startswith("single") else 2
-            value.unflatten(0, (modulations, 3, -1))[:, 2] /= SHALLOW  # shift, scale, gate
+            added.unflatten(0, (modulations, 3, -1))[:, 2] = 0  # shift, scale, gate
         for copy in range(SHALLOW):
             number = SHALLOW * int(found["number"]) + copy
-            deep[f"{name[: found.start()]}{found['kind']}.{number}.{found['rest']}"] = value
+            deep[f"{name[: found.start()]}{found['kind']}.{number}.{found['rest']}"] = added if copy else value
     return deep
 
 
