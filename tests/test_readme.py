@@ -16,7 +16,7 @@ from h2gen.presets import list_presets
 from h2gen.run.jobs import Jobs, file_name
 from h2gen.run.names import FIELDS
 from h2gen.run.prompts import KEYS, read_prompts
-from tools.readme import with_options
+from tools.readme import with_made
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,8 +26,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_table_of_options_is_the_programs_own() -> None:
-    assert with_options(README) == README, "run python tools/readme.py"
+def test_its_options_and_the_prompts_of_its_sheet_are_the_programs_own() -> None:
+    assert with_made(README) == README, "run python tools/readme.py"
 
 
 def test_it_opens_with_the_two_commands_that_do_everything() -> None:

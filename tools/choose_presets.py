@@ -21,7 +21,8 @@ from h2gen.study.fidelity import psnr, ssim
 
 PROMPTS = (
     "a cat", "a dog", "a red apple", "a birthday cake", "a butterfly", "a car", "a 3d render of a horse",
-    "a flat icon of a mushroom", "a cartoon of a pizza", "a tiger face", "a strawberry", "a bus",
+    "a flat icon of a mushroom", "a cartoon of a pizza", "a tiger on a blue background", "a strawberry",
+    "a cat beside a red apple",
 )  # fmt: skip
 
 

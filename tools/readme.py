@@ -1,6 +1,6 @@
-"""Make what the README shows: the table of options, a picture, and a capture of the live table.
+"""Make what the README shows: the table of options, pictures, and a capture of the live table.
 
-python tools/readme.py            # the table of options, from the program's own help
+python tools/readme.py            # the table of options, from the program's own help, and the prompts of the sheet
 python tools/readme.py --pictures # also tools/readme/*.png and *.svg, by running the program
 """
 
@@ -22,6 +22,12 @@ from h2gen.presets import load_preset
 README = Path(__file__).resolve().parents[1] / "README.md"
 PICTURES = Path(__file__).resolve().parent / "readme"
 PROMPTS = ("a cat", "a birthday cake", "a butterfly", "a car")
+COLUMNS = 8
+"""Of the sheet."""
+VARIED = (
+    "three apples", "four ducks", "a flat icon of a rocket", "a cartoon of a frog", "a blue car",
+    "a tiny dog on a yellow background", "a tiger on a green background", "a sun above a house",
+)  # fmt: skip
 PROMPT, SEED, TAU1, TAU2 = PROMPTS[0], 0, 0.08, 0.2
 
 
@@ -36,13 +42,34 @@ def options_table() -> str:
     return "\n".join(rows)
 
 
-def with_options(text: str) -> str:
-    """The README's text with the table of options made anew."""
-    block = f"<!-- options: python tools/readme.py -->\n{options_table()}\n<!-- end -->"
-    return re.sub(r"<!-- options: .*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
+def sheet_prompts() -> list[str]:
+    """What the sheet shows, each with its place as its seed: some of what the evaluation asks, and what it does not."""
+    from tools.train_tiny.evaluate import questions
+
+    asked = [question.prompt for question in questions(names=100, singles=16, pairs=8)]
+    return [*asked[:16], *VARIED, *asked[16:]]
+
+
+def sheet_table() -> str:
+    """The prompts of the sheet, row by row."""
+    prompts = sheet_prompts()
+    rows = [prompts[start : start + COLUMNS] for start in range(0, len(prompts), COLUMNS)]
+    return "\n".join(f"{number}. {', '.join(row)}" for number, row in enumerate(rows, 1))
+
+
+def with_made(text: str) -> str:
+    """The README's text with what is made for it made anew."""
+    for name, made in (("options", options_table()), ("sheet", sheet_table())):
+        before, begin, rest = text.partition(f"<!-- {name}: python tools/readme.py -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
+            raise ValueError(f"README.md has no block for {name}.")
+        text = f"{before}{begin}{made}\n{end}{after}"
+    return text
 
 
 def make_pictures() -> None:
+    from diffusers.utils import make_image_grid
     from PIL import Image
 
     import h2gen
@@ -66,6 +93,8 @@ def make_pictures() -> None:
         for row, config in enumerate((None, load_preset(DEFAULT_PRESET).config)):
             sheet.paste(session.generate(prompt, seed=SEED, cache=config).image, (128 * column, 128 * row))
     sheet.save(PICTURES / "pictures.png", optimize=True)
+    made = [session.generate(prompt, seed=seed).image for seed, prompt in enumerate(sheet_prompts())]
+    make_image_grid(made, len(made) // COLUMNS, COLUMNS).save(PICTURES / "sheet.png", optimize=True)
 
 
 def main() -> None:
@@ -73,7 +102,7 @@ def main() -> None:
     parser.add_argument("--pictures", action="store_true")
     if parser.parse_args().pictures:
         make_pictures()
-    README.write_text(with_options(README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(with_made(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     entry.name: entry
     for entry in (
         CatalogueEntry(
-            "tiny", None, "Apache-2.0", 10_000_000, 0.0, False, read_defaults(BUNDLED / FILE),
-            "a sketch of a Flux trained on emoji; comes with h2gen and runs on a CPU in seconds",
+            "tiny", None, "Apache-2.0", 9_000_000, 0.0, False, read_defaults(BUNDLED / FILE),
+            "a very small Flux trained on emoji; comes with h2gen and runs on a CPU in seconds",
         ),
         CatalogueEntry(
             "dev", "black-forest-labs/FLUX.1-dev", FLUX1_LICENCE, 11_900_000_000, 33.7, True, DEV,

@@ -126,7 +126,7 @@ def plan_from(prompt: str, layers: Layers) -> Plan:
     notices = [rounded] if rounded else []
     if resolved["model"].source == "built in":
         notices.append(
-            "Using the bundled model 'tiny', a small sketch trained on emoji. "
+            "Using the bundled model 'tiny', a very small Flux trained on emoji. "
             "For FLUX.1: --model dev, or set H2GEN_MODEL; 'h2gen models' lists more."
         )
     values = {name: setting.value for name, setting in resolved.items()}

@@ -293,7 +293,7 @@ def bundled() -> Any:
 
 
 def draw(pipe: Any, **more: Any) -> np.ndarray:
-    size = {"height": 128, "width": 128, "max_sequence_length": 16, "num_inference_steps": 5, "guidance_scale": 1.0}
+    size = {"height": 128, "width": 128, "max_sequence_length": 24, "num_inference_steps": 5, "guidance_scale": 1.0}
     return pipe(
         prompt="a cartoon of a cat", generator=torch.Generator().manual_seed(3), output_type="np", **size, **more
     ).images

@@ -74,9 +74,9 @@ def test_models_path_prints_the_folder(capsys: pytest.CaptureFixture[str]) -> No
 def test_bench_measures_steps_by_outcome(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--steps", "5", "--repeat", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["blocks"] == 12
+    assert report["blocks"] == 24
     assert report["image_tokens"] == 64
-    assert report["estimated_speedup"] == pytest.approx(60 / (2 * 12 + 3 * 2))
+    assert report["estimated_speedup"] == pytest.approx(5 * 24 / (2 * 24 + 3 * 2))
     assert all(report[name] > 0 for name in ("plain", "full", "detail_reused", "all_reused", "skipped", "checks"))
     assert report["skipped"] < report["all_reused"]
     assert run(["bench", "--steps", "5", "--repeat", "1"]) == 0

@@ -28,7 +28,7 @@ def refusal(*args: str) -> str:
 def test_the_bundled_model_is_inside_the_package():
     checkpoint = resolve("tiny")
     assert (checkpoint.kind, checkpoint.location) == ("bundled", BUNDLED)
-    assert checkpoint.defaults == ModelDefaults(128, 128, 28, 1.0, 3.0, 16, 16)
+    assert checkpoint.defaults == ModelDefaults(128, 128, 28, 1.0, 3.0, 24, 16)
 
 
 @pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "tiny"])

@@ -15,7 +15,7 @@ from h2gen.errors import CacheError
 from h2gen.study.blocks import count_blocks
 from tests.small import flux2_klein_pipeline, flux2_transformer, flux_pipeline, flux_transformer, run_kwargs
 
-BLOCKS = 12  # of the bundled model
+BLOCKS = 24  # of the bundled model
 
 
 def attributes(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any], list[str]]]:

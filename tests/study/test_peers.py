@@ -24,7 +24,7 @@ from h2gen.study.peers.builtin import _latents, taylor_steps, taylor_values
 from h2gen.study.peers.teacache import FLUX1_DEV, IDENTITY, Trajectory, coefficients_of, rescaled, teacache
 from tests.small import flux2_klein_pipeline, flux2_pipeline, flux2_transformer, flux_transformer, run_kwargs
 
-BLOCKS = 12  # of the bundled model
+BLOCKS = 24  # of the bundled model
 STEPS = 8
 
 needs_cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason="cache-dit is not installed")

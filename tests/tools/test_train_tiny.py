@@ -303,3 +303,11 @@ def test_what_is_shipped_says_how_it_is_called_and_what_it_is_made_of(made: Path
     check_bundled(shipped)
     session = h2gen.load(str(tmp_path / "tiny"))
     assert session.generate("a cat", seed=1).image.size == (96, 96)
+    call: dict[str, Any] = {"num_inference_steps": 2, "width": 96, "height": 96, "max_sequence_length": 24}
+    stock, as_trained = (
+        loaded("a cat", generator=torch.Generator().manual_seed(0), guidance_scale=scale, output_type="np", **call)
+        for loaded, scale in ((FluxPipeline.from_pretrained(tmp_path / "tiny"), 3.5), (pipe, 1.0))
+    )
+    np.testing.assert_allclose(stock.images, as_trained.images, atol=0.02)  # but for half precision
+    assert np.ptp(stock.images) > 0.01
+    assert str(made) not in "".join(path.read_text() for path in (tmp_path / "tiny").rglob("*.json"))

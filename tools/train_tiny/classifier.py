@@ -95,7 +95,7 @@ def accuracy(model: Classifier, sprites: Sprites, device: torch.device, styles: 
     index = [sprite for sprite in sprites.index if sprite.style in styles]
     pictures = render([stage.one(sprite.concept, sprite.style) for sprite in index], SIDE, SIDE)
     ranks = ranks_of(model, pictures, [sprite.concept for sprite in index])
-    return {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "pictures": len(index)}
+    return {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "of": len(index)}
 
 
 @torch.no_grad()

@@ -18,11 +18,11 @@ from PIL import Image
 import h2gen
 from tools.train_tiny import autoencoder
 from tools.train_tiny.captions import Phrase, on_background
-from tools.train_tiny.classifier import Classifier, ranks_of
+from tools.train_tiny.classifier import Classifier, accuracy, ranks_of
 from tools.train_tiny.colours import BACKGROUNDS
 from tools.train_tiny.concepts import COMMON, concepts
 from tools.train_tiny.render import to_images
-from tools.train_tiny.sprites import Sprites
+from tools.train_tiny.sprites import STYLES, Sprites
 
 _TOGETHER = 10
 """Pictures made at once."""
@@ -83,11 +83,14 @@ def evaluate(
     alone = [i for i, question in enumerate(asked) if len(question.concepts) == 1]
     report: dict[str, Any] = {"calling": asdict(calling), "pictures": len(asked)}
     if alone:
-        ranks = ranks_of(judge, pictures[alone].to(device), [asked[i].concepts[0] for i in alone])
+        wanted = [asked[i].concepts[0] for i in alone]
+        report["names"] = max(wanted) + 1
+        ranks = ranks_of(judge, pictures[alone].to(device), wanted)
         report["retrieval"] = {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "of": len(alone)}
     pairs = [i for i, question in enumerate(asked) if len(question.concepts) == 2]
     if pairs:
         report["composed"] = _composed(judge, pictures[pairs].to(device), [asked[i] for i in pairs])
+    report["judge"] = accuracy(judge, sprites, device, STYLES)
     report["autoencoder"] = autoencoder.quality(pipe.vae, sprites, device)
     report["changes"] = {steps: _changes(pipe, asked[:4], calling, steps) for steps in (28, 50)}
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from tools.train_tiny.concepts import COMMON, Concept, concepts
 from tools.train_tiny.sprites import STYLES, Sprites
 
 _KINDS = ("one", "beside", "above", "several")
-_KIND_SHARES = (0.6, 0.16, 0.08, 0.16)
+_KIND_SHARES = (0.35, 0.35, 0.14, 0.16)
 _UNSAID = 0.1
 """Scenes without a caption, for classifier-free guidance."""
 

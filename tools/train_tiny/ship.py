@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxPipeline, FluxTransformer2DModel
 
 from h2gen.models.catalogue import BUNDLED, Checkpoint
 from h2gen.models.defaults import FILE, read_defaults
 from h2gen.models.identity import HASH, content_hash
+from tools.train_tiny.concepts import concepts
 from tools.train_tiny.evaluate import Calling, load
 from tools.train_tiny.model import PATCH
 from tools.train_tiny.sprites import notice
@@ -31,8 +33,12 @@ def ship(made: Path, hardware: str, into: Path = BUNDLED) -> None:
     partial = into.with_name(f"{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipe = load(made / "model" / "pipeline", torch.device("cpu"))
+    if not (made / "model" / "distilled").exists():
+        pipe.register_modules(transformer=without_guidance(pipe.transformer))
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in _networks(pipe).items()}
     pipe.to(torch.float16).save_pretrained(partial, max_shard_size="1GB")
+    for path in (partial / "model_index.json", *partial.glob("*/config.json")):
+        path.write_text(_cleaned(path.read_text(encoding="utf-8")), encoding="utf-8")
     weights = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
     if weights > _LARGEST:
         raise RuntimeError(f"The weights are {weights / 1e6:.1f} MB; at most {_LARGEST / 1e6:.0f} MB may be shipped.")
@@ -49,6 +55,31 @@ def ship(made: Path, hardware: str, into: Path = BUNDLED) -> None:
     (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     shutil.rmtree(into, ignore_errors=True)
     partial.rename(into)
+
+
+def without_guidance(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """The same, but for guidance, which was always 1: its embedding becomes part of the timestep's."""
+    taken = FluxTransformer2DModel.from_config({**transformer.config, "guidance_embeds": False})
+    taken.load_state_dict({k: v for k, v in transformer.state_dict().items() if "guidance_embedder" not in k})
+    embed = transformer.time_text_embed
+    with torch.no_grad():
+        one = embed.guidance_embedder(embed.time_proj(torch.tensor([1000.0])))[0]  # the transformer's own factor
+        taken.time_text_embed.timestep_embedder.linear_2.bias += one
+    return taken.eval()
+
+
+def _cleaned(config: str) -> str:
+    """A configuration without what tells of this machine, and without what diffusers does not know.
+
+    Half precision is for the disk: where nothing else is said, everything loads in float32.
+    """
+    values = json.loads(config)
+    values.pop("_name_or_path", None)
+    if values.get("_class_name") == "AutoencoderTiny":
+        values.pop("block_out_channels", None)
+    if "dtype" in values:
+        values["dtype"] = "float32"
+    return f"{json.dumps(values, indent=2)}\n"
 
 
 def _networks(pipe: FluxPipeline) -> dict[str, torch.nn.Module]:
@@ -70,7 +101,10 @@ def _defaults(calling: Calling) -> str:
         "max_sequence_length": calling.length,
         "size_multiple": PATCH,
     }
-    return "# What this checkpoint is called with where nothing else is said.\n" + tomli_w.dumps(values)
+    said = "# What this checkpoint is called with where nothing else is said."
+    if calling.guidance == 1:
+        said += " Guidance is not distilled into it: cfg is the true one."
+    return f"{said}\n{tomli_w.dumps(values)}"
 
 
 def _training(part: str, folder: Path) -> str:
@@ -91,6 +125,10 @@ def _card(
         training="\n".join(trained),
         hardware=hardware,
         calling=", ".join(f"{name} {value}" for name, value in report["calling"].items()),
+        **{name: report["calling"][name] for name in ("side", "steps", "cfg", "length")},
+        names=report["names"],
+        known=textwrap.fill(", ".join(concept.name for concept in concepts()[: report["names"]]), 120),
+        judge=_percent(report["judge"]),
         retrieval=_percent(report["retrieval"]),
         composed=_percent(report["composed"]),
         psnr=f"{report['autoencoder']['psnr']:.1f}",
@@ -111,5 +149,5 @@ def _blocks(shape: Any) -> str:
 
 
 def _percent(values: dict[str, float]) -> str:
-    shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in values.items() if name != "of")
+    shares = ", ".join(f"{name.replace('_', ' ')} {100 * share:.3g}%" for name, share in values.items() if name != "of")
     return f"{shares} (of {values['of']})"
