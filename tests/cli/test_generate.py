@@ -62,7 +62,7 @@ def test_json_is_one_object_with_the_settings_and_what_the_cache_did(capsys: pyt
 def test_verbose_prints_every_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["a cat", "-v", *QUICK]) == 0
     rows = [line.split() for line in capsys.readouterr().err.splitlines()]
-    assert [row[0] for row in rows if (row and row[0] in "123" and "12/12" in row) or "2/12" in row] == ["1", "2", "3"]
+    assert [row[0] for row in rows if (row and row[0] in "123" and "24/24" in row) or "2/24" in row] == ["1", "2", "3"]
 
 
 def test_a_verbose_table_in_a_pipe_has_all_its_columns_with_two_passes_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +251,7 @@ def test_in_a_terminal_the_table_shows_each_step(here: Path) -> None:
         assert process.wait(60) == 0
         assert process.stdout is not None
         assert process.stdout.read() == "a-red-cat-7.png\n"
-    for words in ("a [red]cat[/]", "tau1", "structure", "outcome", "1.0000", "3/3", "12/12"):
+    for words in ("a [red]cat[/]", "tau1", "structure", "outcome", "1.0000", "3/3", "24/24"):
         assert words in text, words
     before, _, after = text.rpartition("a-red-cat-7.png seed 7")
     assert "of blocks" in before and "of blocks" not in after  # the totals stand under the table, and once is enough
