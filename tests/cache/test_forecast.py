@@ -187,10 +187,10 @@ def test_pipelines_forecast_as_the_straight_line_does(cls: type, guided: bool) -
     if cls is FluxImg2ImgPipeline:
         more["strength"] = 0.7  # which leaves out the first steps of the schedule
     passes = ("cond", "uncond") if guided else ("cond",)
-    rules = Rules(0.36, 0.5, forecast=1, max_consecutive=2)
+    rules = Rules(0.3, 0.4, forecast=1, max_consecutive=2)
     with reference(pipe.transformer, rules, passes) as decisions:
         wanted = pipe(**run_kwargs(pipe, steps=8) | more).images
-    with h2_cache(pipe, tau1=0.36, tau2=0.5, forecast=1, max_consecutive=2) as trace:
+    with h2_cache(pipe, tau1=0.3, tau2=0.4, forecast=1, max_consecutive=2) as trace:
         got = pipe(**run_kwargs(pipe, steps=8) | more).images
     assert_same_decisions(trace.steps, decisions, rel=1e-3)
     assert np.allclose(got, wanted, atol=1e-3)
