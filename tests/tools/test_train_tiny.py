@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
+from PIL import Image
 
 import h2gen
 from h2gen.models.catalogue import resolve
@@ -19,7 +20,7 @@ from h2gen.models.identity import check_bundled
 from tests.tools.sprites import few_sprites
 from tools.train_tiny import autoencoder, classifier, evaluate, model, runs, ship, text, train
 from tools.train_tiny.runs import DECAY, Progress, Run
-from tools.train_tiny.scenes import Stage, Variety
+from tools.train_tiny.scenes import SHAPES, Stage, Variety
 
 CPU = torch.device("cpu")
 FEW, MORE = 0.2, 0.5
@@ -72,7 +73,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         batch=4,
         rate=1e-3,
         workers=0,
-        shares=(1.0, *[0.0] * 7),
+        shares=(1.0, *[0.0] * (len(SHAPES) - 1)),
         decay=0.9,
         shallow=0.4,
         uses=2,
@@ -288,10 +289,12 @@ def test_perfect_pictures_get_a_perfect_report() -> None:
 def test_what_is_shipped_says_how_it_is_called_and_what_it_is_made_of(made: Path, tmp_path: Path) -> None:
     pipe = evaluate.load(made / "model" / "pipeline", CPU)
     judge = classifier.load(made / "judge", CPU)
-    calling = evaluate.Calling(side=96, steps=2, cfg=1.0)
-    report = evaluate.evaluate(
-        pipe, judge, few_sprites(), evaluate.questions(6, singles=4, pairs=2), calling, made / "evaluation"
-    )
+    calling = evaluate.Calling(width=96, height=96, steps=2, cfg=1.0)
+    asked, elsewhere = evaluate.questions(6, singles=4, pairs=2), evaluate.questions(6, singles=1, pairs=0)
+    report = evaluate.evaluate(pipe, judge, few_sprites(), asked, calling, made / "evaluation", elsewhere)
+    assert report["sizes"].keys() == {f"{width}x{height}" for height, width in SHAPES[1:]}
+    with Image.open(made / "evaluation" / "sheet-96x144.png") as seen:
+        assert seen.size == (20 * 96, 144)
     assert report["pictures"] == 6 and report["changes"][28]["structure"]["median"] > 0
     assert (made / "evaluation" / "sheet.png").stat().st_size
     ship.ship(made, "a test", tmp_path / "tiny")

@@ -80,7 +80,9 @@ def evaluate_(
     names: Annotated[int, typer.Option(help="Ask for so many of the commonest concepts.")] = 100,
     singles: int = 200,
     pairs: int = 100,
-    side: int = 128,
+    elsewhere: Annotated[int, typer.Option(help="Ask for so many things at every other size and shape.")] = 40,
+    width: int = 128,
+    height: int = 128,
     steps: int = 28,
     guidance: float = 1.0,
     cfg: float = 3.0,
@@ -90,10 +92,9 @@ def evaluate_(
     found, device = sprites.load(folder / "data"), _device()
     model = classifier.load(folder / "judge", device)
     pipe = evaluate.load(folder / "model" / "pipeline", device)
-    calling = evaluate.Calling(side, steps, guidance, cfg, length)
-    report = evaluate.evaluate(
-        pipe, model, found, evaluate.questions(names, singles, pairs), calling, folder / "evaluation"
-    )
+    calling = evaluate.Calling(width, height, steps, guidance, cfg, length)
+    asked, others = evaluate.questions(names, singles, pairs), evaluate.questions(names, elsewhere, 0)
+    report = evaluate.evaluate(pipe, model, found, asked, calling, folder / "evaluation", others)
     for name, value in report.items():
         print(name, value)
 

@@ -22,6 +22,7 @@ from tools.train_tiny.classifier import Classifier, accuracy, ranks_of
 from tools.train_tiny.colours import BACKGROUNDS
 from tools.train_tiny.concepts import COMMON, concepts
 from tools.train_tiny.render import to_images
+from tools.train_tiny.scenes import SHAPES
 from tools.train_tiny.sprites import STYLES, Sprites
 
 _TOGETHER = 10
@@ -44,7 +45,8 @@ class Question:
 class Calling:
     """How the pipeline is called."""
 
-    side: int = 128
+    width: int = 128
+    height: int = 128
     steps: int = 28
     guidance: float = 1.0
     cfg: float = 3.0
@@ -74,28 +76,42 @@ def questions(names: int, singles: int = 200, pairs: int = 100) -> list[Question
 
 
 def evaluate(
-    pipe: FluxPipeline, judge: Classifier, sprites: Sprites, asked: Sequence[Question], calling: Calling, folder: Path
+    pipe: FluxPipeline,
+    judge: Classifier,
+    sprites: Sprites,
+    asked: Sequence[Question],
+    calling: Calling,
+    folder: Path,
+    elsewhere: Sequence[Question] = (),
 ) -> dict[str, Any]:
-    """Make the pictures, judge them, and write ``report.json`` and the unselected ``sheet.png`` into ``folder``."""
+    """Make the pictures, judge them, and write ``report.json`` and the unselected ``sheet.png`` into ``folder``.
+
+    ``elsewhere`` are questions for one thing each, that are asked at every other size and shape that scenes come in;
+    each gets a sheet of its own.
+    """
     device = pipe.device
-    parts = [asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER)]
-    pictures = torch.cat([_make(pipe, part, calling) for part in parts])
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = _answers(pipe, asked, calling)
+    sheet(pictures, folder / "sheet.png")
     alone = [i for i, question in enumerate(asked) if len(question.concepts) == 1]
     report: dict[str, Any] = {"calling": asdict(calling), "pictures": len(asked)}
     if alone:
-        wanted = [asked[i].concepts[0] for i in alone]
-        report["names"] = max(wanted) + 1
-        ranks = ranks_of(judge, pictures[alone].to(device), wanted)
-        report["retrieval"] = {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "of": len(alone)}
+        report["names"] = max(asked[i].concepts[0] for i in alone) + 1
+        report["retrieval"] = _retrieval(judge, pictures[alone].to(device), [asked[i] for i in alone])
     pairs = [i for i, question in enumerate(asked) if len(question.concepts) == 2]
     if pairs:
         report["composed"] = _composed(judge, pictures[pairs].to(device), [asked[i] for i in pairs])
+    report["sizes"] = {}
+    for height, width in SHAPES if elsewhere else ():
+        other = replace(calling, height=height, width=width)
+        if other != calling:
+            pictures = _answers(pipe, elsewhere, other)
+            report["sizes"][f"{width}x{height}"] = _retrieval(judge, _middle(pictures).to(device), elsewhere)
+            sheet(pictures, folder / f"sheet-{width}x{height}.png")
     report["judge"] = accuracy(judge, sprites, device, STYLES)
     report["autoencoder"] = autoencoder.quality(pipe.vae, sprites, device)
     report["changes"] = {steps: _changes(pipe, asked[:4], calling, steps) for steps in (28, 50)}
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
-    sheet(pictures, folder / "sheet.png")
     return report
 
 
@@ -106,21 +122,40 @@ def sheet(pictures: torch.Tensor, path: Path, columns: int = 20) -> None:
     make_image_grid(images, len(images) // columns, columns).save(path)
 
 
+def _answers(pipe: FluxPipeline, asked: Sequence[Question], calling: Calling) -> torch.Tensor:
+    """A picture for each question, made a few at once: ``(N, 3, height, width)``, -1 to 1."""
+    return torch.cat([_make(pipe, asked[i : i + _TOGETHER], calling) for i in range(0, len(asked), _TOGETHER)])
+
+
 def _make(pipe: FluxPipeline, asked: Sequence[Question], calling: Calling) -> torch.Tensor:
-    """``(B, 3, side, side)``, -1 to 1."""
+    """``(B, 3, height, width)``, -1 to 1."""
     made = pipe(
         [question.prompt for question in asked],
         negative_prompt=[""] * len(asked) if calling.cfg > 1 else None,
         true_cfg_scale=calling.cfg,
         guidance_scale=calling.guidance,
         num_inference_steps=calling.steps,
-        height=calling.side,
-        width=calling.side,
+        height=calling.height,
+        width=calling.width,
         max_sequence_length=calling.length,
         generator=[torch.Generator().manual_seed(question.seed) for question in asked],
         output_type="pt",
     ).images
     return made.float().cpu() * 2 - 1  # type: ignore[no-any-return]
+
+
+def _middle(pictures: torch.Tensor) -> torch.Tensor:
+    """The square in the middle, where a thing alone stands: ``(N, 3, side, side)`` of the shorter side."""
+    height, width = pictures.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pictures[..., top : top + side, left : left + side]
+
+
+def _retrieval(judge: Classifier, pictures: torch.Tensor, asked: Sequence[Question]) -> dict[str, float]:
+    """How often the one thing asked for is the judge's first guess, or among its first five."""
+    ranks = ranks_of(judge, pictures, [question.concepts[0] for question in asked])
+    return {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "of": len(asked)}
 
 
 def _composed(judge: Classifier, pictures: torch.Tensor, asked: Sequence[Question]) -> dict[str, float]:

@@ -93,8 +93,8 @@ def _networks(pipe: FluxPipeline) -> dict[str, torch.nn.Module]:
 
 def _defaults(calling: Calling) -> str:
     values: dict[str, Any] = {
-        "width": calling.side,
-        "height": calling.side,
+        "width": calling.width,
+        "height": calling.height,
         "steps": calling.steps,
         "guidance": calling.guidance,
         "cfg": calling.cfg,
@@ -125,11 +125,12 @@ def _card(
         training="\n".join(trained),
         hardware=hardware,
         calling=", ".join(f"{name} {value}" for name, value in report["calling"].items()),
-        **{name: report["calling"][name] for name in ("side", "steps", "cfg", "length")},
+        **{name: report["calling"][name] for name in ("width", "height", "steps", "cfg", "length")},
         names=report["names"],
         known=textwrap.fill(", ".join(concept.name for concept in concepts()[: report["names"]]), 120),
         judge=_percent(report["judge"]),
         retrieval=_percent(report["retrieval"]),
+        sizes_seen="\n".join(_at_size(size, found) for size, found in report["sizes"].items()),
         composed=_percent(report["composed"]),
         psnr=f"{report['autoencoder']['psnr']:.1f}",
         ssim=f"{report['autoencoder']['ssim']:.3f}",
@@ -146,6 +147,11 @@ def _blocks(shape: Any) -> str:
         f"{shape.num_layers} double and {shape.num_single_layers} single blocks, "
         f"{shape.num_attention_heads} heads of {shape.attention_head_dim}"
     )
+
+
+def _at_size(size: str, found: dict[str, float]) -> str:
+    """The card's row of a size: how often the right thing was found."""
+    return f"| {size} | {100 * found['top1']:.3g}% | {100 * found['top5']:.3g}% | {found['of']} |"
 
 
 def _percent(values: dict[str, float]) -> str:

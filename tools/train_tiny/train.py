@@ -19,13 +19,10 @@ from tools.train_tiny import autoencoder
 from tools.train_tiny.model import PATCH, assemble, build_transformer, deepened, pack, position_ids
 from tools.train_tiny.render import Renderer
 from tools.train_tiny.runs import DECAY, Average, Log, Run, set_rate
-from tools.train_tiny.scenes import Scene, Stage, Variety
+from tools.train_tiny.scenes import SHAPES, Scene, Stage, Variety
 from tools.train_tiny.sprites import Sprites
 from tools.train_tiny.text import Text, build_encoders
 
-_SHAPES = ((96, 96), (128, 128), (192, 192), (256, 256), (96, 144), (144, 96), (128, 192), (192, 128))
-"""Height and width of pictures."""
-_SIZE = (128, 128)
 _LENGTHS = (16, 24, 32, 64, 128, 512)
 _LENGTH_SHARES = (0.6, 0.2, 0.1, 0.07, 0.025, 0.005)
 """Of batches padded to at least so many text tokens: few are long, yet no choice of length may destroy a picture."""
@@ -41,9 +38,9 @@ _STRONGEST = 6.0
 class Pace:
     """How a device is kept busy, and what can be learnt on it.
 
-    ``width`` is the transformer's, ``batch`` of pictures of 128 x 128, and ``shares`` are those of ``_SHAPES``.
-    ``decay`` is the moving average's. In the first ``shallow`` share of the time the transformer is a shallow one, and
-    all pictures have one size. Latents are used ``uses`` times, with new noise each, where making them takes its time.
+    ``width`` is the transformer's, ``batch`` of pictures of 128 x 128, and ``shares`` are those of ``SHAPES``.
+    ``decay`` is the moving average's. In the first ``shallow`` share of the time the transformer is a shallow one.
+    Latents are used ``uses`` times, with new noise each, where making them takes its time.
     ``half`` says whether bfloat16 is faster.
     """
 
@@ -62,11 +59,11 @@ class Pace:
 _PACES = {
     "cpu": Pace(
         width=128,
-        batch=32,
-        rate=1e-3,
+        batch=64,
+        rate=1.2e-3,
         workers=0,
-        shares=(0.1, 0.73, 0.03, 0.01, 0.035, 0.035, 0.03, 0.03),
-        decay=0.999,
+        shares=(0.05, 0.3, 0.06, 0.1, 0.13, 0.04, 0.07, 0.07, 0.04, 0.07, 0.07),
+        decay=0.996,
         shallow=0.5,
         uses=4,
         half=True,
@@ -77,7 +74,7 @@ _PACES = {
         batch=512,
         rate=1.5e-3,
         workers=12,
-        shares=(0.2, 0.44, 0.08, 0.04, 0.06, 0.06, 0.06, 0.06),
+        shares=(0.1, 0.4, 0.06, 0.08, 0.08, 0.04, 0.05, 0.05, 0.04, 0.05, 0.05),
         decay=0.9995,
         shallow=0,
         uses=1,
@@ -104,15 +101,14 @@ class Batch:
 class Batches(IterableDataset[Batch]):
     """Batches without end, never the same twice."""
 
-    def __init__(self, stage: Stage, text: Text, pace: Pace, seed: int, *, one_size: bool = False) -> None:
+    def __init__(self, stage: Stage, text: Text, pace: Pace, seed: int) -> None:
         self._stage, self._text, self._pace, self._seed = stage, text, pace, seed
-        self._shares = tuple(float(shape == _SIZE) for shape in _SHAPES) if one_size else pace.shares
 
     def __iter__(self) -> Iterator[Batch]:
         info = get_worker_info()
         rng = np.random.default_rng([self._seed, 0 if info is None else info.id])
         while True:
-            height, width = _SHAPES[rng.choice(len(_SHAPES), p=self._shares)]
+            height, width = SHAPES[rng.choice(len(SHAPES), p=self._pace.shares)]
             length = int(rng.choice(_LENGTHS, p=_LENGTH_SHARES))
             tokens = height * width // PATCH**2 + length
             count = max(4, round(self._pace.batch * (64 + 16) / tokens))
@@ -194,7 +190,7 @@ def train(
     else:
         share = trainer.pace.shallow
         if share and not snapshot.exists():
-            trainer.train(trainer.model(shallow=True), shallow, minutes * share, decay=0, one_size=True)
+            trainer.train(trainer.model(shallow=True), shallow, minutes * share, decay=0)
         begun = shallow / "snapshot.pt"
         model = trainer.model(_width(snapshot) or _width(begun))
         if begun.exists():
@@ -234,7 +230,6 @@ class _Trainer:
         decay: float = DECAY,
         rate: float = 1,
         teacher: Model | None = None,
-        one_size: bool = False,
     ) -> None:
         """Train it, or go on from a snapshot, and leave the average in the place of its weights."""
         parameters = list(model.parameters())
@@ -256,10 +251,13 @@ class _Trainer:
 
         run, log = Run(folder, minutes, state, restore, decay), Log(folder)
         for part in (model, teacher):
-            if part is not None and self._compiled:
-                part.transformer.compile_repeated_blocks(dynamic=True)
+            if part is not None:
+                if self._device.type == "cpu":  # the fused backward pass of so few tokens takes three times as long
+                    part.transformer.set_attention_backend("_native_math")
+                if self._compiled:
+                    part.transformer.compile_repeated_blocks(dynamic=True)
         torch.manual_seed(run.progress.steps)
-        for progress, (batch, clean) in zip(run, self._latents(run.progress.steps, one_size), strict=False):
+        for progress, (batch, clean) in zip(run, self._latents(run.progress.steps), strict=False):
             for optimizer in optimizers:
                 set_rate(optimizer, progress.rate)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.pace.half):
@@ -276,11 +274,11 @@ class _Trainer:
         log.write(run.progress)
         average.hand_over()
 
-    def _latents(self, seed: int, one_size: bool) -> Iterator[tuple[Batch, torch.Tensor]]:
+    def _latents(self, seed: int) -> Iterator[tuple[Batch, torch.Tensor]]:
         """Batches, each with its latents ``(B, C, h, w)`` of mean 0 and deviation 1, used again later as they are."""
         workers = self.pace.workers
         batches: Any = DataLoader(
-            Batches(self._stage, self._text, self.pace, seed, one_size=one_size),
+            Batches(self._stage, self._text, self.pace, seed),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=8 if workers else None,
