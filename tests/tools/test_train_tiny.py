@@ -177,6 +177,17 @@ def test_tokenizers_fold_case_and_keep_known_words_whole(made: Path) -> None:
     assert words.clip.eos_token_id != 2
 
 
+def test_new_encoders_tell_what_stands_first(made: Path) -> None:
+    torch.manual_seed(0)
+    words = text.Text(made)
+    _, encoder = text.build_encoders(words)
+    first, second = (
+        encoder(words.ids([caption], 16)[1])[0][0] for caption in ("a cat beside a dog", "a dog beside a cat")
+    )
+    for here, there in ((1, 4), (4, 1)):
+        assert (first[here] - second[there]).norm() > 0.3 * first[here].norm()
+
+
 def test_training_goes_on_and_distils(made: Path, tmp_path: Path, small: None) -> None:
     folder = tmp_path / "model"
     found = few_sprites()
