@@ -18,7 +18,7 @@ from PIL import Image
 import h2gen
 from tools.train_tiny import autoencoder
 from tools.train_tiny.captions import Phrase, on_background
-from tools.train_tiny.classifier import Classifier, accuracy, ranks_of
+from tools.train_tiny.classifier import Classifier, accuracy, ranks_of, retrieval
 from tools.train_tiny.colours import BACKGROUNDS
 from tools.train_tiny.concepts import COMMON, concepts
 from tools.train_tiny.render import to_images
@@ -96,17 +96,19 @@ def evaluate(
     alone = [i for i, question in enumerate(asked) if len(question.concepts) == 1]
     report: dict[str, Any] = {"calling": asdict(calling), "pictures": len(asked)}
     if alone:
-        report["names"] = max(asked[i].concepts[0] for i in alone) + 1
-        report["retrieval"] = _retrieval(judge, pictures[alone].to(device), [asked[i] for i in alone])
+        wanted = [asked[i].concepts[0] for i in alone]
+        report["names"] = max(wanted) + 1
+        report["retrieval"] = retrieval(judge, pictures[alone].to(device), wanted)
     pairs = [i for i, question in enumerate(asked) if len(question.concepts) == 2]
     if pairs:
         report["composed"] = _composed(judge, pictures[pairs].to(device), [asked[i] for i in pairs])
     report["sizes"] = {}
+    others = [question.concepts[0] for question in elsewhere]
     for height, width in SHAPES if elsewhere else ():
         other = replace(calling, height=height, width=width)
         if other != calling:
             pictures = _answers(pipe, elsewhere, other)
-            report["sizes"][f"{width}x{height}"] = _retrieval(judge, _middle(pictures).to(device), elsewhere)
+            report["sizes"][f"{width}x{height}"] = retrieval(judge, _middle(pictures).to(device), others)
             sheet(pictures, folder / f"sheet-{width}x{height}.png")
     report["judge"] = accuracy(judge, sprites, device, STYLES)
     report["autoencoder"] = autoencoder.quality(pipe.vae, sprites, device)
@@ -150,12 +152,6 @@ def _middle(pictures: torch.Tensor) -> torch.Tensor:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return pictures[..., top : top + side, left : left + side]
-
-
-def _retrieval(judge: Classifier, pictures: torch.Tensor, asked: Sequence[Question]) -> dict[str, float]:
-    """How often the one thing asked for is the judge's first guess, or among its first five."""
-    ranks = ranks_of(judge, pictures, [question.concepts[0] for question in asked])
-    return {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "of": len(asked)}
 
 
 def _composed(judge: Classifier, pictures: torch.Tensor, asked: Sequence[Question]) -> dict[str, float]:

@@ -12,7 +12,8 @@ from tools.train_tiny.colours import BACKGROUNDS, TINTS
 from tools.train_tiny.concepts import COMMON, Concept, concepts
 from tools.train_tiny.sprites import STYLES, Sprites
 
-_SQUARE, _UPRIGHT = ((96, 96), (128, 128), (160, 160), (192, 192), (256, 256)), ((144, 96), (160, 112), (192, 128))
+_SQUARE = ((96, 96), (128, 128), (160, 160), (192, 192), (256, 256))
+_UPRIGHT = ((144, 96), (160, 112), (192, 128))
 SHAPES = (*_SQUARE, *_UPRIGHT, *((width, height) for height, width in _UPRIGHT))
 """Height and width of pictures that scenes are drawn as. 160 x 112 is what h2gen makes of 2:3."""
 _KINDS = ("one", "beside", "above", "several")

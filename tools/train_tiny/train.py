@@ -213,7 +213,10 @@ class _Trainer:
         self._vae = autoencoder.load(made / "autoencoder", device).to(memory_format=torch.channels_last)
 
     def model(self, width: int | None = None, *, shallow: bool = False) -> Model:
-        return Model(self._text, width or self.pace.width, shallow).to(self._device)
+        model = Model(self._text, width or self.pace.width, shallow).to(self._device)
+        if self._device.type == "cpu":  # fused attention of so few tokens makes the backward pass half as long again
+            model.transformer.set_attention_backend("_native_math")
+        return model
 
     def pipeline(self, model: Model) -> FluxPipeline:
         """On the CPU, as it is saved."""
@@ -251,11 +254,8 @@ class _Trainer:
 
         run, log = Run(folder, minutes, state, restore, decay), Log(folder)
         for part in (model, teacher):
-            if part is not None:
-                if self._device.type == "cpu":  # the fused backward pass of so few tokens takes three times as long
-                    part.transformer.set_attention_backend("_native_math")
-                if self._compiled:
-                    part.transformer.compile_repeated_blocks(dynamic=True)
+            if part is not None and self._compiled:
+                part.transformer.compile_repeated_blocks(dynamic=True)
         torch.manual_seed(run.progress.steps)
         for progress, (batch, clean) in zip(run, self._latents(run.progress.steps), strict=False):
             for optimizer in optimizers:
