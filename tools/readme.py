@@ -15,6 +15,7 @@ import typer.main
 from rich.console import Console
 from rich.text import Text
 
+import h2gen
 from h2gen.cli.app import DEFAULT, app
 from h2gen.presets import DEFAULT as DEFAULT_PRESET
 from h2gen.presets import load_preset
@@ -28,6 +29,11 @@ VARIED = (
     "three apples", "four ducks", "a flat icon of a rocket", "a cartoon of a frog", "a blue car",
     "a tiny dog on a yellow background", "a tiger on a green background", "a sun above a house",
 )  # fmt: skip
+SHAPES = (
+    ("a cat", 96, 96), ("a rocket", 96, 144), ("a birthday cake", 112, 160), ("an owl", 128, 128),
+    ("a tiger beside a palm tree", 192, 128), ("a butterfly", 192, 192), ("a car", 256, 256),
+)  # fmt: skip
+"""Prompts, each with width and height in pixels."""
 PROMPT, SEED, TAU1, TAU2 = PROMPTS[0], 0, 0.08, 0.2
 
 
@@ -72,11 +78,29 @@ def make_pictures() -> None:
     from diffusers.utils import make_image_grid
     from PIL import Image
 
-    import h2gen
-    from h2gen.cli.live import LiveTable
-
     PICTURES.mkdir(exist_ok=True)
     session = h2gen.load("tiny")
+    make_table(session)
+    pair = Image.new("RGB", (128 * len(PROMPTS), 2 * 128), "white")
+    for column, prompt in enumerate(PROMPTS):
+        for row, config in enumerate((None, load_preset(DEFAULT_PRESET).config)):
+            pair.paste(session.generate(prompt, seed=SEED, cache=config).image, (128 * column, 128 * row))
+    pair.save(PICTURES / "pictures.png", optimize=True)
+    made = [session.generate(prompt, seed=seed).image for seed, prompt in enumerate(sheet_prompts())]
+    make_image_grid(made, len(made) // COLUMNS, COLUMNS).save(PICTURES / "sheet.png", optimize=True)
+    strip = Image.new("RGB", (sum(width for _, width, _ in SHAPES), max(height for *_, height in SHAPES)), "white")
+    left = 0
+    for prompt, width, height in SHAPES:
+        picture = session.generate(prompt, seed=SEED, width=width, height=height).image
+        strip.paste(picture, (left, strip.height - height))
+        left += width
+    strip.save(PICTURES / "shapes.png", optimize=True)
+
+
+def make_table(session: h2gen.Session) -> None:
+    """A capture of the live table."""
+    from h2gen.cli.live import LiveTable
+
     cache = h2gen.CacheConfig(tau1=TAU1, tau2=TAU2)
     session.generate(PROMPT, seed=SEED)  # warm up
     console = Console(record=True, file=io.StringIO(), width=80, height=42, force_terminal=True)
@@ -88,13 +112,6 @@ def make_pictures() -> None:
     # Without the fonts that rich would have a browser fetch from elsewhere: a monospace of its own will do.
     drawing = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=title), flags=re.DOTALL)
     (PICTURES / "table.svg").write_text(drawing, encoding="utf-8")
-    sheet = Image.new("RGB", (128 * len(PROMPTS), 2 * 128), "white")
-    for column, prompt in enumerate(PROMPTS):
-        for row, config in enumerate((None, load_preset(DEFAULT_PRESET).config)):
-            sheet.paste(session.generate(prompt, seed=SEED, cache=config).image, (128 * column, 128 * row))
-    sheet.save(PICTURES / "pictures.png", optimize=True)
-    made = [session.generate(prompt, seed=seed).image for seed, prompt in enumerate(sheet_prompts())]
-    make_image_grid(made, len(made) // COLUMNS, COLUMNS).save(PICTURES / "sheet.png", optimize=True)
 
 
 def main() -> None:

@@ -308,11 +308,12 @@ def test_what_is_shipped_says_how_it_is_called_and_what_it_is_made_of(made: Path
         assert seen.size == (20 * 96, 144)
     assert report["pictures"] == 6 and report["changes"][28]["structure"]["median"] > 0
     assert (made / "evaluation" / "sheet.png").stat().st_size
-    ship.ship(made, "a test", tmp_path / "tiny")
+    ship.ship(made, "a test", "It began anew once.", tmp_path / "tiny")
     defaults = read_defaults(tmp_path / "tiny" / "defaults.toml")
     assert (defaults.width, defaults.steps, defaults.cfg) == (96, 2, 1.0)
     card = (tmp_path / "tiny" / "MODEL_CARD.md").read_text()
     assert "on a test" in card and "Apache-2.0" in card and "{" not in card
+    assert "|\n\nIt began anew once.\n\n## Data" in card
     shipped = replace(resolve("tiny"), location=tmp_path / "tiny")
     check_bundled(shipped)
     session = h2gen.load(str(tmp_path / "tiny"))

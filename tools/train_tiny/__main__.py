@@ -103,9 +103,10 @@ def evaluate_(
 def ship_(
     hardware: Annotated[str, typer.Option(help="What it was trained on, for the card.")],
     folder: Folder = _HOME,
+    history: Annotated[str, typer.Option(help="What else the card should say of the training.")] = "",
 ) -> None:
     """Put the finished model in the bundled one's place, to be called as it was evaluated last."""
-    ship.ship(folder, hardware)
+    ship.ship(folder, hardware, history)
 
 
 def _device() -> torch.device:

@@ -24,8 +24,10 @@ _LARGEST = 40 * 10**6
 """Bytes of all weights together."""
 
 
-def ship(made: Path, hardware: str, into: Path = BUNDLED) -> None:
+def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> None:
     """Write the checkpoint with its card, and put it in the old one's place. It is called as it was evaluated.
+
+    ``history`` is what the card says of its training beside the figures.
 
     Raises:
         RuntimeError: it is larger than may be shipped.
@@ -49,7 +51,7 @@ def ship(made: Path, hardware: str, into: Path = BUNDLED) -> None:
         for name in ("autoencoder", "model/shallow", "model", "model/distilled")
         if (made / name).exists()
     ]
-    card = _card(pipe.transformer.config, sizes, weights, report, trained, hardware)
+    card = _card(pipe.transformer.config, sizes, weights, report, trained, hardware, history)
     checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))
     (partial / HASH).write_text(f"{content_hash(checkpoint)}\n", encoding="ascii")
     (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
@@ -114,7 +116,13 @@ def _training(part: str, folder: Path) -> str:
 
 
 def _card(
-    shape: Any, sizes: dict[str, int], weights: int, report: dict[str, Any], trained: list[str], hardware: str
+    shape: Any,
+    sizes: dict[str, int],
+    weights: int,
+    report: dict[str, Any],
+    trained: list[str],
+    hardware: str,
+    history: str,
 ) -> str:
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     return template.format(
@@ -124,6 +132,7 @@ def _card(
         packages=notice(),
         training="\n".join(trained),
         hardware=hardware,
+        history=f"\n{textwrap.fill(history, 120)}\n" if history else "",
         calling=", ".join(f"{name} {value}" for name, value in report["calling"].items()),
         **{name: report["calling"][name] for name in ("width", "height", "steps", "cfg", "length")},
         names=report["names"],
