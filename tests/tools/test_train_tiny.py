@@ -74,10 +74,10 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         rate=1e-3,
         workers=0,
         shares=(1.0, *[0.0] * (len(SHAPES) - 1)),
-        decay=0.9,
+        ema_decay=0.9,
         shallow=0.4,
         uses=2,
-        half=False,
+        bf16=False,
         variety=Variety(),
     )
     patch.setitem(train._PACES, "cpu", pace)
@@ -162,7 +162,7 @@ def test_the_autoencoder_learns(tmp_path: Path, small: None) -> None:
 def test_what_was_trained_is_a_pipeline_of_diffusers_own(made: Path) -> None:
     pipe = FluxPipeline.from_pretrained(made / "model" / "pipeline", dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    assert type(pipe) is FluxPipeline and pipe.transformer.config.guidance_embeds
+    assert type(pipe) is FluxPipeline and not pipe.transformer.config.guidance_embeds
     for length in (16, 512):
         image = pipe("a cat", num_inference_steps=2, height=96, width=144, max_sequence_length=length).images[0]
         assert image.size == (144, 96)
@@ -194,11 +194,18 @@ def test_training_goes_on_and_distils(made: Path, tmp_path: Path, small: None) -
     train.train(found, made, folder, FEW, CPU, distil=False, compiled=False)
     first = torch.load(folder / "snapshot.pt", weights_only=True)["progress"]["steps"]
     train.train(found, made, folder, MORE, CPU, distil=False, compiled=False)
-    assert torch.load(folder / "snapshot.pt", weights_only=True)["progress"]["steps"] > first
+    progress = torch.load(folder / "snapshot.pt", weights_only=True)["progress"]
+    shallow = torch.load(folder / "shallow" / "snapshot.pt", weights_only=True)["progress"]
+    assert progress["steps"] > first
+    assert progress["budget"] + shallow["seconds"] == pytest.approx(60 * MORE)
     before = {path: path.read_bytes() for path in (folder / "pipeline" / "transformer").glob("*.safetensors")}
     train.train(found, made, folder, FEW, CPU, distil=True, compiled=False)
     assert all(path.read_bytes() != old for path, old in before.items())
     assert (folder / "distilled" / "log.jsonl").exists()
+    assert evaluate.load(folder / "pipeline", CPU).transformer.config.guidance_embeds
+    train.train(found, made, folder, MORE, CPU, distil=False, compiled=False)
+    assert all(path.read_bytes() == old for path, old in before.items())
+    assert not (folder / "distilled").exists()
 
 
 def test_a_deepened_transformer_does_what_the_shallow_one_does() -> None:
@@ -231,6 +238,32 @@ def test_a_deepened_transformer_does_what_the_shallow_one_does() -> None:
             (block.norm1 if hasattr(block, "norm1") else block.norm).linear.weight.zero_()
         nothing = shallow(**call)[0]
     assert torch.allclose(ours, theirs, atol=1e-5) and not torch.allclose(theirs, nothing, atol=1e-2)
+
+
+def test_guidance_that_was_always_one_can_be_left_out() -> None:
+    torch.manual_seed(0)
+    transformer = model.build_transformer(64)
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    call = {
+        "hidden_states": torch.randn(1, 16, 4 * autoencoder.LATENT_CHANNELS),
+        "encoder_hidden_states": torch.randn(1, 5, text.WIDTH),
+        "pooled_projections": torch.randn(1, text.WIDTH),
+        "timestep": torch.tensor([0.4]),
+        "img_ids": model.position_ids(8, 8, CPU),
+        "txt_ids": torch.zeros(5, 3),
+        "return_dict": False,
+    }
+    with torch.no_grad():
+        at_one, at_two = (transformer(guidance=torch.tensor([scale]), **call)[0] for scale in (1.0, 2.0))
+        without = model.without_guidance(transformer)(**call)[0]
+    assert torch.allclose(without, at_one, atol=1e-5) and not torch.allclose(without, at_two, atol=1e-4)
+
+
+def test_the_shares_of_all_shapes_are_a_whole() -> None:
+    for pace in train._PACES.values():
+        assert len(pace.shares) == len(SHAPES) and sum(pace.shares) == pytest.approx(1)
+        assert sum(pace.variety.styles) == pytest.approx(1)
 
 
 def test_the_velocity_of_a_trained_model_is_nearer_than_that_of_a_new_one(made: Path, small: None) -> None:
@@ -268,6 +301,7 @@ def test_questions_are_fixed_and_ask_what_they_check() -> None:
     assert len({question.seed for question in asked}) == 300
     assert asked[0].prompt == "a cat" and {len(question.concepts) for question in asked} == {1, 2}
     assert all(str(question.background) in question.prompt for question in asked[200:])
+    assert sum(question.above for question in asked) == sum(" above " in question.prompt for question in asked) == 50
     assert max(question.concepts[0] for question in evaluate.questions(400)) == 399
 
 
@@ -280,21 +314,46 @@ def test_perfect_pictures_get_a_perfect_report() -> None:
     class Knows(classifier.Classifier):
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:
             middle = pictures.mean((2, 3))
-            logits = torch.full((len(pictures), len(stage.concepts)), -1e3)
+            logits = torch.zeros(len(pictures), len(stage.concepts))  # of those that nobody drew
             for i, colour in colours.items():
-                logits[:, i] = -(middle - colour).abs().sum(1).float()
+                logits[:, i] = torch.where((middle - colour).abs().sum(1) < 0.05, 1.0, -1.0)
             return logits
 
-    asked = [evaluate.Question("", 0, (0, 1), "blue"), evaluate.Question("", 0, (2, 3), "green")]
-    pictures = torch.empty(2, 3, 64, 64)
+    asked = [
+        evaluate.Question("", 0, (0, 1), "blue"),
+        evaluate.Question("", 0, (2, 3), "green"),
+        evaluate.Question("", 0, (4, 5), "pink", above=True),
+    ]
+    pictures = torch.empty(3, 3, 64, 64)
     for picture, question in zip(pictures, asked, strict=True):
         picture[:] = torch.tensor(evaluate.BACKGROUNDS[str(question.background)]).view(3, 1, 1) / 127.5 - 1
-        for side, concept in enumerate(question.concepts):
-            picture[:, 16:48, 32 * side : 32 * side + 32] = colours[concept].view(3, 1, 1)
-    report = evaluate._composed(Knows(1), pictures, asked)
-    assert report == {"each_top5": 1.0, "both_top5": 1.0, "background": 1.0, "of": 2}
-    swapped = [evaluate.Question("", 0, (4, 1), "red"), asked[1]]
-    assert evaluate._composed(Knows(1), pictures, swapped)["background"] == 0.5
+        for place, concept in enumerate(question.concepts):
+            seen = picture.mT if question.above else picture
+            seen[:, 16:48, 32 * place : 32 * place + 32] = colours[concept].view(3, 1, 1)
+    perfect = dict.fromkeys(("each_top1", "each_top5", "both_top1", "both_top5", "background"), 1.0)
+    assert evaluate._composed(Knows(1), pictures, asked) == perfect | {"of": 3}
+    swapped = [replace(question, concepts=question.concepts[::-1]) for question in asked]
+    turned = [replace(question, above=not question.above) for question in asked]
+    for wrong in (swapped, turned):
+        found_there = evaluate._composed(Knows(1), pictures, wrong)
+        assert found_there["each_top5"] == 0 and found_there["background"] == 1
+    other_ground = [replace(asked[0], background="red"), *asked[1:]]
+    assert evaluate._composed(Knows(1), pictures, other_ground)["background"] == pytest.approx(2 / 3)
+
+
+def test_the_middle_of_a_picture_is_a_square() -> None:
+    wide = torch.arange(6.0).expand(1, 3, 2, 6)
+    assert torch.equal(evaluate._middle(wide), wide[..., 2:4])
+    assert torch.equal(evaluate._middle(wide.mT), wide.mT[..., 2:4, :])
+
+
+def test_only_what_was_evaluated_is_shipped(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "model").symlink_to(made / "model")
+    (tmp_path / "evaluation" / "report.json").write_text('{"transformer": "another"}')
+    with pytest.raises(RuntimeError, match="evaluate it first"):
+        ship.ship(tmp_path, "a test", into=tmp_path / "tiny")
+    assert not (tmp_path / "tiny").exists()
 
 
 def test_what_is_shipped_says_how_it_is_called_and_what_it_is_made_of(made: Path, tmp_path: Path) -> None:
@@ -302,7 +361,9 @@ def test_what_is_shipped_says_how_it_is_called_and_what_it_is_made_of(made: Path
     judge = classifier.load(made / "judge", CPU)
     calling = evaluate.Calling(width=96, height=96, steps=2, cfg=1.0)
     asked, elsewhere = evaluate.questions(6, singles=4, pairs=2), evaluate.questions(6, singles=1, pairs=0)
-    report = evaluate.evaluate(pipe, judge, few_sprites(), asked, calling, made / "evaluation", elsewhere)
+    unseen = {"flat": judge}
+    report = evaluate.evaluate(pipe, judge, few_sprites(), asked, calling, made / "evaluation", elsewhere, unseen)
+    assert report["unseen_styles"]["flat"]["of"] == 6
     assert report["sizes"].keys() == {f"{width}x{height}" for height, width in SHAPES[1:]}
     with Image.open(made / "evaluation" / "sheet-96x144.png") as seen:
         assert seen.size == (20 * 96, 144)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,12 @@ def test_a_package_under_another_licence_is_refused(tmp_path: Path, monkeypatch:
         packages.fetch(tmp_path / "packages")
 
 
+def test_without_npm_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="npm, which fetches the packages, is not installed"):
+        packages.fetch(tmp_path / "packages")
+
+
 def test_a_package_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     a_registry(tmp_path, monkeypatch)
     monkeypatch.setattr(packages, "PACKAGES", (Package("nothing", "1.0.0", "MIT", "-", "-"),))
@@ -158,6 +165,17 @@ def test_the_same_seed_makes_the_same_scenes_and_every_kind_comes() -> None:
         assert word in said
     assert sum(not scene.caption for scene in one) > 10
     assert {len(scene.things) for scene in one} == {1, 2, 3, 4}
+
+
+def test_what_has_a_colour_by_name_gets_no_other() -> None:
+    found = few_sprites()
+    apple = next(i for i, concept in enumerate(concepts()) if "red apple" in concept.names)
+    stage = Stage(replace(found, index=[replace(sprite, concept=apple) for sprite in found.index]))
+    rng = np.random.default_rng(0)
+    captions = [stage.scene(rng).caption for _ in range(500)]
+    named = [caption for caption in captions if "red apple" in caption]
+    assert named and any(f"{tint} apple" in caption for caption in captions for tint in TINTS)
+    assert not any(f"{tint} red apple" in caption for caption in named for tint in TINTS)
 
 
 def test_less_variety_is_the_commonest_things_each_at_its_very_place() -> None:

@@ -1,21 +1,25 @@
-"""Make the bundled model.
+"""Make the bundled model. Needs pip install "h2gen[train]", and npm for the first command.
 
 \b
     python -m tools.train_tiny data                      # fetch the emoji packages and draw them; needs npm
     python -m tools.train_tiny autoencoder --minutes 20
     python -m tools.train_tiny train --minutes 400
-    python -m tools.train_tiny distil --minutes 30       # guidance in one pass
-    python -m tools.train_tiny judge --minutes 10        # the classifier, and how good it is on styles it never saw
+    python -m tools.train_tiny judge --minutes 10        # the classifier, and others that never saw one of the styles
     python -m tools.train_tiny evaluate
     python -m tools.train_tiny ship --hardware "two CPU cores"
 
 Every training takes a budget of time, saves itself every few minutes and goes on from there when it is called again. A
-larger budget goes on with one that was finished.
+larger budget goes on with one that was finished. To distil guidance into the model, so that one pass a step is enough:
+
+\b
+    python -m tools.train_tiny distil --minutes 30       # after train; to train on undoes it
+    python -m tools.train_tiny evaluate --cfg 1 --guidance 3
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,12 +35,13 @@ from tools.train_tiny.concepts import concepts
 app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Option(help="Where everything is kept.")]
 Minutes = Annotated[float, typer.Option(min=0, help="Budget of time, over all calls together.")]
+Compile = Annotated[bool, typer.Option(help="Compile the blocks, which takes a minute or two and a C++ compiler.")]
 _HOME = Path("build/tiny")
 
 
 @app.command()
 def data(folder: Folder = _HOME) -> None:
-    """Fetch the emoji packages by name and version, draw them, and learn the vocabulary. The same every time."""
+    """Fetch the emoji packages by name and version, draw them, the same every time, and learn the vocabularies."""
     found = sprites.build(folder / "data", folder / "packages")
     text.build_tokenizers(scenes.Stage(found), folder)
     print(f"{len(found.index)} pictures of {len(concepts())} concepts in {folder / 'data'}")
@@ -51,24 +56,29 @@ def autoencoder(folder: Folder = _HOME, minutes: Minutes = 20) -> None:
 
 
 @app.command("train")
-def train_(folder: Folder = _HOME, minutes: Minutes = 150) -> None:
+def train_(folder: Folder = _HOME, minutes: Minutes = 150, compile: Compile = True) -> None:
     """Train the transformer and the text encoders."""
-    train.train(sprites.load(folder / "data"), folder, folder / "model", minutes, _device(), distil=False)
+    found = sprites.load(folder / "data")
+    train.train(found, folder, folder / "model", minutes, _device(), distil=False, compiled=compile)
 
 
 @app.command()
-def distil(folder: Folder = _HOME, minutes: Minutes = 30) -> None:
+def distil(folder: Folder = _HOME, minutes: Minutes = 30, compile: Compile = True) -> None:
     """Distil guidance into the finished model, so that one pass a step is enough."""
-    train.train(sprites.load(folder / "data"), folder, folder / "model", minutes, _device(), distil=True)
+    found = sprites.load(folder / "data")
+    train.train(found, folder, folder / "model", minutes, _device(), distil=True, compiled=compile)
 
 
 @app.command()
 def judge(folder: Folder = _HOME, minutes: Minutes = 10, check: bool = True) -> None:
-    """Train the classifier on all styles; with --check, first on two of three, to see how it does on the third."""
+    """Train the classifier on all styles; with --check also on two of three, by turns, to see how it does on the third.
+
+    Each of the four takes its minutes.
+    """
     found, device = sprites.load(folder / "data"), _device()
     for held_out in sprites.STYLES if check else ():
         others = [style for style in sprites.STYLES if style != held_out]
-        model = classifier.train(found, folder / f"judge-without-{held_out}", minutes, device, others)
+        model = classifier.train(found, _judge_without(folder, held_out), minutes, device, others)
         print(f"style never seen: {held_out}", classifier.accuracy(model, found, device, [held_out]))
     model = classifier.train(found, folder / "judge", minutes, device)
     print("all styles", classifier.accuracy(model, found, device, sprites.STYLES))
@@ -81,8 +91,7 @@ def evaluate_(
     singles: int = 200,
     pairs: int = 100,
     elsewhere: Annotated[int, typer.Option(help="Ask for so many things at every other size and shape.")] = 40,
-    width: int = 128,
-    height: int = 128,
+    side: Annotated[int, typer.Option(help="Pixels of the squares.")] = 128,
     steps: int = 28,
     guidance: float = 1.0,
     cfg: float = 3.0,
@@ -92,9 +101,14 @@ def evaluate_(
     found, device = sprites.load(folder / "data"), _device()
     model = classifier.load(folder / "judge", device)
     pipe = evaluate.load(folder / "model" / "pipeline", device)
-    calling = evaluate.Calling(width, height, steps, guidance, cfg, length)
+    calling = evaluate.Calling(side, side, steps, guidance, cfg, length)
     asked, others = evaluate.questions(names, singles, pairs), evaluate.questions(names, elsewhere, 0)
-    report = evaluate.evaluate(pipe, model, found, asked, calling, folder / "evaluation", others)
+    unseen = {
+        style: classifier.load(_judge_without(folder, style), device)
+        for style in sprites.STYLES
+        if _judge_without(folder, style).exists()
+    }
+    report = evaluate.evaluate(pipe, model, found, asked, calling, folder / "evaluation", others, unseen)
     for name, value in report.items():
         print(name, value)
 
@@ -109,9 +123,17 @@ def ship_(
     ship.ship(folder, hardware, history)
 
 
+def _judge_without(folder: Path, style: str) -> Path:
+    """Where the classifier lies that never saw a style."""
+    return folder / f"judge-without-{style}"
+
+
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 if __name__ == "__main__":
-    app()
+    try:
+        app()
+    except FileNotFoundError as error:
+        sys.exit(f"{error.filename} is not there: --help lists the commands in their order.")

@@ -94,10 +94,10 @@ def accuracy(model: Classifier, sprites: Sprites, device: torch.device, styles: 
     stage, render = Stage(sprites), Renderer(sprites, device)
     index = [sprite for sprite in sprites.index if sprite.style in styles]
     pictures = render([stage.one(sprite.concept, sprite.style) for sprite in index], SIDE, SIDE)
-    return retrieval(model, pictures, [sprite.concept for sprite in index])
+    return top_k_accuracy(model, pictures, [sprite.concept for sprite in index])
 
 
-def retrieval(model: Classifier, pictures: torch.Tensor, concepts: Sequence[int]) -> dict[str, float]:
+def top_k_accuracy(model: Classifier, pictures: torch.Tensor, concepts: Sequence[int]) -> dict[str, float]:
     """The share of pictures whose concept is its first, or one of its first five, guesses."""
     ranks = ranks_of(model, pictures, concepts)
     return {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "of": len(concepts)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, median
@@ -14,11 +15,12 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.utils import make_image_grid
 from PIL import Image
+from torch import nn
 
 import h2gen
 from tools.train_tiny import autoencoder
 from tools.train_tiny.captions import Phrase, on_background
-from tools.train_tiny.classifier import Classifier, accuracy, ranks_of, retrieval
+from tools.train_tiny.classifier import Classifier, accuracy, ranks_of, top_k_accuracy
 from tools.train_tiny.colours import BACKGROUNDS
 from tools.train_tiny.concepts import COMMON, concepts
 from tools.train_tiny.render import to_images
@@ -33,12 +35,14 @@ _NEVER = 1e-9
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and what must be seen: concepts, from left to right, and perhaps the colour behind them."""
+    """A prompt, and what must be seen: concepts, from left to right or, ``above``, from top to bottom, and perhaps the
+    colour behind them."""
 
     prompt: str
     seed: int
     concepts: tuple[int, ...]
     background: str | None = None
+    above: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,14 +58,23 @@ class Calling:
 
 
 def load(folder: Path, device: torch.device) -> FluxPipeline:
-    """A pipeline that ``train`` saved."""
-    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device)
+    """A pipeline that ``train`` saved, in float32 but rounded to half precision, as it is shipped."""
+    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float16, local_files_only=True).to(device, torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
+def weights_hash(transformer: nn.Module) -> str:
+    """Which transformer it is: SHA-256 of its weights in half precision."""
+    found = hashlib.sha256()
+    for value in transformer.state_dict().values():
+        found.update(value.cpu().half().numpy().tobytes())
+    return found.hexdigest()
+
+
 def questions(names: int, singles: int = 200, pairs: int = 100) -> list[Question]:
-    """Prompts with fixed seeds: "a NAME" for so many of the commonest concepts, then two things on a colour."""
+    """Prompts with fixed seeds: "a NAME" for so many of the commonest concepts, then two things on a colour, by turns
+    beside and above one another."""
     known = concepts()
     chosen = np.linspace(0, names - 1, singles).round().astype(int) if names > singles else np.arange(singles) % names
     asked = [Question(str(Phrase(known[i].name)), seed, (int(i),)) for seed, i in enumerate(chosen)]
@@ -70,8 +83,9 @@ def questions(names: int, singles: int = 200, pairs: int = 100) -> list[Question
     for seed in range(singles, singles + pairs):
         first, second = (int(i) for i in rng.choice(COMMON, 2, replace=False))
         colour = colours[rng.integers(len(colours))]
-        things = f"{Phrase(known[first].name)} beside {Phrase(known[second].name)}"
-        asked.append(Question(on_background(things, colour), seed, (first, second), colour))
+        above = bool(seed % 2)
+        things = f"{Phrase(known[first].name)} {'above' if above else 'beside'} {Phrase(known[second].name)}"
+        asked.append(Question(on_background(things, colour), seed, (first, second), colour, above))
     return asked
 
 
@@ -83,22 +97,28 @@ def evaluate(
     calling: Calling,
     folder: Path,
     elsewhere: Sequence[Question] = (),
+    unseen: Mapping[str, Classifier] | None = None,
 ) -> dict[str, Any]:
     """Make the pictures, judge them, and write ``report.json`` and the unselected ``sheet.png`` into ``folder``.
 
     ``elsewhere`` are questions for one thing each, that are asked at every other size and shape that scenes come in;
-    each gets a sheet of its own.
+    each gets a sheet of its own. ``unseen`` are judges that were trained without a style, by its name: how they do on
+    that style tells how far the judge itself can be trusted with pictures that it was not trained on.
     """
     device = pipe.device
     folder.mkdir(parents=True, exist_ok=True)
     pictures = _answers(pipe, asked, calling)
     sheet(pictures, folder / "sheet.png")
     alone = [i for i, question in enumerate(asked) if len(question.concepts) == 1]
-    report: dict[str, Any] = {"calling": asdict(calling), "pictures": len(asked)}
+    report: dict[str, Any] = {
+        "calling": asdict(calling),
+        "transformer": weights_hash(pipe.transformer),
+        "pictures": len(asked),
+    }
     if alone:
         wanted = [asked[i].concepts[0] for i in alone]
         report["names"] = max(wanted) + 1
-        report["retrieval"] = retrieval(judge, pictures[alone].to(device), wanted)
+        report["retrieval"] = top_k_accuracy(judge, _middle(pictures[alone]).to(device), wanted)
     pairs = [i for i, question in enumerate(asked) if len(question.concepts) == 2]
     if pairs:
         report["composed"] = _composed(judge, pictures[pairs].to(device), [asked[i] for i in pairs])
@@ -108,9 +128,12 @@ def evaluate(
         other = replace(calling, height=height, width=width)
         if other != calling:
             pictures = _answers(pipe, elsewhere, other)
-            report["sizes"][f"{width}x{height}"] = retrieval(judge, _middle(pictures).to(device), others)
+            report["sizes"][f"{width}x{height}"] = top_k_accuracy(judge, _middle(pictures).to(device), others)
             sheet(pictures, folder / f"sheet-{width}x{height}.png")
     report["judge"] = accuracy(judge, sprites, device, STYLES)
+    report["unseen_styles"] = {
+        style: accuracy(model, sprites, device, [style]) for style, model in (unseen or {}).items()
+    }
     report["autoencoder"] = autoencoder.quality(pipe.vae, sprites, device)
     report["changes"] = {steps: _changes(pipe, asked[:4], calling, steps) for steps in (28, 50)}
     (folder / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
@@ -155,23 +178,38 @@ def _middle(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _composed(judge: Classifier, pictures: torch.Tensor, asked: Sequence[Question]) -> dict[str, float]:
-    """Each thing is looked for in its own half, at half the height, and the colour along the picture's edge."""
-    side = pictures.shape[-1]
-    middle = pictures[:, :, side // 4 : side - side // 4]
-    first = ranks_of(judge, middle[..., : side // 2], [question.concepts[0] for question in asked])
-    second = ranks_of(judge, middle[..., side // 2 :], [question.concepts[1] for question in asked])
-    right = [_background(picture) == question.background for picture, question in zip(pictures, asked, strict=True)]
+    """Each thing is looked for in its own half, in the middle of it, and the colour along the picture's edge.
+
+    ``pictures`` are squares, ``(N, 3, side, side)``.
+    """
+    shown = list(zip(pictures, asked, strict=True))
+    ranks = []
+    for place in (0, 1):
+        halves = torch.stack([_half(picture, place, question.above) for picture, question in shown])
+        ranks.append(ranks_of(judge, halves, [question.concepts[place] for question in asked]))
+    first, second = ranks
+    right = [_background(picture) == question.background for picture, question in shown]
     return {
+        "each_top1": float(np.mean([*(first < 1), *(second < 1)])),
         "each_top5": float(np.mean([*(first < 5), *(second < 5)])),
+        "both_top1": float(np.mean((first < 1) & (second < 1))),
         "both_top5": float(np.mean((first < 5) & (second < 5))),
         "background": mean(right),
         "of": len(asked),
     }
 
 
+def _half(picture: torch.Tensor, place: int, above: bool) -> torch.Tensor:
+    """The square in the middle of a half, ``(3, side / 2, side / 2)``: left or right; with ``above`` upper or lower."""
+    side = picture.shape[-1]
+    along, across = slice(place * side // 2, (place + 1) * side // 2), slice(side // 4, side - side // 4)
+    return picture[:, along, across] if above else picture[:, across, along]
+
+
 def _background(picture: torch.Tensor) -> str:
-    """The name of the colour that is nearest to most of the picture's edge."""
-    edge = torch.cat([picture[:, :3].flatten(1), picture[:, -3:].flatten(1)], dim=1)
+    """The name of the colour that is nearest to most of the picture's four edges."""
+    turned = picture.mT
+    edge = torch.cat([seen.flatten(1) for side in (picture, turned) for seen in (side[:, :3], side[:, -3:])], dim=1)
     seen = (edge.median(dim=1).values.cpu().numpy() + 1) * 127.5
     return min(BACKGROUNDS, key=lambda name: float(np.square(seen - np.array(BACKGROUNDS[name])).sum()))
 

@@ -79,6 +79,17 @@ def deepened(shallow: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return deep
 
 
+def without_guidance(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
+    """The same, but for guidance, which was always 1: its embedding becomes part of the timestep's."""
+    taken = FluxTransformer2DModel.from_config({**transformer.config, "guidance_embeds": False})
+    taken.load_state_dict({k: v for k, v in transformer.state_dict().items() if "guidance_embedder" not in k})
+    embed = transformer.time_text_embed
+    with torch.no_grad():
+        one = embed.guidance_embedder(embed.time_proj(torch.tensor([1000.0])))[0]  # the transformer's own factor
+        taken.time_text_embed.timestep_embedder.linear_2.bias += one
+    return taken.eval()
+
+
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """``(B, C, H, W)`` to tokens ``(B, H/2 * W/2, 4 C)``, as the pipeline does it."""
     batch, channels, height, width = latents.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -47,12 +48,18 @@ def _fetch(package: Package, folder: Path) -> Path:
     archive = home.with_name(f"{home.name}.tgz")
     if not archive.exists():
         wanted = f"{package.name}@{package.version}"
-        done = subprocess.run(["npm", "pack", "--silent", wanted], cwd=folder, capture_output=True, text=True)
+        npm = shutil.which("npm")
+        if npm is None:
+            raise RuntimeError("npm, which fetches the packages, is not installed.")
+        done = subprocess.run([npm, "pack", "--silent", wanted], cwd=folder, capture_output=True, text=True)
         if done.returncode or not archive.exists():
             raise RuntimeError(f"npm could not fetch {wanted}: {done.stderr.strip() or done.stdout.strip()}")
     if not home.exists():
+        partial = home.with_name(f"{home.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         with tarfile.open(archive) as tar:
-            tar.extractall(home, filter="data")
+            tar.extractall(partial, filter="data")
+        partial.rename(home)
     root = home / "package"
     described: dict[str, Any] = json.loads((root / "package.json").read_text(encoding="utf-8"))
     if (described["version"], described["license"]) != (package.version, package.licence):

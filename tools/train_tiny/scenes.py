@@ -166,7 +166,8 @@ class Stage:
         names = self.concepts[concept].names
         name = names[0] if rng.random() < 0.7 else names[rng.integers(len(names))]
         tint = None
-        if self._sprites.index[self._of[concept][style]].colourful and rng.random() < 0.15:
+        coloured = not BACKGROUNDS.keys().isdisjoint(name.split())  # "red apple"
+        if not coloured and self._sprites.index[self._of[concept][style]].colourful and rng.random() < 0.15:
             tint = list(TINTS)[rng.integers(len(TINTS))]
             if tint == background:
                 tint = None

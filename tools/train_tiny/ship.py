@@ -10,13 +10,13 @@ from typing import Any
 
 import tomli_w
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import FluxPipeline
 
 from h2gen.models.catalogue import BUNDLED, Checkpoint
 from h2gen.models.defaults import FILE, read_defaults
 from h2gen.models.identity import HASH, content_hash
 from tools.train_tiny.concepts import concepts
-from tools.train_tiny.evaluate import Calling, load
+from tools.train_tiny.evaluate import Calling, load, weights_hash
 from tools.train_tiny.model import PATCH
 from tools.train_tiny.sprites import notice
 
@@ -30,13 +30,14 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
     ``history`` is what the card says of its training beside the figures.
 
     Raises:
-        RuntimeError: it is larger than may be shipped.
+        RuntimeError: it is larger than may be shipped, or was not evaluated.
     """
     partial = into.with_name(f"{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipe = load(made / "model" / "pipeline", torch.device("cpu"))
-    if not (made / "model" / "distilled").exists():
-        pipe.register_modules(transformer=without_guidance(pipe.transformer))
+    report = json.loads((made / "evaluation" / "report.json").read_text(encoding="utf-8"))
+    if report["transformer"] != weights_hash(pipe.transformer) or not {"retrieval", "composed"} <= report.keys():
+        raise RuntimeError("The model is not as it was evaluated last, or not with all questions: evaluate it first.")
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in _networks(pipe).items()}
     pipe.to(torch.float16).save_pretrained(partial, max_shard_size="1GB")
     for path in (partial / "model_index.json", *partial.glob("*/config.json")):
@@ -44,30 +45,18 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
     weights = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
     if weights > _LARGEST:
         raise RuntimeError(f"The weights are {weights / 1e6:.1f} MB; at most {_LARGEST / 1e6:.0f} MB may be shipped.")
-    report = json.loads((made / "evaluation" / "report.json").read_text(encoding="utf-8"))
-    (partial / FILE).write_text(_defaults(Calling(**report["calling"])), encoding="utf-8")
-    trained = [
-        _training(name, made / name)
-        for name in ("autoencoder", "model/shallow", "model", "model/distilled")
-        if (made / name).exists()
-    ]
+    distilled = pipe.transformer.config.guidance_embeds
+    (partial / FILE).write_text(_defaults(Calling(**report["calling"]), distilled), encoding="utf-8")
+    parts = ["autoencoder", "model/shallow", "model"]
+    if distilled:
+        parts.append("model/distilled")
+    trained = [_training(name, made / name) for name in parts if (made / name).exists()]
     card = _card(pipe.transformer.config, sizes, weights, report, trained, hardware, history)
     checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))
     (partial / HASH).write_text(f"{content_hash(checkpoint)}\n", encoding="ascii")
     (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     shutil.rmtree(into, ignore_errors=True)
     partial.rename(into)
-
-
-def without_guidance(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
-    """The same, but for guidance, which was always 1: its embedding becomes part of the timestep's."""
-    taken = FluxTransformer2DModel.from_config({**transformer.config, "guidance_embeds": False})
-    taken.load_state_dict({k: v for k, v in transformer.state_dict().items() if "guidance_embedder" not in k})
-    embed = transformer.time_text_embed
-    with torch.no_grad():
-        one = embed.guidance_embedder(embed.time_proj(torch.tensor([1000.0])))[0]  # the transformer's own factor
-        taken.time_text_embed.timestep_embedder.linear_2.bias += one
-    return taken.eval()
 
 
 def _cleaned(config: str) -> str:
@@ -93,7 +82,7 @@ def _networks(pipe: FluxPipeline) -> dict[str, torch.nn.Module]:
     }
 
 
-def _defaults(calling: Calling) -> str:
+def _defaults(calling: Calling, distilled: bool) -> str:
     values: dict[str, Any] = {
         "width": calling.width,
         "height": calling.height,
@@ -104,7 +93,7 @@ def _defaults(calling: Calling) -> str:
         "size_multiple": PATCH,
     }
     said = "# What this checkpoint is called with where nothing else is said."
-    if calling.guidance == 1:
+    if not distilled:
         said += " Guidance is not distilled into it: cfg is the true one."
     return f"{said}\n{tomli_w.dumps(values)}"
 
@@ -134,12 +123,13 @@ def _card(
         hardware=hardware,
         history=f"\n{textwrap.fill(history, 120)}\n" if history else "",
         calling=", ".join(f"{name} {value}" for name, value in report["calling"].items()),
-        **{name: report["calling"][name] for name in ("width", "height", "steps", "cfg", "length")},
+        **report["calling"],
         names=report["names"],
         known=textwrap.fill(", ".join(concept.name for concept in concepts()[: report["names"]]), 120),
         judge=_percent(report["judge"]),
+        unseen="\n".join(f"| {style} | {_row(seen)} |" for style, seen in report["unseen_styles"].items()),
         retrieval=_percent(report["retrieval"]),
-        sizes_seen="\n".join(_at_size(size, found) for size, found in report["sizes"].items()),
+        sizes_seen="\n".join(f"| {size} | {_row(found)} |" for size, found in report["sizes"].items()),
         composed=_percent(report["composed"]),
         psnr=f"{report['autoencoder']['psnr']:.1f}",
         ssim=f"{report['autoencoder']['ssim']:.3f}",
@@ -158,9 +148,9 @@ def _blocks(shape: Any) -> str:
     )
 
 
-def _at_size(size: str, found: dict[str, float]) -> str:
-    """The card's row of a size: how often the right thing was found."""
-    return f"| {size} | {100 * found['top1']:.3g}% | {100 * found['top5']:.3g}% | {found['of']} |"
+def _row(found: dict[str, float]) -> str:
+    """The card's cells of how often the right thing was found."""
+    return f"{100 * found['top1']:.3g}% | {100 * found['top5']:.3g}% | {found['of']}"
 
 
 def _percent(values: dict[str, float]) -> str:

@@ -38,7 +38,12 @@ _CAPTIONS = 40_000
 
 
 def build_tokenizers(stage: Stage, folder: Path) -> None:
-    """Learn both vocabularies from captions and save them into ``tokenizer`` and ``tokenizer_2``. Deterministic."""
+    """Learn both vocabularies from captions and save them as ``tokenizer`` and ``tokenizer_2``, unless they are there.
+
+    A model is of no use with others than its own, and they do not come out the same twice: ties fall by chance.
+    """
+    if (folder / "tokenizer_2").exists():
+        return
     rng = np.random.default_rng(0)
     captions = [stage.scene(rng).caption for _ in range(_CAPTIONS)]
     captions += [name for concept in stage.concepts for name in concept.names] * 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from tools.train_tiny import autoencoder
-from tools.train_tiny.model import PATCH, assemble, build_transformer, deepened, pack, position_ids
+from tools.train_tiny.model import PATCH, assemble, build_transformer, deepened, pack, position_ids, without_guidance
 from tools.train_tiny.render import Renderer
 from tools.train_tiny.runs import DECAY, Average, Log, Run, set_rate
 from tools.train_tiny.scenes import SHAPES, Scene, Stage, Variety
@@ -39,9 +40,9 @@ class Pace:
     """How a device is kept busy, and what can be learnt on it.
 
     ``width`` is the transformer's, ``batch`` of pictures of 128 x 128, and ``shares`` are those of ``SHAPES``.
-    ``decay`` is the moving average's. In the first ``shallow`` share of the time the transformer is a shallow one.
+    ``ema_decay`` is the moving average's. In the first ``shallow`` share of the time the transformer is a shallow one.
     Latents are used ``uses`` times, with new noise each, where making them takes its time.
-    ``half`` says whether bfloat16 is faster.
+    ``bf16`` says whether autocast to bfloat16 is faster.
     """
 
     width: int
@@ -49,10 +50,10 @@ class Pace:
     rate: float
     workers: int
     shares: tuple[float, ...]
-    decay: float
+    ema_decay: float
     shallow: float
     uses: int
-    half: bool
+    bf16: bool
     variety: Variety
 
 
@@ -63,10 +64,10 @@ _PACES = {
         rate=1.2e-3,
         workers=0,
         shares=(0.04, 0.24, 0.07, 0.12, 0.19, 0.03, 0.07, 0.07, 0.03, 0.07, 0.07),
-        decay=0.996,
+        ema_decay=0.996,
         shallow=0.5,
         uses=4,
-        half=True,
+        bf16=True,
         variety=Variety(common=1.0, styles=(0.6, 0.2, 0.2), exact=True),
     ),
     "cuda": Pace(
@@ -75,10 +76,10 @@ _PACES = {
         rate=1.5e-3,
         workers=12,
         shares=(0.1, 0.4, 0.06, 0.08, 0.08, 0.04, 0.05, 0.05, 0.04, 0.05, 0.05),
-        decay=0.9995,
+        ema_decay=0.9995,
         shallow=0,
         uses=1,
-        half=True,
+        bf16=True,
         variety=Variety(),
     ),
 }
@@ -99,7 +100,7 @@ class Batch:
 
 
 class Batches(IterableDataset[Batch]):
-    """Batches without end, never the same twice."""
+    """Batches without end, drawn from a seed."""
 
     def __init__(self, stage: Stage, text: Text, pace: Pace, seed: int) -> None:
         self._stage, self._text, self._pace, self._seed = stage, text, pace, seed
@@ -194,10 +195,12 @@ def train(
         begun = shallow / "snapshot.pt"
         model = trainer.model(_width(snapshot) or _width(begun))
         if begun.exists():
-            minutes *= 1 - share
+            minutes -= torch.load(begun, map_location="cpu", weights_only=True, mmap=True)["progress"]["seconds"] / 60
             if not snapshot.exists():
                 model.load_state_dict(deepened(_load(begun)["model"]))
         trainer.train(model, folder, minutes)
+        model.transformer = without_guidance(model.transformer)
+        shutil.rmtree(folder / "distilled", ignore_errors=True)  # it was of a model that is no more
     trainer.pipeline(model).save_pretrained(folder / "pipeline")
 
 
@@ -236,7 +239,7 @@ class _Trainer:
     ) -> None:
         """Train it, or go on from a snapshot, and leave the average in the place of its weights."""
         parameters = list(model.parameters())
-        average = Average(parameters, self.pace.decay)
+        average = Average(parameters, self.pace.ema_decay)
         optimizers = _optimizers(model, self.pace.rate * rate)
 
         def state() -> dict[str, Any]:
@@ -260,7 +263,7 @@ class _Trainer:
         for progress, (batch, clean) in zip(run, self._latents(run.progress.steps), strict=False):
             for optimizer in optimizers:
                 set_rate(optimizer, progress.rate)
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self.pace.half):
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self.pace.bf16):
                 loss = _loss(model, teacher, batch, clean)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
@@ -286,7 +289,7 @@ class _Trainer:
         kept: deque[tuple[Batch, torch.Tensor]] = deque(maxlen=_KEPT)
         rng = np.random.default_rng(seed)
         for batch in batches:
-            latents = encode(self._vae, self._render, batch, self.pace.half)
+            latents = encode(self._vae, self._render, batch, self.pace.bf16)
             yield batch, latents
             if self.pace.uses > 1:
                 kept.append((batch, latents))
@@ -294,9 +297,9 @@ class _Trainer:
                     yield kept[place]
 
 
-def encode(vae: AutoencoderTiny, render: Renderer, batch: Batch, half: bool = False) -> torch.Tensor:
+def encode(vae: AutoencoderTiny, render: Renderer, batch: Batch, bf16: bool = False) -> torch.Tensor:
     """The latents of a batch's scenes, ``(B, C, h, w)``, of mean 0 and deviation 1."""
-    with torch.no_grad(), torch.autocast(render.device.type, torch.bfloat16, enabled=half):
+    with torch.no_grad(), torch.autocast(render.device.type, torch.bfloat16, enabled=bf16):
         latents = vae.encode(render(batch.scenes, batch.height, batch.width)).latents.float()
     scaled: torch.Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
     return scaled
