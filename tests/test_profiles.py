@@ -10,6 +10,8 @@ import pytest
 
 from h2gen.cache import CacheConfig
 from h2gen.errors import ProfileError, SettingError
+from h2gen.models.catalogue import BUNDLED
+from h2gen.models.identity import HASH
 from h2gen.profiles import (
     Choice,
     Figures,
@@ -235,3 +237,9 @@ def test_the_name_of_a_file_is_safe_and_keeps_namesakes_apart() -> None:
     assert file_name(one) == "black-forest-FLUX-1-20-128x128-abababab.toml"
     assert file_name(replace(one, content_hash="cd" * 32)) != file_name(one)
     assert "guided" in file_name(replace(one, guidance_mode="true"))
+
+
+def test_the_profiles_that_come_along_are_of_the_model_that_does() -> None:
+    bundled = (BUNDLED / HASH).read_text("ascii").strip()
+    shipped = [read_profile(path) for path in (BUNDLED.parents[1] / "profiles" / "shipped").glob("*.toml")]
+    assert len(shipped) >= 2 and {profile.situation.content_hash for profile in shipped} == {bundled}

@@ -34,6 +34,8 @@ SHAPES = (
     ("a tiger beside a palm tree", 192, 128), ("a butterfly", 192, 192), ("a car", 256, 256),
 )  # fmt: skip
 """Prompts, each with width and height in pixels."""
+GAP = 6
+"""Pixels between them."""
 PROMPT, SEED, TAU1, TAU2 = PROMPTS[0], 0, 0.08, 0.2
 
 
@@ -88,12 +90,19 @@ def make_pictures() -> None:
     pair.save(PICTURES / "pictures.png", optimize=True)
     made = [session.generate(prompt, seed=seed).image for seed, prompt in enumerate(sheet_prompts())]
     make_image_grid(made, len(made) // COLUMNS, COLUMNS).save(PICTURES / "sheet.png", optimize=True)
-    strip = Image.new("RGB", (sum(width for _, width, _ in SHAPES), max(height for *_, height in SHAPES)), "white")
-    left = 0
+    make_shapes(session)
+
+
+def make_shapes(session: h2gen.Session) -> None:
+    """Pictures of several sizes side by side, on gray, so that their shapes show."""
+    from PIL import Image
+
+    size = sum(width + GAP for _, width, _ in SHAPES) + GAP, max(height for *_, height in SHAPES) + 2 * GAP
+    strip, left = Image.new("RGB", size, "gray"), GAP
     for prompt, width, height in SHAPES:
         picture = session.generate(prompt, seed=SEED, width=width, height=height).image
-        strip.paste(picture, (left, strip.height - height))
-        left += width
+        strip.paste(picture, (left, strip.height - GAP - height))
+        left += width + GAP
     strip.save(PICTURES / "shapes.png", optimize=True)
 
 
