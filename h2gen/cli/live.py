@@ -42,8 +42,10 @@ def stage_cell(record: StageRecord, tau: float, planned: bool = False) -> Text:
         if record.outcome is Outcome.COMPUTED and not planned:
             return Text("off" if tau == 0 else "first", style="dim")
         return Text(record.outcome.value, style=_STYLES[record.outcome])
-    sign = "<" if record.outcome is Outcome.REUSED else "≥"
-    return Text(f"{record.change:.3f} {sign} {tau:.3g}", style=_STYLES[record.outcome])
+    reused, shown = record.outcome is Outcome.REUSED, round(record.change, 3)
+    if reused and shown >= tau > record.change:
+        shown -= 0.001  # rounded to the threshold, from below
+    return Text(f"{shown:.3f} {'<' if reused else '≥'} {tau:.3g}", style=_STYLES[record.outcome])
 
 
 def error_cell(record: StepRecord, tolerance: float) -> Text:

@@ -57,6 +57,8 @@ def test_every_outcome_is_a_word_that_can_be_read_without_colour(
 def test_a_change_is_shown_against_its_threshold() -> None:
     assert stage_cell(StageRecord(0.0814, Outcome.REUSED), 0.15).plain == "0.081 < 0.15"
     assert stage_cell(StageRecord(0.31, Outcome.COMPUTED), 0.15).plain == "0.310 ≥ 0.15"
+    assert stage_cell(StageRecord(0.1498, Outcome.REUSED), 0.15).plain == "0.149 < 0.15"
+    assert stage_cell(StageRecord(0.1503, Outcome.COMPUTED), 0.15).plain == "0.150 ≥ 0.15"
     assert stage_cell(StageRecord(None, Outcome.COMPUTED), 0.15).plain == "first"
     assert stage_cell(StageRecord(None, Outcome.COMPUTED), 0).plain == "off"
     assert stage_cell(StageRecord(None, Outcome.FORCED), 0.15).plain == "forced"

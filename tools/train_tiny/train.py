@@ -199,9 +199,11 @@ def train(
             if not snapshot.exists():
                 model.load_state_dict(deepened(_load(begun)["model"]))
         trainer.train(model, folder, minutes)
-        model.transformer = without_guidance(model.transformer)
         shutil.rmtree(folder / "distilled", ignore_errors=True)  # it was of a model that is no more
-    trainer.pipeline(model).save_pretrained(folder / "pipeline")
+    pipe = trainer.pipeline(model)
+    if not distil:
+        pipe.register_modules(transformer=without_guidance(pipe.transformer))
+    pipe.save_pretrained(folder / "pipeline")
 
 
 class _Trainer:
