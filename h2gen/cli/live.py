@@ -42,18 +42,30 @@ def stage_cell(record: StageRecord, tau: float, planned: bool = False) -> Text:
         if record.outcome is Outcome.COMPUTED and not planned:
             return Text("off" if tau == 0 else "first", style="dim")
         return Text(record.outcome.value, style=_STYLES[record.outcome])
-    reused, shown = record.outcome is Outcome.REUSED, round(record.change, 3)
-    if reused and shown >= tau > record.change:
-        shown -= 0.001  # rounded to the threshold, from below
-    return Text(f"{shown:.3f} {'<' if reused else '≥'} {tau:.3g}", style=_STYLES[record.outcome])
+    if record.outcome is Outcome.REUSED:
+        sign, change = "<", _apart(record.change, tau, 3)
+    else:
+        sign, change = "≥", record.change
+    return Text(f"{change:.3f} {sign} {tau:.3g}", style=_STYLES[record.outcome])
 
 
 def error_cell(record: StepRecord, tolerance: float) -> Text:
     """How far the picture would be off without the step, against the tolerance."""
     if record.error is None:
         return Text("-", style="dim")
-    sign, style = ("≤", "blue") if record.error <= tolerance else (">", "yellow")
-    return Text(f"{record.error:.4f} {sign} {tolerance:.4g}", style=style)
+    if record.error <= tolerance:
+        sign, error, style = "≤", record.error, "blue"
+    else:
+        sign, error, style = ">", _apart(record.error, tolerance, 4), "yellow"
+    return Text(f"{error:.4f} {sign} {tolerance:.4g}", style=style)
+
+
+def _apart(value: float, limit: float, digits: int) -> float:
+    """The value rounded, but not onto a limit that it is strictly below or above."""
+    rounded, unit = round(value, digits), 0.1**digits
+    if value < limit <= rounded:
+        return rounded - unit
+    return rounded + unit if rounded <= limit < value else rounded
 
 
 # Title, width, alignment and rank of each column: where there is no room for all, the lowest ranks stay.

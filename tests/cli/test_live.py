@@ -12,7 +12,7 @@ from rich.text import Text
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
 from h2gen.cache.trace import summarize_steps
-from h2gen.cli.live import LiveTable, columns_for, counts, outcome_of, stage_cell, steps_table
+from h2gen.cli.live import LiveTable, columns_for, counts, error_cell, outcome_of, stage_cell, steps_table
 
 CACHE = CacheConfig(0.15, 0.22)
 FULL = StageRecord(0.31, Outcome.COMPUTED), StageRecord(0.41, Outcome.COMPUTED), 57
@@ -100,6 +100,8 @@ def test_what_a_tolerance_decides_by_stands_in_the_place_of_both_stages() -> Non
     ]  # fmt: skip
     assert {"error", "structure", "detail"} <= {column[0] for column in columns_for(100, both, True)}
     assert "error" in [column[0] for column in columns_for(45, both, True)]
+    assert error_cell(replace(record(6), error=0.00204), 0.002).plain == "0.0021 > 0.002"
+    assert error_cell(replace(record(5, SKIPPED), error=0.002), 0.002).plain == "0.0020 ≤ 0.002"
     rows = [replace(record(5, SKIPPED), error=0.00131), replace(record(6), error=0.0025), record(7)]
     lines = show(steps_table(rows, alone, 80, False), 80)
     assert all(cell in line for cell, line in zip(("0.0013 ≤ 0.002", "0.0025 > 0.002", " - "), lines[1:], strict=True))

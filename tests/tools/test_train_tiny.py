@@ -208,6 +208,19 @@ def test_training_goes_on_and_distils(made: Path, tmp_path: Path, small: None) -
     assert not (folder / "distilled").exists()
 
 
+def inputs_of_a_transformer() -> dict[str, Any]:
+    """Two pictures' worth, all but guidance."""
+    return {
+        "hidden_states": torch.randn(2, 16, 4 * autoencoder.LATENT_CHANNELS),
+        "encoder_hidden_states": torch.randn(2, 5, text.WIDTH),
+        "pooled_projections": torch.randn(2, text.WIDTH),
+        "timestep": torch.tensor([0.2, 0.9]),
+        "img_ids": model.position_ids(8, 8, CPU),
+        "txt_ids": torch.zeros(5, 3),
+        "return_dict": False,
+    }
+
+
 def test_a_deepened_transformer_does_what_the_shallow_one_does() -> None:
     torch.manual_seed(0)
     shallow = model.build_transformer(64, shallow=True)
@@ -221,17 +234,7 @@ def test_a_deepened_transformer_does_what_the_shallow_one_does() -> None:
     deep.load_state_dict(model.deepened(shallow.state_dict()))
     assert all(torch.equal(value, before[name]) for name, value in shallow.state_dict().items())
     assert len(deep.transformer_blocks) == model.SHALLOW * len(shallow.transformer_blocks)
-    ids = model.position_ids(8, 8, CPU)
-    call = {
-        "hidden_states": torch.randn(2, 16, 4 * autoencoder.LATENT_CHANNELS),
-        "encoder_hidden_states": torch.randn(2, 5, text.WIDTH),
-        "pooled_projections": torch.randn(2, text.WIDTH),
-        "timestep": torch.tensor([0.2, 0.9]),
-        "guidance": torch.ones(2),
-        "img_ids": ids,
-        "txt_ids": torch.zeros(5, 3),
-        "return_dict": False,
-    }
+    call = inputs_of_a_transformer() | {"guidance": torch.ones(2)}
     with torch.no_grad():
         ours, theirs = deep(**call)[0], shallow(**call)[0]
         for block in (*shallow.transformer_blocks, *shallow.single_transformer_blocks):
@@ -245,17 +248,9 @@ def test_guidance_that_was_always_one_can_be_left_out() -> None:
     transformer = model.build_transformer(64)
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    call = {
-        "hidden_states": torch.randn(1, 16, 4 * autoencoder.LATENT_CHANNELS),
-        "encoder_hidden_states": torch.randn(1, 5, text.WIDTH),
-        "pooled_projections": torch.randn(1, text.WIDTH),
-        "timestep": torch.tensor([0.4]),
-        "img_ids": model.position_ids(8, 8, CPU),
-        "txt_ids": torch.zeros(5, 3),
-        "return_dict": False,
-    }
+    call = inputs_of_a_transformer()
     with torch.no_grad():
-        at_one, at_two = (transformer(guidance=torch.tensor([scale]), **call)[0] for scale in (1.0, 2.0))
+        at_one, at_two = (transformer(guidance=torch.full((2,), scale), **call)[0] for scale in (1.0, 2.0))
         without = model.without_guidance(transformer)(**call)[0]
     assert torch.allclose(without, at_one, atol=1e-5) and not torch.allclose(without, at_two, atol=1e-4)
 
@@ -350,7 +345,7 @@ def test_the_middle_of_a_picture_is_a_square() -> None:
 def test_only_what_was_evaluated_is_shipped(made: Path, tmp_path: Path) -> None:
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "model").symlink_to(made / "model")
-    (tmp_path / "evaluation" / "report.json").write_text('{"transformer": "another"}')
+    (tmp_path / "evaluation" / "report.json").write_text('{"content_hash": "another"}')
     with pytest.raises(RuntimeError, match="evaluate it first"):
         ship.ship(tmp_path, "a test", into=tmp_path / "tiny")
     assert not (tmp_path / "tiny").exists()

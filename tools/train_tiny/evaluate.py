@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,9 +14,10 @@ import torch
 from diffusers import FluxPipeline
 from diffusers.utils import make_image_grid
 from PIL import Image
-from torch import nn
 
 import h2gen
+from h2gen.models.catalogue import resolve
+from h2gen.models.identity import content_hash
 from tools.train_tiny import autoencoder
 from tools.train_tiny.captions import Phrase, on_background
 from tools.train_tiny.classifier import Classifier, accuracy, ranks_of, top_k_accuracy
@@ -64,14 +64,6 @@ def load(folder: Path, device: torch.device) -> FluxPipeline:
     return pipe
 
 
-def weights_hash(transformer: nn.Module) -> str:
-    """Which transformer it is: SHA-256 of its weights in half precision."""
-    found = hashlib.sha256()
-    for value in transformer.state_dict().values():
-        found.update(value.cpu().half().numpy().tobytes())
-    return found.hexdigest()
-
-
 def questions(names: int, singles: int = 200, pairs: int = 100) -> list[Question]:
     """Prompts with fixed seeds: "a NAME" for so many of the commonest concepts, then two things on a colour, by turns
     beside and above one another."""
@@ -112,13 +104,13 @@ def evaluate(
     alone = [i for i, question in enumerate(asked) if len(question.concepts) == 1]
     report: dict[str, Any] = {
         "calling": asdict(calling),
-        "transformer": weights_hash(pipe.transformer),
+        "content_hash": content_hash(resolve(pipe.name_or_path)),
         "pictures": len(asked),
     }
     if alone:
         wanted = [asked[i].concepts[0] for i in alone]
         report["names"] = max(wanted) + 1
-        report["retrieval"] = top_k_accuracy(judge, _middle(pictures[alone]).to(device), wanted)
+        report["retrieval"] = top_k_accuracy(judge, pictures[alone].to(device), wanted)
     pairs = [i for i, question in enumerate(asked) if len(question.concepts) == 2]
     if pairs:
         report["composed"] = _composed(judge, pictures[pairs].to(device), [asked[i] for i in pairs])

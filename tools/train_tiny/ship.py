@@ -12,11 +12,11 @@ import tomli_w
 import torch
 from diffusers import FluxPipeline
 
-from h2gen.models.catalogue import BUNDLED, Checkpoint
+from h2gen.models.catalogue import BUNDLED, Checkpoint, resolve
 from h2gen.models.defaults import FILE, read_defaults
 from h2gen.models.identity import HASH, content_hash
 from tools.train_tiny.concepts import concepts
-from tools.train_tiny.evaluate import Calling, load, weights_hash
+from tools.train_tiny.evaluate import Calling, load
 from tools.train_tiny.model import PATCH
 from tools.train_tiny.sprites import notice
 
@@ -36,7 +36,10 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
     shutil.rmtree(partial, ignore_errors=True)
     pipe = load(made / "model" / "pipeline", torch.device("cpu"))
     report = json.loads((made / "evaluation" / "report.json").read_text(encoding="utf-8"))
-    if report["transformer"] != weights_hash(pipe.transformer) or not {"retrieval", "composed"} <= report.keys():
+    if (
+        report["content_hash"] != content_hash(resolve(pipe.name_or_path))
+        or not {"retrieval", "composed"} <= report.keys()
+    ):
         raise RuntimeError("The model is not as it was evaluated last, or not with all questions: evaluate it first.")
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in _networks(pipe).items()}
     pipe.to(torch.float16).save_pretrained(partial, max_shard_size="1GB")

@@ -195,7 +195,7 @@ def train(
         begun = shallow / "snapshot.pt"
         model = trainer.model(_width(snapshot) or _width(begun))
         if begun.exists():
-            minutes -= torch.load(begun, map_location="cpu", weights_only=True, mmap=True)["progress"]["seconds"] / 60
+            minutes -= _read(begun)["progress"]["seconds"] / 60
             if not snapshot.exists():
                 model.load_state_dict(deepened(_load(begun)["model"]))
         trainer.train(model, folder, minutes)
@@ -307,8 +307,14 @@ def encode(vae: AutoencoderTiny, render: Renderer, batch: Batch, bf16: bool = Fa
     return scaled
 
 
+def _read(snapshot: Path) -> dict[str, Any]:
+    """What ``Run`` saved: its ``progress`` and the ``state`` of what is trained."""
+    saved: dict[str, Any] = torch.load(snapshot, map_location="cpu", weights_only=True, mmap=True)
+    return saved
+
+
 def _load(snapshot: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(snapshot, map_location="cpu", weights_only=True, mmap=True)["state"]
+    state: dict[str, Any] = _read(snapshot)["state"]
     return state
 
 
