@@ -15,10 +15,10 @@ from h2gen._version import __version__
 
 if TYPE_CHECKING:
     from h2gen.cache import CacheConfig, Outcome, StepRecord, Summary, Trace
-    from h2gen.cache.hook import apply, h2_cache, remove
+    from h2gen.cache.hooks import apply, h2_cache, remove
     from h2gen.errors import H2GenError
-    from h2gen.run.session import Result, Session, load
-    from h2gen.run.settings import Settings
+    from h2gen.generation.session import Result, Session, load
+    from h2gen.settings.values import Settings
 
 __all__ = [
     "CacheConfig",
@@ -41,9 +41,9 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("CacheConfig", "Outcome", "StepRecord", "Summary", "Trace"), "h2gen.cache"),
     "H2GenError": "h2gen.errors",
-    **dict.fromkeys(("apply", "h2_cache", "remove"), "h2gen.cache.hook"),
-    **dict.fromkeys(("Result", "Session", "load"), "h2gen.run.session"),
-    "Settings": "h2gen.run.settings",
+    **dict.fromkeys(("apply", "h2_cache", "remove"), "h2gen.cache.hooks"),
+    **dict.fromkeys(("Result", "Session", "load"), "h2gen.generation.session"),
+    "Settings": "h2gen.settings.values",
 }
 
 

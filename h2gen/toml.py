@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from h2gen.plain import DEEPEST, is_deep, is_number
+from h2gen.sanitize import DEEPEST, is_deep, is_number
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from h2gen.batches.jobs import Jobs, file_name
+from h2gen.batches.prompts import KEYS, read_prompts
 from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StageRecord, StepRecord
 from h2gen.cli.app import run
-from h2gen.presets import list_presets
-from h2gen.run.jobs import Jobs, file_name
-from h2gen.run.names import FIELDS
-from h2gen.run.prompts import KEYS, read_prompts
+from h2gen.output.names import FIELDS
+from h2gen.settings.presets import list_presets
 from tools.readme import with_made
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,8 +16,8 @@ import statistics
 from collections.abc import Iterator
 
 import h2gen
-from h2gen.presets import list_presets
-from h2gen.study.fidelity import psnr, ssim
+from h2gen.evaluation.fidelity import psnr, ssim
+from h2gen.settings.presets import list_presets
 
 PROMPTS = (
     "a cat", "a dog", "a red apple", "a birthday cake", "a butterfly", "a car", "a 3d render of a horse",

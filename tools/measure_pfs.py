@@ -18,7 +18,7 @@ import statistics
 from collections.abc import Sequence
 
 import h2gen
-from h2gen.run.settings import parse_size
+from h2gen.settings.values import parse_size
 
 NEVER = 1e-12
 """A threshold that no change is below."""

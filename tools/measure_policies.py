@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import h2gen
 from h2gen import CacheConfig
-from h2gen.study.fidelity import psnr, ssim
+from h2gen.evaluation.fidelity import psnr, ssim
 from tools.choose_presets import PROMPTS
 
 WARMUP = 3

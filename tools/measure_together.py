@@ -18,8 +18,8 @@ from unittest.mock import patch
 
 import h2gen
 from h2gen.cache.inputs import Inputs
-from h2gen.presets import load_preset
-from h2gen.study.fidelity import psnr
+from h2gen.evaluation.fidelity import psnr
+from h2gen.settings.presets import load_preset
 from tools.choose_presets import PROMPTS
 
 

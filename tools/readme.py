@@ -17,8 +17,8 @@ from rich.text import Text
 
 import h2gen
 from h2gen.cli.app import DEFAULT, app
-from h2gen.presets import DEFAULT as DEFAULT_PRESET
-from h2gen.presets import load_preset
+from h2gen.settings.presets import DEFAULT as DEFAULT_PRESET
+from h2gen.settings.presets import load_preset
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 PICTURES = Path(__file__).resolve().parent / "readme"
@@ -108,7 +108,7 @@ def make_shapes(session: h2gen.Session) -> None:
 
 def make_table(session: h2gen.Session) -> None:
     """A capture of the live table."""
-    from h2gen.cli.live import LiveTable
+    from h2gen.cli.views.live_table import LiveTable
 
     cache = h2gen.CacheConfig(tau1=TAU1, tau2=TAU2)
     session.generate(PROMPT, seed=SEED)  # warm up

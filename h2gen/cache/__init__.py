@@ -9,7 +9,7 @@ from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StageRecord, StepRecord, Summary, Trace
 
 if TYPE_CHECKING:
-    from h2gen.cache.hook import apply, h2_cache, remove
+    from h2gen.cache.hooks import apply, h2_cache, remove
 
 __all__ = ["CacheConfig", "Outcome", "StageRecord", "StepRecord", "Summary", "Trace", "apply", "h2_cache", "remove"]
 
@@ -17,7 +17,7 @@ __all__ = ["CacheConfig", "Outcome", "StageRecord", "StepRecord", "Summary", "Tr
 def __getattr__(name: str) -> Any:
     # The hooks import torch and diffusers, seconds that a command which only reads settings need not pay.
     if name in ("apply", "h2_cache", "remove"):
-        from h2gen.cache import hook
+        from h2gen.cache import hooks as hook
 
         return getattr(hook, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

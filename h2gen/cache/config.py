@@ -8,7 +8,7 @@ from typing import Any
 
 from h2gen.cache.plan import check_plan
 from h2gen.errors import SettingError
-from h2gen.words import shown
+from h2gen.wording import shown
 
 _SHOWN = 60
 """Letters of a plan that a line has room for."""

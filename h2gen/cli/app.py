@@ -10,8 +10,8 @@ from typer._click.exceptions import ClickException
 from typer.core import TyperCommand, TyperGroup
 
 from h2gen._version import __version__
-from h2gen.cli import batch, bench, compare, frontier, info, models, presets, replay, shell, tune
-from h2gen.cli.generate import generate
+from h2gen.cli.commands import batch, bench, compare, frontier, info, models, presets, replay, shell, tune
+from h2gen.cli.commands.generate import generate
 from h2gen.errors import H2GenError
 
 DEFAULT = "generate"

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from h2gen.words import printable
+from h2gen.wording import printable
 
 
 def make_console() -> Console:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from h2gen.models.hub import is_downloaded, local_path
     from h2gen.models.load import load_pipeline, set_tiling
     from h2gen.models.memory import apply_offload, choose_device, choose_dtype, is_out_of_memory, pick_offload
-    from h2gen.models.translate import translated
+    from h2gen.models.translate_errors import translated
 
 __all__ = [
     "CATALOGUE",
@@ -38,7 +38,7 @@ _HOMES = {
     **dict.fromkeys(("is_downloaded", "local_path"), "hub"),
     **dict.fromkeys(("load_pipeline", "set_tiling"), "load"),
     **dict.fromkeys(("apply_offload", "choose_device", "choose_dtype", "is_out_of_memory", "pick_offload"), "memory"),
-    "translated": "translate",
+    "translated": "translate_errors",
 }
 
 

@@ -22,7 +22,7 @@ from h2gen.models.defaults import (
     folder_defaults,
     read_defaults,
 )
-from h2gen.words import did_you_mean
+from h2gen.wording import did_you_mean
 
 __all__ = ["BUNDLED", "CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "resolve"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from h2gen.errors import ModelError
 from h2gen.toml import read_toml
-from h2gen.words import did_you_mean, printable
+from h2gen.wording import did_you_mean, printable
 
 FILE = "defaults.toml"
 

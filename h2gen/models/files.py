@@ -14,7 +14,7 @@ from typing import Any
 
 from h2gen.errors import ModelError
 from h2gen.models.catalogue import PICKLES
-from h2gen.words import printable
+from h2gen.wording import printable
 
 INDEX = "model_index.json"
 PIPELINES = ("FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline")

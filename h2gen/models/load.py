@@ -13,11 +13,11 @@ import torch
 from h2gen.errors import ModelError
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
+from h2gen.models.content_hash import check_bundled
 from h2gen.models.hub import download
-from h2gen.models.identity import check_bundled
 from h2gen.models.memory import apply_offload, check_offload, choose_device, choose_dtype
-from h2gen.models.translate import translated
-from h2gen.words import printable
+from h2gen.models.translate_errors import translated
+from h2gen.wording import printable
 
 TILED_ABOVE = 1536 * 1536
 """Pixels. A larger picture is decoded in tiles, since the decoder's activations outgrow the weights."""

@@ -10,7 +10,7 @@ import torch
 
 from h2gen.errors import DeviceError
 from h2gen.models.choices import DTYPES, OFFLOADS
-from h2gen.words import did_you_mean
+from h2gen.wording import did_you_mean
 
 DEVICES = ("cuda", "mps", "xpu", "cpu")
 HEADROOM = 1.25

@@ -18,7 +18,7 @@ from h2gen.cache.plan import plan_from_steps
 from h2gen.cache.tolerance import Bend
 from h2gen.cache.velocity import Velocities, curvatures
 from h2gen.errors import CacheError
-from h2gen.run.solvers import solving
+from h2gen.generation.solvers import solving
 from tests.cache.drive import assert_same_decisions, noise
 from tests.cache.reference import Rules, reference, sigmas_of
 from tests.cache.test_checks import Operations

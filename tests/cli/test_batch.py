@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from h2gen.batches.journal import Journal
 from h2gen.cli.app import run
-from h2gen.run.journal import Journal
-from h2gen.run.metadata import read_metadata
+from h2gen.output.metadata import read_metadata
 from tests import small
 from tests.cli.programs import alive, children, h2gen, in_a_terminal, read_until, started, wait_for
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from h2gen.cli.app import run
-from h2gen.presets import load_preset
+from h2gen.settings.presets import load_preset
 from tests.cli.programs import in_a_terminal, read_until
 
 QUICK = ["--steps", "8", "--cfg", "1", "--repeat", "1", "--seed", "7", "--metrics", "psnr,ssim"]

@@ -9,7 +9,7 @@ import pytest
 
 from h2gen.cache import CacheConfig
 from h2gen.cli.app import run
-from h2gen.profiles import Choice, Figures, Profile, Situation, write_profile
+from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey, write_profile
 
 SMALL = ["frontier", "--steps", "10", "--cfg", "1", "--limit", "1", "--budgets", "0.5", "--against", "fb"]
 
@@ -20,7 +20,7 @@ def profile(here: Path) -> str:
     plan = CacheConfig(0, 0, forecast=1, plan="FFSFSFSSFS")
     choices = (Choice("planned", 10, "own", plan, figures),)
     path = here / "own.toml"
-    write_profile(Profile(path, Situation("tiny", "0" * 64, 10, 128, 128, "plain"), choices, {}))
+    write_profile(Profile(path, ProfileKey("tiny", "0" * 64, 10, 128, 128, "plain"), choices, {}))
     return str(path)
 
 

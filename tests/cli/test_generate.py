@@ -18,7 +18,7 @@ from PIL import Image
 
 from h2gen import __version__
 from h2gen.cli.app import run
-from h2gen.run.metadata import read_metadata
+from h2gen.output.metadata import read_metadata
 from tests.cli.programs import h2gen, in_a_terminal, read_until
 
 QUICK = ["--steps", "3", "--cfg", "1", "--seed", "7", "--preset", "paper"]
@@ -228,7 +228,7 @@ def test_a_picture_that_cannot_be_saved_in_the_end_is_rescued(
 ) -> None:
     import tempfile
 
-    from h2gen.run import save
+    from h2gen.output import save
 
     real = save._write
 

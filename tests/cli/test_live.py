@@ -12,7 +12,7 @@ from rich.text import Text
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
 from h2gen.cache.trace import summarize_steps
-from h2gen.cli.live import LiveTable, columns_for, counts, error_cell, outcome_of, stage_cell, steps_table
+from h2gen.cli.views.live_table import LiveTable, columns_for, counts, error_cell, outcome_of, stage_cell, steps_table
 
 CACHE = CacheConfig(0.15, 0.22)
 FULL = StageRecord(0.31, Outcome.COMPUTED), StageRecord(0.41, Outcome.COMPUTED), 57

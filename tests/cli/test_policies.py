@@ -12,7 +12,7 @@ from PIL import Image
 
 from h2gen.cache.plan import OUTCOMES
 from h2gen.cli.app import run
-from h2gen.run.metadata import read_metadata
+from h2gen.output.metadata import read_metadata
 from tests.cli.programs import h2gen
 
 QUICK = ["--steps", "6", "--cfg", "1", "--seed", "7", "--size", "64x64"]
@@ -130,7 +130,7 @@ def test_a_shell_sets_policies(here: Path) -> None:
 
 
 def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from h2gen.presets import user_folder
+    from h2gen.settings.presets import user_folder
 
     user_folder().mkdir(parents=True)
     (user_folder() / "mine.toml").write_text("tau1 = 0.1\ntau2 = 0.1\nforecast = 1\nbudget = true\ntolerance = 0.01\n")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from h2gen.cli.app import run
-from h2gen.run.metadata import Made, describe, read_metadata, to_toml
-from h2gen.run.save import encode
-from h2gen.run.settings import Settings
+from h2gen.output.metadata import Origin, describe, read_metadata, to_toml
+from h2gen.output.save import encode
+from h2gen.settings.values import Settings
 from tests.cli.programs import h2gen
 
 CAT = ["a cat", "--steps", "5", "--cfg", "2", "--negative", "a dog", "--seed", "7", "--tau1", "0.5", "--size", "96x128"]
@@ -37,7 +37,7 @@ def pixels(path: Path) -> Any:
 def stranger(folder: Path, model: str = "tiny", name: str = "stranger.png", **more: Any) -> str:
     """A picture whose metadata somebody else wrote."""
     settings = Settings("a cat", 7, 64, 64, 2, 1.0, 1.0, "", 16)
-    made = Made(model, "0" * 64, "cuda NVIDIA H100", "float32", "none")
+    made = Origin(model, "0" * 64, "cuda NVIDIA H100", "float32", "none")
     whole = describe(settings, made, seconds=1.0, summary=None) | more
     path = folder / name
     data = to_toml(whole).encode() if name.endswith(".toml") else encode(Image.new("RGB", (8, 8)), name[-3:], whole)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from h2gen.run.metadata import read_metadata
+from h2gen.output.metadata import read_metadata
 from tests.cli.programs import h2gen, in_a_terminal, read_until
 
 QUICK = ["--steps", "2", "--cfg", "1"]
@@ -83,8 +83,8 @@ def test_lines_from_a_pipe_are_prompts_and_commands(here: Path) -> None:
 )
 def test_a_mistake_is_one_line_and_the_shell_goes_on(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a model: none of these needs one."""
+    from h2gen.cli.commands.shell import _Shell
     from h2gen.cli.console import make_console
-    from h2gen.cli.shell import _Shell
     from h2gen.errors import H2GenError
 
     shell = _Shell(None, {}, make_console())  # type: ignore[arg-type]

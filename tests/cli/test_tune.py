@@ -12,9 +12,18 @@ import pytest
 from h2gen.cache import CacheConfig
 from h2gen.cli.app import run
 from h2gen.models import resolve
-from h2gen.models.identity import content_hash
-from h2gen.profiles import Choice, Figures, Profile, Situation, file_name, list_profiles, user_folder, write_profile
-from h2gen.run.metadata import read_metadata
+from h2gen.models.content_hash import content_hash
+from h2gen.output.metadata import read_metadata
+from h2gen.settings.profiles import (
+    Choice,
+    Figures,
+    Profile,
+    ProfileKey,
+    file_name,
+    list_profiles,
+    user_folder,
+    write_profile,
+)
 from tests.cli.programs import h2gen, in_a_terminal, read_until, started, wait_for
 
 SMALL = ["--steps", "10", "--cfg", "1"]
@@ -28,7 +37,7 @@ def figures(speedup: float, ssim: float) -> Figures:
 @pytest.fixture
 def curve() -> Profile:
     """A profile of the bundled model at 10 steps, with a plan, a policy, and fewer steps of another solver."""
-    situation = Situation("tiny", content_hash(resolve("tiny")), 10, 128, 128, "plain")
+    situation = ProfileKey("tiny", content_hash(resolve("tiny")), 10, 128, 128, "plain")
     choices = (
         Choice("3 steps, UniPC", 3, "unipc", CacheConfig(0, 0), figures(3.2, 0.9)),
         Choice(
@@ -97,7 +106,7 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[di
 def test_a_batch_chooses_for_each_situation_once_and_goes_on_with_what_it_chose(
     curve: Profile, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = replace(curve.situation, steps=12)
+    other = replace(curve.key, steps=12)
     choice = replace(curve.choices[0], steps=4)
     write_profile(Profile(user_folder() / file_name(other), other, (choice,), {}))
     (here / "p.yaml").write_text(
@@ -206,10 +215,10 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
     assert run([*QUICK, "--json"]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
-    made = next(profile for profile in list_profiles() if profile.situation.steps == 10)
+    made = next(profile for profile in list_profiles() if profile.key.steps == 10)
     assert found["profile"] == str(made.path) and made.path.parent == user_folder()
     assert made.path.with_suffix(".svg").read_text().startswith("<svg")
-    assert made.situation.content_hash == content_hash(resolve("tiny"))
+    assert made.key.content_hash == content_hash(resolve("tiny"))
     assert made.pictures == 2
     assert [choice["label"] for choice in found["choices"]] == [choice.label for choice in made.choices]
     for adapting in (False, True):  # each is on the curve of its sort: more blocks, closer

@@ -15,8 +15,8 @@ from PIL import Image
 
 import h2gen
 from h2gen.models.catalogue import resolve
+from h2gen.models.content_hash import check_bundled
 from h2gen.models.defaults import read_defaults
-from h2gen.models.identity import check_bundled
 from tests.tools.sprites import few_sprites
 from tools.train_tiny import autoencoder, classifier, evaluate, model, runs, ship, text, train
 from tools.train_tiny.runs import DECAY, Progress, Run

@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 
-from h2gen.study.fidelity import psnr, ssim
+from h2gen.evaluation.fidelity import psnr, ssim
 from tools.train_tiny.render import Renderer, to_images
 from tools.train_tiny.runs import Average, Log, Run, set_rate
 from tools.train_tiny.scenes import Scene, Stage

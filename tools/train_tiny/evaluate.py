@@ -17,7 +17,7 @@ from PIL import Image
 
 import h2gen
 from h2gen.models.catalogue import resolve
-from h2gen.models.identity import content_hash
+from h2gen.models.content_hash import content_hash
 from tools.train_tiny import autoencoder
 from tools.train_tiny.captions import Phrase, on_background
 from tools.train_tiny.classifier import Classifier, accuracy, ranks_of, top_k_accuracy

@@ -13,8 +13,8 @@ import torch
 from diffusers import FluxPipeline
 
 from h2gen.models.catalogue import BUNDLED, Checkpoint, resolve
+from h2gen.models.content_hash import HASH, content_hash
 from h2gen.models.defaults import FILE, read_defaults
-from h2gen.models.identity import HASH, content_hash
 from tools.train_tiny.concepts import concepts
 from tools.train_tiny.evaluate import Calling, load
 from tools.train_tiny.model import PATCH

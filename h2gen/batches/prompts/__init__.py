@@ -1,0 +1,6 @@
+"""Prompt files: text, YAML and JSON Lines become entries; every mistake in them is found before a model is loaded."""
+
+from h2gen.batches.prompts.entries import KEYS, RUN_WIDE, Entry, Reading
+from h2gen.batches.prompts.files import read_prompts
+
+__all__ = ["KEYS", "RUN_WIDE", "Entry", "Reading", "read_prompts"]

@@ -1,0 +1,1 @@
+"""What a command shows in the terminal while it runs, and at its end."""

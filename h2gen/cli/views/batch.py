@@ -1,0 +1,131 @@
+"""A run of many pictures as it goes on: progress above, the picture in hand beneath; piped, a line a picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
+
+from h2gen.batches.jobs import Job
+from h2gen.batches.queue import Tally
+from h2gen.batches.worker import PictureMade, Ready
+from h2gen.cache.trace import StepRecord
+from h2gen.cli.console import say
+from h2gen.cli.views.live_table import by_outcome, steps_table
+from h2gen.cli.views.view import View, clock, progress
+from h2gen.wording import printable
+
+
+class BatchView(View):
+    """Watches a run. Use as a context manager around it."""
+
+    def __init__(self, console: Console, tally: Tally, workers: int, *, as_json: bool = False) -> None:
+        super().__init__(console)
+        self._tally, self._as_json = tally, as_json
+        self._workers = workers
+        self._jobs: dict[int, Sequence[Job]] = {}
+        self._rows: dict[int, deque[StepRecord]] = {}
+        self._passes: dict[int, int] = {}
+        self._where = "loading the model"
+        self._began: float | None = None
+
+    def ready(self, ready: Ready) -> None:
+        self._where = f"{ready.device} {ready.dtype}"
+        self._began = time.perf_counter()
+        self.draw(now=True)
+
+    def began(self, worker: int, jobs: Sequence[Job]) -> None:
+        self._jobs[worker] = jobs
+        self._rows[worker] = deque(maxlen=200)
+        self._passes[worker] = 0
+
+    def stepped(self, worker: int, record: StepRecord) -> None:
+        if not record.picture:  # of several at once the first is shown
+            self._rows[worker].append(record)
+        self._passes[worker] += 1
+        self.draw()
+
+    def made(self, job: Job, path: Path, made: PictureMade, tally: Tally) -> None:
+        line = f"{tally.jobs - tally.left}/{tally.jobs}  {path}  seed {made.settings.seed}, {made.seconds:.2f} s"
+        if made.summary is not None and made.settings.cache.enabled:
+            line += f", {made.summary.share:.0%} of blocks, est. {made.summary.estimated_speedup:.2f}x"
+        if made.uncached:
+            line += "; NaN with the cache, made without it"
+        if not made.described:
+            line += f"; its prompt is too long for the metadata of a {path.suffix}"
+        say(self._console, line)
+        self.draw(now=True)
+        if self._as_json:
+            cache = None if made.summary is None else made.summary.to_json()
+            facts = {"path": str(path), "index": job.index, "source": job.source, **made.settings.to_json()}
+            print(json.dumps({**facts, "seconds": made.seconds, "uncached": made.uncached, "cache": cache}), flush=True)
+        elif self._console.quiet or not (self._console.is_terminal and sys.stdout.isatty()):
+            print(path, flush=True)
+
+    def parted(self, jobs: Sequence[Job], error: str) -> None:
+        fate = f"making each of the {len(jobs)} of its batch alone"
+        say(self._console, f"{jobs[0].source}: {error.rstrip('.')}; {fate}.", "yellow")
+        self.draw(now=True)
+
+    def failed(self, job: Job, error: str, again: bool, tally: Tally) -> None:
+        fate = "trying once more" if again else "given up"
+        say(self._console, f"{job.source}: {error.rstrip('.')}; {fate}.", "yellow" if again else "red")
+        self.draw(now=True)
+
+    def render(self) -> RenderableType:
+        width, height = self._console.size
+        parts: list[RenderableType] = [Text(), *self._overall(width)]
+        hand = sorted(self._jobs)
+        for worker in hand[1:]:
+            parts.append(self._line(worker))
+        if hand:
+            job = self._jobs[hand[0]][0]
+            parts += [Text(), _cut(printable(job.settings.prompt), "bold"), self._line(hand[0])]
+            room = height - len(parts) - 3
+            if self._rows[hand[0]] and room > 0:
+                rows = list(self._rows[hand[0]])[-room:]
+                parts.append(steps_table(rows, job.settings.cache, width, job.settings.cfg > 1))
+        return Group(*parts)
+
+    def _overall(self, width: int) -> list[RenderableType]:
+        tally = self._tally
+        settled = tally.jobs - tally.left
+        line = progress(settled, tally.jobs, f"{settled}/{tally.jobs} pictures", self._time_left(), width)
+        return [line, _cut(totals(tally), "")]
+
+    def _time_left(self) -> str:
+        if self._began is None or not self._tally.made:
+            return self._where
+        each = (time.perf_counter() - self._began) / self._tally.made
+        return f"{clock(each * self._tally.left)} left"
+
+    def _line(self, worker: int) -> Text:
+        """One worker's picture in a line."""
+        jobs = self._jobs[worker]
+        settings = jobs[0].settings
+        others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+        done = f"{self._passes[worker]}/{settings.passes * len(jobs)}"
+        facts = f"{settings.width}x{settings.height} · seed {settings.seed}{others} · {done}"
+        who = f"{worker + 1}: {printable(settings.prompt)[:30]} · " if self._workers > 1 else ""
+        return _cut(who + facts, "dim")
+
+
+def totals(tally: Tally) -> str:
+    """Pictures by what became of them, and what the cache did for them."""
+    parts = [f"{tally.made} made", f"{tally.skipped} skipped", f"{tally.failed} failed"]
+    steps = tally.steps
+    if steps.steps and steps.blocks_run < steps.blocks_total:
+        parts.append(f"est. {steps.estimated_speedup:.2f}x")
+        shares = by_outcome(steps)
+        parts.append("steps: " + ", ".join(f"{count / steps.steps:.0%} {name}" for name, count in shares))
+    return "; ".join([", ".join(parts[:3]), *parts[3:]])
+
+
+def _cut(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")

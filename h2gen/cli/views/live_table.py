@@ -1,0 +1,175 @@
+"""Each step's decisions while they are made: a row a forward pass, what is being made above, progress below."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from rich.console import Console, Group, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from h2gen.cache.config import CacheConfig
+from h2gen.cache.outcome import Outcome
+from h2gen.cache.trace import StageRecord, StepRecord, Summary, summarize_steps
+from h2gen.cli.views.view import View, clock, progress
+
+_STYLES = {
+    Outcome.COMPUTED: "yellow",
+    Outcome.REUSED: "green",
+    Outcome.FORCED: "cyan",
+    Outcome.GUARDED: "magenta",
+    Outcome.SKIPPED: "blue",
+}
+
+
+def outcome_of(record: StepRecord) -> tuple[str, str]:
+    """A step's outcome in a word, and its colour."""
+    if record.skipped:
+        return "skipped", "blue"
+    if record.all_reused:
+        return "all reused", "green"
+    if record.structure_reused:
+        return "structure reused", "cyan"
+    if record.full:
+        return ("guarded", "magenta") if record.guarded else ("full", "yellow")
+    return "detail reused", "cyan"
+
+
+def stage_cell(record: StageRecord, tau: float, planned: bool = False) -> Text:
+    """A stage's change against its threshold, or why there is none; ``planned`` says that a plan decided."""
+    if record.change is None:
+        if record.outcome is Outcome.COMPUTED and not planned:
+            return Text("off" if tau == 0 else "first", style="dim")
+        return Text(record.outcome.value, style=_STYLES[record.outcome])
+    if record.outcome is Outcome.REUSED:
+        sign, change = "<", _apart(record.change, tau, 3)
+    else:
+        sign, change = "≥", record.change
+    return Text(f"{change:.3f} {sign} {tau:.3g}", style=_STYLES[record.outcome])
+
+
+def error_cell(record: StepRecord, tolerance: float) -> Text:
+    """How far the picture would be off without the step, against the tolerance."""
+    if record.error is None:
+        return Text("-", style="dim")
+    if record.error <= tolerance:
+        sign, error, style = "≤", record.error, "blue"
+    else:
+        sign, error, style = ">", _apart(record.error, tolerance, 4), "yellow"
+    return Text(f"{error:.4f} {sign} {tolerance:.4g}", style=style)
+
+
+def _apart(value: float, limit: float, digits: int) -> float:
+    """The value rounded, but not onto a limit that it is strictly below or above."""
+    rounded, unit = round(value, digits), 0.1**digits
+    if value < limit <= rounded:
+        return rounded - unit
+    return rounded + unit if rounded <= limit < value else rounded
+
+
+# Title, width, alignment and rank of each column: where there is no room for all, the lowest ranks stay.
+_COLUMNS: tuple[tuple[str, int, JustifyMethod, int], ...] = (
+    ("step", 4, "right", 0),
+    ("pass", 6, "left", 1),
+    ("sigma", 6, "right", 5),
+    ("error", 15, "left", 2),
+    ("structure", 13, "left", 3),
+    ("detail", 13, "left", 3),
+    ("outcome", 13, "left", 0),
+    ("blocks", 6, "right", 4),
+    ("ms", 7, "right", 6),
+)
+_GAP = 2
+
+
+def columns_for(width: int, cache: CacheConfig, contexts: bool) -> list[tuple[str, int, JustifyMethod, int]]:
+    """The columns that say something, as far as a terminal of this width has room for them."""
+    skipping = bool(cache.tolerance and not cache.plan)
+    hidden = {"pass": not contexts, "error": not skipping}
+    hidden["structure"] = hidden["detail"] = skipping and not (cache.tau1 or cache.tau2)
+    columns = [column for column in _COLUMNS if not hidden.get(column[0])]
+    while sum(column[1] + _GAP for column in columns) - _GAP > width and len(columns) > 2:
+        least = max(column[3] for column in columns)
+        columns = [column for column in columns if column[3] < least]
+    return columns
+
+
+def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, contexts: bool) -> Table:
+    """Rows of decisions, with as many columns as the width has room for; never wrapped."""
+    columns = columns_for(width, cache, contexts)
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for title, wide, justify, _ in columns:
+        table.add_column(title, justify=justify, no_wrap=True, min_width=wide)
+    for record in records:
+        word, style = outcome_of(record)
+        cells: dict[str, RenderableType] = {
+            "step": str(record.step + 1),
+            "pass": record.context,
+            "sigma": f"{record.sigma:.4f}",
+            "error": error_cell(record, cache.tolerance),
+            "structure": stage_cell(record.structure, cache.tau1, bool(cache.plan)),
+            "detail": stage_cell(record.detail, cache.tau2, bool(cache.plan)),
+            "outcome": Text(word, style=style),
+            "blocks": f"{record.blocks_run}/{record.blocks_total}",
+            "ms": f"{record.seconds * 1000:.1f}",
+        }
+        table.add_row(*(cells[title] for title, *_ in columns))
+    return table
+
+
+def counts(summary: Summary, passes: bool = False) -> str:
+    """Steps by outcome, and what they come to; passes where guidance makes two of each step."""
+    return (
+        f"{summary.share:.0%} of blocks, est. {summary.estimated_speedup:.2f}x; {'passes: ' if passes else ''}"
+        + ", ".join(f"{count} {word}" for word, count in by_outcome(summary))
+    )
+
+
+def by_outcome(summary: Summary) -> list[tuple[str, int]]:
+    """How many steps came to each outcome; those that only policies bring about are left out where there are none."""
+    beyond = [("structure reused", summary.structure_reused), ("skipped", summary.skipped)]
+    paper = [("full", summary.full), ("detail reused", summary.detail_reused), ("all reused", summary.all_reused)]
+    return [*paper, *((word, count) for word, count in beyond if count)]
+
+
+class LiveTable(View):
+    """An observer of steps that draws them. Use as a context manager around one picture, or several made at once."""
+
+    def __init__(self, console: Console, heading: list[Text], cache: CacheConfig, passes: int, contexts: bool) -> None:
+        super().__init__(console, transient=False)
+        self._heading, self._cache = heading, cache
+        self._passes, self._contexts = passes, contexts
+        self._records: deque[StepRecord] = deque(maxlen=200)
+        self._summary = Summary()
+        self._started = time.perf_counter()
+
+    def on_step(self, record: StepRecord) -> None:
+        if not self._records:
+            self._started = time.perf_counter() - record.seconds
+        if not record.picture:  # of several at once the first is shown
+            self._records.append(record)
+        self._summary += summarize_steps([record])
+        self.draw()
+
+    def render(self) -> RenderableType:
+        width, height = self._console.size
+        room = max(1, height - len(self._heading) - 6 - 70 // width)  # the last line wraps where it is narrow
+        rows = list(self._records)[-room:]
+        parts: list[RenderableType] = [*self._heading, Text()]
+        parts.append(steps_table(rows, self._cache, width, self._contexts))
+        parts += [Text(), self._footer(width)]
+        return Group(*parts)
+
+    def _footer(self, width: int) -> RenderableType:
+        done = self._summary.steps
+        left = ""
+        if 0 < done < self._passes:
+            seconds = (time.perf_counter() - self._started) / done * (self._passes - done)
+            left = f"{clock(seconds)} left"
+        elif done:
+            left = "done" if done >= self._passes else ""
+        count = f"{done}/{self._passes}{' passes' if self._contexts else ''}"
+        line = progress(done, self._passes, count, left, width)
+        below = Text(counts(self._summary, self._contexts)) if done else Text()
+        return Group(line, below)

@@ -1,0 +1,44 @@
+"""Prompts to measure with where the user gives none: single things that every model can draw, the bundled one too.
+
+The three lists share no prompt: what is searched on one is judged on another, and the frontier is measured on a third.
+"""
+
+from __future__ import annotations
+
+from h2gen.evaluation.results import Case
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(part.split()) for part in text.split(";"))
+
+
+TUNING = _split("""
+a cat; a birthday cake; a flat icon of a bus; a 3d render of an apple; a cartoon of a frog; a rose; a guitar;
+a sailboat
+""")
+"""What plans and thresholds are searched on."""
+
+CHECKING = _split("""
+a dog; a butterfly; a car; a cartoon of a pizza; a flat icon of a mushroom; a 3d render of a horse; a
+strawberry; a tiger face; a hamburger; a bird; a flower; a green apple; a cow; a 3d render of a key; a flat
+icon of a house; a cartoon of a ghost; a teapot; a rocket; a drum; a lemon; an umbrella; a panda face; a
+train; a moon
+""")
+"""What the candidates of a search are judged on."""
+
+FRONTIER = _split("""
+a fox face; a pear; a bicycle; a whale; a cactus; a doughnut; a crown; a trumpet; a snail; a watermelon; a
+taxi; a penguin; a tulip; a cookie; a ring; a violin; a bee; a banana; a truck; a koala; a maple leaf; a
+sandwich; a lamp; a bell; a 3d render of a shark; a 3d render of a peach; a 3d render of an airplane; a 3d
+render of a chick; a 3d render of a sunflower; a 3d render of a taco; a 3d render of a hat; a 3d render of a
+camera; a flat icon of a turtle; a flat icon of a grape; a flat icon of a ship; a flat icon of an owl; a flat
+icon of a tree; a flat icon of a pie; a flat icon of a shoe; a flat icon of a clock; a cartoon of a rabbit; a
+cartoon of a carrot; a cartoon of a tractor; a cartoon of an elephant; a cartoon of a cherry blossom; a
+cartoon of an egg; a cartoon of a backpack; a cartoon of a book
+""")
+"""What nothing is chosen by."""
+
+
+def cases(prompts: tuple[str, ...], first_seed: int) -> list[Case]:
+    """The prompts, each with a seed of its own."""
+    return [Case(prompt, first_seed + place) for place, prompt in enumerate(prompts)]

@@ -1,0 +1,139 @@
+"""Pictures in one picture: the uncached one, another, and where they differ, with labels and figures beneath."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from h2gen.wording import printable
+
+FACTORS = (1, 2, 4, 8, 16, 32)
+"""By how much a difference map is amplified: the largest at which hardly any pixel is beyond the scale."""
+
+_READABLE = 384
+"""Pixels: a picture whose width is below is enlarged by whole factors until it is not."""
+_GROUND, _INK, _MUTED = (250, 249, 247), (34, 38, 43), (104, 110, 119)
+_RAMP = ((0, 0, 0), (0, 62, 70), (0, 108, 110), (26, 158, 146), (134, 208, 186), (240, 255, 246))
+"""From no difference to the largest: one hue, each colour as much lighter than the one before."""
+_GAP = 16
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture with its label and lines of figures."""
+
+    picture: Image.Image
+    label: str
+    figures: Sequence[str] = ()
+
+
+def difference_map(reference: Image.Image, other: Image.Image, factor: int | None = None) -> tuple[Image.Image, int]:
+    """Where two pictures differ: for each pixel the largest difference of its three channels, amplified.
+
+    Args:
+        reference, other: pictures of one size.
+        factor: the amplification; None takes the largest of ``FACTORS`` that leaves 99.5 % of the pixels on the scale.
+
+    Returns:
+        The map, black where nothing differs, and the factor.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if reference.size != other.size:
+        raise ValueError(f"The pictures' sizes are {reference.size} and {other.size}; only equal ones can be compared.")
+    a, b = (np.asarray(picture.convert("RGB"), dtype=np.int16) for picture in (reference, other))
+    difference = np.abs(a - b).max(axis=2)
+    if factor is None:
+        large = float(np.quantile(difference, 0.995))
+        factor = max(candidate for candidate in FACTORS if candidate == 1 or candidate * large <= 255)
+    at = np.clip(difference * factor, 0, 255)
+    stops = np.linspace(0, 255, len(_RAMP))
+    ramp = np.stack([np.interp(np.arange(256), stops, channel) for channel in np.asarray(_RAMP).T], axis=1)
+    return Image.fromarray(ramp.round().astype(np.uint8)[at]), factor
+
+
+def side_by_side(
+    reference: Image.Image,
+    other: Image.Image,
+    *,
+    labels: tuple[str, str],
+    figures: tuple[Sequence[str], Sequence[str]] = ((), ()),
+) -> Image.Image:
+    """The uncached picture, another of the same size, and their difference, amplified.
+
+    Args:
+        reference, other: the pictures.
+        labels: what each of them is.
+        figures: lines beneath each of them, such as ``("28 steps, 1.62 s", "PSNR 33.5 dB")``.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    panels = [Panel(reference, labels[0], figures[0]), Panel(other, labels[1], figures[1])]
+    return contact([[*panels, difference_panel(reference, other)]])
+
+
+def difference_panel(reference: Image.Image, other: Image.Image, factor: int | None = None) -> Panel:
+    """Their difference as a panel of ``contact``; its label states the factor."""
+    picture, factor = difference_map(reference, other, factor)
+    if picture.getextrema() == ((0, 0),) * 3:
+        return Panel(picture, "No difference", ("identical",))
+    label = f"Difference, amplified {factor} times" if factor > 1 else "Difference, not amplified"
+    return Panel(picture, label, ("black: none; the lighter, the larger",))
+
+
+def contact(rows: Sequence[Sequence[Panel]]) -> Image.Image:
+    """Rows of pictures, all of one size, each with its label and figures beneath; rows may differ in length.
+
+    Small pictures are enlarged by a whole factor, pixel by pixel, so that nothing is shown that is not there; their own
+    pixels are kept where none is needed. A label too wide for its picture ends in dots.
+
+    Raises:
+        ValueError: there are no pictures, or their sizes differ.
+    """
+    sizes = {panel.picture.size for row in rows for panel in row}
+    if len(sizes) != 1:
+        raise ValueError(f"Pictures of one size are needed; got {sorted(sizes)}.")
+    width, height = sizes.pop()
+    factor = max(1, -(-_READABLE // width))
+    wide, high = factor * width, factor * height
+    size = min(28, max(17, wide // 26))
+    large, small = ImageFont.load_default(size), ImageFont.load_default(round(0.84 * size))
+    line = round(1.45 * size)
+    below = [line * (1 + max((len(panel.figures) for panel in row), default=0)) + round(0.5 * size) for row in rows]
+    columns = max(len(row) for row in rows)
+    sheet = Image.new(
+        "RGB",
+        (columns * (wide + _GAP) + _GAP, _GAP + sum(high + room + _GAP for room in below)),
+        _GROUND,
+    )
+    draw = ImageDraw.Draw(sheet)
+    top = _GAP
+    for row, room in zip(rows, below, strict=True):
+        for column, panel in enumerate(row):
+            left = _GAP + column * (wide + _GAP)
+            picture = panel.picture.convert("RGB")
+            sheet.paste(picture if factor == 1 else picture.resize((wide, high), Image.Resampling.NEAREST), (left, top))
+            y = top + high + round(0.5 * size)
+            draw.text((left, y), _fitting(panel.label, large, wide), _INK, large)
+            for index, words in enumerate(panel.figures):
+                at = (left, y + round(1.5 * size) + index * line)
+                draw.text(at, _fitting(words, small, wide), _MUTED, small)
+        top += high + room + _GAP
+    return sheet
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """The text in the letters that Pillow's own font has, no wider than ``width`` pixels."""
+    text = unicodedata.normalize("NFKD", printable(text).replace("×", "x").replace("\u2013", "-"))
+    text = "".join(char for char in text if not unicodedata.combining(char)).encode("ascii", "replace").decode()
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text.rstrip() + "..."

@@ -1,0 +1,101 @@
+"""The ways to make a picture that a comparison puts side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from zlib import crc32
+
+from h2gen.cache.config import CacheConfig
+from h2gen.evaluation.peers import Settled
+from h2gen.settings.values import OFF
+
+TRUTH_STEPS = 400
+"""After so many Euler steps the picture no longer changes with their number: the ODE's solution."""
+
+Around = Callable[[Any], AbstractContextManager[Any]]
+"""What is put around a call of the pipeline: given the pipeline, a context in which it runs otherwise."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a picture.
+
+    ``name`` tells it from the others, ``label`` is for people, ``kind`` is as in ``MethodResult``, ``detail`` are the
+    settings that make it what it is. ``share`` is the part of the reference's blocks that it runs, where that is known
+    beforehand; a peer's blocks are counted while it runs.
+    """
+
+    name: str
+    label: str
+    kind: str
+    steps: int
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    cache: CacheConfig = OFF
+    solver: str = "own"
+    share: float | None = None
+    around: Around = field(default=lambda _pipe: nullcontext())
+
+
+def reference(steps: int) -> Method:
+    """The uncached picture that all others are compared with."""
+    return Method("uncached", f"uncached, {steps} steps", "reference", steps, {"steps": steps}, share=1.0)
+
+
+def truth(steps: int) -> Method:
+    """The uncached picture of very many steps."""
+    detail = {"steps": TRUTH_STEPS}
+    return Method("truth", f"uncached, {TRUTH_STEPS} steps", "truth", TRUTH_STEPS, detail, share=TRUTH_STEPS / steps)
+
+
+def h2(cache: CacheConfig, steps: int) -> Method:
+    """H2-Cache with these settings."""
+    label, name = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}", f"h2 {cache.tau1!r} {cache.tau2!r}"
+    if cache.policies:
+        label = f"H2-Cache {cache.words}" if cache.tau1 or cache.tau2 or cache.plan else f"skipping, {cache.words}"
+        name += f" {crc32(repr(cache.policies).encode()):08x}"  # a plan alone may be longer than a file's name
+    return Method(name, label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
+
+
+def fewer(count: int, steps: int) -> Method:
+    """Uncached in fewer steps, with the model's own solver."""
+    return Method(f"steps {count}", f"{count} steps", "steps", count, {"steps": count}, share=count / steps)
+
+
+def solver(count: int, steps: int) -> Method:
+    """Uncached in fewer steps of a higher-order solver."""
+    detail = {"steps": count, "scheduler": "UniPCMultistepScheduler"}
+    return Method(
+        f"unipc {count}", f"{count} steps, UniPC", "solver", count, detail, solver="unipc", share=count / steps
+    )
+
+
+def tuned(label: str, steps: int, cache: CacheConfig, solver: str, share: float | None = None) -> Method:
+    """A choice that tuning looks at: a number of steps, a solver and a cache, or any of them alone.
+
+    Args:
+        share: of the reference's blocks, where it is known beforehand; with a cache it is counted.
+    """
+    changed = {name: value for name, value in asdict(cache).items() if value != getattr(CacheConfig(), name)}
+    detail = {**({} if cache == OFF else changed), "steps": steps, **({} if solver == "own" else {"solver": solver})}
+    words = [f"{name}={value}" for name, value in {"solver": solver, "steps": steps, **asdict(cache)}.items()]
+    kind = "h2" if cache.enabled else "steps" if solver == "own" else "solver"
+    return Method(" ".join(words), label, kind, steps, detail, cache, solver, share)
+
+
+def peer(settled: Settled, steps: int, passes: int) -> Method:
+    """Another cache at the setting that the equal-cost search found."""
+    settings = settled.peer.settings(settled.value)
+    values = [f"{value:.4g}" for value in settings.values()]
+    freed = [] if settled.peer.guarded else [f"no {settled.peer.guard}"]
+    facts = {"source": settled.peer.source, "guarded": settled.peer.guarded, "target_share": settled.target}
+    return Method(
+        name=" ".join([settled.peer.name, *values, *("free" for _ in freed)]),
+        label=", ".join([f"{settled.peer.title} {values[0]}", *values[1:], *freed]),
+        kind="peer",
+        steps=steps,
+        detail={**settings, "steps": steps, **facts},
+        around=lambda pipe: settled.peer.applied(pipe, settled.value, steps=steps, passes=passes),
+    )

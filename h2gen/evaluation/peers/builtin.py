@@ -1,0 +1,201 @@
+"""The caches that diffusers brings along, switched on and off by its own calls."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar
+
+from h2gen.errors import CacheError
+from h2gen.evaluation.peers.base import Peer, Span, Value, contexts, left_as_found, threshold_of, version_of
+
+
+@dataclass(frozen=True)
+class Builtin(Peer):
+    """A cache of diffusers, named by its config."""
+
+    config: ClassVar[str]
+    flux2: ClassVar[bool] = True
+    """Whether it works on FLUX.2 transformers too."""
+
+    @property
+    def source(self) -> str:
+        return f"{version_of('diffusers')} {self.config}"
+
+    @contextmanager
+    def _on(self, pipe: Any, value: Value, steps: int, passes: int) -> Iterator[None]:
+        transformer = pipe.transformer
+        if not self.flux2 and type(transformer).__name__.startswith("Flux2"):
+            raise CacheError(f"{self.name} ({self.source}) does not work on FLUX.2; leave it out of the comparison.")
+        with contexts(pipe, lambda: self._where(pipe)):
+            transformer.enable_cache(self._config(transformer, value, steps))
+            try:
+                yield
+            finally:
+                transformer.disable_cache()
+
+    @abstractmethod
+    def _config(self, transformer: Any, value: Value, steps: int) -> Any: ...
+
+    def _where(self, pipe: Any) -> dict[str, Any]:
+        """What the cache needs to hear of each forward pass, beyond its name."""
+        return {}
+
+
+@dataclass(frozen=True)
+class FirstBlock(Builtin):
+    """All blocks but the first are reused while the first one's residual changes little."""
+
+    config: ClassVar[str] = "FirstBlockCacheConfig"
+    flux2: ClassVar[bool] = False
+
+    def _config(self, transformer: Any, value: Value, steps: int) -> Any:
+        from diffusers import FirstBlockCacheConfig
+
+        return FirstBlockCacheConfig(threshold=threshold_of(value))
+
+
+@dataclass(frozen=True)
+class Magnitude(Builtin):
+    """MagCache: skips steps while the product of known ratios of residual magnitudes stays near 1.
+
+    At most five skips in a row and the first tenth always computed, as its authors run FLUX.1. ``ratios`` belong to a
+    model and a number of steps: see ``calibrated``.
+    """
+
+    ratios: tuple[float, ...] = ()
+
+    guard: ClassVar[str] = "max_skip_steps"
+    span: ClassVar[Span] = Span(0.0001, 20.0)
+    config: ClassVar[str] = "MagCacheConfig"
+
+    def _config(self, transformer: Any, value: Value, steps: int) -> Any:
+        from diffusers import MagCacheConfig
+
+        if len(self.ratios) != steps:
+            raise CacheError(f"{self.name} is not calibrated for {steps} steps; call its calibrated() first.")
+        return MagCacheConfig(
+            threshold=threshold_of(value),
+            max_skip_steps=5 if self.guarded else steps,
+            retention_ratio=0.1,
+            num_inference_steps=steps,
+            mag_ratios=list(self.ratios),
+        )
+
+    def calibrated(self, pipe: Any, run: Callable[[], Any], *, steps: int) -> Peer:
+        from diffusers import MagCacheConfig
+
+        transformer = pipe.transformer
+        ratios: dict[str, tuple[float, ...]] = {}
+
+        def note(*_: Any) -> None:
+            hook = transformer.transformer_blocks[0]._diffusers_hook.get_hook("mag_cache_leader_block_hook")
+            manager = hook.state_manager
+            ratios[manager.context.name] = tuple(manager.get_state().calibration_ratios)
+
+        # One step more than there are: at the last one diffusers prints the ratios and drops them.
+        config = MagCacheConfig(calibrate=True, num_inference_steps=steps + 1)
+        with left_as_found(transformer), contexts(pipe):
+            transformer.enable_cache(config)
+            handle = transformer.register_forward_hook(note, prepend=True)  # while the context is still set
+            try:
+                run()
+            finally:
+                handle.remove()
+                transformer.disable_cache()
+        measured = ratios.get("cond", ())
+        if len(measured) != steps or not all(map(math.isfinite, measured)):
+            raise CacheError(f"{self.name} could not be calibrated: {len(measured)} usable ratios for {steps} steps.")
+        return replace(self, ratios=measured)
+
+
+@dataclass(frozen=True)
+class Taylor(Builtin):
+    """TaylorSeer: computes every so many steps in full and forecasts the output in between, by a Taylor expansion.
+
+    Its lite mode, which forecasts the transformer's output: by default diffusers forecasts each attention layer and
+    computes the rest of every block at every step, which can save no more than about half.
+    """
+
+    config: ClassVar[str] = "TaylorSeerCacheConfig"
+    knobs: ClassVar[tuple[str, ...]] = ("cache_interval", "disable_cache_before_step")
+
+    def values(self, steps: int) -> tuple[Value, ...]:
+        return taylor_values(steps)
+
+    def _config(self, transformer: Any, value: Value, steps: int) -> Any:
+        from diffusers import TaylorSeerCacheConfig
+
+        assert isinstance(value, tuple)
+        interval, warmup = value
+        return TaylorSeerCacheConfig(
+            cache_interval=interval,
+            disable_cache_before_step=warmup,
+            taylor_factors_dtype=transformer.dtype,
+            use_lite_mode=True,
+        )
+
+
+def taylor_steps(steps: int, interval: int, warmup: int) -> int:
+    """How many of the steps TaylorSeer computes. After the warm-up it is the second step, and then every n-th."""
+    if interval == 1 or steps <= warmup:
+        return steps
+    return warmup + max(0, 1 + (steps - warmup - 2) // interval)
+
+
+@lru_cache(maxsize=8)
+def taylor_values(steps: int) -> tuple[tuple[int, int], ...]:
+    """One interval and warm-up for each number of computed steps that can be had, the most steps first.
+
+    An interval alone would jump: of 50 steps it computes 26, 19, 15, ... The warm-up is the shortest that serves, from
+    diffusers' default of 3 upwards.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for warmup in range(min(3, steps), steps + 1):
+        for interval in range(1, steps + 1):
+            found.setdefault(taylor_steps(steps, interval, warmup), (interval, warmup))
+    return tuple(found[computed] for computed in sorted(found, reverse=True))
+
+
+@dataclass(frozen=True)
+class Sea(Builtin):
+    """SeaCache: skips steps while the filtered latents change little, and extrapolates from the last two computed.
+
+    diffusers has it ready for two video models. On Flux it is given what it asks for: the latents as a picture, and
+    the step, its sigma and the number of steps in each cache context.
+    """
+
+    guard: ClassVar[str] = "max_consecutive_cached"
+    span: ClassVar[Span] = Span(0.001, 20.0)
+    config: ClassVar[str] = "SeaCacheConfig"
+    flux2: ClassVar[bool] = False
+
+    def _config(self, transformer: Any, value: Value, steps: int) -> Any:
+        from diffusers.hooks import SeaCacheConfig
+
+        return SeaCacheConfig(
+            threshold=threshold_of(value),
+            max_consecutive_cached=2 if self.guarded else 0,
+            power_exp=2.0,  # its authors' for pictures; 3 is for video
+            raw_vision_callback=_latents,
+        )
+
+    def _where(self, pipe: Any) -> dict[str, Any]:
+        index = pipe.scheduler.step_index or 0
+        return {
+            "step_index": index,
+            "sigma": float(pipe.scheduler.sigmas[index]),
+            "num_inference_steps": pipe.num_timesteps,
+        }
+
+
+def _latents(_module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """The packed latents ``(B, N, 4 C)`` as one ``(C, 1, H, W)`` a picture."""
+    packed, ids = kwargs["hidden_states"], kwargs["img_ids"]
+    high, wide = (int(ids[:, axis].max()) + 1 for axis in (1, 2))
+    grid = packed.reshape(packed.shape[0], high, wide, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return list(grid.reshape(packed.shape[0], -1, 1, 2 * high, 2 * wide))

@@ -1,0 +1,194 @@
+"""The page's HTML: what the template is given, and the data that its script works with."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from h2gen.evaluation.charts import STYLE, decisions_chart, pareto_chart
+from h2gen.evaluation.charts.pareto import KINDS, truth_steps
+from h2gen.evaluation.figures import percent, reading, seconds, times
+from h2gen.evaluation.report.embed import LOSSLESS, Embedded, fitted, largest_side
+from h2gen.evaluation.report.finding import finding
+from h2gen.evaluation.report.table import table
+from h2gen.evaluation.results import Comparison, MethodResult, Shot
+from h2gen.evaluation.threshold_grid import cache_of
+from h2gen.wording import printable
+
+_HERE = Path(__file__).parent
+_WIDE, _NARROW = 720.0, 340.0
+"""Pixels that charts are drawn for: a desk's screen, a phone's."""
+
+Pictures = Mapping[tuple[str, int], Image.Image] | Path
+
+
+def page(comparison: Comparison, pictures: Pictures) -> str:
+    """The whole page as HTML. ``pictures`` is as ``write_report`` takes it."""
+    shown = _Shown(comparison, pictures)
+    headline, sentences = finding(comparison)
+    css, script = STYLE + _text("page.css"), _text("page.js")
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["printable"] = printable
+    return environment.get_template("page.html.j2").render(
+        comparison=comparison,
+        headline=printable(headline),
+        sentences=[printable(sentence) for sentence in sentences],
+        css=Markup(css),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=script_json(shown.data),
+        pictures=script_json(shown.embedded.uris),
+        shown=shown,
+        choices=_choices(comparison),
+        charts=_charts(comparison),
+        table=table(comparison),
+        settings=_settings(comparison),
+    )
+
+
+def script_json(value: Any) -> Markup:
+    """JSON that may stand in a ``<script type="application/json">``, whatever is in it."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII alone: U+2028 is escaped, too
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+class _Shown:
+    """All pictures, decisions and figures of the shots, as the script needs them."""
+
+    def __init__(self, comparison: Comparison, pictures: Pictures) -> None:
+        self._pictures = pictures
+        self.width, self.height = int(comparison.settings["width"]), int(comparison.settings["height"])
+        shots = sum(len(method.shots) for method in comparison.methods)
+        side = largest_side([(self.width, self.height)] * shots)
+        self.embedded = Embedded(side)
+        self.smaller = fitted((self.width, self.height), side) != (self.width, self.height)
+        self.size = fitted((self.width, self.height), side)
+        self.lossless = not self.smaller and self.width * self.height <= LOSSLESS
+        self._charts: list[tuple[str, str]] = []
+        methods = [self._method(comparison, method) for method in comparison.methods]
+        names = [method.name for method in comparison.methods]
+        self.chosen = names.index(comparison.chosen)
+        self.data = {
+            "methods": methods,
+            "cases": [{"prompt": printable(case.prompt), "seed": case.seed} for case in comparison.cases],
+            "charts": self._charts,
+            "reference": names.index(comparison.reference.name),
+            "chosen": self.chosen,
+        }
+
+    def _method(self, comparison: Comparison, method: MethodResult) -> dict[str, Any]:
+        shots: list[dict[str, Any] | None] = [None] * len(comparison.cases)
+        for shot in method.shots:
+            shots[shot.case] = self._shot(comparison, method, shot)
+        return {
+            "name": printable(method.name),
+            "label": printable(method.label),
+            "kind": method.kind,
+            "kindWords": KINDS.get(method.kind, method.kind),
+            "readings": [
+                f"{times(method.speedup)}× as fast, {m.title} {reading(m, value)}"
+                if not math.isnan(value := method.mean(m, truth=truth))
+                else ""
+                for m, truth in chart_metrics(comparison)
+            ],
+            "steps": method.steps,
+            "shots": shots,
+        }
+
+    def _shot(self, comparison: Comparison, method: MethodResult, shot: Shot) -> dict[str, Any]:
+        figures = [
+            ["Time", seconds(statistics.median(shot.seconds)) if shot.seconds else "-"],
+            ["Blocks run", percent(shot.share)],
+        ]
+        for metric in comparison.metrics:
+            if metric.name in shot.scores and not (method.kind == "reference" and metric.fidelity):
+                figures.append([printable(metric.title), reading(metric, shot.scores[metric.name])])
+        picture = self._open(method, shot)
+        path = quote(str(PurePosixPath(shot.picture))) if shot.picture else ""
+        return {
+            "picture": -1 if picture is None else self.embedded.add(picture),
+            "path": path,
+            "figures": figures,
+            "identical": shot.identical and method.kind != "reference",
+            "chart": self._decisions(method, shot),
+        }
+
+    def _open(self, method: MethodResult, shot: Shot) -> Image.Image | None:
+        if not isinstance(self._pictures, Path):
+            return self._pictures.get((method.name, shot.case))
+        path = self._pictures / shot.picture
+        if not shot.picture or not path.is_file():
+            return None
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+
+    def _decisions(self, method: MethodResult, shot: Shot) -> int:
+        """The index of the shot's decisions among the charts; -1 where it made none."""
+        if not shot.trace:
+            return -1
+        cache = cache_of(method)
+        wide = decisions_chart(shot.trace, cache, width=_WIDE, standalone=False)
+        narrow = decisions_chart(shot.trace, cache, width=_NARROW, standalone=False, hover=False)
+        self._charts.append((wide, narrow))
+        return len(self._charts) - 1
+
+
+def chart_metrics(comparison: Comparison) -> list[tuple[Any, bool]]:
+    """The metrics that there is a chart of, and whether it is against the truth."""
+    plain = [(m, False) for m in comparison.metrics if any(m.name in method.scores for method in comparison.methods)]
+    truth = [
+        (m, True) for m in comparison.metrics if any(m.name in method.truth_scores for method in comparison.methods)
+    ]
+    return plain + truth
+
+
+def _charts(comparison: Comparison) -> list[dict[str, Any]]:
+    charts = []
+    for metric, truth in chart_metrics(comparison):
+        against = "truth" if truth else "reference"
+        wide, narrow = (
+            Markup(pareto_chart(comparison, metric, against=against, width=width, standalone=False))
+            for width in (_WIDE, _NARROW)
+        )
+        title = f"{metric.title} to {truth_steps(comparison)} steps" if truth else metric.title
+        charts.append({"title": printable(title), "wide": wide, "narrow": narrow})
+    return charts
+
+
+def _choices(comparison: Comparison) -> list[tuple[str, list[tuple[int, str]]]]:
+    """What the pictures can be compared with, by kind."""
+    choices: list[tuple[str, list[tuple[int, str]]]] = []
+    for kind, words in KINDS.items():
+        methods = [(i, printable(m.label)) for i, m in enumerate(comparison.methods) if m.kind == kind]
+        if methods and kind != "reference":
+            choices.append((words, methods))
+    return choices
+
+
+def _settings(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Groups of names and values for the foot of the page."""
+
+    def words(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+        return [(printable(str(k)).replace("_", " "), printable(str(v)) or "none") for k, v in values.items()]
+
+    measured = [(printable(metric.title), printable(metric.source)) for metric in comparison.metrics]
+    groups = [("Model", words(comparison.model)), ("Settings", words(comparison.settings))]
+    groups += [("Metrics", measured), ("Versions", words(comparison.versions))]
+    return [(title, rows) for title, rows in groups if rows]
+
+
+def _text(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""A session turns settings into a picture."""

@@ -1,0 +1,91 @@
+"""The one place where the errors of torch, diffusers, transformers and the hub become h2gen's."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from h2gen.errors import H2GenError, ModelError
+from h2gen.models.catalogue import Checkpoint
+from h2gen.models.files import INDEX
+from h2gen.wording import printable
+
+NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+LONGEST = 200  # characters of another library's message
+
+
+@contextmanager
+def translated(checkpoint: Checkpoint) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a ``ModelError`` of one line; running out of memory passes as it is."""
+    from h2gen.models.memory import is_out_of_memory
+
+    try:
+        yield
+    except H2GenError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(explain(error, checkpoint)) from error
+
+
+def explain(error: BaseException, checkpoint: Checkpoint) -> str:
+    """What went wrong, in one line, with what to do about it."""
+    from huggingface_hub import errors as hub
+
+    # A single file is never fetched, only its base is.
+    name, source = repr(checkpoint.name), checkpoint.base or checkpoint
+    repo = printable(str(source.location))
+    # diffusers hides the hub's errors behind its own, so the causes count as well. GatedRepoError comes first: it is a
+    # RepositoryNotFoundError, too.
+    chain = list(causes(error))
+    if _any(chain, hub.GatedRepoError):
+        return (
+            f"{source.name!r} is gated: accept its licence on https://huggingface.co/{repo}, then run `hf auth login` "
+            "or set HF_TOKEN."
+        )
+    if _any(chain, hub.RepositoryNotFoundError):
+        return (
+            f"There is no repository {repo!r} on huggingface.co, or it is private; check the name, and for a private "
+            "one run `hf auth login` or set HF_TOKEN."
+        )
+    if _any(chain, hub.RemoteEntryNotFoundError):
+        return f"{repo!r} is not a checkpoint in diffusers' layout: the repository has no {INDEX}."
+    if _any(chain, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError):
+        return (
+            f"{source.name!r} is not on this machine and huggingface.co cannot be reached; connect (and unset "
+            "HF_HUB_OFFLINE) to fetch it once."
+        )
+    if _any(chain, hub.HfHubHTTPError):
+        return f"{source.name!r} cannot be fetched from huggingface.co: {brief(error)}; try again later."
+    # The hub's client library has changed its name before; all of its errors are about the connection.
+    if _any(chain, ConnectionError, TimeoutError) or any(type(cause).__module__.startswith("http") for cause in chain):
+        return f"{source.name!r} cannot be fetched: the connection failed; try again, what has arrived is kept."
+    if any(isinstance(cause, OSError) and cause.errno in NO_SPACE for cause in chain):
+        return f"{name} does not fit on the disk; free some space, or set HF_HOME to a folder on a larger disk."
+    if _any(chain, PermissionError):
+        return f"{name} cannot be read: {brief(error)}; check the permissions of its files."
+    if _any(chain, ImportError):
+        return f"{name} needs a package that is not installed: {brief(error)}"
+    return f"{name} cannot be loaded, its files are damaged or do not belong together: {brief(error)}"
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and everything that led to it."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def brief(error: BaseException) -> str:
+    """The start of an error's message, in one line."""
+    text = printable(str(error)) or type(error).__name__
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _any(chain: list[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(error, kinds) for error in chain)

@@ -1,0 +1,1 @@
+"""How a finished picture is named, saved, described and made again."""

@@ -1,0 +1,82 @@
+"""What an earlier run decided at each step, read from its trace to be done again without asking."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from h2gen.cache.outcome import Outcome
+from h2gen.cache.plan import check_plan, joined, letter_of
+from h2gen.errors import SettingError
+from h2gen.settings.values import OFF
+
+LARGEST = 16 * 2**20
+"""Bytes of a trace; a step takes some 300."""
+_CONTRADICT = ("plan", "tolerance", "preset", "tau1", "tau2", "no_cache")
+
+
+def decisions_of(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that repeat a trace's decisions: all of a cache, the number of steps and the solver.
+
+    Args:
+        path: of the trace.
+        given: options beside it.
+
+    Raises:
+        SettingError: an option contradicts it; or the file cannot be read, is no trace, or is not a whole one.
+    """
+    for name in _CONTRADICT:
+        if given.get(name) is not None:
+            raise SettingError(f"--replay-decisions and --{name.replace('_', '-')} contradict each other; give one.")
+    return read_decisions(path)
+
+
+def read_decisions(path: Path) -> dict[str, Any]:
+    """As ``decisions_of``, of a file alone.
+
+    What the header does not say is as it was before there was a choice: residuals were reused as they are, by the
+    model's own solver.
+
+    Raises:
+        SettingError: the file cannot be read, is no trace, or is not a whole one.
+    """
+    shown = f"The trace {str(path)!r}"
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise SettingError(f"{shown} cannot be read: {error.strerror or error}.") from error
+    if len(data) > LARGEST:
+        raise SettingError(f"{shown} is larger than {LARGEST // 2**20} MiB; no run has so many steps.")
+    passes: dict[str, str] = {}
+    settings: dict[str, Any] = {}
+    whole = False
+    lines = data.splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            item = json.loads(line)
+            if "settings" in item:
+                settings = dict(item["settings"])
+            elif "step" in item:
+                context = str(item["context"])
+                passes[context] = passes.get(context, "") + letter_of(
+                    Outcome(item["structure"]["outcome"]), Outcome(item["detail"]["outcome"])
+                )
+            elif "summary" in item:
+                whole = True
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if passes and number == len(lines) and not line.endswith(b"\n"):
+                break  # cut off in the middle of a line
+            raise SettingError(f"{shown} is none that h2gen wrote: line {number} holds no step.") from error
+    if not passes:
+        raise SettingError(f"{shown} holds no steps; give one that --trace wrote.")
+    if not whole:
+        raise SettingError(f"{shown} ends before its run did; give one of a run that came to its end.")
+    found = {**asdict(OFF), "plan": check_plan(joined(passes.values())), "solver": "own"}
+    for name, kind in (("forecast", int), ("steps", int), ("solver", str)):
+        if isinstance(settings.get(name), kind):
+            found[name] = settings[name]
+    return found

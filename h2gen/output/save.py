@@ -1,0 +1,256 @@
+"""Pictures become files: safe names, whole files or none, and nothing is ever overwritten."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from h2gen.errors import OutputError, RunError
+from h2gen.output.metadata import save_options
+from h2gen.settings.values import FORMATS
+
+_LONGEST_STEM = 240
+_OF_SUFFIX = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {"format": "PNG"},
+    "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    "webp": {"format": "WEBP", "lossless": True},
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where pictures go: a folder with names made from prompt and seed, or one named file."""
+
+    folder: Path
+    stem: str | None
+    format: str
+
+    def name(self, prompt: str, seed: int) -> str:
+        """The file's name without its suffix."""
+        return self.stem if self.stem is not None else f"{slug(prompt)}-{seed}"
+
+
+def target_of(out: str | None, format: str | None) -> Target:
+    """Read ``--out`` and ``--format``. A path with a picture's suffix is a file, any other a folder.
+
+    Raises:
+        OutputError: the format is unknown or contradicts the suffix, or the folder cannot be written to.
+    """
+    if format is not None and format not in FORMATS:
+        raise OutputError(f"format is {format!r}; it can be {', '.join(FORMATS)}.")
+    path = Path(out or ".").expanduser()
+    suffix = path.suffix.lower()
+    if suffix in _OF_SUFFIX and not path.is_dir():
+        if format not in (None, _OF_SUFFIX[suffix]):
+            raise OutputError(f"The file {str(path)!r} and the format {format!r} contradict each other; give one.")
+        if len(os.fsencode(path.stem)) > _LONGEST_STEM:
+            raise OutputError(f"The file name {path.name[:20] + '...'!r} is too long; file systems take 255 bytes.")
+        target = Target(path.parent, path.stem, _OF_SUFFIX[suffix])
+    elif suffix in Image.registered_extensions() and not path.is_dir():
+        raise OutputError(f"Cannot write {suffix} files, as {str(path)!r} asks for; use .png, .jpg or .webp.")
+    else:
+        target = Target(path, None, format or "png")
+    check_folder(target.folder)
+    return target
+
+
+def slug(prompt: str) -> str:
+    """The prompt's first words as a file name that every file system takes: a-z, 0-9 and dashes."""
+    ascii_only = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    words = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")
+    return words[:48].rstrip("-") or "picture"
+
+
+def encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """A picture as the bytes of its file, with what it says of itself: ``metadata`` is as ``fitting`` returns it."""
+    options = _OPTIONS[format] | ({} if metadata is None else save_options(metadata, format))
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def save(
+    image: Image.Image,
+    target: Target,
+    prompt: str,
+    seed: int,
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    sidecar: str | None = None,
+) -> Path:
+    """Write a picture under a name that is not taken yet, whole or not at all.
+
+    Args:
+        image: the picture.
+        target: where to.
+        prompt, seed: what its name is made from, unless the target names the file.
+        metadata: what the picture says of itself, as ``fitting`` returns it.
+        sidecar: text of a file ``NAME.toml`` beside it.
+
+    Returns:
+        The file's path: ``NAME.png``, or ``NAME-2.png`` and so on where that exists.
+
+    Raises:
+        RunError: it could not be written there; the picture is then in the temporary folder, and the message says so.
+    """
+    data = encode(image, target.format, metadata)
+    return keep(data, target.folder, target.name(prompt, seed), target.format, sidecar=sidecar)
+
+
+def keep(
+    data: bytes,
+    folder: Path,
+    stem: str,
+    format: str,
+    *,
+    sidecar: str | None = None,
+    before: Callable[[Path, str, str | None], None] | None = None,
+    mark: str = "",
+) -> Path:
+    """Write a picture's bytes as ``save`` does.
+
+    Args:
+        data: what the file holds.
+        folder: is made where it is not there.
+        stem: the name without suffix and number.
+        format: one of ``FORMATS``.
+        sidecar: text of a file ``NAME.toml`` beside it.
+        before: is told the final path and the SHA-256 of the data and of the sidecar before they get their names.
+        mark: goes into the names of unfinished files, by which ``sweep`` knows whose they are.
+
+    Raises:
+        RunError: it could not be written there; the picture is then in the temporary folder, and the message says so.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write(data, folder, stem, format, sidecar, before, mark)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        try:
+            saved = _write(data, Path(tempfile.gettempdir()), f"h2gen-{stem}", format, None, None, "")
+        except OSError:
+            raise RunError(f"The picture could not be written to {str(folder)!r}: {reason}.") from error
+        raise RunError(
+            f"The picture could not be written to {str(folder)!r}: {reason}. It is safe in {str(saved)!r}."
+        ) from error
+
+
+def _write(
+    data: bytes,
+    folder: Path,
+    stem: str,
+    format: str,
+    sidecar: str | None,
+    before: Callable[[Path, str, str | None], None] | None,
+    mark: str,
+) -> Path:
+    with contextlib.ExitStack() as partials:
+        partial = partials.enter_context(partial_file(data, folder, mark))
+        beside = None if sidecar is None else partials.enter_context(partial_file(sidecar.encode(), folder, mark))
+        for number in count(1):
+            final = folder / f"{stem}{f'-{number}' if number > 1 else ''}.{format}"
+            if final.exists() or (beside is not None and final.with_suffix(".toml").exists()):
+                continue
+            if before is not None:
+                before(final, _sha256(data), None if sidecar is None else _sha256(sidecar.encode()))
+            try:
+                if beside is not None:  # first, so that a picture that is there has all that belongs to it
+                    _claim(beside, final.with_suffix(".toml"))
+            except FileExistsError:
+                continue
+            try:
+                _claim(partial, final)
+            except FileExistsError:
+                if beside is not None:
+                    os.unlink(final.with_suffix(".toml"))
+                continue
+            _sync(folder)
+            return final
+        raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def partial_file(data: bytes, folder: Path, mark: str) -> Iterator[str]:
+    """A file under a name that nobody takes for a finished one, whole and on the disk; gone afterwards."""
+    descriptor, partial = tempfile.mkstemp(prefix=f".h2gen-{mark}", suffix=".partial", dir=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(partial, 0o666 & ~_umask())
+        yield partial
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+
+
+def _sync(folder: Path) -> None:
+    """Have the folder's names survive a power failure too, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def sweep(folder: Path, mark: str) -> None:
+    """Remove what a killed run of this mark left unfinished, where no other of the same mark works."""
+    for path in folder.glob(f".h2gen-{mark}*.partial"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _claim(partial: str, final: Path) -> None:
+    """Give the finished file its name, unless somebody has it."""
+    try:
+        os.link(partial, final)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if final.exists():
+            raise FileExistsError(final) from None
+        os.rename(partial, final)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def check_folder(folder: Path) -> None:
+    """Find out before a picture is made whether files could be written there, and leave nothing behind.
+
+    Raises:
+        OutputError: they could not.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        if not existing.is_dir():
+            raise NotADirectoryError(20, f"{str(existing)!r} is not a folder")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"Cannot write to the folder {str(folder)!r}: {reason}; give another.") from error

@@ -1,7 +1,0 @@
-"""Charts as SVG text: what was decided at each step, and what each method gains against what it costs."""
-
-from h2gen.study.chart.decisions import decisions_chart, outcome_of
-from h2gen.study.chart.pareto import pareto_chart
-from h2gen.study.chart.svg import STYLE
-
-__all__ = ["STYLE", "decisions_chart", "outcome_of", "pareto_chart"]

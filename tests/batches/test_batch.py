@@ -1,0 +1,308 @@
+"""A run with worker processes that really are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from h2gen.batches.batch import Batch, BatchOptions
+from h2gen.batches.jobs import Job, Jobs
+from h2gen.batches.pool import Pool
+from h2gen.batches.prompts import Entry, Reading
+from h2gen.batches.queue import Tally
+from h2gen.batches.stop import Level, Stop
+from h2gen.batches.worker import Model, PictureMade, Ready
+from h2gen.errors import DeviceError, ModelError, RunError
+from h2gen.output.metadata import read_metadata
+from tests.cli.programs import children, wait_for
+
+SLOW = {"steps": 60}
+"""Still in the middle when the news of its second step has come, been read and been acted upon."""
+BROKEN = "broken"
+BIG = ("1280x1280", "64x64")
+ROOM = 520 * 2**20
+"""Bytes: half as much again as the decoder needs in tiles, two thirds of what it needs for 1280x1280 at once."""
+QUICK = {"steps": 4, "cfg": 1.0, "preset": "paper", "device": "cpu"}
+
+
+def pixels(path: Path) -> Any:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+class Watch:
+    """Writes down what happens, and does something at each step."""
+
+    def __init__(self, at_step: Callable[[int, Job], None] = lambda _worker, _job: None) -> None:
+        self.log: list[tuple[Any, ...]] = []
+        self._jobs: dict[int, Job] = {}
+        self._at_step = at_step
+
+    def ready(self, ready: Ready) -> None:
+        self.log.append(("ready", ready.device, ready.dtype))
+
+    def began(self, worker: int, jobs: Sequence[Job]) -> None:
+        self._jobs[worker] = jobs[0]
+        self.log.append(("began", len(jobs)))
+
+    def parted(self, jobs: Sequence[Job], error: str) -> None:
+        self.log.append(("parted", [job.index for job in jobs], error))
+
+    def stepped(self, worker: int, record: Any) -> None:
+        if record.step == 1:
+            self._at_step(worker, self._jobs[worker])
+
+    def made(self, job: Job, path: Path, made: PictureMade, tally: Tally) -> None:
+        self.log.append(("made", job.index))
+
+    def failed(self, job: Job, error: str, again: bool, tally: Tally) -> None:
+        self.log.append(("failed", job.index, error, again))
+
+
+class Tampered(Jobs):
+    """Jobs of which some are for a picture of one pixel, which no option lets through."""
+
+    def __iter__(self) -> Iterator[Job]:
+        for job in super().__iter__():
+            broken = job.settings.prompt == BROKEN
+            yield replace(job, settings=replace(job.settings, width=1, height=1)) if broken else job
+
+
+def batch_of(folder: Path, prompts: int | list[str], workers: int = 1, batch_size: int = 1, **given: Any) -> Batch:
+    """A run with one prompt, or a list of them, whose seeds are 1, 2, ..."""
+    texts = [f"prompt {n}" for n in range(1, prompts + 1)] if isinstance(prompts, int) else prompts
+    reading = Reading([Entry(text, f"p.txt:{n}", {"seed": n}, {}) for n, text in enumerate(texts, 1)])
+    wishes = BatchOptions(batch_size=batch_size)
+    return Batch(Tampered(reading, {**QUICK, **given}, {}), folder, "png", wishes, ["cpu"] * workers)
+
+
+def run(batch: Batch, watch: Watch) -> Tally:
+    with batch.opened() as tally, Stop() as stop:
+        batch.run(tally, watch, stop, watched=True)
+    return tally
+
+
+def workers() -> list[int]:
+    """Our own worker processes, the oldest first."""
+    return sorted(pid for pid in children(os.getpid()) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
+
+
+def kill_worker(number: int = 0) -> None:
+    """Kill a worker by its number in the run, as long as none of them has been replaced."""
+    os.kill(workers()[number], signal.SIGKILL)
+
+
+def test_a_worker_killed_in_the_middle_is_replaced_and_another_does_its_job(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def once(worker: int, job: Job) -> None:
+        if not killed:
+            killed.append(job.index)
+            kill_worker(worker)  # the other one may be loading still
+
+    watch = Watch(once)
+    tally = run(batch_of(tmp_path, 4, workers=2, **SLOW), watch)
+    assert (tally.made, tally.failed, tally.left) == (4, 0, 0)
+    failures = [entry for entry in watch.log if entry[0] == "failed"]
+    assert len(failures) == 1
+    assert failures[0][2:] == ("the process that made it was killed by signal 9", True)
+    assert sorted(path.name[:4] for path in tmp_path.glob("*.png")) == [f"{n:04}" for n in range(1, 5)]
+    assert not workers()
+
+
+def test_a_job_that_kills_every_worker_is_given_up_and_the_others_are_done(tmp_path: Path) -> None:
+    def always(_worker: int, job: Job) -> None:
+        if job.index == 1:
+            kill_worker()
+
+    watch = Watch(always)
+    batch = batch_of(tmp_path, 2, **SLOW)
+    tally = run(batch, watch)
+    assert (tally.made, tally.failed) == (1, 1)
+    assert [entry[3] for entry in watch.log if entry[0] == "failed"] == [True, False]
+    assert "killed by signal 9" in batch.failures.read_text()
+
+
+def test_a_model_that_kills_whoever_loads_it_ends_the_run(tmp_path: Path) -> None:
+    batch = batch_of(tmp_path, 1)
+    stopping = threading.Event()
+
+    def kill_them_all() -> None:
+        while not stopping.wait(0.05):
+            with contextlib.suppress(IndexError, OSError):
+                kill_worker()
+
+    killer = threading.Thread(target=kill_them_all)
+    killer.start()
+    try:
+        with pytest.raises(RunError, match="The process that loads the model was killed by signal 9"):
+            run(batch, Watch())
+    finally:
+        stopping.set()
+        killer.join()
+
+
+def test_a_model_that_cannot_be_loaded_is_told_as_it_is(tmp_path: Path) -> None:
+    from h2gen.models.catalogue import CATALOGUE, Checkpoint
+
+    missing = Checkpoint("gone", "folder", tmp_path / "gone", None, CATALOGUE["dev"].defaults)
+    with (
+        Stop() as stop,
+        pytest.raises(ModelError, match="gone"),
+        Pool(Model(missing, "", "auto", "none", ""), ["cpu"]) as pool,
+    ):
+        while True:
+            list(pool.messages(stop))
+
+
+@pytest.mark.parametrize(
+    ("signals", "levels"),
+    [
+        ([signal.SIGINT], [Level.PICTURE]),
+        ([signal.SIGINT, signal.SIGINT], [Level.PICTURE, Level.STEP]),
+        ([signal.SIGTERM], [Level.STEP]),
+        ([signal.SIGINT, signal.SIGTERM], [Level.PICTURE, Level.STEP]),
+    ],
+)
+def test_signals_raise_the_level_and_wake_whoever_waits(signals: list[signal.Signals], levels: list[Level]) -> None:
+    from multiprocessing.connection import wait
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    seen: list[Level] = []
+    with Stop(seen.append) as stop:
+        assert wait([stop.bell], 0) == []
+        for number in signals:
+            os.kill(os.getpid(), number)
+        assert wait([stop.bell], 5) == [stop.bell]
+        stop.acknowledge()
+        assert wait([stop.bell], 0) == []
+        assert stop.level is levels[-1] and seen == levels
+        assert stop.terminated == (signal.SIGTERM in signals)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_the_third_signal_is_at_once() -> None:
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_for(lambda: False, 5)
+    assert stop.level is Level.NOW
+
+
+def test_what_a_killed_run_left_unfinished_is_swept_up(tmp_path: Path) -> None:
+    others = {".h2gen-abc.partial", ".h2gen-batch-1of2-abc.partial", "mine.partial"}
+    for name in (*others, ".h2gen-batch-all-abc.partial"):
+        (tmp_path / name).write_bytes(b"half a picture")
+    with batch_of(tmp_path, 1).opened():
+        assert {path.name for path in tmp_path.iterdir() if path.suffix == ".partial"} == others
+
+
+def test_whatever_goes_wrong_in_a_worker_costs_that_picture_alone(tmp_path: Path) -> None:
+    """A picture of one pixel stands in for whatever nobody has thought of."""
+    watch = Watch()
+    batch = batch_of(tmp_path, ["one", BROKEN, "three"])
+    tally = run(batch, watch)
+    assert (tally.made, tally.failed) == (2, 1)
+    assert [(entry[1], entry[3]) for entry in watch.log if entry[0] == "failed"] == [(2, True), (2, False)]
+    assert "RuntimeError: " in batch.failures.read_text()
+
+
+def test_pictures_that_go_together_are_made_together_and_are_those_made_alone(tmp_path: Path) -> None:
+    """The third is of another size, which nothing goes with."""
+    texts = ["a cat", "a red apple", BROKEN, "a butterfly", "a car", "a cake"]
+    watch = Watch()
+    tally = run(batch_of(tmp_path / "together", texts, batch_size=2), watch)
+    assert (tally.made, tally.failed, tally.steps.steps) == (5, 1, 5 * QUICK["steps"])
+    assert [entry[1] for entry in watch.log if entry[0] == "began"] == [2, 1, 1, 2, 1]  # the third is tried twice
+    assert [entry[1] for entry in watch.log if entry[0] == "made"] == [1, 2, 4, 5, 6]
+    run(batch_of(tmp_path / "alone", texts), Watch())
+    for path in sorted((tmp_path / "alone").glob("*.png")):
+        other = tmp_path / "together" / path.name
+        assert np.abs(pixels(path).astype(int) - pixels(other)).max() <= 1
+        one, two = read_metadata(path), read_metadata(other)
+        assert one.settings == two.settings
+        assert {**one.everything["cache"], "seconds": 0} == {**two.everything["cache"], "seconds": 0}
+
+
+def test_a_batch_whose_worker_is_killed_is_made_one_by_one(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def once(worker: int, job: Job) -> None:
+        if not killed:
+            killed.append(job.index)
+            kill_worker(worker)
+
+    watch = Watch(once)
+    tally = run(batch_of(tmp_path, 3, batch_size=3, **SLOW), watch)
+    assert (tally.made, tally.failed) == (3, 0)
+    assert [entry[1] for entry in watch.log if entry[0] == "parted"] == [[1, 2, 3]]
+    assert [entry[1] for entry in watch.log if entry[0] == "began"] == [3, 1, 1, 1]
+    assert not [entry for entry in watch.log if entry[0] == "failed"]
+
+
+def test_stopping_gives_up_all_that_is_made_together(tmp_path: Path) -> None:
+    told: list[int] = []
+
+    def once(_worker: int, job: Job) -> None:
+        if not told:
+            told.append(job.index)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    tally = run(batch_of(tmp_path, 4, batch_size=2, **SLOW), Watch(once))
+    assert (tally.made, tally.failed, tally.left) == (0, 0, 4)
+
+
+def test_a_picture_that_memory_does_not_suffice_for_is_decoded_in_tiles_and_no_other(tmp_path: Path) -> None:
+    """The workers' address space is limited, so that the decoder really runs out of memory."""
+    plain = batch_of(tmp_path / "plain", ["a cat"], steps=1, size="64x64")
+    run(plain, Watch())
+
+    def limit() -> None:
+        for pid in workers():
+            size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.prlimit(pid, resource.RLIMIT_AS, (size + ROOM, resource.RLIM_INFINITY))
+
+    class Limiting(Watch):
+        def began(self, worker: int, jobs: Sequence[Job]) -> None:
+            super().began(worker, jobs)
+            limit()
+
+    watch = Limiting()
+    reading = Reading([Entry("a cat", f"p.txt:{n}", {"seed": 1, "size": size}, {}) for n, size in enumerate(BIG, 1)])
+    batch = Batch(Jobs(reading, {**QUICK, "steps": 1}, {}), tmp_path / "tiled", "png", BatchOptions(), ["cpu"])
+    tally = run(batch, watch)
+    assert (tally.made, tally.failed) == (2, 0), watch.log
+    assert [entry[3] for entry in watch.log if entry[0] == "failed"] == [True]
+    big, small = (read_metadata(path) for path in sorted((tmp_path / "tiled").glob("*.png")))
+    assert (big.tiled, small.tiled) == (True, False)
+    (alone,) = (tmp_path / "plain").glob("*.png")
+    assert np.array_equal(pixels(alone), pixels(tmp_path / "tiled" / "0002-a-cat-1.png"))
+
+
+def test_failures_that_a_stopped_run_did_not_come_to_stay_listed(tmp_path: Path) -> None:
+    batch = batch_of(tmp_path, [BROKEN, "two"])
+    run(batch, Watch())
+    before = batch.failures.read_text()
+    with batch_of(tmp_path, [BROKEN, "two"]).opened() as tally:
+        assert tally.left == 1
+    assert batch.failures.read_text() == before
+
+
+def test_devices_that_compute_differently_are_refused(tmp_path: Path) -> None:
+    reading = Reading([Entry("a cat", "p.txt:1", {}, {})])
+    with pytest.raises(DeviceError, match="'cuda:9' is not there"):
+        Batch(Jobs(reading, QUICK, {}), tmp_path, "png", BatchOptions(), ["cpu", "cuda:9"])
+    # The configuration's device is nobody's business where devices are named.
+    Batch(Jobs(reading, {"steps": 2}, {"H2GEN_DEVICE": "cuda:9"}), tmp_path, "png", BatchOptions(), ["cpu"])

@@ -1,0 +1,57 @@
+"""What was measured is found again after a kill at any instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from h2gen.errors import OutputError
+from h2gen.evaluation.tune.measurement_log import MeasurementLog
+
+
+def never() -> None:
+    raise AssertionError("it was measured already")
+
+
+def test_a_value_is_made_once_and_found_by_the_next_run(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.jsonl"
+    with MeasurementLog(path, {"model": "x"}) as book:
+        assert book.get("one", lambda: {"ssim": 0.1 + 0.2}) == {"ssim": 0.1 + 0.2}
+        assert book.get("one", never) == {"ssim": 0.1 + 0.2}
+    with MeasurementLog(path, {"model": "x"}) as book:
+        assert book.get("one", never) == {"ssim": 0.1 + 0.2}
+        assert book.recall("two") is None and len(book) == 1
+
+
+@pytest.mark.parametrize("cut", range(1, 30, 4))
+def test_a_line_that_a_kill_cut_off_is_measured_again(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "a.jsonl"
+    with MeasurementLog(path, {}) as book:
+        book.get("one", lambda: 1)
+        book.get("two", lambda: [2.5, 2.5])
+    path.write_bytes(path.read_bytes()[:-cut])
+    for _ in range(2):
+        with MeasurementLog(path, {}) as book:
+            assert book.get("one", never) == 1
+            assert book.get("two", lambda: [2.5, 2.5]) == [2.5, 2.5]
+
+
+def test_what_holds_for_something_else_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with MeasurementLog(path, {"model": "x"}) as book:
+        book.get("one", lambda: 1)
+    with MeasurementLog(path, {"model": "y"}) as book:
+        assert book.get("one", lambda: 2) == 2
+    path.write_text("no JSON\n")
+    with MeasurementLog(path, {"model": "y"}) as book:
+        assert book.get("one", lambda: 3) == 3
+
+
+def test_two_at_once_are_refused_and_a_finished_one_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with MeasurementLog(path, {}) as book:
+        with pytest.raises(OutputError, match="Another run"), MeasurementLog(path, {}):
+            pass
+        book.remove()
+    assert not path.exists()

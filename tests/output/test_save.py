@@ -1,0 +1,116 @@
+"""Saving: safe names, whole files, nothing overwritten, and a finished picture is never lost."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from h2gen.errors import OutputError, RunError
+from h2gen.output.save import save, slug, target_of
+
+PICTURE = Image.new("RGB", (8, 8), "red")
+
+
+@pytest.mark.parametrize(("format", "kind"), [(None, "PNG"), ("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
+def test_a_picture_is_written_in_its_format(tmp_path: Path, format: str | None, kind: str) -> None:
+    path = save(PICTURE, target_of(str(tmp_path), format), "A Cat!", 7)
+    assert path.stem == "a-cat-7"
+    with Image.open(path) as image:
+        assert image.format == kind
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_a_named_file_decides_its_format(tmp_path: Path) -> None:
+    path = save(PICTURE, target_of(str(tmp_path / "deep" / "mine.jpeg"), None), "a cat", 7)
+    assert path == tmp_path / "deep" / "mine.jpg"
+
+
+def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:
+    target = target_of(str(tmp_path), None)
+    paths = [save(PICTURE, target, "a cat", 7).name for _ in range(3)]
+    assert paths == ["a-cat-7.png", "a-cat-7-2.png", "a-cat-7-3.png"]
+
+
+def test_two_processes_that_want_the_same_name_both_keep_their_picture(tmp_path: Path) -> None:
+    code = (
+        "from h2gen.output.save import save, target_of\nfrom PIL import Image\nimport sys\n"
+        "[save(Image.new('RGB', (8, 8)), target_of(sys.argv[1], None), 'a cat', 7) for _ in range(20)]"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert len(list(tmp_path.glob("*.png"))) == 40
+    assert len(os.listdir(tmp_path)) == 40
+
+
+@given(st.text())
+def test_any_prompt_makes_a_name_that_every_file_system_takes(prompt: str) -> None:
+    name = slug(prompt)
+    assert 0 < len(name) <= 48
+    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert name.strip("-") == name
+
+
+def test_without_hard_links_a_picture_is_still_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    names = [save(PICTURE, target_of(str(tmp_path), None), "a cat", 7).name for _ in range(2)]
+    assert names == ["a-cat-7.png", "a-cat-7-2.png"]
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_a_picture_that_cannot_be_written_is_put_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, rescue = tmp_path / "out", tmp_path / "rescue"
+    rescue.mkdir()
+    target = target_of(str(out), None)
+    out.write_text("in the way")  # the folder became a file while the picture was made
+    monkeypatch.setattr(tempfile, "tempdir", str(rescue))
+    with pytest.raises(RunError, match="It is safe in") as caught:
+        save(PICTURE, target, "a cat", 7)
+    assert str(rescue) in str(caught.value)
+    assert [path.name for path in rescue.iterdir()] == ["h2gen-a-cat-7.png"]
+
+
+@pytest.mark.parametrize(
+    ("out", "format", "words"),
+    [
+        ("cat.gif", None, "Cannot write .gif files"),
+        ("cat.png", "jpg", "contradict"),
+        (".", "bmp", "it can be png, jpg, webp"),
+        ("file/below", None, "is not a folder"),
+        ("x" * 250 + ".png", None, "too long"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str, format: str | None, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=words):
+        target_of(out, format)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_folder_that_is_missing_is_made_only_when_there_is_a_picture(tmp_path: Path) -> None:
+    target = target_of(str(tmp_path / "new" / "folder"), None)
+    assert os.listdir(tmp_path) == []
+    assert save(PICTURE, target, "a cat", 1).exists()
+
+
+def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        folder = Path("/proc/self")  # root may write anywhere but here
+    else:
+        folder = tmp_path
+        folder.chmod(0o500)
+    with pytest.raises(OutputError, match="Cannot write to the folder"):
+        target_of(str(folder), None)

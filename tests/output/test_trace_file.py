@@ -1,0 +1,44 @@
+"""The trace file: lines as they come, and a full disk that ends it and not the picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from h2gen.cache import Outcome, StageRecord, StepRecord, Summary
+from h2gen.errors import OutputError
+from h2gen.output.trace_file import TraceFile
+
+FIRST = StageRecord(None, Outcome.COMPUTED)
+STEP = StepRecord(0, 0, "cond", 1000.0, 1.0, FIRST, StageRecord(float("nan"), Outcome.COMPUTED), 57, 57, 0.1)
+
+
+def test_each_line_is_there_as_soon_as_its_step_is(tmp_path: Path) -> None:
+    file = TraceFile(tmp_path / "t.jsonl", {"prompt": "a c\u00e4t"})
+    file.on_step(STEP)
+    header, step = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert header["settings"] == {"prompt": "a c\u00e4t"}
+    assert step["detail"] == {"change": None, "outcome": "computed"}
+    file.close(Summary())
+    assert "summary" in json.loads((tmp_path / "t.jsonl").read_text().splitlines()[-1])
+
+
+def test_a_full_disk_is_remembered_and_raises_nothing(tmp_path: Path) -> None:
+    file = TraceFile(tmp_path / "t.jsonl", {})
+    file._file.close()
+    file._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115 - closed below
+    file.on_step(STEP)
+    file.on_step(STEP)
+    file.close(Summary())
+    assert file.error == "No space left on device"
+
+
+def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="it exists already"):
+        TraceFile.check(tmp_path / "notes.txt")
+    with pytest.raises(OutputError, match="Cannot write the trace"):
+        TraceFile(tmp_path / "notes.txt", {})
+    assert (tmp_path / "notes.txt").read_text() == "mine"

@@ -1,0 +1,96 @@
+"""Seeds as people write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from h2gen.errors import SettingError
+from h2gen.settings.seeds import MOST, choose_seeds, count_seeds, derived_seed, parse_seeds
+from h2gen.settings.values import SEEDS
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("7", (7,)),
+        (7, (7,)),
+        ("1,5,10-13", (1, 5, 10, 11, 12, 13)),
+        (" 3 , 1 - 2 ", (3, 1, 2)),
+        ([4, "6-7"], (4, 6, 7)),
+        ("5,5,4-6", (5, 4, 6)),
+        ("0", (0,)),
+        (str(SEEDS - 1), (SEEDS - 1,)),
+    ],
+)
+def test_seeds_come_in_the_order_given_and_once(text: Any, seeds: tuple[int, ...]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "whole numbers"),
+        ("-1", "whole numbers"),
+        ("1,", "whole numbers"),
+        ("1;2", "whole numbers"),
+        ("1.5", "whole numbers"),
+        (1.5, "whole numbers"),
+        (True, "whole numbers"),
+        ([1.0], "whole numbers"),
+        ([], "whole numbers"),
+        ("seven", "whole numbers"),
+        ("\N{ARABIC-INDIC DIGIT THREE}", "whole numbers"),
+        ("5-3", "give 3-5"),
+        (str(SEEDS), "from 0 to"),
+        ("1-9999999999999999999", "from 0 to"),
+        (f"0-{MOST}", f"more than {MOST} seeds"),
+        (f"1-{MOST},{MOST + 1}-{2 * MOST}", f"more than {MOST} seeds"),
+    ],
+)
+def test_what_is_no_seed_is_named(text: Any, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        parse_seeds(text)
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 20)), min_size=1, max_size=5))
+def test_ranges_hold_every_seed_between_their_ends(ranges: list[tuple[int, int]]) -> None:
+    text = ",".join(f"{first}-{first + more}" for first, more in ranges)
+    wanted = {seed for first, more in ranges for seed in range(first, first + more + 1)}
+    assert set(parse_seeds(text)) == wanted
+
+
+def test_a_count_goes_on_from_one_seed() -> None:
+    assert count_seeds((7,), 3) == (7, 8, 9)
+    assert count_seeds(None, 3) == 3
+    assert count_seeds(None, None) == 1
+    assert count_seeds((1, 2), None) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "count", "words"),
+    [
+        ((1, 2), 3, "one seed, or no count"),
+        (None, 0, "whole number from 1"),
+        (None, True, "whole number from 1"),
+        (None, MOST + 1, "whole number from 1"),
+        ((SEEDS - 1,), 2, "there are no 2 seeds"),
+    ],
+)
+def test_a_count_that_cannot_be_is_named(seeds: tuple[int, ...] | None, count: int, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        count_seeds(seeds, count)
+
+
+def test_random_seeds_differ() -> None:
+    assert len(set(choose_seeds(None, 20))) == 20
+    assert choose_seeds("3", 2) == (3, 4)
+
+
+def test_derived_seeds_never_change() -> None:
+    """A batch that was begun with one release must go on with the next."""
+    assert [derived_seed("a cat", ordinal) for ordinal in range(3)] == [1447738506, 2426300962, 690453176]
+    assert derived_seed("a dog", 0) != derived_seed("a cat", 0)
