@@ -1,9 +1,10 @@
-"""Text-to-image for Flux models with H2-Cache: fewer blocks per denoising step, the same picture.
+"""Text-to-image for Flux models with H2-Cache: fewer blocks per denoising step, nearly the same picture.
 
 >>> import h2gen
 >>> session = h2gen.load("tiny")  # doctest: +SKIP
 >>> result = session.generate("a cat", seed=7, cache=h2gen.CacheConfig(tau1=0.08, tau2=0.2))  # doctest: +SKIP
 >>> result.image.save("cat.png")  # doctest: +SKIP
+>>> h2gen.batch(["a cat", "a red apple"], out="pictures").paths  # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -14,14 +15,24 @@ from typing import TYPE_CHECKING, Any
 from h2gen._version import __version__
 
 if TYPE_CHECKING:
-    from h2gen.cache import CacheConfig, Outcome, StepRecord, Summary, Trace
-    from h2gen.cache.hooks import apply, h2_cache, remove
+    from h2gen.batches.api import batch
+    from h2gen.batches.observer import BatchObserver
+    from h2gen.batches.result import BatchResult
+    from h2gen.cache import CacheConfig, Outcome, StepRecord, Summary, Trace, apply, h2_cache, remove
     from h2gen.errors import H2GenError
+    from h2gen.evaluation.compare import compare
+    from h2gen.evaluation.options import CompareObserver, CompareOptions
+    from h2gen.evaluation.tune.options import TuneObserver, TuneOptions
+    from h2gen.evaluation.tune.tune import tune
     from h2gen.generation.session import Result, Session, load
     from h2gen.settings.values import Settings
 
 __all__ = [
+    "BatchObserver",
+    "BatchResult",
     "CacheConfig",
+    "CompareObserver",
+    "CompareOptions",
     "H2GenError",
     "Outcome",
     "Result",
@@ -30,18 +41,30 @@ __all__ = [
     "StepRecord",
     "Summary",
     "Trace",
+    "TuneObserver",
+    "TuneOptions",
     "__version__",
     "apply",
+    "batch",
+    "compare",
     "h2_cache",
     "load",
     "remove",
+    "tune",
 ]
 
-# Some of these import torch and diffusers, seconds that a command which only reads settings need not pay.
+# The module of each public name. Some import torch and diffusers, which takes seconds that not every caller needs.
 _LAZY = {
+    "BatchObserver": "h2gen.batches.observer",
+    "BatchResult": "h2gen.batches.result",
     **dict.fromkeys(("CacheConfig", "Outcome", "StepRecord", "Summary", "Trace"), "h2gen.cache"),
     "H2GenError": "h2gen.errors",
-    **dict.fromkeys(("apply", "h2_cache", "remove"), "h2gen.cache.hooks"),
+    "batch": "h2gen.batches.api",
+    "compare": "h2gen.evaluation.compare",
+    "tune": "h2gen.evaluation.tune.tune",
+    **dict.fromkeys(("CompareObserver", "CompareOptions"), "h2gen.evaluation.options"),
+    **dict.fromkeys(("TuneObserver", "TuneOptions"), "h2gen.evaluation.tune.options"),
+    **dict.fromkeys(("apply", "h2_cache", "remove"), "h2gen.cache"),
     **dict.fromkeys(("Result", "Session", "load"), "h2gen.generation.session"),
     "Settings": "h2gen.settings.values",
 }
@@ -51,3 +74,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

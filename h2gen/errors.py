@@ -1,20 +1,20 @@
-"""Every error that h2gen raises on purpose.
+"""All errors that h2gen raises on purpose.
 
-A message says what was given, what is wrong with it and what to do next, in one line: the command line prints it as it
-is. ``exit_code`` is what the command line ends with.
+A message says what was given, what is wrong with it and what to do next, in one line; the command line prints it
+unchanged. ``exit_code`` is the command line's exit status.
 """
 
 from __future__ import annotations
 
 
 class H2GenError(Exception):
-    """The base of all errors of h2gen. Catch this one to catch them all."""
+    """The base of all h2gen errors; catch it to catch all of them."""
 
     exit_code = 1
 
 
 class UsageError(H2GenError):
-    """The caller's input is wrong; nothing was made and nothing was written."""
+    """The input is wrong; nothing was made or written."""
 
     exit_code = 2
 
@@ -24,19 +24,19 @@ class SettingError(UsageError):
 
 
 class PromptFileError(UsageError):
-    """Prompt files hold mistakes; the message names each in a line of its own, with file, line and key."""
+    """Prompt files have errors; the message has one line for each, with file, line number and key."""
 
 
 class MetadataError(UsageError):
-    """A picture does not say how it was made, or what it says cannot be used."""
+    """A picture has no metadata, or they cannot be used."""
 
 
 class PresetError(UsageError):
-    """A preset is unknown, cannot be read, or holds a wrong key or value."""
+    """A preset is unknown, cannot be read, or has a wrong key or value."""
 
 
 class ProfileError(UsageError):
-    """There is no profile for what is asked, or one cannot be read, or holds a wrong key or value."""
+    """No profile fits, or one cannot be read or has a wrong key or value."""
 
 
 class ModelError(UsageError):
@@ -44,7 +44,7 @@ class ModelError(UsageError):
 
 
 class DeviceError(UsageError):
-    """The device is not there, or cannot compute in the wanted dtype."""
+    """The device does not exist, or cannot compute in the dtype."""
 
 
 class OutputError(UsageError):
@@ -56,19 +56,19 @@ class CacheError(UsageError):
 
 
 class RunError(H2GenError):
-    """Making the picture failed after it had begun."""
+    """Making a picture failed after it had begun."""
 
 
 class OutOfMemory(RunError):
-    """The device ran out of memory; the message names the option that would help."""
+    """The device ran out of memory; the message names an option that helps."""
 
 
 class BadPicture(RunError):
-    """The picture holds NaN, with the cache and without it."""
+    """The picture is NaN, with the cache and without it."""
 
 
 class Stopped(H2GenError):
-    """The user stopped it, by Ctrl-C or a signal; the message says what is saved."""
+    """Stopped by Ctrl-C or a signal; the message says what is saved."""
 
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)

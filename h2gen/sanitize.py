@@ -1,4 +1,4 @@
-"""Values from strangers' files made plain: what JSON, TOML and UTF-8 can all hold."""
+"""Sanitizing values from untrusted files: only what JSON, TOML and UTF-8 can all hold is kept."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 DEEPEST = 64
-"""Levels of lists and tables within each other."""
+"""Levels of lists and tables inside each other."""
 SURROGATES = re.compile("[\ud800-\udfff]")
-"""Halves of a character that JSON can spell and UTF-8 cannot hold."""
+"""Halves of characters, which JSON can spell but UTF-8 cannot hold."""
 
 
-def plain(value: Any, levels: int = DEEPEST) -> Any:
-    """The value as text, numbers, truth values, lists and tables whose keys are text. It never fails.
+def sanitize(value: Any, levels: int = DEEPEST) -> Any:
+    """The value as text, numbers, booleans, lists and tables with text as keys. It never fails.
 
-    A null in a table is left out. What else cannot be held becomes text: another null, a date, a number that is not
-    finite or takes more than 64 bits, and what lies deeper than ``levels``.
+    A null in a table is left out. Everything else that cannot be stored becomes text: other nulls, dates, numbers
+    that are not finite or take more than 64 bits, and anything deeper than ``levels``.
     """
     if isinstance(value, str):
         return SURROGATES.sub("\ufffd", value)
@@ -25,24 +25,24 @@ def plain(value: Any, levels: int = DEEPEST) -> Any:
         if not levels:
             return "..."
         if isinstance(value, Mapping):
-            return {plain(str(key)): plain(each, levels - 1) for key, each in value.items() if each is not None}
-        return [plain(each, levels - 1) for each in value]
+            return {sanitize(str(key)): sanitize(each, levels - 1) for key, each in value.items() if each is not None}
+        return [sanitize(each, levels - 1) for each in value]
     if is_number(value):
         return value
     if isinstance(value, int) and value.bit_length() > 2000:
-        return hex(value)  # Python refuses to write thousands of decimal digits
+        return hex(value)  # Python does not write thousands of decimal digits
     return "null" if value is None else str(value)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a truth value or a number as TOML can hold it: finite, and of 64 bits where it is whole."""
+    """Whether TOML can hold it as a boolean or a number: finite, and of at most 64 bits if whole."""
     if isinstance(value, float):
         return math.isfinite(value)
     return isinstance(value, int) and value.bit_length() < 64
 
 
 def is_deep(value: Any, levels: int) -> bool:
-    """Whether lists and tables lie within each other in more than so many levels."""
+    """Whether lists and tables are nested in more than this many levels."""
     if not isinstance(value, (dict, list)):
         return False
     inside = value.values() if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Read TOML files that come from strangers: of bounded size, and with one clear reason when they cannot be read."""
+"""Reading TOML files: the user's own, and untrusted ones, which have limits on size and nesting."""
 
 from __future__ import annotations
 
@@ -17,19 +17,41 @@ else:
 LARGEST = 64 * 1024
 """Bytes; far more than any preset or configuration needs."""
 
+_TOO_DEEP = "it is nested too deeply"
 _TOO_LONG = "a whole number in it takes more than 64 bits"
 _PART = r"""(?:[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*"""
-# tomllib's time grows with the square of a key's dots: 64 KiB of them take 15 seconds.
+# tomllib's time grows with the square of the number of dots in a key: 64 KiB of them take 15 seconds.
 _LONG_KEY = re.compile(rf"(?:^|[\[{{,])[ \t]*(?:{_PART}\.[ \t]*){{100}}", re.MULTILINE)
 
 
 def read_toml(path: Path, largest: int = LARGEST) -> dict[str, Any]:
-    """The file's contents; whole numbers in it are of 64 bits at most.
+    """The contents of one of the user's own files.
 
     Raises:
-        ValueError: it cannot be read, is larger than ``largest`` bytes or is not TOML; the message is the reason
-            alone, in one line.
+        ValueError: it cannot be read, is larger than ``largest`` bytes or is not TOML; the message is only
+            the reason, in one line.
     """
+    return _parse(_read(path, largest))
+
+
+def read_untrusted_toml(path: Path, largest: int = LARGEST) -> dict[str, Any]:
+    """The contents of an untrusted file: as ``read_toml``, with limits.
+
+    Raises:
+        ValueError: as ``read_toml``; or tables are nested too deeply, or a whole number takes more than 64 bits.
+    """
+    text = _read(path, largest)
+    if _LONG_KEY.search(text):
+        raise ValueError(_TOO_DEEP)
+    found = _parse(text)
+    if is_deep(found, DEEPEST):
+        raise ValueError(_TOO_DEEP)
+    if _holds_long_number(found):
+        raise ValueError(_TOO_LONG)
+    return found
+
+
+def _read(path: Path, largest: int) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(largest + 1)
@@ -38,24 +60,20 @@ def read_toml(path: Path, largest: int = LARGEST) -> dict[str, Any]:
     if len(data) > largest:
         raise ValueError(f"it is larger than {largest // 1024} KiB")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError("it is not UTF-8 text") from error
-    if _LONG_KEY.search(text):
-        raise ValueError("it is nested too deeply")
+
+
+def _parse(text: str) -> dict[str, Any]:
     try:
-        found = tomllib.loads(text)
+        return tomllib.loads(text)
     except RecursionError as error:
-        raise ValueError("it is not valid TOML: it is nested too deeply") from error
+        raise ValueError(f"it is not valid TOML: {_TOO_DEEP}") from error
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"it is not valid TOML: {' '.join(str(error).split())}") from error
-    except ValueError as error:  # of Python itself, which reads no number of thousands of digits
+    except ValueError as error:  # from Python itself, which does not read numbers with thousands of digits
         raise ValueError(_TOO_LONG) from error
-    if is_deep(found, DEEPEST):
-        raise ValueError("it is nested too deeply")
-    if _holds_long_number(found):
-        raise ValueError(_TOO_LONG)
-    return found
 
 
 def _holds_long_number(value: Any) -> bool:

@@ -77,7 +77,7 @@ FLUX1_SINGLE = {
 FUSED = {
     "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),  # FLUX.1's single blocks alone
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),  # only FLUX.1's single blocks
 }
 
 
@@ -97,6 +97,10 @@ def original_names(transformer: Any) -> dict[str, torch.Tensor]:
     for name, tensor in weights.items():
         stem, ending = name.rsplit(".", 1)
         block = re.match(r"(single_)?transformer_blocks\.(\d+)\.(.*)", stem)
+        if stem.startswith("distilled_guidance_layer."):  # Chroma's
+            own = stem.replace("linear_1", "in_layer").replace("linear_2", "out_layer")
+            out[f"{own}.{'scale' if '.norms.' in own else ending}"] = tensor
+            continue
         if block is None:
             out[f"{top[stem]}.{ending}"] = tensor
             continue

@@ -16,6 +16,8 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -117,9 +119,36 @@ def flux2_transformer(
         return enliven(Flux2Transformer2DModel(**config))
 
 
+@contextmanager
+def no_warning_of_diffusers_own_import() -> Iterator[None]:
+    """diffusers warns about a name that its own modules import from where it is deprecated."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*FluxPosEmbed", category=FutureWarning)
+        yield
+
+
+def chroma_transformer(
+    seed: int = 0, layers: int = 3, single_layers: int = 4, **overrides: Any
+) -> ChromaTransformer2DModel:
+    config = {
+        "in_channels": 4 * LATENTS,
+        "num_layers": layers,
+        "num_single_layers": single_layers,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": HIDDEN,
+        "axes_dims_rope": (4, 6, 6),
+        "approximator_num_channels": 32,
+        "approximator_hidden_dim": 32,
+        "approximator_layers": 2,
+        **overrides,
+    }
+    with seeded(seed), no_warning_of_diffusers_own_import():
+        return enliven(ChromaTransformer2DModel(**config))
+
+
 def controlnet(seed: int = 0, layers: int = 2, single_layers: int = 2) -> FluxControlNetModel:
-    with seeded(seed), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*FluxPosEmbed", category=FutureWarning)  # diffusers' own import
+    with seeded(seed), no_warning_of_diffusers_own_import():
         net = FluxControlNetModel(
             in_channels=4 * LATENTS,
             num_layers=layers,
@@ -198,7 +227,7 @@ def flux_text_encoders(seed: int = 0) -> dict[str, Any]:
 def flux_pipeline(
     cls: type = FluxPipeline, *, seed: int = 0, transformer: FluxTransformer2DModel | None = None, **overrides: Any
 ) -> Any:
-    """Any pipeline class of FLUX.1. ``overrides`` go to ``flux_transformer`` where none is given."""
+    """Any pipeline class of FLUX.1. ``overrides`` go to ``flux_transformer`` if none is given."""
     latent = 4 * LATENTS
     if cls is FluxFillPipeline:  # picture, masked picture, and the mask at full resolution
         overrides = {"in_channels": 2 * latent + 4 * 64, "out_channels": latent, **overrides}
@@ -215,8 +244,23 @@ def flux_pipeline(
     return quiet(cls(**parts))
 
 
+def chroma_pipeline(
+    *, seed: int = 0, transformer: ChromaTransformer2DModel | None = None, **overrides: Any
+) -> ChromaPipeline:
+    encoders = flux_text_encoders(seed)
+    return quiet(
+        ChromaPipeline(
+            transformer=chroma_transformer(seed, **overrides) if transformer is None else transformer,
+            vae=flux_vae(seed),
+            scheduler=scheduler(),
+            text_encoder=encoders["text_encoder_2"],
+            tokenizer=encoders["tokenizer_2"],
+        )
+    )
+
+
 def byte_tokenizer() -> Qwen2TokenizerFast:
-    """One token a byte, with the chat marks that FLUX.2's prompts are wrapped in."""
+    """One token per byte, with the chat marks that FLUX.2's prompts are wrapped in."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     vocab = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     tokens = Qwen2TokenizerFast(vocab=vocab, merges=[], additional_special_tokens=special[1:])
@@ -331,6 +375,8 @@ def run_kwargs(pipe: Any, *, steps: int = 6, seed: int = 7, prompt: str | list[s
         kwargs |= {"max_area": SIZE * SIZE, "_auto_resize": False}
     if "Klein" in name and pipe.config.is_distilled:
         kwargs["guidance_scale"] = 1.0  # any other is ignored, with a warning
+    if "Chroma" in name:
+        kwargs["guidance_scale"] = 1.0  # true guidance only on request
     if "Control" in name:
         kwargs["control_image"] = picture()
     return kwargs

@@ -1,4 +1,4 @@
-"""The public names: all there, documented, and cheap to import."""
+"""The public names: complete, documented, and cheap to import."""
 
 from __future__ import annotations
 

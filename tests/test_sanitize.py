@@ -1,4 +1,4 @@
-"""Whatever a stranger's file held can be written again, in every format, and is never much."""
+"""The content of any untrusted file can be written again, in every format, and is limited in size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from h2gen.sanitize import is_deep, plain
+from h2gen.sanitize import is_deep, sanitize
 from h2gen.toml import tomllib
 
 TEXT = st.text(st.characters(), max_size=8)  # with surrogates
@@ -29,8 +29,8 @@ def deep(levels: int) -> Any:
 
 
 @given(st.dictionaries(TEXT, JSON, max_size=4))
-def test_json_and_toml_hold_whatever_becomes_plain(table: Any) -> None:
-    made = plain(table)
+def test_json_and_toml_hold_whatever_becomes_sanitize(table: Any) -> None:
+    made = sanitize(table)
     assert json.loads(json.dumps(made, allow_nan=False, ensure_ascii=False).encode()) == made
     assert tomllib.loads(tomli_w.dumps(made).encode().decode()) == made
 
@@ -51,11 +51,11 @@ def test_json_and_toml_hold_whatever_becomes_plain(table: Any) -> None:
     ids=range(9),
 )
 def test_what_cannot_be_held_becomes_text(value: Any, made: Any) -> None:
-    assert plain(value) == made
+    assert sanitize(value) == made
 
 
 def test_what_lies_too_deep_is_cut_off() -> None:
-    assert plain(deep(400), 3) == {"a": [{"a": "..."}]}
+    assert sanitize(deep(400), 3) == {"a": [{"a": "..."}]}
 
 
 def test_levels_are_counted_as_far_as_they_matter() -> None:

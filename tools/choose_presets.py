@@ -1,10 +1,10 @@
-"""Measure cache settings on the bundled model: how close the picture stays, for what share of the blocks.
+"""Measure cache settings on the bundled model: how close the picture stays, and the share of blocks that run.
 
     python tools/choose_presets.py                 # the grid that the shipped presets were chosen from
     python tools/choose_presets.py --presets       # the shipped presets, as their files quote them
 
 PSNR is against the uncached picture, in dB, over the same prompts and seeds; 'worst' is the worst picture. Time is the
-whole call of the pipeline, interleaved with uncached calls; for the grid it is left out.
+whole call of the pipeline, interleaved with uncached calls; the grid leaves it out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Iterator
 
 import h2gen
-from h2gen.evaluation.fidelity import psnr, ssim
+from h2gen.evaluation.metrics.psnr_ssim import psnr, ssim
 from h2gen.settings.presets import list_presets
 
 PROMPTS = (

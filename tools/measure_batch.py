@@ -1,10 +1,10 @@
-"""Measure a batch of the bundled model: whether memory stays flat, and what of the time is not the pipeline's.
+"""Measure a batch of the bundled model: does memory stay flat, and how much time passes outside the pipeline?
 
     python tools/measure_batch.py                      # 300 pictures, 60 prompts with 5 seeds each
     python tools/measure_batch.py --pictures 40 --steps 28 --cfg 3
 
 Resident memory is that of the program and its worker together, as ``h2gen batch`` runs them. Time outside the pipeline
-is the run's, from the first finished picture to the last, less the time of the pipeline's calls in between.
+is the time from the first finished picture to the last, minus the pipeline's calls in between.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import psutil
 
 SEEDS = 5
 EARLY = 20
-"""After so many pictures everything that is kept should have its size."""
+"""Pictures after which everything kept in memory should have its final size."""
 
 
 def resident(process: psutil.Process) -> float:
-    """MiB of a process and all that it started."""
+    """MiB of a process and its children."""
     return sum(each.memory_info().rss for each in (process, *process.children(recursive=True))) / 2**20
 
 

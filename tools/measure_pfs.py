@@ -3,10 +3,11 @@
     python tools/measure_pfs.py                       # on the bundled model, 64 to 256 pixels
     python tools/measure_pfs.py --model dev --sizes 512x512,768x768,1024x1024,1536x1024,2048x2048
 
-Every step is computed, and every change is the one from the step before, at the sigmas of the first size; where a
-schedule shifts with the size, a change is interpolated between the two sigmas around it. The spread at a sigma is the
-largest change of all sizes over the smallest; its geometric mean over the steps, and its worst, are printed for the
-paper's PFS and for the stable one. A threshold that is right at one size is off by such a factor at another.
+Every step is computed, and every change is measured against the step before, at the sigmas of the first size; where a
+schedule shifts with the size, a change is interpolated between the two neighbouring sigmas. The spread at a sigma is
+the largest change over all sizes divided by the smallest; its geometric mean over the steps and its worst are
+printed, for the paper's PFS and for the stable one. A threshold that is right at one size is off by up to this factor
+at another.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ import statistics
 from collections.abc import Sequence
 
 import h2gen
-from h2gen.settings.values import parse_size
+from h2gen.settings.sizes import parse_size
 
 NEVER = 1e-12
-"""A threshold that no change is below."""
+"""A threshold below every change."""
 PROMPTS = ("a cat", "a birthday cake", "a car", "a butterfly", "a strawberry", "a house")
 SIZES = "64x64,96x96,128x128,192x128,256x256"
 STAGES = ("structure", "detail")
 
 Curve = list[tuple[float, float]]
-"""Changes, each with its sigma, which falls."""
+"""Pairs of sigma and change, by falling sigma."""
 
 
 def curves(session: h2gen.Session, pfs: str, size: str, prompts: Sequence[str], steps: int | None) -> list[Curve]:
-    """Each stage's change from step to step, the mean over some pictures and over both passes of guidance."""
+    """Each stage's change from step to step: the mean over several pictures and both passes of guidance."""
     width, height, _ = parse_size(size, session.checkpoint.defaults)
     cache = h2gen.CacheConfig(NEVER, NEVER, pfs=pfs)
     found: tuple[dict[float, list[float]], ...] = ({}, {})
@@ -47,7 +48,7 @@ def curves(session: h2gen.Session, pfs: str, size: str, prompts: Sequence[str], 
 
 
 def at(curve: Curve, sigma: float) -> float | None:
-    """The change at a sigma; None beyond the curve's ends."""
+    """The change at a sigma; None outside the curve."""
     for (before, high), (after, low) in itertools.pairwise(curve):
         if after <= sigma <= before:
             share = (before - sigma) / (before - after)
@@ -56,7 +57,7 @@ def at(curve: Curve, sigma: float) -> float | None:
 
 
 def spreads(of_sizes: Sequence[Curve]) -> list[float]:
-    """Largest change over smallest, at each sigma of the first size that all sizes have."""
+    """Largest change divided by the smallest, at each sigma of the first size that all sizes reach."""
     found = []
     for sigma, _ in of_sizes[0]:
         changes = [change for curve in of_sizes if (change := at(curve, sigma)) is not None]

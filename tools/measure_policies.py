@@ -1,10 +1,10 @@
-"""Measure what each policy does on the bundled model: how close the picture stays, for what share of the blocks.
+"""Measure each policy on the bundled model: how close the picture stays, and the share of blocks that run.
 
     python tools/measure_policies.py                  # 28 steps, 6 prompts
     python tools/measure_policies.py --steps 50 --prompts 12
 
-Against the uncached pictures of the same prompts and seeds, at the model's own true guidance. The first rows follow one
-plan and differ in what is done at the steps that are not full; the others decide for themselves.
+Compares with the uncached pictures of the same prompts and seeds, at the model's default true guidance. The first rows
+follow a plan and differ in what they do at the steps that are not full; the other rows decide at run time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import h2gen
 from h2gen import CacheConfig
-from h2gen.evaluation.fidelity import psnr, ssim
+from h2gen.evaluation.metrics.psnr_ssim import psnr, ssim
 from tools.choose_presets import PROMPTS
 
 WARMUP = 3
@@ -24,7 +24,7 @@ WARMUP = 3
 
 
 def every(count: int, letter: str, steps: int) -> str:
-    """A plan in which one step of so many is full, and so are the first ones and the last."""
+    """A plan in which one of ``count`` steps is full, and also the first ones and the last."""
     full = [step < WARMUP or step == steps - 1 or (step - WARMUP) % count == count - 1 for step in range(steps)]
     return "".join("F" if is_full else letter for is_full in full)
 

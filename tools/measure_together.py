@@ -1,10 +1,10 @@
-"""Measure what making pictures at once saves on the bundled model, and what it saves that each is decided for itself.
+"""Measure what batches save on the bundled model, and what deciding for each picture costs or saves.
 
     python tools/measure_together.py                       # 28 steps, 8 prompts, 1, 2, 4 and 8 at once
     python tools/measure_together.py --sizes 1,4 --prompts 12
 
-Processor seconds of this process, a picture, the best of ``--repeat`` rounds that take turns. "one" makes one decision
-for the whole batch, as the paper does. PSNR, the worst, is to the picture that is made alone with the same settings.
+Prints processor seconds per picture, the best of ``--repeat`` interleaved rounds. "one" makes one decision for the
+whole batch, as the paper does. PSNR is the worst one, against the picture made alone with the same settings.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from unittest.mock import patch
 
 import h2gen
 from h2gen.cache.inputs import Inputs
-from h2gen.evaluation.fidelity import psnr
+from h2gen.evaluation.metrics.psnr_ssim import psnr
 from h2gen.settings.presets import load_preset
 from tools.choose_presets import PROMPTS
 
 
 class Inseparable(Inputs):
-    """Of which nothing is decided apart."""
+    """Inputs whose pictures cannot be decided separately."""
 
-    def __init__(self, given: dict[str, Any]) -> None:
-        super().__init__(given)
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.separable = False
 
 
@@ -56,7 +56,7 @@ def main() -> None:
                 session.settings(prompt, cache, seed=100 + index, steps=options.steps)
                 for index, prompt in enumerate(PROMPTS[: options.prompts])
             ]
-            session.run_together(settings[:1])  # whoever ran before has left the processor's caches full
+            session.run_together(settings[:1])  # fill the processor's caches
             deciding: AbstractContextManager[Any] = nullcontext()
             if whole:
                 deciding = patch("h2gen.cache.engine.Inputs", Inseparable)

@@ -1,1 +1,1 @@
-"""Many pictures, none of them lost: prompt files, jobs, the queue, workers and the journal."""
+"""Many pictures in one run: prompt files, jobs, the queue, worker processes and the journal."""

@@ -1,33 +1,43 @@
-"""A run over many prompts: what of it is done already, and what is made of the rest, safe at every instant."""
+"""A run over many prompts: finds what exists and makes the rest, so that a kill at any time loses nothing."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from h2gen.batches.jobs import Job, Jobs, Shard, file_name, job_id
 from h2gen.batches.journal import Journal, read_lines
+from h2gen.batches.messages import Model, PictureMade, Task
+from h2gen.batches.observer import BatchObserver, Tally
 from h2gen.batches.pool import Pool
-from h2gen.batches.queue import BatchObserver, JobQueue, QueuedJob, Tally
+from h2gen.batches.queue import JobQueue, QueuedJob
+from h2gen.batches.result import BatchFailure, BatchPicture
 from h2gen.batches.stop import Stop
-from h2gen.batches.worker import Model, PictureMade, Task
 from h2gen.errors import DeviceError, OutputError, RunError
+from h2gen.files import write_whole
+from h2gen.models.catalogue import model_name
 from h2gen.models.content_hash import content_hash
-from h2gen.models.memory import choose_device, choose_dtype
+from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.translate_errors import translated
-from h2gen.output.metadata import model_name
-from h2gen.output.save import keep, partial_file, sweep
+from h2gen.output.save import keep, sweep
 
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How a run behaves. ``shard`` is the part of the jobs that is made here; ``redo`` makes what is there again, and
-    ``batch_size`` pictures are made at once at most."""
+    """How a run behaves.
+
+    Args:
+        shard: the part of the jobs to make; None makes all.
+        redo: make existing pictures again.
+        metadata: write into each picture how it was made.
+        sidecar: also write it into a ``.toml`` next to each picture.
+        batch_size: pictures per batch.
+    """
 
     shard: Shard | None = None
     redo: bool = False
@@ -40,38 +50,43 @@ class Batch:
     """The jobs of one part of a run, in one folder.
 
     Args:
-        jobs: all of the run.
-        folder: of the pictures, their record and the list of failures.
+        jobs: all jobs of the run.
+        folder: for the pictures, their journal and the list of failures.
         format: of the pictures.
-        wishes: see there.
-        devices: a worker process for each; none stands for the plan's device.
+        options: how the run behaves.
+        devices: one worker process per device; empty means the device in the settings.
 
     Raises:
-        DeviceError: a device is not there, or cannot compute in what the others do.
+        DeviceError: a device does not exist, or computes in another dtype than the others.
     """
 
     def __init__(
-        self, jobs: Jobs, folder: Path, format: str, wishes: BatchOptions, devices: Sequence[str] = ()
+        self, jobs: Jobs, folder: Path, format: str, options: BatchOptions, devices: Sequence[str] = ()
     ) -> None:
-        self._jobs, self._folder, self._format, self._wishes = jobs, folder, format, wishes
-        self._devices = [choose_device(name) for name in devices or [jobs.plan.device]]
-        dtypes = {choose_dtype(jobs.plan.dtype, device) for device in self._devices}
+        self._jobs, self._format, self._options = jobs, format, options
+        self.folder = folder
+        self._devices = [choose_device(name) for name in devices or [jobs.request.device]]
+        dtypes = {choose_dtype(jobs.request.dtype, device) for device in self._devices}
         if len(dtypes) > 1:
             raise DeviceError("The devices compute in different dtypes, which gives different pictures; give --dtype.")
         self._dtype = str(dtypes.pop()).removeprefix("torch.")
-        self._model_name = model_name(jobs.plan.checkpoint)
-        self._part = "all" if wishes.shard is None else str(wishes.shard)
-        self._journal = Journal(folder, "" if wishes.shard is None else str(wishes.shard))
-        self._failures: dict[str, str] = {}
-        self.twins = 0
-        """Jobs that come to the same picture as an earlier one, once the jobs have been counted."""
-        self._settled: set[str] = set()
+        self._model_name = model_name(jobs.request.checkpoint)
+        self._part = "all" if options.shard is None else str(options.shard)
+        self._journal = Journal(folder, "" if options.shard is None else str(options.shard))
+        self._failed_lines: dict[str, str] = {}
+        self._finished: set[str] = set()
+        self._done: dict[str, Path] = {}
+        self.duplicates = 0
+        """Jobs that make the same picture as an earlier one, known once the jobs have been iterated over."""
+        self.on_picture: Callable[[BatchPicture], None] = lambda _picture: None
+        """Is called with each picture that existed before, and each that is made."""
+        self.failures: list[BatchFailure] = []
 
     @cached_property
-    def _hash(self) -> str:
-        """Of the checkpoint; reading it all takes a while the first time."""
-        with translated(self._jobs.plan.checkpoint):
-            return content_hash(self._jobs.plan.checkpoint)
+    def _content_hash(self) -> str:
+        """Hash of the checkpoint; computing it takes a while the first time."""
+        with translated(self._jobs.request.checkpoint):
+            return content_hash(self._jobs.request.checkpoint)
 
     @property
     def workers(self) -> int:
@@ -79,129 +94,137 @@ class Batch:
         return len(self._devices)
 
     @property
-    def failures(self) -> Path:
-        """The file that lists what failed; it is a prompt file, with the same settings."""
+    def failures_file(self) -> Path:
+        """Lists the jobs that failed, as a prompt file for the same pictures."""
         return self._journal.failures
 
     def __iter__(self) -> Iterator[tuple[str, Job]]:
-        """The jobs of this part, each with its id; of jobs that come to the same picture, the first."""
+        """The jobs of this part with their ids; of jobs that make the same picture, only the first."""
         seen: set[str] = set()
-        twins = 0
+        duplicates = 0
         for job in self._jobs:
-            if self._wishes.shard is None or self._wishes.shard.takes(job.index):
-                identity = job_id(job.settings, self._hash, self._dtype)
-                if identity not in seen:
-                    seen.add(identity)
-                    yield identity, job
+            if self._options.shard is None or self._options.shard.takes(job.index):
+                id = job_id(job.settings, self._content_hash, self._dtype)
+                if id not in seen:
+                    seen.add(id)
+                    yield id, job
                 else:
-                    twins += 1
-        self.twins = twins
+                    duplicates += 1
+        self.duplicates = duplicates
 
-    def name(self, identity: str, job: Job) -> str:
-        """What a job's picture will be called, unless that name is taken by then."""
-        return f"{file_name(job, identity, self._model_name)}.{self._format}"
+    def name(self, id: str, job: Job) -> str:
+        """The file name of a job's picture, unless it is taken when it is saved."""
+        return f"{self._stem(id, job)}.{self._format}"
 
     def made(self) -> dict[str, Path]:
-        """The pictures that are there already, by their jobs' ids; none where all are to be made again."""
-        return {} if self._wishes.redo or not self._folder.is_dir() else self._journal.made()
+        """The existing pictures, by job id; empty if all are to be made again."""
+        return {} if self._options.redo or not self.folder.is_dir() else self._journal.made()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Tally]:
-        """Lock the folder, and count what there is to do. The list of failures is written at the end.
+        """Lock the folder and count what there is to do. Writes the list of failures at the end.
 
         Raises:
             ModelError: the checkpoint's files are missing or damaged.
-            OutputError: another run works there, or it cannot be written to.
+            OutputError: another run is using it, or it cannot be written to.
         """
-        self._hash  # noqa: B018 - a checkpoint that cannot be read is found out before anything is written
+        self._content_hash  # noqa: B018 - an unreadable checkpoint must be found before anything is written
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"Cannot make the folder {str(self._folder)!r}: {error.strerror}.") from error
+            raise OutputError(f"Cannot create the folder {str(self.folder)!r}: {error.strerror}.") from error
         with self._journal:
-            sweep(self._folder, self._mark)
+            sweep(self.folder, self._owner)
             self._journal.clear_orphans()
             self._done = self.made()
+            self._failed_lines, self._finished, self.failures = {}, set(), []
             total = skipped = 0
-            for identity, _ in self:
+            for id, job in self:
                 total += 1
-                skipped += identity in self._done
+                if id in self._done:
+                    skipped += 1
+                    self.on_picture(BatchPicture.of(id, job, self._done[id]))
             tally = Tally(total, skipped)
             try:
                 yield tally
             finally:
-                self._list_failures(whole=not tally.left)
+                self._write_failures(complete=not tally.left)
 
-    def run(self, tally: Tally, watcher: BatchObserver, stop: Stop, *, watched: bool) -> None:
-        """Make what is missing, on a worker process for each device; within ``opened``.
+    def run(self, tally: Tally, observer: BatchObserver, stop: Stop) -> None:
+        """Make what is missing, on one worker process per device. Call it within ``opened``.
 
         Raises:
             H2GenError: the model cannot be loaded, or a picture cannot be written (it is then in the temporary
-                folder); what was made before is safe.
-            KeyboardInterrupt: ``stop`` came to its last level.
+                folder); pictures made before are safe.
+            KeyboardInterrupt: ``stop`` reached its last level.
         """
-        plan = self._jobs.plan
+        request, options = self._jobs.request, self._options
         on_cpu = sum(device.type == "cpu" for device in self._devices)
         threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
-        model = Model(plan.checkpoint, "", self._dtype, plan.offload, self._hash, threads)
+        model = Model(request.checkpoint, "", self._dtype, request.offload, self._content_hash, threads)
 
-        def task_of(pending: QueuedJob) -> Task:
-            job = pending.job
+        def task_of(queued: QueuedJob) -> Task:
+            job = queued.job
             return Task(
                 job.settings,
                 self._format,
                 job.preset,
-                pending.id,
+                queued.id,
                 job.source,
                 job.notes,
-                watched,
-                self._wishes.metadata,
-                self._wishes.sidecar,
-                pending.tiled,
+                observer.wants_steps,
+                options.metadata,
+                options.sidecar,
+                queued.tiled,
             )
 
-        schedule = JobQueue(
-            ((identity, job) for identity, job in self if identity not in self._done),
+        queue = JobQueue(
+            ((id, job) for id, job in self if id not in self._done),
             tally,
             task_of=task_of,
             keep=self._keep,
             give_up=self._give_up,
-            watcher=watcher,
-            batch_size=self._wishes.batch_size,
+            observer=observer,
+            batch_size=options.batch_size,
         )
         with Pool(model, [str(device) for device in self._devices[: tally.left]]) as pool:
-            schedule.run(pool, stop)
+            queue.run(pool, stop)
 
-    def _keep(self, pending: QueuedJob, made: PictureMade) -> Path:
-        """Write a picture and record it; whenever the program is killed, the record knows what has a name."""
-        stem = file_name(pending.job, pending.id, self._model_name)
+    def _stem(self, id: str, job: Job) -> str:
+        return file_name(job, id, self._model_name)
+
+    def _keep(self, queued: QueuedJob, made: PictureMade) -> Path:
+        """Write a picture and record it; even after a kill, the journal has every picture that has a name."""
+        job = queued.job
         path = keep(
             made.data,
-            self._folder,
-            stem,
+            self.folder,
+            self._stem(queued.id, job),
             self._format,
             sidecar=made.sidecar,
-            before=lambda path, digest, sidecar: self._journal.writing(pending.id, path, digest, sidecar),
-            mark=self._mark,
+            before=lambda path, digest, sidecar: self._journal.writing(queued.id, path, digest, sidecar),
+            owner=self._owner,
         )
-        self._settled.add(pending.id)
+        self._finished.add(queued.id)
         with self._recording():
-            facts = {"source": pending.job.source, "seed": made.settings.seed, "seconds": round(made.seconds, 3)}
-            self._journal.finished(pending.id, path, {"bytes": len(made.data), **facts})
+            facts = {"source": job.source, "seed": made.settings.seed, "seconds": round(made.seconds, 3)}
+            self._journal.finished(queued.id, path, {"bytes": len(made.data), **facts})
+        self.on_picture(BatchPicture.of(queued.id, job, path, made))
         return path
 
-    def _give_up(self, pending: QueuedJob, error: str) -> None:
-        job = pending.job
-        name = file_name(job, pending.id, self._model_name).replace("{", "{{").replace("}", "}}")
+    def _give_up(self, queued: QueuedJob, error: str) -> None:
+        job = queued.job
+        name = self._stem(queued.id, job).replace("{", "{{").replace("}", "}}")
         settings = job.settings.to_json()
         if not settings["negative"]:
             del settings["negative"]
-        facts = {"name": name, "source": job.source, "error": error, "id": pending.id}
+        facts = {"name": name, "source": job.source, "error": error, "id": queued.id}
         notes = json.loads(job.notes) if job.notes else {}
-        self._failures[pending.id] = json.dumps({**notes, **settings, **facts})
-        self._settled.add(pending.id)
+        self._failed_lines[queued.id] = json.dumps({**notes, **settings, **facts})
+        self._finished.add(queued.id)
+        self.failures.append(BatchFailure(queued.id, job.index, job.source, job.settings, error))
         with self._recording():
-            self._journal.failed(pending.id, error)
+            self._journal.failed(queued.id, error)
 
     @contextlib.contextmanager
     def _recording(self) -> Iterator[None]:
@@ -209,22 +232,22 @@ class Batch:
             yield
         except OSError as error:
             raise RunError(
-                f"The record {str(self._journal.path)!r} could not be written: {error.strerror or error}."
+                f"The journal {str(self._journal.path)!r} could not be written: {error.strerror or error}."
             ) from error
 
     @property
-    def _mark(self) -> str:
-        """Of this part's unfinished files."""
+    def _owner(self) -> str:
+        """Marks this part's unfinished files."""
         return f"batch-{self._part}-"
 
-    def _list_failures(self, whole: bool) -> None:
-        """Write the list of failures anew: this run's, and where it was stopped also what it did not come to."""
-        path = self.failures
-        earlier = {} if whole else {line["id"]: json.dumps(line) for line in read_lines(path) if "id" in line}
-        lines = {**{key: line for key, line in earlier.items() if key not in self._settled}, **self._failures}
+    def _write_failures(self, complete: bool) -> None:
+        """Write the list of failures: this run's, and, if it was stopped, earlier ones that it did not reach."""
+        path = self.failures_file
+        earlier = {} if complete else {line["id"]: json.dumps(line) for line in read_lines(path) if "id" in line}
+        lines = {**{id: line for id, line in earlier.items() if id not in self._finished}, **self._failed_lines}
         if not lines:
             path.unlink(missing_ok=True)
             return
         text = "".join(line + "\n" for line in lines.values())
-        with self._recording(), partial_file(text.encode(), self._folder, self._mark) as file:
-            os.replace(file, path)
+        with self._recording():
+            write_whole(path, text, self._owner)

@@ -1,38 +1,40 @@
-"""Entries become jobs: each one picture, with all that determines it settled before a model is loaded."""
+"""Turns entries of prompt files into jobs: one per picture, with all settings resolved. Nothing is loaded."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 from h2gen.batches.prompts import Entry, Reading
 from h2gen.batches.prompts.entries import Given, place_of, places_of
-from h2gen.cache.config import POLICIES, CacheConfig
 from h2gen.errors import ProfileError, SettingError, UsageError
+from h2gen.files import sha256
 from h2gen.output import names
+from h2gen.settings.layers import Layers
 from h2gen.settings.presets import load_preset
-from h2gen.settings.resolve import Layers, Request, request_from, resolve_settings, user_defaults
+from h2gen.settings.resolve import Request, request_from, resolve_settings
 from h2gen.settings.seeds import count_seeds, derived_seed, parse_seeds
 from h2gen.settings.speedup import Goal, GoalResolver, unchosen
+from h2gen.settings.table import TABLE
+from h2gen.settings.user_defaults import user_defaults
 from h2gen.settings.values import Settings
 
 MOST = 1_000_000
-"""Pictures of one run."""
+"""Pictures per run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One picture to make.
 
-    ``index`` counts from 1 over the whole run, whatever part of it is made here. ``name`` is the template of its
-    file's name, ``notes`` the JSON text of what else its line held, ``source`` its ``FILE:LINE``.
+    ``index`` is the job's number in the whole run, from 1, whatever the shard. ``name`` is the template of
+    its file name, ``notes`` the JSON text of everything else in its line, ``source`` its ``FILE:LINE``.
     """
 
     index: int
@@ -44,22 +46,19 @@ class Job:
 
 
 def job_id(settings: Settings, content_hash: str, dtype: str) -> str:
-    """32 hex digits that stand for all that determines a picture; not for its name, its place or the device.
+    """32 hex digits that identify everything that determines a picture, but not its name, folder or device.
 
     Args:
         settings: with the seed and the cache's settings.
         content_hash: of the checkpoint's files.
-        dtype: what the transformer computes in, such as ``bfloat16``.
+        dtype: that the transformer computes in, such as ``bfloat16``.
     """
     flat = settings.to_json()
-    for name, default in _POLICIES.items():
-        if flat[name] == default:  # what came later and is left off: a batch that was begun before goes on
-            del flat[name]
+    for row in TABLE:
+        if row.later and row.in_picture and flat.get(row.name) == row.default:
+            flat.pop(row.name, None)  # so that a batch from before the setting existed can be continued
     whole = {"settings": flat, "model": content_hash, "dtype": dtype}
-    return hashlib.sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
-
-
-_POLICIES = {field.name: field.default for field in fields(CacheConfig) if field.name in POLICIES}
+    return sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode())[:32]
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,10 @@ class Shard:
 
 
 def parse_shard(text: str) -> Shard:
-    """A part from ``3/16``.
+    """A shard from ``3/16``.
 
     Raises:
-        SettingError: it is none.
+        SettingError: it has another form, or the part is out of range.
     """
     match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
@@ -90,21 +89,20 @@ def parse_shard(text: str) -> Shard:
 
 
 class Jobs:
-    """All jobs of a run, made one after the other as they are read; reading them again gives the same ones.
+    """All jobs of a run, built one by one during iteration; iterating again gives the same ones.
 
-    ``plan`` is what holds for the whole run.
+    ``request`` is what applies to the whole run.
 
     Args:
-        reading: entries and mistakes of the prompt files.
-        given: options of the command line: the keys of ``USER_DEFAULTS``, of ``CacheConfig``, ``seed``, ``count``,
-            ``no_cache`` and ``name``; None where not given.
-        environ: where ``H2GEN_...`` is looked up.
-        wish: a speed or a fidelity, for which each picture's steps, solver and cache are chosen from a profile.
+        reading: entries and errors of the prompt files.
+        given: options of the command line by name; None if not given.
+        environ: environment with the ``H2GEN_...`` variables.
+        goal: a speed-up or a fidelity, for which each picture's steps, solver and cache are chosen from a profile.
 
     Raises:
         UsageError: an option cannot be used.
         ProfileError: there is no profile for some of the pictures.
-        PromptFileError: a prompt file has mistakes; all of them are told at once.
+        PromptFileError: a prompt file has errors; all of them are reported at once.
     """
 
     def __init__(
@@ -112,36 +110,36 @@ class Jobs:
         reading: Reading,
         given: Mapping[str, Any],
         environ: Mapping[str, str] = os.environ,
-        wish: Goal | None = None,
+        goal: Goal | None = None,
     ) -> None:
         options = {key: value for key, value in given.items() if value is not None}
-        self._option, self._lasting = options, user_defaults(environ)
+        self._option, self._user_defaults = options, user_defaults(environ)
         self._template = names.check_template(options.get("name", names.DEFAULT))
-        layers: Layers = [("option", _without_seeds(options)), *self._lasting]
-        self.plan: Request = request_from("-", unchosen(wish, layers) if wish else layers)
-        self._chooser = GoalResolver(wish, self.plan.checkpoint) if wish else None
+        layers: Layers = [("option", _without_seeds(options)), *self._user_defaults]
+        self.request: Request = request_from("-", unchosen(goal, layers) if goal else layers)
+        self._resolver = GoalResolver(goal, self.request.checkpoint) if goal else None
         self._seeds = _seeds([options])
         self._load_preset = cache(load_preset)
-        self._settled: dict[str, tuple[Settings, str | None]] = {}
+        self._known: dict[str, tuple[Settings, str | None]] = {}
         self._entries: list[tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]] = []
         self._count = 0
-        self._told: dict[int, bool] = {}
+        self._reported: dict[int, bool] = {}
         for entry in reading.entries:
             try:
-                self._entries.append(self._settle(entry))
+                self._entries.append(self._resolve(entry))
             except ProfileError:
-                raise  # no line of a file is to blame
+                raise  # not an error in any line
             except UsageError:
-                self._tell(entry, reading)
+                self._report(entry, reading)
                 continue
             seeds = self._entries[-1][-1]
             self._count += seeds if isinstance(seeds, int) else len(seeds)
             if self._count > MOST:
                 break  # seeds take memory
-        for entry in reading.broken:  # what is wrong with the rest of them
+        for entry in reading.broken:  # report the errors of their other settings too
             sides = {"width", "height"} & entry.given.keys()
             rest = {key: value for key, value in entry.given.items() if len(sides) != 1 or key not in sides}
-            self._tell_each(Given(rest, places_of(entry.given)), entry.source, reading)
+            self._report_each(Given(rest, places_of(entry.given)), entry.source, reading)
         reading.check()
         if self._count > MOST:
             raise SettingError(f"That would be more than {MOST} pictures in one run; split it.")
@@ -152,7 +150,7 @@ class Jobs:
     @property
     def notices(self) -> list[str]:
         """What the user should see before it begins."""
-        return [*self.plan.notices, *(self._chooser.notices if self._chooser is not None else [])]
+        return [*self.request.notices, *(self._resolver.notices if self._resolver is not None else [])]
 
     def __iter__(self) -> Iterator[Job]:
         index = 0
@@ -164,11 +162,11 @@ class Jobs:
                 seeds = tuple(derived_seed(entry.prompt, first + ordinal) for ordinal in range(seeds))
             for seed in seeds:
                 index += 1
-                made = replace(settings, prompt=entry.prompt, seed=seed)
-                yield Job(index, made, name, preset, entry.notes, entry.source)
+                own = replace(settings, prompt=entry.prompt, seed=seed)
+                yield Job(index, own, name, preset, entry.notes, entry.source)
 
-    def _settle(self, entry: Entry) -> tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]:
-        """Everything about an entry's pictures but their seeds' values."""
+    def _resolve(self, entry: Entry) -> tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]:
+        """Everything about an entry's pictures except their seeds."""
         seeds = self._seeds  # one object, however many seeds and entries there are
         if not {"seed", "count"}.isdisjoint((*entry.given, *entry.defaults)):
             seeds = _seeds([entry.given, self._option, entry.defaults])
@@ -179,29 +177,26 @@ class Jobs:
             if (not isinstance(seeds, int) and len(seeds) > 1) or (isinstance(seeds, int) and seeds > 1):
                 name = name if names.distinguishes(name) else f"{name}-{{seed}}"
         key = repr(
-            [
-                sorted((k, v) for k, v in layer.items() if k not in _NOT_SETTLED)
-                for layer in (entry.given, entry.defaults)
-            ]
+            [sorted((k, v) for k, v in layer.items() if k not in _OWN_KEYS) for layer in (entry.given, entry.defaults)]
         )
-        if key not in self._settled:
-            self._settled[key] = self._lay(entry)
-        settings, preset = self._settled[key]
+        if key not in self._known:
+            self._known[key] = self._settings(entry)
+        settings, preset = self._known[key]
         return entry, settings, preset, name, seeds
 
-    def _tell(self, entry: Entry, reading: Reading) -> None:
-        """Tell what is wrong with an entry: each setting that cannot be used whatever the others are, of its file's
-        defaults once; or else that they do not go together."""
-        if id(entry.defaults) not in self._told:
-            self._told[id(entry.defaults)] = self._tell_each(entry.defaults, entry.source, reading, ": defaults")
-        if self._tell_each(entry.given, entry.source, reading):
+    def _report(self, entry: Entry, reading: Reading) -> None:
+        """Report the errors of an entry: each setting that cannot be used by itself, those of the file's defaults once;
+        or else that the settings contradict each other."""
+        if id(entry.defaults) not in self._reported:
+            self._reported[id(entry.defaults)] = self._report_each(entry.defaults, entry.source, reading, ": defaults")
+        if self._report_each(entry.given, entry.source, reading):
             return
         try:
-            self._settle(replace(entry, defaults={}) if self._told[id(entry.defaults)] else entry)
+            self._resolve(replace(entry, defaults={}) if self._reported[id(entry.defaults)] else entry)
         except UsageError as error:
             reading.wrong(f"{entry.source}: {error}")
 
-    def _tell_each(self, given: Mapping[str, Any], source: str, reading: Reading, what: str = "") -> bool:
+    def _report_each(self, given: Mapping[str, Any], source: str, reading: Reading, what: str = "") -> bool:
         found = False
         for key, alone in _one_by_one(given):
             try:
@@ -210,32 +205,33 @@ class Jobs:
                 elif key == "name":
                     names.check_template(alone[key])
                 else:
-                    self._lay(Entry("-", source, alone, {}), alone=True)
+                    self._settings(Entry("-", source, alone, {}), alone=True)
             except UsageError as error:
                 reading.wrong(f"{place_of(given, key, source)}{what}: {error}")
                 found = True
         return found
 
-    def _lay(self, entry: Entry, alone: bool = False) -> tuple[Settings, str | None]:
-        """An entry's settings; ``alone``, it holds but one of them, which a profile need not fit."""
+    def _settings(self, entry: Entry, alone: bool = False) -> tuple[Settings, str | None]:
+        """An entry's settings, and its preset. ``alone``: it has only one setting, so a profile need not fit."""
         layers: Layers = [
             (entry.source, _sized(_without_seeds(entry.given))),
             ("option", _without_seeds(self._option)),
             ("defaults", _sized(_without_seeds(entry.defaults))),
-            *self._lasting,
+            *self._user_defaults,
         ]
-        if self._chooser is not None:
-            layers = unchosen(self._chooser.wish, layers) if alone else self._chooser.above(layers)
-        settings, resolved, _ = resolve_settings(entry.prompt, layers, self.plan.checkpoint.defaults, self._load_preset)
+        if self._resolver is not None:
+            layers = unchosen(self._resolver.goal, layers) if alone else self._resolver.above(layers)
+        settings, resolved, _ = resolve_settings(
+            entry.prompt, layers, self.request.checkpoint.defaults, self._load_preset
+        )
         return settings, resolved["preset"].value if "preset" in resolved else None
 
 
-_NOT_SETTLED = ("seed", "count", "name")
+_OWN_KEYS = ("seed", "count", "name")
 
 
 def _one_by_one(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each setting with the others that it means nothing without: a width and a height are one, a negative prompt
-    wants guidance."""
+    """Each setting, with those that it needs: width and height go together, a negative prompt needs guidance."""
     for key, value in given.items():
         if key == "negative":
             yield key, {key: value, "cfg": 2.0}
@@ -246,11 +242,11 @@ def _one_by_one(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _without_seeds(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key not in _NOT_SETTLED}
+    return {key: value for key, value in values.items() if key not in _OWN_KEYS}
 
 
 def _seeds(layers: Sequence[Mapping[str, Any]]) -> tuple[int, ...] | int:
-    """What the layers say of seeds, the strongest first; an entry's own seeds are all that it wants."""
+    """The seeds of the first layer that gives some, or their number; a count does not apply to an entry's own seeds."""
     given = next((layer["seed"] for layer in layers if "seed" in layer), None)
     count = next((layer["count"] for layer in layers if "count" in layer), None)
     if "seed" in layers[0] and "count" not in layers[0]:
@@ -263,12 +259,12 @@ def _sized(values: dict[str, Any]) -> dict[str, Any]:
     if "width" not in values and "height" not in values:
         return values
     if "size" in values or "width" not in values or "height" not in values:
-        raise SettingError("width and height go together, and without a size; give both, or size.")
+        raise SettingError("width and height go together, without a size; give both, or size.")
     return {**values, "size": f"{values.pop('width')}x{values.pop('height')}"}
 
 
 def file_name(job: Job, job_id: str, model: str) -> str:
-    """The name of a job's picture, without its suffix."""
+    """The file name of a job's picture, without its suffix."""
     from h2gen.output.save import slug
 
     settings = job.settings

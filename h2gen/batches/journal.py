@@ -1,8 +1,7 @@
-"""What a batch has made: an append-only record beside the pictures, whole after a kill at any instant."""
+"""What a batch has made: an append-only journal next to the pictures, readable after a kill at any time."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,25 +12,26 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from h2gen.errors import OutputError
+from h2gen.files import sha256_of
 
 PREFIX = "h2gen-batch"
 
 
 class Journal:
-    """The record of the runs in one folder. Use as a context manager: it is locked while it is open.
+    """The journal of the runs in one folder. Use as a context manager: the part is locked while it is open.
 
     Each line is a JSON object with ``event`` and the job's ``id``: ``writing`` (a picture is about to get the name
-    ``file``; its bytes have this ``sha256``), ``made`` (it has it, and is so many ``bytes`` long) or ``failed``
-    (``error`` says why). Lines are only
-    added, each with one write and synchronised. A line that a kill cut off is no JSON and is passed over; a picture
-    that got its name just before the kill is known by its hash. A file belongs to the job that claimed it last.
+    ``file``; its bytes have this ``sha256``), ``made`` (it has that name, and its size is ``bytes``) or ``failed``
+    (``error`` says why). Lines are only appended, and synced one by one. A line that a kill cut off is not valid JSON
+    and is skipped; a picture that got its name just before the kill is recognised by its hash. A file belongs to the
+    job that claimed it last.
 
     Args:
         folder: where the pictures are; it exists.
-        part: distinguishes runs that may work in the folder at the same time, such as ``3of16``; "" is the whole.
+        part: tells apart runs that may work in the folder at the same time, such as ``3of16``; "" is the whole run.
 
     Raises:
-        OutputError: another run of this part works in the folder, or the record cannot be read or written.
+        OutputError: another run of this part is working in the folder, or the journal cannot be read or written.
     """
 
     def __init__(self, folder: Path, part: str = "") -> None:
@@ -46,7 +46,7 @@ class Journal:
             self._lock.acquire(blocking=False)
             self._file = self.path.open("ab", buffering=0)
             if not _ends_a_line(self.path):
-                self._file.write(b"\n")  # the line that a kill cut off stays as it is; ours begins a new one
+                self._file.write(b"\n")  # after a line that a kill cut off
         except Timeout as error:
             raise OutputError(
                 f"Another run is working in {str(self.folder)!r}; wait for it, or give another folder with --out."
@@ -61,7 +61,7 @@ class Journal:
         self._lock.release()
 
     def made(self) -> dict[str, Path]:
-        """The picture of each job that is done: recorded by any part, and still there."""
+        """The picture of each finished job that still exists, by job id, whichever part recorded it."""
         claims: dict[str, list[tuple[str, str | int | None]]] = {}  # file: jobs, with its hash or size
         for path in sorted(self.folder.glob(f"{PREFIX}*.jsonl")):
             for line in read_lines(path):
@@ -81,26 +81,26 @@ class Journal:
         return done
 
     def writing(self, job: str, file: Path, digest: str, sidecar: str | None = None) -> None:
-        """A picture is about to get its name; and before it, a file with this hash the name beside it."""
+        """A picture is about to get its name. ``sidecar`` is the hash of its sidecar, which gets its name first."""
         beside = {} if sidecar is None else {"sidecar": sidecar}
         self._add({"event": "writing", "id": job, "file": file.name, "sha256": digest, **beside})
 
     def clear_orphans(self) -> None:
-        """Remove the files beside pictures that a kill kept from being there."""
+        """Remove sidecars whose picture was never named because of a kill."""
         for line in read_lines(self.path):
             file, digest = line.get("file"), line.get("sidecar")
             if isinstance(file, str) and file == Path(file).name and isinstance(digest, str):
                 picture = self.folder / file
                 beside = picture.with_suffix(".toml")
-                if not picture.exists() and _sha256(beside) == digest:
+                if not picture.exists() and sha256_of(beside) == digest:
                     beside.unlink()
 
     def finished(self, job: str, file: Path, facts: Mapping[str, Any]) -> None:
-        """A picture has its name and is safe on the disk."""
+        """A picture has its name and is on the disk."""
         self._add({"event": "made", "id": job, "file": file.name, **facts})
 
     def failed(self, job: str, error: str) -> None:
-        """A job failed for good."""
+        """A job failed and is not tried again."""
         self._add({"event": "failed", "id": job, "error": error})
 
     def _add(self, line: Mapping[str, Any]) -> None:
@@ -108,19 +108,19 @@ class Journal:
 
 
 def append_line(file: FileIO, line: str) -> None:
-    """Write a line to the end of a file, so that it is on the disk when this returns.
+    """Append a line to a file; it is on the disk when this returns.
 
     Raises:
         OSError: it cannot be written.
     """
     data = memoryview(line.encode() + b"\n")
-    while data:  # a disk that is nearly full takes a part of it, and says so at the next write only
+    while data:  # a nearly full disk writes part of it, and reports the error only at the next write
         data = data[file.write(data) :]
     os.fsync(file.fileno())
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a file of JSON Lines. What is none is passed over; a file that is not there has none.
+    """The objects in a JSON Lines file. Other lines are skipped; a missing file has none.
 
     Raises:
         OutputError: it cannot be read.
@@ -141,9 +141,9 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _is(entry: os.DirEntry[str], known: str | int | None) -> bool:
-    """Whether a file is what a record knows of it: its hash where it was about to get its name, or its size."""
+    """Whether a file matches its record: the hash if it was about to get its name, or else the size."""
     if isinstance(known, str):
-        return _sha256(Path(entry.path)) == known
+        return sha256_of(Path(entry.path)) == known
     return known is None or entry.stat().st_size == known
 
 
@@ -153,10 +153,3 @@ def _ends_a_line(path: Path) -> bool:
             return True
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return None

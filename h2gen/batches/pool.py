@@ -1,4 +1,4 @@
-"""Worker processes, one a device: each holds the model and makes what it is given."""
+"""Worker processes, one per device: each holds the model and makes what it is sent. This is the main process's side."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
+from h2gen.batches.messages import Broken, Message, Model, Ready, Task
 from h2gen.batches.stop import Stop
-from h2gen.batches.worker import Broken, Message, Model, Ready, Task, interrupts_blocked, serve
+from h2gen.batches.worker import interrupts_blocked, serve
 from h2gen.errors import RunError
 
 if TYPE_CHECKING:
@@ -22,11 +23,11 @@ _PATIENCE = 10.0
 
 
 class Died(Exception):
-    """A worker's process ended without being asked to."""
+    """A worker's process ended unexpectedly."""
 
 
 class Worker:
-    """The near end of one worker."""
+    """One worker, as the main process sees it."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -40,19 +41,19 @@ class Worker:
         far.close()
 
     def give(self, together: Sequence[Task]) -> None:
-        """Have it make pictures that go together. Its death is found when its answer is read."""
+        """Send it pictures to make in one batch. If it has died, ``read`` will find out."""
         self.busy = True
         self._send(together)
 
     def interrupt(self) -> None:
-        """Have it give up what is in hand after the step in hand."""
+        """Make it stop after the current step, without finishing its pictures."""
         self._send(None)
 
     def read(self) -> Message:
-        """What it says next.
+        """Its next message.
 
         Raises:
-            Died: nothing any more.
+            Died: its process has ended.
         """
         try:
             message = cast(Message, self.connection.recv())
@@ -64,7 +65,7 @@ class Worker:
         return message
 
     def end(self, patience: float = _PATIENCE) -> None:
-        """Hang up, and wait until it is gone."""
+        """Close the connection and wait for the process to end."""
         self.connection.close()
         self._process.join(patience)
         if self._process.exitcode is None:
@@ -72,12 +73,12 @@ class Worker:
             self._process.join()
 
     def _send(self, message: Sequence[Task] | None) -> None:
-        with contextlib.suppress(OSError):  # it is dead, and ``read`` will say so
+        with contextlib.suppress(OSError):  # it has died, and ``read`` will find out
             self.connection.send(message)
 
 
 class Pool:
-    """The workers of a run. Use as a context manager: at its end all of them are gone.
+    """The workers of a run. Use as a context manager: at its end all processes have ended.
 
     Raises:
         H2GenError: the model cannot be loaded (from ``messages``).
@@ -96,45 +97,45 @@ class Pool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for worker in self.workers:
-            worker.connection.close()  # all first, so that they end side by side
+            worker.connection.close()  # all of them first, so that they end in parallel
         for worker in self.workers:
-            # One that loads does not hear that the line is dead.
+            # One that is still loading does not notice that the connection is closed.
             worker.end(0 if kind is not None or worker.ready is None else _PATIENCE)
 
     def idle(self) -> list[Worker]:
-        """The workers that wait for a task."""
+        """The workers that are waiting for a task."""
         return [worker for worker in self.workers if worker.ready is not None and not worker.busy]
 
     def messages(self, stop: Stop) -> Iterator[tuple[Worker, Message | Died]]:
-        """Wait until somebody has something to say, and yield it; nothing where ``stop`` changed its level."""
+        """Wait for messages and yield them; yields nothing if ``stop`` changed its level meanwhile."""
         by_connection = {worker.connection: worker for worker in self.workers}
-        for ready in wait([*by_connection, stop.bell]):
-            if ready is stop.bell:
+        for ready in wait([*by_connection, stop.wake_up]):
+            if ready is stop.wake_up:
                 stop.acknowledge()
                 continue
             worker = by_connection[cast(Connection, ready)]
             try:
                 message = worker.read()
             except Died as death:
-                yield worker, self._bury(worker, death)
+                yield worker, self._replace_dead(worker, death)
                 continue
             if isinstance(message, Broken):
                 raise message.error
             yield worker, message
 
     def replace(self, worker: Worker, offload: str | None = None) -> None:
-        """Put a new worker in the place of one that has ended, or is about to; ``offload`` is for it and those after
-        it."""
+        """Start a new worker in place of one that has ended or is about to end; ``offload`` changes the offloading of
+        the new one and its successors."""
         worker.end()
         model = worker.model if offload is None else replace(worker.model, offload=offload)
         self.workers[self.workers.index(worker)] = Worker(model)
 
-    def _bury(self, worker: Worker, death: Died) -> Died:
-        """Put a new worker in a dead one's place, unless the model kills whoever loads it."""
+    def _replace_dead(self, worker: Worker, death: Died) -> Died:
+        """Start a new worker in place of a dead one, unless every worker dies while it loads the model."""
         if worker.ready is None:
             self._deaths_while_loading += 1
             if self._deaths_while_loading > len(self._models):
-                raise RunError(f"The process that loads the model {death}; is there memory enough for it?")
+                raise RunError(f"The process that loads the model {death}; there may not be enough memory for it.")
         self.replace(worker)
         return death
 

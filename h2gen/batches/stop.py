@@ -1,10 +1,11 @@
-"""How soon a run should end: three levels, raised by signals, that whoever waits on the run can wait on too."""
+"""Ctrl-C and SIGTERM during a batch: three levels of how soon to stop."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from enum import IntEnum
 from types import TracebackType
@@ -16,18 +17,22 @@ class Level(IntEnum):
 
     NEVER = 0
     PICTURE = 1
-    """After the pictures in hand."""
+    """After the current pictures."""
     STEP = 2
-    """After the steps in hand; their pictures are given up."""
+    """After the current steps; their pictures are not finished."""
     NOW = 3
 
 
 class Stop:
-    """Turns signals into levels: Ctrl-C raises the level by one, SIGTERM to ``STEP`` at least, a second one to ``NOW``.
+    """Turns signals into levels: Ctrl-C raises the level by one, SIGTERM to at least ``STEP``, a second one to ``NOW``.
 
-    Use as a context manager in the main thread; the handlers of before come back at its end. ``bell`` becomes
-    readable at each change, so that a wait on processes ends with it. ``on_change`` is told of each level, from
-    within the signal handler. At ``NOW`` a KeyboardInterrupt is raised where the program is.
+    Use as a context manager; it restores the previous signal handlers at its end. Outside the main thread, where
+    Python allows no signal handlers, nothing changes the level. ``wake_up`` is a socket that becomes
+    readable at each change, so that it can be waited for together with processes. ``NOW`` raises a KeyboardInterrupt
+    wherever the program is.
+
+    Args:
+        on_change: is called with each level, from within the signal handler.
     """
 
     def __init__(self, on_change: Callable[[Level], None] = lambda _level: None) -> None:
@@ -36,12 +41,13 @@ class Stop:
         self._on_change = on_change
 
     def __enter__(self) -> Stop:
-        # Not a pipe: Windows waits for sockets only.
-        self.bell, self._far = socket.socketpair()
+        # Not a pipe: Windows can only wait on sockets.
+        self.wake_up, self._far = socket.socketpair()
         self._far.setblocking(False)
         self._before: dict[int, Any] = {}
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._handle)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -49,18 +55,18 @@ class Stop:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self.bell.close()
+        self.wake_up.close()
         self._far.close()
 
     def acknowledge(self) -> None:
-        """Call when ``bell`` was readable and the level has been seen."""
-        self.bell.recv(64)
+        """Call when ``wake_up`` was readable and the level has been read."""
+        self.wake_up.recv(64)
 
     def _handle(self, number: int, _frame: Any) -> None:
         least = Level.STEP if number == signal.SIGTERM else Level.PICTURE
         self.terminated = self.terminated or number == signal.SIGTERM
         self.level = Level(min(max(self.level + 1, least), Level.NOW))
-        with contextlib.suppress(BlockingIOError):  # it rings already
+        with contextlib.suppress(BlockingIOError):  # it is readable already
             self._far.send(b".")
         self._on_change(self.level)
         if self.level is Level.NOW:

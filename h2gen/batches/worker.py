@@ -1,4 +1,4 @@
-"""A process that holds a model on one device and makes the pictures it is told to, one or several at a time."""
+"""A worker process: it holds the model on one device and makes the pictures it is sent."""
 
 from __future__ import annotations
 
@@ -11,118 +11,21 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from h2gen.cache.trace import StepRecord, Summary
+from h2gen.batches.messages import Broken, Failed, Message, Model, PictureMade, Ready, Stepped, Stopped, Task
 from h2gen.errors import H2GenError, OutOfMemory, UsageError
-from h2gen.models.catalogue import Checkpoint
-from h2gen.settings.values import Settings
 
 if TYPE_CHECKING:
+    from h2gen.cache.trace import StepRecord
     from h2gen.generation.session import Result, Session
 
 
-@dataclass(frozen=True)
-class Model:
-    """What a worker loads, and where."""
-
-    checkpoint: Checkpoint
-    device: str
-    dtype: str
-    offload: str
-    content_hash: str
-    """For the pictures' metadata."""
-    threads: int | None = None
-    """For torch on the CPU, where several workers share its cores."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A picture to make.
-
-    ``notes`` is JSON text: whatever stood in a prompt file crosses as it is. ``watched`` asks for the picture's steps;
-    ``metadata`` go into it, ``sidecar`` beside it. ``tiled`` has it decoded in tiles.
-    """
-
-    settings: Settings
-    format: str
-    preset: str | None
-    job: str
-    source: str
-    notes: str | None
-    watched: bool
-    metadata: bool
-    sidecar: bool
-    tiled: bool = False
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The model is loaded. ``offload`` is the mode in use."""
-
-    device: str
-    dtype: str
-    offload: str
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """A forward pass of a picture in hand; its ``picture`` counts them from 0."""
-
-    record: StepRecord
-
-
-@dataclass(frozen=True)
-class PictureMade:
-    """The first picture in hand that was not heard of yet, as its file's bytes and the text of the file beside it.
-
-    ``described`` says whether the metadata that were wanted are in it.
-    """
-
-    data: bytes = field(repr=False)
-    sidecar: str | None = field(repr=False)
-    described: bool
-    settings: Settings
-    seconds: float
-    summary: Summary | None
-    uncached: bool
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The picture in hand could not be made, nor any that was made together with it.
-
-    ``again`` says whether another try could help. ``exhausted`` says that memory ran out. ``sick`` says that the
-    process has ended itself: what failed in it may fail whatever it does next.
-    """
-
-    error: str
-    again: bool
-    exhausted: bool = False
-    sick: bool = False
-
-
-@dataclass(frozen=True)
-class Stopped:
-    """What is in hand was given up, as it was asked."""
-
-
-@dataclass(frozen=True)
-class Broken:
-    """The model could not be loaded."""
-
-    error: H2GenError
-
-
-Message = Ready | Stepped | PictureMade | Failed | Stopped | Broken
-
-
 def serve(connection: Connection, model: Model) -> None:
-    """The process's main function: load, then make what comes in, until the other side hangs up.
+    """The process's main function: load the model, then make what is sent until the connection closes.
 
-    A Ctrl-C in a terminal reaches all its processes; whoever started this one decides what it means.
+    Ctrl-C in a terminal reaches every process; this one ignores it, and the main process decides what it means.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -148,14 +51,14 @@ def serve(connection: Connection, model: Model) -> None:
 
 
 def unblock_interrupts() -> None:
-    """Let go of what ``interrupts_blocked`` blocked; a process inherits it from the one that starts it."""
+    """Undo ``interrupts_blocked``, which a process inherits from its parent."""
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @contextlib.contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """While a process is started: a Ctrl-C would end it before it has said that it ignores them."""
+    """Around starting a process: Ctrl-C would end it before it could say that it ignores it."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -169,11 +72,11 @@ def interrupts_blocked() -> Iterator[None]:
 def _load(model: Model) -> Session:
     from tqdm import tqdm
 
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a killed process leaves behind
+    tqdm.set_lock(threading.RLock())  # tqdm's own lock is a system semaphore, which a killed process leaks
     from h2gen.generation.session import open_session
 
     for name in ("diffusers", "transformers", "huggingface_hub"):
-        logger = logging.getLogger(name)  # whoever started us has the terminal
+        logger = logging.getLogger(name)  # the main process owns the terminal
         logger.handlers, logger.propagate = [logging.NullHandler()], False
     warnings.simplefilter("ignore")
     if model.threads is not None:
@@ -186,7 +89,7 @@ def _load(model: Model) -> Session:
 def _listen(
     connection: Connection, session: Session, tasks: queue.SimpleQueue[Sequence[Task] | None], busy: threading.Event
 ) -> None:
-    """Hear what comes in while a picture is made: None stops it, and a hung-up line ends the process."""
+    """Receive messages while a picture is made: None stops it, and a closed connection ends the process."""
     try:
         while True:
             task = connection.recv()
@@ -196,50 +99,55 @@ def _listen(
                 tasks.put(task)
     except (EOFError, OSError):
         if busy.is_set():
-            os._exit(1)  # in the middle of a step: nobody is left to take the picture
+            os._exit(1)  # in the middle of a step: the main process is gone
         tasks.put(None)
 
 
 def _make(session: Session, model: Model, together: Sequence[Task], connection: Connection) -> Sequence[Message]:
-    """What became of the pictures: each made, in their order, or one answer for all."""
+    """One message per picture, in their order; if one failed, a last one for all that were not finished before."""
+    made: list[Message] = []
 
     def on_step(record: StepRecord) -> None:
         connection.send(Stepped(record))
 
+    def on_result(result: Result) -> None:
+        made.append(_made(session, model, together[len(made)], result))
+
     try:
-        watcher, settings = on_step if together[0].watched else None, [task.settings for task in together]
-        results = session.run_together(settings, on_step=watcher, tiled=together[0].tiled)
-        return [_made(session, model, task, result) for task, result in zip(together, results, strict=True)]
+        session.run_together(
+            [task.settings for task in together],
+            on_step=on_step if together[0].steps else None,
+            tiled=together[0].tiled,
+            on_result=on_result,
+        )
+        return made
     except KeyboardInterrupt:
-        return [Stopped()]
-    except OutOfMemory as error:
-        return [Failed(str(error), again=True, exhausted=True, sick=True)]  # only its end gives all memory back
+        return [*made, Stopped()]
+    except OutOfMemory as error:  # only ending the process gives all memory back
+        return [*made, Failed(str(error), again=True, exhausted=True, sick=True)]
     except UsageError as error:
-        return [Failed(str(error), again=False)]
+        return [*made, Failed(str(error), again=False)]
     except H2GenError as error:
-        return [Failed(str(error), again=True)]
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other pictures are still to be made
-        return [Failed(f"{type(error).__name__}: {error}", again=True, sick=True)]
+        return [*made, Failed(str(error), again=True)]
+    except Exception as error:  # noqa: BLE001 - whatever the error, the other pictures can still be made
+        return [*made, Failed(f"{type(error).__name__}: {error}", again=True, sick=True)]
 
 
 def _made(session: Session, model: Model, task: Task, result: Result) -> PictureMade:
-    from h2gen.output.metadata import describe, fitting, origin, to_toml
-    from h2gen.output.save import encode
+    from h2gen.output.metadata import origin
+    from h2gen.output.picture_file import picture_file
 
     summary = None if result.trace is None else result.trace.summary
-    whole = describe(
-        result.settings,
+    file = picture_file(
+        result,
+        summary,
+        task.format,
         origin(session, model.content_hash),
-        seconds=result.seconds,
-        summary=summary,
-        uncached=result.uncached,
-        tiled=result.tiled,
-        together=result.together,
         preset=task.preset,
         notes={"job": task.job, "source": task.source, **(json.loads(task.notes) if task.notes else {})},
+        metadata=task.metadata,
+        sidecar=task.sidecar,
     )
-    metadata = fitting(whole, task.format) if task.metadata else None
-    data = encode(result.image, task.format, metadata)
-    sidecar = to_toml(whole) if task.sidecar else None
-    described = metadata is not None or not task.metadata
-    return PictureMade(data, sidecar, described, result.settings, result.seconds, summary, result.uncached)
+    return PictureMade(
+        file.data, file.sidecar, file.described, result.settings, result.seconds, summary, result.uncached
+    )

@@ -1,4 +1,4 @@
-"""H2-Cache for diffusers' Flux transformers, usable alone on any pipeline of theirs (arXiv 2510.27171)."""
+"""H2-Cache (arXiv 2510.27171) for diffusers transformers, usable on its own with any of their pipelines."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from h2gen.cache.outcome import Outcome
 from h2gen.cache.trace import StageRecord, StepRecord, Summary, Trace
 
 if TYPE_CHECKING:
-    from h2gen.cache.hooks import apply, h2_cache, remove
+    from h2gen.cache.attach import apply, h2_cache, remove
 
 __all__ = ["CacheConfig", "Outcome", "StageRecord", "StepRecord", "Summary", "Trace", "apply", "h2_cache", "remove"]
 
 
 def __getattr__(name: str) -> Any:
-    # The hooks import torch and diffusers, seconds that a command which only reads settings need not pay.
+    # They import torch and diffusers, which takes seconds that a command which only reads settings can save.
     if name in ("apply", "h2_cache", "remove"):
-        from h2gen.cache import hooks as hook
+        from h2gen.cache import attach
 
-        return getattr(hook, name)
+        return getattr(attach, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,7 @@
-"""What a value that changes from step to step will be next, from what it was when it was computed last.
+"""What is added when a stage is reused: its last residual, or the line through its last two.
 
-Values are those of a batch of pictures, each of which may have been computed last at a step of its own.
-
-Plain tensors and host numbers: nothing here knows a model, and nothing makes the host wait for the device.
+Values belong to a batch of pictures, each of which may last have been computed at a different step. Works on plain
+tensors and host numbers: it knows no model and never makes the host wait for the device.
 """
 
 from __future__ import annotations
@@ -11,21 +10,20 @@ from collections import deque
 
 import torch
 
-from h2gen.cache.rows import Rows, each, replaced, rows_of
+from h2gen.cache.batch import Rows, each, replaced, rows_of
 
 Values = tuple[torch.Tensor, ...]
 
-
 FARTHEST = 0.5
-"""A line is followed beyond its second point for so much of the distance between its points; from there on the value
-stays. Of 1/2, 0.7, 1 and no limit, and of lines that bend or are damped, this was the closest on the bundled model for
-nearly every plan tried: by 1 to 10 dB of PSNR above no limit, and by 1 to 10 above reuse."""
+"""How far a line is extended beyond its second point, as a part of the distance between its points; beyond that the
+value is constant. Of 1/2, 0.7, 1 and no limit, and of curved or damped lines, this was the closest on the bundled model
+for nearly every plan tried: by 1 to 10 dB of PSNR above no limit, and by 1 to 10 above reuse."""
 
 
-def lead(older: float, newer: float, sigma: float) -> float:
-    """How far to follow the line from ``older`` through ``newer``, counted in the distance between the two.
+def extrapolation(older: float, newer: float, sigma: float) -> float:
+    """How far to extend the line from ``older`` through ``newer``, as a part of the distance between the two.
 
-    The value at ``sigma`` is forecast as ``new + lead * (new - old)``.
+    The value at ``sigma`` is forecast as ``new + extrapolation * (new - old)``.
 
     Args:
         older, newer: the sigmas of two computed values, not the same.
@@ -34,15 +32,15 @@ def lead(older: float, newer: float, sigma: float) -> float:
     return min((sigma - newer) / (newer - older), FARTHEST)
 
 
-class History:
-    """The last values that were computed, each with the sigma it belongs to: ``order + 1`` of them at most.
+class ResidualHistory:
+    """The last computed values, each with its sigma: ``order + 1`` of them at most.
 
-    Order 0 forecasts that nothing changes, which is the paper's reuse; order 1 follows the straight line in sigma
-    through the last two values, as far as ``FARTHEST``, and is of order 0 as long as there is but one.
+    Order 0 forecasts that nothing changes, which is the paper's reuse. Order 1 extends the straight line in sigma
+    through the last two values up to ``FARTHEST``, and is like order 0 while there is only one.
 
-    What it costs at FLUX.1's size (1024x1024: 4096 image and 512 text tokens of 3072 channels in bfloat16), for each
-    pass of true guidance: the structure stage keeps 27 MiB a value, the detail stage, whose text nobody needs any
-    more, 24 MiB; so 51 MiB at order 0 and 102 MiB at order 1. A velocity is 0.5 MiB.
+    Its memory at FLUX.1's size (1024x1024: 4096 image and 512 text tokens of 3072 channels in bfloat16), for each pass
+    of true guidance: the structure stage keeps 27 MiB per value, the detail stage, whose text is not needed any more,
+    24 MiB; so 51 MiB at order 0 and 102 MiB at order 1. A velocity is 0.5 MiB.
 
     Args:
         order: 0 or 1.
@@ -60,22 +58,22 @@ class History:
         return len(self._values)
 
     def has_line(self, row: int) -> bool:
-        """Whether there are two points to draw a line through, in one picture of a batch."""
+        """Whether one picture of the batch has two points to draw a line through."""
         return len(self._values) > 1 and self._sigmas[0][row] != self._sigmas[-1][row]
 
     def keep(self, values: Values, sigma: float, rows: Rows | None = None) -> None:
-        """Remember what was computed, in the place of the oldest where there is no room, or of one at the same sigma.
+        """Remember what was computed, replacing the oldest if there is no room, or a value at the same sigma.
 
-        The tensors themselves are kept, not copies; nobody may write to them.
+        The tensors themselves are kept, not copies; they must not be written to.
 
         Args:
             values: one or more tensors, of the same number and shapes each time.
-            sigma: 0 to 1; at order 0 it does not matter.
-            rows: the pictures of the batch that they are of, where it was not computed for all; all were before.
+            sigma: 0 to 1; ignored at order 0.
+            rows: the pictures of the batch that were computed; None for all, which is also how a history begins.
         """
         count = len(self._sigmas[-1]) if self._sigmas else values[0].shape[0]
         rows = range(count) if rows is None else rows
-        # A solver that calls the model twice at one sigma: two points that make no line.
+        # A solver may call the model twice at one sigma: two points without a line.
         moved = [row for row in rows if self._sigmas and self._sigmas[-1][row] != sigma]
         if len(moved) == count or not self._values:
             self._append(values, [sigma] * count)
@@ -85,8 +83,8 @@ class History:
             if len(self._values) == 1:
                 self._append(newer, list(at))
             else:
-                kept = zip(self._values[0], newer, strict=True)
-                self._values[0] = tuple(replaced(old, (moved, rows_of(new, moved))) for old, new in kept)
+                pairs = zip(self._values[0], newer, strict=True)
+                self._values[0] = tuple(replaced(old, (moved, rows_of(new, moved))) for old, new in pairs)
                 for row in moved:
                     self._sigmas[0][row] = at[row]
         newer = self._values[-1]
@@ -99,10 +97,10 @@ class History:
         self._sigmas.append(sigmas)
 
     def forecast(self, sigma: float, rows: Rows | None = None) -> Values:
-        """The values at a sigma, of all pictures of the batch or of some.
+        """The values at a sigma, for all pictures of the batch or for some.
 
-        One kernel a tensor, or none where the last values themselves are the forecast; where the pictures' points are
-        not the same, one a picture.
+        One kernel per tensor, or none if the last values themselves are the forecast; one kernel per picture if the
+        pictures' points differ.
         """
         rows = range(len(self._sigmas[-1])) if rows is None else rows
         newer = tuple(rows_of(values, rows) for values in self._values[-1])
@@ -110,7 +108,7 @@ class History:
             return newer
         older = tuple(rows_of(values, rows) for values in self._values[0])
         weights = [self._weight(row, sigma) for row in rows]
-        # Of half-precision tensors lerp rounds but once, where sums of multiples would round at each.
+        # Of half-precision tensors lerp rounds only once, where sums of multiples would round each time.
         if len(set(weights)) == 1:
             return tuple(torch.lerp(new, old, weights[0]) for new, old in zip(newer, older, strict=True))
         return tuple(
@@ -119,5 +117,5 @@ class History:
         )
 
     def _weight(self, row: int, sigma: float) -> float:
-        """Of a picture's older value."""
-        return -lead(self._sigmas[0][row], self._sigmas[-1][row], sigma) if self.has_line(row) else 0.0
+        """The weight of a picture's older value."""
+        return -extrapolation(self._sigmas[0][row], self._sigmas[-1][row], sigma) if self.has_line(row) else 0.0

@@ -1,54 +1,41 @@
-"""What a transformer's forward pass was called with, as far as the cache cares."""
+"""The part of a forward pass's arguments that the cache needs."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.hooks.hooks import BaseState, StateManager
 
-from h2gen.cache.state import Ids
-
-
-class ContextName(StateManager):  # type: ignore[misc]
-    """Hears the name that a pipeline gives to its next forward pass, where it gives one (``cache_context``)."""
-
-    def __init__(self) -> None:
-        super().__init__(BaseState)
-        self.name: str | None = None
-
-    def set_context(self, context: Any) -> None:
-        self.name = getattr(context, "name", context)
-
-
-_OF_ALL = ("controlnet_block_samples", "controlnet_single_block_samples", "kv_cache_mode")
+from h2gen.cache.stages import Stage
+from h2gen.cache.trajectory import Identity
+from h2gen.families import Family
 
 
 class Inputs:
-    """A forward pass's arguments. Keeps neither embeddings nor ids alive."""
+    """A forward pass's arguments. Keeps neither embeddings nor ids alive.
 
-    def __init__(self, given: dict[str, Any]) -> None:
-        hidden, text = given["hidden_states"], given["encoder_hidden_states"]
-        ids = text, given.get("img_ids"), given.get("txt_ids")
-        self._ids = [None if tensor is None else weakref.ref(tensor) for tensor in ids]
-        self.pictures: int = hidden.shape[0]
-        #: Whether blocks can run for some pictures of a batch: none of their arguments has rows that we do not know.
-        self.separable = (
-            text.shape[0] == self.pictures > 1
-            and {*(given.get("joint_attention_kwargs") or ())} <= {"scale"}
-            and all(given.get(name) is None for name in _OF_ALL)
-        )
+    Args:
+        family: of the transformer.
+        stages: of the transformer.
+        arguments: of its forward pass, by name.
+    """
+
+    def __init__(self, family: Family, stages: Sequence[Stage], arguments: Mapping[str, Any]) -> None:
+        latents, text, timestep, image_ids, text_ids = family.pass_inputs(arguments)
+        self._identity = [None if each is None else weakref.ref(each) for each in (text, image_ids, text_ids)]
+        self.pictures: int = latents.shape[0]
+        #: Whether blocks can run for only some pictures of the batch.
+        self.separable = text.shape[0] == self.pictures > 1 and family.can_split(arguments)
         #: What must not change while residuals are kept.
-        self.signature = hidden.shape, text.shape, hidden.dtype, hidden.device
+        self.signature = latents.shape, text.shape, latents.dtype, latents.device
         self.text_tokens: int = text.shape[1]
-        self.device: torch.device = hidden.device
-        self.block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_block_samples")
-        self.single_block_samples: Sequence[torch.Tensor] | None = given.get("controlnet_single_block_samples")
-        self.blocks_repeat = bool(given.get("controlnet_blocks_repeat"))
+        self.device: torch.device = latents.device
+        #: What the model adds between each stage's blocks.
+        self.added = {stage.name: family.added_between(stage.name, len(stage.blocks), arguments) for stage in stages}
         # On CUDA a copy is queued and read later: reading it now would make the host wait for the device.
-        first = given["timestep"].detach().flatten()[0]
+        first = timestep.detach().flatten()[0]
         queued = first.device.type == "cuda"
         first = first.to("cpu", non_blocking=queued)
         self.timestep: float | torch.Tensor = first if queued else as_timestep(first)
@@ -61,8 +48,8 @@ class Inputs:
         return self.timestep
 
     @property
-    def ids(self) -> Ids:
-        return Ids(*(None if ref is None else ref() for ref in self._ids))
+    def identity(self) -> Identity:
+        return Identity(*(None if ref is None else ref() for ref in self._identity))
 
 
 def as_timestep(sigma: torch.Tensor) -> float:

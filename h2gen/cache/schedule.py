@@ -1,4 +1,4 @@
-"""The schedule of one call of a pipeline, as far as the cache cares."""
+"""The part of a pipeline call's schedule that the cache needs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Schedule:
     """What the solver does, step by step.
 
     Args:
-        timesteps: of the steps, 1000 to 0, exact where the model's own are rounded to its dtype.
-        intervals: how far each step moves the picture along its velocity, in sigma, negative; None where the solver
-            does anything else than add that (it is not plain Euler).
+        timesteps: of the steps, 1000 to 0, exact (the model is given them rounded to its dtype).
+        intervals: how far each step moves the picture along its velocity, in sigma, negative; None if the solver
+            does anything other than add that (it is not plain Euler).
     """
 
     timesteps: tuple[float, ...]
@@ -32,9 +32,8 @@ class Schedule:
 
 
 def schedule_of(pipe: Any) -> Callable[[], Schedule | None]:
-    """Ask a pipeline for the schedule of the call that it is in; None before its first."""
-
-    reference = weakref.ref(pipe)  # what hangs on a model must not keep the pipeline, and so the model, alive
+    """A function that asks a pipeline for the schedule of its current call; it returns None before the first."""
+    reference = weakref.ref(pipe)  # a hook on a model must not keep the pipeline, and so the model, alive
 
     def schedule() -> Schedule | None:
         pipe = reference()
@@ -42,7 +41,7 @@ def schedule_of(pipe: Any) -> Callable[[], Schedule | None]:
         if pipe is None or not count:
             return None
         scheduler = pipe.scheduler
-        timesteps = scheduler.timesteps.double().tolist()[-count:]  # image-to-image leaves out the first of them
+        timesteps = scheduler.timesteps.double().tolist()[-count:]  # image-to-image leaves out the first ones
         intervals = None
         if _is_euler(scheduler):
             sigmas = scheduler.sigmas.double().tolist()[-count - 1 :]

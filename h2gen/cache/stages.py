@@ -1,4 +1,4 @@
-"""Which blocks of which transformer are the structure stage and which the detail stage."""
+"""The two stages of a transformer, structure and detail, and the blocks of each."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 from torch import nn
 
 from h2gen.errors import CacheError
+from h2gen.families import family_of
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of blocks that is computed or reused as one.
+    """A sequence of blocks that is computed or reused as a whole.
 
-    ``divisor`` is the paper's token count at which its PFS begins to pool.
+    ``divisor`` is the number of tokens at which the paper's PFS begins to pool.
     """
 
     name: Literal["structure", "detail"]
@@ -25,19 +25,15 @@ class Stage:
 
 
 def stages_of(transformer: nn.Module) -> tuple[Stage, Stage]:
-    """The structure and the detail stage of a FLUX.1 or FLUX.2 transformer.
+    """The structure stage and the detail stage of a transformer.
 
     Raises:
-        CacheError: it is another model, or one of its two block lists is empty.
+        CacheError: it belongs to no known family, or has no blocks of one kind.
     """
-    if not isinstance(transformer, (FluxTransformer2DModel, Flux2Transformer2DModel)):
+    structure, detail = family_of(transformer).block_lists(transformer)
+    if not structure or not detail:
         raise CacheError(
-            f"H2-Cache needs a FluxTransformer2DModel or a Flux2Transformer2DModel, not a {type(transformer).__name__}."
+            f"H2-Cache needs blocks in both stages; this {type(transformer).__name__} has {len(structure)} for the "
+            f"structure and {len(detail)} for the detail."
         )
-    double, single = list(transformer.transformer_blocks), list(transformer.single_transformer_blocks)
-    if not double or not single:
-        raise CacheError(
-            f"H2-Cache needs double-stream and single-stream blocks; this {type(transformer).__name__} "
-            f"has {len(double)} and {len(single)}."
-        )
-    return Stage("structure", double, 2048), Stage("detail", single, 384)
+    return Stage("structure", structure, 2048), Stage("detail", detail, 384)

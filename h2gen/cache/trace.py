@@ -1,4 +1,4 @@
-"""What was decided at each step, at what cost: records, totals, and the thresholds that would have reused something."""
+"""What was decided at each step and what it cost: records and totals."""
 
 from __future__ import annotations
 
@@ -6,28 +6,37 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.outcome import Outcome
+
+if TYPE_CHECKING:
+    from h2gen.cache.step import FinishedStep
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage at one step: its relative change (None where none was measured) and what became of it."""
+    """One stage at one step: its relative change (None if it was not measured) and its outcome."""
 
     change: float | None
     outcome: Outcome
+
+    @property
+    def not_finite(self) -> bool:
+        return self.change is not None and not math.isfinite(self.change)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"change": None if self.not_finite else self.change, "outcome": self.outcome.value}
 
 
 @dataclass(frozen=True)
 class StepRecord:
     """One forward pass of the transformer, for one picture.
 
-    ``run`` counts trajectories from 0, ``step`` the steps of one trajectory from 0; ``context`` is ``cond`` or
-    ``uncond`` under true classifier-free guidance. ``timestep`` runs from 1000 to 0, ``sigma`` from 1 to 0.
-    ``picture`` counts the pictures of a batch from 0; the pass's ``seconds`` are divided evenly among them.
-    ``error`` is what a tolerance is compared with: how far the picture would be off if the step were skipped; None
-    where that was not known, or there is no tolerance.
+    ``run`` counts trajectories from 0, ``step`` the steps of one from 0, ``picture`` the pictures of a batch from 0,
+    among which the pass's ``seconds`` are divided evenly. ``context`` is ``cond`` or ``uncond`` under true
+    classifier-free guidance. ``timestep`` runs from 1000 to 0, ``sigma`` from 1 to 0. ``error`` is compared with a
+    tolerance: how far the picture would be off if the step were skipped; None if not known, or without a tolerance.
     """
 
     run: int
@@ -50,12 +59,12 @@ class StepRecord:
 
     @property
     def guarded(self) -> bool:
-        """Whether every block ran because a guard wanted it; a detail stage that was merely too old does not count."""
+        """Whether every block ran because of a guard; a detail stage that was only too old does not count."""
         return self.structure.outcome is Outcome.GUARDED
 
     @property
     def skipped(self) -> bool:
-        """Whether no block ran: the transformer's output was forecast."""
+        """Whether no block ran and the transformer's output was forecast."""
         return self.structure.outcome is Outcome.SKIPPED
 
     @property
@@ -74,34 +83,25 @@ class StepRecord:
         return not self.structure.outcome.ran and self.detail.outcome.ran
 
     def to_json(self) -> dict[str, Any]:
-        """The step as the trace file holds it. A change that is not finite is written as null: JSON has no NaN."""
+        """The step as written to a trace file. A change that is not finite becomes null: JSON has no NaN."""
+        values = {name: value for name, value in vars(self).items() if name not in ("run", "picture", "error")}
+        values |= {"structure": self.structure.to_json(), "detail": self.detail.to_json()}
+        if self.picture:
+            values["picture"] = self.picture
+        if self.error is not None and math.isfinite(self.error):
+            values["error"] = self.error
+        return values
 
-        def stage(record: StageRecord) -> dict[str, Any]:
-            finite = record.change is not None and math.isfinite(record.change)
-            return {"change": record.change if finite else None, "outcome": record.outcome.value}
 
-        return {
-            "step": self.step,
-            "context": self.context,
-            "timestep": self.timestep,
-            "sigma": self.sigma,
-            "structure": stage(self.structure),
-            "detail": stage(self.detail),
-            "blocks_run": self.blocks_run,
-            "blocks_total": self.blocks_total,
-            "seconds": self.seconds,
-            **({"picture": self.picture} if self.picture else {}),
-            **({} if self.error is None or not math.isfinite(self.error) else {"error": self.error}),
-        }
+_KINDS = ("full", "detail_reused", "structure_reused", "all_reused", "skipped")  # exactly one is true of a step
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Totals over forward passes: ``steps`` = ``full`` + ``detail_reused`` + ``structure_reused`` + ``all_reused`` +
-    ``skipped``.
+    """Totals over forward passes; ``steps`` is the sum of full, reused (of three kinds) and skipped ones.
 
     ``share`` is blocks run of all blocks, ``estimated_speedup`` its inverse, ``seconds`` what the passes took, and
-    ``not_finite`` how many changes were NaN or Inf.
+    ``not_finite`` the number of changes that were NaN or Inf.
     """
 
     steps: int = 0
@@ -127,14 +127,10 @@ class Summary:
         return 1 / self.share if self.share else math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """The totals as the trace file's last line holds them."""
+        """The totals as written to a trace file's last line."""
         return {
             "steps": self.steps,
-            "full": self.full,
-            "detail_reused": self.detail_reused,
-            "structure_reused": self.structure_reused,
-            "all_reused": self.all_reused,
-            "skipped": self.skipped,
+            **{kind: getattr(self, kind) for kind in _KINDS},
             "blocks_run": self.blocks_run,
             "blocks_total": self.blocks_total,
             "share": self.share,
@@ -145,62 +141,25 @@ class Summary:
 
 
 def summarize_steps(steps: Iterable[StepRecord]) -> Summary:
-    """Add up steps, of one trajectory or of many."""
+    """Add up the steps of one trajectory or of many."""
     records = list(steps)
-    outcomes = ("full", "detail_reused", "structure_reused", "all_reused", "skipped")
     return Summary(
-        **{name: sum(getattr(record, name) for record in records) for name in outcomes},
+        **{kind: sum(getattr(record, kind) for record in records) for kind in _KINDS},
         steps=len(records),
         blocks_run=sum(record.blocks_run for record in records),
         blocks_total=sum(record.blocks_total for record in records),
         seconds=sum(record.seconds for record in records),
-        not_finite=sum(
-            stage.change is not None and not math.isfinite(stage.change)
-            for record in records
-            for stage in (record.structure, record.detail)
-        ),
+        not_finite=sum(stage.not_finite for record in records for stage in (record.structure, record.detail)),
     )
-
-
-def suggest_thresholds(steps: Iterable[StepRecord]) -> tuple[float | None, float | None]:
-    """Thresholds just above the median change that each stage showed; None for a stage that showed none.
-
-    Meant for a run that never reused anything: there every change is one from step to step, so that these thresholds
-    would have reused about every second step.
-    """
-    records = list(steps)
-
-    def above_median(changes: list[float]) -> float | None:
-        finite = sorted(change for change in changes if math.isfinite(change))
-        if not finite:
-            return None
-        return math.floor(finite[len(finite) // 2] * 100 + 1) / 100
-
-    return (
-        above_median([r.structure.change for r in records if r.structure.change is not None]),
-        above_median([r.detail.change for r in records if r.detail.change is not None]),
-    )
-
-
-class PendingStep(Protocol):
-    """A step whose time the device may still be measuring."""
-
-    @property
-    def ready(self) -> bool: ...
-
-    def record(self) -> StepRecord: ...
 
 
 @dataclass
 class Trace:
-    """All steps since the cache was applied (or since ``clear``), and their totals.
-
-    Reading ``steps`` or ``summary`` waits for the device where the last steps are still running on it.
-    """
+    """All steps since the cache was applied or ``clear`` was called. Reading them waits for those still running."""
 
     on_step: Callable[[StepRecord], None] | None = None
     _steps: list[StepRecord] = field(default_factory=list)
-    _pending: deque[PendingStep] = field(default_factory=deque)
+    _pending: deque[FinishedStep] = field(default_factory=deque)
 
     @property
     def steps(self) -> list[StepRecord]:
@@ -213,11 +172,11 @@ class Trace:
 
     @property
     def speedup(self) -> float:
-        """The estimate from the share of blocks run; compare it with measured seconds before believing it."""
+        """Estimated from the share of blocks run; compare it with measured seconds before relying on it."""
         return self.summary.estimated_speedup
 
     def of_each_picture(self) -> list[Trace]:
-        """A trace of each picture of a batch, as it would be of the picture alone."""
+        """One trace per picture of a batch, as if it had been made alone."""
         found: dict[int, list[StepRecord]] = {}
         for record in self.steps:
             found.setdefault(record.picture, []).append(replace(record, picture=0))
@@ -227,7 +186,7 @@ class Trace:
         self._pending.clear()
         self._steps.clear()
 
-    def add(self, step: PendingStep) -> None:
+    def add(self, step: FinishedStep) -> None:
         self._pending.append(step)
         self.flush()
 

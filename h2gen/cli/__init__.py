@@ -1,4 +1,4 @@
-"""The command line: one file a command, and the only room that prints."""
+"""The command line: commands, and what they print. Nothing else prints."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""The commands put together, ``generate`` as the one that needs no name, and the boundary where errors become lines."""
+"""All commands, with ``generate`` as the one without a name, and the place where errors become messages."""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer._click.exceptions import ClickException
 from typer.core import TyperCommand, TyperGroup
 
 from h2gen._version import __version__
-from h2gen.cli.commands import batch, bench, compare, frontier, info, models, presets, replay, shell, tune
+from h2gen.cli.commands import COMMANDS
 from h2gen.cli.commands.generate import generate
 from h2gen.errors import H2GenError
 
@@ -18,7 +18,7 @@ DEFAULT = "generate"
 
 
 class _Sections(TyperCommand):
-    """Help in plain text, a section for each panel: typer's own panels take as long to load as all the rest."""
+    """Help in plain text, with one section per panel: typer's own panels take too long to load."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -34,7 +34,7 @@ class _Sections(TyperCommand):
 
 
 class _DefaultGroup(TyperGroup):
-    """Puts ``generate`` in front of arguments that name no command, so that ``h2gen "a cat"`` works."""
+    """Puts ``generate`` before arguments that do not begin with a command, so that ``h2gen "a cat"`` works."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {"--help", "--version", "--install-completion", "--show-completion"}
@@ -44,7 +44,9 @@ class _DefaultGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         # The options that people look for are those of the command without a name.
-        self.commands[DEFAULT].format_help(type(ctx)(self.commands[DEFAULT], info_name=ctx.info_name), formatter)
+        default = self.commands[DEFAULT]
+        own = type(ctx)(default, info_name=ctx.info_name, help_option_names=ctx.help_option_names)
+        default.format_help(own, formatter)
         formatter.write_paragraph()
         super().format_help(ctx, formatter)
 
@@ -56,7 +58,7 @@ app = typer.Typer(
     cls=_DefaultGroup,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["--help", "-h"]},
+    context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 100},
 )
 
 
@@ -70,20 +72,16 @@ def _version(wanted: bool) -> None:
 def _group(
     version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="The version.")] = False,
 ) -> None:
-    """Other commands; each has a --help of its own."""
+    """Other commands; each has its own --help."""
 
 
 app.command(DEFAULT, cls=_Sections, hidden=True)(generate)
-app.add_typer(presets.app, name="presets")
-app.add_typer(models.app, name="models")
-app.command("batch", cls=_Sections)(batch.batch)
-app.command("info")(info.info)
-app.command("replay", cls=_Sections)(replay.replay)
-app.command("shell", cls=_Sections)(shell.shell)
-app.command("compare", cls=_Sections)(compare.compare)
-app.command("frontier", cls=_Sections)(frontier.frontier)
-app.command("tune", cls=_Sections)(tune.tune)
-app.command("bench")(bench.bench)
+for _name in COMMANDS:
+    _module = import_module(f"h2gen.cli.commands.{_name}")
+    if hasattr(_module, "app"):
+        app.add_typer(_module.app, name=_name)
+    else:
+        app.command(_name, cls=_Sections)(getattr(_module, _name))
 
 
 def _complain(message: str) -> None:
@@ -100,16 +98,16 @@ def run(arguments: list[str]) -> int:
         if status == 130:  # typer has caught the KeyboardInterrupt
             _complain("Stopped; no picture was saved.")
         return status if isinstance(status, int) else 0
-    except ClickException as error:
+    except typer.TyperException as error:  # wrong usage
         _complain(f"{error.format_message().rstrip('.')}. See 'h2gen --help'.")
         return error.exit_code
     except H2GenError as error:
-        for line in str(error).splitlines():  # of prompt files all mistakes are told at once
+        for line in str(error).splitlines():  # all errors of prompt files are reported at once
             _complain(line)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _complain("Stopped; no picture was saved.")
         return 130
     except BrokenPipeError:
-        sys.stdout = None  # whoever read our paths has gone; do not complain at exit
+        sys.stdout = None  # whatever read our output has closed it; do not complain at exit
         return 1

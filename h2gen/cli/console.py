@@ -1,4 +1,4 @@
-"""The one console: everything that is not a result goes to stderr through it, and nothing else prints."""
+"""The console on stderr: everything that is not a result goes through it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from h2gen.wording import printable
 
 
 def make_console() -> Console:
-    """A console on stderr. Cursor codes and colour only in a real terminal, whatever FORCE_COLOR says."""
+    """A console on stderr. Cursor codes and colours only in a real terminal, whatever FORCE_COLOR says."""
     live = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
     return Console(stderr=True, force_terminal=live, highlight=False, markup=False, emoji=False)
 
 
 def say(console: Console, message: str, style: str = "") -> None:
-    """One line, safe to show whatever is in it; wrapped at words in a terminal, not at all elsewhere."""
+    """Print one line, with control characters removed; wrapped at words in a terminal, otherwise not wrapped."""
     console.print(Text(printable(message), style=style), soft_wrap=not console.is_terminal)
 
 
+def say_stopping(console: Console) -> None:
+    """What the first Ctrl-C prints; in a batch, the second."""
+    say(console, "Stopping after this step; press Ctrl-C again to stop at once.", "yellow")
+
+
 def complain(message: str) -> None:
-    """The one line that an error gets."""
+    """Print an error, in one line."""
     line = Text("h2gen: ", style="bold red")
     line.append(printable(message), style="not bold default")
     console = make_console()
@@ -34,7 +39,7 @@ def complain(message: str) -> None:
 
 
 class _Logs(logging.Handler):
-    """What diffusers and transformers log, as notices of ours."""
+    """Prints what diffusers and transformers log."""
 
     def __init__(self, console: Console, verbose: bool) -> None:
         super().__init__(logging.WARNING)
@@ -42,13 +47,13 @@ class _Logs(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         message = record.getMessage()
-        # Their notices speak to programmers, but for the one that says that part of the prompt was cut off.
+        # Most of it is for programmers; only the warning that the prompt was cut off is for users.
         if self._verbose or ("`max_sequence_length` is set to" in message and not message.endswith("['']")):
             say(self._console, message, "yellow")
 
 
 def route_warnings(console: Console, verbose: bool) -> None:
-    """Send Python's warnings and the libraries' logs through the console, so that they do not tear the live table."""
+    """Send Python's warnings and the libraries' logs through the console, so that they do not break the live table."""
 
     def show(message: Warning | str, category: type[Warning], *_args: Any, **_kwargs: Any) -> None:
         if verbose or category is RuntimeWarning:

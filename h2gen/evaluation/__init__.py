@@ -1,1 +1,1 @@
-"""Questions about speed and quality, answered by measuring."""
+"""Evaluates speed and fidelity by measuring: ``compare``, ``tune``, ``frontier`` and ``bench``."""

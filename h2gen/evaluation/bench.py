@@ -1,7 +1,7 @@
-"""What a step costs by its outcome, what the checks cost, and whether the estimated speed-up is true.
+"""``h2gen bench``: the time of each kind of step and of the checks, and the measured against the estimated speed-up.
 
-Steps are timed on the transformer alone, with guards and extreme thresholds choosing each step's outcome, so that the
-figures do not depend on a prompt. Runs are interleaved, the first of each kind is left out, and medians are taken.
+Only the transformer is timed. Guards and extreme thresholds force each step's outcome, so the figures do not depend on
+a prompt. Runs are interleaved, the first of each kind is not counted, and medians are reported.
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from h2gen.cache import CacheConfig, StepRecord, h2_cache
+from h2gen.cache.pfs import pooling_kernel, relative_change, summarize
 from h2gen.cache.stages import stages_of
-from h2gen.cache.summary import pooling_kernel, relative_change, summarize
+from h2gen.errors import SettingError
+from h2gen.families import family_of
+from h2gen.families.flux1 import random_transformer
+from h2gen.generation.session import open_session
+from h2gen.models import choose_device, choose_dtype, resolve
 
 _ALWAYS, _NEVER = 1e30, 1e-30
-"""Thresholds that every change is below, and that no change is below."""
+"""A threshold above every change, and one below every change."""
 
 _EVERY = 4
-"""One step of so many is full in the runs that reuse."""
+"""In the runs that reuse, one of this many steps is full."""
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchReport:
     """Medians, in seconds.
 
-    ``plain`` is a step without the cache; ``full``, ``detail_reused`` and ``all_reused`` are steps with it, checks
-    included; ``skipped`` is one of which a plan says that no block runs; ``checks`` is both stages' summaries and
-    changes of one step. The speed-ups compare whole runs in which one step of four is full and the others reuse
+    ``plain`` is a step without the cache; ``full``, ``detail_reused`` and ``all_reused`` are steps with it, including
+    the checks; ``skipped`` is a step in which a plan runs no block; ``checks`` is the summaries and changes of both
+    stages in one step. The speed-ups compare whole runs in which one step of four is full and the others reuse
     everything.
     """
 
@@ -56,44 +60,73 @@ class Report:
 
     @property
     def checks_share(self) -> float:
-        """Of a step without the cache."""
+        """The checks as a share of a step without the cache."""
         return self.checks / self.plain
 
     @property
     def kept(self) -> float:
-        """The measured speed-up as a part of the estimate."""
+        """The measured speed-up as a share of the estimate."""
         return self.measured_speedup / self.estimated_speedup
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "checks_share": self.checks_share, "kept": self.kept}
 
 
-def random_transformer(device: torch.device, dtype: torch.dtype, width: int = 1024, doubles: int = 5) -> nn.Module:
-    """A FLUX.1 transformer with ``66 * width**2 * doubles`` random weights, one double block to two single ones."""
-    torch.manual_seed(0)
-    model: nn.Module = FluxTransformer2DModel(
-        num_layers=doubles,
-        num_single_layers=2 * doubles,
-        num_attention_heads=width // 128,
-        joint_attention_dim=512,
-        pooled_projection_dim=256,
-        guidance_embeds=True,
+def bench(
+    model: str = "tiny",
+    *,
+    random: bool = False,
+    tokens: int | None = None,
+    steps: int = 8,
+    repeat: int = 3,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> BenchReport:
+    """Time a model's transformer; see ``measure``.
+
+    Args:
+        model: a model, by alias, hub id or path.
+        random: time 350 M random weights instead.
+        tokens: image tokens; None takes 1024 with ``random`` and otherwise the model's own default size.
+        steps: steps per run, at least 5.
+        repeat: runs of each kind.
+        device, dtype: as on the command line.
+
+    Raises:
+        SettingError: a number is out of range.
+        ModelError: the model cannot be loaded.
+    """
+    if tokens is not None and not 1 <= tokens <= 65536:
+        raise SettingError(f"tokens is {tokens}; give a whole number from 1 to 65536.")
+    if random:
+        where = choose_device(device)
+        transformer = random_transformer(where, choose_dtype(dtype, where))
+        return measure(transformer, image_tokens=tokens or 1024, text_tokens=128, steps=steps, repeats=repeat)
+    checkpoint = resolve(model)
+    defaults = checkpoint.defaults
+    transformer = open_session(checkpoint, device=device, dtype=dtype).pipe.transformer
+    return measure(
+        transformer,
+        image_tokens=tokens or defaults.width * defaults.height // defaults.size_multiple**2,
+        text_tokens=defaults.max_sequence_length,
+        steps=steps,
+        repeats=repeat,
     )
-    # Not the model's own ``to``, which advises against casting trained weights so.
-    return nn.Module.to(model, device=device, dtype=dtype).eval()
 
 
-def measure(transformer: nn.Module, *, image_tokens: int, text_tokens: int, steps: int = 8, repeats: int = 3) -> Report:
-    """Time a FLUX.1 transformer.
+def measure(
+    transformer: nn.Module, *, image_tokens: int, text_tokens: int, steps: int = 8, repeats: int = 3
+) -> BenchReport:
+    """Time a transformer.
 
     Args:
         transformer: on its device, in its dtype, without a cache.
-        image_tokens: tokens of the picture; 4096 is 1024x1024 on FLUX.1.
+        image_tokens: 4096 is 1024x1024 on FLUX.1.
         text_tokens: tokens of the prompt.
-        steps: steps of one run; at least 5, so that two of them are full.
-        repeats: runs of each kind that are counted.
+        steps: steps per run; at least 5, so that two of them are full.
+        repeats: counted runs of each kind.
     """
-    inputs = _inputs(transformer, image_tokens, text_tokens)
+    inputs = family_of(transformer).example_inputs(transformer, image_tokens, text_tokens)
     reuse_all = CacheConfig(tau1=_ALWAYS, tau2=_ALWAYS, max_consecutive=_EVERY - 1)
     reuse_detail = CacheConfig(tau1=0, tau2=_ALWAYS, max_consecutive=_EVERY - 1)
     check_only = CacheConfig(tau1=_NEVER, tau2=_NEVER)
@@ -118,7 +151,7 @@ def measure(transformer: nn.Module, *, image_tokens: int, text_tokens: int, step
         records["check"] += check
         records["skip"] += skipped
         share = sum(step.blocks_run for step in trace) / sum(step.blocks_total for step in trace)
-    return Report(
+    return BenchReport(
         parameters=sum(parameter.numel() for parameter in transformer.parameters()),
         blocks=records["all"][0].blocks_total,
         image_tokens=image_tokens,
@@ -142,33 +175,11 @@ def _median(steps: Iterable[StepRecord]) -> float:
     return statistics.median(step.seconds for step in steps)
 
 
-def _inputs(transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
-    config, weight = transformer.config, transformer.proj_out.weight
-    generator = torch.Generator("cpu").manual_seed(0)
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(weight.device, weight.dtype)
-
-    side = max(1, int(image_tokens**0.5))
-    img_ids = torch.tensor([[0, i // side, i % side] for i in range(image_tokens)], dtype=torch.float32)
-    inputs = {
-        "hidden_states": noise(1, image_tokens, config.in_channels),
-        "encoder_hidden_states": noise(1, text_tokens, config.joint_attention_dim),
-        "pooled_projections": noise(1, config.pooled_projection_dim),
-        "img_ids": img_ids.to(weight.device),
-        "txt_ids": torch.zeros(text_tokens, 3, device=weight.device),
-        "return_dict": False,
-    }
-    if config.guidance_embeds:
-        inputs["guidance"] = torch.full((1,), 3.5, device=weight.device)
-    return inputs
-
-
 @torch.no_grad()
 def _run(
     transformer: nn.Module, inputs: dict[str, Any], steps: int, config: CacheConfig | None
 ) -> tuple[float, list[StepRecord]]:
-    """Seconds of one run of denoising steps, device synchronised, and its records where the cache is on."""
+    """Seconds of one run of denoising steps, device synchronised, and its records if the cache is on."""
     device = inputs["hidden_states"].device
     timesteps = [torch.full((1,), 1 - i / steps, device=device) for i in range(steps)]
 

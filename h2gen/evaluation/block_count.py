@@ -1,7 +1,7 @@
-"""How many blocks of a transformer really computed, whatever cache is on it.
+"""Counts how many blocks of a transformer actually ran, whatever cache is on it.
 
-Nothing here asks a cache what it did: hooks on layers deep inside the blocks see which of them ran, so that every
-method of a comparison is counted alike.
+Hooks on layers deep inside the blocks see which blocks ran, so every method of a comparison is counted in the same way,
+without relying on what its cache reports.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class BlockCount:
-    """Blocks run, and blocks that there would have been, since the counting began.
+    """Blocks that ran, and blocks that would have run without a cache, since counting began.
 
-    A block counts in two halves, since some caches reuse its attention alone (TaylorSeer's default) and still compute
-    the rest: half for its attention, half for its feed-forward layers. That is near their true parts: at 1024x1024
-    attention is 47 % of the multiply-adds of a FLUX.1 double-stream block and 40 % of a single-stream block. A
-    single-stream block of FLUX.2 has both in one layer and counts as a whole.
+    A block counts in two halves, one for its attention and one for its feed-forward layers, because some caches
+    (TaylorSeer by default) reuse only its attention. That is close to their true cost: at 1024x1024 attention is 47 %
+    of the multiply-adds of a FLUX.1 double-stream block and 40 % of a single-stream block. A single-stream block of
+    FLUX.2 has both in one layer and counts as a whole.
     """
 
     run: float = 0.0
@@ -30,19 +30,19 @@ class BlockCount:
 
     @property
     def share(self) -> float:
-        """Blocks run of all blocks; 1 before anything ran."""
+        """Share of the blocks that ran; 1 before anything ran."""
         return self.run / self.total if self.total else 1.0
 
 
 @contextmanager
 def count_blocks(transformer: nn.Module) -> Iterator[BlockCount]:
-    """Count for the length of a ``with`` block, over any number of pictures; caches may come and go inside it.
+    """Count within a ``with`` block, over any number of images; caches may come and go inside it.
 
     Args:
-        transformer: a ``FluxTransformer2DModel`` or a ``Flux2Transformer2DModel``.
+        transformer: of any of the families.
 
     Raises:
-        CacheError: it is another model.
+        CacheError: the model belongs to none of them.
 
     >>> with count_blocks(pipe.transformer) as count:  # doctest: +SKIP
     ...     image = pipe("a cat").images[0]
@@ -74,10 +74,10 @@ def count_blocks(transformer: nn.Module) -> Iterator[BlockCount]:
 
 
 def _witnesses(block: Any) -> list[nn.Module]:
-    """Layers called exactly once when their half of the block computes, too deep for any cache to go between.
+    """Layers called exactly once when their half of the block runs, too deep for any cache to replace.
 
-    Caches replace the forward pass of blocks, attention and feed-forward modules; quantization, LoRA and fusing the
-    projections replace linear layers. What is left is the attention's norm of the queries and the activation.
+    Caches replace the forward pass of blocks, attention and feed-forward modules; quantization, LoRA and fused
+    projections replace linear layers. What remains is the attention's query norm and the activation.
     """
     feed_forward = getattr(block, "ff", None)
     if feed_forward is None:

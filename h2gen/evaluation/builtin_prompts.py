@@ -1,6 +1,7 @@
-"""Prompts to measure with where the user gives none: single things that every model can draw, the bundled one too.
+"""The prompts built into tune and frontier: single objects that every model can draw, even the bundled one.
 
-The three lists share no prompt: what is searched on one is judged on another, and the frontier is measured on a third.
+The three lists share no prompt: settings are searched on one, judged on another, and the frontier is measured on the
+third. ``compare`` has no built-in prompts; it takes the user's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ TUNING = _split("""
 a cat; a birthday cake; a flat icon of a bus; a 3d render of an apple; a cartoon of a frog; a rose; a guitar;
 a sailboat
 """)
-"""What plans and thresholds are searched on."""
+"""Prompts for searching plans and tolerances."""
 
 CHECKING = _split("""
 a dog; a butterfly; a car; a cartoon of a pizza; a flat icon of a mushroom; a 3d render of a horse; a
@@ -24,7 +25,7 @@ strawberry; a tiger face; a hamburger; a bird; a flower; a green apple; a cow; a
 icon of a house; a cartoon of a ghost; a teapot; a rocket; a drum; a lemon; an umbrella; a panda face; a
 train; a moon
 """)
-"""What the candidates of a search are judged on."""
+"""Prompts for judging the candidates of a search."""
 
 FRONTIER = _split("""
 a fox face; a pear; a bicycle; a whale; a cactus; a doughnut; a crown; a trumpet; a snail; a watermelon; a
@@ -36,9 +37,9 @@ icon of a tree; a flat icon of a pie; a flat icon of a shoe; a flat icon of a cl
 cartoon of a carrot; a cartoon of a tractor; a cartoon of an elephant; a cartoon of a cherry blossom; a
 cartoon of an egg; a cartoon of a backpack; a cartoon of a book
 """)
-"""What nothing is chosen by."""
+"""Prompts for measuring only; nothing is chosen on them."""
 
 
 def cases(prompts: tuple[str, ...], first_seed: int) -> list[Case]:
-    """The prompts, each with a seed of its own."""
+    """The prompts, with seeds counting up from the first one."""
     return [Case(prompt, first_seed + place) for place, prompt in enumerate(prompts)]

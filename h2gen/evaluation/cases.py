@@ -1,38 +1,114 @@
-"""Prompts with their seeds as a comparison takes them: the same settings for all."""
+"""The prompts and seeds that compare, tune and frontier run on: a prompt, prompt files, or those built into h2gen."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from h2gen.batches.jobs import Jobs
+from h2gen.batches.prompts import Entry, Reading, read_prompts
 from h2gen.errors import SettingError
 from h2gen.evaluation.results import Case
-from h2gen.settings.values import Settings
+from h2gen.settings.layers import Resolved
+from h2gen.settings.resolve import Request, resolve_request
+from h2gen.settings.table import TABLE
+from h2gen.settings.values import Settings, clean_prompt
+from h2gen.wording import did_you_mean
+
+PromptFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
+"""One prompt file or several: ``.txt``, ``.yaml`` or ``.jsonl``."""
 
 
-def cases_of(jobs: Jobs, most: int | None = None) -> tuple[list[Case], Settings]:
-    """The cases of some jobs, each once, and the settings that they share.
+def check_names(settings: Mapping[str, Any], command: str) -> None:
+    """Check that a command has the settings that its Python function was given.
+
+    Raises:
+        TypeError: it does not have one of them.
+    """
+    known = [row.name for row in TABLE if row.is_setting and command in row.commands]
+    for name in settings:
+        if name not in known:
+            raise TypeError(f"Unexpected keyword argument {name!r}{did_you_mean(name, known)}")
+
+
+def read_entries(prompt: str | None, files: PromptFiles, key: str | None) -> Reading:
+    """The entries of prompt files, or the one prompt.
+
+    Raises:
+        SettingError: there is neither, or both, or the prompt is empty.
+        PromptFileError: the files have very many errors; with fewer, ``Reading.check`` raises it.
+    """
+    paths = file_names(files)
+    if (prompt is None) == (not paths):
+        raise SettingError("Give a prompt, or --prompts with a file of them.")
+    if paths:
+        return read_prompts(paths, key)
+    return Reading([Entry(clean_prompt(prompt or ""), "the prompt", {}, {})])
+
+
+def file_names(files: PromptFiles) -> list[str]:
+    """Prompt files as a list of paths."""
+    if files is None:
+        return []
+    return [os.fspath(path) for path in ([files] if isinstance(files, (str, os.PathLike)) else files)]
+
+
+def cases_of(jobs: Jobs, limit: int | None = None) -> tuple[list[Case], Settings]:
+    """The cases of some jobs, without repetitions, and the settings that they share.
 
     Args:
         jobs: of prompt files and options.
-        most: so many cases at most; None takes all.
+        limit: number of cases, at most; None takes all.
 
     Raises:
-        SettingError: an entry of a prompt file has settings of its own.
+        SettingError: an entry of a prompt file has its own settings.
     """
     cases: dict[Case, None] = {}
     shared: Settings | None = None
     for job in jobs:
-        if most is not None and len(cases) >= most:
+        if limit is not None and len(cases) >= limit:
             break
         settings = replace(job.settings, prompt="-", seed=0)
         if shared is not None and settings != shared:
             raise SettingError(
-                f"{job.source} has settings of its own; a comparison needs the same for all pictures: give them as "
-                "options."
+                f"{job.source} has its own settings; a comparison needs the same settings for all pictures: give "
+                "them as options."
             )
         shared = settings
         cases[Case(job.settings.prompt, job.settings.seed)] = None
     if shared is None:
         raise SettingError("There is nothing to compare; give a prompt.")
     return list(cases), shared
+
+
+def uncached_request(
+    given: Mapping[str, Any], files: PromptFiles, key: str | None, built_in: Sequence[Case], limit: int
+) -> tuple[Request, Sequence[Case]]:
+    """The request for the uncached reference images, and their cases.
+
+    Args:
+        given: settings, as in ``resolve_request``.
+        files: prompt files. Settings in them must be the same for all prompts.
+        key: of the prompt in JSON Lines.
+        built_in: the cases if there are no files.
+        limit: number of cases, at most.
+
+    Raises:
+        UsageError: a setting or a prompt file cannot be used.
+    """
+    given = {**given, "no_cache": True}
+    paths = file_names(files)
+    if not paths:
+        return resolve_request("-", {**given, "seed": 0}), built_in[:limit]
+    jobs = Jobs(read_prompts(paths, key), given)
+    cases, settings = cases_of(jobs, limit)
+    shared = {"size": f"{settings.width}x{settings.height}", **settings.to_json()}
+    resolved = {
+        name: Resolved(shared[name], "prompt file")
+        if name != "seed" and shared.get(name, item.value) != item.value
+        else item
+        for name, item in jobs.request.resolved.items()
+    }
+    return replace(jobs.request, settings=settings, resolved=resolved), cases

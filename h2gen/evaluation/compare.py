@@ -1,281 +1,189 @@
-"""Every method makes the picture of every case: timed in turn, compared with the uncached one, and written down.
-
-Clocks are read around whole calls of the pipeline, the device synchronised, the text encoded before. Methods take
-turns, so that a machine that becomes slower is slower for all of them; what runs for the first time is left out.
-"""
+"""``h2gen.compare``: cached images against uncached ones, fewer steps that take as long, and other caches."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image
-
-from h2gen.errors import BadPicture, RunError, SettingError
-from h2gen.evaluation.equal_cost import Choosing
-from h2gen.evaluation.make_image import ImageMaker, MadeImage
-from h2gen.evaluation.methods import Method
-from h2gen.evaluation.metrics import MetricInfo, Metrics
-from h2gen.evaluation.options import CompareObserver, CompareOptions
-from h2gen.evaluation.peers import TOLERANCE
-from h2gen.evaluation.results import VERSION, Case, Comparison, MethodResult, Shot, best_of, score, timing
-from h2gen.generation.session import Session
-from h2gen.output.metadata import origin, versions
-from h2gen.output.save import encode
+from h2gen.batches.jobs import Jobs
+from h2gen.errors import SettingError
+from h2gen.evaluation.cases import PromptFiles, cases_of, check_names, read_entries
+from h2gen.evaluation.metrics import Metrics, choose_metrics
+from h2gen.evaluation.options import CompareObserver, CompareOptions, MethodOptions
+from h2gen.evaluation.peers import choose_peers
+from h2gen.evaluation.recommend import numbered, recommended, save_preset
+from h2gen.evaluation.report import check_report_folder, write_report
+from h2gen.evaluation.results import Case, Comparison
+from h2gen.evaluation.threshold_grid import Values, grid, parse_values
+from h2gen.output.save import target_of
+from h2gen.settings import presets
+from h2gen.settings.resolve import Request
 from h2gen.settings.values import Settings
 
-_SHARED = ("width", "height", "steps", "guidance", "cfg", "negative", "max_sequence_length")
-
-Choice = Callable[[Sequence[MethodResult], Sequence[MetricInfo]], str]
-"""Picks the name of the method that is shown first."""
+if TYPE_CHECKING:
+    from h2gen.evaluation.comparison_run import FinishedRun
 
 
-class Memory(Protocol):
-    """Whoever remembers figures across runs of the program, so that one that was stopped can go on."""
+def compare(
+    prompt: str | None = None,
+    *,
+    prompts: PromptFiles = None,
+    prompt_key: str | None = None,
+    tau1: Values = None,
+    tau2: Values = None,
+    tolerance: Values = None,
+    options: CompareOptions | None = None,
+    observer: CompareObserver | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Measure what the cache gains and costs, compared with simply using fewer steps.
 
-    def recall(self, case: int, methods: Sequence[Method]) -> Sequence[Shot] | None:
-        """The shots of a case, one a method, if it was measured before with these methods."""
-
-    def keep(self, case: int, methods: Sequence[Method], shots: Sequence[Shot]) -> None:
-        """A case is measured."""
-
-
-@dataclass
-class _Tally:
-    """What a method's pictures of the finished cases came to."""
-
-    method: Method
-    shots: list[Shot] = field(default_factory=list)
-
-
-class Comparing:
-    """A comparison in the making. ``run`` makes the pictures; ``result`` is of all cases that are finished by then.
+    >>> import h2gen
+    >>> found = h2gen.compare("a cat", tau1=(0.05, 0.1), tau2=0.2, model="dev", seed=7)  # doctest: +SKIP
+    >>> best = found.method(found.chosen)  # doctest: +SKIP
+    >>> best.speedup, best.scores["psnr"].mean  # doctest: +SKIP
 
     Args:
-        session: a loaded model.
-        cases: prompts and seeds.
-        settings: of every picture; prompt, seed, steps and cache are each method's own.
-        metrics: what pictures are judged by; the first of fidelity is the one that decides what is Pareto-best.
-        wishes: see there.
-        watcher: is told how it goes on.
-        memory: of cases that were measured before; their pictures are not made again. None has none.
-        folder: of the report, where every picture is written to ``pictures/CASE-METHOD.png``; None keeps none.
+        prompt: what to draw; or give ``prompts``.
+        prompts: prompt files, as ``h2gen batch`` reads them.
+        prompt_key: key of the prompt in JSON Lines.
+        tau1, tau2, tolerance: one value or several; every combination is measured.
+        options: what else is compared, how, and which files are written.
+        observer: receives progress events.
+        settings: named like the command line's options, such as ``model``, ``steps``, ``seed`` or ``preset``.
+
+    Returns:
+        All figures.
+
+    Raises:
+        H2GenError: something cannot be used, or failed. The observer's ``compared`` already has the figures of what
+            was finished before.
+        TypeError: a setting is unknown.
+    """
+    prepared = prepare_comparison(
+        prompt,
+        prompts=prompts,
+        prompt_key=prompt_key,
+        tau1=tau1,
+        tau2=tau2,
+        tolerance=tolerance,
+        options=options,
+        **settings,
+    )
+    if observer is not None:
+        for notice in prepared.request.notices:
+            observer.notice(notice)
+    return prepared.run(observer)
+
+
+def prepare_comparison(
+    prompt: str | None = None,
+    *,
+    prompts: PromptFiles = None,
+    prompt_key: str | None = None,
+    tau1: Values = None,
+    tau2: Values = None,
+    tolerance: Values = None,
+    options: CompareOptions | None = None,
+    **settings: Any,
+) -> PreparedComparison:
+    """Check all arguments of ``compare``; nothing is loaded or written."""
+    check_names(settings, "compare")
+    options = options or CompareOptions()
+    first = {
+        name: None if values is None else parse_values(name, values)[0]
+        for name, values in (("tau1", tau1), ("tau2", tau2), ("tolerance", tolerance))
+    }
+    jobs = Jobs(read_entries(prompt, prompts, prompt_key), {**settings, **first})
+    target = target_of(jobs.request.out, "png")
+    if target.stem is not None:
+        raise SettingError(f"out is {jobs.request.out!r}; a comparison needs a folder for its pictures.")
+    check_report_folder(options.report)
+    if options.save_preset is not None:
+        presets.check_new(options.save_preset)
+    cases, shared = cases_of(jobs, options.limit)
+    caches = grid(shared.cache, tau1, tau2, tolerance)
+    if not any(cache.enabled for cache in caches):
+        raise SettingError("The cache is off; give --tau1 and --tau2, or a --preset, to compare it with.")
+    if options.row is not None and not 1 <= options.row <= len(caches):
+        raise SettingError(f"row is {options.row}; there are {len(caches)}, counted from 1.")
+    methods = MethodOptions(
+        caches,
+        fewer=_step_counts(options.fewer, shared.steps),
+        peers=() if options.against is None else choose_peers(options.against),
+        truth=options.truth,
+        repeat=options.repeat,
+    )
+    metrics = choose_metrics(options.metrics, clip_model=options.clip_model)
+    if not metrics.infos:
+        raise SettingError(" ".join(metrics.notices))
+    return PreparedComparison(jobs.request, cases, shared, metrics, methods, options, target.folder)
+
+
+@dataclass(frozen=True)
+class PreparedComparison:
+    """A comparison whose input has been checked. ``run`` loads the model and compares.
+
+    ``request`` is the model with all settings, ``cases`` are the prompts and seeds.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        cases: Sequence[Case],
-        settings: Settings,
-        metrics: Metrics,
-        wishes: CompareOptions,
-        *,
-        watcher: CompareObserver,
-        folder: Path | None = None,
-        memory: Memory | None = None,
-    ) -> None:
-        self._session, self._cases, self._settings = session, tuple(cases), settings
-        self._metrics, self._wishes, self._watcher, self._folder = metrics, wishes, watcher, folder
-        self._memory = memory
-        self._maker = ImageMaker(session, self._cases, settings)
-        self._tallies: list[_Tally] = []
-        self._notices: list[str] = list(metrics.notices)
-        self._kept: dict[str, Image.Image] = {}
+    request: Request
+    cases: Sequence[Case]
+    _settings: Settings
+    _metrics: Metrics
+    _methods: MethodOptions
+    _options: CompareOptions
+    _out: Path
 
-    @property
-    def finished(self) -> int:
-        """Cases that every method has made."""
-        return min((len(tally.shots) for tally in self._tallies), default=0)
-
-    @property
-    def pictures(self) -> Mapping[str, Image.Image]:
-        """The first case's pictures, by the methods' names."""
-        return self._kept
-
-    def run(self) -> None:
-        """Make and measure every picture. A method that fails is left out, and a notice says so.
+    def run(self, observer: CompareObserver | None = None) -> Comparison:
+        """Compare, and write the files that were asked for.
 
         Raises:
-            H2GenError: an uncached picture could not be made, or a picture could not be written; ``result`` has the
-                cases that were finished before.
-            KeyboardInterrupt: the session was interrupted; the same.
+            H2GenError: as ``compare``.
         """
-        choosing = Choosing(self._maker, self._wishes, self._watcher)
-        chosen = choosing.methods()
-        self._notices += choosing.notices
-        self._tallies = [_Tally(method) for method in chosen]
-        self._watcher.planned(chosen, len(self._cases) * sum(map(self._repeats, chosen)))
-        for index in range(len(self._cases)):
-            known = None if self._memory is None else self._memory.recall(index, [t.method for t in self._tallies])
-            if known is None:
-                self._measure(index)
-            else:
-                for tally, shot in zip(self._tallies, known, strict=True):
-                    self._add(tally, shot)
+        from h2gen.evaluation.comparison_run import run_comparison  # loads torch
 
-    def result(self, chosen: Choice, content_hash: str = "") -> Comparison:
-        """All figures so far.
-
-        Args:
-            chosen: picks the method that is shown first.
-            content_hash: of the model, as ``h2gen.models.content_hash`` computes it.
-
-        Raises:
-            SettingError: no case is finished.
-        """
-        finished = self.finished
-        if not finished:
-            raise SettingError("Nothing has been compared yet.")
-        results = self._results(finished)
-        settings = self._settings.to_json()
-        made_with = origin(self._session, content_hash)
-        return Comparison(
-            version=VERSION,
-            made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            versions=versions(),
-            model={
-                "name": made_with.name,
-                "content_hash": made_with.content_hash,
-                "device": made_with.device,
-                "dtype": made_with.dtype,
-            },
-            settings={name: settings[name] for name in _SHARED},
-            metrics=self._metrics.infos,
-            cases=self._cases[:finished],
-            methods=tuple(results),
-            notices=(*self._notices, *self._remarks(results, finished)),
-            chosen=chosen(results, self._metrics.infos),
+        observer = observer or CompareObserver()
+        row = self._options.row
+        run = run_comparison(
+            self.request,
+            self.cases,
+            self._settings,
+            self._metrics,
+            self._methods,
+            observer,
+            choose=recommended if row is None else lambda results, _metrics: numbered(results, row),
+            report=self._options.report,
         )
+        observer.compared(run.comparison)  # before anything is written: the figures must not be lost if that fails
+        self._write(run, observer)
+        if run.error is not None:
+            raise run.error
+        return run.comparison
 
-    # How it is measured
+    def _write(self, run: FinishedRun, observer: CompareObserver) -> None:
+        options, comparison = self._options, run.comparison
+        if options.report is not None:
+            observer.wrote(write_report(comparison, options.report, options.report))
+        if options.images:
+            from h2gen.evaluation.save_images import save_images
 
-    def _repeats(self, method: Method) -> int:
-        return 1 if method.kind == "truth" else self._wishes.repeat
+            for path in save_images(comparison, run.images, options.report or self._out):
+                observer.wrote(path)
+        if options.save_preset is not None:
+            observer.wrote(save_preset(options.save_preset, comparison))
 
-    def _measure(self, case: int) -> None:
-        """Make one case's pictures by every method, in turn, another one first each time."""
-        made: dict[str, list[MadeImage]] = {tally.method.name: [] for tally in self._tallies}
-        for repeat in range(self._wishes.repeat):
-            start = (case + repeat) % len(self._tallies)
-            for tally in self._tallies[start:] + self._tallies[:start]:
-                if repeat < self._repeats(tally.method) and tally in self._tallies:
-                    one = self._attempt(tally, case)
-                    if one is not None:
-                        made[tally.method.name].append(one)
-        plain = made["uncached"][0].image
-        true = made["truth"][0].image if "truth" in made else None
-        shots = [self._shot(tally.method, case, made[tally.method.name], plain, true) for tally in self._tallies]
-        for tally, shot in zip(self._tallies, shots, strict=True):
-            self._add(tally, shot)
-            if case == 0:
-                self._kept[tally.method.name] = made[tally.method.name][0].image
-        if self._memory is not None:
-            self._memory.keep(case, [tally.method for tally in self._tallies], shots)
 
-    def _add(self, tally: _Tally, shot: Shot) -> None:
-        tally.shots.append(shot)
-        self._watcher.scored(tally.method, shot)
-
-    def _attempt(self, tally: _Tally, case: int) -> MadeImage | None:
-        """One run; None where the method failed, which is then left out with all its pictures."""
-        method = tally.method
-        try:
-            one = self._maker.make(method, case)
-        except BadPicture as error:
-            if method.kind in ("reference", "truth"):
-                raise
-            self._leave_out(tally, error)
-            return None
-        except Exception as error:
-            if method.kind != "peer":
-                raise
-            self._leave_out(tally, error)  # somebody else's code; the others are still to be compared
-            return None
-        self._watcher.ran(method, case, one.seconds)
-        return one
-
-    def _leave_out(self, tally: _Tally, error: Exception) -> None:
-        self._tallies = [other for other in self._tallies if other is not tally]
-        self._notices.append(f"{tally.method.label} is left out: {str(error) or type(error).__name__}")
-
-    def _shot(
-        self, method: Method, case: int, made: Sequence[MadeImage], plain: Image.Image, true: Image.Image | None
-    ) -> Shot:
-        image, prompt = made[0].image, self._cases[case].prompt
-        against_truth = {} if true is None or method.kind == "truth" else self._metrics.measure(image, true, prompt)
-        fidelity = {info.name for info in self._metrics.infos if info.fidelity}
-        return Shot(
-            case=case,
-            picture="" if self._folder is None else self._written(image, method, case, self._folder),
-            scores=self._metrics.measure(image, plain, prompt),
-            truth_scores={name: value for name, value in against_truth.items() if name in fidelity},
-            seconds=tuple(one.seconds for one in made),
-            share=made[0].share,
-            identical=bool(np.array_equal(np.asarray(image), np.asarray(plain))),
-            trace=made[0].trace,
-        )
-
-    def _written(self, image: Image.Image, method: Method, case: int, folder: Path) -> str:
-        """Keep a picture for the report; returns its path within it."""
-        picture = f"pictures/{case:03}-{method.name.replace(' ', '-')}.png"
-        try:
-            (folder / picture).parent.mkdir(parents=True, exist_ok=True)
-            (folder / picture).write_bytes(encode(image, "png"))
-        except OSError as error:
-            raise RunError(
-                f"The picture {picture!r} could not be written to {str(folder)!r}: {error.strerror or error}."
-            ) from error
-        return picture
-
-    # What it came to
-
-    def _results(self, finished: int) -> list[MethodResult]:
-        plain = timing(second for shot in self._tallies[0].shots[:finished] for second in shot.seconds)
-        results = []
-        for tally in self._tallies:
-            shots = tuple(tally.shots[:finished])
-            seconds = timing(second for shot in shots for second in shot.seconds)
-            results.append(
-                MethodResult(
-                    name=tally.method.name,
-                    label=tally.method.label,
-                    kind=tally.method.kind,
-                    detail=tally.method.detail,
-                    steps=tally.method.steps,
-                    share=statistics.fmean(shot.share for shot in shots),
-                    seconds=seconds,
-                    speedup=plain.median / seconds.median,
-                    scores=self._scores([shot.scores for shot in shots]),
-                    truth_scores=self._scores([shot.truth_scores for shot in shots]),
-                    identical=sum(shot.identical for shot in shots),
-                    pareto=False,
-                    shots=shots,
-                )
-            )
-        first = next((info for info in self._metrics.infos if info.fidelity), self._metrics.infos[0])
-        best = best_of(results, first)
-        return [replace(result, pareto=result.name in best) for result in results]
-
-    def _scores(self, shots: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-        return {
-            info.name: score([scores[info.name] for scores in shots], info.higher_is_better)
-            for info in self._metrics.infos
-            if all(info.name in scores for scores in shots)
-        }
-
-    def _remarks(self, results: Sequence[MethodResult], finished: int) -> list[str]:
-        """What the figures themselves show to be amiss."""
-        remarks = []
-        shares = [result.share for result in results if result.kind == "h2"]
-        for result in results:
-            off = min((result.share - share for share in shares), key=abs, default=0.0)
-            if result.kind == "peer" and abs(off) > TOLERANCE:
-                remarks.append(f"{result.label} runs {result.share:.1%} of the blocks, {off:+.1%} from H2-Cache's.")
-        if finished < len(self._cases):
-            remarks.append(f"Stopped after {finished} of {len(self._cases)} pictures of each method.")
-        return remarks
+def _step_counts(fewer: str | Sequence[int] | None, steps: int) -> list[int]:
+    """Numbers of steps such as ``20,10``."""
+    try:
+        parts = [] if fewer is None else fewer.split(",") if isinstance(fewer, str) else fewer
+        counts = [int(part) for part in parts]
+    except ValueError as error:
+        raise SettingError(f"fewer is {fewer!r}; give numbers of steps such as 20,10.") from error
+    for count in counts:
+        if not 1 <= count < steps:
+            raise SettingError(f"fewer is {fewer!r}; give numbers of steps from 1 to {steps - 1}.")
+    return counts

@@ -1,4 +1,4 @@
-"""Pictures in one picture: the uncached one, another, and where they differ, with labels and figures beneath."""
+"""The contact sheet: images side by side with labels and figures, and a map of where two of them differ."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from PIL import Image, ImageDraw, ImageFont
 from h2gen.wording import printable
 
 FACTORS = (1, 2, 4, 8, 16, 32)
-"""By how much a difference map is amplified: the largest at which hardly any pixel is beyond the scale."""
+"""Amplifications of a difference map; the largest that clips hardly any pixel is used."""
 
 _READABLE = 384
-"""Pixels: a picture whose width is below is enlarged by whole factors until it is not."""
+"""Pixels: narrower images are enlarged by a whole factor to at least this width."""
 _GROUND, _INK, _MUTED = (250, 249, 247), (34, 38, 43), (104, 110, 119)
 _RAMP = ((0, 0, 0), (0, 62, 70), (0, 108, 110), (26, 158, 146), (134, 208, 186), (240, 255, 246))
-"""From no difference to the largest: one hue, each colour as much lighter than the one before."""
+"""From no difference to the largest: one hue in equal steps of lightness."""
 _GAP = 16
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A picture with its label and lines of figures."""
+    """An image with its label and lines of figures."""
 
     picture: Image.Image
     label: str
@@ -32,11 +32,11 @@ class Panel:
 
 
 def difference_map(reference: Image.Image, other: Image.Image, factor: int | None = None) -> tuple[Image.Image, int]:
-    """Where two pictures differ: for each pixel the largest difference of its three channels, amplified.
+    """Where two images differ: for each pixel the largest difference of its three channels, amplified.
 
     Args:
-        reference, other: pictures of one size.
-        factor: the amplification; None takes the largest of ``FACTORS`` that leaves 99.5 % of the pixels on the scale.
+        reference, other: images of the same size.
+        factor: the amplification; None takes the largest of ``FACTORS`` that clips at most 0.5 % of the pixels.
 
     Returns:
         The map, black where nothing differs, and the factor.
@@ -45,7 +45,7 @@ def difference_map(reference: Image.Image, other: Image.Image, factor: int | Non
         ValueError: the sizes differ.
     """
     if reference.size != other.size:
-        raise ValueError(f"The pictures' sizes are {reference.size} and {other.size}; only equal ones can be compared.")
+        raise ValueError(f"The pictures have sizes {reference.size} and {other.size}; they must be equal.")
     a, b = (np.asarray(picture.convert("RGB"), dtype=np.int16) for picture in (reference, other))
     difference = np.abs(a - b).max(axis=2)
     if factor is None:
@@ -57,48 +57,27 @@ def difference_map(reference: Image.Image, other: Image.Image, factor: int | Non
     return Image.fromarray(ramp.round().astype(np.uint8)[at]), factor
 
 
-def side_by_side(
-    reference: Image.Image,
-    other: Image.Image,
-    *,
-    labels: tuple[str, str],
-    figures: tuple[Sequence[str], Sequence[str]] = ((), ()),
-) -> Image.Image:
-    """The uncached picture, another of the same size, and their difference, amplified.
-
-    Args:
-        reference, other: the pictures.
-        labels: what each of them is.
-        figures: lines beneath each of them, such as ``("28 steps, 1.62 s", "PSNR 33.5 dB")``.
-
-    Raises:
-        ValueError: the sizes differ.
-    """
-    panels = [Panel(reference, labels[0], figures[0]), Panel(other, labels[1], figures[1])]
-    return contact([[*panels, difference_panel(reference, other)]])
-
-
 def difference_panel(reference: Image.Image, other: Image.Image, factor: int | None = None) -> Panel:
-    """Their difference as a panel of ``contact``; its label states the factor."""
+    """The difference of two images as a panel of ``contact_sheet``; its label states the factor."""
     picture, factor = difference_map(reference, other, factor)
     if picture.getextrema() == ((0, 0),) * 3:
         return Panel(picture, "No difference", ("identical",))
     label = f"Difference, amplified {factor} times" if factor > 1 else "Difference, not amplified"
-    return Panel(picture, label, ("black: none; the lighter, the larger",))
+    return Panel(picture, label, ("black: no difference; lighter: larger",))
 
 
-def contact(rows: Sequence[Sequence[Panel]]) -> Image.Image:
-    """Rows of pictures, all of one size, each with its label and figures beneath; rows may differ in length.
+def contact_sheet(rows: Sequence[Sequence[Panel]]) -> Image.Image:
+    """Rows of images, all of the same size, each with its label and figures beneath; rows may differ in length.
 
-    Small pictures are enlarged by a whole factor, pixel by pixel, so that nothing is shown that is not there; their own
-    pixels are kept where none is needed. A label too wide for its picture ends in dots.
+    Small images are enlarged by a whole factor without interpolation, so that every pixel stays visible as it is. A
+    label too wide for its image is cut off with dots.
 
     Raises:
-        ValueError: there are no pictures, or their sizes differ.
+        ValueError: there are no images, or their sizes differ.
     """
     sizes = {panel.picture.size for row in rows for panel in row}
     if len(sizes) != 1:
-        raise ValueError(f"Pictures of one size are needed; got {sorted(sizes)}.")
+        raise ValueError(f"All pictures must have the same size; these have {sorted(sizes)}.")
     width, height = sizes.pop()
     factor = max(1, -(-_READABLE // width))
     wide, high = factor * width, factor * height
@@ -129,7 +108,7 @@ def contact(rows: Sequence[Sequence[Panel]]) -> Image.Image:
 
 
 def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text in the letters that Pillow's own font has, no wider than ``width`` pixels."""
+    """The text in characters that Pillow's built-in font has, cut to ``width`` pixels."""
     text = unicodedata.normalize("NFKD", printable(text).replace("×", "x").replace("\u2013", "-"))
     text = "".join(char for char in text if not unicodedata.combining(char)).encode("ascii", "replace").decode()
     if font.getlength(text) <= width:

@@ -1,112 +1,187 @@
-"""What each budget of blocks buys, by whom: the rows of the frontier, and how the best peer compares."""
+"""``h2gen frontier``: at several budgets of blocks, which method is closest to the uncached images.
+
+Fewer steps, other caches, the paper's cache and h2gen's own are measured on prompts that no setting was chosen on.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from h2gen.evaluation import methods
-from h2gen.evaluation.methods import Method
-from h2gen.evaluation.results import Comparison, MethodResult
-from h2gen.settings.profiles import Profile
+from h2gen.errors import SettingError
+from h2gen.evaluation import builtin_prompts
+from h2gen.evaluation.cases import PromptFiles, check_names, uncached_request
+from h2gen.evaluation.frontier_rows import Row, best_rows, own_methods
+from h2gen.evaluation.metrics import choose_metrics
+from h2gen.evaluation.options import CompareObserver, MethodOptions
+from h2gen.evaluation.peers import Peer, choose_peers, default_peers
+from h2gen.evaluation.report import check_report_folder, write_report
+from h2gen.evaluation.results import Case, Comparison
+from h2gen.evaluation.tune.options import check_budget
+from h2gen.models.content_hash import content_hash
+from h2gen.settings.profiles import Profile, find_profile, mismatch, read_profile
+from h2gen.settings.resolve import Request
+from h2gen.settings.speedup import command_for, profile_key_of
 
 BUDGETS = (0.5, 0.33, 0.25, 0.2)
-OVER = 0.02
-"""How far above a budget a method's share may be, as a part of all blocks: the costs are equal within it."""
-AIM = 0.7
-"""Of the best peer's error, ours should be at most so much."""
-
-
-def ours(profile: Profile, budgets: Sequence[float]) -> list[Method]:
-    """Of a profile, for each budget the closest choice of each sort: decided beforehand, and adapting."""
-    found: dict[str, Method] = {}
-    for budget in budgets:
-        for adapting in (False, True):
-            fitting = [
-                choice
-                for choice in profile.choices
-                if choice.cache.enabled
-                and choice.figures.share <= budget + OVER / 2
-                and (not choice.cache.plan) is adapting
-            ]
-            if fitting:
-                best = max(fitting, key=lambda choice: choice.figures.ssim_mean)
-                method = methods.tuned(f"h2gen, {best.label}", best.steps, best.cache, best.solver)
-                found[method.name] = method
-    return list(found.values())
+"""Default budgets, as shares of the blocks."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """One method for one budget. ``whose`` is ours, paper, steps, solver or peer; ``error`` is 1 - mean SSIM."""
+class FrontierOptions:
+    """Options of ``h2gen.evaluation.frontier.frontier``, as on the command line.
 
-    budget: float
-    result: MethodResult
-    whose: str
+    Args:
+        limit: number of prompts, at most.
+        budgets: shares of the blocks.
+        against: other caches, such as ``fb,taylor``; "" for none, None for all that are installed.
+        profile: the profile whose settings are h2gen's own; None finds the one that fits.
+        report: write an HTML report into this new folder.
 
-    @property
-    def error(self) -> float:
-        return 1 - self.result.scores["ssim"].mean
+    Raises:
+        SettingError: a number is out of range.
+    """
+
+    limit: int = 48
+    budgets: Sequence[float] = BUDGETS
+    against: str | None = None
+    profile: Path | None = None
+    report: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise SettingError(f"limit is {self.limit}; give a whole number from 1 on.")
+        for budget in self.budgets:
+            check_budget(budget)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The best methods at each budget, and the comparison that they come from."""
+
+    budgets: Sequence[float]
+    rows: Sequence[Row]
+    comparison: Comparison
+
+    def at(self, budget: float) -> list[Row]:
+        """The rows of a budget, the closest first."""
+        return [row for row in self.rows if row.budget == budget]
 
     def to_json(self) -> dict[str, Any]:
-        scores = self.result.scores
-        return {
-            "budget": self.budget,
-            "method": self.result.name,
-            "label": self.result.label,
-            "whose": self.whose,
-            "adapts": self.adapts,
-            "share": self.result.share,
-            "error": self.error,
-            "ssim_worst": scores["ssim"].worst,
-            "psnr_mean": min(scores["psnr"].mean, 120.0),
-            "psnr_worst": min(scores["psnr"].worst, 120.0),
-            "seconds": self.result.seconds.median,
-        }
-
-    @property
-    def adapts(self) -> bool:
-        """Whether it is ours and decides for each picture anew."""
-        return self.whose == "ours" and "plan" not in self.result.detail
+        return {"rows": [row.to_json() for row in self.rows], "comparison": self.comparison.to_json()}
 
 
-def rows(comparison: Comparison, own: Sequence[Method], budgets: Sequence[float]) -> list[Row]:
-    """For each budget the best of every sort of method that it pays for, within ``OVER``, the closest first.
+class FrontierObserver(CompareObserver):
+    """Observes a frontier. Override what you need."""
 
-    Nobody is bound to spend a budget: what came closer for less is what it buys.
+    def ranked(self, frontier: Frontier) -> None:
+        """All figures are measured; the report is written next."""
+
+
+def frontier(
+    *,
+    prompts: PromptFiles = None,
+    prompt_key: str | None = None,
+    options: FrontierOptions | None = None,
+    observer: FrontierObserver | None = None,
+    **settings: Any,
+) -> Frontier:
+    """Rank caches and fewer steps at equal compute.
+
+    >>> from h2gen.evaluation.frontier import FrontierOptions, frontier
+    >>> found = frontier(options=FrontierOptions(limit=12), steps=50)  # doctest: +SKIP
+    >>> [(row.result.label, row.error) for row in found.at(0.33)]  # doctest: +SKIP
+
+    Args:
+        prompts: prompt files; None takes the built-in prompts.
+        prompt_key: key of the prompt in JSON Lines.
+        options: what is measured.
+        observer: receives progress events.
+        settings: named like the command line's options, such as ``model`` and ``steps``.
+
+    Raises:
+        H2GenError: something cannot be used, or failed. The observer's ``ranked`` already has the figures of what was
+            finished before.
+        TypeError: a setting is unknown.
     """
-    mine = {method.name for method in own}
-    found: list[Row] = []
-    for budget in budgets:
-        best: dict[tuple[str, str, bool], Row] = {}
-        for result in comparison.methods:
-            if result.kind in ("reference", "truth") or result.share > budget + OVER:
-                continue
-            row = Row(budget, result, _whose(result, mine))
-            sort = row.whose, result.name.split()[0] if row.whose == "peer" else "", row.adapts
-            if sort not in best or row.error < best[sort].error:
-                best[sort] = row
-        found += sorted(best.values(), key=lambda row: row.error)
-    return found
+    prepared = prepare_frontier(prompts=prompts, prompt_key=prompt_key, options=options, **settings)
+    if observer is not None:
+        for notice in prepared.request.notices:
+            observer.notice(notice)
+    return prepared.run(observer)
 
 
-def _whose(result: MethodResult, mine: set[str]) -> str:
-    if result.name in mine:
-        return "ours"
-    return "paper" if result.kind == "h2" else result.kind
+def prepare_frontier(
+    *,
+    prompts: PromptFiles = None,
+    prompt_key: str | None = None,
+    options: FrontierOptions | None = None,
+    **settings: Any,
+) -> PreparedFrontier:
+    """Check all arguments of ``frontier``; nothing is loaded or written."""
+    check_names(settings, "frontier")
+    options = options or FrontierOptions()
+    built_in = builtin_prompts.cases(builtin_prompts.FRONTIER, 3000)
+    if not prompts and options.limit > len(built_in):
+        raise SettingError(
+            f"limit is {options.limit}; there are {len(built_in)} prompts built in: give more with --prompts."
+        )
+    request, cases = uncached_request(settings, prompts, prompt_key, built_in, options.limit)
+    peers: list[Peer] = []
+    notices: list[str] = []
+    if options.against is None:
+        peers, notices = default_peers()
+    elif options.against.strip():
+        peers = choose_peers(options.against)
+    check_report_folder(options.report)
+    return PreparedFrontier(request, cases, peers, notices, options)
 
 
-def verdict(found: Sequence[Row], budget: float) -> tuple[float, Row, Row] | None:
-    """Our adaptive policy's error as a part of the best other's at a budget; None where one of the two is missing.
+@dataclass(frozen=True)
+class PreparedFrontier:
+    """A frontier whose input has been checked. ``run`` loads the model and measures.
 
-    Where nothing of ours adapts there, it is our best plan's.
+    ``request`` is the model with all settings, ``cases`` are the prompts and seeds.
     """
-    here = [row for row in found if row.budget == budget]
-    mine = [row for row in here if row.adapts] or [row for row in here if row.whose == "ours"]
-    others = [row for row in here if row.whose in ("steps", "solver", "peer")]
-    if not mine or not others:
-        return None
-    best, rival = (min(rows, key=lambda row: row.error) for rows in (mine, others))
-    return (best.error / rival.error if rival.error > 0 else math.inf), best, rival
+
+    request: Request
+    cases: Sequence[Case]
+    _peers: Sequence[Peer]
+    _notices: Sequence[str]
+    _options: FrontierOptions
+
+    def run(self, observer: FrontierObserver | None = None) -> Frontier:
+        """Measure, and write the report if one was asked for.
+
+        Raises:
+            H2GenError: as ``frontier``.
+        """
+        from h2gen.evaluation.comparison_run import run_comparison  # loads torch
+
+        observer = observer or FrontierObserver()
+        profile, notices = self._profile()
+        for notice in (*notices, *self._notices):
+            observer.notice(notice)
+        budgets, report = self._options.budgets, self._options.report
+        own = own_methods(profile, budgets)
+        chosen = MethodOptions(baselines=False, methods=own, peers=self._peers, budgets=budgets, repeat=1)
+        metrics = choose_metrics("psnr,ssim")
+        run = run_comparison(self.request, self.cases, self.request.settings, metrics, chosen, observer, report=report)
+        found = Frontier(budgets, best_rows(run.comparison, own, budgets), run.comparison)
+        observer.ranked(found)
+        if report is not None:
+            observer.wrote(write_report(run.comparison, report, report))
+        if run.error is not None:
+            raise run.error
+        return found
+
+    def _profile(self) -> tuple[Profile, list[str]]:
+        """The profile whose settings are h2gen's own, and notices about it for the user."""
+        checkpoint, settings = self.request.checkpoint, self.request.settings
+        here = profile_key_of(checkpoint, settings)
+        if self._options.profile is not None:
+            given = read_profile(self._options.profile)
+            return given.fitted(here.steps), mismatch(given.key, here, content_hash(checkpoint))
+        return find_profile(here, lambda: content_hash(checkpoint), command_for(checkpoint, settings))

@@ -1,10 +1,10 @@
-"""One picture by one method: made, timed, and its blocks counted."""
+"""Makes one image with one method: timed, with its blocks counted. Also loads the model for that."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
@@ -13,14 +13,32 @@ from h2gen.errors import BadPicture
 from h2gen.evaluation.block_count import BlockCount, count_blocks
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.results import Case
-from h2gen.generation.session import Session
+from h2gen.generation.relief import with_relief
+from h2gen.generation.session import Result, Session, open_session
 from h2gen.models.choices import evaluations
+from h2gen.models.content_hash import Identity
+from h2gen.models.translate_errors import translated
+from h2gen.settings.resolve import Request
 from h2gen.settings.values import Settings
+
+
+def load_model(request: Request) -> tuple[Session, str]:
+    """Load a request's model; returns it with its content hash.
+
+    The hash is read before anything is timed: reading a whole checkpoint would slow the first runs down.
+
+    Raises:
+        H2GenError: the model cannot be loaded or read.
+    """
+    identity = Identity(request.checkpoint)  # reads in a thread of its own
+    session = open_session(request.checkpoint, device=request.device, dtype=request.dtype, offload=request.offload)
+    with translated(request.checkpoint):
+        return session, identity.result()
 
 
 @dataclass(frozen=True)
 class MadeImage:
-    """A picture, the seconds of the pipeline's call, the share of the blocks that ran, and H2-Cache's decisions."""
+    """An image, the seconds of the pipeline call, the share of the blocks that ran, and H2-Cache's decisions."""
 
     image: Image.Image
     seconds: float
@@ -28,28 +46,41 @@ class MadeImage:
     trace: tuple[StepRecord, ...]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageMaker:
-    """A loaded model that makes the pictures of some cases, by any method; ``settings`` are what all of them share."""
+    """A loaded model that makes the images of some cases with any method.
+
+    Args:
+        session: the model.
+        cases: prompts and seeds.
+        settings: shared by all images.
+        on_relief: is called with a notice if memory ran out and images are made in another way from then on.
+    """
 
     session: Session
     cases: Sequence[Case]
     settings: Settings
+    on_relief: Callable[[str], None] = lambda _notice: None
+    _succeeded: bool = field(default=False, init=False)
 
     @property
     def passes(self) -> int:
-        """Forward passes a step."""
+        """Forward passes per step."""
         return 2 if self.settings.cfg > 1 else 1
 
     def make(self, method: Method, case: int) -> MadeImage:
-        """One picture.
+        """Make one image.
 
-        The text is encoded before the clock starts: kept embeddings would make whoever comes second faster. A peer's
-        blocks are counted while it runs, by hooks that take some microseconds a step.
+        The text is encoded before timing starts: embeddings are kept, which would favour later methods. A peer's
+        blocks are counted by hooks, which take a few microseconds per step.
+
+        If memory runs out for the first image, it and all later ones are made with more offloading and tiled decoding.
+        Later failures are not retried: images are comparable only if they are made in the same way.
 
         Raises:
-            BadPicture: it came out as NaN. With a cache that is a failure too: the picture that the session then makes
-                without one says nothing about it.
+            OutOfMemory: memory ran out after the first image, or even with all relief.
+            BadPicture: the image contains NaN. This includes images with a cache: the uncached image that
+                the session then makes says nothing about the cache.
         """
         where = self.cases[case]
         settings = replace(
@@ -60,16 +91,20 @@ class ImageMaker:
             cache=method.cache,
             solver=method.solver,
         )
-        self.session.encode(settings)
-        with ExitStack() as stack:
-            counted: BlockCount | None = None
-            if method.kind == "peer":
-                counted = stack.enter_context(count_blocks(self.session.pipe.transformer))
-            stack.enter_context(method.around(self.session.pipe))
-            result = self.session.run(settings)
+        size = settings.width, settings.height
+        if self._succeeded:
+            result, counted = self._run(method, settings, tiled=size in self.session.tiled_sizes)
+        else:
+            result, counted = with_relief(
+                self.session,
+                size,
+                lambda tiled: self._run(method, settings, tiled),
+                on_relief=lambda relief: self.on_relief(str(relief)),
+            )
+        self._succeeded = True
         if result.uncached:
-            raise BadPicture(f"{where.prompt!r} came out as NaN.")
-        # Of the reference's blocks, whatever the number of steps.
+            raise BadPicture(f"The picture of {where.prompt!r} contains NaN.")
+        # As a share of the reference's blocks, whatever the number of steps.
         whole = evaluations(method.steps, method.solver) / self.settings.steps
         share = whole if method.share is None else method.share
         if counted is not None:
@@ -77,3 +112,12 @@ class ImageMaker:
         elif result.trace is not None:
             share = result.trace.summary.share * whole
         return MadeImage(result.image, result.seconds, share, () if result.trace is None else tuple(result.trace.steps))
+
+    def _run(self, method: Method, settings: Settings, tiled: bool) -> tuple[Result, BlockCount | None]:
+        self.session.encode(settings)
+        with ExitStack() as stack:
+            counted = None
+            if method.kind == "peer":
+                counted = stack.enter_context(count_blocks(self.session.pipe.transformer))
+            stack.enter_context(method.around(self.session.pipe))
+            return self.session.run(settings, tiled=tiled), counted

@@ -1,4 +1,4 @@
-"""The ways to make a picture that a comparison puts side by side."""
+"""The methods of a comparison: H2-Cache, fewer steps, another solver, other caches, the uncached reference."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from zlib import crc32
 
 from h2gen.cache.config import CacheConfig
-from h2gen.evaluation.peers import Settled
+from h2gen.evaluation.peers import EqualCost
 from h2gen.settings.values import OFF
 
 TRUTH_STEPS = 400
-"""After so many Euler steps the picture no longer changes with their number: the ODE's solution."""
+"""Euler steps at which the image no longer depends on their number: the solution of the ODE."""
 
 Around = Callable[[Any], AbstractContextManager[Any]]
-"""What is put around a call of the pipeline: given the pipeline, a context in which it runs otherwise."""
+"""Given the pipeline, a context manager to call it in, such as one that puts another cache on it."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One way to make a picture.
+    """One way to make an image.
 
-    ``name`` tells it from the others, ``label`` is for people, ``kind`` is as in ``MethodResult``, ``detail`` are the
-    settings that make it what it is. ``share`` is the part of the reference's blocks that it runs, where that is known
-    beforehand; a peer's blocks are counted while it runs.
+    ``name`` is unique, ``label`` is for display, ``kind`` is as in ``MethodResult``, ``detail`` holds its own settings.
+    ``share`` is the share of the reference's blocks that it runs, if that is known beforehand; a peer's blocks are
+    counted while it runs.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Method:
 
 
 def reference(steps: int) -> Method:
-    """The uncached picture that all others are compared with."""
+    """The uncached image that all others are compared with."""
     return Method("uncached", f"uncached, {steps} steps", "reference", steps, {"steps": steps}, share=1.0)
 
 
 def truth(steps: int) -> Method:
-    """The uncached picture of very many steps."""
+    """The uncached image of very many steps."""
     detail = {"steps": TRUTH_STEPS}
     return Method("truth", f"uncached, {TRUTH_STEPS} steps", "truth", TRUTH_STEPS, detail, share=TRUTH_STEPS / steps)
 
@@ -55,7 +55,7 @@ def h2(cache: CacheConfig, steps: int) -> Method:
     label, name = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}", f"h2 {cache.tau1!r} {cache.tau2!r}"
     if cache.policies:
         label = f"H2-Cache {cache.words}" if cache.tau1 or cache.tau2 or cache.plan else f"skipping, {cache.words}"
-        name += f" {crc32(repr(cache.policies).encode()):08x}"  # a plan alone may be longer than a file's name
+        name += f" {crc32(repr(cache.policies).encode()):08x}"  # a plan may be too long for a file name
     return Method(name, label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
 
 
@@ -73,10 +73,10 @@ def solver(count: int, steps: int) -> Method:
 
 
 def tuned(label: str, steps: int, cache: CacheConfig, solver: str, share: float | None = None) -> Method:
-    """A choice that tuning looks at: a number of steps, a solver and a cache, or any of them alone.
+    """A candidate of tuning: a number of steps, a solver and a cache.
 
     Args:
-        share: of the reference's blocks, where it is known beforehand; with a cache it is counted.
+        share: of the reference's blocks, if it is known beforehand; with a cache it is counted.
     """
     changed = {name: value for name, value in asdict(cache).items() if value != getattr(CacheConfig(), name)}
     detail = {**({} if cache == OFF else changed), "steps": steps, **({} if solver == "own" else {"solver": solver})}
@@ -85,17 +85,17 @@ def tuned(label: str, steps: int, cache: CacheConfig, solver: str, share: float 
     return Method(" ".join(words), label, kind, steps, detail, cache, solver, share)
 
 
-def peer(settled: Settled, steps: int, passes: int) -> Method:
-    """Another cache at the setting that the equal-cost search found."""
-    settings = settled.peer.settings(settled.value)
+def peer(found: EqualCost, steps: int, passes: int) -> Method:
+    """Another cache, at the setting that the equal-cost search found."""
+    settings = found.peer.settings(found.value)
     values = [f"{value:.4g}" for value in settings.values()]
-    freed = [] if settled.peer.guarded else [f"no {settled.peer.guard}"]
-    facts = {"source": settled.peer.source, "guarded": settled.peer.guarded, "target_share": settled.target}
+    freed = [] if found.peer.guarded else [f"no {found.peer.guard}"]
+    facts = {"source": found.peer.source, "guarded": found.peer.guarded, "target_share": found.target}
     return Method(
-        name=" ".join([settled.peer.name, *values, *("free" for _ in freed)]),
-        label=", ".join([f"{settled.peer.title} {values[0]}", *values[1:], *freed]),
+        name=" ".join([found.peer.name, *values, *("free" for _ in freed)]),
+        label=", ".join([f"{found.peer.title} {values[0]}", *values[1:], *freed]),
         kind="peer",
         steps=steps,
         detail={**settings, "steps": steps, **facts},
-        around=lambda pipe: settled.peer.applied(pipe, settled.value, steps=steps, passes=passes),
+        around=lambda pipe: found.peer.applied(pipe, found.value, steps=steps, passes=passes),
     )

@@ -1,36 +1,81 @@
-"""What is asked of a comparison, and who is told how it goes on."""
+"""Options of a comparison, and its progress observer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from h2gen.cache.config import CacheConfig
+from h2gen.errors import SettingError
 
 if TYPE_CHECKING:
     from h2gen.evaluation.methods import Method
+    from h2gen.evaluation.metrics import MetricInfo
     from h2gen.evaluation.peers import Peer
-    from h2gen.evaluation.results import Shot
+    from h2gen.evaluation.results import Comparison, Sample
+    from h2gen.generation.session import Session
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared, and how.
+    """Options of ``h2gen.compare``, as on the command line.
 
     Args:
-        caches: settings of H2-Cache, each a method.
-        baselines: also plain fewer steps that take as long as each cached run, with the model's own solver and with
-            UniPC.
-        fewer: further numbers of plain steps.
-        methods: further methods, taken as they are.
-        peers: other caches, each at the setting where it computes as many blocks as each of ``caches``.
-        budgets: shares of the blocks; for each, fewer steps, the paper's cache and each peer at that cost.
-        truth: also compare with the picture of 400 steps.
-        repeat: timed runs of a method on a case.
+        limit: the first N images only.
+        repeat: timed runs per image.
+        metrics: names from psnr, ssim, lpips, clip-iqa and clip-score, separated by commas, or ``all``; None takes
+            PSNR, SSIM and those of the others whose weights are on this machine.
+        clip_model: a CLIP model's folder or hub id.
+        fewer: also compare with uncached runs of these numbers of steps, such as ``20,10``.
+        against: other caches to compare with at equal cost, such as ``fb,taylor``.
+        truth: also measure against 400 uncached steps.
+        report: write an HTML report into this new folder.
+        images: write a contact sheet and charts into the output folder, or into the report's if there is one.
+        save_preset: save the chosen row as a preset of this name.
+        row: which of H2-Cache's rows is chosen, from 1; None chooses the recommended one.
+
+    Raises:
+        SettingError: a number is out of range.
     """
 
-    caches: Sequence[CacheConfig]
+    limit: int | None = None
+    repeat: int = 3
+    metrics: str | None = None
+    clip_model: str | None = None
+    fewer: str | Sequence[int] | None = None
+    against: str | None = None
+    truth: bool = False
+    report: Path | None = None
+    images: bool = False
+    save_preset: str | None = None
+    row: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "repeat"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 100_000:
+                raise SettingError(f"{name} is {value}; give a whole number from 1 to 100000.")
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Which methods a comparison runs, and how often.
+
+    Args:
+        caches: settings of H2-Cache; each is a method.
+        baselines: also uncached runs of fewer steps that take as long as each cached run, with the model's own solver
+            and with UniPC.
+        fewer: further numbers of uncached steps.
+        methods: further methods, as they are.
+        peers: other caches, each at the setting where it computes as many blocks as each of ``caches``.
+        budgets: shares of the blocks; for each, fewer steps, the paper's cache and each peer at that cost.
+        truth: also compare with the image of 400 steps.
+        repeat: timed runs of each method on each case.
+    """
+
+    caches: Sequence[CacheConfig] = ()
     baselines: bool = True
     fewer: Sequence[int] = ()
     methods: Sequence[Method] = ()
@@ -40,17 +85,29 @@ class CompareOptions:
     repeat: int = 3
 
 
-class CompareObserver(Protocol):
-    """Whoever wants to know how a comparison goes on."""
+class CompareObserver:
+    """Receives the progress of a comparison. Override what you need."""
+
+    def loaded(self, session: Session) -> None:
+        """The model is loaded. ``session.interrupt()`` stops the comparison after the current step."""
+
+    def notice(self, message: str) -> None:
+        """A notice for the user."""
 
     def began(self, what: str) -> None:
-        """Another part of the work: its name, for people."""
+        """Another part of the work begins; ``what`` is its name."""
 
-    def planned(self, methods: Sequence[Method], runs: int) -> None:
-        """What will be measured, and in how many runs."""
+    def planned(self, methods: Sequence[Method], runs: int, metrics: Sequence[MetricInfo]) -> None:
+        """The methods that will be measured, the number of runs that takes, and the metrics."""
 
     def ran(self, method: Method, case: int, seconds: float) -> None:
         """A measured run is done."""
 
-    def scored(self, method: Method, shot: Shot) -> None:
-        """A picture has its figures."""
+    def scored(self, method: Method, sample: Sample) -> None:
+        """An image has its scores."""
+
+    def compared(self, comparison: Comparison) -> None:
+        """All figures are measured; files are written next."""
+
+    def wrote(self, path: Path) -> None:
+        """A file was written."""

@@ -1,4 +1,4 @@
-"""What a comparison found: every figure of every method, as data that tables, pages and files are made from."""
+"""Results of a comparison: every figure of every method, and the statistics that they come from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from h2gen.evaluation.metrics import MetricInfo
 
 VERSION = 1
 IDENTICAL = 120.0
-"""dB that an infinite PSNR counts as in a mean with finite ones: more than a difference in one place would leave."""
+"""dB that an infinite PSNR counts as in a mean with finite ones: higher than with a single differing pixel."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt with a seed: one picture that every method makes."""
+    """A prompt with a seed: one image that every method makes."""
 
     prompt: str
     seed: int
@@ -26,7 +26,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of whole calls of the pipeline, device synchronised, the warm-up left out."""
+    """Seconds of whole pipeline calls, with the device synchronised and the warm-up excluded."""
 
     median: float
     low: float
@@ -36,7 +36,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Score:
-    """One metric of one method over all cases; ``worst_case`` is the index of the case with the worst value."""
+    """One metric of one method over all cases. ``worst_case`` is the index of the case with the worst value."""
 
     mean: float
     worst: float
@@ -44,12 +44,18 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One picture: a method on a case.
+class Sample:
+    """One image: a method on a case.
 
-    ``picture`` is its path within the report's folder, or "" where no report is kept. ``scores`` compare it with the
-    reference, ``truth_scores`` with the picture of very many steps; a PSNR is infinite where the two are identical.
-    ``share`` is the part of the blocks that ran, of those of the reference. ``trace`` holds H2-Cache's decisions.
+    Args:
+        case: index of the case.
+        picture: its path within the report's folder, or "" if there is no report.
+        scores: metrics against the uncached image; PSNR is infinite if the two are identical.
+        truth_scores: the same against the image of very many steps.
+        seconds: of each timed run.
+        share: blocks that ran, as a share of those of the uncached run.
+        identical: whether every pixel is that of the uncached image.
+        trace: H2-Cache's decisions.
     """
 
     case: int
@@ -64,11 +70,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class MethodResult:
-    """A way to make the pictures, and what it came to.
+    """A method and its figures.
 
     ``kind`` is ``reference``, ``h2``, ``steps``, ``solver``, ``peer`` or ``truth``. ``share`` counts blocks and
-    ``seconds`` is the clock; neither is derived from the other. ``speedup`` is the reference's median time over this
-    one's. ``pareto`` says that no other method is both faster by the clock and closer by the first fidelity metric.
+    ``seconds`` is wall time; neither is derived from the other. ``speedup`` is the reference's median time over this
+    one's. ``pareto`` means that no other method is both faster by wall time and closer by the first fidelity metric.
     """
 
     name: str
@@ -83,22 +89,22 @@ class MethodResult:
     truth_scores: Mapping[str, Score]
     identical: int
     pareto: bool
-    shots: tuple[Shot, ...]
+    samples: tuple[Sample, ...]
 
     def mean(self, metric: MetricInfo, *, truth: bool = False) -> float:
-        """A metric over the cases; NaN where it was not measured."""
+        """Mean of a metric over the cases; NaN if it was not measured."""
         score = (self.truth_scores if truth else self.scores).get(metric.name)
         return math.nan if score is None else score.mean
 
     def closeness(self, metric: MetricInfo, *, truth: bool = False) -> float:
-        """The mean turned so that more is always better."""
+        """The mean with its sign changed if needed, so that more is always better."""
         value = self.mean(metric, truth=truth)
         return value if metric.higher_is_better else -value
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that a comparison found. ``chosen`` is the method that a picture or a page shows first."""
+    """All results of a comparison. ``chosen`` names the method that the report and the contact sheet show first."""
 
     version: int
     made: str
@@ -115,15 +121,22 @@ class Comparison:
     def reference(self) -> MethodResult:
         return next(method for method in self.methods if method.kind == "reference")
 
+    @property
+    def fidelity_metric(self) -> MetricInfo | None:
+        """The metric that the report leads with: the first that compares with the uncached image."""
+        return next((metric for metric in self.metrics if metric.fidelity), None)
+
     def method(self, name: str) -> MethodResult:
+        """The method of this name, which must be one of ``methods``."""
         return next(method for method in self.methods if method.name == name)
 
     def to_json(self) -> dict[str, Any]:
         """Plain objects and lists. JSON has no infinity: an infinite value is the text "inf", NaN is null."""
         whole = asdict(self)
         for method, plain in zip(self.methods, whole["methods"], strict=True):
-            for shot, fields in zip(method.shots, plain["shots"], strict=True):
-                fields["trace"] = [step.to_json() for step in shot.trace]
+            plain["shots"] = plain.pop("samples")
+            for sample, fields in zip(method.samples, plain["shots"], strict=True):
+                fields["trace"] = [step.to_json() for step in sample.trace]
         finite: dict[str, Any] = _finite(whole)
         return finite
 
@@ -139,15 +152,15 @@ def _finite(value: Any) -> Any:
 
 
 def timing(seconds: Iterable[float]) -> Timing:
-    """The median and the spread of some runs."""
+    """Median and range of some runs."""
     runs = list(seconds)
     return Timing(statistics.median(runs), min(runs), max(runs), len(runs))
 
 
 def score(values: Sequence[float], higher_is_better: bool) -> Score:
-    """Mean and worst of a metric over the cases; NaN counts as the worst there is.
+    """Mean and worst value of a metric over the cases; NaN counts as the worst.
 
-    The mean is infinite only where all values are: an identical picture counts as ``IDENTICAL`` beside others.
+    The mean is infinite only if all values are: next to finite values an infinite one counts as ``IDENTICAL``.
     """
 
     def badness(index: int) -> float:
@@ -161,7 +174,7 @@ def score(values: Sequence[float], higher_is_better: bool) -> Score:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points (cost, benefit) no other point beats: none costs less for as much, or gives more for as little."""
+    """Which points (cost, benefit) are Pareto-optimal: no other point is at least as good in both."""
 
     def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
         return one != other and one[0] <= other[0] and one[1] >= other[1]
@@ -170,7 +183,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def best_of(methods: Sequence[MethodResult], metric: MetricInfo, *, truth: bool = False) -> set[str]:
-    """The names of the methods that no other beats: none is at least as fast and as good, and better in one of both."""
+    """Names of the Pareto-optimal methods: no other is at least as fast and as good, and better in one of the two."""
     values = [(method, method.closeness(metric, truth=truth)) for method in methods]
     rated = [(method, value) for method, value in values if not math.isnan(value)]
     best = pareto([(-method.speedup, value) for method, value in rated])

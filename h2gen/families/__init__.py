@@ -1,19 +1,27 @@
-"""What is particular to one family of transformers: one file per family, all under the same contract."""
+"""What is specific to one family of transformers: one file per family, all with the same interface."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from h2gen.errors import CacheError
+from h2gen.families.chroma import Chroma
 from h2gen.families.contract import Family
+from h2gen.families.defaults import ModelDefaults
 from h2gen.families.flux1 import Flux1
 from h2gen.families.flux2 import Flux2
 
-__all__ = ["FAMILIES", "Family", "family_of", "recognize"]
+__all__ = ["DEFAULT", "FAMILIES", "PIPELINES", "Family", "ModelDefaults", "family_of", "recognize"]
 
-FAMILIES: dict[str, Family] = {family.transformer: family for family in (Flux1(), Flux2())}
+DEFAULT: Family = Flux1()
+"""The family of a checkpoint that does not say which it is of."""
+
+FAMILIES: dict[str, Family] = {family.transformer: family for family in (DEFAULT, Flux2(), Chroma())}
 """By the transformer's class in diffusers. A family added here is known everywhere."""
+
+PIPELINES: tuple[str, ...] = tuple(pipeline for family in FAMILIES.values() for pipeline in family.pipelines)
+"""The pipelines in diffusers that h2gen loads."""
 
 
 def family_of(transformer: Any) -> Family:
@@ -22,15 +30,17 @@ def family_of(transformer: Any) -> Family:
     Raises:
         CacheError: it belongs to none of them.
     """
+    transformer = getattr(transformer, "_orig_mod", transformer)  # what torch.compile wraps
     for kind in type(transformer).__mro__:
         if kind.__name__ in FAMILIES:
             return FAMILIES[kind.__name__]
-    known = " or a ".join(FAMILIES)
-    raise CacheError(f"H2-Cache needs a {known}, not a {type(transformer).__name__}.")
+    raise CacheError(f"H2-Cache needs a {' or a '.join(FAMILIES)}, not a {type(transformer).__name__}.")
 
 
-def recognize(tensors: Iterable[str]) -> Family | None:
+def recognize(tensors: Collection[str]) -> Family | None:
     """The family whose transformer a single file with these tensor names holds."""
-    names = set(tensors)
-    # FLUX.2's files carry names of FLUX.1's too, so the most particular family is asked first.
-    return next((family for family in reversed(FAMILIES.values()) if family.recognizes(names)), None)
+    # Files of the other families have some of FLUX.1's names too, so FLUX.1 is tried last.
+    for family in reversed(FAMILIES.values()):
+        if any(mark in name for name in tensors for mark in family.marks):
+            return family
+    return None

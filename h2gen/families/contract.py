@@ -1,74 +1,203 @@
-"""The contract of a family: everything about one transformer architecture that the rest of h2gen must ask for.
+"""The interface of a family: everything about one transformer architecture that the rest of h2gen needs.
 
-The first half is what the cache needs of a transformer, the second what loading and generating need of its pipelines.
-Only the standard library and ``h2gen.errors`` are imported at module level, so that the catalogue can be read without
-loading torch.
+The first part is what the cache needs to know about a transformer, the second what loading and generating need to know
+about its pipelines, the third what the evaluation needs. Torch and diffusers are imported inside methods only, so that
+the catalogue can be read without loading them.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from h2gen.families.defaults import ModelDefaults
+from h2gen.families.single_file import block_counts, takes_guidance
+from h2gen.families.token_grid import grid_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from h2gen.models.defaults import ModelDefaults
+
+class PassInputs(NamedTuple):
+    """What the cache reads of the arguments of a transformer's forward pass.
+
+    Over one trajectory a pipeline passes ``text``, ``text_ids`` and mostly ``image_ids`` as the same objects at every
+    step, and makes new ones for the next call. That is how a trajectory is recognised.
+    """
+
+    latents: torch.Tensor
+    """``(B, N_img, C)``: B pictures."""
+    text: torch.Tensor
+    """Embeddings, ``(B, N_txt, width)``. Without named contexts they distinguish the passes of true guidance."""
+    timestep: torch.Tensor
+    """``(B,)`` or a single one, from 1 (noise) to 0."""
+    image_ids: torch.Tensor | None
+    text_ids: torch.Tensor | None
 
 
 class Family(ABC):
     """One transformer architecture and the pipelines that use it. Stateless; there is one instance per family."""
 
-    name: ClassVar[str]
-    """Such as ``flux1``."""
+    title: ClassVar[str]
+    """Display name, such as ``FLUX.1``."""
     transformer: ClassVar[str]
     """The transformer's class in diffusers, such as ``FluxTransformer2DModel``."""
     pipelines: ClassVar[tuple[str, ...]]
     """The text-to-image pipelines in diffusers that h2gen loads, such as ``FluxPipeline``."""
 
-    # What the cache needs.
+    marks: ClassVar[tuple[str, ...]]
+    """Parts of tensor names: a single file holds this transformer if any of its tensors has one of them in its name."""
+    diffusers_caches: ClassVar[frozenset[str]] = frozenset()
+    """Which of diffusers' own caches work on this transformer, by config class, such as ``MagCacheConfig``."""
 
-    @abstractmethod
+    # What the cache needs. A stage is called "structure" or "detail". Streams are the tokens that go from block to
+    # block: ``(text, image)``, each ``(B, N, D)``, or one concatenated stream with the text first. A block must return
+    # the kind of streams that the next one takes, of the same shapes. Defaults are those of diffusers' Flux models.
+
+    per_picture: ClassVar[frozenset[str]] = frozenset({"hidden_states", "encoder_hidden_states", "temb"})
+    """The block arguments that have one row per picture. All others, such as rotary embeddings, serve the whole batch.
+    An argument named here may still have a single row for all pictures."""
+    unsplittable: ClassVar[tuple[str, ...]] = ("controlnet_block_samples", "controlnet_single_block_samples")
+    """The forward-pass arguments that cannot be divided among the pictures of a batch. With one of them given, the
+    batch gets one decision instead of one per picture."""
+
     def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        """The blocks of the structure stage and of the detail stage."""
+        """The blocks of the structure stage and of the detail stage, in the order in which the model calls them."""
+        return list(transformer.transformer_blocks), list(transformer.single_transformer_blocks)  # type: ignore[arg-type]
 
-    @abstractmethod
+    def pass_inputs(self, arguments: Mapping[str, Any]) -> PassInputs:
+        """What the cache reads of a forward pass's arguments, by their names in the transformer's ``forward``."""
+        return PassInputs(
+            arguments["hidden_states"],
+            arguments["encoder_hidden_states"],
+            arguments["timestep"],
+            arguments.get("img_ids"),
+            arguments.get("txt_ids"),
+        )
+
+    def can_split(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether blocks can run for only some pictures of a batch in a forward pass with these arguments."""
+        attention = {*(arguments.get("joint_attention_kwargs") or ())}
+        return attention <= {"scale"} and all(arguments.get(name) is None for name in self.unsplittable)
+
     def block_streams(self, stage: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-        """The token streams that a block of a stage was called with: ``(text, image)`` or one concatenated stream."""
+        """The streams that a block of a stage was called with."""
+        image = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        beside = args[1] if len(args) > 1 else None
+        text = kwargs.get("encoder_hidden_states", beside)
+        return (image,) if text is None else (text, image)
 
-    @abstractmethod
+    def output_streams(self, stage: str, output: Any) -> tuple[torch.Tensor, ...]:
+        """The streams in what a block of a stage returned, in the order of ``block_streams``."""
+        return output if isinstance(output, tuple) else (output,)
+
     def block_output(self, stage: str, streams: tuple[torch.Tensor, ...]) -> Any:
-        """The streams as a block of a stage returns them."""
+        """The streams as a block of a stage returns them: the inverse of ``output_streams``."""
+        return streams if len(streams) > 1 else streams[0]
 
     @abstractmethod
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
-        """What the model itself adds to the image stream between a stage's first and last block (ControlNet).
+        """What the model itself adds to the image tokens between a stage's first and last block (ControlNet).
+
+        It is an input of the step, not part of a kept residual. A tensor may be shorter than the last stream: it then
+        belongs to that stream's last tokens. If the model adds in place, the tensor kept as the first block's output
+        already holds the first addition, which must then be left out here.
 
         Args:
-            blocks: of the stage.
+            blocks: number of blocks in the stage.
             arguments: of the transformer's forward pass.
         """
 
+    def token_grid(self, image_ids: torch.Tensor | None, image_tokens: int) -> tuple[int, int] | None:
+        """The rows and columns of the picture's tokens; None if unknown. May wait for the device."""
+        return grid_of(image_ids, image_tokens)
+
+    def velocity(self, output: Any) -> torch.Tensor:
+        """The velocity, ``(B, N_img, C)``, in what the transformer returned."""
+        velocity: torch.Tensor = output[0]
+        return velocity
+
+    def with_velocity(self, output: Any, velocity: torch.Tensor) -> Any:
+        """The same kind of output with another velocity."""
+        return (velocity, *output[1:]) if isinstance(output, tuple) else replace(output, sample=velocity)
+
     # What loading and generating need.
 
-    @abstractmethod
-    def recognizes(self, tensors: set[str]) -> bool:
-        """Whether a single file with these tensor names holds a transformer of this family."""
+    def file_traits(self, tensors: Collection[str]) -> tuple[str, ...]:
+        """What a single file with these tensor names must have in common with its base, such as ``has 19 + 38 blocks``.
+
+        diffusers builds the transformer from the config of the base, and silently drops what does not fit.
+        """
+        return _traits(*block_counts(tensors), takes_guidance(tensors))
+
+    def config_traits(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """The same traits, in the same words, of a transformer with this ``config.json``."""
+        return _traits(config.get("num_layers"), config.get("num_single_layers"), config.get("guidance_embeds"))
 
     @abstractmethod
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
-        """The defaults of a local checkpoint that says nothing itself."""
+        """The defaults of a local checkpoint without a ``defaults.toml``.
+
+        Args:
+            transformer_config: of its ``transformer/config.json``; empty if that cannot be read.
+            model_index: of its ``model_index.json``; empty if that cannot be read.
+        """
 
     @abstractmethod
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
-        """A prompt as arguments of the pipeline, such as ``prompt_embeds`` of shape ``(1, tokens, width)``."""
+        """A prompt as arguments of the pipeline, such as ``prompt_embeds`` of shape ``(1, tokens, width)``.
+
+        The values are those that the pipeline would compute itself. With ``negative_`` in front, the same names take
+        a negative prompt.
+        """
 
     @abstractmethod
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
-        """How the pipeline spells distilled guidance and true classifier-free guidance.
+        """The pipeline's arguments for distilled guidance and for true classifier-free guidance.
 
         Raises:
-            SettingError: the model cannot do what is asked of it.
+            SettingError: the model does not support true guidance.
         """
+
+    # What the evaluation needs.
+
+    def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
+        """Random arguments for one forward pass, all but ``timestep``, on the transformer's device and in its dtype.
+
+        These are common to all families; a family adds its own.
+        """
+        import torch
+
+        config, weight = transformer.config, transformer.proj_out.weight
+        generator = torch.Generator("cpu").manual_seed(0)
+        side = max(1, int(image_tokens**0.5))
+        ids = torch.zeros(text_tokens + image_tokens, len(config.axes_dims_rope))
+        ids[text_tokens:, 1] = torch.arange(image_tokens) // side
+        ids[text_tokens:, 2] = torch.arange(image_tokens) % side
+        shapes = {
+            "hidden_states": (1, image_tokens, config.in_channels),
+            "encoder_hidden_states": (1, text_tokens, config.joint_attention_dim),
+        }
+        noise = {name: torch.randn(shape, generator=generator).to(weight) for name, shape in shapes.items()}
+        ids = ids.to(weight.device)
+        return {**noise, "txt_ids": ids[:text_tokens], "img_ids": ids[text_tokens:], "return_dict": False}
+
+    @abstractmethod
+    def modulated_input(self, block: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """The image tokens as the attention of the first block sees them: normalised, and modulated by the timestep.
+
+        Args:
+            block: the first block of the structure stage.
+            arguments: of its forward pass, by name.
+        """
+
+    def teacache_polynomial(self, transformer: Any) -> tuple[float, ...]:
+        """TeaCache's published rescaling polynomial, highest power first; the identity if none was published."""
+        return (1.0, 0.0)
+
+
+def _traits(double: int | None, single: int | None, guidance: bool | None) -> tuple[str, ...]:
+    return f"has {double} + {single} blocks", f"takes {'a' if guidance else 'no'} guidance scale"

@@ -1,4 +1,4 @@
-"""FLUX.1: double-stream blocks, then single-stream blocks that keep text and image apart; guidance as an input."""
+"""FLUX.1: double-stream blocks, then single-stream blocks with separate text and image; guidance as an input."""
 
 from __future__ import annotations
 
@@ -7,51 +7,36 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from h2gen.families.contract import Family
+from h2gen.families.defaults import ModelDefaults
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from h2gen.models.defaults import ModelDefaults
+DEV = ModelDefaults()
+SCHNELL = ModelDefaults(steps=4, guidance=0.0, max_sequence_length=256)
+KREA = ModelDefaults(steps=28, guidance=4.5)
+
+TEACACHE_DEV = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
+"""TeaCache's published polynomial for FLUX.1 [dev], highest power first: from the input's change to the output's.
+
+Source: arXiv 2411.19108.
+"""
 
 
 class Flux1(Family):
     """``FluxTransformer2DModel``: FLUX.1 [dev], [schnell], Krea and the bundled model."""
 
-    name = "flux1"
+    title = "FLUX.1"
     transformer = "FluxTransformer2DModel"
     pipelines = ("FluxPipeline",)
-
-    def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        return list(transformer.transformer_blocks), list(transformer.single_transformer_blocks)  # type: ignore[arg-type]
-
-    def block_streams(self, stage: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-        image = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
-        return text, image
-
-    def block_output(self, stage: str, streams: tuple[torch.Tensor, ...]) -> Any:
-        return streams
+    marks = ("double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.add_q_proj")
+    diffusers_caches = frozenset({"FirstBlockCacheConfig", "MagCacheConfig", "SeaCacheConfig", "TaylorSeerCacheConfig"})
 
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
-        """Source: ``FluxTransformer2DModel.forward``."""
-        name = "controlnet_block_samples" if stage == "structure" else "controlnet_single_block_samples"
-        samples = arguments.get(name)
-        if samples is None:
-            return ()
-        between = range(blocks - 1)
-        if stage == "structure" and arguments.get("controlnet_blocks_repeat"):
-            return [samples[index % len(samples)] for index in between]
-        interval = math.ceil(blocks / len(samples))
-        return [samples[index // interval] for index in between]
-
-    def recognizes(self, tensors: set[str]) -> bool:
-        marks = ("double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.add_q_proj")
-        return any(mark in name for name in tensors for mark in marks)
+        return controlnet_samples(stage, blocks, arguments)
 
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
-        from h2gen.models.defaults import DEV, SCHNELL
-
         return DEV if transformer_config.get("guidance_embeds", True) else SCHNELL
 
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
@@ -62,3 +47,60 @@ class Flux1(Family):
 
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
         return {"guidance_scale": guidance, **({"true_cfg_scale": cfg} if cfg > 1 else {})}
+
+    def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
+        inputs = super().example_inputs(transformer, image_tokens, text_tokens)
+        inputs["pooled_projections"] = inputs["hidden_states"].new_ones(1, transformer.config.pooled_projection_dim)
+        if transformer.config.guidance_embeds:
+            inputs["guidance"] = inputs["img_ids"].new_full((1,), 3.5)
+        return inputs
+
+    def modulated_input(self, block: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
+        modulated: torch.Tensor = block.norm1(arguments["hidden_states"], emb=arguments["temb"])[0]
+        return modulated
+
+    def teacache_polynomial(self, transformer: Any) -> tuple[float, ...]:
+        config = transformer.config
+        dev = (config.num_layers, config.num_single_layers) == (19, 38) and config.guidance_embeds
+        return TEACACHE_DEV if dev else super().teacache_polynomial(transformer)
+
+
+def random_transformer(device: torch.device, dtype: torch.dtype, width: int = 1024, doubles: int = 5) -> nn.Module:
+    """A transformer of ``66 * width**2 * doubles`` random weights, with two single-stream blocks per double-stream one.
+
+    Args:
+        device, dtype: of the weights.
+        width: of the token streams; a multiple of 128.
+        doubles: double-stream blocks.
+    """
+    import torch
+    from diffusers import FluxTransformer2DModel
+    from torch import nn
+
+    torch.manual_seed(0)
+    model: nn.Module = FluxTransformer2DModel(
+        num_layers=doubles,
+        num_single_layers=2 * doubles,
+        num_attention_heads=width // 128,
+        joint_attention_dim=512,
+        pooled_projection_dim=256,
+        guidance_embeds=True,
+    )
+    # Not the model's own ``to``, which warns about casting trained weights.
+    return nn.Module.to(model, device=device, dtype=dtype).eval()
+
+
+def controlnet_samples(stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
+    """What a ControlNet adds after each block of a stage but the last.
+
+    Source: ``FluxTransformer2DModel.forward``.
+    """
+    name = "controlnet_block_samples" if stage == "structure" else "controlnet_single_block_samples"
+    samples = arguments.get(name)
+    if samples is None:
+        return ()
+    between = range(blocks - 1)
+    if stage == "structure" and arguments.get("controlnet_blocks_repeat"):
+        return [samples[index % len(samples)] for index in between]
+    interval = math.ceil(blocks / len(samples))
+    return [samples[index // interval] for index in between]

@@ -7,41 +7,30 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import SettingError
 from h2gen.families.contract import Family
+from h2gen.families.defaults import ModelDefaults
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from h2gen.models.defaults import ModelDefaults
+FLUX2_DEV = ModelDefaults(guidance=4.0)
+KLEIN = ModelDefaults(steps=4, guidance=1.0)
 
 
 class Flux2(Family):
     """``Flux2Transformer2DModel``: FLUX.2 [dev] and [klein]."""
 
-    name = "flux2"
+    title = "FLUX.2"
     transformer = "Flux2Transformer2DModel"
     pipelines = ("Flux2Pipeline", "Flux2KleinPipeline")
-
-    def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        return list(transformer.transformer_blocks), list(transformer.single_transformer_blocks)  # type: ignore[arg-type]
-
-    def block_streams(self, stage: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-        image = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
-        return (image,) if text is None else (text, image)
-
-    def block_output(self, stage: str, streams: tuple[torch.Tensor, ...]) -> Any:
-        return streams if stage == "structure" else streams[0]
+    marks = ("double_stream_modulation_img.lin",)
+    diffusers_caches = frozenset({"MagCacheConfig", "TaylorSeerCacheConfig"})
+    per_picture = frozenset({"hidden_states", "encoder_hidden_states", "temb_mod_img", "temb_mod_txt", "temb_mod"})
+    unsplittable = ("kv_cache_mode",)
 
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
         return ()
 
-    def recognizes(self, tensors: set[str]) -> bool:
-        return any("double_stream_modulation_img.lin" in name for name in tensors)
-
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
-        from h2gen.models.defaults import FLUX2_DEV, KLEIN
-
         return KLEIN if model_index.get("is_distilled") else FLUX2_DEV
 
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
@@ -58,3 +47,15 @@ class Flux2(Family):
         if cfg > 1:
             raise SettingError(f"cfg is {cfg:g}, but FLUX.2-dev has no true guidance: use --guidance.")
         return {"guidance_scale": guidance}
+
+    def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
+        inputs = super().example_inputs(transformer, image_tokens, text_tokens)
+        if transformer.config.guidance_embeds:
+            inputs["guidance"] = inputs["img_ids"].new_full((1,), 3.5)
+        return inputs
+
+    def modulated_input(self, block: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
+        modulation = arguments["temb_mod_img"]  # shift, scale and gate, first of the attention
+        shift, scale = (modulation if modulation.ndim == 3 else modulation.unsqueeze(1)).chunk(6, dim=-1)[:2]
+        modulated: torch.Tensor = (1 + scale) * block.norm1(arguments["hidden_states"]) + shift
+        return modulated

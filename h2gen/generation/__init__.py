@@ -1,1 +1,1 @@
-"""A session turns settings into a picture."""
+"""From settings to pictures: sessions, solvers, what to do when memory runs out, saving."""

@@ -1,11 +1,11 @@
-"""A loaded model that makes pictures."""
+"""A loaded model that makes pictures: one at a time, or several in one batch."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,26 +14,33 @@ import torch
 from PIL import Image
 
 from h2gen.cache import CacheConfig, StepRecord, Trace, h2_cache
-from h2gen.errors import BadPicture, OutOfMemory, SettingError
+from h2gen.errors import BadPicture, OutOfMemory, RunError, SettingError
+from h2gen.families import family_of
+from h2gen.generation.relief import advice, let_go
 from h2gen.generation.solvers import solving
 from h2gen.generation.text import EncodedPrompts
-from h2gen.models import Checkpoint, is_out_of_memory, resolve, set_tiling
-from h2gen.models.choices import STRONGER
+from h2gen.models import Checkpoint, choose_device, choose_dtype, is_out_of_memory, resolve, set_tiling
 from h2gen.models.load import load_placed
-from h2gen.settings.values import OFF, Settings, random_seed
+from h2gen.settings.seeds import random_seed
+from h2gen.settings.values import OFF, Settings
 
 StepObserver = Callable[[StepRecord], None]
 
 
 @dataclass(frozen=True)
 class Result:
-    """A picture and how it came about.
+    """A picture and how it was made.
 
-    ``settings`` are those that made it. ``trace`` is None where nobody watched a run without a cache: then nothing of
-    ours ran. ``seconds`` is the whole call, from text encoding to decoded picture. ``uncached`` says that the picture
-    came out NaN with the cache and was made once more without it: settings and seconds are then those of the second
-    run, and there is no trace. ``tiled`` says that it was decoded in tiles because that was asked for. ``together`` is
-    how many pictures were made at once; ``seconds`` are then this one's part of them all.
+    Args:
+        image: the picture.
+        settings: what it was made with.
+        seconds: of the whole call, from text encoding to decoded picture; the picture's share in a batch.
+        trace: what the cache did at each step; None if the cache was off and there was no observer: the
+            pipeline then ran without any hook.
+        uncached: the picture was NaN with the cache and was made again without it; settings and seconds are those of
+            the second run, and there is no trace.
+        tiled: it was decoded in tiles on request, whatever its size.
+        together: pictures in its batch.
     """
 
     image: Image.Image
@@ -57,15 +64,16 @@ def load(
 
     Args:
         model: ``tiny``, ``dev``, ``schnell``, ``krea``, ``klein-4b``, ``flux2-dev``, a hub id, a diffusers folder, or
-            a ``.safetensors`` or ``.gguf`` file of a transformer alone.
+            a ``.safetensors`` or ``.gguf`` file that holds only a transformer.
         base: the model that supplies the rest of a single file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
         dtype: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16``, ``fp32``.
         offload: ``none``, ``model``, ``group``, ``sequential`` or ``auto``.
 
     Raises:
-        ModelError: the checkpoint is unknown, missing, gated, damaged or no Flux.
-        DeviceError: the device is not there, or cannot do what is asked of it.
+        ModelError: the checkpoint is unknown, missing, gated, damaged or not supported.
+        DeviceError: the device does not exist, or does not support the dtype or offloading.
+        OutOfMemory: memory does not suffice for loading it.
 
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
     >>> session.generate("a cat", seed=7, cache=h2gen.CacheConfig(tau1=0.08, tau2=0.2)).image  # doctest: +SKIP
@@ -77,47 +85,62 @@ def open_session(
     checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", offload: str = "none"
 ) -> Session:
     """Load a checkpoint that ``resolve`` found; see ``load``."""
+    where = choose_device(device)
+    device, dtype = str(where), str(choose_dtype(dtype, where)).removeprefix("torch.")
+    pipe, offload = _load(checkpoint, device=device, dtype=dtype, offload=offload)
+    return Session(pipe, checkpoint, offload, device=device, dtype=dtype)
+
+
+def _load(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str) -> tuple[Any, str]:
     try:
-        pipe, offload = load_placed(checkpoint, device=device, dtype=dtype, offload=offload)
+        return load_placed(checkpoint, device=device, dtype=dtype, offload=offload)
     except Exception as error:
         if is_out_of_memory(error):
-            # Not ``_relief``: the size does not matter yet, and the device may still be called "auto".
+            # Not ``advice``: the size does not matter yet, and the device may still be called "auto".
             raise OutOfMemory(
                 f"Out of memory while loading {checkpoint.name!r}; use --offload auto on a GPU, a smaller model, or a "
-                ".gguf file of it."
+                ".gguf version of it."
             ) from error
         raise
-    return Session(pipe, checkpoint, offload)
 
 
 class Session:
-    """A loaded model. One session makes any number of pictures, one after the other or some at once.
+    """A loaded model. A session makes any number of pictures, one at a time or in batches.
 
-    ``offload`` is the mode in use.
+    Args:
+        pipe: the loaded pipeline.
+        checkpoint: what it was loaded from.
+        offload: the mode in use, never "auto".
+        device, dtype: to load it with again, if it has to offload more.
     """
 
-    def __init__(self, pipe: Any, checkpoint: Checkpoint, offload: str = "none") -> None:
+    def __init__(
+        self, pipe: Any, checkpoint: Checkpoint, offload: str = "none", *, device: str = "auto", dtype: str = "auto"
+    ) -> None:
         self.pipe = pipe
         self.checkpoint = checkpoint
         self.offload = offload
+        self._place = {"device": device, "dtype": dtype}
         self._encoded = EncodedPrompts()
-        self._interrupted = self._watched = False
+        self._interrupted = self._observed = False
         self._most: dict[tuple[int, int], int] = {}
-        """Pictures of a size that memory suffices for together, where it did not for more."""
+        """The largest batch of a size (pixels) that fits into memory, if a larger one did not."""
+        self.tiled_sizes: set[tuple[int, int]] = set()
+        """Sizes that ``with_relief`` decodes in tiles, because memory was too small otherwise."""
 
     @property
     def device(self) -> torch.device:
-        """Where the denoising runs."""
+        """Where denoising runs."""
         return torch.device(self.pipe._execution_device)
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the transformer computes in."""
+        """The transformer's dtype."""
         dtype: torch.dtype = self.pipe.transformer.dtype
         return dtype
 
     def settings(self, prompt: str, cache: CacheConfig | None = None, **overrides: Any) -> Settings:
-        """Settings for this model: its defaults, and over them whatever is given and not None.
+        """The model's default settings, overridden by values that are given and not None.
 
         Raises:
             SettingError: a value cannot be used, or not with this model.
@@ -147,14 +170,14 @@ class Session:
 
         Args:
             prompt: what to paint.
-            cache: thresholds and guards; None runs plain diffusers.
+            cache: the cache's settings; None runs plain diffusers.
             on_step: is called with each step's record.
-            overrides: fields of ``Settings``, over the model's defaults; the seed is random where none is given.
+            overrides: fields of ``Settings`` that replace the model's defaults; the seed is random by default.
 
         Raises:
             SettingError: a setting cannot be used.
             OutOfMemory: the device's memory does not suffice.
-            BadPicture: the picture holds NaN, without the cache too.
+            BadPicture: the picture contains NaN, even without the cache.
             KeyboardInterrupt: ``interrupt`` was called.
         """
         return self.run(self.settings(prompt, cache, **overrides), on_step=on_step)
@@ -162,48 +185,58 @@ class Session:
     def run(self, settings: Settings, *, on_step: StepObserver | None = None, tiled: bool = False) -> Result:
         """Make the picture that the settings describe; see ``generate``.
 
-        ``tiled`` has it decoded in tiles whatever its size, which needs less memory and changes it a little.
+        ``tiled`` decodes it in tiles whatever its size, which needs less memory and changes it a little.
         """
         return self.run_together([settings], on_step=on_step, tiled=tiled)[0]
 
     def run_together(
-        self, settings: Sequence[Settings], *, on_step: StepObserver | None = None, tiled: bool = False
+        self,
+        settings: Sequence[Settings],
+        *,
+        on_step: StepObserver | None = None,
+        tiled: bool = False,
+        on_smaller_batch: Callable[[int], None] = lambda _size: None,
+        on_result: Callable[[Result], None] = lambda _result: None,
     ) -> list[Result]:
-        """Make several pictures in one batch, each as ``run`` makes it alone but for rounding.
+        """Make several pictures in one batch, each as ``run`` would make it, except for rounding.
 
-        The cache decides for each of them. Where memory runs out the batch is halved, and those of its size that
-        come later are made no larger; steps that ``on_step`` has heard of then come again.
+        The cache decides for each of them separately. When memory runs out the batch is halved, and later batches of
+        the same image size are not made larger; ``on_step`` then gets the steps of the failed batch again.
 
         Args:
-            settings: of the pictures; they may differ in prompt and seed.
-            on_step: is called with each picture's steps; their ``picture`` counts these settings from 0.
+            settings: one per picture; they may differ in prompt and seed.
+            on_step: is called with each picture's steps; their ``picture`` is the index into ``settings``.
+            tiled: see ``run``.
+            on_smaller_batch: is called with the new size of a batch after memory ran out.
+            on_result: is called with each picture once it is finished, in their order: a later one may fail.
 
         Raises:
             SettingError: they differ in something else.
             H2GenError: as ``run``, for all of them.
         """
         if not all(settings[0].goes_with(each) for each in settings):
-            raise SettingError("Pictures that are made together can differ in prompt and seed alone.")
+            raise SettingError("Pictures of one batch may differ only in prompt and seed.")
         size = settings[0].width, settings[0].height
         results: list[Result] = []
         try:
             while len(results) < len(settings):
                 first = len(results)
                 part = settings[first : first + self._most.get(size, len(settings))]
-                heard = None if on_step is None else _counted_from(first, on_step)
-                if (made := self._run(part, heard, tiled)) is not None:
-                    results += made
+                renumbered = None if on_step is None else _counted_from(first, on_step)
+                if (made := self._run(part, renumbered, tiled)) is not None:
+                    for result in made:
+                        results.append(result)
+                        on_result(result)
                 else:
                     self._most[size] = (len(part) + 1) // 2
-                    gc.collect()
-                    if self.device.type == "cuda":
-                        torch.cuda.empty_cache()
+                    _free_memory()
+                    on_smaller_batch(self._most[size])
         finally:
             self._interrupted = False
         return results
 
-    def _run(self, settings: Sequence[Settings], on_step: StepObserver | None, tiled: bool) -> list[Result] | None:
-        """Make a batch; None where memory does not suffice for so many."""
+    def _run(self, settings: Sequence[Settings], on_step: StepObserver | None, tiled: bool) -> Iterator[Result] | None:
+        """Make a batch, and finish its pictures one by one; None if there is not enough memory for it."""
         try:
             pixels, trace, seconds = self._denoise(settings, on_step, tiled)
         except OutOfMemory:
@@ -212,66 +245,79 @@ class Session:
             return None
         traces = [trace] * len(settings) if trace is None or len(settings) == 1 else trace.of_each_picture()
         count = len(settings)
-        return [
-            self._finished(each, picture, tiled, trace=its_trace, seconds=seconds / count, together=count)
-            for each, picture, its_trace in zip(settings, pixels, traces, strict=True)
-        ]
+        return (
+            self._finished(each, picture, tiled, trace=own_trace, seconds=seconds / count, together=count)
+            for each, picture, own_trace in zip(settings, pixels, traces, strict=True)
+        )
 
     def _finished(self, settings: Settings, pixels: np.ndarray[Any, Any], tiled: bool, **facts: Any) -> Result:
-        """A picture from its pixels, ``(H, W, 3)``; one that is NaN is made once more, alone and without the cache."""
+        """A picture from its pixels, ``(H, W, 3)``; if they are NaN it is made again, singly and uncached."""
         uncached = not np.isfinite(pixels).all() and settings.cache.enabled
         if uncached:
             settings = replace(settings, cache=OFF)
             (pixels,), trace, seconds = self._denoise([settings], None, tiled)
             facts = {"trace": trace, "seconds": seconds}
         if not np.isfinite(pixels).all():
-            both = ", with the cache and without it" if uncached else ""
+            both = ", with and without the cache" if uncached else ""
             raise BadPicture(f"The picture came out as NaN{both}; nothing was saved. Try --dtype bf16 or --dtype fp32.")
         (image,) = self.pipe.image_processor.numpy_to_pil(pixels[None])
         return Result(image, settings, uncached=uncached, tiled=tiled, **facts)
 
     def encode(self, settings: Settings) -> None:
-        """Encode a picture's text beforehand, so that its ``run`` finds it done."""
-        self._arguments([settings])
+        """Encode a picture's text now, so that ``run`` need not.
+
+        Raises:
+            OutOfMemory: the device's memory does not suffice.
+        """
+        with self._working(settings):
+            self._arguments([settings])
+
+    def relieve(self, offload: str) -> None:
+        """Free memory after it ran out, and load the model again if its offloading changes.
+
+        Raises:
+            Exception: it cannot be loaded in that way. The session is then as before; if that is impossible too, it
+                makes no more pictures. The same goes for an interrupt while it is loaded.
+        """
+        if offload == self.offload:
+            _free_memory()
+            return
+        self.pipe = None  # there is no memory for both
+        _free_memory()
+        try:
+            self.pipe, self.offload = _load(self.checkpoint, offload=offload, **self._place)
+        except BaseException as error:
+            let_go(error)
+            _free_memory()
+            with contextlib.suppress(Exception):
+                self.pipe, _ = _load(self.checkpoint, offload=self.offload, **self._place)
+            raise
 
     def interrupt(self) -> None:
-        """Stop after the step in hand: ``run`` raises KeyboardInterrupt. May be called from a signal handler.
+        """Stop after the current step: ``run`` raises KeyboardInterrupt. May be called from a signal handler.
 
-        Where nothing runs, it is the next run that stops.
+        If nothing is running, the next run stops.
         """
         self._interrupted = True
-        if not self._watched:
-            self.pipe._interrupt = True  # the pipeline's own switch: it passes by the steps that are left
+        if not self._observed and self.pipe is not None:
+            self.pipe._interrupt = True  # the pipeline's own switch: it skips the remaining steps
 
     def forget_interrupt(self) -> None:
-        """Let the next run go on although ``interrupt`` was called and nothing ran."""
+        """Undo an ``interrupt`` that came while nothing was running."""
         self._interrupted = False
 
     def _arguments(self, together: Sequence[Settings]) -> dict[str, Any]:
-        """The pipeline's own arguments; which it has tells what the model can do."""
+        """What the pipeline is called with, apart from its noise."""
         settings = together[0]
-        kind = type(self.pipe).__name__
+        family = family_of(self.pipe.transformer)
         arguments: dict[str, Any] = {
             "width": settings.width,
             "height": settings.height,
             "num_inference_steps": settings.steps,
             "max_sequence_length": settings.max_sequence_length,
             "output_type": "np",
+            **family.guidance_arguments(self.pipe, settings.guidance, settings.cfg),
         }
-        if kind == "Flux2KleinPipeline":  # its guidance_scale is true guidance
-            arguments["guidance_scale"] = settings.cfg
-            if settings.cfg > 1 and self.pipe.config.is_distilled:
-                raise SettingError(
-                    f"cfg is {settings.cfg:g}, but this model is distilled and takes no guidance: use 1."
-                )
-        elif kind == "Flux2Pipeline":
-            arguments["guidance_scale"] = settings.guidance
-            if settings.cfg > 1:
-                raise SettingError(f"cfg is {settings.cfg:g}, but FLUX.2-dev has no true guidance: use --guidance.")
-        else:
-            arguments["guidance_scale"] = settings.guidance
-            if settings.cfg > 1:
-                arguments["true_cfg_scale"] = settings.cfg
         length = settings.max_sequence_length
         arguments.update(self._texts([each.prompt for each in together], length))
         if settings.cfg > 1:
@@ -280,7 +326,7 @@ class Session:
         return arguments
 
     def _texts(self, prompts: Sequence[str], length: int) -> dict[str, torch.Tensor]:
-        """What the pipeline takes for prompts: their embeddings, a row each."""
+        """The encoded prompts as arguments of the pipeline, one row per prompt."""
         encoded = [self._encoded.of(self.pipe, prompt, length) for prompt in prompts]
         if len(encoded) == 1:
             return encoded[0]
@@ -289,38 +335,55 @@ class Session:
     def _denoise(
         self, together: Sequence[Settings], on_step: StepObserver | None, tiled: bool
     ) -> tuple[np.ndarray[Any, Any], Trace | None, float]:
-        """One call of the pipeline: float pixels, ``(B, H, W, 3)`` in 0 to 1, what the cache did, and seconds."""
+        """Call the pipeline once.
+
+        Returns:
+            Float pixels of shape (B, H, W, 3) in 0 to 1, the trace or None, and seconds.
+        """
         settings = together[0]
-        set_tiling(self.pipe, settings.width, settings.height, always=tiled)
-        self._watched = settings.cache.enabled or on_step is not None
-        cache = h2_cache(self.pipe, settings.cache, on_step=on_step) if self._watched else contextlib.nullcontext(None)
-        # On the CPU, so that a seed means the same noise on every device.
+        self._observed = settings.cache.enabled or on_step is not None
+        # On the CPU, so that a seed gives the same noise on every device.
         generators = [torch.Generator("cpu").manual_seed(each.seed) for each in together]
         generator = generators if len(generators) > 1 else generators[0]
         started = time.perf_counter()
-        try:
+        with self._working(settings):
+            set_tiling(self.pipe, settings.width, settings.height, always=tiled)
+            cache = (
+                h2_cache(self.pipe, settings.cache, on_step=on_step) if self._observed else contextlib.nullcontext(None)
+            )
             arguments = self._arguments(together)
-            self._heed()  # while the text was encoded: the pipeline forgets it when it begins
-            if self._watched:
+            self._raise_if_interrupted()  # during text encoding: the pipeline resets its switch when it starts
+            if self._observed:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
             with solving(self.pipe, settings.solver), cache as trace:
                 pixels = self.pipe(**arguments, generator=generator).images
-        except Exception as error:
-            if is_out_of_memory(error):
-                size = f"{settings.width}x{settings.height}"
-                relief = _relief(self.device.type, self.offload)
-                raise OutOfMemory(f"Out of memory on {self.device} at {size}; {relief}.") from error
-            raise
-        if not self._watched:
-            self._heed()
+        if not self._observed:
+            self._raise_if_interrupted()
         return np.asarray(pixels), trace, time.perf_counter() - started
 
+    @contextlib.contextmanager
+    def _working(self, settings: Settings) -> Iterator[None]:
+        """Around work on the device: running out of memory is told, unless an interrupt came before it."""
+        if self.pipe is None:
+            raise RunError(f"{self.checkpoint.name!r} is not loaded any more, since loading it again failed; restart.")
+        try:
+            yield
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            self._raise_if_interrupted()
+            size = f"{settings.width}x{settings.height}"
+            raise OutOfMemory(
+                f"Out of memory on {self.device} at {size}; {advice(self.device.type, self.offload)}."
+            ) from error
+
     def _stop_if_interrupted(self, _pipe: Any, _step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        self._heed()
+        self._raise_if_interrupted()
         return kwargs
 
-    def _heed(self) -> None:
+    def _raise_if_interrupted(self) -> None:
         if self._interrupted:
+            self._interrupted = False
             raise KeyboardInterrupt
 
 
@@ -328,9 +391,8 @@ def _counted_from(first: int, on_step: StepObserver) -> StepObserver:
     return lambda record: on_step(replace(record, picture=first + record.picture))
 
 
-def _relief(device: str, offload: str) -> str:
-    """What would help when memory runs out."""
-    stronger = STRONGER.get(offload)
-    if device == "cpu" or stronger is None:
-        return "use a smaller --size, a smaller model, or a .gguf file of it"
-    return f"use --offload {stronger}, or a smaller --size"
+def _free_memory() -> None:
+    """Free what a failed attempt left behind."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Another solver in the place of a pipeline's own: a higher order, for fewer steps."""
+"""``--solver``: higher-order solvers (UniPC, Heun) in place of the pipeline's own, for fewer steps."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from h2gen.errors import ModelError
 
 @contextmanager
 def solving(pipe: Any, solver: str) -> Iterator[None]:
-    """Run a Flux pipeline with another solver on the sigmas of its own, shifted as it shifts them; afterwards it has
-    its own back.
+    """Replace a pipeline's solver inside the context. It keeps the sigmas of the pipeline's own scheduler.
 
     Args:
-        pipe: a pipeline of diffusers.
-        solver: one of ``SOLVERS``; ``own`` changes nothing. UniPC takes one forward pass a step, as Euler does, Heun
-            two, and one in the last step.
+        pipe: a diffusers pipeline.
+        solver: one of ``SOLVERS``; ``own`` changes nothing. UniPC takes one forward pass per step, as Euler does;
+            Heun takes two, except in the last step.
 
     Raises:
-        ModelError: the pipeline's scheduler is none for flow matching.
+        ModelError: the pipeline's scheduler does not support flow matching.
 
-    Sources: UniPC is Zhao et al., arXiv 2302.04867, and Heun's method as in Karras et al., arXiv 2206.00364, both as
-    diffusers implements them.
+    Sources: UniPC is Zhao et al., arXiv 2302.04867; Heun's method as in Karras et al., arXiv 2206.00364; both as
+    implemented in diffusers.
     """
     own = pipe.scheduler
     if solver == "own":
         yield
         return
     if not type(own).__name__.startswith("FlowMatch"):
-        raise ModelError(f"The model's scheduler is {type(own).__name__}, which is none for flow matching.")
+        raise ModelError(
+            f"--solver {solver}: the model's scheduler, {type(own).__name__}, does not support flow matching; "
+            "leave out --solver."
+        )
     pipe.scheduler = _unipc(own) if solver == "unipc" else _Heun(own)
     try:
         yield
@@ -52,7 +54,7 @@ def _unipc(own: Any) -> Any:
 
 
 class _Heun(FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
-    """diffusers' Heun on the sigmas that another scheduler of flows makes; its own know no shift by size."""
+    """diffusers' Heun on the sigmas of another flow-matching scheduler: its own are not shifted by image size."""
 
     def __init__(self, own: Any) -> None:
         super().__init__(num_train_timesteps=own.config.get("num_train_timesteps", 1000))

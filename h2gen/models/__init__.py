@@ -1,6 +1,6 @@
-"""A checkpoint's name, folder or file becomes a pipeline.
+"""Turn a model's name, folder or file into a pipeline.
 
-Names are handed out when they are asked for: a look into the catalogue must not load torch.
+Names are imported when they are first used, so that the catalogue can be read without loading torch.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from h2gen.models.catalogue import CATALOGUE, CatalogueEntry, Checkpoint, ModelDefaults, resolve
+    from h2gen.models.catalogue import CATALOGUE, CatalogueEntry, Checkpoint, ModelDefaults, model_name, resolve
+    from h2gen.models.devices import choose_device, choose_dtype
     from h2gen.models.hub import is_downloaded, local_path
     from h2gen.models.load import load_pipeline, set_tiling
-    from h2gen.models.memory import apply_offload, choose_device, choose_dtype, is_out_of_memory, pick_offload
+    from h2gen.models.memory import apply_offload, is_out_of_memory, pick_offload
     from h2gen.models.translate_errors import translated
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "is_out_of_memory",
     "load_pipeline",
     "local_path",
+    "model_name",
     "pick_offload",
     "resolve",
     "set_tiling",
@@ -34,10 +36,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "resolve"), "catalogue"),
+    **dict.fromkeys(
+        ("CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "model_name", "resolve"), "catalogue"
+    ),
+    **dict.fromkeys(("choose_device", "choose_dtype"), "devices"),
     **dict.fromkeys(("is_downloaded", "local_path"), "hub"),
     **dict.fromkeys(("load_pipeline", "set_tiling"), "load"),
-    **dict.fromkeys(("apply_offload", "choose_device", "choose_dtype", "is_out_of_memory", "pick_offload"), "memory"),
+    **dict.fromkeys(("apply_offload", "is_out_of_memory", "pick_offload"), "memory"),
     "translated": "translate_errors",
 }
 

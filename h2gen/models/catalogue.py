@@ -1,6 +1,6 @@
-"""The models that h2gen knows by name, and how any other name, folder or file is understood.
+"""The models that h2gen knows by name, and how any other name, folder or file is resolved.
 
-Only the standard library is imported here: the command line asks for names long before it needs a model.
+Nothing imported here loads torch: the command line needs the names before any model.
 """
 
 from __future__ import annotations
@@ -11,23 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from h2gen.errors import ModelError
-from h2gen.models.defaults import (
-    DEV,
-    FILE,
-    FLUX2_DEV,
-    KLEIN,
-    KREA,
-    SCHNELL,
-    ModelDefaults,
-    folder_defaults,
-    read_defaults,
-)
+from h2gen.families.chroma import CHROMA
+from h2gen.families.flux1 import DEV, KREA, SCHNELL
+from h2gen.families.flux2 import FLUX2_DEV, KLEIN
+from h2gen.models.defaults import FILE, ModelDefaults, folder_defaults, read_defaults
 from h2gen.wording import did_you_mean
 
-__all__ = ["BUNDLED", "CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "resolve"]
+__all__ = ["BUNDLED", "CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "model_name", "resolve"]
 
 BUNDLED = Path(__file__).parent / "tiny"
-"""The checkpoint inside the package."""
+"""The folder of the checkpoint that ships with h2gen."""
 
 WEIGHTS = (".safetensors", ".gguf")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -40,12 +33,12 @@ class CatalogueEntry:
 
     Args:
         name: what the user types.
-        repo: its repository on huggingface.co; None for the bundled one.
-        licence: under which its pictures and weights may be used.
-        parameters: of the transformer alone.
-        download_gb: gigabytes fetched on first use, text encoders included.
-        gated: whether its licence has to be accepted on its page first.
-        defaults: what its makers recommend.
+        repo: its repository on huggingface.co; None for the bundled model.
+        licence: of its weights.
+        parameters: of the transformer only.
+        download_gb: gigabytes downloaded on first use, including text encoders.
+        gated: whether its licence has to be accepted on huggingface.co first.
+        defaults: what its authors recommend.
         description: one line.
     """
 
@@ -66,11 +59,11 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     for entry in (
         CatalogueEntry(
             "tiny", None, "Apache-2.0", 9_000_000, 0.0, False, read_defaults(BUNDLED / FILE),
-            "a very small Flux trained on emoji; comes with h2gen and runs on a CPU in seconds",
+            "a very small FLUX.1 trained on emoji; ships with h2gen and runs on a CPU in seconds",
         ),
         CatalogueEntry(
             "dev", "black-forest-labs/FLUX.1-dev", FLUX1_LICENCE, 11_900_000_000, 33.7, True, DEV,
-            "FLUX.1 [dev], guidance-distilled; the model that H2-Cache was measured on",
+            "FLUX.1 [dev], guidance-distilled; the model in the paper of H2-Cache",
         ),
         CatalogueEntry(
             "schnell", "black-forest-labs/FLUX.1-schnell", "Apache-2.0", 11_900_000_000, 33.7, True, SCHNELL,
@@ -89,20 +82,24 @@ CATALOGUE: dict[str, CatalogueEntry] = {
             FLUX2_DEV,
             "FLUX.2 [dev]; needs a data-centre GPU or offloading",
         ),
+        CatalogueEntry(
+            "chroma", "lodestones/Chroma1-HD", "Apache-2.0", 8_900_000_000, 27.5, False, CHROMA,
+            "Chroma1-HD, made from FLUX.1 [schnell]; takes true guidance and a negative prompt",
+        ),
     )
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a model is, before anything of it is read.
+    """Where a model is; nothing has been loaded yet.
 
     Args:
         name: as the user gave it.
-        kind: "bundled", "hub", "folder" (diffusers' layout) or "file" (a transformer alone).
-        location: the repository's id for "hub", else a path.
-        base: for a "file", the checkpoint that the other parts come from.
-        defaults: what the model is called with where nothing else is said.
+        kind: "bundled", "hub", "folder" (in diffusers' layout) or "file" (only a transformer).
+        location: the id of the repository for "hub", otherwise a path.
+        base: for a "file", the checkpoint that supplies the other parts.
+        defaults: for settings that the user does not give.
     """
 
     name: str
@@ -112,21 +109,26 @@ class Checkpoint:
     defaults: ModelDefaults
 
 
+def model_name(checkpoint: Checkpoint) -> str:
+    """The name that is stored in a picture: an alias or a repository's id as given, only the last part of a path."""
+    return checkpoint.name if checkpoint.kind in ("bundled", "hub") else Path(checkpoint.location).resolve().name
+
+
 def resolve(name: str, base: str | None = None) -> Checkpoint:
-    """Understand what the user calls a model: an alias, a folder, a file or a repository's id, in this order.
+    """Find the checkpoint that a name refers to: an alias, a single file, a folder or a repository's id, in this order.
 
     Args:
         name: such as "dev", "./my-flux", "flux1-dev-Q4_K_S.gguf" or "owner/name".
-        base: for a single file, the model that its text encoders and autoencoder come from.
+        base: for a single file, the model that supplies its text encoders and autoencoder.
 
     Raises:
-        ModelError: nothing is called so, a file has no base, or it is of a format that h2gen does not read.
+        ModelError: nothing has this name, a file has no base, or its format is not supported.
     """
     path = _path(name)
     if name not in CATALOGUE and path is not None and _is(path.is_file):
         return _file(name, path, base)
     if base is not None:
-        raise ModelError(f"The model {name!r} is not a single file, so it takes no base; leave {base!r} out.")
+        raise ModelError(f"The model {name!r} is not a single file, so it takes no base; leave out the base {base!r}.")
     if name in CATALOGUE:
         return _entry(name, CATALOGUE[name])
     if path is not None and _is(path.is_dir):
@@ -146,12 +148,12 @@ def resolve(name: str, base: str | None = None) -> Checkpoint:
 def _path(name: str) -> Path | None:
     try:
         return Path(name).expanduser() if name else None
-    except RuntimeError:  # the home folder of a user that is not there
+    except RuntimeError:  # the home folder of an unknown user
         return None
 
 
 def _is(test: Callable[[], bool]) -> bool:
-    """A path's own test; a name that the system cannot even look up is no path."""
+    """Run a test of a path; a name that the system cannot look up is not a path."""
     try:
         return test()
     except (OSError, ValueError):
@@ -168,13 +170,13 @@ def _file(name: str, path: Path, base: str | None) -> Checkpoint:
     suffix = path.suffix.lower()
     if suffix in PICKLES:
         raise ModelError(
-            f"{name!r} is a pickle, which can run code when it is opened; h2gen reads .safetensors and .gguf files."
+            f"{name!r} is a pickle, which can run code when it is opened; use a .safetensors or .gguf file."
         )
     if suffix not in WEIGHTS:
-        raise ModelError(f"{name!r} is not a model; a single file has to be .safetensors or .gguf.")
+        raise ModelError(f"{name!r} is not a model; a single file must be .safetensors or .gguf.")
     if base is None:
         raise ModelError(
-            f"{name!r} holds a transformer alone; say which model its other parts come from, such as --base dev."
+            f"{name!r} holds only a transformer; name the model that supplies its other parts, such as --base dev."
         )
     other = _path(base)
     if base not in CATALOGUE and other is not None and _is(other.is_file):

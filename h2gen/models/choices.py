@@ -1,10 +1,10 @@
-"""What can be asked of a device, in words; here, and not beside torch, so that a wrong word is found at once."""
+"""The names of offloading modes, dtypes and solvers; without torch, so that a wrong name is found at once."""
 
 from __future__ import annotations
 
 OFFLOADS = ("none", "model", "group", "sequential", "auto")
 STRONGER = {"none": "model", "model": "group", "group": "sequential"}
-"""Which offloading needs less memory than another."""
+"""The next mode that needs less memory."""
 
 DTYPES = {
     "bf16": "bfloat16",
@@ -14,16 +14,16 @@ DTYPES = {
     "fp32": "float32",
     "float32": "float32",
 }
-"""Each name's dtype in torch."""
+"""The name in torch of each dtype."""
 
 SOLVERS = {
     "own": "the model's own",
     "unipc": "UniPC",
     "heun": "Heun",
 }
-"""What can solve a model's flow, and its name for people."""
+"""The solvers, each with its display name."""
 
 
 def evaluations(steps: int, solver: str) -> int:
-    """How often a solver asks the model in so many steps: Heun twice in each but the last."""
+    """How often a solver calls the model in this number of steps: Heun twice per step, except in the last."""
     return 2 * steps - 1 if solver == "heun" else steps

@@ -1,13 +1,11 @@
-"""Which checkpoint it is, whatever it is called: a hash over the files that its pipeline is loaded from."""
+"""The identity of a checkpoint, whatever its name: a hash over the files that its pipeline is loaded from."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
 import re
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,24 +13,26 @@ from pathlib import Path
 import platformdirs
 
 from h2gen.errors import ModelError
+from h2gen.files import write_whole
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.files import INDEX, components, read_index, weight_files
 from h2gen.models.hub import TEXT, download
 
 HASH = "content-hash.txt"
-"""Beside the bundled checkpoint: what its ``content_hash`` must be."""
+"""The file next to the bundled checkpoint that holds its ``content_hash``."""
 _BLOCK = 2**20
 
 
 def content_hash(checkpoint: Checkpoint) -> str:
-    """A checkpoint's identity: 64 hex digits over the names and contents of all files that are loaded.
+    """A checkpoint's identity: 64 hex digits, a hash over the names and contents of all files that are loaded.
 
-    Reading a checkpoint takes about a second a gigabyte, so each file's hash is remembered in the user's cache
-    folder for as long as the file's size and time stay as they are; the hub's cache names large files by it anyway.
+    Reading a checkpoint takes about one second per gigabyte, so the hash of each file is stored in the user's cache
+    folder, and is valid while the file's size and modification time stay the same. In the cache of the hub large files
+    already have their hash as their name.
 
     Raises:
         ModelError: files are missing or damaged.
-        Exception: huggingface_hub's own, where the checkpoint is still to be fetched and cannot be.
+        Exception: one of huggingface_hub's, if the checkpoint has to be downloaded and cannot be.
     """
     remembered = _Remembered()
     lines = [f"{name} {remembered.sha256(path)}\n" for name, path in sorted(_files(checkpoint))]
@@ -41,31 +41,30 @@ def content_hash(checkpoint: Checkpoint) -> str:
 
 
 def check_bundled(checkpoint: Checkpoint) -> None:
-    """Check that the bundled checkpoint is the one that was shipped.
+    """Check that the bundled checkpoint is unchanged.
 
     Raises:
-        ModelError: a file of it is missing, or not what it was.
-        OSError: the hash itself is missing.
+        ModelError: one of its files is missing or was changed.
+        OSError: the file with its hash is missing.
     """
     shipped = (Path(checkpoint.location) / HASH).read_text("ascii").strip()
     if content_hash(checkpoint) != shipped:
-        raise ModelError("The bundled model is not as it was shipped; install h2gen again, or choose another --model.")
+        raise ModelError("The bundled model is damaged; reinstall h2gen, or choose another --model.")
 
 
 class Identity:
-    """A checkpoint's ``content_hash``, computed beside whatever else goes on: hashing waits for the disk, and lets go
-    of the interpreter meanwhile."""
+    """A checkpoint's ``content_hash``, computed in a thread, since hashing mostly waits for the disk."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._hash = ""
         self._error: Exception | None = None
-        # A daemon: a program that is stopped does not wait for it.
+        # A daemon, so that the program can exit without waiting for it.
         self._thread = threading.Thread(target=self._compute, daemon=True)
         self._thread.start()
 
     def result(self) -> str:
-        """The hash, once it is there; raises what ``content_hash`` raised."""
+        """Wait for the hash. Raises what ``content_hash`` raised."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -74,12 +73,12 @@ class Identity:
     def _compute(self) -> None:
         try:
             self._hash = content_hash(self._checkpoint)
-        except Exception as error:  # noqa: BLE001 - handed on
+        except Exception as error:  # noqa: BLE001 - raised by ``result``
             self._error = error
 
 
 def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
-    """What is loaded, by a name that is the same wherever the checkpoint lies."""
+    """The files that are loaded, each with a name that does not depend on where the checkpoint is stored."""
     if checkpoint.base is not None:
         yield "transformer-file", Path(checkpoint.location)
         yield from _folder_files(checkpoint.base, without="transformer")
@@ -94,7 +93,7 @@ def _folder_files(checkpoint: Checkpoint, without: str | None = None) -> Iterato
     for name in components(read_index(folder)):
         part = folder / name
         for path in part.iterdir() if part.is_dir() else ():
-            # An index of shards, or one of a precision that is not loaded, says nothing that the weights do not.
+            # An index of shards adds nothing to the weights, or belongs to a precision that is not loaded.
             if path.suffix[1:] in TEXT and path.is_file() and not path.name.endswith(".index.json"):
                 yield f"{name}/{path.name}", path
         if name != without and (part / "config.json").is_file():
@@ -103,7 +102,7 @@ def _folder_files(checkpoint: Checkpoint, without: str | None = None) -> Iterato
 
 
 class _Remembered:
-    """Hashes of files by path, size, time and inode. A damaged or unwritable memory only costs time."""
+    """Stored hashes of files, valid for the same path, size, time and inode. They only save time."""
 
     def __init__(self) -> None:
         self._path = Path(platformdirs.user_cache_dir("h2gen", appauthor=False)) / "sha256.json"
@@ -131,12 +130,8 @@ class _Remembered:
         return digest.hexdigest()
 
     def write(self) -> None:
-        """Remember what was read, for the next run."""
+        """Store the hashes that were computed, for the next run."""
         if not self._new:
             return
         with contextlib.suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor, partial = tempfile.mkstemp(prefix=".sha256-", dir=self._path.parent)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump({**self._known, **self._new}, file)
-            os.replace(partial, self._path)
+            write_whole(self._path, json.dumps({**self._known, **self._new}))

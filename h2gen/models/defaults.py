@@ -1,59 +1,34 @@
-"""What a model is called with where the user says nothing, and the file that says so beside a checkpoint."""
+"""``defaults.toml``, the file in a checkpoint's folder with its defaults, and the defaults of a folder without one."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from h2gen.errors import ModelError
-from h2gen.toml import read_toml
+from h2gen.families import DEFAULT, FAMILIES, ModelDefaults
+from h2gen.toml import read_untrusted_toml
 from h2gen.wording import did_you_mean, printable
+
+__all__ = ["FILE", "ModelDefaults", "folder_defaults", "read_defaults"]
 
 FILE = "defaults.toml"
 
 
-@dataclass(frozen=True)
-class ModelDefaults:
-    """What a model was made for.
-
-    Args:
-        width, height: pixels.
-        steps: denoising steps.
-        guidance: guidance scale that a guidance-distilled model takes as an input.
-        cfg: scale of true classifier-free guidance; 1 is off.
-        max_sequence_length: tokens of text that the model sees.
-        size_multiple: pixels; width and height are multiples of it.
-    """
-
-    width: int = 1024
-    height: int = 1024
-    steps: int = 50
-    guidance: float = 3.5
-    cfg: float = 1.0
-    max_sequence_length: int = 512
-    size_multiple: int = 16
-
-
-DEV = ModelDefaults()
-SCHNELL = ModelDefaults(steps=4, guidance=0.0, max_sequence_length=256)
-KREA = ModelDefaults(steps=28, guidance=4.5)
-KLEIN = ModelDefaults(steps=4, guidance=1.0)
-FLUX2_DEV = ModelDefaults(guidance=4.0)
-
-
 def read_defaults(path: Path) -> ModelDefaults:
-    """Read a ``defaults.toml``; a key that is not there keeps FLUX.1 [dev]'s value.
+    """Read a ``defaults.toml``. Keys that it leaves out keep the values of ``ModelDefaults``, which are FLUX.1 [dev]'s.
 
     Raises:
-        ModelError: the file cannot be read, or holds an unknown key or a value of the wrong type; it names both.
+        ModelError: the file cannot be read, or holds an unknown key or a value of the wrong type; the message names
+            both.
     """
     where = repr(printable(str(path)))
     try:
-        data = read_toml(path)
+        data = read_untrusted_toml(path)
     except ValueError as error:
-        raise ModelError(f"{where} cannot be used: {printable(str(error))}; mend or remove it.") from error
+        raise ModelError(f"{where} cannot be used: {printable(str(error))}; fix or remove it.") from error
     known = {field.name: field.default for field in fields(ModelDefaults) if field.default is not MISSING}
     for key, value in data.items():
         if key not in known:
@@ -68,21 +43,20 @@ def read_defaults(path: Path) -> ModelDefaults:
 
 
 def folder_defaults(folder: Path) -> ModelDefaults:
-    """A local checkpoint's defaults: what its ``defaults.toml`` says, else those of the model it resembles.
+    """The defaults of a local checkpoint: from its ``defaults.toml``, otherwise those of the model it resembles.
 
     Raises:
         ModelError: its ``defaults.toml`` cannot be used.
     """
     if (folder / FILE).exists():
         return read_defaults(folder / FILE)
-    transformer = _read(folder / "transformer" / "config.json")
-    if transformer.get("_class_name") == "Flux2Transformer2DModel":
-        return KLEIN if _read(folder / "model_index.json").get("is_distilled") else FLUX2_DEV
-    return DEV if transformer.get("guidance_embeds", True) else SCHNELL
+    config = _read(folder / "transformer" / "config.json")
+    family = FAMILIES.get(str(config.get("_class_name")), DEFAULT)
+    return family.defaults(config, _read(folder / "model_index.json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one: what is wrong with the file is said when the model is loaded."""
+    """A JSON object, or an empty one: loading the model reports what is wrong with the file."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

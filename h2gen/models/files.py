@@ -1,31 +1,30 @@
-"""Look at a checkpoint's files before anything loads them: what is there, is it whole, and what does it hold.
+"""Check that a checkpoint's files are all present and complete, before anything loads them.
 
-A safetensors file says in its first bytes which tensors it holds and where each ends, so a broken one is found in
-milliseconds, however large it is.
+A safetensors file lists its tensors and where each ends in its first bytes, so a broken one is found in milliseconds,
+however large it is.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from h2gen.errors import ModelError
+from h2gen.families import PIPELINES
 from h2gen.models.catalogue import PICKLES
 from h2gen.wording import printable
 
 INDEX = "model_index.json"
-PIPELINES = ("FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline")
 LIBRARIES = ("diffusers", "transformers")
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "tekken.json")
 STEMS = ("diffusion_pytorch_model", "model")
-AGAIN = "fetch it again"
+AGAIN = "download it again"
 
 
 def shown(path: Path) -> str:
+    """A path in quotes, safe to print."""
     return repr(printable(str(path)))
 
 
@@ -33,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the file cannot be read, or holds something else.
     """
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -47,10 +46,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """A checkpoint's ``model_index.json``, once it is known to be a Flux that needs no code but diffusers' own.
+    """A checkpoint's ``model_index.json``, checked: a pipeline that h2gen loads, made of diffusers' own parts only.
 
     Raises:
-        ModelError: there is none, it is of another pipeline, or a part of it comes from another library.
+        ModelError: the file is missing, names another pipeline, or takes a part from another library.
     """
     if not (folder / INDEX).is_file():
         raise ModelError(f"{shown(folder)} is not a checkpoint in diffusers' layout: it has no {INDEX}.")
@@ -58,8 +57,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
         raise ModelError(
-            f"{shown(folder)} is not a Flux text-to-image checkpoint: its {INDEX} says {printable(repr(pipeline))}; "
-            f"h2gen loads {', '.join(PIPELINES)}."
+            f"{shown(folder)} is not a text-to-image checkpoint that h2gen supports: its {INDEX} says "
+            f"{printable(repr(pipeline))}; h2gen loads {', '.join(PIPELINES)}."
         )
     for name, (library, kind) in components(index).items():
         if library not in LIBRARIES or not kind.isidentifier() or kind.startswith("_") or not name.isidentifier():
@@ -71,16 +70,16 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """The parts that an index names, each with its library and class; parts left empty are left out."""
+    """The parts that an index names, each with its library and class; empty parts are left out."""
     pairs = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
     return {key: (str(library), str(kind)) for key, (library, kind) in pairs.items() if library is not None}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one model, each of them whole.
+    """The safetensors files of one part, each checked for completeness.
 
     Raises:
-        ModelError: there are none, one of several is missing, or one is damaged.
+        ModelError: the part has none, a shard is missing, or a file is damaged.
     """
     for stem in STEMS:
         index = folder / f"{stem}.safetensors.index.json"
@@ -94,10 +93,10 @@ def weight_files(folder: Path) -> list[Path]:
         if any(path.suffix in PICKLES for path in folder.iterdir()):
             raise ModelError(
                 f"{shown(folder)} has its weights only as pickles, which can run code when they are opened; "
-                "h2gen reads safetensors."
+                "h2gen reads safetensors files only."
             )
         raise ModelError(
-            f"{shown(folder)} has no weights: there is no {STEMS[0]}.safetensors or {STEMS[1]}.safetensors."
+            f"{shown(folder)} has no weights: it holds neither {STEMS[0]}.safetensors nor {STEMS[1]}.safetensors."
         )
     for file in files:
         safetensors_shapes(file)
@@ -105,10 +104,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def check_parts(folder: Path, index: dict[str, Any]) -> None:
-    """See that every part that an index names has its files; transformers makes an empty tokenizer where there is none.
+    """Check that every part that an index names has its files. Without them transformers makes an empty tokenizer.
 
     Raises:
-        ModelError: a part has none.
+        ModelError: a part has no folder, or a tokenizer no vocabulary.
     """
     for name in components(index):
         if not (folder / name).is_dir():
@@ -121,11 +120,11 @@ def _shards(index: Path) -> list[Path]:
     weights = read_json(index).get("weight_map")
     names = sorted(set(map(str, weights.values()))) if isinstance(weights, dict) else []
     if not names:
-        raise ModelError(f"{shown(index)} names no weights; {AGAIN}.")
+        raise ModelError(f"{shown(index)} lists no weights; {AGAIN}.")
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelError(
-                f"{shown(index)} names {printable(repr(name))}, which is not a safetensors file beside it."
+                f"{shown(index)} names {printable(repr(name))}, which is not a safetensors file in the same folder."
             )
         if not (index.parent / name).is_file():
             raise ModelError(f"{shown(index.parent)} is missing the file {name}, one of its {len(names)}; {AGAIN}.")
@@ -136,7 +135,7 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The name and shape of each tensor of a safetensors file, without reading the tensors.
 
     Raises:
-        ModelError: it is cut short, or is no safetensors file.
+        ModelError: the file is cut short, or is not a safetensors file.
     """
     try:
         with path.open("rb") as file:
@@ -159,31 +158,3 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if size < end:
         raise ModelError(f"{shown(path)} is cut short: it has {size} of {end} bytes; {AGAIN}.")
     return shapes
-
-
-def family(names: Iterable[str]) -> str | None:
-    """Which transformer a single file's tensors belong to, by diffusers' names or the original ones; else None."""
-    found = set(names)
-    if any("lora_" in name or ".lora" in name for name in found):
-        return "LoRA"
-    if any("double_stream_modulation_img.lin" in name for name in found):
-        return "Flux2Transformer2DModel"
-    if any("double_blocks.0.img_attn.qkv" in name or "transformer_blocks.0.attn.add_q_proj" in name for name in found):
-        return "FluxTransformer2DModel"
-    return None
-
-
-def depth(names: Iterable[str]) -> tuple[int, int]:
-    """How many double-stream and single-stream blocks a single file holds."""
-    double: set[str] = set()
-    single: set[str] = set()
-    for name in names:
-        block = re.search(r"(single_)?(?:transformer_)?blocks\.(\d+)\.|double_blocks\.(\d+)\.", name)
-        if block is not None:
-            (single if block[1] else double).add(block[2] or block[3])
-    return len(double), len(single)
-
-
-def takes_guidance(names: Iterable[str]) -> bool:
-    """Whether a single file's transformer has been distilled to take a guidance scale."""
-    return any("guidance_in." in name or "guidance_embedder." in name for name in names)

@@ -1,4 +1,4 @@
-"""Fetch a checkpoint from huggingface.co, or find it where it was fetched before."""
+"""Download a checkpoint from huggingface.co, or find it in the local cache."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from h2gen.errors import ModelError
 from h2gen.models.catalogue import BUNDLED, CatalogueEntry
 from h2gen.models.files import INDEX, check_parts, components, read_index, weight_files
 
-# Precisions that a repository may hold beside the plain one.
+# Other precisions that a repository may hold as well.
 VARIANTS = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.fp8.*"]
 TEXT = ("json", "txt", "model", "jinja")
 
 
 def download(repo: str, *, without: str | None = None) -> Path:
-    """The folder that holds a repository's pipeline, fetched where it is not there yet.
+    """The folder with a repository's pipeline, downloaded if it is not on this machine yet.
 
-    What was fetched before is taken as it is, without asking the network: the same name keeps making the same
+    A complete download is used without asking the network for a newer one: the same name keeps making the same
     pictures, and a machine without a network does not wait for one.
 
     Args:
@@ -24,15 +24,15 @@ def download(repo: str, *, without: str | None = None) -> Path:
         without: a part whose weights are not needed.
 
     Raises:
-        ModelError: it is not a Flux.
-        Exception: huggingface_hub's own, for ``translated`` to put into words.
+        ModelError: it holds no pipeline that h2gen loads.
+        Exception: one of huggingface_hub's, for ``translated`` to translate.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
     folder = _cached(repo)
     if folder is not None and _complete(folder, without):
         return folder
-    # The index is asked for first: it says what else is needed, and whether any of it is.
+    # The index comes first: it says which other files are needed, and whether h2gen supports the pipeline at all.
     index = read_index(Path(hf_hub_download(repo, INDEX)).parent)
     patterns = [INDEX]
     for name in components(index):
@@ -43,18 +43,18 @@ def download(repo: str, *, without: str | None = None) -> Path:
 
 
 def local_path(entry: CatalogueEntry) -> Path | None:
-    """Where a model of the catalogue lies on this machine; None where it was not fetched. Asks no network."""
+    """The folder of a model of the catalogue; None if it was not downloaded. Does not use the network."""
     return BUNDLED if entry.repo is None else _cached(entry.repo)
 
 
 def is_downloaded(entry: CatalogueEntry) -> bool:
-    """Whether a model of the catalogue can be loaded without a network: all its parts lie on this machine, whole."""
+    """Whether a model of the catalogue can be loaded without a network: all of its parts are on this machine."""
     folder = local_path(entry)
     return folder is not None and _complete(folder)
 
 
 def is_complete(repo: str) -> bool:
-    """Whether a repository can be loaded without a network. Asks no network."""
+    """Whether a repository can be loaded without a network. Does not use the network."""
     folder = _cached(repo)
     return folder is not None and _complete(folder)
 

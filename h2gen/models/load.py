@@ -1,8 +1,9 @@
-"""A checkpoint becomes a pipeline, from safetensors or gguf alone, in silence, or an error of one line says why not."""
+"""Load a checkpoint into a pipeline of diffusers, from safetensors and gguf files only, without printing anything."""
 
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +12,19 @@ from typing import Any
 import torch
 
 from h2gen.errors import ModelError
+from h2gen.families import Family, recognize
+from h2gen.families.single_file import is_lora
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.content_hash import check_bundled
+from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.hub import download
-from h2gen.models.memory import apply_offload, check_offload, choose_device, choose_dtype
+from h2gen.models.memory import apply_offload, check_offload
 from h2gen.models.translate_errors import translated
 from h2gen.wording import printable
 
 TILED_ABOVE = 1536 * 1536
-"""Pixels. A larger picture is decoded in tiles, since the decoder's activations outgrow the weights."""
+"""Pixels. A larger picture is decoded in tiles, since its activations in the decoder outgrow the weights."""
 
 
 def load_pipeline(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", offload: str = "none") -> Any:
@@ -33,17 +37,17 @@ def load_pipeline(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = 
         offload: "none", "model", "group", "sequential" or "auto"; see ``apply_offload``.
 
     Returns:
-        A FluxPipeline, Flux2Pipeline or Flux2KleinPipeline without progress bars.
+        A text-to-image pipeline of one of the families, without progress bars.
 
     Raises:
-        ModelError: the checkpoint is missing, gated, damaged, or no Flux.
-        DeviceError: the device is not there, or cannot do what is asked of it.
+        ModelError: the checkpoint is missing, gated, damaged, or of an unsupported family.
+        DeviceError: the device does not exist, or does not support the dtype or the offloading.
     """
     return load_placed(checkpoint, device=device, dtype=dtype, offload=offload)[0]
 
 
 def load_placed(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str) -> tuple[Any, str]:
-    """As ``load_pipeline``; also says how it is offloaded, which is never "auto"."""
+    """As ``load_pipeline``, but also returns the offloading mode in use, which is never "auto"."""
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
     check_offload(offload, where)
@@ -56,9 +60,9 @@ def load_placed(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str
 
 
 def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> None:
-    """Decode in tiles where pictures of this size (pixels) need it, and whole where not; those of a batch in turn."""
-    big = always or width * height > TILED_ABOVE
-    for switch in (f"{'enable' if big else 'disable'}_tiling", "enable_slicing"):
+    """Decode pictures of this size (pixels) in tiles if they are large or ``always`` is set, and batches one by one."""
+    tiled = always or width * height > TILED_ABOVE
+    for switch in (f"{'enable' if tiled else 'disable'}_tiling", "enable_slicing"):
         change = getattr(pipe.vae, switch, None)
         if change is not None:
             change()
@@ -68,12 +72,12 @@ def _assemble(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     if checkpoint.base is None:
         return _pipeline(_folder(checkpoint), dtype)
     file = Path(checkpoint.location)
-    names = _names(file)
-    kind = _kind(file, names)
+    names = _tensor_names(file)
+    family = _family(file, names)
     folder = _folder(checkpoint.base, without="transformer")
-    _check_base(checkpoint, folder, kind, names)
+    _check_base(checkpoint, folder, family, names)
     with quiet():
-        return _pipeline(folder, dtype, transformer=_single_file(file, kind, folder, dtype))
+        return _pipeline(folder, dtype, transformer=_single_file(file, family, folder, dtype))
 
 
 def _folder(checkpoint: Checkpoint, without: str | None = None) -> Path:
@@ -83,7 +87,7 @@ def _folder(checkpoint: Checkpoint, without: str | None = None) -> Path:
 
 
 def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
-    """A pipeline from a folder in diffusers' layout, each part that has weights checked as it is loaded."""
+    """A pipeline from a folder in diffusers' layout. Each part with weights is checked as it is loaded."""
     import diffusers
     import transformers
 
@@ -95,7 +99,7 @@ def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
             cls = getattr(diffusers if library == "diffusers" else transformers, kind, None)
             if cls is None:
                 raise ModelError(
-                    f"{files.shown(folder)} needs {library}.{kind}, which this {library} does not have; update it."
+                    f"{files.shown(folder)} needs {library}.{kind}, which this version of {library} lacks; update it."
                 )
             if name not in given and issubclass(cls, (diffusers.ModelMixin, transformers.PreTrainedModel)):
                 parts[name] = _model(cls, folder / name, dtype)
@@ -103,7 +107,7 @@ def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
 
 
 def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """One part with weights. diffusers and transformers only warn about weights that are not there."""
+    """One part with weights. diffusers and transformers only warn about missing ones."""
     files.weight_files(folder)
     model, info = cls.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
@@ -117,52 +121,44 @@ def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _names(file: Path) -> list[str]:
+def _tensor_names(file: Path) -> list[str]:
     return _gguf_names(file) if file.suffix.lower() == ".gguf" else list(files.safetensors_shapes(file))
 
 
-def _kind(file: Path, names: list[str]) -> str:
-    """The class of the transformer that a single file holds."""
-    kind = files.family(names)
-    if kind == "LoRA":
-        raise ModelError(f"{files.shown(file)} is a LoRA, not a model; load a model and give this file as its LoRA.")
-    if kind is None:
-        example = f", its tensors are called such as {printable(names[0])!r}" if names else ", it holds no tensors"
-        raise ModelError(f"{files.shown(file)} is not a Flux transformer{example}.")
-    return kind
+def _family(file: Path, names: list[str]) -> Family:
+    if is_lora(names):
+        raise ModelError(f"{files.shown(file)} is a LoRA, not a model; h2gen does not support LoRAs.")
+    family = recognize(names)
+    if family is None:
+        example = f"its first tensor is {printable(names[0])!r}" if names else "it holds no tensors"
+        raise ModelError(f"{files.shown(file)} is not a transformer that h2gen supports: {example}.")
+    return family
 
 
 def _gguf_names(file: Path) -> list[str]:
     if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{files.shown(file)} needs the gguf package; run: pip install 'h2gen[gguf]'.")
+        raise ModelError(f"{files.shown(file)} needs the gguf package; run: pip install gguf.")
     import gguf
 
     try:
         return [tensor.name for tensor in gguf.GGUFReader(file).tensors]
     except Exception as error:
-        # A reader without checks of its own: numpy, struct and enum errors all mean the same.
+        # The reader checks nothing itself, so numpy, struct and enum errors all mean the same.
         raise ModelError(f"{files.shown(file)} is cut short or is not a gguf file; {files.AGAIN}.") from error
 
 
-def _check_base(checkpoint: Checkpoint, folder: Path, kind: str, names: list[str]) -> None:
-    """A single file is read by its base's config; diffusers drops silently what that config does not ask for."""
-    base = repr(checkpoint.base.name if checkpoint.base else None)
-    wanted = files.components(files.read_index(folder)).get("transformer", ("", "nothing"))[1]
-    if wanted != kind:
-        raise ModelError(f"{checkpoint.name!r} is a {kind} and its base {base} has a {wanted}; give another base.")
+def _check_base(checkpoint: Checkpoint, folder: Path, family: Family, names: list[str]) -> None:
+    name, base = repr(checkpoint.name), repr(checkpoint.base.name if checkpoint.base else None)
+    kind = files.components(files.read_index(folder)).get("transformer", ("", "nothing"))[1]
+    if kind != family.transformer:
+        raise ModelError(f"{name} is a {family.transformer} and its base {base} has a {kind}; give another base.")
     config = files.read_json(folder / "transformer" / "config.json")
-    blocks = (config.get("num_layers"), config.get("num_single_layers"))
-    if files.depth(names) != blocks:
-        has, base_has = (f"{double} + {single} blocks" for double, single in (files.depth(names), blocks))
-        raise ModelError(f"{checkpoint.name!r} has {has} and its base {base} has {base_has}; give another base.")
-    if files.takes_guidance(names) != bool(config.get("guidance_embeds")):
-        takes, not_takes = (
-            ("no guidance scale", "one") if config.get("guidance_embeds") else ("a guidance scale", "none")
-        )
-        raise ModelError(f"{checkpoint.name!r} takes {takes} and its base {base} takes {not_takes}; give another base.")
+    for ours, theirs in zip(family.file_traits(names), family.config_traits(config), strict=True):
+        if ours != theirs:
+            raise ModelError(f"{name} {ours} and its base {base} {theirs}; give another base.")
 
 
-def _single_file(file: Path, kind: str, folder: Path, dtype: torch.dtype) -> Any:
+def _single_file(file: Path, family: Family, folder: Path, dtype: torch.dtype) -> Any:
     import diffusers
 
     options: dict[str, Any] = {}
@@ -170,11 +166,11 @@ def _single_file(file: Path, kind: str, folder: Path, dtype: torch.dtype) -> Any
         options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
     lacking = ModelError(f"{files.shown(file)} lacks some of its weights; {files.AGAIN}, or give another base.")
     try:
-        model = getattr(diffusers, kind).from_single_file(
+        model = getattr(diffusers, family.transformer).from_single_file(
             str(file), config=str(folder), subfolder="transformer", dtype=dtype, local_files_only=True, **options
         )
     except (NotImplementedError, LookupError) as error:
-        # torch cannot move a weight that nothing has filled, and diffusers' conversion looks up what is not there.
+        # torch cannot move a weight that was never filled, and diffusers' conversion looks up names that are missing.
         raise lacking from error
     if any(parameter.is_meta for parameter in model.parameters()):
         raise lacking
@@ -183,7 +179,7 @@ def _single_file(file: Path, kind: str, folder: Path, dtype: torch.dtype) -> Any
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep diffusers and transformers from printing inside: notices, warnings and bars. The hub's bars stay."""
+    """Silence diffusers and transformers inside: notices, warnings and progress bars. The hub's bars stay."""
     from diffusers.utils import logging as of_diffusers
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as of_transformers
@@ -194,7 +190,9 @@ def quiet() -> Iterator[None]:
         log.set_verbosity_error()
         log.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers warns about its own imports
+            yield
     finally:
         for log, verbosity, bars in before:
             log.set_verbosity(verbosity)

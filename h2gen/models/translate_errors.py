@@ -1,4 +1,4 @@
-"""The one place where the errors of torch, diffusers, transformers and the hub become h2gen's."""
+"""Translates errors of torch, diffusers, transformers and the hub into h2gen's; no other module does."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from h2gen.errors import H2GenError, ModelError
-from h2gen.models.catalogue import Checkpoint
+from h2gen.models.catalogue import CATALOGUE, Checkpoint
 from h2gen.models.files import INDEX
 from h2gen.wording import printable
 
@@ -17,7 +17,7 @@ LONGEST = 200  # characters of another library's message
 
 @contextmanager
 def translated(checkpoint: Checkpoint) -> Iterator[None]:
-    """Turn whatever goes wrong inside into a ``ModelError`` of one line; running out of memory passes as it is."""
+    """Translate any error inside into a ``ModelError`` of one line, except for running out of memory."""
     from h2gen.models.memory import is_out_of_memory
 
     try:
@@ -31,14 +31,14 @@ def translated(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def explain(error: BaseException, checkpoint: Checkpoint) -> str:
-    """What went wrong, in one line, with what to do about it."""
+    """What went wrong and what to do about it, in one line."""
     from huggingface_hub import errors as hub
 
-    # A single file is never fetched, only its base is.
+    # A single file is never downloaded, only its base is.
     name, source = repr(checkpoint.name), checkpoint.base or checkpoint
     repo = printable(str(source.location))
-    # diffusers hides the hub's errors behind its own, so the causes count as well. GatedRepoError comes first: it is a
-    # RepositoryNotFoundError, too.
+    # diffusers wraps the hub's errors in its own, so the causes count too. GatedRepoError is checked first, because it
+    # is a RepositoryNotFoundError as well.
     chain = list(causes(error))
     if _any(chain, hub.GatedRepoError):
         return (
@@ -54,25 +54,30 @@ def explain(error: BaseException, checkpoint: Checkpoint) -> str:
         return f"{repo!r} is not a checkpoint in diffusers' layout: the repository has no {INDEX}."
     if _any(chain, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError):
         return (
-            f"{source.name!r} is not on this machine and huggingface.co cannot be reached; connect (and unset "
-            "HF_HUB_OFFLINE) to fetch it once."
+            f"{source.name!r} is not on this machine and huggingface.co cannot be reached; go online to download it"
+            f"{_size(source)} (HF_HUB_OFFLINE must not be set)."
         )
     if _any(chain, hub.HfHubHTTPError):
-        return f"{source.name!r} cannot be fetched from huggingface.co: {brief(error)}; try again later."
-    # The hub's client library has changed its name before; all of its errors are about the connection.
+        return f"{source.name!r} cannot be downloaded from huggingface.co: {brief(error)}; try again later."
+    # All errors of the hub's HTTP library are about the connection; the library itself has been replaced before.
     if _any(chain, ConnectionError, TimeoutError) or any(type(cause).__module__.startswith("http") for cause in chain):
-        return f"{source.name!r} cannot be fetched: the connection failed; try again, what has arrived is kept."
+        return f"{source.name!r} cannot be downloaded: the connection failed; try again to continue the download."
     if any(isinstance(cause, OSError) and cause.errno in NO_SPACE for cause in chain):
         return f"{name} does not fit on the disk; free some space, or set HF_HOME to a folder on a larger disk."
     if _any(chain, PermissionError):
         return f"{name} cannot be read: {brief(error)}; check the permissions of its files."
     if _any(chain, ImportError):
         return f"{name} needs a package that is not installed: {brief(error)}"
-    return f"{name} cannot be loaded, its files are damaged or do not belong together: {brief(error)}"
+    return f"{name} cannot be loaded; its files are damaged or do not belong together: {brief(error)}"
+
+
+def _size(checkpoint: Checkpoint) -> str:
+    entry = CATALOGUE.get(checkpoint.name)
+    return f" ({entry.download_gb:g} GB)" if entry is not None else ""
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and everything that led to it."""
+    """An error and its causes, the error first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:
@@ -82,7 +87,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def brief(error: BaseException) -> str:
-    """The start of an error's message, in one line."""
+    """The beginning of an error's message, in one line."""
     text = printable(str(error)) or type(error).__name__
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 

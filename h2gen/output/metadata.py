@@ -1,4 +1,4 @@
-"""How a picture was made, as the picture itself says it; what a stranger's says is checked before it is used."""
+"""Metadata: how a picture was made, written into it; checked when it is read, since anybody may have written it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2gen._version import __version__
-from h2gen.cache.config import POLICIES, CacheConfig
+from h2gen.cache.config import RULES, CacheConfig
+from h2gen.checks import Rule
 from h2gen.errors import MetadataError, SettingError
-from h2gen.sanitize import plain
+from h2gen.models.catalogue import model_name
+from h2gen.sanitize import sanitize
+from h2gen.settings.table import TABLE
 from h2gen.settings.values import Settings
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
     from h2gen.cache.trace import Summary
     from h2gen.generation.session import Session
-    from h2gen.models.catalogue import Checkpoint
 
 KEY = "h2gen"
 """The keyword of the text in a PNG."""
@@ -31,7 +33,9 @@ VERSION = 1
 LARGEST = 2 * 2**20
 """Bytes of metadata that are written to a file or read from it."""
 _MOST = {"png": 2**20, "jpg": 60_000, "webp": LARGEST}
-"""Bytes of metadata in a picture: Pillow reads texts of 1 MiB from a PNG, and a JPEG's EXIF takes 64 KiB in all."""
+"""Bytes of metadata per format: Pillow reads at most 1 MiB of text from a PNG, and a JPEG's EXIF holds 64 KiB."""
+
+_SHORT = Rule(str, longest=500)
 
 _EXIF_IFD, _USER_COMMENT, _SOFTWARE = 0x8769, 0x9286, 0x0131
 _ASCII = b"ASCII\0\0\0"
@@ -39,7 +43,7 @@ _ASCII = b"ASCII\0\0\0"
 
 @dataclass(frozen=True)
 class Origin:
-    """With what a picture was made. ``content_hash`` is the checkpoint's, ``name`` what the user calls it."""
+    """What a picture was made with. ``content_hash`` is the checkpoint's, ``name`` the user's name for it."""
 
     name: str
     content_hash: str
@@ -51,7 +55,7 @@ class Origin:
 
 def describe(
     settings: Settings,
-    made: Origin,
+    source: Origin,
     *,
     seconds: float,
     summary: Summary | None,
@@ -61,14 +65,18 @@ def describe(
     preset: str | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The metadata of a picture that has just been made."""
+    """The metadata of a new picture."""
     return {
         "version": VERSION,
         "settings": settings.to_json(),
-        "model": {"name": made.name, "content_hash": made.content_hash, **({"base": made.base} if made.base else {})},
-        "device": made.device,
-        "dtype": made.dtype,
-        "offload": made.offload,
+        "model": {
+            "name": source.name,
+            "content_hash": source.content_hash,
+            **({"base": source.base} if source.base else {}),
+        },
+        "device": source.device,
+        "dtype": source.dtype,
+        "offload": source.offload,
         "versions": versions(),
         "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
@@ -81,13 +89,8 @@ def describe(
     }
 
 
-def model_name(checkpoint: Checkpoint) -> str:
-    """What a picture says of its model: an alias or a hub id as it is, of a path the last part alone."""
-    return checkpoint.name if checkpoint.kind in ("bundled", "hub") else Path(checkpoint.location).resolve().name
-
-
 def origin(session: Session, content_hash: str) -> Origin:
-    """What a session's pictures are made with."""
+    """The origin of a session's pictures."""
     base = session.checkpoint.base
     return Origin(
         name=model_name(session.checkpoint),
@@ -100,13 +103,13 @@ def origin(session: Session, content_hash: str) -> Origin:
 
 
 def versions() -> dict[str, str]:
-    """What computed it."""
+    """Versions of h2gen, Python and the libraries that compute."""
     packages = {name: version(name) for name in ("torch", "diffusers", "transformers")}
     return {"h2gen": __version__, **packages, "python": platform.python_version()}
 
 
 def device_name(device: str) -> str:
-    """A device as metadata name it: its kind, and for a GPU its model too; which of several like it makes no odds."""
+    """A device's name in metadata: its kind, and for a GPU its model, but not its number."""
     kind = device.split(":")[0]
     if kind == "cuda" and "torch" in sys.modules:
         import torch
@@ -116,17 +119,17 @@ def device_name(device: str) -> str:
 
 
 def to_bytes(metadata: Mapping[str, Any], format: str) -> bytes:
-    """The metadata as one line of JSON, as a picture of this format holds them."""
-    # A PNG's text is UTF-8, which takes a third of the room of escapes; EXIF's is ASCII.
+    """The metadata as one line of JSON, for a picture of this format."""
+    # Text in a PNG is UTF-8, a third of the length of escapes; in EXIF it is ASCII.
     text = json.dumps(metadata, allow_nan=False, ensure_ascii=format != "png")
     return text.encode("utf-8", "replace")
 
 
 def to_toml(metadata: Mapping[str, Any]) -> str:
-    """The metadata as a file beside the picture; without the notes where it would be too large to be read again."""
+    """The metadata as the sidecar's text; without the notes if it would be too large to be read again."""
     import tomli_w
 
-    whole, file = plain(metadata), _Bounded()
+    whole, file = sanitize(metadata), _Bounded()
     try:
         tomli_w.dump(whole, file)
     except ValueError:
@@ -135,7 +138,7 @@ def to_toml(metadata: Mapping[str, Any]) -> str:
 
 
 class _Bounded(io.BytesIO):
-    """Takes no more than can be read: the TOML of a table names all tables around it, and so can be far longer."""
+    """Fails if the text is too large to be read again: TOML repeats the names of the enclosing tables."""
 
     def write(self, data: Any) -> int:
         if self.tell() + len(data) > LARGEST:
@@ -144,7 +147,7 @@ class _Bounded(io.BytesIO):
 
 
 def fitting(metadata: Mapping[str, Any], format: str) -> Mapping[str, Any] | None:
-    """The metadata as far as a picture of this format can hold them: without the notes, or None if even so not."""
+    """The metadata that fit into a picture of this format: without the notes if need be, or None."""
     for candidate in (metadata, {key: value for key, value in metadata.items() if key != "notes"}):
         if len(to_bytes(candidate, format)) <= _MOST[format]:
             return candidate
@@ -152,7 +155,7 @@ def fitting(metadata: Mapping[str, Any], format: str) -> Mapping[str, Any] | Non
 
 
 def save_options(metadata: Mapping[str, Any], format: str) -> dict[str, Any]:
-    """What Pillow's ``save`` takes to write the metadata into a picture: text in PNG, EXIF in JPEG and WebP."""
+    """Arguments of Pillow's ``save`` that write the metadata into a picture: text in PNG, EXIF in JPEG and WebP."""
     from PIL import Image, PngImagePlugin
 
     text = to_bytes(metadata, format)
@@ -168,9 +171,9 @@ def save_options(metadata: Mapping[str, Any], format: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a picture says of itself, checked: each field is of its type and in its range, but may still be untrue.
+    """A picture's metadata, checked: each field has its type and is in its range, but may still be untrue.
 
-    ``everything`` is the whole object, for showing.
+    ``everything`` is the whole object, for display.
     """
 
     settings: Settings
@@ -187,10 +190,10 @@ class Metadata:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """What a picture, or the ``.toml`` beside it, says about how it was made. Its pixels are not decoded.
+    """The metadata of a picture, or of the ``.toml`` next to it. Its pixels are not decoded.
 
     Raises:
-        MetadataError: it is no picture of ours, or what it says is damaged or impossible.
+        MetadataError: it is not a picture of h2gen, or its metadata are damaged or impossible.
     """
     shown = repr(printable(str(path)))
     try:
@@ -204,17 +207,17 @@ def read_metadata(path: Path) -> Metadata:
     try:
         return _checked(data)
     except (SettingError, TypeError, ValueError, ArithmeticError) as error:
-        reason = printable(str(error)[:300])  # a stranger's value may be very long
+        reason = printable(str(error)[:300])  # an untrusted value may be very long
         raise MetadataError(f"The metadata of {shown} cannot be used: {reason}") from error
 
 
 def _from_toml(path: Path, shown: str) -> dict[str, Any]:
-    from h2gen.toml import read_toml
+    from h2gen.toml import read_untrusted_toml
 
     if path.stat().st_size > LARGEST:
-        raise MetadataError(f"{shown} is too large to be metadata; give the .toml beside a picture.")
+        raise MetadataError(f"{shown} is too large to be metadata; give the .toml next to a picture.")
     try:
-        return read_toml(path, LARGEST)
+        return read_untrusted_toml(path, LARGEST)
     except ValueError as error:
         raise MetadataError(f"{shown} cannot be used: {error}.") from error
 
@@ -222,15 +225,15 @@ def _from_toml(path: Path, shown: str) -> dict[str, Any]:
 def _from_picture(path: Path, shown: str) -> dict[str, Any]:
     text = _text_of(path, shown)
     if text is None:
-        raise MetadataError(f"{shown} does not say how it was made; it has no metadata of h2gen.")
+        raise MetadataError(f"{shown} has no h2gen metadata; it was made by another program, or with --no-metadata.")
     if len(text) > LARGEST:
         raise MetadataError(f"The metadata of {shown} is too large to be h2gen's.")
     try:
         data = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise MetadataError(f"The metadata of {shown} is damaged: it is no JSON.") from error
+        raise MetadataError(f"The metadata of {shown} is damaged: not valid JSON.") from error
     if not isinstance(data, dict):
-        raise MetadataError(f"The metadata of {shown} is damaged: it is no object.")
+        raise MetadataError(f"The metadata of {shown} is damaged: not a JSON object.")
     return data
 
 
@@ -242,14 +245,14 @@ def _text_of(path: Path, shown: str) -> str | None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its size in pixels, which nobody decodes
+            warnings.simplefilter("ignore")  # about its size in pixels, which are not decoded
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
                 if image.format == "PNG":
                     text = image.info.get(KEY)
                     return text if isinstance(text, str) else None
                 comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
     except Exception as error:
-        # Whatever a stranger's file makes Pillow's readers do: it is not a picture that we can read.
+        # An untrusted file may raise anything in Pillow's readers.
         raise MetadataError(f"{shown} is not a PNG, JPEG or WebP picture, or it is damaged.") from error
     if isinstance(comment, str):
         comment = comment.encode("latin-1", "replace")
@@ -260,12 +263,12 @@ def _text_of(path: Path, shown: str) -> str | None:
 
 
 def _checked(raw: Mapping[str, Any]) -> Metadata:
-    data = plain(raw)
+    data = sanitize(raw)
     found = data.get("version")
     if isinstance(found, int) and not isinstance(found, bool) and found > VERSION:
-        raise SettingError(f"it is of version {found}, newer than this h2gen reads; update h2gen.")
+        raise SettingError(f"its version {found} is newer than this h2gen can read; update h2gen.")
     if found != VERSION:
-        raise SettingError("it does not say that it is h2gen's.")
+        raise SettingError("its version is not one of h2gen's.")
     model = data.get("model")
     if not isinstance(model, dict):
         raise SettingError("model is missing.")
@@ -276,7 +279,7 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
         raise SettingError("model.name is missing.")
     known = data.get("versions", {})
     if not isinstance(known, dict) or not all(isinstance(value, str) for value in known.values()):
-        raise SettingError("versions must be a table of texts.")
+        raise SettingError("versions must be a table of strings.")
     return Metadata(
         settings=_settings(raw["settings"]),
         model=name,
@@ -293,25 +296,28 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
 
 
 def _settings(raw: Mapping[str, Any]) -> Settings:
-    """Settings, all of them: one that is missing would silently become another picture. Without policies it was made
-    where there were none yet."""
-    cache_names = [field.name for field in fields(CacheConfig) if field.name in raw or field.name not in POLICIES]
-    names = [field.name for field in fields(Settings) if field.name not in ("cache", "solver")] + cache_names
-    if "solver" in raw:
-        names.append("solver")
-    values: dict[str, Any] = {name: raw.get(name) for name in names}
-    missing = [name for name in names if name not in raw]
-    if missing:
-        raise SettingError(f"{missing[0]} is missing.")
-    cache = CacheConfig(**{name: values.pop(name) for name in cache_names})
+    """All settings of a picture.
+
+    If one were missing, a different picture would be made silently. Only a later setting may be missing: the
+    picture is older than it.
+    """
+    values: dict[str, Any] = {}
+    for row in TABLE:
+        if row.in_picture:
+            if row.name not in raw and not row.later:
+                raise SettingError(f"{row.name} is missing.")
+            values[row.name] = raw.get(row.name, row.default)
+    cache = CacheConfig(**{name: values.pop(name) for name in RULES})
     return Settings(cache=cache, **values)
 
 
 def _short(table: Mapping[str, Any], key: str) -> str | None:
     value = table.get(key)
-    if value is not None and (not isinstance(value, str) or not 0 < len(value) <= 500):
-        raise SettingError(f"{key} must be a short text.")
-    return value
+    if value is None:
+        return None
+    if value == "":
+        raise SettingError(f"{key} is empty.")
+    return str(_SHORT.check(key, value))
 
 
 def _no_constant(word: str) -> None:

@@ -1,4 +1,4 @@
-"""File names made from a template: they say what is in them, and every file system takes them."""
+"""``--name``: file names made from a template, in characters that every file system accepts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from h2gen.wording import did_you_mean
 
 DEFAULT = "{index:04}-{slug}-{seed}"
 LONGEST = 200
-"""Bytes of a name without its suffix: file systems take 255, and a number and a suffix are still to come."""
+"""Bytes of a name without its suffix: file systems allow 255, and a number and a suffix are added."""
 
 _SAMPLE: dict[str, Any] = {
     "index": 1,
@@ -41,46 +41,46 @@ def check_template(template: Any) -> str:
     """The template, if names can be made from it.
 
     Raises:
-        SettingError: it holds a path, an unknown field, or anything that ``str.format`` does beyond plain numbers.
+        SettingError: it contains a path, an unknown field, or a format beyond a number's width and precision.
     """
     if not isinstance(template, str) or not template.strip():
         raise SettingError(f"name is {template!r}; give text such as {DEFAULT!r}.")
     if "/" in template or "\\" in template or template.strip() in (".", ".."):
-        raise SettingError(f"name is {template!r}; it names a file, not a path: leave out the folder.")
+        raise SettingError(f"name is {template!r}, but it must be a file name, not a path; leave out the folder.")
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise SettingError(f"name is {template!r}, which is no template: {error}.") from error
+        raise SettingError(f"name is {template!r}, which is not a valid template: {error}.") from error
     for _, field, spec, conversion in parts:
         if field is None:
             continue
         if field not in FIELDS:
             raise SettingError(
-                f"name is {template!r}; it has no field {field!r}{did_you_mean(field, FIELDS)} "
-                f"There are {', '.join(FIELDS)}."
+                f"name is {template!r}; there is no field {field!r}{did_you_mean(field, FIELDS)} "
+                f"Fields: {', '.join(FIELDS)}."
             )
         spec = spec or ""
         if conversion or not _SPEC.fullmatch(spec):
-            raise SettingError(f"name is {template!r}; {{{field}}} takes a width such as {{index:04}}, nothing else.")
+            raise SettingError(f"name is {template!r}; {{{field}}} only takes a width such as {{index:04}}.")
         try:
             format(_SAMPLE[field], spec)
         except ValueError as error:
-            raise SettingError(f"name is {template!r}; {{{field}:{spec}}} does not go with its value.") from error
+            raise SettingError(f"name is {template!r}; {{{field}:{spec}}} does not fit its value.") from error
     return template
 
 
 def distinguishes(template: str) -> bool:
-    """Whether the names of one prompt's seeds differ."""
+    """Whether a prompt's seeds get different names."""
     return any(field in _DISTINGUISHING for _, field, _, _ in string.Formatter().parse(template))
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:
-    """The name, without its suffix, that a checked template gives."""
+    """The name, without suffix, from a template that ``check_template`` accepted."""
     return safe_name(template.format_map(values))
 
 
 def safe_name(text: str) -> str:
-    """The text as a file name that every file system takes, and that stays in its folder."""
+    """The text as a file name that every file system accepts, and that cannot leave its folder."""
     kept = "".join(_safe(char) for char in unicodedata.normalize("NFC", text))
     name = re.sub(r"\s+", " ", kept).strip(" .").lstrip("-. ")
     while len(name.encode()) > LONGEST:

@@ -1,4 +1,4 @@
-"""What an earlier run decided at each step, read from its trace to be done again without asking."""
+"""``--replay-decisions``: from the decisions in a trace to settings that repeat them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from h2gen.cache.outcome import Outcome
-from h2gen.cache.plan import check_plan, joined, letter_of
+from h2gen.cache.policies.plan import check_plan, joined, letter_of
 from h2gen.errors import SettingError
 from h2gen.settings.values import OFF
 
 LARGEST = 16 * 2**20
-"""Bytes of a trace; a step takes some 300."""
+"""Bytes of a trace; a step takes about 300."""
 _CONTRADICT = ("plan", "tolerance", "preset", "tau1", "tau2", "no_cache")
 
 
@@ -23,10 +23,10 @@ def decisions_of(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         path: of the trace.
-        given: options beside it.
+        given: other options.
 
     Raises:
-        SettingError: an option contradicts it; or the file cannot be read, is no trace, or is not a whole one.
+        SettingError: an option contradicts it; or the file cannot be read, is not a trace, or not a complete one.
     """
     for name in _CONTRADICT:
         if given.get(name) is not None:
@@ -35,13 +35,13 @@ def decisions_of(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_decisions(path: Path) -> dict[str, Any]:
-    """As ``decisions_of``, of a file alone.
+    """As ``decisions_of``, without other options.
 
-    What the header does not say is as it was before there was a choice: residuals were reused as they are, by the
+    If the header lacks a setting, the trace is older than it: residuals were reused as they were, with the
     model's own solver.
 
     Raises:
-        SettingError: the file cannot be read, is no trace, or is not a whole one.
+        SettingError: the file cannot be read, is not a trace, or not a complete one.
     """
     shown = f"The trace {str(path)!r}"
     try:
@@ -50,7 +50,7 @@ def read_decisions(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingError(f"{shown} cannot be read: {error.strerror or error}.") from error
     if len(data) > LARGEST:
-        raise SettingError(f"{shown} is larger than {LARGEST // 2**20} MiB; no run has so many steps.")
+        raise SettingError(f"{shown} is larger than {LARGEST // 2**20} MiB; no run has that many steps.")
     passes: dict[str, str] = {}
     settings: dict[str, Any] = {}
     whole = False
@@ -70,11 +70,11 @@ def read_decisions(path: Path) -> dict[str, Any]:
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             if passes and number == len(lines) and not line.endswith(b"\n"):
                 break  # cut off in the middle of a line
-            raise SettingError(f"{shown} is none that h2gen wrote: line {number} holds no step.") from error
+            raise SettingError(f"{shown} is not an h2gen trace: line {number} is not a step.") from error
     if not passes:
-        raise SettingError(f"{shown} holds no steps; give one that --trace wrote.")
+        raise SettingError(f"{shown} has no steps; give one that --trace wrote.")
     if not whole:
-        raise SettingError(f"{shown} ends before its run did; give one of a run that came to its end.")
+        raise SettingError(f"{shown} is incomplete; give one of a run that finished.")
     found = {**asdict(OFF), "plan": check_plan(joined(passes.values())), "solver": "own"}
     for name, kind in (("forecast", int), ("steps", int), ("solver", str)):
         if isinstance(settings.get(name), kind):

@@ -1,9 +1,8 @@
-"""A picture's metadata become a plan for making it again; a stranger's cannot make us fetch or read anything."""
+"""Replay: from a picture's metadata to settings for making it again, without downloading or reading what it names."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from h2gen.errors import MetadataError
@@ -11,35 +10,37 @@ from h2gen.models.catalogue import CATALOGUE, REPO_ID
 from h2gen.models.choices import DTYPES
 from h2gen.models.hub import is_complete
 from h2gen.output.metadata import Metadata, Origin, versions
-from h2gen.settings.resolve import Layers, user_defaults
-from h2gen.settings.values import Resolved
+from h2gen.settings.layers import Layers, Resolved
+from h2gen.settings.table import BY_NAME
+from h2gen.settings.user_defaults import user_defaults
 
 
-def layers_of(found: Metadata, given: Mapping[str, Any], lasting_settings: Layers | None = None) -> Layers:
-    """Who says what when a picture is made again: options, then the picture, then what the user has set for good.
+def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None = None) -> Layers:
+    """The layers of settings for making a picture again: options, then the picture, then user defaults.
 
-    A user_defaults setting is a wish for new pictures: here it only says where things go, and which model is confirmed.
+    User defaults are meant for new pictures, so only those about where to write and what to compute
+    on are used; the default model only confirms the picture's.
+
+    Args:
+        found: the picture's metadata.
+        given: options by name; None if not given.
+        defaults: user defaults; None to look them up.
 
     Raises:
-        MetadataError: the picture's model would have to be fetched, or is a path, and nobody has confirmed it.
+        MetadataError: the picture's model would have to be downloaded, or is a path, and the user has not confirmed it.
     """
-    mine = user_defaults() if lasting_settings is None else lasting_settings
-    settings = found.settings
-    recorded: dict[str, Any] = {
-        "seed": settings.seed,
-        "size": f"{settings.width}x{settings.height}",
-        "steps": settings.steps,
-        "solver": settings.solver,
-        "guidance": settings.guidance,
-        "cfg": settings.cfg,
-        "negative": settings.negative,
-        "max_sequence_length": settings.max_sequence_length,
+    mine = user_defaults() if defaults is None else defaults
+    recorded = found.settings.to_json()
+    del recorded["prompt"]
+    recorded |= {
+        "size": f"{recorded.pop('width')}x{recorded.pop('height')}",
+        "solver": found.settings.solver,
         "dtype": _dtype(found.dtype),
     }
-    if given.get("preset") is None and not given.get("no_cache"):
-        recorded |= asdict(settings.cache)
+    if given.get("preset") is not None or given.get("no_cache"):
+        recorded = {name: value for name, value in recorded.items() if not BY_NAME[name].of_cache}
     if given.get("cfg") is not None and given["cfg"] <= 1:
-        del recorded["negative"]  # it needs true guidance, which was just switched off
+        del recorded["negative"]  # it needs true guidance, which the option switches off
     if given.get("model") is None:
         recorded["model"], recorded["base"] = _model(found, mine)
     kept = [
@@ -50,7 +51,7 @@ def layers_of(found: Metadata, given: Mapping[str, Any], lasting_settings: Layer
 
 
 def _model(found: Metadata, mine: Layers) -> tuple[str, str | None]:
-    """The recorded model, if using it fetches nothing: it is bundled or on this disk, or the user's own choice."""
+    """The recorded model, if nothing is downloaded for it: it is bundled, on this disk or the user's own choice."""
     for _, values in mine:
         model = values.get("model")
         if model is not None and (model == found.model or str(model).replace("\\", "/").split("/")[-1] == found.model):
@@ -73,21 +74,25 @@ def _dtype(recorded: str | None) -> str | None:
 
 
 def relabelled(resolved: Mapping[str, Resolved], preset: str | None) -> dict[str, Resolved]:
-    """Settings that say of the cache what the picture says: its thresholds are recorded, its preset is but a name."""
+    """The settings with the preset that the picture names; the settings themselves are all recorded."""
     return dict(resolved) if preset is None else {**resolved, "preset": Resolved(preset, "picture")}
 
 
-def differences(found: Metadata, made: Origin) -> Iterator[str]:
-    """What is not as it was when the picture was made, a line each; with none the pixels should come out the same."""
-    if found.content_hash != made.content_hash:
+def differences(found: Metadata, now: Origin) -> Iterator[str]:
+    """One line per difference from when the picture was made; if there are none, the pixels should be the same."""
+    if found.content_hash != now.content_hash:
         was = (found.content_hash or "unknown")[:12]
-        yield f"The model {made.name!r} is not the one of the picture: {made.content_hash[:12]}, and it was {was}."
-    for what, before, now in (("device", found.device, made.device), ("dtype", found.dtype, made.dtype)):
-        if before is not None and before != now:
-            yield f"The picture was made on {what} {before}, and this is {now}."
+        yield (
+            f"The model {now.name!r} is not the one that made the picture: its hash is {now.content_hash[:12]}, "
+            f"the picture's is {was}."
+        )
+    for what, before, here in (("device", found.device, now.device), ("dtype", found.dtype, now.dtype)):
+        if before is not None and before != here:
+            yield f"The picture was made on {what} {before}, and this is {here}."
     if found.together:
-        yield "The picture was made together with others, which rounds otherwise than alone."
-    here = versions()
-    changed = [f"{name} {old}, here {here[name]}" for name, old in found.versions.items() if here.get(name, old) != old]
+        yield "The picture was made in a batch with others, which rounds differently."
+    current = versions()
+    changed = {name: old for name, old in found.versions.items() if current.get(name, old) != old}
     if changed:
-        yield f"The picture was made with {'; '.join(changed)}."
+        both = "; ".join(f"{name} {old}, here {current[name]}" for name, old in changed.items())
+        yield f"The picture was made with {both}."

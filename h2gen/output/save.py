@@ -1,15 +1,14 @@
-"""Pictures become files: safe names, whole files or none, and nothing is ever overwritten."""
+"""Saving pictures: safe names, complete files or none, and nothing is ever overwritten."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
 import re
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 from PIL import Image
 
 from h2gen.errors import OutputError, RunError
+from h2gen.files import partial_file, sha256
 from h2gen.output.metadata import save_options
-from h2gen.settings.values import FORMATS
+from h2gen.settings.table import FORMATS
 
 _LONGEST_STEM = 240
 _OF_SUFFIX = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
@@ -32,7 +32,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """Where pictures go: a folder with names made from prompt and seed, or one named file."""
+    """Where pictures go: a folder, with names made from prompt and seed, or one named file (``stem``)."""
 
     folder: Path
     stem: str | None
@@ -44,13 +44,13 @@ class Target:
 
 
 def target_of(out: str | None, format: str | None) -> Target:
-    """Read ``--out`` and ``--format``. A path with a picture's suffix is a file, any other a folder.
+    """Read ``--out`` and ``--format``. A path that ends in .png, .jpg, .jpeg or .webp is a file, any other a folder.
 
     Raises:
         OutputError: the format is unknown or contradicts the suffix, or the folder cannot be written to.
     """
     if format is not None and format not in FORMATS:
-        raise OutputError(f"format is {format!r}; it can be {', '.join(FORMATS)}.")
+        raise OutputError(f"format is {format!r}; choose {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
     path = Path(out or ".").expanduser()
     suffix = path.suffix.lower()
     if suffix in _OF_SUFFIX and not path.is_dir():
@@ -60,7 +60,7 @@ def target_of(out: str | None, format: str | None) -> Target:
             raise OutputError(f"The file name {path.name[:20] + '...'!r} is too long; file systems take 255 bytes.")
         target = Target(path.parent, path.stem, _OF_SUFFIX[suffix])
     elif suffix in Image.registered_extensions() and not path.is_dir():
-        raise OutputError(f"Cannot write {suffix} files, as {str(path)!r} asks for; use .png, .jpg or .webp.")
+        raise OutputError(f"Cannot write {suffix} files ({str(path)!r}); use .png, .jpg or .webp.")
     else:
         target = Target(path, None, format or "png")
     check_folder(target.folder)
@@ -68,46 +68,18 @@ def target_of(out: str | None, format: str | None) -> Target:
 
 
 def slug(prompt: str) -> str:
-    """The prompt's first words as a file name that every file system takes: a-z, 0-9 and dashes."""
+    """The first words of the prompt as a file name: a-z, 0-9 and dashes, which every file system accepts."""
     ascii_only = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")
     return words[:48].rstrip("-") or "picture"
 
 
 def encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None = None) -> bytes:
-    """A picture as the bytes of its file, with what it says of itself: ``metadata`` is as ``fitting`` returns it."""
+    """A picture as the bytes of its file; ``metadata`` from ``fitting`` is written into it."""
     options = _OPTIONS[format] | ({} if metadata is None else save_options(metadata, format))
     buffer = io.BytesIO()
     image.save(buffer, **options)
     return buffer.getvalue()
-
-
-def save(
-    image: Image.Image,
-    target: Target,
-    prompt: str,
-    seed: int,
-    *,
-    metadata: Mapping[str, Any] | None = None,
-    sidecar: str | None = None,
-) -> Path:
-    """Write a picture under a name that is not taken yet, whole or not at all.
-
-    Args:
-        image: the picture.
-        target: where to.
-        prompt, seed: what its name is made from, unless the target names the file.
-        metadata: what the picture says of itself, as ``fitting`` returns it.
-        sidecar: text of a file ``NAME.toml`` beside it.
-
-    Returns:
-        The file's path: ``NAME.png``, or ``NAME-2.png`` and so on where that exists.
-
-    Raises:
-        RunError: it could not be written there; the picture is then in the temporary folder, and the message says so.
-    """
-    data = encode(image, target.format, metadata)
-    return keep(data, target.folder, target.name(prompt, seed), target.format, sidecar=sidecar)
 
 
 def keep(
@@ -118,25 +90,29 @@ def keep(
     *,
     sidecar: str | None = None,
     before: Callable[[Path, str, str | None], None] | None = None,
-    mark: str = "",
+    owner: str = "",
 ) -> Path:
-    """Write a picture's bytes as ``save`` does.
+    """Write a picture under a name that is not taken yet, completely or not at all.
 
     Args:
-        data: what the file holds.
-        folder: is made where it is not there.
+        data: the file's bytes.
+        folder: is created if it does not exist.
         stem: the name without suffix and number.
-        format: one of ``FORMATS``.
-        sidecar: text of a file ``NAME.toml`` beside it.
-        before: is told the final path and the SHA-256 of the data and of the sidecar before they get their names.
-        mark: goes into the names of unfinished files, by which ``sweep`` knows whose they are.
+        format: the suffix without its dot.
+        sidecar: text of a file ``NAME.toml`` next to it.
+        before: is called with the final path and the SHA-256 of the data and of the sidecar before they get their
+            names.
+        owner: a tag in the names of unfinished files, by which ``sweep`` finds them.
+
+    Returns:
+        The file's path: ``STEM.png``, or ``STEM-2.png`` and so on if that exists.
 
     Raises:
         RunError: it could not be written there; the picture is then in the temporary folder, and the message says so.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write(data, folder, stem, format, sidecar, before, mark)
+        return _write(data, folder, stem, format, sidecar, before, owner)
     except OSError as error:
         reason = error.strerror or str(error)
         try:
@@ -155,19 +131,19 @@ def _write(
     format: str,
     sidecar: str | None,
     before: Callable[[Path, str, str | None], None] | None,
-    mark: str,
+    owner: str,
 ) -> Path:
     with contextlib.ExitStack() as partials:
-        partial = partials.enter_context(partial_file(data, folder, mark))
-        beside = None if sidecar is None else partials.enter_context(partial_file(sidecar.encode(), folder, mark))
+        partial = partials.enter_context(partial_file(data, folder, owner))
+        beside = None if sidecar is None else partials.enter_context(partial_file(sidecar.encode(), folder, owner))
         for number in count(1):
             final = folder / f"{stem}{f'-{number}' if number > 1 else ''}.{format}"
             if final.exists() or (beside is not None and final.with_suffix(".toml").exists()):
                 continue
             if before is not None:
-                before(final, _sha256(data), None if sidecar is None else _sha256(sidecar.encode()))
+                before(final, sha256(data), None if sidecar is None else sha256(sidecar.encode()))
             try:
-                if beside is not None:  # first, so that a picture that is there has all that belongs to it
+                if beside is not None:  # first, so that a picture that exists has its sidecar
                     _claim(beside, final.with_suffix(".toml"))
             except FileExistsError:
                 continue
@@ -182,24 +158,8 @@ def _write(
         raise AssertionError("unreachable")
 
 
-@contextlib.contextmanager
-def partial_file(data: bytes, folder: Path, mark: str) -> Iterator[str]:
-    """A file under a name that nobody takes for a finished one, whole and on the disk; gone afterwards."""
-    descriptor, partial = tempfile.mkstemp(prefix=f".h2gen-{mark}", suffix=".partial", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o666 & ~_umask())
-        yield partial
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-
-
 def _sync(folder: Path) -> None:
-    """Have the folder's names survive a power failure too, where the system can."""
+    """Make the folder's names survive a power failure, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -208,15 +168,15 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def sweep(folder: Path, mark: str) -> None:
-    """Remove what a killed run of this mark left unfinished, where no other of the same mark works."""
-    for path in folder.glob(f".h2gen-{mark}*.partial"):
+def sweep(folder: Path, owner: str) -> None:
+    """Remove the unfinished files of a killed run with this tag; no other run with the same tag may be active."""
+    for path in folder.glob(f".h2gen-{owner}*.partial"):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 def _claim(partial: str, final: Path) -> None:
-    """Give the finished file its name, unless somebody has it."""
+    """Give the finished file its name, unless it is taken."""
     try:
         os.link(partial, final)
     except FileExistsError:
@@ -227,18 +187,8 @@ def _claim(partial: str, final: Path) -> None:
         os.rename(partial, final)
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
 def check_folder(folder: Path) -> None:
-    """Find out before a picture is made whether files could be written there, and leave nothing behind.
+    """Check that files could be written to a folder, without creating anything.
 
     Raises:
         OutputError: they could not.

@@ -1,4 +1,4 @@
-"""A run's decisions as JSON Lines: a header, an object a forward pass, a summary."""
+"""``--trace``: a picture's decisions as JSON Lines: a header, one object per forward pass, a summary."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from h2gen.errors import OutputError
 
 
 class TraceFile:
-    """Writes while the run goes on, so that a run that is stopped leaves the steps it made.
+    """Writes each step as it happens, so that a stopped run leaves its steps.
 
-    A disk that fills up ends the file, and not the picture: ``error`` then says why.
+    A full disk ends the file but not the picture: ``error`` then says why.
+
+    Args:
+        path: of a new file.
+        settings: for the header.
 
     Raises:
-        OutputError: the file exists already, or cannot be written.
+        OutputError: the file already exists, or cannot be written.
     """
 
     error: str | None = None
@@ -30,10 +34,15 @@ class TraceFile:
         except OSError as error:
             raise _cannot(path, error.strerror or str(error)) from error
         self._write({"h2gen": __version__, "settings": dict(settings)})
+        self._header = self._file.tell()
 
     @staticmethod
     def check(path: Path) -> None:
-        """Find out before a model is loaded whether the file could be written, and leave nothing behind."""
+        """Check that the file could be written, without creating it.
+
+        Raises:
+            OutputError: it could not.
+        """
         if path.exists():
             raise _cannot(path, "it is a folder" if path.is_dir() else "it exists already")
         if not path.parent.is_dir():
@@ -44,8 +53,14 @@ class TraceFile:
     def on_step(self, record: StepRecord) -> None:
         self._write(record.to_json())
 
+    def restart(self) -> None:
+        """Drop the steps written so far: the picture is made again from its first step."""
+        if self.error is None:
+            self._file.truncate(self._header)
+            self._file.seek(self._header)
+
     def close(self, summary: Summary | None) -> None:
-        """End the file; with the summary, where the run came to its end."""
+        """End the file, with the summary if the run was finished."""
         if summary is not None:
             self._write({"summary": summary.to_json()})
         self._file.close()

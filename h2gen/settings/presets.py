@@ -1,4 +1,4 @@
-"""Named cache settings: TOML files that ship with h2gen, and the user's own beside them."""
+"""Presets: named settings of the cache, in TOML files that ship with h2gen or that the user has written."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from typing import Any
 import platformdirs
 
 from h2gen.cache.config import CacheConfig
+from h2gen.cache.policies import switched_off
+from h2gen.checks import Rule
 from h2gen.errors import PresetError, SettingError
+from h2gen.files import write_whole
 from h2gen.toml import read_toml
 from h2gen.wording import did_you_mean, shown
 
 DEFAULT = "balanced"
 
 _HERE = Path(__file__).resolve().parents[1]
-# In a wheel the presets lie inside the package, in a checkout beside it.
+# In a wheel the presets are inside the package, in a checkout next to it.
 _SHIPPED = next((folder for folder in (_HERE / "_presets", _HERE.parent / "presets") if folder.is_dir()), _HERE)
 _SETTINGS = tuple(field.name for field in fields(CacheConfig))
+_OTHER = {"description": Rule(str), "figures": Rule(dict)}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named ``CacheConfig``: what it is for, and the figures that were measured with it."""
+    """A named ``CacheConfig``, with what it is for and the figures that were measured with it."""
 
     name: str
     path: Path
@@ -35,7 +39,7 @@ class Preset:
 
 
 def user_folder() -> Path:
-    """Where the user's own presets lie."""
+    """The folder of the user's own presets."""
     return Path(platformdirs.user_config_dir("h2gen", appauthor=False)) / "presets"
 
 
@@ -53,15 +57,15 @@ def load_preset(name: str) -> Preset:
     """A preset by its name, or by the path of its file (anything with a folder or ``.toml`` in it).
 
     Raises:
-        PresetError: there is none of that name (the closest is named), or its file is not valid.
+        PresetError: the name is unknown (the message has the closest one), or the file is not valid.
     """
     if name.endswith(".toml") or "/" in name or "\\" in name:
         return read_preset(Path(name).expanduser())
     paths = _paths()
     if name not in paths:
         raise PresetError(
-            f"There is no preset {shown(name)}{did_you_mean(name, paths)} Known are {', '.join(sorted(paths))}; "
-            "a file of your own is given by its path."
+            f"There is no preset {shown(name)}{did_you_mean(name, paths)} Known presets: {', '.join(sorted(paths))}; "
+            "give your own file by its path."
         )
     return read_preset(paths[name])
 
@@ -70,62 +74,58 @@ def read_preset(path: Path) -> Preset:
     """Read and check one preset file.
 
     Raises:
-        PresetError: the file cannot be read, or a key or a value in it is wrong.
+        PresetError: the file cannot be read, or one of its keys or values is wrong.
     """
     try:
         data = read_toml(path)
     except ValueError as error:
         raise PresetError(f"Preset {str(path)!r} cannot be used: {error}.") from error
     for key in data:
-        if key not in (*_SETTINGS, "description", "figures"):
+        if key not in (*_SETTINGS, *_OTHER):
             raise PresetError(
                 f"Preset {str(path)!r} has an unknown key {shown(key)}{did_you_mean(key, _SETTINGS)} "
-                f"It takes description, {', '.join(_SETTINGS)} and a table of figures."
+                f"Known keys: {', '.join((*_SETTINGS, *_OTHER))}."
             )
-    description, figures = data.get("description", ""), data.get("figures", {})
-    for key, value, kind, name in (("description", description, str, "text"), ("figures", figures, dict, "a table")):
-        if not isinstance(value, kind):
-            raise PresetError(f"Preset {str(path)!r}: {key} is {shown(value)}; it must be {name}.")
     try:
-        alone = {"tau1": 0.0, "tau2": 0.0} if data.get("tolerance") else {}
-        config = CacheConfig(**alone | {key: data[key] for key in _SETTINGS if key in data})
+        for key, rule in _OTHER.items():
+            if key in data:
+                rule.check_kind(key, data[key])
+        off = switched_off({"tolerance": data.get("tolerance")})
+        config = CacheConfig(**off | {key: data[key] for key in _SETTINGS if key in data})
     except SettingError as error:
         raise PresetError(f"Preset {str(path)!r}: {error}") from error
     missing = [name for name in ("tau1", "tau2") if name not in data and not (config.plan or config.tolerance)]
     if missing:
-        raise PresetError(f"Preset {str(path)!r} does not say {' and '.join(missing)}; 0 switches a threshold off.")
-    return Preset(path.stem, path, " ".join(description.split()), config, figures)
+        raise PresetError(f"Preset {str(path)!r} lacks {' and '.join(missing)}; 0 switches a threshold off.")
+    return Preset(path.stem, path, " ".join(data.get("description", "").split()), config, data.get("figures", {}))
 
 
 def check_new(name: str) -> Path:
-    """The file that a new preset of this name would get.
+    """The file for a new preset of this name.
 
     Raises:
-        PresetError: the name is no plain word, or is taken.
+        PresetError: the name is not a plain word, or is taken.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise PresetError(f"A preset cannot be called {shown(name)}; use letters, digits, - and _.")
     taken = _paths().get(name)
     if taken is not None:
-        raise PresetError(f"There is a preset {name!r} already, in {str(taken)!r}; give another name.")
+        raise PresetError(f"A preset {name!r} already exists, in {str(taken)!r}; give another name.")
     return user_folder() / f"{name}.toml"
 
 
 def write_preset(name: str, config: CacheConfig, description: str, figures: Mapping[str, Any]) -> Path:
-    """Write a preset of the user's own.
+    """Write a user preset.
 
     Raises:
-        PresetError: the name is taken or none, or the file cannot be written.
+        PresetError: the name is taken or not a plain word, or the file cannot be written.
     """
     import tomli_w
 
     path = check_new(name)
     text = tomli_w.dumps({"description": description, **asdict(config), "figures": dict(figures)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")  # a preset cut short would be in the way of all the others
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text)
     except OSError as error:
         raise PresetError(f"The preset {str(path)!r} cannot be written: {error.strerror or error}.") from error
     return path

@@ -1,65 +1,38 @@
-"""Options, environment, configuration, preset and the model's defaults become one plan, before anything is loaded."""
+"""Options, environment, configuration, preset and the model's defaults become one request; nothing is loaded."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import platformdirs
-
 from h2gen.cache.config import CacheConfig
+from h2gen.cache.policies import switched_off
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import WEIGHTS, Checkpoint, resolve
-from h2gen.models.choices import DTYPES, OFFLOADS
 from h2gen.models.defaults import ModelDefaults
 from h2gen.settings import presets
-from h2gen.settings import values as run_settings
-from h2gen.settings.values import Resolved, Settings
-from h2gen.toml import read_toml
-from h2gen.wording import did_you_mean, shown
+from h2gen.settings.layers import Layers, Resolved, merge
+from h2gen.settings.seeds import random_seed
+from h2gen.settings.sizes import parse_size
+from h2gen.settings.table import BY_NAME, TABLE
+from h2gen.settings.user_defaults import user_defaults
+from h2gen.settings.values import FIELDS, OFF, Settings, check_length
 
-USER_DEFAULTS: dict[str, type] = {
-    "model": str,
-    "base": str,
-    "preset": str,
-    "device": str,
-    "dtype": str,
-    "offload": str,
-    "out": str,
-    "format": str,
-    "size": str,
-    "steps": int,
-    "solver": str,
-    "guidance": float,
-    "cfg": float,
-    "negative": str,
-    "max_sequence_length": int,
-}
-"""What can be set for good, in the configuration file or as ``H2GEN_...`` in the environment, and its type."""
+CACHE = tuple(row.name for row in TABLE if row.of_cache)
+"""The settings of the cache."""
 
-CACHE = tuple(field.name for field in fields(CacheConfig))
-_PICTURE = ("seed", "steps", "solver", "guidance", "cfg", "negative", "max_sequence_length")
-_NOT_SETTINGS = ("no_cache", "count", "name")
-_BUILT_IN = {
-    "model": "tiny",
-    "preset": presets.DEFAULT,
-    "device": "auto",
-    "dtype": "auto",
-    "offload": "none",
-    "out": ".",
-    "negative": "",
-    "solver": "own",
-}
+_OWN_FIELDS = tuple(name for name in FIELDS if name not in ("prompt", "width", "height"))
+_NOT_RESOLVED = ("no_cache", "count", "name")
+_BUILT_IN = {row.name: row.default for row in TABLE if row.default is not None and not row.of_cache}
 
 
 @dataclass(frozen=True)
 class Request:
     """Everything that is known before the model is loaded.
 
-    ``resolved`` holds each setting's value and who gave it; ``notices`` are lines that the user should see.
+    ``resolved`` holds each setting's value and its source; ``notices`` are lines that the user should see.
     """
 
     checkpoint: Checkpoint
@@ -74,27 +47,17 @@ class Request:
 
     @property
     def preset(self) -> str | None:
-        """The preset that the cache's settings were taken from, or None without a cache."""
+        """The preset of the cache's settings, or None without a cache."""
         return str(self.resolved["preset"].value) if "preset" in self.resolved else None
-
-
-def config_file() -> Path:
-    """The user's configuration."""
-    return Path(platformdirs.user_config_dir("h2gen", appauthor=False)) / "config.toml"
-
-
-Layers = Sequence[tuple[str, Mapping[str, Any]]]
-"""Who gave which settings, the strongest first."""
 
 
 def resolve_request(prompt: str, given: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> Request:
     """Resolve every setting of one picture.
 
     Args:
-        prompt: what to paint.
-        given: options of the command line, keys of ``USER_DEFAULTS``, of ``CacheConfig``, ``seed`` and ``no_cache``;
-            None where not given.
-        environ: where ``H2GEN_...`` is looked up.
+        prompt: the text.
+        given: options of the command line by name; None if not given.
+        environ: environment with the ``H2GEN_...`` variables.
 
     Raises:
         UsageError: something cannot be used; see the subclasses for what.
@@ -102,26 +65,17 @@ def resolve_request(prompt: str, given: Mapping[str, Any], environ: Mapping[str,
     return request_from(prompt, [("option", given), *user_defaults(environ)])
 
 
-def user_defaults(environ: Mapping[str, str] = os.environ) -> Layers:
-    """What the user has set for good.
-
-    Raises:
-        SettingError: a value is of the wrong type, or the configuration cannot be read.
-    """
-    return [("environment", _environment(environ)), ("configuration", _configuration(config_file()))]
-
-
 def request_from(prompt: str, layers: Layers) -> Request:
-    """Resolve every setting from what people gave; below it lie presets, the model's defaults and what is built in.
+    """Resolve every setting from what the user gave, then presets, the model's defaults and built-in defaults.
 
     Raises:
         UsageError: something cannot be used; see the subclasses for what.
     """
-    strongest = run_settings.resolve([*layers, ("built in", _BUILT_IN)])
-    for name, known in (("dtype", ("auto", *DTYPES)), ("offload", OFFLOADS), ("format", run_settings.FORMATS)):
-        if name in strongest and strongest[name].value not in known:
-            raise SettingError(f"{name} is {shown(strongest[name].value)}; it can be {', '.join(known)}.")
-    checkpoint = resolve(strongest["model"].value, _base(strongest))
+    given = merge([*layers, ("built in", _BUILT_IN)])
+    for name in ("dtype", "offload", "format"):
+        if name in given:
+            BY_NAME[name].check(given[name].value)
+    checkpoint = resolve(given["model"].value, _base(given))
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
     notices = [rounded] if rounded else []
     if resolved["model"].source == "built in":
@@ -146,10 +100,10 @@ def resolve_settings(
     model_defaults: ModelDefaults,
     load_preset: Callable[[str], presets.Preset] = presets.load_preset,
 ) -> tuple[Settings, dict[str, Resolved], str | None]:
-    """The settings of one picture, where each came from, and a notice where its size had to be rounded.
+    """The settings of one picture, the source of each, and a notice if its size had to be rounded.
 
-    A preset lies right below whoever named it: an option beside it is stronger, an option below it is not. The preset
-    of a file is called by its name: its path is nobody's business who sees the picture.
+    A preset comes right after the layer that names it: options given with it override it, and it overrides
+    the layers below. A preset's file is recorded by its name, since its path is private.
 
     Raises:
         UsageError: something cannot be used; see the subclasses for what.
@@ -157,44 +111,75 @@ def resolve_settings(
     defaults = asdict(model_defaults)
     del defaults["size_multiple"]
     size = f"{defaults.pop('width')}x{defaults.pop('height')}"
-    complete: list[tuple[str, dict[str, Any]]] = []
-    closed = False  # somebody has said all of the cache: who is weaker has no say in it
-    wanted = False
-    for source, values in [*layers, ("model default", {**defaults, "size": size}), ("built in", _BUILT_IN)]:
-        hidden = (*_NOT_SETTINGS, "preset") if closed else _NOT_SETTINGS
-        complete.append((source, {name: value for name, value in values.items() if name not in hidden}))
-        if values.get("no_cache") is False:
-            wanted = True  # said by somebody stronger than whoever says no_cache below
-        if closed:
-            continue
-        if values.get("no_cache") and not wanted:
-            for name in (*CACHE, "preset"):
-                if values.get(name) is not None:
-                    raise SettingError(f"--no-cache and --{name.replace('_', '-')} contradict each other; give one.")
-            closed = True
-            complete.append((source, asdict(run_settings.OFF)))
-        elif values.get("preset") is not None:
-            preset = load_preset(values["preset"])
-            closed = True
-            complete[-1][1]["preset"] = preset.name
-            complete.append((f"preset {preset.name}", asdict(preset.config)))
-        else:
-            closed = all(values.get(name) is not None for name in CACHE)
-    _settle_plan(complete)
-    resolved = run_settings.resolve(complete)
+    resolved = merge(
+        _with_cache(
+            [*layers, ("model default", {**defaults, "size": size}), ("built in", _BUILT_IN)],
+            load_preset,
+        )
+    )
     if "seed" not in resolved:
-        resolved["seed"] = Resolved(run_settings.random_seed(), "random")
-    width, height, rounded = run_settings.parse_size(resolved["size"].value, model_defaults)
+        resolved["seed"] = Resolved(random_seed(), "random")
+    width, height, rounded = parse_size(resolved["size"].value, model_defaults)
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
-    chosen = {name: setting.value for name, setting in resolved.items()}
-    settings = Settings(prompt=prompt, width=width, height=height, **{name: chosen[name] for name in _PICTURE})
-    cache = CacheConfig(**{name: chosen[name] for name in CACHE})
-    run_settings.check_length(cache.plan, settings.steps, settings.solver, _origin_of_plan(resolved))
+    resolved = {row.name: resolved[row.name] for row in TABLE if row.name in resolved}
+    values = {name: setting.value for name, setting in resolved.items()}
+    settings = Settings(prompt=prompt, width=width, height=height, **{name: values[name] for name in _OWN_FIELDS})
+    cache = CacheConfig(**{name: values[name] for name in CACHE})
+    check_length(cache.plan, settings.steps, settings.solver, _origin_of_plan(resolved))
     return replace(settings, cache=cache), resolved, rounded
 
 
+def _with_cache(layers: Layers, load_preset: Callable[[str], presets.Preset]) -> list[tuple[str, dict[str, Any]]]:
+    """The layers with the settings of presets and of ``no_cache`` among them.
+
+    The first layer that sets the whole cache, by a preset, ``no_cache`` or all settings, hides what later layers
+    say about it.
+    """
+    complete: list[tuple[str, dict[str, Any]]] = []
+    whole = False
+    cached = False
+    for source, values in layers:
+        hidden = (*_NOT_RESOLVED, "preset") if whole else _NOT_RESOLVED
+        complete.append((source, {name: value for name, value in values.items() if name not in hidden}))
+        if values.get("no_cache") is False:
+            cached = True  # overrides a no_cache of the layers below
+        if whole:
+            continue
+        if values.get("no_cache") and not cached:
+            for name in (*CACHE, "preset"):
+                if values.get(name) is not None:
+                    raise SettingError(f"--no-cache and {BY_NAME[name].option} contradict each other; give one.")
+            whole = True
+            complete.append((source, asdict(OFF)))
+        elif values.get("preset") is not None:
+            preset = load_preset(values["preset"])
+            whole = True
+            complete[-1][1]["preset"] = preset.name
+            complete.append((f"preset {preset.name}", asdict(preset.config)))
+        else:
+            whole = all(values.get(name) is not None for name in CACHE)
+    _choose_policy(complete)
+    return complete
+
+
+def _choose_policy(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Let the first layer with a plan, a tolerance or thresholds switch off the others in the layers below.
+
+    Raises:
+        SettingError: a plan is combined with something else, other than in a record of all settings of a cache.
+    """
+    for _, values in layers:
+        others = [name for name in ("tolerance", "tau1", "tau2") if values.get(name) is not None]
+        others = [name for name in others if name != "tolerance" or values[name]]
+        if values.get("plan") and others and any(values.get(name) is None for name in CACHE):
+            raise SettingError(f"--plan and --{others[0]} contradict each other; give one.")
+        if values.get("plan") or others:
+            values.update(switched_off(values))
+            return
+
+
 def _origin_of_plan(resolved: Mapping[str, Resolved]) -> str:
-    """Who gave the plan, where the user did not just type it."""
+    """Where the plan comes from; empty if the user has just typed it."""
     source = resolved["plan"].source
     if source.startswith("preset "):
         named = resolved["preset"].source
@@ -202,65 +187,9 @@ def _origin_of_plan(resolved: Mapping[str, Resolved]) -> str:
     return f"the {source}" if source in ("trace", "profile", "picture", "defaults") else ""
 
 
-def _settle_plan(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Who is strongest says what decides: a plan, a tolerance or thresholds. What it leaves out is not weaker ones'.
-
-    Raises:
-        SettingError: a plan beside something else, other than in a record of all settings of a cache.
-    """
-    for _, values in layers:
-        plan, tolerance = values.get("plan"), values.get("tolerance")
-        thresholds = [name for name in ("tau1", "tau2") if values.get(name) is not None]
-        others = [*(["tolerance"] if tolerance else []), *thresholds]
-        if plan and others and any(values.get(name) is None for name in CACHE):
-            raise SettingError(f"--plan and --{others[0]} contradict each other; give one.")
-        if not (plan or tolerance or thresholds):
-            continue
-        off: dict[str, Any] = {"plan": "", "tolerance": 0.0}
-        if not thresholds:
-            off |= {"tau1": 0.0, "tau2": 0.0}
-        values.update({name: value for name, value in off.items() if values.get(name) is None})
-        return
-
-
-def _base(strongest: Mapping[str, Resolved]) -> str | None:
-    """The base, unless it is a user_defaults setting and the model needs none."""
-    base = strongest.get("base")
-    if base is None or (base.source != "option" and not strongest["model"].value.lower().endswith(WEIGHTS)):
+def _base(given: Mapping[str, Resolved]) -> str | None:
+    """The base, unless it is a user default and the model needs none."""
+    base = given.get("base")
+    if base is None or (base.source != "option" and not given["model"].value.lower().endswith(WEIGHTS)):
         return None
     return str(base.value)
-
-
-def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, kind in USER_DEFAULTS.items():
-        variable = f"H2GEN_{name.upper()}"
-        text = environ.get(variable)
-        if text:
-            try:
-                values[name] = kind(text)
-            except ValueError as error:
-                number = "a whole number" if kind is int else "a number"
-                given = shown(text)
-                raise SettingError(f"{variable} is {given}, which is not {number}; correct or unset it.") from error
-    return values
-
-
-def _configuration(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        data = read_toml(path)
-    except ValueError as error:
-        raise SettingError(f"The configuration {str(path)!r} cannot be used: {error}.") from error
-    for key, value in data.items():
-        if key not in USER_DEFAULTS:
-            raise SettingError(
-                f"The configuration {str(path)!r} has an unknown key {shown(key)}{did_you_mean(key, USER_DEFAULTS)} "
-                f"It takes {', '.join(USER_DEFAULTS)}."
-            )
-        kind = USER_DEFAULTS[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-            name = {str: "text", int: "a whole number", float: "a number"}[kind]
-            raise SettingError(f"The configuration {str(path)!r}: {key} is {shown(value)}; it must be {name}.")
-    return data

@@ -1,25 +1,27 @@
-"""Which seeds a prompt is painted with."""
+"""Seeds: from ``--seed 1,5,10-13`` and ``--count``, at random, or derived from the prompt."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
 from h2gen.errors import SettingError
-from h2gen.settings.values import SEEDS, random_seed
-from h2gen.wording import shown
+from h2gen.settings.table import BY_NAME, MOST_SEEDS, SEEDS
 
-MOST = 100_000
-"""Seeds of one prompt."""
+
+def random_seed() -> int:
+    """A random seed, short enough to retype."""
+    return secrets.randbelow(2**32)
 
 
 def parse_seeds(given: Any) -> tuple[int, ...]:
     """Seeds from ``7``, ``"1,5,10-13"`` or ``[1, 5]``, in the order given, each once.
 
     Raises:
-        SettingError: it is none of these, or a seed is out of range.
+        SettingError: it has another form, or a seed is out of range.
     """
     refused = SettingError(f"seed is {given}; give whole numbers such as 7, or 1,5,10-13.")
     if isinstance(given, (bool, float)) or not str(given).strip() or given in ([], ()):
@@ -37,46 +39,44 @@ def parse_seeds(given: Any) -> tuple[int, ...]:
             raise SettingError(f"seed is {given}; give whole numbers from 0 to {SEEDS - 1}.")
         ranges.append(range(first, last + 1))
         total += last + 1 - first
-        if total > MOST:
-            raise SettingError(f"seed is {given}; that is more than {MOST} seeds, give fewer.")
+        if total > MOST_SEEDS:
+            raise SettingError(f"seed is {given}; that is more than {MOST_SEEDS} seeds, give fewer.")
     return tuple(dict.fromkeys(seed for each in ranges for seed in each))
 
 
 def count_seeds(seeds: Sequence[int] | None, count: Any) -> tuple[int, ...] | int:
-    """What ``count`` makes of the seeds: that many from one seed on, or a number of seeds to be chosen where none is
-    given.
+    """The seeds, or their number if none is given; a count means that many from one seed upwards.
 
     Raises:
-        SettingError: the count is no number, or there are several seeds too.
+        SettingError: the count cannot be used, or there are several seeds too.
     """
     if count is None:
         return tuple(seeds) if seeds is not None else 1
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
-        raise SettingError(f"count is {shown(count)}; give a whole number from 1 to {MOST}.")
+    number = int(BY_NAME["count"].check(count))
     if seeds is None:
-        return count
+        return number
     if len(seeds) > 1:
-        raise SettingError(f"There are {len(seeds)} seeds and a count of {count}; give one seed, or no count.")
-    if seeds[0] + count > SEEDS:
-        raise SettingError(f"seed is {seeds[0]}; there are no {count} seeds from there on, give a smaller one.")
-    return tuple(range(seeds[0], seeds[0] + count))
+        raise SettingError(f"There are {len(seeds)} seeds and a count of {number}; give one seed, or no count.")
+    if seeds[0] + number > SEEDS:
+        raise SettingError(f"seed is {seeds[0]}; {number} seeds from there pass 2**63 - 1; give a smaller one.")
+    return tuple(range(seeds[0], seeds[0] + number))
 
 
 def choose_seeds(seeds: str | None, count: int | None) -> tuple[int, ...]:
-    """The seeds of ``--seed`` and ``--count``; random ones where none is given.
+    """The seeds of ``--seed`` and ``--count``; random ones if none is given.
 
     Raises:
-        SettingError: one of them cannot be used, or not with the other.
+        SettingError: one of them cannot be used, or the two contradict each other.
     """
     chosen = count_seeds(None if seeds is None else parse_seeds(seeds), count)
     return tuple(random_seed() for _ in range(chosen)) if isinstance(chosen, int) else chosen
 
 
 def derived_seed(prompt: str, ordinal: int) -> int:
-    """A seed made from the prompt, so that the same batch means the same pictures each time it is started.
+    """A seed derived from the prompt, so that starting the same batch again means the same pictures.
 
     Args:
         prompt: the text.
-        ordinal: counts the seeds of this prompt in a run, from 0.
+        ordinal: the number of this seed among those of the prompt in a run, from 0.
     """
     return int.from_bytes(hashlib.sha256(f"{prompt}\0{ordinal}".encode()).digest()[:4], "big")

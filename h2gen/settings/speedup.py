@@ -1,4 +1,4 @@
-"""``--speedup`` and ``--fidelity``: settings chosen from a profile, and what to expect of them."""
+"""``--speedup`` and ``--fidelity``: choose settings from a profile, and say what to expect of them."""
 
 from __future__ import annotations
 
@@ -9,31 +9,29 @@ from functools import cached_property
 from typing import Any
 
 from h2gen.errors import SettingError
-from h2gen.models.catalogue import Checkpoint
+from h2gen.models.catalogue import Checkpoint, model_name
 from h2gen.models.choices import SOLVERS
 from h2gen.models.content_hash import content_hash
 from h2gen.models.translate_errors import translated
-from h2gen.output.metadata import model_name
+from h2gen.settings.layers import Layers
 from h2gen.settings.profiles import (
     FEWEST_STEPS,
     Choice,
     Profile,
     ProfileKey,
-    check_fidelity,
-    check_speedup,
     find_profile,
 )
-from h2gen.settings.resolve import CACHE, Layers, Request, request_from, resolve_settings
+from h2gen.settings.resolve import CACHE, Request, request_from, resolve_settings
+from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import OFF, Settings
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What the user wants: so many times as fast, or so close to the uncached picture (SSIM); and whether the nearest
-    profile will do.
+    """A target: a speed-up, or an SSIM to the uncached picture; and whether the nearest profile will do.
 
     Raises:
-        SettingError: it contradicts itself, or is none that can be granted.
+        SettingError: it contradicts itself, or is out of range.
     """
 
     speedup: float | None = None
@@ -44,41 +42,42 @@ class Goal:
         if self.speedup is not None and self.fidelity is not None:
             raise SettingError("--speedup and --fidelity contradict each other; give one.")
         if self.nearest and not self:
-            raise SettingError("--nearest says which profile to use; give --speedup or --fidelity too.")
-        if self.speedup is not None:
-            check_speedup(self.speedup)
-        if self.fidelity is not None:
-            check_fidelity(self.fidelity)
+            raise SettingError("--nearest chooses a profile; also give --speedup or --fidelity.")
+        for name in ("speedup", "fidelity"):
+            if getattr(self, name) is not None:
+                BY_NAME[name].check(getattr(self, name))
 
     def __bool__(self) -> bool:
         return self.speedup is not None or self.fidelity is not None
 
     @property
     def option(self) -> str:
-        """The option that it was given by."""
+        """The option that sets it."""
         return "--speedup" if self.speedup is not None else "--fidelity"
 
 
-def request_for_goal(prompt: str, layers: Layers, wish: Goal) -> Request:
-    """A plan like ``request_from``'s, its steps, solver and cache taken from the profile that fits it.
+def request_for_goal(prompt: str, layers: Layers, goal: Goal) -> Request:
+    """A request like ``request_from``'s, with steps, solver and cache from the profile that fits.
 
-    The steps that the user gives, or the model's own, are those of the picture that it is to be as fast as or close to.
+    The steps that the user gives, or the model's own, are those of the uncached picture that the goal is relative to.
 
     Raises:
-        SettingError: the wish contradicts an option.
-        ProfileError: there is no profile that fits, or it is more than any of its choices gives.
+        SettingError: the goal contradicts an option.
+        ProfileError: there is no profile that fits, or none of its choices reaches the goal.
         UsageError: as ``request_from``.
     """
-    if not wish:
+    if not goal:
         return request_from(prompt, layers)
-    return GoalResolver(wish, request_from(prompt, unchosen(wish, layers)).checkpoint).plan(prompt, layers)
+    return GoalResolver(goal, request_from(prompt, unchosen(goal, layers)).checkpoint).request(prompt, layers)
 
 
-def unchosen(wish: Goal, layers: Layers) -> Layers:
-    """The layers of the uncached picture that the wish is measured by.
+def unchosen(goal: Goal, layers: Layers) -> Layers:
+    """The layers of the uncached picture that the goal is relative to.
+
+    User defaults for what the goal chooses are ignored.
 
     Raises:
-        SettingError: somebody says what the wish is to choose; what is set for good has no say in it instead.
+        SettingError: another layer gives a setting that the goal chooses.
     """
     chosen = ("preset", "solver", "no_cache", *CACHE)
     for source, values in layers:
@@ -88,7 +87,7 @@ def unchosen(wish: Goal, layers: Layers) -> Layers:
         if given and source not in ("environment", "configuration"):
             name = "--" + given[0].replace("_", "-") if source == "option" else given[0]
             name = "--replay-decisions" if source == "trace" else name
-            raise SettingError(f"{wish.option} chooses solver and cache itself; leave out {name}, or {wish.option}.")
+            raise SettingError(f"{goal.option} chooses solver and cache itself; leave out {name}, or {goal.option}.")
     left = [
         (source, {name: value for name, value in values.items() if name not in chosen}) for source, values in layers
     ]
@@ -96,81 +95,82 @@ def unchosen(wish: Goal, layers: Layers) -> Layers:
 
 
 class GoalResolver:
-    """Grants a wish for the pictures of a run; its profile is looked for once a situation.
+    """Finds the settings that reach a goal, for the pictures of a run; looks up the profile once per ``ProfileKey``.
 
     Args:
-        wish: a speed or a fidelity.
+        goal: a speed-up or a fidelity.
         checkpoint: of all pictures.
     """
 
-    def __init__(self, wish: Goal, checkpoint: Checkpoint) -> None:
-        self.wish = wish
+    def __init__(self, goal: Goal, checkpoint: Checkpoint) -> None:
+        self.goal = goal
         self._checkpoint = checkpoint
         self._chosen: dict[ProfileKey, Mapping[str, Any]] = {}
         self._notices: dict[ProfileKey, list[str]] = {}
 
     def above(self, layers: Layers) -> Layers:
-        """The layers, and above them what the profile says.
+        """The layers, with the profile's settings before them.
 
         Raises:
-            SettingError: a layer says what the wish is to choose, or there are too few steps.
-            ProfileError: there is no profile that fits, or it is more than any of its choices gives.
+            SettingError: a layer gives a setting that the goal chooses, or there are too few steps.
+            ProfileError: there is no profile that fits, or none of its choices reaches the goal.
             UsageError: the layers cannot be used.
         """
-        return self._granted(layers)[1]
+        return self._with_choice(layers)[1]
 
-    def plan(self, prompt: str, layers: Layers) -> Request:
-        """The plan of a picture, with what was chosen and what to expect among its notices.
+    def request(self, prompt: str, layers: Layers) -> Request:
+        """The request of a picture; its notices say what was chosen and what to expect.
 
         Raises:
             UsageError: as ``above``.
         """
-        here, layers = self._granted(layers)
-        made = request_from(prompt, layers)
-        return replace(made, notices=(*made.notices, *self._notices[here]))
+        key, layers = self._with_choice(layers)
+        request = request_from(prompt, layers)
+        return replace(request, notices=(*request.notices, *self._notices[key]))
 
     @property
     def notices(self) -> list[str]:
-        """What was chosen so far and what to expect, a line each; of several situations each with its own."""
+        """Lines about what was chosen so far and what to expect; with the ``ProfileKey`` before them if there are
+        several."""
         several = len(self._notices) > 1
-        return [f"{here}: {line}" if several else line for here, lines in self._notices.items() for line in lines]
+        return [f"{key}: {line}" if several else line for key, lines in self._notices.items() for line in lines]
 
-    def _granted(self, layers: Layers) -> tuple[ProfileKey, Layers]:
-        base = unchosen(self.wish, layers)
+    def _with_choice(self, layers: Layers) -> tuple[ProfileKey, Layers]:
+        base = unchosen(self.goal, layers)
         settings, _, _ = resolve_settings("-", base, self._checkpoint.defaults)
-        here = profile_key_of(self._checkpoint, settings)
-        if here not in self._chosen:
-            self._chosen[here] = self._choose(here, settings)
-        return here, [("profile", self._chosen[here]), *base[1:]]
+        key = profile_key_of(self._checkpoint, settings)
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(key, settings)
+        return key, [("profile", self._chosen[key]), *base[1:]]
 
-    def _choose(self, here: ProfileKey, settings: Settings) -> Mapping[str, Any]:
-        if here.steps < FEWEST_STEPS:
+    def _choose(self, key: ProfileKey, settings: Settings) -> Mapping[str, Any]:
+        if key.steps < FEWEST_STEPS:
             raise SettingError(
-                f"{here.model!r} takes {here.steps} steps here, and a cache cannot help below {FEWEST_STEPS}; what is "
-                f"faster is fewer --steps. Leave out {self.wish.option}."
+                f"{key.model!r} takes {key.steps} steps here, and a cache cannot help below {FEWEST_STEPS}; leave out "
+                f"{self.goal.option}, and give fewer --steps to be faster."
             )
         command = command_for(self._checkpoint, settings)
-        profile, notices = find_profile(here, lambda: self._hash, command, self.wish.nearest)
+        profile, notices = find_profile(key, lambda: self._hash, command, self.goal.nearest)
         choice = self._pick(profile)
         if choice is None:
             best = max(profile.choices, key=lambda each: each.figures.ssim_mean)
             notices = [
                 *notices,
-                f"No choice of the profile is as close as {self.wish.fidelity:g} and faster (the closest: "
+                f"Nothing in the profile is both faster and as close as {self.goal.fidelity:g} (the closest is "
                 f"{best.figures.ssim_mean:.4f}); making the uncached picture.",
             ]
         else:
             notices = [*notices, expectation(choice, profile)]
-        self._notices[here] = notices
+        self._notices[key] = notices
         if choice is None:
             return {**asdict(OFF), "solver": "own"}
         return {"steps": choice.steps, "solver": choice.solver, **asdict(choice.cache)}
 
     def _pick(self, profile: Profile) -> Choice | None:
-        if self.wish.speedup is not None:
-            return profile.for_speedup(self.wish.speedup)
-        assert self.wish.fidelity is not None
-        return profile.for_fidelity(self.wish.fidelity)
+        if self.goal.speedup is not None:
+            return profile.for_speedup(self.goal.speedup)
+        assert self.goal.fidelity is not None
+        return profile.for_fidelity(self.goal.fidelity)
 
     @cached_property
     def _hash(self) -> str:
@@ -179,7 +179,7 @@ class GoalResolver:
 
 
 def profile_key_of(checkpoint: Checkpoint, settings: Settings, content_hash: str = "") -> ProfileKey:
-    """What such a picture is made in."""
+    """The key of the profile for such a picture."""
     mode = "true" if settings.cfg > 1 else "plain"
     return ProfileKey(
         model_name(checkpoint), content_hash, settings.steps, settings.width, settings.height, guidance_mode=mode
@@ -187,22 +187,22 @@ def profile_key_of(checkpoint: Checkpoint, settings: Settings, content_hash: str
 
 
 def expectation(choice: Choice, profile: Profile) -> str:
-    """What was chosen, and what to expect of it, in a line."""
+    """One line about what was chosen and what to expect."""
     figures, steps = choice.figures, profile.key.steps
     what = choice.label
     if not choice.cache.enabled:
         solver = "" if choice.solver == "own" else f" of {SOLVERS[choice.solver]}"
-        what = f"{choice.steps} steps{solver} and no cache, which is closer here than any cache of that speed"
+        what = f"{choice.steps} plain steps{solver}; at this speed no cache is closer"
     count = f" over {profile.pictures} pictures" if profile.pictures else ""
     return (
-        f"Chosen: {what}. Expect about {figures.speedup:.1f} times the speed of {steps} steps "
+        f"Using {what}. Expect about {figures.speedup:.1f} times the speed of {steps} steps "
         f"({figures.share:.0%} of the blocks), and an SSIM of {figures.ssim_mean:.3f} to their picture "
         f"({figures.ssim_worst:.3f} at worst{count})."
     )
 
 
 def command_for(checkpoint: Checkpoint, settings: Settings) -> str:
-    """What would make a profile for such pictures."""
+    """The command that makes a profile for such pictures."""
     defaults = checkpoint.defaults
     words = ["h2gen", "tune", "--model", checkpoint.name]
     if checkpoint.base is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,21 +17,21 @@ from PIL import Image
 
 from h2gen.batches.batch import Batch, BatchOptions
 from h2gen.batches.jobs import Job, Jobs
+from h2gen.batches.messages import Model, PictureMade, Ready
+from h2gen.batches.observer import BatchObserver, Tally
 from h2gen.batches.pool import Pool
 from h2gen.batches.prompts import Entry, Reading
-from h2gen.batches.queue import Tally
 from h2gen.batches.stop import Level, Stop
-from h2gen.batches.worker import Model, PictureMade, Ready
 from h2gen.errors import DeviceError, ModelError, RunError
 from h2gen.output.metadata import read_metadata
 from tests.cli.programs import children, wait_for
 
 SLOW = {"steps": 60}
-"""Still in the middle when the news of its second step has come, been read and been acted upon."""
+"""Still running when the message of its second step has been read and handled."""
 BROKEN = "broken"
 BIG = ("1280x1280", "64x64")
 ROOM = 520 * 2**20
-"""Bytes: half as much again as the decoder needs in tiles, two thirds of what it needs for 1280x1280 at once."""
+"""Bytes: 1.5 times what the decoder needs in tiles, two thirds of what it needs for 1280x1280 at once."""
 QUICK = {"steps": 4, "cfg": 1.0, "preset": "paper", "device": "cpu"}
 
 
@@ -41,8 +40,10 @@ def pixels(path: Path) -> Any:
         return np.asarray(image)
 
 
-class Watch:
-    """Writes down what happens, and does something at each step."""
+class Watch(BatchObserver):
+    """Records what happens, and does something at each step."""
+
+    wants_steps = True
 
     def __init__(self, at_step: Callable[[int, Job], None] = lambda _worker, _job: None) -> None:
         self.log: list[tuple[Any, ...]] = []
@@ -56,22 +57,25 @@ class Watch:
         self._jobs[worker] = jobs[0]
         self.log.append(("began", len(jobs)))
 
-    def parted(self, jobs: Sequence[Job], error: str) -> None:
-        self.log.append(("parted", [job.index for job in jobs], error))
+    def split(self, jobs: Sequence[Job], error: str) -> None:
+        self.log.append(("split", [job.index for job in jobs], error))
 
     def stepped(self, worker: int, record: Any) -> None:
         if record.step == 1:
             self._at_step(worker, self._jobs[worker])
 
-    def made(self, job: Job, path: Path, made: PictureMade, tally: Tally) -> None:
+    def saved(self, job: Job, path: Path, made: PictureMade, tally: Tally) -> None:
         self.log.append(("made", job.index))
+
+    def relieved(self, job: Job, notice: str) -> None:
+        self.log.append(("relieved", job.index, notice))
 
     def failed(self, job: Job, error: str, again: bool, tally: Tally) -> None:
         self.log.append(("failed", job.index, error, again))
 
 
 class Tampered(Jobs):
-    """Jobs of which some are for a picture of one pixel, which no option lets through."""
+    """Jobs of which some are for a picture of one pixel, which no option allows."""
 
     def __iter__(self) -> Iterator[Job]:
         for job in super().__iter__():
@@ -89,27 +93,29 @@ def batch_of(folder: Path, prompts: int | list[str], workers: int = 1, batch_siz
 
 def run(batch: Batch, watch: Watch) -> Tally:
     with batch.opened() as tally, Stop() as stop:
-        batch.run(tally, watch, stop, watched=True)
+        batch.run(tally, watch, stop)
     return tally
 
 
 def workers() -> list[int]:
-    """Our own worker processes, the oldest first."""
-    return sorted(pid for pid in children(os.getpid()) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text())
+    """Our own worker processes, the oldest first: children of the fork server."""
+    servers = [pid for pid in children(os.getpid()) if "forkserver" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return sorted(pid for server in servers for pid in children(server))
 
 
 def kill_worker(number: int = 0) -> None:
-    """Kill a worker by its number in the run, as long as none of them has been replaced."""
+    """Kill a worker by its number in the run, if none has been replaced yet."""
     os.kill(workers()[number], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_is_replaced_and_another_does_its_job(tmp_path: Path) -> None:
     killed: list[int] = []
 
     def once(worker: int, job: Job) -> None:
         if not killed:
             killed.append(job.index)
-            kill_worker(worker)  # the other one may be loading still
+            kill_worker(worker)  # the other one may still be loading
 
     watch = Watch(once)
     tally = run(batch_of(tmp_path, 4, workers=2, **SLOW), watch)
@@ -121,6 +127,7 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_another_does_its_job(tmp_
     assert not workers()
 
 
+@pytest.mark.slow
 def test_a_job_that_kills_every_worker_is_given_up_and_the_others_are_done(tmp_path: Path) -> None:
     def always(_worker: int, job: Job) -> None:
         if job.index == 1:
@@ -131,7 +138,7 @@ def test_a_job_that_kills_every_worker_is_given_up_and_the_others_are_done(tmp_p
     tally = run(batch, watch)
     assert (tally.made, tally.failed) == (1, 1)
     assert [entry[3] for entry in watch.log if entry[0] == "failed"] == [True, False]
-    assert "killed by signal 9" in batch.failures.read_text()
+    assert "killed by signal 9" in batch.failures_file.read_text()
 
 
 def test_a_model_that_kills_whoever_loads_it_ends_the_run(tmp_path: Path) -> None:
@@ -166,6 +173,7 @@ def test_a_model_that_cannot_be_loaded_is_told_as_it_is(tmp_path: Path) -> None:
             list(pool.messages(stop))
 
 
+@pytest.mark.posix
 @pytest.mark.parametrize(
     ("signals", "levels"),
     [
@@ -181,17 +189,18 @@ def test_signals_raise_the_level_and_wake_whoever_waits(signals: list[signal.Sig
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     seen: list[Level] = []
     with Stop(seen.append) as stop:
-        assert wait([stop.bell], 0) == []
+        assert wait([stop.wake_up], 0) == []
         for number in signals:
             os.kill(os.getpid(), number)
-        assert wait([stop.bell], 5) == [stop.bell]
+        assert wait([stop.wake_up], 5) == [stop.wake_up]
         stop.acknowledge()
-        assert wait([stop.bell], 0) == []
+        assert wait([stop.wake_up], 0) == []
         assert stop.level is levels[-1] and seen == levels
         assert stop.terminated == (signal.SIGTERM in signals)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.posix
 def test_the_third_signal_is_at_once() -> None:
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -210,17 +219,18 @@ def test_what_a_killed_run_left_unfinished_is_swept_up(tmp_path: Path) -> None:
 
 
 def test_whatever_goes_wrong_in_a_worker_costs_that_picture_alone(tmp_path: Path) -> None:
-    """A picture of one pixel stands in for whatever nobody has thought of."""
+    """A picture of one pixel represents unexpected errors."""
     watch = Watch()
     batch = batch_of(tmp_path, ["one", BROKEN, "three"])
     tally = run(batch, watch)
     assert (tally.made, tally.failed) == (2, 1)
     assert [(entry[1], entry[3]) for entry in watch.log if entry[0] == "failed"] == [(2, True), (2, False)]
-    assert "RuntimeError: " in batch.failures.read_text()
+    assert "RuntimeError: " in batch.failures_file.read_text()
 
 
+@pytest.mark.slow
 def test_pictures_that_go_together_are_made_together_and_are_those_made_alone(tmp_path: Path) -> None:
-    """The third is of another size, which nothing goes with."""
+    """The third has another size, so it cannot be batched."""
     texts = ["a cat", "a red apple", BROKEN, "a butterfly", "a car", "a cake"]
     watch = Watch()
     tally = run(batch_of(tmp_path / "together", texts, batch_size=2), watch)
@@ -236,6 +246,7 @@ def test_pictures_that_go_together_are_made_together_and_are_those_made_alone(tm
         assert {**one.everything["cache"], "seconds": 0} == {**two.everything["cache"], "seconds": 0}
 
 
+@pytest.mark.slow
 def test_a_batch_whose_worker_is_killed_is_made_one_by_one(tmp_path: Path) -> None:
     killed: list[int] = []
 
@@ -247,11 +258,12 @@ def test_a_batch_whose_worker_is_killed_is_made_one_by_one(tmp_path: Path) -> No
     watch = Watch(once)
     tally = run(batch_of(tmp_path, 3, batch_size=3, **SLOW), watch)
     assert (tally.made, tally.failed) == (3, 0)
-    assert [entry[1] for entry in watch.log if entry[0] == "parted"] == [[1, 2, 3]]
+    assert [entry[1] for entry in watch.log if entry[0] == "split"] == [[1, 2, 3]]
     assert [entry[1] for entry in watch.log if entry[0] == "began"] == [3, 1, 1, 1]
     assert not [entry for entry in watch.log if entry[0] == "failed"]
 
 
+@pytest.mark.posix
 def test_stopping_gives_up_all_that_is_made_together(tmp_path: Path) -> None:
     told: list[int] = []
 
@@ -264,8 +276,10 @@ def test_stopping_gives_up_all_that_is_made_together(tmp_path: Path) -> None:
     assert (tally.made, tally.failed, tally.left) == (0, 0, 4)
 
 
+@pytest.mark.slow
 def test_a_picture_that_memory_does_not_suffice_for_is_decoded_in_tiles_and_no_other(tmp_path: Path) -> None:
-    """The workers' address space is limited, so that the decoder really runs out of memory."""
+    """The workers' address space is limited, so that the decoder actually runs out of memory."""
+    resource = pytest.importorskip("resource", reason="needs POSIX")
     plain = batch_of(tmp_path / "plain", ["a cat"], steps=1, size="64x64")
     run(plain, Watch())
 
@@ -284,7 +298,9 @@ def test_a_picture_that_memory_does_not_suffice_for_is_decoded_in_tiles_and_no_o
     batch = Batch(Jobs(reading, {**QUICK, "steps": 1}, {}), tmp_path / "tiled", "png", BatchOptions(), ["cpu"])
     tally = run(batch, watch)
     assert (tally.made, tally.failed) == (2, 0), watch.log
-    assert [entry[3] for entry in watch.log if entry[0] == "failed"] == [True]
+    assert [entry for entry in watch.log if entry[0] in ("failed", "relieved")] == [
+        ("relieved", 1, "Out of memory on cpu; trying again with tiled decoding.")
+    ]
     big, small = (read_metadata(path) for path in sorted((tmp_path / "tiled").glob("*.png")))
     assert (big.tiled, small.tiled) == (True, False)
     (alone,) = (tmp_path / "plain").glob("*.png")
@@ -294,15 +310,15 @@ def test_a_picture_that_memory_does_not_suffice_for_is_decoded_in_tiles_and_no_o
 def test_failures_that_a_stopped_run_did_not_come_to_stay_listed(tmp_path: Path) -> None:
     batch = batch_of(tmp_path, [BROKEN, "two"])
     run(batch, Watch())
-    before = batch.failures.read_text()
+    before = batch.failures_file.read_text()
     with batch_of(tmp_path, [BROKEN, "two"]).opened() as tally:
         assert tally.left == 1
-    assert batch.failures.read_text() == before
+    assert batch.failures_file.read_text() == before
 
 
 def test_devices_that_compute_differently_are_refused(tmp_path: Path) -> None:
     reading = Reading([Entry("a cat", "p.txt:1", {}, {})])
-    with pytest.raises(DeviceError, match="'cuda:9' is not there"):
+    with pytest.raises(DeviceError, match="'cuda:9' is not available"):
         Batch(Jobs(reading, QUICK, {}), tmp_path, "png", BatchOptions(), ["cpu", "cuda:9"])
-    # The configuration's device is nobody's business where devices are named.
+    # The configuration's device does not matter if devices are named.
     Batch(Jobs(reading, {"steps": 2}, {"H2GEN_DEVICE": "cuda:9"}), tmp_path, "png", BatchOptions(), ["cpu"])

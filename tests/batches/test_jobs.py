@@ -1,4 +1,4 @@
-"""Entries become jobs: who overrides whom, which seeds and names, and ids that never change."""
+"""Entries become jobs: precedence, seeds and names, and ids that never change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from h2gen.settings.values import Settings
 
 @contextmanager
 def traced_memory() -> Iterator[Callable[[], int]]:
-    """What Python has come to hold at most, in bytes."""
+    """Python's peak memory, in bytes."""
     tracemalloc.start()
     try:
         yield lambda: tracemalloc.get_traced_memory()[1]
@@ -82,7 +82,7 @@ def test_an_entry_is_stronger_than_options_and_they_than_the_files_defaults(
 def test_a_preset_lies_right_below_whoever_named_it(
     entry: Any, given: Any, decides: float | str, preset: str | None
 ) -> None:
-    """What decides is a threshold, or the tolerance of a preset."""
+    """The policy is a threshold, or the tolerance of a preset."""
     (job,) = jobs(entry, given=given)
     tolerance = load_preset(decides).config.tolerance if isinstance(decides, str) else 0.0
     assert job.settings.cache.tau1 == (0.0 if tolerance else decides)
@@ -201,7 +201,7 @@ SETTINGS = Settings("a cat", 7, 128, 128, 28, 3.5, 1.0, "", 16, CacheConfig(0.1,
 
 
 def test_an_id_never_changes() -> None:
-    """A batch that was begun with one release must go on with the next: these are of one that knew no policies."""
+    """A batch begun with one release must continue with the next: these are from one without policies."""
     assert job_id(SETTINGS, "ab" * 32, "float32") == "56d066c448d5ad18fdba6c8ca353f567"
     plain = Settings("a cat", 7, 64, 64, 28)
     assert job_id(plain, "0" * 64, "float32") == "55f8fb8fafb1533b3c5882b56edfed1c"
@@ -262,7 +262,7 @@ def test_a_bad_configuration_is_told_before_the_file(own_home: Path) -> None:
 
 
 def test_every_bad_setting_is_told_with_its_own_line(tmp_path: Path) -> None:
-    """In the order of the file, the defaults' once and where they stand."""
+    """In the order of the file, with those of the defaults once, at their place."""
     file = tmp_path / "p.yaml"
     file.write_text(
         "prompts:\n"
@@ -287,7 +287,7 @@ def test_every_bad_setting_is_told_with_its_own_line(tmp_path: Path) -> None:
         Jobs(read_prompts([str(file)]), {}, {})
     lines = [line.split(": ")[0] for line in str(error.value).splitlines()]
     assert lines == [f"p.yaml:{line}" for line in (3, 4, 5, 6, 7, 8, 9, 12, 16, 17)], str(error.value)
-    words = ("steps", "guidance", "preset", "name", "tau1", "count", "size", "negative", "tau2", "stps")
+    words = ("steps", "guidance", "preset", "name", "tau1", "count", "width", "negative", "tau2", "stps")
     for line, word in zip(str(error.value).splitlines(), words, strict=True):
         assert word in line
 

@@ -1,4 +1,4 @@
-"""The record of a batch: whatever a kill leaves of it, the next run knows what is done."""
+"""The record of a batch: whatever a kill leaves of it, the next run knows what is finished."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_file_belongs_to_the_job_that_claimed_it_last(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_lost_its_content_is_not_done(tmp_path: Path) -> None:
-    """As a power failure may leave it."""
+    """As a power failure may leave the file."""
     with Journal(tmp_path) as journal:
         path = picture(tmp_path, "a.png")
         journal.finished("1", path, {"bytes": len(b"pixels")})
@@ -146,7 +146,7 @@ def test_a_record_cut_at_any_byte_resumes(
     cut: float,
     more: list[tuple[str, int, str]],
 ) -> None:
-    """Cut a journal anywhere: of the pictures there, those in whole lines are done, and what follows is recorded."""
+    """Cut a journal anywhere: existing pictures in complete lines count as made, and later events are recorded."""
     folder = tmp_path_factory.mktemp("cut")
     with Journal(folder) as journal:
         expected = play(journal, events)
@@ -162,13 +162,13 @@ def test_a_record_cut_at_any_byte_resumes(
         journal.finished("new", folder / "new.png", {})
         after = journal.made()
     assert set(after) == {*before, "new"}
-    with Journal(folder) as journal:  # and a second time, after which all goes on as if nothing had been
+    with Journal(folder) as journal:  # and a second time, after which everything continues normally
         play(journal, more)
         assert {*before, "new"} <= set(journal.made())
 
 
 def play(journal: Journal, events: list[tuple[str, int, str]]) -> dict[str, int]:
-    """Record events; returns each job that is done with the journal's length at which it became so."""
+    """Record events; returns each finished job with the journal's length at that moment."""
     done: dict[str, int] = {}
     for kind, number, text in events:
         job, path = f"job {number}", journal.folder / f"{number}.png"
@@ -195,6 +195,7 @@ def test_the_second_run_in_a_folder_is_told_so(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.posix
 def test_the_lock_of_a_killed_run_holds_nobody_up(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, signal, sys\n"

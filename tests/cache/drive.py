@@ -19,7 +19,7 @@ TEXT = 5
 
 
 def flux(**overrides: Any) -> FluxTransformer2DModel:
-    """As small a FLUX.1 transformer as has blocks to skip in both stages."""
+    """The smallest FLUX.1 transformer with blocks to skip in both stages."""
     return flux_transformer(**({"layers": 2, "single_layers": 3} | overrides))
 
 
@@ -115,12 +115,12 @@ def run_reference(
 
 
 def same(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> bool:
-    """Whether two runs gave the same, bit for bit."""
+    """Whether two runs gave the same result, bit for bit."""
     return len(got) == len(wanted) and all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
 
 
 def assert_close(got: list[torch.Tensor], wanted: list[torch.Tensor], tolerance: float = 1e-4) -> None:
-    """Whether two runs gave the same but for rounding: arithmetic in another order."""
+    """Whether two runs gave the same result except for rounding, from arithmetic in another order."""
     assert len(got) == len(wanted)
     for step, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
         assert torch.allclose(ours, theirs, atol=tolerance * float(theirs.abs().max())), f"pass {step}"
@@ -133,7 +133,7 @@ def close(got: float | None, wanted: float | None, rel: float) -> bool:
 
 
 def assert_same_decisions(got: Iterable[StepRecord], wanted: list[Decision], rel: float = 1e-6) -> None:
-    """Every outcome is the reference's, and every change is its change."""
+    """Every outcome and every change equals the reference's."""
     got = list(got)
     assert len(got) == len(wanted)
     for step, (ours, theirs) in enumerate(zip(got, wanted, strict=True)):
@@ -183,7 +183,7 @@ def between(changes: list[float], share: float) -> float:
 
 
 def thresholds(model: Any, structure: float | None, detail: float | None, **kwargs: Any) -> dict[str, float]:
-    """tau1 and tau2 that lie above these shares of the natural changes; a share of None is a threshold of 0."""
+    """tau1 and tau2 above these shares of the natural changes; a share of None is a threshold of 0."""
     return {
         name: 0.0 if share is None else between(natural, share)
         for name, share, natural in zip(

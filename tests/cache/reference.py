@@ -1,4 +1,4 @@
-"""H2-Cache as ``paper.md`` says it, and the policies beyond it, in a straight line: no hooks, nothing shared with
+"""H2-Cache as ``docs/method.md`` says it, and the policies beyond it, in a straight line: no hooks, nothing shared with
 ``h2gen``.
 
 The transformers' own forwards are written out here with the blocks as explicit loops, so that a test can hold the real
@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
+from diffusers import ChromaTransformer2DModel, Flux2Transformer2DModel, FluxTransformer2DModel
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 Block = Callable[[torch.Tensor, torch.Tensor], Pair]
 Kept = dict[str, list[tuple[float, torch.Tensor]]]
-"""What was computed so far, by name, each with its sigma; the newest is the last."""
+"""What was computed so far, by name, each with its sigma; the newest comes last."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What one pass decided: a change is None where none was measured."""
+    """What one pass decided: a change is None if it was not measured."""
 
     structure_change: float | None
     structure: str
@@ -54,7 +54,7 @@ class Rules:
     max_detail_age: int = 0
     tolerance: float = 0.0
     grid: tuple[int, int] | None = None
-    """Rows and columns of the picture, where its summary is to be a stable one."""
+    """Rows and columns of the picture, for stable pooling."""
 
     def guards(self, step: int, steps: int | None, in_a_row: int) -> bool:
         if step < self.warmup_steps:
@@ -71,7 +71,7 @@ def pooled(residual: torch.Tensor, divisor: int) -> torch.Tensor:
 
 
 def divided(values: torch.Tensor, dim: int, parts: int) -> torch.Tensor:
-    """Means over equal parts of a dimension, of things that may lie in two of them."""
+    """Means over equal parts of a dimension; an item may belong to two of them."""
     return values.repeat_interleave(parts, dim).unflatten(dim, (parts, -1)).mean(dim + 1)
 
 
@@ -95,7 +95,7 @@ def change_between(old: torch.Tensor, new: torch.Tensor, divisor: int, rules: Ru
 def decide(
     kept: Kept, stage: str, new: torch.Tensor, sigma: float, divisor: int, tau: float, rules: Rules
 ) -> tuple[float | None, bool]:
-    """The change and whether it is a hit. A threshold of 0 asks nothing; nothing kept is a miss.
+    """The change and whether it is a hit. A threshold of 0 checks nothing; nothing kept is a miss.
 
     Every indicator that is looked at is remembered as ``probe``.
     """
@@ -126,7 +126,7 @@ def remember(kept: Kept, name: str, sigma: float, value: torch.Tensor) -> None:
 
 
 def recall(kept: Kept, name: str, sigma: float, order: int) -> torch.Tensor:
-    """What was computed last, or the straight line through the last two, for half their distance at most."""
+    """What was computed last, or the straight line through the last two, extended by at most half their distance."""
     newer, new = kept[name][-1]
     if order == 0 or len(kept[name]) == 1:
         return new
@@ -197,7 +197,7 @@ def two_stages(
     e3, h3 = single[0](e2, h2)
     r2 = torch.cat([e3, h3], dim=1) - torch.cat([e2, h2], dim=1)
 
-    # 5. Decide: after a structure hit the detail stage is a forced hit, unless it is asked or too old.
+    # 5. Decide: after a structure hit the detail stage is a forced hit, unless it is checked or too old.
     since_detail = [at for at, _ in kept["pass"] if "detail image" in kept and at < kept["detail image"][-1][0]]
     too_old = 0 < rules.max_detail_age < len(since_detail)
     if letter:
@@ -345,8 +345,72 @@ def flux2_forward(
     return model.proj_out(model.norm_out(h, temb)), decision
 
 
+def chroma_forward(
+    model: ChromaTransformer2DModel,
+    kept: Kept,
+    rules: Rules,
+    guarded: bool,
+    letter: str | None,
+    *,
+    hidden_states: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    timestep: torch.Tensor,
+    img_ids: torch.Tensor,
+    txt_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    controlnet_block_samples: list[torch.Tensor] | None = None,
+    controlnet_single_block_samples: list[torch.Tensor] | None = None,
+    controlnet_blocks_repeat: bool = False,
+) -> tuple[torch.Tensor, Decision]:
+    """One pass of Chroma's transformer: one network makes the modulation of all blocks at once, in the order of single
+    blocks (3 vectors each), image streams (6), text streams (6) and output (2)."""
+    text = encoder_hidden_states.shape[1]
+    h = model.x_embedder(hidden_states)
+    e = model.context_embedder(encoder_hidden_states)
+    modulation = model.distilled_guidance_layer(model.time_text_embed(timestep.to(h.dtype) * 1000))
+    rope = model.pos_embed(torch.cat([txt_ids, img_ids], dim=0))
+    doubles, singles = len(model.transformer_blocks), len(model.single_transformer_blocks)
+    parts = modulation.split([3] * singles + [6] * doubles + [6] * doubles + [2], dim=1)
+    shared = {"image_rotary_emb": rope, "attention_mask": attention_mask}
+
+    def run_double(index: int) -> Block:
+        temb = torch.cat([parts[singles + index], parts[singles + doubles + index]], dim=1)
+        block = model.transformer_blocks[index]
+        return lambda e, h: block(hidden_states=h, encoder_hidden_states=e, temb=temb, **shared)
+
+    def run_single(index: int) -> Block:
+        def both(e: torch.Tensor, h: torch.Tensor) -> Pair:
+            x = torch.cat([e, h], dim=1)
+            x = model.single_transformer_blocks[index](hidden_states=x, temb=parts[index], **shared)
+            return x[:, :text], x[:, text:]
+
+        return both
+
+    _, h, decision = two_stages(
+        e,
+        h,
+        [run_double(index) for index in range(doubles)],
+        [run_single(index) for index in range(singles)],
+        kept,
+        rules,
+        guarded,
+        float(timestep.flatten()[0]),
+        letter,
+        [sample_of(controlnet_block_samples, doubles, i, controlnet_blocks_repeat) for i in range(doubles)],
+        [sample_of(controlnet_single_block_samples, singles, i) for i in range(singles)],
+    )
+    return model.proj_out(model.norm_out(h, parts[-1])), decision
+
+
+FORWARD = {
+    FluxTransformer2DModel: flux_forward,
+    Flux2Transformer2DModel: flux2_forward,
+    ChromaTransformer2DModel: chroma_forward,
+}
+
+
 class Reference:
-    """Stands in for a transformer's forward through one run of a pipeline, and writes down every decision.
+    """Replaces a transformer's forward for one run of a pipeline, and records every decision.
 
     Args:
         passes: the contexts in the order in which each step runs them.
@@ -356,14 +420,14 @@ class Reference:
 
     def __init__(
         self,
-        model: FluxTransformer2DModel | Flux2Transformer2DModel,
+        model: FluxTransformer2DModel | Flux2Transformer2DModel | ChromaTransformer2DModel,
         rules: Rules,
         passes: tuple[str, ...] = ("cond",),
         steps: int | None = None,
         sigmas: list[float] | None = None,
     ) -> None:
         self.model, self.rules, self.passes, self.steps = model, rules, passes, steps
-        self.forward_once = flux2_forward if isinstance(model, Flux2Transformer2DModel) else flux_forward
+        self.forward_once = FORWARD[type(model)]
         self.kept: dict[str, Kept] = {name: {} for name in passes}
         self.in_a_row = dict.fromkeys(passes, 0)
         self.sigmas = sigmas
@@ -374,7 +438,7 @@ class Reference:
         self.decisions: list[Decision] = []
 
     def is_due(self, step: int) -> bool:
-        """Whether no more can be skipped: what all passes measured at the last computed step says how far."""
+        """Whether no more can be skipped, by what all passes measured at the last computed step."""
         if not self.bends:
             return True
         last, bend = max(self.bends)[0], max(bend for at, bend in self.bends if at == max(self.bends)[0])
@@ -420,7 +484,7 @@ class Reference:
         return (output,)
 
     def made_good(self, name: str, step: int, sigma: float, velocity: torch.Tensor) -> torch.Tensor:
-        """The computed velocity, and beside it all that the skipped steps before it were off."""
+        """The computed velocity, and the total error of the skipped steps before it."""
         before = self.kept[name].get("velocity", [])[-2:]
         if len(before) == 2:
             surprise = (velocity - line(before, sigma)).abs().mean() / velocity.abs().mean()

@@ -1,4 +1,4 @@
-"""On and off leave no trace, whatever other hooks there are."""
+"""Putting the cache on and off leaves no trace, whatever other hooks there are."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TORCH_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwar
 
 
 def footprint(model: torch.nn.Module) -> dict[str, tuple[Any, ...]]:
-    """All that hooks could have changed in each module of a model."""
+    """Everything that hooks could have changed in each module of a model."""
     return {
         name: (
             sorted(module.__dict__),
@@ -199,7 +199,7 @@ def test_layerwise_casting_works_beside_it_and_stays(make: Any) -> None:
 
 
 class Counting(AlignDevicesHook):
-    """One of accelerate's hooks that knows how often it was called."""
+    """One of accelerate's hooks that counts its calls."""
 
     calls = 0
 

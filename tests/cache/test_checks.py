@@ -1,4 +1,4 @@
-"""What the checks cost: nothing where they are off, one number read for each decision where they are on."""
+"""What the checks cost: nothing if they are off, one number read per decision if they are on."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from h2gen.cache import h2_cache, summary
+from h2gen.cache import h2_cache, pfs
 from tests.cache.drive import both_models, flux, run, same, thresholds, trajectory
 
 
 class Operations(TorchDispatchMode):
-    """Counts the operations that reach torch's dispatcher, and notes what is read out of tensors.
+    """Counts the operations that reach torch's dispatcher, and records what is read from tensors.
 
     Operations on a single number alone are left out: a pass may look at its timestep.
     """
@@ -45,7 +45,7 @@ def spy_on_the_checks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     calls: list[str] = []
     spies = {}
     for name in ("summarize", "relative_change"):
-        original = getattr(summary, name)
+        original = getattr(pfs, name)
         spies[original] = lambda *args, name=name, original=original: calls.append(name) or original(*args)
     for module in [module for name, module in sys.modules.items() if name.startswith("h2gen.cache")]:
         for name, value in list(vars(module).items()):
@@ -87,10 +87,10 @@ def test_with_both_thresholds_at_zero_nothing_is_summarized(make: Any, monkeypat
 def test_each_decision_reads_one_number_and_nothing_else_does(
     make: Any, shares: tuple[float | None, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is read makes the device finish first; a timestep is copied from it without waiting."""
+    """Every read makes the device finish first; a timestep is copied without waiting."""
     model, passes, steps = make(), ("cond", "uncond"), 5
     tau = thresholds(model, *shares, steps=steps)
-    unseen: list[str] = []  # ways to read a tensor that pass the dispatcher by
+    unseen: list[str] = []  # ways to read a tensor that bypass the dispatcher
     with Operations() as plainly:
         run(model, steps, passes=passes)
     with h2_cache(model, **tau) as trace:
@@ -115,7 +115,7 @@ def test_each_decision_reads_one_number_and_nothing_else_does(
     assert unseen == []
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @both_models
 @pytest.mark.parametrize("shares", [(0.4, 0.7), (None, None)], ids=str)
 def test_a_gpu_is_waited_for_once_a_decision_at_most(make: Any, shares: tuple[float | None, float | None]) -> None:
@@ -152,4 +152,4 @@ def test_no_check_is_computed_where_the_outcome_is_forced_or_guarded(monkeypatch
         run(model, 9)
     outcomes = [record.structure.outcome.value for record in trace.steps]
     assert outcomes == ["computed", "reused", "reused", "guarded", "reused", "reused", "guarded", "reused", "reused"]
-    assert calls.count("relative_change") == 6  # one for each structure hit, none for its forced detail
+    assert calls.count("relative_change") == 6  # one per structure hit, none for its forced detail

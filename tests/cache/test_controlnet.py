@@ -1,4 +1,4 @@
-"""ControlNet samples are inputs of a step, no part of what is kept: each counts exactly once, on a hit as well."""
+"""ControlNet samples are inputs of a step and are not kept: each counts exactly once, also on a hit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ KINDS = [
     (LAYERS, SINGLE_LAYERS, False),
     (2, None, False),
     (None, 1, False),
-    (3, 2, False),  # 4 blocks, 3 samples: two blocks a sample, the third is never used
+    (3, 2, False),  # 4 blocks, 3 samples: two blocks per sample, the third is never used
     (3, None, True),
     (2, 3, True),
 ]
@@ -82,7 +82,7 @@ def repeated(model: Any, extras: list[dict[str, Any]]) -> list[torch.Tensor]:
 
 
 def timeless() -> Any:
-    """A transformer that does not look at the time, so that steps can have identical inputs."""
+    """A transformer that ignores the timestep, so that steps can have identical inputs."""
     model = make()
     with torch.no_grad():
         model.time_text_embed.timestep_embedder.linear_2.weight.zero_()
@@ -121,7 +121,7 @@ def test_samples_that_are_counted_twice_or_not_at_all_would_be_seen() -> None:
 
 
 def test_on_a_hit_the_samples_of_this_step_count_and_not_the_kept_ones() -> None:
-    """Samples after the last blocks alone pass through unchanged, so that a hit must equal a full step."""
+    """Samples only after the last blocks pass through unchanged, so a hit must equal a full step."""
     model = timeless()
     first, second = (
         {"controlnet_single_block_samples": [torch.zeros(1, TOKENS, WIDTH)] * 4 + samples(1, seed)} for seed in (1, 2)

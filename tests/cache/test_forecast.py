@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import CacheConfig, h2_cache
-from h2gen.cache.forecast import FARTHEST, History, lead
+from h2gen.cache.forecast import FARTHEST, ResidualHistory, extrapolation
 from h2gen.errors import SettingError
 from tests.cache.drive import (
     assert_close,
@@ -45,7 +45,7 @@ def test_what_is_linear_in_sigma_is_forecast_exactly_near_by(older: float, newer
     if abs(older - newer) < 0.05:
         return
     sigma = newer + ahead * (newer - older)
-    history = History(1)
+    history = ResidualHistory(1)
     history.keep(line(older), older)
     history.keep(line(newer), newer)
     for got, wanted in zip(history.forecast(sigma), line(sigma), strict=True):
@@ -53,7 +53,7 @@ def test_what_is_linear_in_sigma_is_forecast_exactly_near_by(older: float, newer
 
 
 def test_a_line_is_not_followed_for_ever() -> None:
-    history = History(1)
+    history = ResidualHistory(1)
     history.keep(line(0.9), 0.9)
     history.keep(line(0.8), 0.8)
     for got, wanted in zip(history.forecast(0.1), line(0.8 - FARTHEST * 0.1), strict=True):
@@ -61,7 +61,7 @@ def test_a_line_is_not_followed_for_ever() -> None:
 
 
 def test_order_0_reuses_what_was_computed_last_itself() -> None:
-    history = History(0)
+    history = ResidualHistory(0)
     history.keep(line(0.9), 0.9)
     history.keep(line(0.8), 0.8)
     last = line(0.7)
@@ -70,7 +70,7 @@ def test_order_0_reuses_what_was_computed_last_itself() -> None:
 
 
 def test_one_value_alone_makes_no_line() -> None:
-    history = History(1)
+    history = ResidualHistory(1)
     only = line(0.7)
     history.keep(only, 0.7)
     assert all(got is kept for got, kept in zip(history.forecast(0.2), only, strict=True))
@@ -78,7 +78,7 @@ def test_one_value_alone_makes_no_line() -> None:
 
 @pytest.mark.parametrize("order", [0, 1])
 def test_no_more_is_kept_than_the_order_needs(order: int) -> None:
-    history = History(order)
+    history = ResidualHistory(order)
     assert not history
     for step in range(5):
         history.keep(line(1 - step / 5), 1 - step / 5)
@@ -86,8 +86,8 @@ def test_no_more_is_kept_than_the_order_needs(order: int) -> None:
 
 
 def test_a_second_value_at_one_sigma_takes_the_place_of_the_first() -> None:
-    """As a solver of two calls a step gives them: a line through both would be upright."""
-    history = History(1)
+    """As from a solver with two calls per step: a line through both would be vertical."""
+    history = ResidualHistory(1)
     history.keep(line(0.9), 0.9)
     history.keep((line(0.5)[0] + 7, line(0.5)[1]), 0.5)
     history.keep(line(0.5), 0.5)
@@ -96,18 +96,18 @@ def test_a_second_value_at_one_sigma_takes_the_place_of_the_first() -> None:
 
 @given(sigmas, sigmas, sigmas)
 def test_a_line_leads_as_far_as_sigma_and_never_beyond_the_limit(older: float, newer: float, sigma: float) -> None:
-    if older == newer:
+    if abs(older - newer) < 1e-6:  # rounding alone would decide
         return
-    assert lead(older, newer, newer) == 0
-    assert lead(older, newer, sigma) <= FARTHEST
-    assert lead(older, newer, 1.25 * newer - 0.25 * older) == pytest.approx(0.25)
-    assert lead(older, newer, 2 * newer - older) == FARTHEST
+    assert extrapolation(older, newer, newer) == 0
+    assert extrapolation(older, newer, sigma) <= FARTHEST
+    assert extrapolation(older, newer, 1.25 * newer - 0.25 * older) == pytest.approx(0.25)
+    assert extrapolation(older, newer, 2 * newer - older) == FARTHEST
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_forecast_in_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
     old, new = (noise(1, 64, 32, seed=seed).to(dtype) for seed in (1, 2))
-    history = History(1)
+    history = ResidualHistory(1)
     history.keep((old,), 0.9)
     history.keep((new,), 0.8)
     (got,) = history.forecast(0.75)
@@ -117,7 +117,7 @@ def test_a_forecast_in_half_precision_is_rounded_once(dtype: torch.dtype) -> Non
 
 
 def test_what_is_kept_is_not_written_to() -> None:
-    history = History(1)
+    history = ResidualHistory(1)
     history.keep(line(0.9), 0.9)
     history.keep(line(0.8), 0.8)
     for value in history.forecast(0.77):
@@ -175,7 +175,7 @@ def test_at_most_two_residuals_a_stage_are_kept_and_none_once_a_run_is_over() ->
             assert still_alive(kept) == 0
     assert len(set(counts[0])) == 1
     assert counts[1][0] == counts[0][0]
-    # The structure stage keeps both its streams once more, the detail stage its image stream.
+    # The structure stage keeps both its streams a second time, the detail stage its image stream.
     assert counts[1][1:] == [counts[0][0] + 3] * 4
 
 
@@ -216,12 +216,12 @@ def test_an_interrupted_run_leaves_no_line_to_the_next() -> None:
 
 
 def test_the_line_is_drawn_in_the_schedules_sigma_and_not_in_the_rounded_one_of_the_model() -> None:
-    """In bfloat16 the model is told 0.9 as 0.8984: with the pipeline known, the exact sigma counts."""
+    """In bfloat16 the model gets 0.8984 for 0.9: if the pipeline is known, the exact sigma is used."""
     seen: list[float] = []
     pipe = flux_pipeline().to(torch.bfloat16)
-    original = History.keep
+    original = ResidualHistory.keep
     with pytest.MonkeyPatch.context() as patch, h2_cache(pipe, plan="FFRFR", forecast=1):
-        patch.setattr(History, "keep", lambda self, *given: seen.append(given[1]) or original(self, *given))
+        patch.setattr(ResidualHistory, "keep", lambda self, *given: seen.append(given[1]) or original(self, *given))
         pipe(**run_kwargs(pipe, steps=5))
     sigmas = [timestep / 1000 for timestep in pipe.scheduler.timesteps.tolist()]
     assert seen == [sigma for sigma in (sigmas[0], sigmas[1], sigmas[3]) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The hooks decide and compute what ``paper.md`` says, step by step: bare transformers against the reference."""
+"""The hooks decide and compute what ``docs/method.md`` says, step by step: bare transformers against the reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.cache.drive import (
 from tests.cache.reference import Rules
 from tests.small import flux_pipeline
 
-# Shares of the natural changes that lie below tau1 and tau2; None is a threshold of 0.
+# Shares of the natural changes below tau1 and tau2; None is a threshold of 0.
 SHARES = [
     (0.5, 0.5),
     (0.2, 0.8),
@@ -182,7 +182,7 @@ def test_guards_count_cond_and_uncond_apart() -> None:
 
 @contextmanager
 def spoilt(block: torch.nn.Module, when: set[int], how: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Any:
-    """Replaces what a first block makes of each stream by ``how(before, after)`` at some of its calls."""
+    """Replaces a first block's output by ``how(before, after)`` for each stream, at some of its calls."""
     original, calls = block.forward, itertools.count()
 
     def forward(**kwargs: Any) -> Any:
@@ -205,7 +205,7 @@ def first_block(model: Any, stage: str) -> torch.nn.Module:
     return (model.transformer_blocks if stage == "structure" else model.single_transformer_blocks)[0]
 
 
-# tau1, tau2 under which one stage always hits, once it can, and leaves the other to itself.
+# tau1, tau2 at which one stage always hits, once it can, and does not affect the other.
 ALWAYS = {"structure": {"tau1": 1e9, "tau2": 1e-9}, "detail": {"tau1": 1e-9, "tau2": 1e9}}
 
 
@@ -219,7 +219,7 @@ def test_a_change_that_is_not_finite_is_a_miss_counted_and_warned_of_once(make: 
         warnings.simplefilter("always")
         outputs = run(model, 10)
     records = [getattr(record, stage) for record in trace.steps]
-    # A spoilt indicator is a miss and is kept, so that the next sound one is a miss as well.
+    # A bad indicator is a miss and is kept, so the next good one is a miss as well.
     missed = [index for index, record in enumerate(records) if record.outcome == "computed"]
     assert missed == [0, 3, 4, 5, 8, 9]
     assert trace.summary.not_finite >= 5
@@ -304,7 +304,7 @@ def test_the_last_steps_cannot_be_guarded_without_a_pipeline() -> None:
 
 
 def test_natural_changes_are_no_accident() -> None:
-    """Thresholds of these tests come from what a fully computed run shows; that run must show something."""
+    """Thresholds of these tests come from a fully computed run, which must show changes."""
     for make in (flux, flux2):
         structure, detail = natural_changes(make())
         assert len(structure) == len(detail) == STEPS - 1

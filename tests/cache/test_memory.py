@@ -1,4 +1,4 @@
-"""What is kept dies with its run, whichever way the run ended."""
+"""What is kept is freed with its run, however the run ended."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_memory_is_free_once_a_run_has_failed() -> None:
 
 
 def test_memory_is_free_once_a_run_was_interrupted_between_two_steps() -> None:
-    """Here diffusers does not come to tell the hooks that the run is over."""
+    """Here diffusers never tells the hooks that the run is over."""
     pipe, kept = flux_pipeline(), []
 
     def interrupt(*_: Any) -> None:

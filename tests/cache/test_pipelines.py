@@ -33,7 +33,7 @@ from tests.small import (
 STEPS = 5
 SMALL = {"layers": 2, "single_layers": 3}
 CFG = {"negative_prompt": "a dog", "true_cfg_scale": 3.0}
-WIDE = {"in_channels": 32, "out_channels": 16}  # latents beside the latents of a control picture
+WIDE = {"in_channels": 32, "out_channels": 16}  # latents concatenated with those of a control picture
 
 
 def derived(cls: type, base: Any) -> Any:
@@ -132,7 +132,7 @@ def test_decisions_and_pictures_are_the_papers(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Flux2KleinPipeline", "Flux2Pipeline"])
 def test_pipelines_with_reference_pictures_decide_as_the_paper_does(name: str) -> None:
-    """Reference tokens stand beside the picture's; FLUX.2's pipelines make their ids anew at each step."""
+    """Reference tokens follow the picture's; FLUX.2's pipelines make new ids at each step."""
     pipe, more = make_pipeline(name), {"image": picture()}
     structure, detail = natural(pipe, **more)
     assert len(kinds(compare(pipe, Rules(between(structure, 0.5), between(detail, 0.7)), **more))) > 1
@@ -140,7 +140,7 @@ def test_pipelines_with_reference_pictures_decide_as_the_paper_does(name: str) -
 
 @pytest.mark.parametrize("reference_picture", [None, picture()], ids=["text", "reference picture"])
 def test_a_pipeline_that_keeps_keys_and_values_may_change_its_shape_in_mid_run(reference_picture: Any) -> None:
-    """FLUX.2's KV pipeline shows the reference tokens to its first step alone."""
+    """FLUX.2's KV pipeline passes the reference tokens only at the first step."""
     pipe = make_pipeline("Flux2KleinKVPipeline")
     size = {"height": SIZE, "width": SIZE, "max_sequence_length": 64, "num_inference_steps": STEPS}
 
@@ -208,7 +208,7 @@ def test_off_is_plain_diffusers_bit_for_bit(name: str) -> None:
 
 
 def test_an_embedding_that_a_callback_replaces_reuses_nothing_of_the_one_before() -> None:
-    """Img2Img sets no cache context, so that nothing says which pass the new embedding belongs to."""
+    """Img2Img sets no cache context, so nothing identifies the pass of the new embedding."""
 
     def swap(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {"prompt_embeds": kwargs["prompt_embeds"].flip(1)} if step == 3 else kwargs

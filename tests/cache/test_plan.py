@@ -1,4 +1,4 @@
-"""A plan says beforehand what each step does: letters without a model, then models that follow them."""
+"""A plan says beforehand what each step does: first letters without a model, then models that follow them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import CacheConfig, StepRecord, h2_cache
-from h2gen.cache.plan import check_plan, letter_of, plan_from_steps, plan_of, steps_in
+from h2gen.cache.policies.plan import check_plan, letter_of, plan_from_steps, plan_of, steps_in
 from h2gen.errors import CacheError, SettingError
 from tests.cache.drive import (
     STEPS,
@@ -66,7 +66,7 @@ def test_passes_may_have_a_plan_each() -> None:
         ("FXR", "'X' at step 2"),
         ("RFF", "must be F"),
         ("S", "must be F"),
-        ("FRR/FR", "3 steps for one pass and of 2"),
+        ("FRR/FR", "3 steps for one pass and 2"),
         ("FRR/", "must be F"),
         ("/", "must be F"),
         ("F" * 60_000, "letters"),
@@ -152,7 +152,7 @@ def test_the_decisions_of_a_run_can_be_repeated_without_checks(forecast: int, mo
 
 @both_models
 def test_a_plan_reads_nothing_out_of_tensors(make: Any) -> None:
-    """Whatever is read makes the device finish first; a timestep is read on the CPU alone."""
+    """Every read makes the device finish first; a timestep is read only on the CPU."""
     model = make()
     with Operations() as plainly:
         run(model, STEPS)
@@ -247,7 +247,7 @@ def test_a_plan_for_another_number_of_steps_is_refused_before_anything_runs(step
 def test_a_plan_with_more_parts_than_the_run_has_passes_is_refused_at_the_second_step(on: str) -> None:
     pipe = flux_pipeline()
     with h2_cache(pipe if on == "pipeline" else pipe.transformer, plan="FRRF/FRFR") as trace:
-        with pytest.raises(CacheError, match="a part for each of 2 passes, and this run's steps have 1"):
+        with pytest.raises(CacheError, match="2 parts, one per pass, but each step of this run has 1"):
             pipe(**run_kwargs(pipe, steps=4))
         assert len(trace.steps) == 1
         trace.clear()

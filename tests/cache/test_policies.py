@@ -1,4 +1,4 @@
-"""Policies beside the paper's: an error budget, a checked hierarchy, an age for details, and steps skipped unseen."""
+"""Policies beyond the paper's: an error budget, a checked hierarchy, an age for details, and skipped steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from h2gen.cache import CacheConfig, h2_cache
-from h2gen.cache.plan import plan_from_steps
+from h2gen.cache.policies.plan import plan_from_steps
 from h2gen.errors import SettingError
 from tests.cache.drive import (
     assert_close,
@@ -71,7 +71,7 @@ def test_cond_and_uncond_have_each_their_own_gauge(policy: dict[str, Any]) -> No
 
 
 def plans(policy: dict[str, Any]) -> set[str]:
-    """What the steps come to over all thresholds of these tests."""
+    """The outcomes of the steps over all thresholds of these tests."""
     found = set()
     for scale in SCALES:
         model = flux()
@@ -81,6 +81,7 @@ def plans(policy: dict[str, Any]) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_each_policy_decides_something_that_the_paper_does_not() -> None:
     paper = plans({})
     for name, policy in POLICIES.items():
@@ -90,7 +91,7 @@ def test_each_policy_decides_something_that_the_paper_does_not() -> None:
 
 
 def test_a_budget_never_reuses_for_longer_than_a_change_that_does_not_turn_back() -> None:
-    """The sum of the steps is never less than the way from end to end."""
+    """The sum of the steps is never less than the distance between the ends."""
     model = flux()
     for scale in SCALES:
         tau = settings(rules_of(model, {}, scale))
@@ -134,12 +135,12 @@ def test_left_off_they_change_no_bit(make: Any) -> None:
     ("name", "value", "words"),
     [
         ("tolerance", -1, "from 0"),
-        ("tolerance", True, "not a number"),
+        ("tolerance", True, "give a number"),
         ("max_detail_age", 1.5, "whole number"),
         ("budget", 1, "true or false"),
         ("budget", "yes", "true or false"),
         ("hierarchy", "loose", "forced or checked"),
-        ("hierarchy", 1, "text"),
+        ("hierarchy", 1, "forced or checked"),
     ],
 )
 def test_a_policy_that_means_nothing_is_refused_by_name(name: str, value: Any, words: str) -> None:

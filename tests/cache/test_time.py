@@ -1,4 +1,4 @@
-"""On an accelerator the time is queued; it is waited for where a policy needs it and no schedule tells it."""
+"""On an accelerator the timestep is queued; the cache waits for it if a policy needs it and there is no schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from h2gen.cache import h2_cache
 from h2gen.cache.inputs import Inputs
-from h2gen.cache.plan import plan_from_steps
+from h2gen.cache.policies.plan import plan_from_steps
 from tests.cache.drive import STEPS, flux, latents, position_ids, prompt, run, same
 from tests.small import flux_pipeline, run_kwargs
 
@@ -22,7 +22,7 @@ wants_the_time = pytest.mark.parametrize("policy", WANTS.values(), ids=WANTS)
 
 
 class Waits(list[str]):
-    """What had run already, each time that the time was waited for."""
+    """What had already run each time that the cache waited for the timestep."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class Waits(list[str]):
 
 
 def queue_the_time(monkeypatch: pytest.MonkeyPatch) -> Waits:
-    """Leave every timestep a tensor until it is waited for, as on CUDA."""
+    """Leave every timestep a tensor until it is read, as on CUDA."""
     found = Waits()
 
     class Queued(Inputs):
-        def __init__(self, given: dict[str, Any]) -> None:
-            super().__init__(given)
-            self.timestep = given["timestep"].detach().flatten()[0].clone()
+        def __init__(self, family: Any, stages: Any, arguments: Any) -> None:
+            super().__init__(family, stages, arguments)
+            self.timestep = arguments["timestep"].detach().flatten()[0].clone()
 
         def read_timestep(self) -> float:
             if not isinstance(self.timestep, float):
@@ -54,7 +54,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
 
 def watched(model: Any, waits: Waits) -> Any:
-    """The model, noting when a pass of it begins to compute."""
+    """The model, recording when a pass begins to compute."""
     model.x_embedder.register_forward_pre_hook(lambda *_: setattr(waits, "ran", waits.ran + "x"))
     return model
 

@@ -1,4 +1,4 @@
-"""Steps are skipped within a tolerance, and made good for: numbers first, then velocities, then whole pipelines."""
+"""Steps are skipped within a tolerance, and corrected: numbers first, then velocities, then whole pipelines."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import StepRecord, h2_cache
-from h2gen.cache.plan import plan_from_steps
-from h2gen.cache.tolerance import Bend
-from h2gen.cache.velocity import Velocities, curvatures
+from h2gen.cache.policies.plan import plan_from_steps
+from h2gen.cache.policies.tolerance import CurvatureEstimate
+from h2gen.cache.velocity import VelocityHistory, curvatures
 from h2gen.errors import CacheError
 from h2gen.generation.solvers import solving
 from tests.cache.drive import assert_same_decisions, noise
@@ -32,22 +32,22 @@ SIGMAS = [1 - step / 10 for step in range(10)]
 
 def test_a_displacement_is_the_integral_of_how_far_a_parabola_is_from_its_line() -> None:
     ways = np.linspace(0, 0.4, 100_001)
-    between, beyond = Bend(0.9, 3.0), Bend(0.9, 3.0, 0.1)
+    between, beyond = CurvatureEstimate(0.9, 3.0), CurvatureEstimate(0.9, 3.0, 0.1)
     assert between.displacement(0.5) == pytest.approx(np.trapezoid(3.0 * ways * (0.4 - ways), ways), rel=1e-6)
     assert beyond.displacement(0.5) == pytest.approx(np.trapezoid(3.0 * ways * (0.1 + ways), ways), rel=1e-6)
 
 
 @given(st.floats(0, 5), st.one_of(st.none(), st.floats(0, 1)), st.floats(0, 1), st.floats(0, 1))
 def test_the_farther_the_larger(curvature: float, before: float | None, one: float, other: float) -> None:
-    bend = Bend(1.0, curvature, before)
-    assert bend.displacement(max(one, other)) <= bend.displacement(min(one, other))
+    estimate = CurvatureEstimate(1.0, curvature, before)
+    assert estimate.displacement(max(one, other)) <= estimate.displacement(min(one, other))
 
 
 # Velocities
 
 
 def parabola(sigma: float) -> torch.Tensor:
-    """A velocity whose curvature in sigma is 2 everywhere, as a part of its size at sigma 0.5."""
+    """A velocity whose curvature in sigma is 2 everywhere, relative to its size at sigma 0.5."""
     return torch.ones(1, 3, 4) * (1 + 2 * (sigma - 0.5) ** 2)
 
 
@@ -55,7 +55,7 @@ def parabola(sigma: float) -> torch.Tensor:
 def test_what_is_linear_is_forecast_exactly_however_far(places: list[int]) -> None:
     start, slope = noise(1, 5, 4, seed=1), noise(1, 5, 4, seed=2)
     older, newer, sigma = (place / 8 for place in places)
-    velocities = Velocities()
+    velocities = VelocityHistory()
     assert not velocities
     for at in (older, newer):
         velocities.keep(start + at * slope, at)
@@ -63,23 +63,23 @@ def test_what_is_linear_is_forecast_exactly_however_far(places: list[int]) -> No
 
 
 def test_one_velocity_alone_is_the_forecast_itself() -> None:
-    velocities, only = Velocities(), noise(1, 5, 4, seed=1)
+    velocities, only = VelocityHistory(), noise(1, 5, 4, seed=1)
     velocities.keep(only, 0.9)
     assert velocities.forecast(0.3) is only
 
 
 def test_the_curvature_is_that_of_the_velocity_and_is_read_once() -> None:
-    velocities = Velocities(measured=True)
+    velocities = VelocityHistory(measured=True)
     for sigma in (0.9, 0.8, 0.5):
         assert curvatures([velocities]) == {}
         velocities.keep(parabola(sigma), sigma)
-    assert curvatures([Velocities(), velocities]) == {1: pytest.approx(2.0, rel=1e-4)}
+    assert curvatures([VelocityHistory(), velocities]) == {1: pytest.approx(2.0, rel=1e-4)}
     assert curvatures([velocities]) == {}
 
 
 def moved(computed: set[int], velocity: Callable[[float], torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:
-    """Where Euler's steps bring a picture with some velocities computed and the others forecast."""
-    velocities, picture = Velocities(), torch.zeros(1, 3, 4, dtype=torch.float64)
+    """Where Euler's steps move a picture if some velocities are computed and the others forecast."""
+    velocities, picture = VelocityHistory(), torch.zeros(1, 3, 4, dtype=torch.float64)
     for step, (sigma, after) in enumerate(pairwise([*SIGMAS, 0.0])):
         interval = after - sigma
         if step in computed:
@@ -106,7 +106,7 @@ def test_what_was_skipped_is_made_good_for_as_if_it_had_lain_on_the_line_between
 def test_making_good_brings_the_picture_nearer_to_where_all_steps_bring_it() -> None:
     every = moved(set(range(10)), parabola)
     some = {0, 1, 4, 9}
-    velocities, alone = Velocities(), torch.zeros_like(every)
+    velocities, alone = VelocityHistory(), torch.zeros_like(every)
     for step, (sigma, after) in enumerate(pairwise([*SIGMAS, 0.0])):
         used = velocities.keep(parabola(sigma), sigma) if step in some else velocities.forecast(sigma)
         alone += (after - sigma) * used
@@ -143,6 +143,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_pipelines_skip_and_make_good_as_the_straight_line_does(kind: Any, policy: dict[str, Any]) -> None:
@@ -168,7 +169,7 @@ def test_a_plan_that_skips_makes_good_too() -> None:
         wanted = pipe(**run_kwargs(pipe, steps=8)).images
     with h2_cache(pipe, plan=rules.plan):
         assert np.allclose(pipe(**run_kwargs(pipe, steps=8)).images, wanted, atol=1e-4)
-    with h2_cache(pipe.transformer, plan=rules.plan):  # which does not know how far a step goes
+    with h2_cache(pipe.transformer, plan=rules.plan):  # which does not know a step's length
         assert not np.allclose(pipe(**run_kwargs(pipe, steps=8)).images, wanted, atol=1e-4)
 
 
@@ -196,7 +197,7 @@ def test_the_more_is_tolerated_the_more_is_skipped() -> None:
     plans = [plan_at(tolerance) for tolerance in (1e-9, 1e-2, 1e-1, 1e9)]
     counts = [plan.count("S") for plan in plans]
     assert counts == sorted(counts) and counts[0] == 0 < counts[1] < counts[2]
-    assert plans[-1] == "FFF" + 12 * "S" + "F"  # three show a curvature, and the last makes good
+    assert plans[-1] == "FFF" + 12 * "S" + "F"  # three give a curvature, and the last corrects
 
 
 def test_all_passes_of_guidance_skip_the_same_steps() -> None:
@@ -228,7 +229,7 @@ def test_one_number_is_read_at_each_computed_step_and_none_at_a_skipped_one() ->
     timesteps = {number for step in steps for number in (step.sigma, step.timestep)}
     read = [number for number in cached.read if number not in plainly.read and number not in timesteps]
     computed = [step for step in steps if not step.skipped]
-    assert len(read) == len(computed) - 3  # not for the first two, and nobody asks after the last
+    assert len(read) == len(computed) - 3  # not for the first two, and it is not needed after the last
 
 
 @pytest.mark.parametrize("solver", ["unipc", "heun", "stochastic"])
@@ -239,21 +240,21 @@ def test_where_a_solver_does_not_just_add_the_velocity_nothing_is_made_good_for_
     if solver == "stochastic":
         pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
     handed_on: list[bool] = []
-    keep = Velocities.keep
+    keep = VelocityHistory.keep
 
-    def kept(self: Velocities, velocity: torch.Tensor, *where: Any) -> torch.Tensor:
+    def kept(self: VelocityHistory, velocity: torch.Tensor, *where: Any) -> torch.Tensor:
         found = keep(self, velocity, *where)
         handed_on.append(found is velocity)
         return found
 
-    monkeypatch.setattr(Velocities, "keep", kept)
+    monkeypatch.setattr(VelocityHistory, "keep", kept)
     with (
         solving(pipe, "own" if solver == "stochastic" else solver),
         h2_cache(pipe, tau1=0, tau2=0, tolerance=0.5 if solver == "stochastic" else 5e-2) as trace,
     ):
         pipe(**run_kwargs(pipe, steps=16))
     assert trace.summary.skipped > 0 and all(handed_on)
-    if solver == "unipc":  # which takes as many steps
+    if solver == "unipc":  # which takes the same number of steps
         assert trace.summary.skipped < plan_at(5e-2).count("S")
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord, Summary, Trace, apply, h2_cache, remove
-from h2gen.cache.trace import suggest_thresholds, summarize_steps
+from h2gen.cache.policies.thresholds import suggest_thresholds
+from h2gen.cache.trace import summarize_steps
 from tests.cache.drive import STEPS, flux, flux2, run, thresholds
 
 PAIRS = [
@@ -86,7 +87,7 @@ def test_totals_add_up(steps: list[StepRecord]) -> None:
 
 @given(records())
 def test_a_step_is_full_exactly_where_all_its_blocks_ran(step: StepRecord) -> None:
-    """Unless a stage has one block alone, which runs even when it is reused."""
+    """Unless a stage has only one block, which runs even when it is reused."""
     if step.full:
         assert step.blocks_run == step.blocks_total
     assert step.full == (step.structure.outcome.ran and step.detail.outcome.ran)
@@ -147,7 +148,7 @@ def test_a_real_trace_adds_up_and_took_its_time(make: Any) -> None:
     assert total.steps == STEPS
     assert 0 < total.share < 1
     assert all(step.seconds > 0 for step in trace.steps)
-    assert 0.5 * elapsed < total.seconds <= elapsed
+    assert 0.2 * elapsed < total.seconds <= elapsed  # on a busy machine much time may pass between steps
 
 
 def test_skipped_blocks_take_no_time() -> None:

@@ -1,4 +1,4 @@
-"""Every command runs in a folder of its own."""
+"""Every command runs in its own folder."""
 
 from __future__ import annotations
 

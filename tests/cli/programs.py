@@ -1,28 +1,47 @@
-"""The program as a process of its own: piped, in a terminal, waited for."""
+"""Runs the program piped, in its own process, or in a terminal, and waits for it."""
 
 from __future__ import annotations
 
-import fcntl
+import io
 import os
-import pty
 import re
 import select
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from h2gen.cli.app import run
+
+if os.name == "posix":
+    import fcntl
+    import pty
+    import termios
 
 
-def h2gen(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+def h2gen(*arguments: str, input: str = "") -> subprocess.CompletedProcess[str]:
+    """The program as it behaves in a pipe, inside this process: a new one takes seconds to import torch."""
+    stdin = io.TextIOWrapper(io.BytesIO(input.encode()), "utf-8")
+    with io.StringIO() as out, io.StringIO() as err:
+        with redirect_stdout(out), redirect_stderr(err), patch.object(sys, "stdin", stdin):
+            status = run(list(arguments))
+        return subprocess.CompletedProcess(arguments, status, out.getvalue(), err.getvalue())
+
+
+def piped(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """The program in its own process, piped."""
     return subprocess.run([sys.executable, "-m", "h2gen", *arguments], capture_output=True, text=True, **more)
 
 
 @contextmanager
 def started(*arguments: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
-    """The program, piped; killed at the end if it still runs."""
+    """The program, piped; killed at the end if it still runs. Skips the test where signals differ from POSIX's."""
+    needs_posix()
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
     with subprocess.Popen([sys.executable, "-m", "h2gen", *arguments], text=True, **pipes) as process:
         try:
@@ -34,6 +53,7 @@ def started(*arguments: str, **more: Any) -> Iterator[subprocess.Popen[str]]:
 @contextmanager
 def in_a_terminal(*arguments: str, whole: bool = False) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The program with its stderr (or all of it) in a terminal of 80 by 24, and the terminal's other end."""
+    needs_posix()
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "h2gen", *arguments],
@@ -54,7 +74,7 @@ def in_a_terminal(*arguments: str, whole: bool = False) -> Iterator[tuple[subpro
 
 
 def read_until(descriptor: int, words: str | None = None, seconds: float = 120) -> str:
-    """What the terminal shows until the words, a regular expression, appear in it, or to its end.
+    """What the terminal shows until a regular expression matches, or to its end.
 
     What has been read is gone: of words that follow one another closely, ask for all at once.
     """
@@ -73,7 +93,7 @@ def read_until(descriptor: int, words: str | None = None, seconds: float = 120) 
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
-    """What the condition gives once it is true; fails when that takes too long."""
+    """The condition's value once it is true; fails if that takes too long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = condition()
@@ -83,8 +103,15 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
     raise AssertionError("it never came")
 
 
+def needs_posix() -> None:
+    if os.name != "posix":
+        pytest.skip("needs POSIX")
+
+
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still run, by Linux's own account."""
+    """The running child processes of a process, from Linux's /proc; skips the test on other systems."""
+    if not os.path.exists("/proc/self/stat"):
+        pytest.skip("needs Linux")
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():

@@ -71,6 +71,7 @@ def test_models_path_prints_the_folder(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out == f"{BUNDLED}\n"
 
 
+@pytest.mark.slow
 def test_bench_measures_steps_by_outcome(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", "--steps", "5", "--repeat", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
+from h2gen.cache.outcome_words import outcome_of
 from h2gen.cache.trace import summarize_steps
-from h2gen.cli.views.live_table import LiveTable, columns_for, counts, error_cell, outcome_of, stage_cell, steps_table
+from h2gen.cli.views.live_table import LiveTable, columns_for, counts, error_cell, stage_cell, steps_table
 
 CACHE = CacheConfig(0.15, 0.22)
 FULL = StageRecord(0.31, Outcome.COMPUTED), StageRecord(0.41, Outcome.COMPUTED), 57
@@ -51,7 +52,7 @@ def show(renderable: object, width: int, height: int = 40) -> list[str]:
 def test_every_outcome_is_a_word_that_can_be_read_without_colour(
     kind: tuple[StageRecord, StageRecord, int], word: str
 ) -> None:
-    assert outcome_of(record(0, kind))[0] == word
+    assert outcome_of(record(0, kind)) == word
 
 
 def test_a_change_is_shown_against_its_threshold() -> None:

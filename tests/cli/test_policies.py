@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from h2gen.cache.plan import OUTCOMES
+from h2gen.cache.policies.plan import OUTCOMES
 from h2gen.cli.app import run
 from h2gen.output.metadata import read_metadata
 from tests.cli.programs import h2gen
@@ -112,6 +112,7 @@ def test_a_prompt_file_may_set_policies_and_a_mistake_has_its_line(
     assert "bad.yaml:5: budget is 3" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_shell_sets_policies(here: Path) -> None:
     lines = [
         ":set budget on",

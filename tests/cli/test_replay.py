@@ -35,7 +35,7 @@ def pixels(path: Path) -> Any:
 
 
 def stranger(folder: Path, model: str = "tiny", name: str = "stranger.png", **more: Any) -> str:
-    """A picture whose metadata somebody else wrote."""
+    """A picture with metadata from somebody else."""
     settings = Settings("a cat", 7, 64, 64, 2, 1.0, 1.0, "", 16)
     made = Origin(model, "0" * 64, "cuda NVIDIA H100", "float32", "none")
     whole = describe(settings, made, seconds=1.0, summary=None) | more
@@ -55,6 +55,7 @@ def test_a_replay_is_the_same_picture(cat: Path, here: Path, capsys: pytest.Capt
     assert (one.settings, one.preset, one.content_hash) == (two.settings, two.preset, two.content_hash)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["unipc", "heun"])
 def test_the_solver_is_recorded_and_made_with_again(
     cat: Path, here: Path, solver: str, monkeypatch: pytest.MonkeyPatch
@@ -106,7 +107,7 @@ def test_what_is_not_as_it_was_is_told(here: Path, capsys: pytest.CaptureFixture
     name = stranger(here, versions={"torch": "2.0", "h2gen": "9"})
     assert run(["replay", name, "-o", "again.png"]) == 0
     err = capsys.readouterr().err
-    assert "The model 'tiny' is not the one of the picture" in err
+    assert "The model 'tiny' is not the one that made the picture" in err
     assert "made on device cuda NVIDIA H100, and this is cpu" in err
     assert "torch 2.0, here" in err and "h2gen 9, here" in err
 
@@ -166,7 +167,7 @@ def test_info_goes_on_after_a_picture_that_says_nothing(
     assert run(["info", "plain.png", "cat.png", "gone.png"]) == 2
     out, err = capsys.readouterr()
     assert "a cat" in out
-    assert "does not say how it was made" in err and "There is no file 'gone.png'" in err
+    assert "has no h2gen metadata" in err and "There is no file 'gone.png'" in err
     assert len(err.splitlines()) == 2
 
 

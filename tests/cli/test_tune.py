@@ -1,4 +1,4 @@
-"""``h2gen tune``, and the speed or fidelity that can be asked for once it has run."""
+"""``h2gen tune``, and the --speedup and --fidelity that it makes possible."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def curve() -> Profile:
 
 
 def settings(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[dict[str, Any], str]:
-    """What a dry run says that would be made, and what it says beside that."""
+    """What a dry run would make, and its other output."""
     assert run(["a cat", *SMALL, *arguments, "--dry-run", "--json"]) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)["settings"]
@@ -62,7 +62,7 @@ def test_a_speed_takes_the_closest_that_is_fast_enough(curve: Profile, capsys: p
     chosen, said = settings(capsys, "--speedup", "2")
     assert (chosen["plan"], chosen["steps"], chosen["solver"]) == ("FFSFSFSSFS", 10, "own")
     assert "preset" not in chosen
-    assert "Chosen: 5 of 10 steps, 5 skipped. Expect about 2.0 times the speed of 10 steps (50% of the blocks)" in said
+    assert "Using 5 of 10 steps, 5 skipped. Expect about 2.0 times the speed of 10 steps (50% of the blocks)" in said
     assert "SSIM of 0.960 to their picture (0.910 at worst over 12 pictures)" in said
 
 
@@ -71,7 +71,7 @@ def test_fewer_steps_of_a_better_solver_are_said_to_be_no_cache(
 ) -> None:
     chosen, said = settings(capsys, "--speedup", "3")
     assert (chosen["steps"], chosen["solver"], chosen["plan"], chosen["tau1"]) == (3, "unipc", "", 0)
-    assert "Chosen: 3 steps of UniPC and no cache" in said
+    assert "Using 3 plain steps of UniPC; at this speed no cache is closer" in said
 
 
 def test_a_fidelity_takes_the_fastest_that_is_close_enough(curve: Profile, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +79,7 @@ def test_a_fidelity_takes_the_fastest_that_is_close_enough(curve: Profile, capsy
     assert settings(capsys, "--fidelity", "0.97")[0]["tau1"] == 0.1
     chosen, said = settings(capsys, "--fidelity", "0.999")
     assert (chosen["tau1"], chosen["tau2"], chosen["plan"]) == (0, 0, "")
-    assert "the closest: 0.9900); making the uncached picture" in said
+    assert "the closest is 0.9900); making the uncached picture" in said
 
 
 def test_the_picture_says_how_it_was_made_and_can_be_made_again(
@@ -87,7 +87,7 @@ def test_the_picture_says_how_it_was_made_and_can_be_made_again(
 ) -> None:
     for speedup in ("2", "3"):
         assert run(["a cat", *SMALL, "--seed", "7", "--speedup", speedup, "-o", f"{speedup}.png"]) == 0
-        assert "Chosen: " in capsys.readouterr().err
+        assert "Expect about " in capsys.readouterr().err
         found = read_metadata(here / f"{speedup}.png")
         assert found.preset is None
         assert run(["replay", f"{speedup}.png", "-o", f"{speedup}-again.png", "-q"]) == 0
@@ -97,12 +97,13 @@ def test_the_picture_says_how_it_was_made_and_can_be_made_again(
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[dict[str, Any]], str]:
-    """The jobs of a batch's dry run, and what it says beside them."""
+    """The jobs of a batch's dry run, and its other output."""
     assert run(["batch", "p.yaml", *arguments, "--dry-run", "--json"]) == 0
     captured = capsys.readouterr()
     return [json.loads(line) for line in captured.out.splitlines()], captured.err
 
 
+@pytest.mark.slow
 def test_a_batch_chooses_for_each_situation_once_and_goes_on_with_what_it_chose(
     curve: Profile, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,15 +116,15 @@ def test_a_batch_chooses_for_each_situation_once_and_goes_on_with_what_it_chose(
     jobs, said = listed(capsys, "--speedup", "2")
     assert [job["plan"] for job in jobs] == ["FFSFSFSSFS", "FFSFSFSSFS", ""]
     assert (jobs[2]["steps"], jobs[2]["solver"]) == (4, "unipc")
-    chosen = [line for line in said.splitlines() if "Chosen: " in line]
-    assert len(chosen) == 2 and "at 12 steps, 128x128: Chosen: 4 steps of UniPC" in chosen[1]
+    chosen = [line for line in said.splitlines() if "Expect about " in line]
+    assert len(chosen) == 2 and "at 12 steps, 128x128: Using 4 plain steps of UniPC" in chosen[1]
     assert run(["batch", "p.yaml", "--speedup", "2", "-q"]) == 0
     pictures = sorted(here.glob("*.png"))
     assert {read_metadata(path).settings.cache.plan for path in pictures} == {"FFSFSFSSFS", ""}
     assert {read_metadata(path).preset for path in pictures} == {None}
     capsys.readouterr()
     assert run(["batch", "p.yaml", "--speedup", "2"]) == 0
-    assert "3 of 3 pictures are there already" in capsys.readouterr().err
+    assert "3 of 3 pictures exist already" in capsys.readouterr().err
 
 
 def test_what_a_prompt_says_itself_contradicts_a_wish_and_a_missing_profile_is_told_once(
@@ -155,13 +156,14 @@ def test_what_is_set_for_good_is_no_contradiction(
     assert (chosen["plan"], chosen["solver"]) == ("FFSFSFSSFS", "own") and "preset" not in chosen
 
 
+@pytest.mark.slow
 def test_a_shell_takes_a_wish_and_says_once_what_it_chose(curve: Profile, here: Path) -> None:
     lines = ["a cat", "a dog", ":set tau1 0.1", ":set fidelity 0.97", "a cow"]
     done = h2gen("shell", *SMALL, "--seed", "7", "--speedup", "2", input="\n".join(lines))
     cat, dog, cow = (read_metadata(here / line).settings for line in done.stdout.splitlines())
     assert cat.cache.plan == dog.cache.plan == "FFSFSFSSFS"
     assert (cow.cache.plan, cow.cache.tau1) == ("", 0.1)
-    assert done.stderr.count("Chosen: 5 of 10 steps") == 1 and done.stderr.count("Chosen: thresholds 0.1") == 1
+    assert done.stderr.count("Using 5 of 10 steps") == 1 and done.stderr.count("Using thresholds 0.1") == 1
     assert "leave out tau1, or --speedup" in done.stderr
     assert done.returncode == 1  # for the line that contradicted it
 
@@ -175,7 +177,7 @@ def test_the_nearest_is_used_with_a_warning(curve: Profile, capsys: pytest.Captu
 
 
 BAD: list[tuple[list[str], str]] = [
-    (["a cat", *SMALL, "--speedup", "9"], "the fastest choice of its profile is 3.20 times as fast"),
+    (["a cat", *SMALL, "--speedup", "9"], "the maximum is 3.20x"),
     (["a cat", *SMALL, "--speedup", "1"], "speedup is 1; give a number above 1"),
     (["a cat", *SMALL, "--fidelity", "2"], "fidelity is 2"),
     (["a cat", *SMALL, "--fidelity", "0.9", "--speedup", "2"], "--speedup and --fidelity contradict"),
@@ -183,9 +185,9 @@ BAD: list[tuple[list[str], str]] = [
     (["a cat", *SMALL, "--speedup", "2", "--preset", "fast"], "leave out --preset"),
     (["a cat", *SMALL, "--fidelity", "0.9", "--solver", "unipc"], "leave out --solver, or --fidelity"),
     (["a cat", *SMALL, "--fidelity", "0.9", "--no-cache"], "leave out --no-cache"),
-    (["a cat", *SMALL, "--nearest"], "--nearest says which profile"),
+    (["a cat", *SMALL, "--nearest"], "--nearest chooses a profile"),
     (["a cat", "--steps", "33", "--cfg", "1", "--speedup", "2"], "There is no profile for 'tiny' at 33 steps, 128x128"),
-    (["a cat", "--steps", "33", "--speedup", "2"], "h2gen tune --model tiny --steps 33 (it takes the time of"),
+    (["a cat", "--steps", "33", "--speedup", "2"], "h2gen tune --model tiny --steps 33 (it takes about as long as"),
     (["a cat", "--steps", "4", "--cfg", "1", "--speedup", "2"], "a cache cannot help below 8"),
     (["tune", "--steps", "4"], "a cache cannot help below 8"),
     (["tune", "--search", "0"], "search is 0"),
@@ -211,6 +213,7 @@ def test_bad_input_ends_in_one_clear_line_and_nothing_is_made(
     assert [path.name for path in here.iterdir()] == ["p.txt"]
 
 
+@pytest.mark.slow
 def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*QUICK, "--json"]) == 0
     captured = capsys.readouterr()
@@ -232,6 +235,7 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
     assert not list((here.parent / "home").rglob("*.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on(here: Path, own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with started(*QUICK) as process:
         notes = wait_for(lambda: [p for p in own_home.rglob("*.jsonl") if p.read_bytes().count(b"\n") > 6])
@@ -240,11 +244,12 @@ def test_a_search_that_was_killed_goes_on(here: Path, own_home: Path, capsys: py
     assert before > 3
     assert run(QUICK) == 0
     captured = capsys.readouterr()
-    assert "Going on where it was stopped" in captured.err
+    assert "Continuing an interrupted search" in captured.err
     assert "faster" in captured.out and "SSIM" in captured.out
     assert not notes[0].exists()
 
 
+@pytest.mark.slow
 def test_in_a_terminal_it_says_how_far_it_is() -> None:
     with in_a_terminal(*QUICK) as (process, screen):
         text = read_until(screen)
@@ -253,6 +258,7 @@ def test_in_a_terminal_it_says_how_far_it_is() -> None:
         assert words in text, words
 
 
+@pytest.mark.slow
 def test_what_a_prompt_file_sets_holds_for_the_search(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "p.yaml").write_text("defaults: {steps: 12, size: 64x64, cfg: 1}\nprompts: [a cat, a dog]\n")
     command = ["tune", "--prompts", "p.yaml", "--search", "1", "--check", "1", "--dry-run", "--json"]
@@ -262,7 +268,7 @@ def test_what_a_prompt_file_sets_holds_for_the_search(here: Path, capsys: pytest
     assert (found["size"]["value"], found["cfg"]["value"]) == ("64x64", 1)
     (here / "p.yaml").write_text("prompts:\n  - a cat\n  - {prompt: a dog, steps: 12}\n")
     assert run(command) == 2
-    assert "p.yaml:3 has settings of its own" in capsys.readouterr().err
+    assert "p.yaml:3 has its own settings" in capsys.readouterr().err
 
 
 def test_a_profile_is_written_over_nothing_but_a_profile(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Comparisons that nobody measured: real pictures, drawn by Pillow, and figures that could be true."""
+"""Made-up comparisons: real pictures, drawn by Pillow, and plausible figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
 from h2gen.evaluation.metrics import MetricInfo
-from h2gen.evaluation.results import Case, Comparison, MethodResult, Score, Shot, Timing, pareto, score
+from h2gen.evaluation.results import Case, Comparison, MethodResult, Sample, Score, Timing, pareto, score
 
 PSNR = MetricInfo("psnr", "PSNR", "dB", True, True, "h2gen")
 SSIM = MetricInfo("ssim", "SSIM", "", True, True, "torchmetrics 1.8")
@@ -136,7 +136,7 @@ def comparison(
     contexts: Sequence[str] = ("cond",),
     rival: float = 0.0,
 ) -> Comparison:
-    """A comparison of so many methods on so many cases.
+    """A comparison of this many methods on this many cases.
 
     ``rival`` adds so many dB to the plain fewer steps, which may bring them above the cache.
     """
@@ -148,7 +148,7 @@ def comparison(
     for number, (name, label, kind, detail, share, psnr) in enumerate(rows):
         dice = random.Random(number)
         psnr += rival if kind in ("steps", "solver") else 0
-        shots = []
+        samples = []
         for case in range(cases):
             value = psnr + dice.uniform(-4, 4)
             scores = {
@@ -159,8 +159,8 @@ def comparison(
             }
             against = {"psnr": 24 - 2 * (1 - share) + dice.uniform(-1, 1), "ssim": 0.93, "lpips": 0.1}
             cache = CacheConfig(**detail) if kind == "h2" else None
-            shots.append(
-                Shot(
+            samples.append(
+                Sample(
                     case=case,
                     picture=f"pictures/{case:02}-{name.replace(' ', '-').replace('.', '-')}.png",
                     scores=scores,
@@ -182,13 +182,13 @@ def comparison(
                 share=share,
                 seconds=Timing(seconds, 0.98 * seconds, 1.05 * seconds, 3 * cases),
                 speedup=FULL_SECONDS / seconds,
-                scores=_scores(metrics, [shot.scores for shot in shots]),
-                truth_scores=_scores(metrics[:3], [shot.truth_scores for shot in shots])
-                if shots[0].truth_scores
+                scores=_scores(metrics, [sample.scores for sample in samples]),
+                truth_scores=_scores(metrics[:3], [sample.truth_scores for sample in samples])
+                if samples[0].truth_scores
                 else {},
                 identical=cases if math.isinf(psnr) else 0,
                 pareto=False,
-                shots=tuple(shots),
+                samples=tuple(samples),
             )
         )
     return Comparison(
@@ -214,19 +214,21 @@ def comparison(
 
 
 def pictures(found: Comparison) -> dict[tuple[str, int], Image.Image]:
-    """A picture for each shot: the farther the method, the more it drifts."""
+    """A picture for each sample: the farther the method, the more it drifts."""
     size = found.settings["width"], found.settings["height"]
     made = {}
     for method in found.methods:
-        for shot in method.shots:
+        for sample in method.samples:
             value = method.scores["psnr"].mean
             drift = 0.0 if math.isinf(value) else max(0.0, (46 - value) / 8)
-            made[method.name, shot.case] = picture(shot.case, size, drift)
+            made[method.name, sample.case] = picture(sample.case, size, drift)
     return made
 
 
-def _scores(metrics: Sequence[MetricInfo], shots: Sequence[dict[str, float]]) -> dict[str, Score]:
-    return {metric.name: score([shot[metric.name] for shot in shots], metric.higher_is_better) for metric in metrics}
+def _scores(metrics: Sequence[MetricInfo], samples: Sequence[dict[str, float]]) -> dict[str, Score]:
+    return {
+        metric.name: score([sample[metric.name] for sample in samples], metric.higher_is_better) for metric in metrics
+    }
 
 
 def _with_pareto(results: list[MethodResult]) -> list[MethodResult]:

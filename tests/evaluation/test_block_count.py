@@ -1,4 +1,4 @@
-"""Blocks are counted where they compute, so that every cache is counted alike."""
+"""Blocks are counted when they compute, so every cache is counted in the same way."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
-from h2gen.evaluation.charts import decisions_chart, outcome_of, pareto_chart
+from h2gen.cache.outcome_words import outcome_of
+from h2gen.evaluation.charts import decisions_chart, pareto_chart
 from h2gen.evaluation.charts.pareto import short_label
 from h2gen.evaluation.results import best_of, score
 from tests.evaluation.comparisons import CLIP_IQA, LPIPS, PSNR, comparison, trace
@@ -62,7 +63,7 @@ def path(svg: str, kind: str) -> str:
 def test_a_plans_chart_says_so_and_names_no_threshold() -> None:
     steps = [step(0, None, None), step(1, None, None, "all reused")]
     svg = decisions_chart(steps, CacheConfig(0.15, 0.22, plan="FR"))
-    assert "decided beforehand by a plan" in svg
+    assert "decided by a plan; nothing was measured" in svg
     assert "threshold" not in svg and "never reused" not in svg and not drawn(svg, "tau")
 
 
@@ -74,7 +75,7 @@ def test_a_tolerances_chart_shows_the_error_that_was_held_against_it() -> None:
         for index, (error, outcome) in enumerate(zip(errors, outcomes, strict=True))
     ]
     svg = decisions_chart(steps, CacheConfig(0, 0, tolerance=0.002))
-    assert "error if skipped, tolerance 0.002" in svg and "how far off the picture would be" in svg
+    assert "error if skipped, tolerance 0.002" in svg and "error of the picture if the step is skipped" in svg
     assert path(svg, "structure dots").count("M") == 3 and len(drawn(svg, "tau")) == 1
     assert "step 5: full, 12 of 12 blocks, error if skipped 0.0031" in svg
 
@@ -92,7 +93,7 @@ def test_every_measured_change_is_a_point_and_a_line_stops_where_none_was_measur
     assert path(svg, "detail dots").count("M") == 3
     assert path(svg, "structure line").count("M") == 1
     assert path(svg, "structure line").count("L") == 4
-    assert path(svg, "detail line").count("M") == 2  # from step 1 to 2, and step 5 alone: 3 and 4 were forced
+    assert path(svg, "detail line").count("M") == 2  # from step 1 to 2, and step 5 by itself: 3 and 4 were forced
     assert path(svg, "detail line").count("L") == 1
 
 
@@ -114,6 +115,7 @@ def test_the_strip_has_a_cell_a_step_as_high_as_the_blocks_that_ran() -> None:
 def test_few_blocks_of_many_can_still_be_seen() -> None:
     records = [replace(record, blocks_total=57, blocks_run=2) for record in STEPS]
     cells = [each for each in drawn(decisions_chart(records, CACHE), "") if each.get("data-step")]
+    assert len(cells) >= len(records)
     assert all(float(each.get("height", "")) >= 3 for each in cells)
 
 
@@ -240,9 +242,9 @@ def test_where_all_pictures_are_identical_there_is_still_a_chart() -> None:
 def test_some_identical_pictures_do_not_make_a_method_identical() -> None:
     found = comparison(4, 3)
     method = found.methods[1]
-    shots = (replace(method.shots[0], scores={**method.shots[0].scores, "psnr": math.inf}), *method.shots[1:])
-    mean = score([shot.scores["psnr"] for shot in shots], higher_is_better=True)
-    odd = replace(method, shots=shots, scores={**method.scores, "psnr": mean})
+    samples = (replace(method.samples[0], scores={**method.samples[0].scores, "psnr": math.inf}), *method.samples[1:])
+    mean = score([sample.scores["psnr"] for sample in samples], higher_is_better=True)
+    odd = replace(method, samples=samples, scores={**method.scores, "psnr": mean})
     svg = pareto_chart(replace(found, methods=(found.methods[0], odd, *found.methods[2:])), PSNR)
     heights = {point.get("data-method"): place(point)[1] for point in drawn_points(svg)}
     assert heights["uncached"] < heights[odd.name]

@@ -1,164 +1,87 @@
-"""A comparison of real pictures of the bundled model: what is beside what, and whether the figures are theirs."""
+"""``h2gen.compare`` from Python: what it returns, writes and reports, and how it ends."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from h2gen.cache.config import CacheConfig
-from h2gen.errors import SettingError
-from h2gen.evaluation.compare import Comparing
-from h2gen.evaluation.equal_cost import equal_steps
-from h2gen.evaluation.methods import Method
-from h2gen.evaluation.metrics import choose_metrics
-from h2gen.evaluation.options import CompareOptions
-from h2gen.evaluation.peers import choose_peers
-from h2gen.evaluation.results import Case, Comparison, Shot
-from h2gen.evaluation.threshold_grid import recommended
+import h2gen
+from h2gen.errors import SettingError, Stopped
 
-CASES = [Case("a cat", 1), Case("a red apple", 2)]
-CACHE = CacheConfig(0.3, 0.3)
+SMALL: dict[str, Any] = {"steps": 6, "cfg": 1, "seed": 7, "size": "64x64", "preset": "paper", "tau1": 0.2, "tau2": 0.3}
+QUICK: dict[str, Any] = {"repeat": 1, "metrics": "psnr,ssim"}
 
 
-class Watch:
-    """Writes down what happens, and does something at each run."""
+class Watch(h2gen.CompareObserver):
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.partial: Any = None
+        self.session: Any = None
+        self.stop_in = -1
 
-    def __init__(self, at_run: Any = lambda _number: None) -> None:
-        self.runs: list[str] = []
-        self.parts: list[str] = []
-        self.expected = 0
-        self._at_run = at_run
+    def loaded(self, session: h2gen.Session) -> None:
+        self.session = session
+        self.events.append("loaded")
 
-    def began(self, what: str) -> None:
-        self.parts.append(what)
+    def ran(self, method: Any, case: int, seconds: float) -> None:
+        self.events.append("ran")
+        if case == self.stop_in:
+            self.session.interrupt()
 
-    def planned(self, methods: Sequence[Method], runs: int) -> None:
-        self.expected = runs
+    def compared(self, comparison: Any) -> None:
+        self.partial = comparison
+        self.events.append("compared")
 
-    def ran(self, method: Method, case: int, seconds: float) -> None:
-        self.runs.append(method.name)
-        self._at_run(len(self.runs))
-
-    def scored(self, method: Method, shot: Shot) -> None:
-        self.parts.append(f"{method.name} {shot.case}")
-
-
-def comparing(tiny: Any, watch: Watch, folder: Path | None = None, **wishes: Any) -> Comparing:
-    settings = tiny.settings("-", seed=0, steps=8, cfg=1.0)
-    defaults: dict[str, Any] = {"caches": [CACHE], "repeat": 1}
-    metrics = choose_metrics("psnr,ssim")
-    return Comparing(
-        tiny, CASES, settings, metrics, CompareOptions(**{**defaults, **wishes}), watcher=watch, folder=folder
-    )
+    def wrote(self, path: Path) -> None:
+        self.events.append(path.name)
 
 
-def compared(tiny: Any, watch: Watch | None = None, **more: Any) -> Comparison:
-    made = comparing(tiny, watch or Watch(), **more)
-    made.run()
-    return made.result(recommended)
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def test_the_uncached_picture_the_cached_one_and_plain_steps_that_take_as_long(tiny: Any, tmp_path: Path) -> None:
+def test_it_returns_all_figures_and_writes_nothing_unasked(here: Path) -> None:
+    found = h2gen.compare("a cat", **{**SMALL, "tau1": (0.2, 0.5)}, options=h2gen.CompareOptions(**QUICK, row=2))
+    assert [method.name for method in found.methods if method.kind == "h2"] == ["h2 0.2 0.3", "h2 0.5 0.3"]
+    assert found.chosen == "h2 0.5 0.3"
+    assert found.method(found.chosen).scores["psnr"].mean > 0
+    assert [case.prompt for case in found.cases] == ["a cat"]
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_observer_has_the_figures_before_any_file_is_written(here: Path) -> None:
     watch = Watch()
-    found = compared(tiny, watch, folder=tmp_path, repeat=2)
-    plain, cached, *others = found.methods
-    assert (plain.kind, cached.kind, cached.name) == ("reference", "h2", "h2 0.3 0.3")
-    assert found.chosen == cached.name
-    assert {method.kind for method in others} <= {"steps", "solver"}
-    assert watch.expected == len(watch.runs) == 2 * 2 * len(found.methods)
-    # Methods take turns, so that a machine that slows down is fair to all.
-    assert watch.runs[: len(found.methods)] == [method.name for method in found.methods]
-
-    assert (plain.share, plain.speedup, plain.identical) == (1.0, 1.0, 2)
-    assert math.isinf(plain.scores["psnr"].worst) and plain.scores["ssim"].mean == 1
-    assert 0 < cached.share < 1 and cached.seconds.runs == 4
-    for method in found.methods:
-        for case, shot in zip(CASES, method.shots, strict=True):
-            settings = tiny.settings(case.prompt, seed=case.seed, steps=method.steps, cfg=1.0)
-            if method.kind == "solver":
-                continue
-            made = tiny.run(tiny.settings(case.prompt, CACHE if method.kind == "h2" else None, **_plain(settings)))
-            with Image.open(tmp_path / shot.picture) as kept:
-                assert np.array_equal(np.asarray(kept), np.asarray(made.image)), method.name
-            if method.kind == "h2":
-                assert shot.share == made.trace.summary.share
-                assert len(shot.trace) == 8
+    options = h2gen.CompareOptions(**QUICK, report=here / "rep", images=True, save_preset="mine")
+    h2gen.compare("a cat", **SMALL, options=options, observer=watch)
+    assert watch.events[0] == "loaded"
+    events = [event for event in watch.events if event != "ran"]
+    assert events[:4] == ["loaded", "compared", "index.html", "a-cat-7-compare.png"] and events[-1] == "mine.toml"
+    assert (here / "rep" / "a-cat-7-compare.png").is_file()
 
 
-def _plain(settings: Any) -> dict[str, Any]:
-    return {"seed": settings.seed, "steps": settings.steps, "cfg": settings.cfg}
+@pytest.mark.slow
+def test_an_interrupted_comparison_still_has_its_finished_pictures(here: Path) -> None:
+    (here / "p.txt").write_text("a cat\na dog\n")
+    watch = Watch()
+    watch.stop_in = 1
+    with pytest.raises(Stopped, match="figures cover 1 of 2 pictures"):
+        h2gen.compare(prompts=here / "p.txt", **SMALL, options=h2gen.CompareOptions(**QUICK), observer=watch)
+    assert [case.prompt for case in watch.partial.cases] == ["a cat"]
 
 
-def test_a_cache_that_never_hits_is_reported_as_identical(tiny: Any) -> None:
-    found = compared(tiny, caches=[CacheConfig(1e-9, 1e-9)], baselines=False)
-    cached = found.method("h2 1e-09 1e-09")
-    assert cached.identical == 2 and cached.share == 1.0
-    assert math.isinf(cached.scores["psnr"].mean) and cached.scores["ssim"].worst == 1.0
-    assert found.to_json()["methods"][1]["scores"]["psnr"]["mean"] == "inf"
-
-
-def test_against_the_truth_and_further_numbers_of_steps(tiny: Any) -> None:
-    found = compared(tiny, baselines=False, fewer=[4], truth=True)
-    assert [method.name for method in found.methods] == ["uncached", "h2 0.3 0.3", "steps 4", "unipc 4", "truth"]
-    truth = found.method("truth")
-    assert truth.steps == 400 and truth.share == 50.0 and truth.truth_scores == {}
-    assert found.method("steps 4").share == found.method("unipc 4").share == 0.5
-    # The solver of higher order is nearer to where many steps lead than as many of Euler's.
-    assert found.method("unipc 4").truth_scores["psnr"].mean > found.method("steps 4").truth_scores["psnr"].mean
-
-
-def test_peers_run_at_equal_cost(tiny: Any) -> None:
-    found = compared(tiny, baselines=False, peers=choose_peers("fb,taylor"))
-    cached = found.method("h2 0.3 0.3")
-    peers = [method for method in found.methods if method.kind == "peer"]
-    assert len(peers) == 2
-    for peer in peers:
-        told = any(peer.label.split(" ")[0] in notice for notice in found.notices)
-        assert abs(peer.share - cached.share) <= 0.02 or told
-        assert peer.detail["target_share"] == cached.share
-        assert 0 < peer.share < 1 and math.isfinite(peer.scores["psnr"].mean)
-    # Nothing of a peer is left on the model.
-    assert compared(tiny, baselines=False).method("uncached").identical == 2
-    assert not tiny.pipe.transformer.is_cache_enabled
-
-
-def test_stopped_after_a_case_its_figures_are_those_of_that_case(tiny: Any) -> None:
-    def stop(number: int) -> None:
-        if number == 3:
-            tiny.interrupt()
-
-    made = comparing(tiny, Watch(stop), baselines=False)
-    with pytest.raises(KeyboardInterrupt):
-        made.run()
-    assert made.finished == 1
-    found = made.result(recommended)
-    assert len(found.cases) == 1 and "Stopped after 1 of 2 pictures of each method." in found.notices
-    assert [len(method.shots) for method in found.methods] == [1, 1]
-
-
-def test_nothing_finished_is_no_comparison(tiny: Any) -> None:
-    with pytest.raises(SettingError, match="Nothing has been compared"):
-        comparing(tiny, Watch()).result(recommended)
-
-
-@pytest.mark.parametrize(
-    ("whole", "one", "cached", "steps", "expected"),
-    [
-        (10.0, 1.0, 5.7, 10, {5, 6}),  # a second each: 5.7 steps
-        (10.0, 1.0, 5.2, 10, {5}),
-        (10.0, 1.0, 1.0, 10, {1}),
-        (10.0, 1.0, 0.5, 10, {1}),
-        (10.0, 1.0, 12.0, 10, {10}),  # slower than without a cache
-        (1.0, 1.0, 0.5, 10, {10}),  # steps that take no time say nothing
-        (1.0, 1.0, 1.0, 1, {1}),
-        (50.5, 1.5, 26.5, 50, {26}),  # half a second of each run is not the steps'
-    ],
-)
-def test_steps_that_take_as_long(whole: float, one: float, cached: float, steps: int, expected: set[int]) -> None:
-    assert equal_steps(whole, one, cached, steps) == expected
+def test_wrong_arguments_are_refused_before_a_model_is_loaded() -> None:
+    with pytest.raises(TypeError, match="'step'; did you mean 'steps'"):
+        h2gen.compare("a cat", step=1)
+    with pytest.raises(SettingError, match="Give a prompt"):
+        h2gen.compare()
+    with pytest.raises(SettingError, match="repeat is 0"):
+        h2gen.CompareOptions(repeat=0)
+    with pytest.raises(SettingError, match="tau1 is 'x'"):
+        h2gen.compare("a cat", tau1="x")
+    with pytest.raises(SettingError, match="The cache is off"):
+        h2gen.compare("a cat", preset="off")

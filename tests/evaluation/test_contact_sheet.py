@@ -1,4 +1,4 @@
-"""Pictures beside each other: their pixels are kept, their difference is shown, their labels are there."""
+"""Pictures side by side, with unchanged pixels, their difference and their labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from h2gen.evaluation.contact_sheet import FACTORS, Panel, contact, difference_map, difference_panel, side_by_side
+from h2gen.evaluation.contact_sheet import FACTORS, Panel, contact_sheet, difference_map, difference_panel
 from tests.evaluation.comparisons import picture
 
 GAP = 16
@@ -20,7 +20,8 @@ def lightness(image: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize(("size", "factor"), [((128, 128), 3), ((256, 128), 2), ((512, 512), 1), ((1024, 768), 1)])
 def test_both_pictures_are_there_to_the_pixel_enlarged_by_a_whole_factor(size: tuple[int, int], factor: int) -> None:
     reference, other = picture(1, size), picture(1, size, 1.0)
-    sheet = side_by_side(reference, other, labels=LABELS)
+    panels = [Panel(image, label) for image, label in zip((reference, other), LABELS, strict=True)]
+    sheet = contact_sheet([[*panels, difference_panel(reference, other)]])
     wide, high = factor * size[0], factor * size[1]
     assert sheet.width == 3 * (wide + GAP) + GAP
     for column, expected in enumerate((reference, other)):
@@ -71,8 +72,8 @@ def test_a_change_of_hue_alone_is_a_difference() -> None:
 
 def test_labels_and_figures_are_beneath_each_picture() -> None:
     reference = picture(3)
-    plain = contact([[Panel(reference, ""), Panel(reference, "")]])
-    sheet = contact([[Panel(reference, "Uncached", ("1.62 s",)), Panel(reference, "")]])
+    plain = contact_sheet([[Panel(reference, ""), Panel(reference, "")]])
+    sheet = contact_sheet([[Panel(reference, "Uncached", ("1.62 s",)), Panel(reference, "")]])
     below = np.asarray(sheet)[GAP + 384 + 2 :]
     ground = np.asarray(plain)[-1, 0]
     changed = (below != ground).any(axis=2)
@@ -83,18 +84,21 @@ def test_labels_and_figures_are_beneath_each_picture() -> None:
 
 def test_a_label_too_long_for_its_picture_does_not_reach_the_next() -> None:
     reference = picture(3)
-    sheet = contact([[Panel(reference, "a very long label " * 20, ("and figures " * 30,)), Panel(reference, "")]])
+    sheet = contact_sheet([[Panel(reference, "a very long label " * 20, ("and figures " * 30,)), Panel(reference, "")]])
     below = np.asarray(sheet)[GAP + 384 + 2 :]
     assert not (below[:, GAP + 384 :] != below[-1, -1]).any()
 
 
 def test_any_text_can_be_a_label() -> None:
-    contact([[Panel(picture(3), "na\u00efve \u00d7 \u4e2d\u6587 \U0001f600 \x1b[31m \ud800", ("",))]])
+    label = "na\u00efve \u00d7 \u4e2d\u6587 \U0001f600 \x1b[31m \ud800"
+    bare, labelled = (contact_sheet([[Panel(picture(3), text, ("",))]]) for text in ("", label))
+    assert labelled.size == bare.size
+    assert ImageChops.difference(labelled, bare).getbbox() is not None
 
 
 def test_rows_may_differ_in_length() -> None:
     one, many = [Panel(picture(1), "a")], [Panel(picture(case), "b", ("x", "y")) for case in range(4)]
-    sheet = contact([one, many])
+    sheet = contact_sheet([one, many])
     assert sheet.width == 4 * (384 + GAP) + GAP
     assert sheet.height > 2 * 384
 
@@ -102,7 +106,7 @@ def test_rows_may_differ_in_length() -> None:
 def test_pictures_of_different_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="128"):
         difference_map(picture(1), picture(1, (64, 64)))
-    with pytest.raises(ValueError, match="one size"):
-        contact([[Panel(picture(1), "a"), Panel(picture(1, (64, 64)), "b")]])
-    with pytest.raises(ValueError, match="one size"):
-        contact([])
+    with pytest.raises(ValueError, match="same size"):
+        contact_sheet([[Panel(picture(1), "a"), Panel(picture(1, (64, 64)), "b")]])
+    with pytest.raises(ValueError, match="same size"):
+        contact_sheet([])

@@ -1,4 +1,4 @@
-"""The frontier: everybody's best for each budget, and how ours compare."""
+"""The frontier: every method's best for each budget, and how ours compare."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from h2gen.cache import CacheConfig
 from h2gen.evaluation import methods
-from h2gen.evaluation.frontier import ours, rows, verdict
+from h2gen.evaluation.frontier_rows import against_best, best_rows, own_methods, verdict
 from h2gen.evaluation.results import Comparison, MethodResult, Score
 from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey
 from h2gen.settings.values import OFF
@@ -43,7 +43,7 @@ def measured(*more: MethodResult) -> Comparison:
 
 
 def test_each_budget_shows_the_best_of_every_sort_that_it_pays_for() -> None:
-    found = rows(measured(), [PLAN, ADAPTS], [0.33, 0.2])
+    found = best_rows(measured(), [PLAN, ADAPTS], [0.33, 0.2])
     names = {budget: [row.result.name for row in found if row.budget == budget] for budget in (0.33, 0.2)}
     assert set(names[0.2]) == {"steps 10", "unipc 10", "taylor 6 3", "h2 0.5 0.7", PLAN.name, ADAPTS.name}
     assert {"steps 16", "taylor 4 3", "fb 0.2"} <= set(names[0.33])
@@ -54,23 +54,33 @@ def test_each_budget_shows_the_best_of_every_sort_that_it_pays_for() -> None:
 
 
 def test_what_is_closer_for_less_is_what_a_budget_buys() -> None:
-    found = rows(measured(result("steps 15", "steps", 0.3, 0.99)), [PLAN, ADAPTS], [0.33])
+    found = best_rows(measured(result("steps 15", "steps", 0.3, 0.99)), [PLAN, ADAPTS], [0.33])
     assert [row.result.name for row in found if row.whose == "steps"] == ["steps 15"]
 
 
 def test_the_verdict_is_of_what_adapts_against_the_best_other() -> None:
-    found = verdict(rows(measured(), [PLAN, ADAPTS], [0.2]), 0.2)
+    found = against_best(best_rows(measured(), [PLAN, ADAPTS], [0.2]), 0.2)
     assert found is not None
     ratio, mine, rival = found
     assert (mine.result.name, rival.result.name) == (ADAPTS.name, "unipc 10")
     assert ratio == pytest.approx(0.014 / 0.02)
-    found = verdict(rows(measured(), [PLAN], [0.2]), 0.2)
+    found = against_best(best_rows(measured(), [PLAN], [0.2]), 0.2)
     assert found is not None and found[1].result.name == PLAN.name
-    assert verdict(rows(measured(), [], [0.2]), 0.2) is None
+    assert against_best(best_rows(measured(), [], [0.2]), 0.2) is None
+
+
+def test_the_verdict_is_a_sentence_in_plain_words() -> None:
+    found = best_rows(measured(), [PLAN, ADAPTS], [0.2])
+    assert verdict(found, 0.2) == f"{ADAPTS.name} is better than the best alternative here, unipc 10 (0.70x its error)."
+    closer = best_rows(measured(result("steps 9", "steps", 0.2, 0.993)), [PLAN, ADAPTS], [0.2])
+    assert verdict(closer, 0.2).endswith("is worse than the best alternative here, steps 9 (2.00x its error).")
+    same = best_rows(measured(result("steps 9", "steps", 0.2, 1.0)), [PLAN, ADAPTS], [0.2])
+    assert verdict(same, 0.2).endswith("steps 9, whose pictures are identical to the uncached ones.")
+    assert verdict(best_rows(measured(), [], [0.2]), 0.2) == ""
 
 
 def test_a_row_is_plain_data() -> None:
-    row = rows(measured(), [PLAN, ADAPTS], [0.2])[0].to_json()
+    row = best_rows(measured(), [PLAN, ADAPTS], [0.2])[0].to_json()
     assert (row["whose"], row["adapts"], row["budget"]) == ("ours", False, 0.2)
     assert row["error"] == pytest.approx(0.005) and row["ssim_worst"] == pytest.approx(0.895)
 
@@ -86,5 +96,5 @@ def test_ours_are_a_profiles_best_of_both_sorts_for_each_budget() -> None:
         choice("poorer", 0.18, 0.9, replace(PLAN.cache, plan="FSSSFSSSSS")),
         choice("adapts", 0.45, 0.98, ADAPTS.cache),
     )
-    found = ours(Profile(Path("x"), situation, choices, {}), [0.5, 0.2])
+    found = own_methods(Profile(Path("x"), situation, choices, {}), [0.5, 0.2])
     assert [method.label for method in found] == ["h2gen, plan", "h2gen, adapts"]

@@ -1,4 +1,4 @@
-"""Fidelity and quality of pictures, against other implementations and against values worked out by hand."""
+"""Fidelity and quality of pictures, against other implementations and values computed by hand."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from transformers import (
 
 import h2gen
 from h2gen.errors import ModelError, SettingError
-from h2gen.evaluation.clip import DEFAULT
 from h2gen.evaluation.metrics import NAMES, choose_metrics
+from h2gen.evaluation.metrics.clip import DEFAULT
 from tests import small
 from tests.models.hub import serve
 
@@ -48,7 +48,7 @@ OLD_PREPROCESSOR = {
 
 @pytest.fixture(autouse=True)
 def bare_machine(tmp_path, monkeypatch):
-    """Nobody has fetched anything."""
+    """Nothing has been downloaded."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
@@ -170,7 +170,7 @@ def test_pictures_of_two_sizes_cannot_be_compared():
 
 def test_ssim_says_how_large_pictures_have_to_be():
     tiny = Image.new("RGB", (40, 10))
-    with pytest.raises(SettingError, match="at least 11x11 pixels, these have 40x10"):
+    with pytest.raises(SettingError, match="at least 11x11 pixels, but these are 40x10"):
         measure(tiny, tiny)
     assert measure(tiny, tiny, wanted="psnr") == {"psnr": math.inf}
 
@@ -203,11 +203,11 @@ def test_metrics_say_how_they_are_read():
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("psnr,clip_score", "There is no metric 'clip_score'; did you mean 'clip-score'? Give some of psnr, ssim"),
+        ("psnr,clip_score", "There is no metric 'clip_score'; did you mean 'clip-score'? Choose from psnr, ssim"),
         ("sim", "did you mean 'ssim'?"),
-        ("beauty", "There is no metric 'beauty'. Give some of"),
-        ("", "No metric is named"),
-        (" , ", "No metric is named"),
+        ("beauty", "There is no metric 'beauty'. Choose from"),
+        ("", "which names no metric"),
+        (" , ", "which names no metric"),
     ],
 )
 def test_an_unknown_metric_is_refused(wanted, message):
@@ -234,7 +234,7 @@ def test_without_torchvision_the_rest_goes_on_without_lpips(monkeypatch):
     without_torchvision(monkeypatch)
     metrics = choose_metrics("psnr,lpips")
     assert [info.name for info in metrics.infos] == ["psnr"]
-    assert metrics.notices == ('lpips is left out: it needs torchvision: pip install "h2gen[lpips]".',)
+    assert metrics.notices == ("lpips is left out: it needs torchvision; run: pip install torchvision.",)
     assert metrics.measure(flat(1), flat(1), "") == {"psnr": math.inf}
 
 
@@ -248,10 +248,10 @@ def test_a_torchvision_of_another_torch_is_named_as_the_reason(monkeypatch, tmp_
 
 @pytest.fixture
 def alexnet(tmp_path, monkeypatch) -> Path:
-    """Weights of AlexNet where torchvision looks for them; random ones, for the real ones are large."""
+    """Weights of AlexNet where torchvision looks for them; random ones, because the real ones are large."""
     try:
         from torchvision.models import AlexNet_Weights, alexnet
-    except Exception as error:  # noqa: BLE001 - see h2gen.evaluation.lpips
+    except Exception as error:  # noqa: BLE001 - see h2gen.evaluation.metrics.lpips
         pytest.skip(f"no torchvision that goes with this torch: {error}")
     folder = tmp_path / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -290,7 +290,7 @@ def test_clip_weights_that_cannot_be_had_are_a_notice_each():
     assert [info.name for info in metrics.infos][:2] == ["psnr", "ssim"]
     for name in ("clip-iqa", "clip-score"):
         (notice,) = [notice for notice in metrics.notices if notice.startswith(f"{name} is left out: ")]
-        assert DEFAULT in notice and "connect" in notice and notice.isprintable()
+        assert DEFAULT in notice and "go online" in notice and notice.isprintable()
 
 
 def by_transformers(folder: Path, image: Image.Image, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -487,6 +487,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_weights_are_fetched_once_and_only_where_their_metric_is_named(clip_folder, clip_copy, tmp_path):
     (clip_copy / "pytorch_model.bin").write_bytes(b"a pickle")
     (clip_copy / "open_clip_model.safetensors").write_bytes(b"the same once more")

@@ -1,4 +1,4 @@
-"""Grids of thresholds, the row that is recommended, and the preset that is made of it."""
+"""Grids of thresholds, the recommended row, and the preset made from it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import PresetError, SettingError
+from h2gen.evaluation.recommend import cache_of, preset_figures, recommended
 from h2gen.evaluation.results import Score, pareto, score, timing
-from h2gen.evaluation.threshold_grid import cache_of, figures_of, grid, recommended, thresholds
+from h2gen.evaluation.threshold_grid import grid, parse_values
 from h2gen.settings import presets
 from tests.evaluation.comparisons import LPIPS, SSIM, comparison
 
@@ -40,7 +41,7 @@ def test_thresholds_that_cannot_be_are_one_line(tau1: str | None, tau2: str | No
 
 
 def test_thresholds_stand_once_each() -> None:
-    assert thresholds("tau1", "0.1, 0.2,0.1") == [0.1, 0.2]
+    assert parse_values("tau1", "0.1, 0.2,0.1") == [0.1, 0.2]
 
 
 def test_the_fastest_row_whose_worst_picture_is_close_is_recommended() -> None:
@@ -55,18 +56,18 @@ def test_the_fastest_row_whose_worst_picture_is_close_is_recommended() -> None:
     far = [
         replace(rows[0], name=name, scores={"lpips": Score(mean, mean, 0)}) for name, mean in (("x", 0.09), ("y", 0.04))
     ]
-    assert recommended(far, [LPIPS]) == "y"  # of which less is better
+    assert recommended(far, [LPIPS]) == "y"  # lower is better
 
 
 def test_a_row_becomes_a_preset_with_its_figures(own_home: Path) -> None:
     found = comparison(cases=2)
     row = next(method for method in found.methods if method.kind == "h2")
-    path = presets.write_preset("mine", cache_of(row), "Mine.", figures_of(row, found))
+    path = presets.write_preset("mine", cache_of(row), "Mine.", preset_figures(row, found))
     assert path.is_relative_to(own_home)
     preset = presets.load_preset("mine")
     assert preset.config == cache_of(row)
     assert preset.figures["share"] == round(row.share, 3) and "2 pictures" in preset.figures["measured_on"]
-    with pytest.raises(PresetError, match="is a preset 'mine' already"):
+    with pytest.raises(PresetError, match="A preset 'mine' already exists"):
         presets.write_preset("mine", cache_of(row), "", {})
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 import h2gen
 from h2gen.cache import CacheConfig, StepRecord
 from h2gen.errors import BadPicture, OutOfMemory, SettingError
-from h2gen.generation.session import _relief
 from tests import small
 
 FAST = {"steps": 6, "cfg": 1.0, "seed": 7}
@@ -74,10 +73,13 @@ def test_a_seed_left_out_is_drawn_and_told(tiny: Any) -> None:
 
 
 def test_after_a_cached_picture_the_model_is_as_it_was(tiny: Any) -> None:
-    before = plain(tiny)
+    def replaced() -> list[bool]:  # diffusers' own caches leave some behind, in other tests
+        return ["forward" in vars(block) for block in tiny.pipe.transformer.transformer_blocks]
+
+    before, forwards = plain(tiny), replaced()
     tiny.generate("a cat", cache=CacheConfig(0.5, 0.5), **FAST)
     assert np.array_equal(plain(tiny), before)
-    assert not any("forward" in vars(block) for block in tiny.pipe.transformer.transformer_blocks)
+    assert replaced() == forwards
 
 
 def test_the_trace_knows_the_schedule(tiny: Any) -> None:
@@ -173,19 +175,6 @@ def test_other_errors_are_not_hidden(tiny: Any, monkeypatch: pytest.MonkeyPatch)
         tiny.generate("a cat", **FAST)
 
 
-@pytest.mark.parametrize(
-    ("device", "offload", "words"),
-    [
-        ("cuda", "none", "--offload model"),
-        ("cuda", "model", "--offload group"),
-        ("cuda", "sequential", "--size"),
-        ("cpu", "none", "--size"),
-    ],
-)
-def test_relief_names_the_next_stronger_option(device: str, offload: str, words: str) -> None:
-    assert words in _relief(device, offload)
-
-
 def test_running_out_of_memory_while_loading_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -198,6 +187,7 @@ def test_running_out_of_memory_while_loading_is_told_too(monkeypatch: pytest.Mon
 THREE = ("a cat", "a red apple", "a butterfly")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"cfg": 1.0}, {"cfg": 3.0, "negative": "a dog"}], ids=["plain", "true guidance"])
 @pytest.mark.parametrize("cache", [CacheConfig(0, 0), CacheConfig(0.2, 0.25, max_consecutive=2)], ids=["off", "cached"])
 def test_pictures_made_together_are_those_made_alone(tiny: Any, cache: CacheConfig, more: dict[str, Any]) -> None:
@@ -224,7 +214,7 @@ def test_one_picture_made_together_is_run_as_alone_bit_for_bit(tiny: Any) -> Non
 
 def test_pictures_that_differ_in_more_than_prompt_and_seed_are_not_made_together(tiny: Any) -> None:
     one, other = tiny.settings("a cat", seed=1, steps=3), tiny.settings("a cat", seed=1, steps=4)
-    with pytest.raises(SettingError, match="prompt and seed alone"):
+    with pytest.raises(SettingError, match="only in prompt and seed"):
         tiny.run_together([one, other])
 
 

@@ -1,4 +1,4 @@
-"""Another solver in the place of a pipeline's own."""
+"""Another solver instead of a pipeline's own."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def test_the_picture_is_another_and_the_pipeline_as_before(tiny: Any, solver: st
     assert np.array_equal(np.asarray(tiny.run(settings).image), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["unipc", "heun"])
 def test_a_higher_order_comes_closer_to_the_solution_in_as_many_steps(tiny: Any, solver: str) -> None:
     def picture(steps: int, solver: str) -> Any:
@@ -82,5 +83,5 @@ def test_a_model_that_is_not_of_flows_is_refused() -> None:
 
 
 def test_an_unknown_solver_is_told_with_those_there_are(tiny: Any) -> None:
-    with pytest.raises(SettingError, match="solver is 'euler'; it can be own, unipc, heun"):
+    with pytest.raises(SettingError, match="solver is 'euler'; choose own, unipc or heun"):
         tiny.settings("a cat", solver="euler")

@@ -1,4 +1,4 @@
-"""Text encoders run once for each prompt, and a picture from kept embeddings is the same to the last bit."""
+"""Text encoders run once per prompt, and a picture from kept embeddings is the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_what_was_not_used_for_longest_makes_room(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(encoded, "LARGEST", 2 * size)
     runs: list[str] = []
     pipe.text_encoder.register_forward_hook(lambda *_: runs.append("ran"))
-    for prompt in ("b", "a", "c", "a", "b"):  # c puts b out, and b then c
+    for prompt in ("b", "a", "c", "a", "b"):  # c evicts b, and b then c
         kept.of(pipe, prompt, 16)
     assert len(runs) == 3
 
@@ -130,7 +130,7 @@ def test_tiles_are_for_the_picture_that_asks_for_them() -> None:
     assert not session.run(settings).tiled and not session.pipe.vae.use_tiling
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("offload", ["model", "group", "sequential"])
 def test_offloading_makes_the_same_picture(offload: str) -> None:
     import h2gen

@@ -1,4 +1,4 @@
-"""Names become checkpoints, or an error of one line that says what would do."""
+"""Names become checkpoints, or a one-line error that says what to do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import h2gen.models
 from h2gen.errors import ModelError
+from h2gen.families.flux1 import DEV, SCHNELL
+from h2gen.families.flux2 import FLUX2_DEV, KLEIN
 from h2gen.models.catalogue import BUNDLED, CATALOGUE, ModelDefaults, resolve
-from h2gen.models.defaults import DEV, FLUX2_DEV, KLEIN, SCHNELL
 from tests.checkpoints import edit_json
 
 

@@ -1,4 +1,4 @@
-"""Fetching from the hub, by the hub's own client, from a stand-in for huggingface.co on this machine.
+"""Downloading with the hub's own client from a stand-in for huggingface.co on this machine.
 
 The client reads its settings when it is imported, so each story runs in a process of its own.
 """
@@ -17,6 +17,8 @@ import pytest
 import h2gen
 from tests import checkpoints, small
 from tests.models.hub import serve
+
+pytestmark = pytest.mark.slow
 
 STORY = """
 import json, sys, warnings
@@ -56,7 +58,7 @@ def tell(home: Path, attempts: list[list[str]], **environment: str) -> list:
 
 @pytest.fixture(scope="module")
 def told(flux_folder, tmp_path_factory):
-    """All that the stand-in can answer, asked for in one process; then the same again without a network."""
+    """Every request that the stand-in can answer, in one process; then the same again without a network."""
     root = tmp_path_factory.mktemp("hub")
     (root / "empty").mkdir()
     (root / "empty" / "README.md").write_text("nothing here")

@@ -1,4 +1,4 @@
-"""Every accepted format loads with the very weights that were saved, and paints the same picture.
+"""Every accepted format loads with the very weights that were saved, and makes the same picture.
 
 The pictures may differ in their last bits: weights that lie in a mapped file are aligned otherwise than in memory, so
 the CPU's matrix kernels add up in another order.
@@ -78,7 +78,7 @@ def test_a_flux2_file_paints_what_was_saved(flux2_folder, tmp_path, original):
 
 @pytest.fixture
 def narrow_flux1(monkeypatch):
-    """diffusers converts FLUX.1's original names for a width of 3072 alone; let it be the small model's."""
+    """diffusers converts FLUX.1's original names only for a width of 3072; use the small model's instead."""
     convert = convert_flux_transformer_checkpoint_to_diffusers
     consts = tuple(32 if const == 3072 else const for const in convert.__code__.co_consts)
     monkeypatch.setattr(convert, "__code__", convert.__code__.replace(co_consts=consts))
@@ -153,6 +153,7 @@ def test_the_bundled_model_paints_in_float32_with_its_own_defaults():
     assert image[32:96, 32:96].mean() < image[:4].mean()
 
 
+@pytest.mark.slow
 def test_the_bundled_model_loads_in_silence():
     code = "from h2gen.models import *; load_pipeline(resolve('tiny'), device='cpu')"
     done = subprocess.run([sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What a picture says of itself: whole after a round trip, and harmless when a stranger wrote it."""
+"""A picture's metadata: complete after a round trip, and harmless if it is untrusted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from h2gen.errors import MetadataError
 from h2gen.output.metadata import LARGEST, Origin, describe, device_name, fitting, read_metadata, to_bytes, to_toml
 from h2gen.output.replay import differences
 from h2gen.output.save import encode
-from h2gen.settings.values import FORMATS, Settings
+from h2gen.settings.table import FORMATS
+from h2gen.settings.values import Settings
 
 SETTINGS = Settings("a cat", 7, 128, 64, 28, 1.0, 3.0, "a dog", 16, CacheConfig(0.1, 0.2, 1, 2, 3))
 MADE = Origin("tiny", "ab" * 32, "cpu", "float32", "none")
@@ -141,7 +142,7 @@ def test_a_device_is_known_by_its_kind_and_model_and_not_by_its_number(monkeypat
 
 
 def png_text(text: str | bytes, key: bytes = b"h2gen", kind: bytes = b"tEXt") -> bytes:
-    """A PNG with a chunk as we ask for it, whatever a library would say to it."""
+    """A PNG with an arbitrary chunk, even an invalid one."""
     body = text if isinstance(text, bytes) else text.encode()
     if kind == b"zTXt":
         body = key + b"\0\0" + zlib.compress(body)
@@ -153,7 +154,7 @@ def png_text(text: str | bytes, key: bytes = b"h2gen", kind: bytes = b"tEXt") ->
 
 
 def changed(**changes: Any) -> bytes:
-    """A picture whose metadata were edited: a dotted key, and None takes it out."""
+    """A picture whose metadata were edited: a dotted key, and None removes it."""
     whole = described()
     for key, value in changes.items():
         table, _, name = key.rpartition("__")
@@ -181,7 +182,7 @@ def huge_dimensions() -> bytes:
 
 
 def in_toml(line: str) -> bytes:
-    """The file beside a picture, with one setting edited."""
+    """The sidecar of a picture, with one setting edited."""
     name = line.split()[0]
     lines = to_toml(described()).splitlines()
     return "\n".join(line if each.startswith(f"{name} =") else each for each in lines).encode()
@@ -197,34 +198,34 @@ BAD: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("a.jpg", b"RIFF\x00\x00\x00\x00WEBP", "is not a PNG, JPEG or WebP"),
     ("a.png", huge_dimensions, "is not a PNG, JPEG or WebP"),
     ("a.png", lambda: encode(IMAGE, "png")[:20], "is not a PNG, JPEG or WebP"),
-    ("a.png", lambda: encode(IMAGE, "png"), "does not say how it was made"),
-    ("a.jpg", lambda: encode(IMAGE, "jpg"), "does not say how it was made"),
-    ("a.webp", lambda: encode(IMAGE, "webp"), "does not say how it was made"),
-    ("a.png", lambda: png_text("Steps: 20", b"parameters"), "does not say how it was made"),
+    ("a.png", lambda: encode(IMAGE, "png"), "has no h2gen metadata"),
+    ("a.jpg", lambda: encode(IMAGE, "jpg"), "has no h2gen metadata"),
+    ("a.webp", lambda: encode(IMAGE, "webp"), "has no h2gen metadata"),
+    ("a.png", lambda: png_text("Steps: 20", b"parameters"), "has no h2gen metadata"),
     ("a.png", lambda: png_text("x" * 50_000_000, kind=b"zTXt"), "is not a PNG, JPEG or WebP"),
-    ("a.png", lambda: png_text("", kind=b"zTXt"), "damaged: it is no JSON"),
-    ("a.png", lambda: png_text("steps: 3"), "damaged: it is no JSON"),
-    ("a.png", lambda: png_text("[]"), "damaged: it is no object"),
-    ("a.png", lambda: png_text("3"), "damaged: it is no object"),
-    ("a.png", lambda: png_text("{}"), "does not say that it is h2gen's"),
-    ("a.png", lambda: png_text("[" * 200_000), "damaged: it is no JSON"),
-    ("a.png", lambda: png_text('{"a":' * 200_000), "damaged: it is no JSON"),
-    ("a.png", lambda: png_text(GOOD[:-1]), "damaged: it is no JSON"),
-    ("a.png", lambda: png_text(GOOD.replace("28", "NaN", 1)), "damaged: it is no JSON"),
+    ("a.png", lambda: png_text("", kind=b"zTXt"), "damaged: not valid JSON"),
+    ("a.png", lambda: png_text("steps: 3"), "damaged: not valid JSON"),
+    ("a.png", lambda: png_text("[]"), "damaged: not a JSON object"),
+    ("a.png", lambda: png_text("3"), "damaged: not a JSON object"),
+    ("a.png", lambda: png_text("{}"), "its version is not one of h2gen's"),
+    ("a.png", lambda: png_text("[" * 200_000), "damaged: not valid JSON"),
+    ("a.png", lambda: png_text('{"a":' * 200_000), "damaged: not valid JSON"),
+    ("a.png", lambda: png_text(GOOD[:-1]), "damaged: not valid JSON"),
+    ("a.png", lambda: png_text(GOOD.replace("28", "NaN", 1)), "damaged: not valid JSON"),
     ("a.png", lambda: png_text(GOOD.replace('"tau1": 0.1', '"tau1": 1e999')), "tau1 is inf; give a number"),
     ("a.png", lambda: png_text("9" * 5000), "damaged"),
-    ("a.png", lambda: changed(version=2), "newer than this h2gen reads; update h2gen"),
-    ("a.png", lambda: changed(version="1"), "does not say that it is h2gen's"),
-    ("a.png", lambda: changed(version=None), "does not say that it is h2gen's"),
+    ("a.png", lambda: changed(version=2), "newer than this h2gen can read; update h2gen"),
+    ("a.png", lambda: changed(version="1"), "its version is not one of h2gen's"),
+    ("a.png", lambda: changed(version=None), "its version is not one of h2gen's"),
     ("a.png", lambda: changed(settings=None), "settings is missing"),
     ("a.png", lambda: changed(settings=[1]), "settings is missing"),
     ("a.png", lambda: changed(model=None), "model is missing"),
     ("a.png", lambda: changed(model="tiny"), "model is missing"),
     ("a.png", lambda: changed(model__name=None), "model.name is missing"),
-    ("a.png", lambda: changed(model__name=3), "name must be a short text"),
-    ("a.png", lambda: changed(model__name="x" * 501), "name must be a short text"),
-    ("a.png", lambda: changed(model__content_hash=[1]), "content_hash must be a short text"),
-    ("a.png", lambda: changed(dtype=3), "dtype must be a short text"),
+    ("a.png", lambda: changed(model__name=3), "name is 3; give it as text"),
+    ("a.png", lambda: changed(model__name="x" * 501), "name has more than 500 characters"),
+    ("a.png", lambda: changed(model__content_hash=[1]), "content_hash is a list; give it as text"),
+    ("a.png", lambda: changed(dtype=3), "dtype is 3; give it as text"),
     ("a.png", lambda: changed(versions=[]), "versions must be a table"),
     ("a.png", lambda: changed(versions={"torch": 2}), "versions must be a table"),
     ("a.png", lambda: changed(settings__width=None), "width is missing"),
@@ -249,9 +250,9 @@ BAD: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("a.png", lambda: changed(settings__plan=["F"]), "plan is a list; give it as text"),
     ("a.png", lambda: changed(settings__plan="F" * 60_000), "plan has 60000 letters"),
     ("a.png", lambda: changed(settings__hierarchy="\x1b" * 9999), "hierarchy is"),
-    ("a.png", lambda: changed(settings__solver=["own"]), "solver is a list; it can be own, unipc, heun"),
+    ("a.png", lambda: changed(settings__solver=["own"]), "solver is a list; choose own, unipc or heun"),
     ("a.png", lambda: changed(settings__solver="x" * 9999), "solver is 'xxx"),
-    ("a.png", lambda: changed(settings__pfs={"a": 1}), "pfs is an object; give it as text"),
+    ("a.png", lambda: changed(settings__pfs={"a": 1}), "pfs is an object; choose paper or stable"),
     ("a.png", lambda: changed(settings__budget=1), "budget is 1"),
     ("a.png", lambda: changed(settings__forecast=7), "forecast is 7"),
     ("a.png", lambda: changed(settings__pfs=3), "pfs is 3"),
@@ -262,12 +263,12 @@ BAD: list[tuple[str, bytes | Callable[[], bytes], str]] = [
     ("a.png", lambda: changed(settings__prompt="a\ud800b"), "The prompt is not UTF-8 text"),
     ("a.png", lambda: changed(settings__negative="\udfff"), "The negative prompt is not UTF-8 text"),
     ("a.png", lambda: changed(settings__prompt="x" * 100_001), "The prompt has more than 100000"),
-    ("a.png", lambda: changed(version=10**400), "does not say that it is h2gen's"),
-    ("a.jpg", lambda: exif(b"ASCII\0\0\0steps"), "does not say how it was made"),
-    ("a.jpg", lambda: exif(b"ASCII\0\0\0" + GOOD.encode()[:-5]), "damaged: it is no JSON"),
-    ("a.jpg", lambda: exif(b"UNICODE\0" + GOOD.encode("utf-16")), "does not say how it was made"),
-    ("a.webp", lambda: exif(b"\xff" * 100, "WEBP"), "does not say how it was made"),
-    ("a.toml", b"", "does not say that it is h2gen's"),
+    ("a.png", lambda: changed(version=10**400), "its version is not one of h2gen's"),
+    ("a.jpg", lambda: exif(b"ASCII\0\0\0steps"), "has no h2gen metadata"),
+    ("a.jpg", lambda: exif(b"ASCII\0\0\0" + GOOD.encode()[:-5]), "damaged: not valid JSON"),
+    ("a.jpg", lambda: exif(b"UNICODE\0" + GOOD.encode("utf-16")), "has no h2gen metadata"),
+    ("a.webp", lambda: exif(b"\xff" * 100, "WEBP"), "has no h2gen metadata"),
+    ("a.toml", b"", "its version is not one of h2gen's"),
     ("a.toml", b"steps", "cannot be used"),
     ("a.toml", b"\xff", "cannot be used"),
     ("a.toml", b"x = 1\n" * 400_000, "too large"),

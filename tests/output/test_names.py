@@ -1,4 +1,4 @@
-"""File names from templates and from strangers."""
+"""File names from templates and from untrusted text."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def test_a_template_becomes_a_name_that_every_file_system_takes(template: str, n
         ("{0}", "no field '0'"),
         ("{slug.__class__}", "no field"),
         ("{slug[0]}", "no field"),
-        ("{slug!r}", "takes a width"),
+        ("{slug!r}", "only takes a width"),
         ("{index:{seed}}", "takes a width"),
         ("{index:999999999}", "takes a width"),
-        ("{slug:d}", "does not go with its value"),
-        ("{index", "no template"),
-        ("index}", "no template"),
+        ("{slug:d}", "does not fit its value"),
+        ("{index", "not a valid template"),
+        ("index}", "not a valid template"),
     ],
 )
 def test_a_template_that_cannot_be_is_named(template: Any, words: str) -> None:

@@ -1,4 +1,4 @@
-"""What a trace decided is read from its file, and whatever else the file is, is told in one line."""
+"""Decisions are read from a trace file; any other file is refused in one line."""
 
 from __future__ import annotations
 
@@ -67,25 +67,28 @@ def test_a_trace_of_a_run_that_was_stopped_is_no_whole_one(tmp_path: Path, cut: 
     path = trace(tmp_path, step(*FULL), step(*REUSED), step(*REUSED))
     whole = path.read_bytes()
     path.write_bytes(whole[: whole.rindex(b'{"summary"') - cut])
-    with pytest.raises(SettingError, match=r"t\.jsonl' ends before its run did"):
+    with pytest.raises(SettingError, match=r"t\.jsonl' is incomplete"):
         read_decisions(path)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "holds no steps"),
-        ("{}", "holds no steps"),
-        ("F\n", "line 1 holds no step"),
-        ("[1]\n{", "line 2 holds no step"),
-        ('{"step": 1}', "line 1 holds no step"),
-        ('{"settings": 3}', "line 1 holds no step"),
-        (step("computed", "eaten"), "line 1 holds no step"),
-        ("[" * 100_000, "line 1 holds no step"),
-        ("\udcff", "line 1 holds no step"),
-        (step(*FULL), "ends before its run did"),
+        ("", "has no steps"),
+        ("{}", "has no steps"),
+        ("F\n", "line 1 is not a step"),
+        ("[1]\n{", "line 2 is not a step"),
+        ('{"step": 1}', "line 1 is not a step"),
+        ('{"settings": 3}', "line 1 is not a step"),
+        (step("computed", "eaten"), "line 1 is not a step"),
+        ("[" * 100_000, "line 1 is not a step"),
+        ("\udcff", "line 1 is not a step"),
+        (step(*FULL), "is incomplete"),
         (step(*REUSED) + SUMMARY, "must be F"),
-        (step(*FULL) + "\n" + step(*FULL) + "\n" + step(*FULL, "uncond") + SUMMARY, "2 steps for one pass and of 1"),
+        (
+            step(*FULL) + "\n" + step(*FULL) + "\n" + step(*FULL, "uncond") + SUMMARY,
+            "2 steps for one pass and 1 for another",
+        ),
         (" " * (16 * 2**20 + 1), "larger than 16 MiB"),
     ],
     ids=range(13),

@@ -14,9 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from h2gen.errors import OutputError, RunError
-from h2gen.output.save import save, slug, target_of
+from h2gen.output.save import Target, encode, keep, slug, target_of
 
 PICTURE = Image.new("RGB", (8, 8), "red")
+
+
+def save(picture: Image.Image, target: Target, prompt: str, seed: int) -> Path:
+    """Write a picture under a name made from its prompt and seed."""
+    return keep(encode(picture, target.format), target.folder, target.name(prompt, seed), target.format)
 
 
 @pytest.mark.parametrize(("format", "kind"), [(None, "PNG"), ("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
@@ -41,8 +46,8 @@ def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:
 
 def test_two_processes_that_want_the_same_name_both_keep_their_picture(tmp_path: Path) -> None:
     code = (
-        "from h2gen.output.save import save, target_of\nfrom PIL import Image\nimport sys\n"
-        "[save(Image.new('RGB', (8, 8)), target_of(sys.argv[1], None), 'a cat', 7) for _ in range(20)]"
+        "from tests.output.test_save import PICTURE, save, target_of\nimport sys\n"
+        "[save(PICTURE, target_of(sys.argv[1], None), 'a cat', 7) for _ in range(20)]"
     )
     runs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(2)]
     assert [run.wait() for run in runs] == [0, 0]
@@ -85,7 +90,7 @@ def test_a_picture_that_cannot_be_written_is_put_where_it_can(tmp_path: Path, mo
     [
         ("cat.gif", None, "Cannot write .gif files"),
         ("cat.png", "jpg", "contradict"),
-        (".", "bmp", "it can be png, jpg, webp"),
+        (".", "bmp", "choose png, jpg or webp"),
         ("file/below", None, "is not a folder"),
         ("x" * 250 + ".png", None, "too long"),
     ],
@@ -106,9 +111,10 @@ def test_a_folder_that_is_missing_is_made_only_when_there_is_a_picture(tmp_path:
     assert save(PICTURE, target, "a cat", 1).exists()
 
 
+@pytest.mark.posix
 def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
     if os.geteuid() == 0:
-        folder = Path("/proc/self")  # root may write anywhere but here
+        folder = Path("/proc/self")  # root may write anywhere except here
     else:
         folder = tmp_path
         folder.chmod(0o500)

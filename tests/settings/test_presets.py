@@ -1,4 +1,4 @@
-"""Presets: the shipped ones are right, and files from strangers are checked."""
+"""Presets: the shipped ones are right, and untrusted files are checked."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_unknown_preset_is_answered_with_the_closest() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("tau1 = 0.1", "does not say tau2"),
+        ("tau1 = 0.1", "lacks tau2"),
         ("", "tau1 and tau2"),
         ("tau1 = 0.1\ntau2 = 0.1\ntua3 = 1", "unknown key 'tua3'"),
         ("tau1 = 0.1\ntau2 = 0.1\nwarmup = 1", "did you mean 'warmup_steps'"),

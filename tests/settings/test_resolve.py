@@ -1,4 +1,4 @@
-"""One plan out of options, environment, configuration, preset and the model's defaults."""
+"""One request from options, environment, configuration, preset and the model's defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from h2gen.cache import CacheConfig
 from h2gen.errors import ModelError, PresetError, SettingError, UsageError
-from h2gen.settings.resolve import USER_DEFAULTS, config_file, request_from, resolve_request
+from h2gen.settings.resolve import request_from, resolve_request
+from h2gen.settings.user_defaults import USER_DEFAULTS, config_file
 
 
 def plan(environ: dict[str, str] | None = None, **given: Any) -> Any:
@@ -92,7 +93,7 @@ def test_a_plan_has_a_letter_for_each_time_that_the_solver_asks_the_model(solver
         with pytest.raises(SettingError, match=f"plan (is for {wrong} steps|has {wrong} letters)"):
             plan(plan="F" * wrong, solver=solver)
     if solver == "heun":
-        with pytest.raises(SettingError, match="28 steps of Heun are 55 passes; give a letter a pass"):
+        with pytest.raises(SettingError, match="28 steps of Heun are 55 passes; give one letter per pass"):
             plan(plan="F" * 28, solver=solver)
 
 
@@ -125,7 +126,7 @@ def test_a_lasting_base_does_not_get_in_the_way_of_models_that_need_none() -> No
 
 @pytest.mark.parametrize("name", ["dtype", "offload"])
 def test_an_unknown_choice_is_answered_with_the_known_ones(name: str) -> None:
-    with pytest.raises(SettingError, match="it can be"):
+    with pytest.raises(SettingError, match="choose"):
         plan(**{name: "sideways"})
 
 

@@ -1,4 +1,4 @@
-"""Seeds as people write them."""
+"""Seeds as users write them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.errors import SettingError
-from h2gen.settings.seeds import MOST, choose_seeds, count_seeds, derived_seed, parse_seeds
-from h2gen.settings.values import SEEDS
+from h2gen.settings.seeds import choose_seeds, count_seeds, derived_seed, parse_seeds
+from h2gen.settings.table import MOST_SEEDS, SEEDS
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_seeds_come_in_the_order_given_and_once(text: Any, seeds: tuple[int, ...
         ("5-3", "give 3-5"),
         (str(SEEDS), "from 0 to"),
         ("1-9999999999999999999", "from 0 to"),
-        (f"0-{MOST}", f"more than {MOST} seeds"),
-        (f"1-{MOST},{MOST + 1}-{2 * MOST}", f"more than {MOST} seeds"),
+        (f"0-{MOST_SEEDS}", f"more than {MOST_SEEDS} seeds"),
+        (f"1-{MOST_SEEDS},{MOST_SEEDS + 1}-{2 * MOST_SEEDS}", f"more than {MOST_SEEDS} seeds"),
     ],
 )
 def test_what_is_no_seed_is_named(text: Any, words: str) -> None:
@@ -76,8 +76,8 @@ def test_a_count_goes_on_from_one_seed() -> None:
         ((1, 2), 3, "one seed, or no count"),
         (None, 0, "whole number from 1"),
         (None, True, "whole number from 1"),
-        (None, MOST + 1, "whole number from 1"),
-        ((SEEDS - 1,), 2, "there are no 2 seeds"),
+        (None, MOST_SEEDS + 1, "whole number from 1"),
+        ((SEEDS - 1,), 2, "2 seeds from there pass"),
     ],
 )
 def test_a_count_that_cannot_be_is_named(seeds: tuple[int, ...] | None, count: int, words: str) -> None:
@@ -91,6 +91,6 @@ def test_random_seeds_differ() -> None:
 
 
 def test_derived_seeds_never_change() -> None:
-    """A batch that was begun with one release must go on with the next."""
+    """A batch begun with one release must continue with the next."""
     assert [derived_seed("a cat", ordinal) for ordinal in range(3)] == [1447738506, 2426300962, 690453176]
     assert derived_seed("a dog", 0) != derived_seed("a cat", 0)

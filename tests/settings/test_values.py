@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from h2gen.cache import CacheConfig
 from h2gen.errors import SettingError
 from h2gen.models.defaults import ModelDefaults
-from h2gen.settings.values import LARGEST_SIDE, OFF, Settings, parse_size, random_seed, resolve
+from h2gen.settings.layers import merge
+from h2gen.settings.seeds import random_seed
+from h2gen.settings.sizes import parse_size
+from h2gen.settings.table import LARGEST_SIDE
+from h2gen.settings.values import OFF, Settings
 
 DEV = ModelDefaults(width=1024, height=1024, steps=28, guidance=3.5, cfg=1.0, max_sequence_length=512, size_multiple=16)
 GOOD: dict[str, Any] = {"prompt": "a cat", "seed": 0, "width": 64, "height": 64, "steps": 4}
@@ -131,7 +135,7 @@ def test_a_ratio_keeps_about_the_models_area(wide: float, high: float) -> None:
 
 
 def test_the_strongest_layer_wins_and_says_where_it_came_from() -> None:
-    resolved = resolve([("option", {"steps": None, "seed": 3}), ("preset", {"steps": 9, "seed": 4})])
+    resolved = merge([("option", {"steps": None, "seed": 3}), ("preset", {"steps": 9, "seed": 4})])
     assert (resolved["steps"].value, resolved["steps"].source) == (9, "preset")
     assert (resolved["seed"].value, resolved["seed"].source) == (3, "option")
 

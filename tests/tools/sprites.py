@@ -10,7 +10,7 @@ from tools.train_tiny.sprites import SIDE, STYLES, Sprite, Sprites
 
 
 def few_sprites(colour: tuple[int, int, int] | None = None) -> Sprites:
-    """The first six concepts in three styles, each a square of a colour of its own, or of the one that is given."""
+    """The first six concepts in three styles, each a square with its own colour, or with the given one."""
     pictures, index = [], []
     for concept, own in enumerate(permutations((210, 120, 30))):
         for style in STYLES:

@@ -1,4 +1,4 @@
-"""The training of the bundled model, on a smaller one and a few squares: it learns, goes on, and diffusers loads it."""
+"""The training of the bundled model, on a smaller one and a few squares: it learns, resumes, and diffusers loads it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from tools.train_tiny import autoencoder, classifier, evaluate, model, runs, shi
 from tools.train_tiny.runs import DECAY, Progress, Run
 from tools.train_tiny.scenes import SHAPES, Stage, Variety
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 FEW, MORE = 0.2, 0.5
 """Minutes in which a step takes two or three seconds."""
 
 
 class Clock:
-    """Time that passes at will, and a little whenever somebody looks, so that a budget is a number of steps."""
+    """A fake clock, which also advances a little at each reading, so that a budget is a number of steps."""
 
     def __init__(self, patch: pytest.MonkeyPatch, tick: float = 0.0) -> None:
         self.now, self._tick = 0.0, tick
@@ -41,7 +43,7 @@ class Clock:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every part made once, each in as little time as it can."""
+    """Every part made once, each as quickly as possible."""
     folder = tmp_path_factory.mktemp("tiny")
     found = few_sprites()
     with pytest.MonkeyPatch.context() as patch:
@@ -139,7 +141,7 @@ def test_the_rate_rises_stays_and_falls() -> None:
 
 
 def test_a_restored_optimizer_knows_its_learning_rate() -> None:
-    """The one that it was made with, not the one that it had come down to."""
+    """The initial one, not the decayed one."""
     weight = torch.nn.Parameter(torch.zeros(1))
     first, again = (torch.optim.AdamW([weight], lr=0.1) for _ in range(2))
     runs.set_rate(first, 0.25)
@@ -209,7 +211,7 @@ def test_training_goes_on_and_distils(made: Path, tmp_path: Path, small: None) -
 
 
 def inputs_of_a_transformer() -> dict[str, Any]:
-    """Two pictures' worth, all but guidance."""
+    """Two pictures, without guidance."""
     return {
         "hidden_states": torch.randn(2, 16, 4 * autoencoder.LATENT_CHANNELS),
         "encoder_hidden_states": torch.randn(2, 5, text.WIDTH),
@@ -309,7 +311,7 @@ def test_perfect_pictures_get_a_perfect_report() -> None:
     class Knows(classifier.Classifier):
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:
             middle = pictures.mean((2, 3))
-            logits = torch.zeros(len(pictures), len(stage.concepts))  # of those that nobody drew
+            logits = torch.zeros(len(pictures), len(stage.concepts))  # of those that were not drawn
             for i, colour in colours.items():
                 logits[:, i] = torch.where((middle - colour).abs().sum(1) < 0.05, 1.0, -1.0)
             return logits
@@ -342,6 +344,7 @@ def test_the_middle_of_a_picture_is_a_square() -> None:
     assert torch.equal(evaluate._middle(wide.mT), wide.mT[..., 2:4, :])
 
 
+@pytest.mark.posix
 def test_only_what_was_evaluated_is_shipped(made: Path, tmp_path: Path) -> None:
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "model").symlink_to(made / "model")
@@ -379,6 +382,6 @@ def test_what_is_shipped_says_how_it_is_called_and_what_it_is_made_of(made: Path
         loaded("a cat", generator=torch.Generator().manual_seed(0), guidance_scale=scale, output_type="np", **call)
         for loaded, scale in ((FluxPipeline.from_pretrained(tmp_path / "tiny"), 3.5), (pipe, 1.0))
     )
-    np.testing.assert_allclose(stock.images, as_trained.images, atol=0.02)  # but for half precision
+    np.testing.assert_allclose(stock.images, as_trained.images, atol=0.02)  # except for half precision
     assert np.ptp(stock.images) > 0.01
     assert str(made) not in "".join(path.read_text() for path in (tmp_path / "tiny").rglob("*.json"))

@@ -4,15 +4,15 @@
     python -m tools.train_tiny data                      # fetch the emoji packages and draw them; needs npm
     python -m tools.train_tiny autoencoder --minutes 20
     python -m tools.train_tiny train --minutes 400
-    python -m tools.train_tiny judge --minutes 10        # the classifier, and others that never saw one of the styles
+    python -m tools.train_tiny judge --minutes 10        # the classifier, and three trained without one of the styles
     python -m tools.train_tiny evaluate
     python -m tools.train_tiny ship --hardware "two CPU cores"
 
-Every training takes a budget of time, saves itself every few minutes and goes on from there when it is called again. A
-larger budget goes on with one that was finished. To distil guidance into the model, so that one pass a step is enough:
+Every training takes a time budget, saves a snapshot every few minutes and resumes from it when run again. A larger
+budget continues a finished training. To distil guidance into the model, so that one pass per step is enough:
 
 \b
-    python -m tools.train_tiny distil --minutes 30       # after train; to train on undoes it
+    python -m tools.train_tiny distil --minutes 30       # after train; training on undoes it
     python -m tools.train_tiny evaluate --cfg 1 --guidance 3
 """
 
@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # of image processors that nobody needs; read at import
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # about unused image processors; read at import
 
 import torch
 import typer
@@ -33,15 +33,15 @@ from tools.train_tiny import classifier, evaluate, scenes, ship, sprites, text, 
 from tools.train_tiny.concepts import concepts
 
 app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
-Folder = Annotated[Path, typer.Option(help="Where everything is kept.")]
-Minutes = Annotated[float, typer.Option(min=0, help="Budget of time, over all calls together.")]
-Compile = Annotated[bool, typer.Option(help="Compile the blocks, which takes a minute or two and a C++ compiler.")]
+Folder = Annotated[Path, typer.Option(help="Folder for all data and models.")]
+Minutes = Annotated[float, typer.Option(min=0, help="Time budget, over all runs together.")]
+Compile = Annotated[bool, typer.Option(help="Compile the blocks: takes a minute or two, and a C++ compiler.")]
 _HOME = Path("build/tiny")
 
 
 @app.command()
 def data(folder: Folder = _HOME) -> None:
-    """Fetch the emoji packages by name and version, draw them, the same every time, and learn the vocabularies."""
+    """Fetch the emoji packages by name and version, draw them reproducibly, and learn the vocabularies."""
     found = sprites.build(folder / "data", folder / "packages")
     text.build_tokenizers(scenes.Stage(found), folder)
     print(f"{len(found.index)} pictures of {len(concepts())} concepts in {folder / 'data'}")
@@ -64,16 +64,16 @@ def train_(folder: Folder = _HOME, minutes: Minutes = 150, compile: Compile = Tr
 
 @app.command()
 def distil(folder: Folder = _HOME, minutes: Minutes = 30, compile: Compile = True) -> None:
-    """Distil guidance into the finished model, so that one pass a step is enough."""
+    """Distil guidance into the finished model, so that one pass per step is enough."""
     found = sprites.load(folder / "data")
     train.train(found, folder, folder / "model", minutes, _device(), distil=True, compiled=compile)
 
 
 @app.command()
 def judge(folder: Folder = _HOME, minutes: Minutes = 10, check: bool = True) -> None:
-    """Train the classifier on all styles; with --check also on two of three, by turns, to see how it does on the third.
+    """Train the classifier on all styles; with --check also on each two of the three, to test it on the third.
 
-    Each of the four takes its minutes.
+    Each of the four trainings takes --minutes.
     """
     found, device = sprites.load(folder / "data"), _device()
     for held_out in sprites.STYLES if check else ():
@@ -87,17 +87,17 @@ def judge(folder: Folder = _HOME, minutes: Minutes = 10, check: bool = True) -> 
 @app.command("evaluate")
 def evaluate_(
     folder: Folder = _HOME,
-    names: Annotated[int, typer.Option(help="Ask for so many of the commonest concepts.")] = 100,
+    names: Annotated[int, typer.Option(help="Number of the most common concepts to ask for.")] = 100,
     singles: int = 200,
     pairs: int = 100,
-    elsewhere: Annotated[int, typer.Option(help="Ask for so many things at every other size and shape.")] = 40,
-    side: Annotated[int, typer.Option(help="Pixels of the squares.")] = 128,
+    elsewhere: Annotated[int, typer.Option(help="Number of things to ask for at every other size and shape.")] = 40,
+    side: Annotated[int, typer.Option(help="Side of the square pictures, in pixels.")] = 128,
     steps: int = 28,
     guidance: float = 1.0,
     cfg: float = 3.0,
     length: int = 24,
 ) -> None:
-    """Make pictures of fixed prompts and seeds, judge them, and write report.json and sheet.png."""
+    """Generate pictures of fixed prompts and seeds, judge them, and write report.json and sheet.png."""
     found, device = sprites.load(folder / "data"), _device()
     model = classifier.load(folder / "judge", device)
     pipe = evaluate.load(folder / "model" / "pipeline", device)
@@ -115,16 +115,16 @@ def evaluate_(
 
 @app.command("ship")
 def ship_(
-    hardware: Annotated[str, typer.Option(help="What it was trained on, for the card.")],
+    hardware: Annotated[str, typer.Option(help="Hardware that it was trained on, for the card.")],
     folder: Folder = _HOME,
-    history: Annotated[str, typer.Option(help="What else the card should say of the training.")] = "",
+    history: Annotated[str, typer.Option(help="More about the training, for the card.")] = "",
 ) -> None:
-    """Put the finished model in the bundled one's place, to be called as it was evaluated last."""
+    """Replace the bundled model with the finished one, with the defaults that it was last evaluated with."""
     ship.ship(folder, hardware, history)
 
 
 def _judge_without(folder: Path, style: str) -> Path:
-    """Where the classifier lies that never saw a style."""
+    """Folder of the classifier trained without a style."""
     return folder / f"judge-without-{style}"
 
 
@@ -136,4 +136,4 @@ if __name__ == "__main__":
     try:
         app()
     except FileNotFoundError as error:
-        sys.exit(f"{error.filename} is not there: --help lists the commands in their order.")
+        sys.exit(f"{error.filename} is missing: --help lists the commands in order.")

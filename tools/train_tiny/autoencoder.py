@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderTiny
 from torch.nn import functional as F
 
-from h2gen.evaluation.fidelity import psnr, ssim
+from h2gen.evaluation.metrics.psnr_ssim import psnr, ssim
 from tools.train_tiny.render import Renderer, to_images
 from tools.train_tiny.runs import Average, Log, Run, set_rate
 from tools.train_tiny.scenes import Scene, Stage
@@ -20,10 +20,10 @@ from tools.train_tiny.sprites import Sprites
 LATENT_CHANNELS = 12
 _BATCH, _CROP, _RATE = 32, 64, 2e-3
 _NOISE = 0.1
-"""Of a standard deviation is added to latents in training: what is sampled is never exact."""
+"""Noise added to latents in training, in standard deviations: sampled latents are never exact."""
 _SIDES = (96, 128, 128, 192)
 _HELD_OUT = 25
-"""Every so many-th sprite is never trained on."""
+"""One in this many sprites is held out of training."""
 
 
 def build() -> AutoencoderTiny:
@@ -37,7 +37,7 @@ def build() -> AutoencoderTiny:
 
 
 def train(sprites: Sprites, folder: Path, minutes: float, device: torch.device) -> None:
-    """Train it, or go on, and save it with its scale into ``folder``."""
+    """Train the autoencoder, or resume, and save it with its scale into ``folder``."""
     torch.manual_seed(0)
     model = build().to(device, memory_format=torch.channels_last)
     parameters = list(model.parameters())
@@ -77,12 +77,12 @@ def train(sprites: Sprites, folder: Path, minutes: float, device: torch.device) 
 
 
 def load(folder: Path, device: torch.device) -> AutoencoderTiny:
-    """What ``train`` saved, only to be used."""
+    """Load what ``train`` saved, for inference."""
     return AutoencoderTiny.from_pretrained(folder).to(device).requires_grad_(False)
 
 
 def quality(model: AutoencoderTiny, sprites: Sprites, device: torch.device, side: int = 128) -> dict[str, float]:
-    """PSNR (dB) and SSIM of pictures of the sprites that it was not trained on, decoded from their latents."""
+    """PSNR (dB) and SSIM of held-out sprites after encoding and decoding."""
     stage, render = Stage(sprites), Renderer(sprites, device)
     index = sprites.index
     scenes = [stage.one(index[i].concept, index[i].style) for i in range(0, len(index), _HELD_OUT)]
@@ -98,7 +98,7 @@ def quality(model: AutoencoderTiny, sprites: Sprites, device: torch.device, side
 
 
 def _crops(stage: Stage, render: Renderer, rng: np.random.Generator, held_out: frozenset[int]) -> torch.Tensor:
-    """Parts of scenes in which there is something to see, ``(B, 3, _CROP, _CROP)``."""
+    """Random crops of scenes, ``(B, 3, _CROP, _CROP)``."""
     side = int(rng.choice(_SIDES))
     scenes: list[Scene] = []
     while len(scenes) < _BATCH:
@@ -111,7 +111,7 @@ def _crops(stage: Stage, render: Renderer, rng: np.random.Generator, held_out: f
 
 
 def _loss(decoded: torch.Tensor, pictures: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-    """Close in value, in edges and when seen from afar; latents of mean 0 and deviation 1."""
+    """Errors of pixels, edges and the downscaled picture; keeps latents near mean 0 and standard deviation 1."""
     error = decoded - pictures
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     afar = F.avg_pool2d(error, 4).abs().mean()
@@ -121,7 +121,7 @@ def _loss(decoded: torch.Tensor, pictures: torch.Tensor, latents: torch.Tensor) 
 
 @torch.no_grad()
 def _measure_scale(model: AutoencoderTiny, stage: Stage, render: Renderer) -> None:
-    """Have the pipeline see latents of mean 0 and deviation 1."""
+    """Set scale and shift so that the pipeline sees latents of mean 0 and standard deviation 1."""
     rng = np.random.default_rng(1)
     latents = model.encode(render([stage.scene(rng) for _ in range(256)], 128, 128)).latents
     model.register_to_config(scaling_factor=float(1 / latents.std()), shift_factor=float(latents.mean()))

@@ -1,4 +1,4 @@
-"""What is said of a scene."""
+"""Captions of scenes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 import inflect
 import numpy as np
 
-_PICTURE = {  # {x} is what there is to see
+_PICTURE = {  # {x} is the content of the picture
     "3d": ("{x}", "{x}", "{x}", "{x}", "a picture of {x}", "a photo of {x}", "a 3d render of {x}", "{x}, 3d render"),
     "flat": ("a flat icon of {x}", "a flat illustration of {x}", "{x}, flat icon"),
     "cartoon": ("a cartoon of {x}", "a cartoon drawing of {x}", "{x}, cartoon"),
@@ -46,7 +46,7 @@ _words = inflect.engine()
 
 @dataclass(frozen=True)
 class Phrase:
-    """One thing, or several of a kind, in words: "a small blue cat", "three apples"."""
+    """One thing, or several of one kind, in words: "a small blue cat", "three apples"."""
 
     name: str
     adjectives: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Phrase:
 
 @cache
 def plural(name: str) -> str:
-    """The name of several: "cup of coffee" becomes "cups of coffee"."""
+    """The plural of a name: "cup of coffee" becomes "cups of coffee"."""
     if is_plural(name):
         return name
     head, joint, rest = _JOINT.match(name).groups()  # type: ignore[union-attr]
@@ -69,14 +69,14 @@ def plural(name: str) -> str:
 
 
 def is_plural(name: str) -> bool:
-    """Whether the name takes no article: "grapes", "scissors"."""
+    """Whether the name is a plural and takes no article: "grapes", "scissors"."""
     return name in _PLURALS
 
 
 def describe(
     phrases: Sequence[Phrase], style: str, background: str | None, above: bool, rng: np.random.Generator
 ) -> str:
-    """A caption: one phrase, or two of which the first is left of the second or ``above`` it."""
+    """The caption of one phrase, or of two, where the first is left of the second or, if ``above``, above it."""
     if len(phrases) == 1:
         seen = str(phrases[0])
     else:
@@ -88,7 +88,7 @@ def describe(
 
 
 def on_background(seen: str, colour: str) -> str:
-    """What is seen, and what colour is behind it."""
+    """Add the background colour to a caption."""
     return f"{seen} on {_words.a(colour)} background"
 
 

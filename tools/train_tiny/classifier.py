@@ -1,4 +1,4 @@
-"""Who judges the pictures: a small network that names the concept, and has only seen the data set."""
+"""The judge of pictures: a small classifier of concepts, trained only on the data set."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools.train_tiny.scenes import Scene, Stage
 from tools.train_tiny.sprites import STYLES, Sprites
 
 SIDE = 64
-"""Pixels that it sees."""
+"""Side of its input, in pixels."""
 _BATCH, _RATE = 64, 1e-3
 
 
@@ -50,7 +50,7 @@ def _layer(before: int, width: int, stride: int = 1) -> nn.Module:
 def train(
     sprites: Sprites, folder: Path, minutes: float, device: torch.device, styles: Sequence[str] = STYLES
 ) -> Classifier:
-    """Train it on some of the styles, or go on, or take it as it is where its time is spent."""
+    """Train the classifier on some of the styles, or resume; load it if its time budget is spent."""
     torch.manual_seed(0)
     stage, render = Stage(sprites), Renderer(sprites, device)
     model = Classifier(len(stage.concepts)).to(device)
@@ -81,7 +81,7 @@ def train(
 
 
 def load(folder: Path, device: torch.device) -> Classifier:
-    """What ``train`` saved."""
+    """Load what ``train`` saved."""
     saved = torch.load(folder / "snapshot.pt", map_location=device, weights_only=True)["state"]["model"]
     model = Classifier(len(concepts())).to(device)
     model.load_state_dict(saved)
@@ -90,7 +90,7 @@ def load(folder: Path, device: torch.device) -> Classifier:
 
 @torch.no_grad()
 def accuracy(model: Classifier, sprites: Sprites, device: torch.device, styles: Sequence[str]) -> dict[str, float]:
-    """The share of all pictures of some styles whose concept is its first, or one of its first five, guesses."""
+    """Top-1 and top-5 accuracy on all pictures of some styles."""
     stage, render = Stage(sprites), Renderer(sprites, device)
     index = [sprite for sprite in sprites.index if sprite.style in styles]
     pictures = render([stage.one(sprite.concept, sprite.style) for sprite in index], SIDE, SIDE)
@@ -98,14 +98,14 @@ def accuracy(model: Classifier, sprites: Sprites, device: torch.device, styles: 
 
 
 def top_k_accuracy(model: Classifier, pictures: torch.Tensor, concepts: Sequence[int]) -> dict[str, float]:
-    """The share of pictures whose concept is its first, or one of its first five, guesses."""
+    """Top-1 and top-5 accuracy."""
     ranks = ranks_of(model, pictures, concepts)
     return {"top1": float(np.mean(ranks < 1)), "top5": float(np.mean(ranks < 5)), "of": len(concepts)}
 
 
 @torch.no_grad()
 def ranks_of(model: Classifier, pictures: torch.Tensor, concepts: Sequence[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """At which guess, from 0, each picture's concept comes. Pictures of any size, -1 to 1."""
+    """The rank of each picture's concept among the guesses, from 0. Pictures of any size, -1 to 1."""
     seen = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
     logits = torch.cat([model(part) for part in seen.split(256)])
     own = logits.gather(1, torch.tensor(concepts, device=logits.device)[:, None])
@@ -113,7 +113,7 @@ def ranks_of(model: Classifier, pictures: torch.Tensor, concepts: Sequence[int])
 
 
 def _example(stage: Stage, styles: Sequence[str], rng: np.random.Generator) -> tuple[Scene, int]:
-    """A thing anywhere, of any size, on any ground; half of them on white."""
+    """A thing at any place and size on any background; half of them on white."""
     concept = int(rng.integers(len(stage.concepts)))
     there = [style for style in styles if style in stage.styles_of(concept)]
     if not there:
@@ -126,7 +126,7 @@ def _example(stage: Stage, styles: Sequence[str], rng: np.random.Generator) -> t
 
 
 def _spoilt(pictures: torch.Tensor) -> torch.Tensor:
-    """Blurred and noisy, each to a degree of its own, as pictures from a small model are."""
+    """Blur each picture and add noise, by random amounts, like pictures from a small model."""
     degree = torch.rand(len(pictures), 1, 1, 1, device=pictures.device)
     blurred = F.avg_pool2d(pictures, 5, 1, 2, count_include_pad=False)
     noise = 0.15 * torch.rand_like(degree) * torch.randn_like(pictures)

@@ -1,4 +1,4 @@
-"""What the model is taught, and by what names."""
+"""The concepts that the model is taught, with their names."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 _LIST = Path(__file__).with_name("concepts.txt")
 COMMON = 100
-"""So many at the head of the list are the commonest."""
+"""Number of common concepts, at the head of the list."""
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing: its Unicode name, and what people call it; the first word is the one that it is tested with."""
+    """A thing: its Unicode name and everyday names; the first of those is used in tests."""
 
     unicode: str
     names: tuple[str, ...]
@@ -23,7 +23,7 @@ class Concept:
 
 
 def concepts() -> list[Concept]:
-    """All of them, the commonest first."""
+    """All concepts, the most common first."""
     lines = [line for line in _LIST.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     return [_concept(line) for line in lines]
 

@@ -1,4 +1,4 @@
-"""What the model can do, in figures: pictures of fixed prompts and seeds, judged by the classifier."""
+"""Evaluation of the model: pictures of fixed prompts and seeds, judged by the classifier."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from tools.train_tiny.scenes import SHAPES
 from tools.train_tiny.sprites import STYLES, Sprites
 
 _TOGETHER = 10
-"""Pictures made at once."""
+"""Pictures per batch."""
 _NEVER = 1e-9
-"""Thresholds that only measure."""
+"""Thresholds so low that the cache measures and never reuses."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, and what must be seen: concepts, from left to right or, ``above``, from top to bottom, and perhaps the
-    colour behind them."""
+    """A prompt and what its picture must show: concepts from left to right or, if ``above``, from top to bottom, and
+    optionally the background colour."""
 
     prompt: str
     seed: int
@@ -47,7 +47,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Calling:
-    """How the pipeline is called."""
+    """Arguments of the pipeline."""
 
     width: int = 128
     height: int = 128
@@ -58,15 +58,15 @@ class Calling:
 
 
 def load(folder: Path, device: torch.device) -> FluxPipeline:
-    """A pipeline that ``train`` saved, in float32 but rounded to half precision, as it is shipped."""
+    """Load a pipeline that ``train`` saved, in float32 with weights rounded to half precision, as shipped."""
     pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float16, local_files_only=True).to(device, torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 def questions(names: int, singles: int = 200, pairs: int = 100) -> list[Question]:
-    """Prompts with fixed seeds: "a NAME" for so many of the commonest concepts, then two things on a colour, by turns
-    beside and above one another."""
+    """Prompts with fixed seeds: "a NAME" for the most common concepts, then pairs of things on a coloured background,
+    alternately side by side and one above the other."""
     known = concepts()
     chosen = np.linspace(0, names - 1, singles).round().astype(int) if names > singles else np.arange(singles) % names
     asked = [Question(str(Phrase(known[i].name)), seed, (int(i),)) for seed, i in enumerate(chosen)]
@@ -91,11 +91,11 @@ def evaluate(
     elsewhere: Sequence[Question] = (),
     unseen: Mapping[str, Classifier] | None = None,
 ) -> dict[str, Any]:
-    """Make the pictures, judge them, and write ``report.json`` and the unselected ``sheet.png`` into ``folder``.
+    """Generate the pictures, judge them, and write ``report.json`` and the unselected ``sheet.png`` into ``folder``.
 
-    ``elsewhere`` are questions for one thing each, that are asked at every other size and shape that scenes come in;
-    each gets a sheet of its own. ``unseen`` are judges that were trained without a style, by its name: how they do on
-    that style tells how far the judge itself can be trusted with pictures that it was not trained on.
+    ``elsewhere`` are questions for one thing each, asked at every other size and shape of scenes; each size gets its
+    own sheet. ``unseen`` maps a style to a judge trained without it: its accuracy on that style shows how far the
+    judge can be trusted with pictures that it was not trained on.
     """
     device = pipe.device
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,14 +133,14 @@ def evaluate(
 
 
 def sheet(pictures: torch.Tensor, path: Path, columns: int = 20) -> None:
-    """All pictures in one, in their order."""
+    """All pictures on one sheet, in order."""
     images = to_images(pictures)
     images += [Image.new("RGB", images[0].size, "white")] * (-len(images) % columns)
     make_image_grid(images, len(images) // columns, columns).save(path)
 
 
 def _answers(pipe: FluxPipeline, asked: Sequence[Question], calling: Calling) -> torch.Tensor:
-    """A picture for each question, made a few at once: ``(N, 3, height, width)``, -1 to 1."""
+    """One picture per question, in small batches: ``(N, 3, height, width)``, -1 to 1."""
     return torch.cat([_make(pipe, asked[i : i + _TOGETHER], calling) for i in range(0, len(asked), _TOGETHER)])
 
 
@@ -162,7 +162,7 @@ def _make(pipe: FluxPipeline, asked: Sequence[Question], calling: Calling) -> to
 
 
 def _middle(pictures: torch.Tensor) -> torch.Tensor:
-    """The square in the middle, where a thing alone stands: ``(N, 3, side, side)`` of the shorter side."""
+    """The central square, where a single thing is: ``(N, 3, side, side)`` of the shorter side."""
     height, width = pictures.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -170,7 +170,7 @@ def _middle(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def _composed(judge: Classifier, pictures: torch.Tensor, asked: Sequence[Question]) -> dict[str, float]:
-    """Each thing is looked for in its own half, in the middle of it, and the colour along the picture's edge.
+    """Look for each thing in the middle of its half, and for the colour along the picture's edge.
 
     ``pictures`` are squares, ``(N, 3, side, side)``.
     """
@@ -192,14 +192,14 @@ def _composed(judge: Classifier, pictures: torch.Tensor, asked: Sequence[Questio
 
 
 def _half(picture: torch.Tensor, place: int, above: bool) -> torch.Tensor:
-    """The square in the middle of a half, ``(3, side / 2, side / 2)``: left or right; with ``above`` upper or lower."""
+    """The central square of the left or right half, or, if ``above``, upper or lower: ``(3, side / 2, side / 2)``."""
     side = picture.shape[-1]
     along, across = slice(place * side // 2, (place + 1) * side // 2), slice(side // 4, side - side // 4)
     return picture[:, along, across] if above else picture[:, across, along]
 
 
 def _background(picture: torch.Tensor) -> str:
-    """The name of the colour that is nearest to most of the picture's four edges."""
+    """The name of the colour nearest to most of the pixels along the picture's four edges."""
     turned = picture.mT
     edge = torch.cat([seen.flatten(1) for side in (picture, turned) for seen in (side[:, :3], side[:, -3:])], dim=1)
     seen = (edge.median(dim=1).values.cpu().numpy() + 1) * 127.5
@@ -207,7 +207,7 @@ def _background(picture: torch.Tensor) -> str:
 
 
 def _changes(pipe: FluxPipeline, asked: Sequence[Question], calling: Calling, steps: int) -> dict[str, Any]:
-    """The relative change from step to step that each stage's check sees: lowest, median, highest."""
+    """The relative changes between steps that each stage's check measures: lowest, median, highest."""
     seen: dict[str, list[float]] = {"structure": [], "detail": []}
     with h2gen.h2_cache(pipe, tau1=_NEVER, tau2=_NEVER) as trace:
         for question in asked:

@@ -1,4 +1,4 @@
-"""The transformer, and the whole as a pipeline."""
+"""The transformer, and the assembled pipeline."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tools.train_tiny.autoencoder import LATENT_CHANNELS
 from tools.train_tiny.text import WIDTH, Text
 
 PATCH = 16
-"""Pixels of a token's side: the autoencoder's 8, packed 2 by 2."""
+"""Side of a token in pixels: the autoencoder's 8, packed 2 by 2."""
 _DOUBLE, _SINGLE = 8, 16
 _HEADS = 2
-"""Few, each of so many channels that its rotary embedding has waves long enough to tell places apart."""
+"""Few heads, each wide enough for rotary waves long enough to tell positions apart."""
 SHALLOW = 4
-"""A shallow transformer has so many times fewer blocks, and learns so many times as fast what does not need more."""
+"""A shallow transformer has this factor fewer blocks, and learns what needs no more depth this much faster."""
 
 
 def build_transformer(width: int, shallow: bool = False) -> FluxTransformer2DModel:
-    """A new one of so many channels, whose blocks add nothing yet: diffusers leaves all layers at torch's own start."""
+    """A new transformer of a width, whose blocks add nothing yet; diffusers leaves torch's default initialization."""
     fewer = SHALLOW if shallow else 1
     head = width // _HEADS
     axis = 2 * round(head * 7 / 32)  # of the rotary embedding: rows and columns take seven eighths, as in FLUX.1
@@ -43,7 +43,7 @@ def build_transformer(width: int, shallow: bool = False) -> FluxTransformer2DMod
         if parameter.ndim == 2:
             nn.init.xavier_uniform_(parameter)
         elif re.search(r"(to_|add_)[qkv](_proj)?\.bias$", name):
-            # Where a token is shows in attention alone. What does not depend on the token looks there from the start.
+            # Only attention sees positions; parts that do not depend on the token attend to them from the start.
             nn.init.normal_(parameter, std=0.3 if "v" in name.split(".")[-2] else 1.0)
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
@@ -57,10 +57,10 @@ def build_transformer(width: int, shallow: bool = False) -> FluxTransformer2DMod
 
 
 def deepened(shallow: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights of the whole transformer that does what a shallow one does.
+    """Weights of the full transformer that computes the same as a shallow one.
 
-    After each block come others like it, ``SHALLOW`` in all, that add nothing yet: their gates are closed. Having each
-    add so many times less instead, as a differential equation is solved in smaller steps, makes a trained one forget.
+    Each block is followed by copies of itself, ``SHALLOW`` in all, whose gates are closed, so that they add nothing
+    yet. Scaling each block down instead, like smaller steps of a differential equation, makes a trained model forget.
     """
     deep: dict[str, torch.Tensor] = {}
     for name, value in shallow.items():
@@ -80,7 +80,7 @@ def deepened(shallow: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def without_guidance(transformer: FluxTransformer2DModel) -> FluxTransformer2DModel:
-    """The same, but for guidance, which was always 1: its embedding becomes part of the timestep's."""
+    """The same transformer without the guidance input, which was always 1: folds its embedding into the timestep's."""
     taken = FluxTransformer2DModel.from_config({**transformer.config, "guidance_embeds": False})
     taken.load_state_dict({k: v for k, v in transformer.state_dict().items() if "guidance_embedder" not in k})
     embed = transformer.time_text_embed
@@ -91,14 +91,14 @@ def without_guidance(transformer: FluxTransformer2DModel) -> FluxTransformer2DMo
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:
-    """``(B, C, H, W)`` to tokens ``(B, H/2 * W/2, 4 C)``, as the pipeline does it."""
+    """``(B, C, H, W)`` to tokens ``(B, H/2 * W/2, 4 C)``, as in the pipeline."""
     batch, channels, height, width = latents.shape
     packed: torch.Tensor = FluxPipeline._pack_latents(latents, batch, channels, height, width)
     return packed
 
 
 def position_ids(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """``(H/2 * W/2, 3)`` of latents that are ``height`` by ``width``, as the pipeline makes them."""
+    """Position ids ``(H/2 * W/2, 3)`` of latents of ``height`` by ``width``, as in the pipeline."""
     ids: torch.Tensor = FluxPipeline._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
     return ids
 
@@ -106,7 +106,7 @@ def position_ids(height: int, width: int, device: torch.device) -> torch.Tensor:
 def assemble(
     vae: AutoencoderTiny, text: Text, clip: CLIPTextModel, t5: T5EncoderModel, transformer: FluxTransformer2DModel
 ) -> FluxPipeline:
-    """The pipeline that diffusers will load."""
+    """The pipeline, as diffusers will load it."""
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0, use_dynamic_shifting=False),
         vae=vae,

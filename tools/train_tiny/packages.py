@@ -1,4 +1,4 @@
-"""The emoji packages of the npm registry that the pictures and names come from."""
+"""The emoji packages on npm that the pictures and names come from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Package:
-    """A package at one version. ``upstream`` is the work that it carries, under ``licence``."""
+    """A package at one version. ``upstream`` is the work that it contains, under ``licence``."""
 
     name: str
     version: str
@@ -31,13 +31,13 @@ PACKAGES = (
 
 
 def fetch(folder: Path) -> dict[str, Path]:
-    """Fetch and unpack what is not there yet.
+    """Fetch and unpack packages that are missing.
 
     Returns:
-        Each package's folder, by its name.
+        The folder of each package, by name.
 
     Raises:
-        RuntimeError: npm cannot fetch one, or one is not what it says it is.
+        RuntimeError: npm cannot fetch a package, or its version or licence is not the expected one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     return {package.name: _fetch(package, folder) for package in PACKAGES}

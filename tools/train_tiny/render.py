@@ -1,4 +1,4 @@
-"""Scenes as pictures, drawn in batches on the device that trains."""
+"""Renders scenes as pictures, in batches, on the training device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.train_tiny.scenes import Scene, Thing
 from tools.train_tiny.sprites import Sprites
 
 _LEVELS = 4
-"""Each half as large as the one before, so that a small sprite is not made of every fourth pixel."""
+"""Sizes of each sprite, halved from one to the next, so that small sprites are averaged, not subsampled."""
 
 
 class Renderer:
@@ -62,7 +62,7 @@ class Renderer:
         return out
 
     def _grid(self, things: Sequence[Thing], height: int, width: int) -> torch.Tensor:
-        """Where in its sprite each pixel of the picture lies."""
+        """Sampling coordinates in the sprite of each pixel of the picture."""
         shorter = min(height, width)
         places = torch.tensor(
             [(thing.x, thing.y, thing.size) for thing in things],
@@ -76,13 +76,13 @@ class Renderer:
 
 
 def to_images(pictures: torch.Tensor) -> list[Image.Image]:
-    """``(B, 3, height, width)``, -1 to 1, as the pipelines of diffusers hand them out."""
+    """Convert ``(B, 3, height, width)``, -1 to 1, to images, as diffusers' pipelines do."""
     images: list[Image.Image] = VaeImageProcessor().postprocess(pictures, "pil")
     return images
 
 
 def _premultiplied(pictures: torch.Tensor) -> torch.Tensor:
-    """RGBA bytes as colours that are already weighted with their alpha, 0 to 1: these can be averaged."""
+    """RGBA bytes to premultiplied colours, 0 to 1, which can be averaged."""
     values = pictures.float() / 255
     return torch.cat([values[:, :3] * values[:, 3:], values[:, 3:]], dim=1)
 
@@ -94,7 +94,7 @@ def _bytes(premultiplied: torch.Tensor) -> torch.Tensor:
 
 
 def _tinted(sprites: torch.Tensor, tints: Sequence[str | None]) -> torch.Tensor:
-    """Give some sprites another colour: light and shade stay, and so do their white, gray and black parts."""
+    """Tint some sprites; lightness and their white, gray and black parts stay."""
     rows = [i for i, tint in enumerate(tints) if tint is not None]
     if not rows:
         return sprites

@@ -1,4 +1,4 @@
-"""What every training here shares: a budget of time, a learning rate over it, snapshots to go on from, and a log."""
+"""Shared by all trainings: a time budget, its learning-rate schedule, snapshots to resume from, and a log."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 _REPORT = 20.0
-"""Seconds between two lines of the log."""
+"""Seconds between lines of the log."""
 _WARM = 100
-"""Steps until the learning rate is reached."""
+"""Steps of learning-rate warm-up."""
 DECAY = 0.3
-"""The last share of the budget, in which the learning rate falls to nothing."""
+"""Share of the budget, at its end, in which the learning rate falls to 0."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: over all its sessions, with ``seconds`` spent of ``budget``."""
+    """Progress of a run over all its sessions, with ``seconds`` spent of ``budget``."""
 
     budget: float
     seconds: float = 0.0
@@ -36,29 +36,29 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """The learning rate's factor: up in a few steps, level, then down in a straight line."""
+        """Factor of the learning rate: warm-up, constant, then linear decay."""
         falling = (1 - self.share) / self.decay if self.decay else 1.0
         return min(1.0, (self.steps + 1) / _WARM, max(0.02, falling))
 
     @property
     def cooling(self) -> bool:
-        """Whether the learning rate falls by now."""
+        """Whether the learning rate is already falling."""
         return self.share > 1 - self.decay
 
 
 class Run:
-    """A training in a folder. Iterate over it: a pass is a step, until the time is spent.
+    """A training in a folder. Iterate over it: one iteration is one step, until the time is spent.
 
-    It saves what ``state`` holds every few minutes and at the end, and goes on from there when it is made again: killed
-    at any time it loses no more. Just before the learning rate falls it keeps a copy, from which a longer budget goes
-    on: a network that has been cooled down learns little more.
+    Saves ``state`` every few minutes and at the end, and resumes from there when created again: if killed at any time,
+    it loses no more than that. Just before the learning rate falls it keeps a copy, from which a longer budget
+    continues: a network that has been cooled down learns little more.
 
     Args:
         folder: for snapshots and ``log.jsonl``.
         minutes: the budget of all its sessions together.
         state: gives what a snapshot holds.
         restore: takes it back.
-        decay: the last share of the budget, in which the learning rate falls; 0 where another training goes on.
+        decay: the last share of the budget, in which the learning rate falls; 0 if another training follows.
         every: minutes between two snapshots.
     """
 
@@ -109,7 +109,7 @@ class Run:
             self._save(self._snapshot)
 
     def count(self, samples: int) -> None:
-        """So many samples more."""
+        """Add to the number of samples."""
         self.progress = replace(self.progress, samples=self.progress.samples + samples)
 
     def _save(self, path: Path) -> None:
@@ -119,7 +119,7 @@ class Run:
 
 
 class Log:
-    """Means of what is told, a line every few seconds, on the terminal and in ``log.jsonl``."""
+    """Logs means of values, one line every few seconds, on the terminal and in ``log.jsonl``."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "log.jsonl"
@@ -128,7 +128,7 @@ class Log:
         self._samples: int | None = None
 
     def tell(self, progress: Progress, values: Mapping[str, torch.Tensor]) -> None:
-        """Values of a step; reading them waits for the device only when a line is due."""
+        """Record values of a step; reads them, which waits for the device, only when a line is due."""
         for name, value in values.items():
             self._told.setdefault(name, []).append(value.detach())
         if self._samples is None:
@@ -137,7 +137,7 @@ class Log:
             self.write(progress)
 
     def write(self, progress: Progress) -> None:
-        """Say what was told since the last line; also to be called at the end."""
+        """Write means since the last line; also to be called at the end."""
         if not self._told or self._samples is None:
             return
         elapsed = time.monotonic() - self._since
@@ -157,13 +157,13 @@ class Log:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Make the learning rates so many times those that the optimizer was made with, also after it was restored."""
+    """Set the learning rates to a multiple of the optimizer's initial ones, also after it was restored."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
 
 class Average:
-    """A moving average of weights, which makes better pictures than the weights themselves."""
+    """A moving average of the weights, which gives better pictures than the weights themselves."""
 
     def __init__(self, parameters: Sequence[torch.Tensor], decay: float) -> None:
         self._parameters, self._decay = parameters, decay
@@ -176,12 +176,12 @@ class Average:
 
     @torch.no_grad()
     def restore(self, values: Sequence[torch.Tensor]) -> None:
-        """Take the average itself from a snapshot."""
+        """Restore the average from a snapshot."""
         for own, value in zip(self.values, values, strict=True):
             own.copy_(value)
 
     @torch.no_grad()
     def hand_over(self) -> None:
-        """Put the average in the weights' place."""
+        """Replace the weights by the average."""
         for parameter, value in zip(self._parameters, self.values, strict=True):
             parameter.copy_(value)

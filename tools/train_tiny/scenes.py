@@ -1,4 +1,4 @@
-"""Scenes: what stands where, in which colours, and how that is said. Drawn from a random generator, so made anew."""
+"""Random scenes: things, their places and colours, and a caption."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tools.train_tiny.sprites import STYLES, Sprites
 _SQUARE = ((96, 96), (128, 128), (160, 160), (192, 192), (256, 256))
 _UPRIGHT = ((144, 96), (160, 112), (192, 128))
 SHAPES = (*_SQUARE, *_UPRIGHT, *((width, height) for height, width in _UPRIGHT))
-"""Height and width of pictures that scenes are drawn as. 160 x 112 is what h2gen makes of 2:3."""
+"""Height and width of rendered scenes. 160 x 112 is what h2gen makes of 2:3."""
 _KINDS = ("one", "beside", "above", "several")
 _KIND_SHARES = (0.3, 0.38, 0.16, 0.16)
 _UNSAID = 0.1
-"""Scenes without a caption, for classifier-free guidance."""
+"""Share of scenes without a caption, for classifier-free guidance."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A sprite in a scene. ``x``, ``y`` is its middle and ``size`` its side, as shares of the picture's shorter side,
-    with the picture's middle at 0, 0."""
+    """A sprite in a scene. ``x``, ``y`` is its centre and ``size`` its side, as shares of the picture's shorter side;
+    the picture's centre is 0, 0."""
 
     sprite: int
     x: float
@@ -36,7 +36,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to be drawn. ``background`` is RGB, 0 to 1. ``caption`` is empty where nothing is said."""
+    """A picture to render. ``background`` is RGB, 0 to 1. ``caption`` may be empty."""
 
     things: tuple[Thing, ...]
     background: tuple[float, float, float]
@@ -45,10 +45,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Variety:
-    """How much scenes differ. Of less, more is learnt in the same time.
+    """How much scenes vary. With less variety, more is learnt in the same time.
 
-    ``common`` of all things are drawn from the commonest, the rest from all; ``styles`` are the shares of ``STYLES``.
-    ``exact`` scenes have each thing at its very place, on a background of its very colour.
+    The share ``common`` of things is drawn from the common concepts, the rest from all; ``styles`` are the shares of
+    ``STYLES``. ``exact`` scenes have each thing exactly at its place, on a background of exactly the named colour.
     """
 
     common: float = 0.5
@@ -57,7 +57,7 @@ class Variety:
 
 
 class Stage:
-    """Draws scenes from a data set's sprites."""
+    """Draws random scenes from the sprites of a data set."""
 
     def __init__(self, sprites: Sprites, variety: Variety | None = None) -> None:
         self.concepts: list[Concept] = concepts()
@@ -70,7 +70,7 @@ class Stage:
         }
 
     def scene(self, rng: np.random.Generator, aspect: float = 1.0) -> Scene:
-        """Any scene that suits a picture whose width is ``aspect`` times its height."""
+        """A random scene for a picture whose width is ``aspect`` times its height."""
         style = STYLES[rng.choice(len(STYLES), p=self._variety.styles)]
         kind = _KINDS[rng.choice(len(_KINDS), p=_KIND_SHARES)]
         if aspect > 1.2 and kind == "above":
@@ -95,11 +95,11 @@ class Stage:
         return Scene(things, (red, green, blue), caption)
 
     def styles_of(self, concept: int) -> list[str]:
-        """The styles that it is drawn in."""
+        """The styles that a concept has sprites in."""
         return list(self._of[concept])
 
     def one(self, concept: int, style: str, phrase: str = "") -> Scene:
-        """A thing alone on white, as a caption that names no more means it."""
+        """A single thing on white, as meant by a caption that names nothing else."""
         return Scene((Thing(self._of[concept][style], 0, 0, 0.88),), (1.0, 1.0, 1.0), phrase)
 
     def _one(
@@ -145,7 +145,7 @@ class Stage:
         sprite = self._of[concept][style]
         if self._variety.exact:
             return Thing(sprite, x, y, size, tint)
-        dx, dy = rng.uniform(-0.012, 0.012, 2)  # nearly there: no two scenes are the same
+        dx, dy = rng.uniform(-0.012, 0.012, 2)  # with jitter, so that no two scenes are the same
         return Thing(sprite, x + float(dx), y + float(dy), size * float(rng.uniform(0.96, 1.02)), tint)
 
     def _concept(self, style: str, rng: np.random.Generator) -> int:
@@ -175,7 +175,7 @@ class Stage:
 
 
 def _arrangement(count: int, aspect: float) -> tuple[Sequence[tuple[float, float]], float]:
-    """Where several of a kind stand, and how large they are."""
+    """Places and sizes of several things of one kind."""
     if count == 4:
         return [(-0.245, -0.245), (0.245, -0.245), (-0.245, 0.245), (0.245, 0.245)], 0.46
     if count == 3 and 0.8 < aspect < 1.2:

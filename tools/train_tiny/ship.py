@@ -1,4 +1,4 @@
-"""The finished pipeline as the checkpoint that h2gen ships: half precision, with its card and defaults."""
+"""Writes the checkpoint that h2gen ships: the pipeline in half precision, with its card and defaults."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tools.train_tiny.model import PATCH
 from tools.train_tiny.sprites import notice
 
 _LARGEST = 40 * 10**6
-"""Bytes of all weights together."""
+"""Largest size of all weights together, in bytes."""
 
 
 def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> None:
-    """Write the checkpoint with its card, and put it in the old one's place. It is called as it was evaluated.
+    """Write the checkpoint with its card, in place of the old one. Its defaults are those of its evaluation.
 
-    ``history`` is what the card says of its training beside the figures.
+    ``history`` is text for the card about the training.
 
     Raises:
-        RuntimeError: it is larger than may be shipped, or was not evaluated.
+        RuntimeError: the weights are too large to ship, or were not evaluated.
     """
     partial = into.with_name(f"{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -40,7 +40,7 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
         report["content_hash"] != content_hash(resolve(pipe.name_or_path))
         or not {"retrieval", "composed"} <= report.keys()
     ):
-        raise RuntimeError("The model is not as it was evaluated last, or not with all questions: evaluate it first.")
+        raise RuntimeError("The model changed since its evaluation, or that was not complete: evaluate it first.")
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in _networks(pipe).items()}
     pipe.to(torch.float16).save_pretrained(partial, max_shard_size="1GB")
     for path in (partial / "model_index.json", *partial.glob("*/config.json")):
@@ -63,9 +63,9 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
 
 
 def _cleaned(config: str) -> str:
-    """A configuration without what tells of this machine, and without what diffusers does not know.
+    """A configuration without paths of this machine and keys unknown to diffusers.
 
-    Half precision is for the disk: where nothing else is said, everything loads in float32.
+    Half precision is only for the disk: by default everything loads in float32.
     """
     values = json.loads(config)
     values.pop("_name_or_path", None)
@@ -95,14 +95,14 @@ def _defaults(calling: Calling, distilled: bool) -> str:
         "max_sequence_length": calling.length,
         "size_multiple": PATCH,
     }
-    said = "# What this checkpoint is called with where nothing else is said."
+    said = "# The defaults of this checkpoint."
     if not distilled:
         said += " Guidance is not distilled into it: cfg is the true one."
     return f"{said}\n{tomli_w.dumps(values)}"
 
 
 def _training(part: str, folder: Path) -> str:
-    """The card's row of a part: how long it was trained, over how many samples."""
+    """The card's row of one part: minutes and samples of its training."""
     last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return f"| {part.replace('model/', '')} | {last['minutes']:.0f} | {last['samples']:,} |"
 
@@ -152,7 +152,7 @@ def _blocks(shape: Any) -> str:
 
 
 def _row(found: dict[str, float]) -> str:
-    """The card's cells of how often the right thing was found."""
+    """The card's cells of how often the right thing was recognised."""
     return f"{100 * found['top1']:.3g}% | {100 * found['top5']:.3g}% | {found['of']}"
 
 

@@ -1,4 +1,4 @@
-"""The emoji as pictures with transparency: every concept in up to three styles."""
+"""The emoji as pictures with transparency: each concept in up to three styles."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tools.train_tiny.concepts import Concept, concepts
 from tools.train_tiny.packages import PACKAGES, fetch
 
 SIDE = 192
-"""Pixels of a sprite."""
+"""Side of a sprite in pixels."""
 STYLES = ("3d", "flat", "cartoon")
 _PICTURES, _INDEX, _NOTICE = "sprites.npy", "sprites.json", "NOTICE.md"
 
 
 @dataclass(frozen=True)
 class Sprite:
-    """Which concept a picture shows, by its place in the list, and in which style.
+    """The concept of a picture, as an index into the list, and its style.
 
-    ``colourful`` says that most of it has a colour, so that another colour can be given to it.
+    ``colourful`` means that most of it is coloured, so that it can be tinted.
     """
 
     concept: int
@@ -35,14 +35,14 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Sprites:
-    """The data set: ``pictures`` is RGBA, ``(N, SIDE, SIDE, 4)`` uint8, and ``index`` says what they are."""
+    """The data set: ``pictures`` is RGBA, ``(N, SIDE, SIDE, 4)`` uint8, and ``index`` describes them."""
 
     pictures: npt.NDArray[np.uint8]
     index: list[Sprite]
 
 
 def build(folder: Path, packages: Path) -> Sprites:
-    """Fetch the packages and draw every concept, into three files. The same every time."""
+    """Fetch the packages and draw every concept, into three files, reproducibly."""
     homes = fetch(packages)
     names: dict[str, Any] = _json(homes["unicode-emoji-json"] / "data-by-emoji.json")
     emoji = {about["name"].lower(): character for character, about in names.items()}
@@ -68,13 +68,13 @@ def build(folder: Path, packages: Path) -> Sprites:
 
 
 def load(folder: Path) -> Sprites:
-    """What ``build`` wrote."""
+    """Load what ``build`` wrote."""
     index = [Sprite(**sprite) for sprite in _json(folder / _INDEX)]
     return Sprites(np.load(folder / _PICTURES), index)
 
 
 def notice() -> str:
-    """Where the pictures and names are from, as a table."""
+    """A table of the sources of pictures and names."""
     rows = [f"| {p.name} {p.version} ({p.upstream}) | {p.licence} | {p.used_for} |" for p in PACKAGES]
     return "\n".join(["| package | licence | used for |", "|---|---|---|", *rows]) + "\n"
 
@@ -110,7 +110,7 @@ def _file(folder: Path, codes: list[str]) -> Image.Image | None:
 
 
 def _codes(emoji: dict[str, str], concept: Concept) -> list[str]:
-    """How the packages may spell the emoji: its code points, with the variation selector and without."""
+    """Spellings of an emoji in the packages: its code points, with and without the variation selector."""
     code = "-".join(f"{ord(character):x}" for character in emoji[concept.unicode])
     bare = code.replace("-fe0f", "")
     return list(dict.fromkeys([code, bare, f"{bare}-fe0f"]))

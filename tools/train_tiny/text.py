@@ -30,17 +30,17 @@ WIDTH = 128
 _VOCABULARY = 3000
 _CLIP_LENGTH, _T5_LENGTH = 77, 512
 _PIECE = 10.0
-"""How much less likely a piece is than a word, as a logarithm."""
+"""Log-probability of a piece of a word, relative to a word."""
 _ASIDE = 5.0
-"""How much less, as a logarithm, a head of T5's heeds words at first that are not on its side."""
+"""Initial bias of a T5 head against words on its other side, as a logarithm."""
 _CAPTIONS = 40_000
-"""To learn the vocabulary from."""
+"""Captions to learn the vocabulary from."""
 
 
 def build_tokenizers(stage: Stage, folder: Path) -> None:
-    """Learn both vocabularies from captions and save them as ``tokenizer`` and ``tokenizer_2``, unless they are there.
+    """Learn both vocabularies from captions and save them as ``tokenizer`` and ``tokenizer_2``, unless they exist.
 
-    A model is of no use with others than its own, and they do not come out the same twice: ties fall by chance.
+    A model works only with its own vocabularies, and they are not reproducible: ties are broken at random.
     """
     if (folder / "tokenizer_2").exists():
         return
@@ -52,18 +52,18 @@ def build_tokenizers(stage: Stage, folder: Path) -> None:
 
 
 class Text:
-    """Both tokenizers, once they are built."""
+    """Both tokenizers, loaded."""
 
     def __init__(self, folder: Path) -> None:
         self.clip: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         self.t5: T5TokenizerFast = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
-        """T5 tokens of each."""
+        """Number of T5 tokens of each caption."""
         return [len(ids) for ids in self.t5(list(captions)).input_ids]
 
     def ids(self, captions: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids: CLIP's, ``(B, longest)``, whose pads do not count, and T5's, ``(B, length)``, whose pads do."""
+        """Token ids: CLIP's ``(B, longest)``, where padding is ignored, and T5's ``(B, length)``, where it is not."""
         clip = self.clip(list(captions), padding="longest", truncation=True, return_tensors="pt").input_ids
         t5 = self.t5(
             list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
@@ -72,7 +72,7 @@ class Text:
 
 
 def build_encoders(text: Text) -> tuple[CLIPTextModel, T5EncoderModel]:
-    """New ones, of two layers each."""
+    """New text encoders, of two layers each."""
     clip = CLIPTextConfig(
         vocab_size=len(text.clip),
         hidden_size=WIDTH,
@@ -104,13 +104,13 @@ def build_encoders(text: Text) -> tuple[CLIPTextModel, T5EncoderModel]:
 
 @torch.no_grad()
 def _look_both_ways(encoder: T5EncoderModel) -> None:
-    """Have every other head look back, the rest ahead, and half of either no further than three words.
+    """Make every other head look back, the rest ahead, and half of each no further than three words.
 
-    transformers starts with heads that look everywhere alike. A caption is a heap of words then, and training does not
-    find out that it makes a difference what stands first.
+    transformers initializes heads that attend everywhere alike. A caption is then a bag of words, and training does not
+    discover that word order matters.
     """
     bias = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # buckets, heads
-    ahead = len(bias) // 2  # the first bucket of words ahead; each of the first few holds one distance
+    ahead = len(bias) // 2  # the first bucket of following words; each of the first few is one distance
     bias.zero_()
     bias[ahead:, 0::2] -= _ASIDE
     bias[:ahead, 1::2] -= _ASIDE
@@ -119,7 +119,7 @@ def _look_both_ways(encoder: T5EncoderModel) -> None:
 
 
 def _clip(captions: Sequence[str]) -> CLIPTokenizer:
-    """Byte pairs. The end of the text must not have number 2, which transformers reads in a way of its own."""
+    """Byte pairs. The end-of-text token must not have id 2, which transformers treats specially."""
     prototype = CLIPTokenizer()._tokenizer
     tokenizer = Tokenizer(
         models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>", continuing_subword_prefix="")
@@ -138,7 +138,7 @@ def _clip(captions: Sequence[str]) -> CLIPTokenizer:
     tokenizer.train_from_iterator(captions, trainer)
     model = _model(tokenizer)
     vocabulary: dict[str, int] = model["vocab"]
-    for byte in alphabet:  # so that anything can be encoded
+    for byte in alphabet:  # so that any text can be encoded
         vocabulary.setdefault(f"{byte}</w>", len(vocabulary))
     return CLIPTokenizer(
         vocab=vocabulary,
@@ -149,7 +149,7 @@ def _clip(captions: Sequence[str]) -> CLIPTokenizer:
 
 
 def _t5(captions: Sequence[str]) -> T5TokenizerFast:
-    """Every word of the captions whole, and pieces for all others: text tokens cost as much as the picture's."""
+    """Whole words of the captions, and pieces for all others: text tokens cost as much as image tokens."""
     prototype = T5TokenizerFast(extra_ids=0)._tokenizer
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Lowercase()
@@ -169,7 +169,7 @@ def _t5(captions: Sequence[str]) -> T5TokenizerFast:
         (piece, score if score == 0 else score - _PIECE) for piece, score in pieces.items() if piece not in whole
     ]
     vocabulary += list(whole.items())
-    # A normalizer set afterwards is lost when the tokenizer is loaded again, so sentencepiece's own is used.
+    # A normalizer set later is lost when the tokenizer is loaded again, so use sentencepiece's own.
     return T5TokenizerFast(
         vocab=vocabulary, extra_ids=0, model_max_length=_T5_LENGTH, _spm_precompiled_charsmap=_case_folding()
     )

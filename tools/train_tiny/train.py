@@ -26,23 +26,23 @@ from tools.train_tiny.text import Text, build_encoders
 
 _LENGTHS = (16, 24, 32, 64, 128, 512)
 _LENGTH_SHARES = (0.6, 0.2, 0.1, 0.07, 0.025, 0.005)
-"""Of batches padded to at least so many text tokens: few are long, yet no choice of length may destroy a picture."""
+"""Shares of batches padded to at least that many text tokens: few are long, yet every length must work."""
 _SORTED = 4
-"""So many batches are made at once, and share out their captions by length: padding costs as much as words."""
+"""Batches made at once, with captions sorted by length: padding costs as much as words."""
 _MUON = 2.5
-"""Muon's learning rate is so many times AdamW's: 3 learnt faster than 1 from the first 2,000 samples on."""
+"""Ratio of Muon's learning rate to AdamW's: 3 learnt faster than 1 from the first 2,000 samples on."""
 _STRONGEST = 6.0
-"""Guidance that is distilled, from 1 up."""
+"""Highest guidance that is distilled; the lowest is 1."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How a device is kept busy, and what can be learnt on it.
+    """Training settings of a device.
 
-    ``width`` is the transformer's, ``batch`` of pictures of 128 x 128, and ``shares`` are those of ``SHAPES``.
-    ``ema_decay`` is the moving average's. In the first ``shallow`` share of the time the transformer is a shallow one.
-    Latents are used ``uses`` times, with new noise each, where making them takes its time.
-    ``bf16`` says whether autocast to bfloat16 is faster.
+    ``width`` is the transformer's, ``batch`` the number of 128 x 128 pictures, ``shares`` those of ``SHAPES``, and
+    ``ema_decay`` the moving average's. In the first ``shallow`` share of the time the transformer is a shallow one.
+    Latents are used ``uses`` times, each time with new noise, where making them is slow. ``bf16`` turns on autocast to
+    bfloat16, where it is faster.
     """
 
     width: int
@@ -84,12 +84,12 @@ _PACES = {
     ),
 }
 _KEPT = 512
-"""So many batches of latents are kept to be used again."""
+"""Batches of latents kept for reuse."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Scenes of one shape, and their captions' tokens; ``empty`` are those of no caption, for guidance."""
+    """Scenes of one shape and the tokens of their captions; ``empty`` are those of an empty caption, for guidance."""
 
     scenes: list[Scene]
     height: int
@@ -100,7 +100,7 @@ class Batch:
 
 
 class Batches(IterableDataset[Batch]):
-    """Batches without end, drawn from a seed."""
+    """An endless stream of batches, drawn from a seed."""
 
     def __init__(self, stage: Stage, text: Text, pace: Pace, seed: int) -> None:
         self._stage, self._text, self._pace, self._seed = stage, text, pace, seed
@@ -124,7 +124,7 @@ class Batches(IterableDataset[Batch]):
 
 
 class Model(nn.Module):
-    """What is trained: the transformer and both text encoders. Predicts the velocity."""
+    """The trained modules: transformer and both text encoders. Predicts the velocity."""
 
     def __init__(self, text: Text, width: int, shallow: bool = False) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class Model(nn.Module):
         t5: torch.Tensor,
         ids: torch.Tensor,
     ) -> torch.Tensor:
-        """``noisy`` is ``(B, N, 4 C)``, ``sigma`` and ``guidance`` are ``(B,)``, ``ids`` the tokens' places."""
+        """``noisy`` is ``(B, N, 4 C)``, ``sigma`` and ``guidance`` are ``(B,)``, ``ids`` the tokens' positions."""
         embeddings = self.t5(t5)[0]
         velocity: torch.Tensor = self.transformer(
             hidden_states=noisy,
@@ -165,18 +165,18 @@ def train(
     distil: bool,
     compiled: bool = True,
 ) -> None:
-    """Train, or go on, and save the pipeline into ``folder / "pipeline"``.
+    """Train, or resume, and save the pipeline into ``folder / "pipeline"``.
 
-    Where the device is slow, a shallow transformer comes first and is then deepened.
+    On a slow device, a shallow transformer is trained first and then deepened.
 
     Args:
         sprites: the data set.
         made: holds the tokenizers and, in ``autoencoder``, the autoencoder.
-        folder: for snapshots, log and pipeline; with ``distil`` it holds a finished training to begin from.
+        folder: for snapshots, log and pipeline; for ``distil``, with a finished training to start from.
         minutes: the budget of all sessions together.
-        device: on which everything lies.
+        device: where to train.
         distil: learn to do in one pass what guidance does in two.
-        compiled: have the blocks compiled, which takes a minute or two at first.
+        compiled: compile the blocks, which takes a minute or two at first.
     """
     trainer = _Trainer(sprites, made, device, compiled)
     snapshot, shallow = folder / "snapshot.pt", folder / "shallow"
@@ -199,7 +199,7 @@ def train(
             if not snapshot.exists():
                 model.load_state_dict(deepened(_load(begun)["model"]))
         trainer.train(model, folder, minutes)
-        shutil.rmtree(folder / "distilled", ignore_errors=True)  # it was of a model that is no more
+        shutil.rmtree(folder / "distilled", ignore_errors=True)  # distilled from a model that no longer exists
     pipe = trainer.pipeline(model)
     if not distil:
         pipe.register_modules(transformer=without_guidance(pipe.transformer))
@@ -207,7 +207,7 @@ def train(
 
 
 class _Trainer:
-    """What all parts of a training share."""
+    """State shared by all parts of a training."""
 
     def __init__(self, sprites: Sprites, made: Path, device: torch.device, compiled: bool) -> None:
         torch.manual_seed(0)
@@ -219,12 +219,12 @@ class _Trainer:
 
     def model(self, width: int | None = None, *, shallow: bool = False) -> Model:
         model = Model(self._text, width or self.pace.width, shallow).to(self._device)
-        if self._device.type == "cpu":  # fused attention of so few tokens makes the backward pass half as long again
+        if self._device.type == "cpu":  # with so few tokens, fused attention makes the backward pass 1.5 times as long
             model.transformer.set_attention_backend("_native_math")
         return model
 
     def pipeline(self, model: Model) -> FluxPipeline:
-        """On the CPU, as it is saved."""
+        """The pipeline on the CPU, as it is saved."""
         model.to("cpu")
         self._vae.to("cpu", memory_format=torch.contiguous_format)
         return assemble(self._vae, self._text, model.clip, model.t5, model.transformer)
@@ -239,7 +239,7 @@ class _Trainer:
         rate: float = 1,
         teacher: Model | None = None,
     ) -> None:
-        """Train it, or go on from a snapshot, and leave the average in the place of its weights."""
+        """Train the model, or resume from a snapshot, and replace its weights by their average."""
         parameters = list(model.parameters())
         average = Average(parameters, self.pace.ema_decay)
         optimizers = _optimizers(model, self.pace.rate * rate)
@@ -280,7 +280,7 @@ class _Trainer:
         average.hand_over()
 
     def _latents(self, seed: int) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Batches, each with its latents ``(B, C, h, w)`` of mean 0 and deviation 1, used again later as they are."""
+        """Batches with their latents ``(B, C, h, w)``, of mean 0 and standard deviation 1; some are repeated later."""
         workers = self.pace.workers
         batches: Any = DataLoader(
             Batches(self._stage, self._text, self.pace, seed),
@@ -300,7 +300,7 @@ class _Trainer:
 
 
 def encode(vae: AutoencoderTiny, render: Renderer, batch: Batch, bf16: bool = False) -> torch.Tensor:
-    """The latents of a batch's scenes, ``(B, C, h, w)``, of mean 0 and deviation 1."""
+    """The latents of a batch's scenes, ``(B, C, h, w)``, of mean 0 and standard deviation 1."""
     with torch.no_grad(), torch.autocast(render.device.type, torch.bfloat16, enabled=bf16):
         latents = vae.encode(render(batch.scenes, batch.height, batch.width)).latents.float()
     scaled: torch.Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
@@ -319,14 +319,14 @@ def _load(snapshot: Path) -> dict[str, Any]:
 
 
 def _width(snapshot: Path) -> int | None:
-    """The transformer's width in a snapshot, which another device may have begun."""
+    """The width of the transformer in a snapshot, which another device may have started."""
     if not snapshot.exists():
         return None
     return int(_load(snapshot)["model"]["transformer.x_embedder.weight"].shape[0])
 
 
 def _loss(model: Model, teacher: Model | None, batch: Batch, latents: torch.Tensor) -> torch.Tensor:
-    """How far the velocity is from the straight way between noise and picture, or from the teacher's guided one."""
+    """Squared error of the velocity against noise minus picture, or against the teacher's guided velocity."""
     device = latents.device
     with torch.no_grad():
         clean = pack(latents)
@@ -349,14 +349,14 @@ def _loss(model: Model, teacher: Model | None, batch: Batch, latents: torch.Tens
 
 
 def _sigmas(count: int, device: torch.device) -> torch.Tensor:
-    """Logit-normal and stratified: most where the caption tells more than the noisy picture, evenly in every batch."""
+    """Logit-normal and stratified: mostly where the caption tells more than the noisy picture, even in each batch."""
     quantiles = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
     normal = torch.special.ndtri(quantiles.clamp(1e-4, 1 - 1e-4))
     return torch.sigmoid(normal + 0.7)[torch.randperm(count, device=device)]
 
 
 def _optimizers(model: Model, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for all else."""
+    """Muon for the matrices inside the blocks, AdamW for everything else."""
     hidden = {
         parameter
         for name, parameter in model.transformer.named_parameters()

@@ -1,4 +1,4 @@
-"""Prompt files: text, YAML and JSON Lines become entries; every mistake in them is found before a model is loaded."""
+"""Prompt files: text, YAML and JSON Lines become entries; all errors are reported at once, before a model is loaded."""
 
 from h2gen.batches.prompts.entries import KEYS, RUN_WIDE, Entry, Reading
 from h2gen.batches.prompts.files import read_prompts

@@ -1,4 +1,4 @@
-"""An entry of a prompt file: what it may say, and what is told of one that says something else."""
+"""Entries of prompt files: the keys they may have, and the errors found in them."""
 
 from __future__ import annotations
 
@@ -9,50 +9,23 @@ from types import MappingProxyType
 from typing import Any
 
 from h2gen.errors import PromptFileError, SettingError
+from h2gen.settings.table import TABLE
 from h2gen.settings.values import clean_prompt
 from h2gen.wording import did_you_mean, printable, shown
 
 MOST_MISTAKES = 1000
-"""After so many a file is not read on: it is of another kind than its name says."""
+"""Reading stops after this many errors: the file is probably not what its name says."""
 _LONGEST_MISTAKE = 500
 
-_NUMBER = (int, float)
-KEYS: dict[str, tuple[type, ...]] = {
-    "negative": (str,),
-    "seed": (int, str, list),
-    "count": (int,),
-    "steps": (int,),
-    "solver": (str,),
-    "size": (str,),
-    "width": (int,),
-    "height": (int,),
-    "guidance": _NUMBER,
-    "cfg": _NUMBER,
-    "max_sequence_length": (int,),
-    "preset": (str,),
-    "tau1": _NUMBER,
-    "tau2": _NUMBER,
-    "warmup_steps": (int,),
-    "final_steps": (int,),
-    "max_consecutive": (int,),
-    "forecast": (int,),
-    "plan": (str,),
-    "tolerance": (int, float),
-    "budget": (bool,),
-    "hierarchy": (str,),
-    "max_detail_age": (int,),
-    "pfs": (str,),
-    "no_cache": (bool,),
-    "name": (str,),
-}
-"""What an entry may say beside its prompt, and its types."""
-RUN_WIDE = ("model", "base", "device", "dtype", "offload", "out", "format")
-_TYPE_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
+KEYS = {row.name: row for row in TABLE if row.per_prompt}
+"""The rows of the table of settings that an entry can give besides its prompt, by name."""
+RUN_WIDE = tuple(row.name for row in TABLE if row.lasting and not row.per_prompt)
+"""Settings that are the same for a whole run."""
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Given(dict[str, Any]):
-    """Settings that stand in a file, with the place of each key that has one of its own, as ``FILE:LINE``."""
+    """Settings from a file, with the place (``FILE:LINE``) of each key that has one."""
 
     def __init__(self, values: Mapping[str, Any], places: Mapping[str, str] = NOTHING) -> None:
         super().__init__(values)
@@ -60,12 +33,12 @@ class Given(dict[str, Any]):
 
 
 def places_of(given: Mapping[str, Any]) -> Mapping[str, str]:
-    """The places of those keys of some settings that have one of their own."""
+    """The places of the keys that have one."""
     return given.places if isinstance(given, Given) else NOTHING
 
 
 def place_of(given: Mapping[str, Any], key: str, source: str) -> str:
-    """Where a key of some settings stands; ``source`` where nothing more is known."""
+    """The place of a key, or ``source`` if it has none."""
     return places_of(given).get(key, source)
 
 
@@ -73,8 +46,8 @@ def place_of(given: Mapping[str, Any], key: str, source: str) -> str:
 class Entry:
     """One prompt of a file.
 
-    ``given`` overrides settings for it alone, ``defaults`` are its file's. ``notes`` is the JSON text of whatever
-    else a line of JSON held. ``source`` is ``FILE:LINE``.
+    ``given`` are the entry's own settings, ``defaults`` its file's. ``notes`` is the JSON text of everything else in a
+    line of JSON. ``source`` is ``FILE:LINE``.
     """
 
     prompt: str
@@ -86,9 +59,9 @@ class Entry:
 
 @dataclass
 class Reading:
-    """What was found in prompt files: entries, and mistakes as lines that name file, line and key.
+    """What was read from prompt files: entries, and errors as lines with file, line number and key.
 
-    ``broken`` are entries with a mistake: the rest of their settings is still to be looked at.
+    ``broken`` are entries with an error, whose other settings are still to be checked.
     """
 
     entries: list[Entry] = field(default_factory=list)
@@ -96,10 +69,10 @@ class Reading:
     broken: list[Entry] = field(default_factory=list)
 
     def wrong(self, mistake: str) -> None:
-        """Note a mistake.
+        """Note an error.
 
         Raises:
-            PromptFileError: there are so many of them now that reading on would help nobody.
+            PromptFileError: there are so many that reading on is pointless.
         """
         long = len(mistake) > _LONGEST_MISTAKE
         self.mistakes.append(f"{mistake[:_LONGEST_MISTAKE]}..." if long else mistake)
@@ -107,10 +80,10 @@ class Reading:
             self.check()
 
     def check(self) -> None:
-        """Raise what was found wrong.
+        """Raise the errors found so far.
 
         Raises:
-            PromptFileError: there is a mistake, or no prompt at all.
+            PromptFileError: there are any.
         """
         if self.mistakes:
             self.mistakes.sort(key=_in_order)
@@ -129,7 +102,7 @@ class Reading:
         key: str = "prompt",
         notes: str | None = None,
     ) -> None:
-        """Take an entry, or note what is wrong with it. ``key`` is what its file calls the prompt."""
+        """Add an entry, or note its errors. ``key`` is the prompt's key in the file."""
         before = len(self.mistakes)
         if not isinstance(prompt, str):
             self.wrong(f"{source}: {printable(key)} is {shown(prompt)}; give it as text.")
@@ -143,34 +116,33 @@ class Reading:
         (self.entries if right else self.broken).append(Entry(prompt, source, given, defaults, notes))
 
     def checked(self, source: str, given: Mapping[str, Any], what: str = "") -> Given:
-        """The settings whose key and type are right; the others become mistakes, told of ``what`` if that is given."""
+        """The settings that can be used; errors are noted for the others, with ``what`` after their place."""
         right: dict[str, Any] = {}
         whole = source
         for key, value in given.items():
             source = f"{place_of(given, key, whole)}{what}"
             if key in RUN_WIDE:
-                self.wrong(f"{source}: {key} is one for the whole run; give --{key} on the command line.")
+                self.wrong(f"{source}: {key} is the same for the whole run; give --{key} on the command line.")
             elif key not in KEYS:
                 self.wrong(f"{source}: there is no setting {shown(key)}{did_you_mean(key, KEYS)}")
-            elif (isinstance(value, bool) and bool not in KEYS[key]) or not isinstance(value, KEYS[key]):
-                kinds = [kind for kind in KEYS[key] if not (kind is int and float in KEYS[key])]
-                wanted = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
-                self.wrong(f"{source}: {key} is {shown(value)}; give {wanted}.")
             elif key == "preset" and any(mark in str(value) for mark in ("/", "\\", ".toml")):
-                self.wrong(
-                    f"{source}: preset is {shown(value)}; a prompt file can name a preset, but not a file of one."
-                )
+                self.wrong(f"{source}: preset is {shown(value)}; a prompt file can name a preset, but not its file.")
             else:
-                right[key] = value
+                try:
+                    if key != "seed":  # seeds have their own syntax, checked when they are read
+                        KEYS[key].check(value)
+                    right[key] = value
+                except SettingError as error:
+                    self.wrong(f"{source}: {error}")
         return Given(right, places_of(given))
 
 
 def _in_order(mistake: str) -> tuple[str, int]:
-    """What mistakes are sorted by: the file, and the line in it."""
+    """The sort key of an error: its file and line."""
     match = re.match(r"(.*?):(\d+): ", mistake)
     return (match[1], int(match[2])) if match else (mistake, 0)
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, in short and without its full stop."""
+    """The first line of a library's message, without its full stop."""
     return printable(str(error).split("\n")[0]).rstrip(".")

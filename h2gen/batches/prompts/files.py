@@ -1,4 +1,4 @@
-"""Prompt files are fetched and read: lines of text and of JSON here, YAML in a module of its own."""
+"""Reading prompt files: text and JSON Lines here, YAML in ``from_yaml``."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from h2gen.batches.prompts.entries import KEYS, RUN_WIDE, Reading, first_line
 from h2gen.errors import SettingError
-from h2gen.sanitize import is_deep, plain
+from h2gen.sanitize import is_deep, sanitize
 from h2gen.wording import did_you_mean, printable, shown
 
 LARGEST_FILE = 2**30
 LONGEST_LINE = 2**20
 DEEPEST = 32
-"""Levels of a line of JSON. More would be no notes, and a burden to whoever reads the picture's metadata."""
+"""Levels of nesting in a line of JSON; anything deeper is useless as a note, and slow to read from the metadata."""
 
 
 def read_prompts(
@@ -27,7 +27,7 @@ def read_prompts(
     """Read prompt files: ``.txt``, ``.yaml``, ``.jsonl``, or ``-`` for text or JSON Lines on stdin.
 
     Raises:
-        PromptFileError: there are very many mistakes; fewer are left for ``Reading.check``.
+        PromptFileError: there are very many errors; ``Reading.check`` raises it for fewer.
     """
     from h2gen.batches.prompts.from_yaml import read_yaml
 
@@ -36,7 +36,7 @@ def read_prompts(
     names = Counter(Path(path).name for path in paths)
     for path in paths:
         before = len(reading.entries), len(reading.mistakes)
-        # Two files of one name are told apart by their folders.
+        # Folders distinguish files of the same name.
         name = printable(Path(path).name if names[Path(path).name] == 1 else path) or repr(path)
         try:
             name, kind, data = _fetch(path, name, stdin)
@@ -50,7 +50,7 @@ def read_prompts(
             reading.wrong(str(error))
             continue
         if before == (len(reading.entries), len(reading.mistakes)):
-            reading.wrong(f"{name}: there is no prompt in it; write one a line.")
+            reading.wrong(f"{name}: there is no prompt in it; write one per line.")
     return reading
 
 
@@ -64,7 +64,7 @@ def _fetch(path: str, name: str, stdin: Callable[[], bytes]) -> tuple[str, str, 
     )
     try:
         if not Path(path).exists():
-            hint = " To paint a prompt, leave out the word 'batch'." if " " in path else ""
+            hint = " To make a picture of a prompt, leave out the word 'batch'." if " " in path else ""
             raise SettingError(f"{name}: there is no such file.{hint}")
         if kind is None:
             raise SettingError(f"{name}: prompt files end in .txt, .yaml or .jsonl.")
@@ -94,7 +94,7 @@ def _lines(reading: Reading, name: str, data: bytes) -> Iterator[tuple[str, str]
         except UnicodeDecodeError:
             reading.wrong(f"{source}: it is not UTF-8 text; save the file as UTF-8.")
             if number == 1 and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                return  # UTF-16: each further line would say the same
+                return  # UTF-16: every line would have the same error
         start = end + 1
 
 
@@ -112,7 +112,7 @@ def _read_json_lines(reading: Reading, name: str, data: bytes, key: str) -> None
             reading.wrong(f"{source}: it is nested too deeply.")
             continue
         except ValueError as error:
-            reading.wrong(f"{source}: it is no JSON: {first_line(error)}.")
+            reading.wrong(f"{source}: it is not valid JSON: {first_line(error)}.")
             continue
         if is_deep(item, DEEPEST):
             reading.wrong(f"{source}: it is nested in more than {DEEPEST} levels; flatten it.")
@@ -124,19 +124,19 @@ def _read_json_lines(reading: Reading, name: str, data: bytes, key: str) -> None
             continue
         if key not in item:
             meant = did_you_mean(key, islice(item, 100)) if item else "."
-            reading.wrong(f"{source}: {printable(key)} is missing{meant} Name the prompt's key by --prompt-key.")
+            reading.wrong(f"{source}: {printable(key)} is missing{meant} Give the prompt's key with --prompt-key.")
             continue
         prompt = item.pop(key)
         if isinstance(prompt, list) and prompt:
             prompt = prompt[0]
         notes = {name: value for name, value in item.items() if name not in KEYS and name not in RUN_WIDE}
         given = {name: value for name, value in item.items() if name not in notes and value is not None}
-        kept = plain(notes)
+        kept = sanitize(notes)
         reading.add(source, prompt, given, key=key, notes=json.dumps(kept) if kept else None)
 
 
 def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a number in JSON")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Prompts out of YAML, of which only the nodes are read: nothing is built from a stranger's file."""
+"""Prompt files in YAML. Only the nodes are read: an untrusted file builds no Python objects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LONGEST_NUMBER = 100
 
 
 def read_yaml(reading: Reading, name: str, data: bytes) -> None:
-    """Add the entries of a file, and what is wrong with them.
+    """Add the entries of a file, and its errors.
 
     Raises:
         SettingError: the file as a whole cannot be used.
@@ -50,7 +50,7 @@ def read_yaml(reading: Reading, name: str, data: bytes) -> None:
     else:
         raise SettingError(f"{name}:1: write a list of prompts, or 'defaults:' and 'prompts:'.")
     if not isinstance(prompts, yaml.SequenceNode):
-        raise SettingError(f"{name}:{prompts.start_mark.line + 1}: prompts must be a list, with a '-' before each.")
+        raise SettingError(f"{name}:{prompts.start_mark.line + 1}: prompts must be a list, with '-' before each.")
     shared = reading.checked(f"{name}:{root.start_mark.line + 1}", defaults, ": defaults")
     for node in prompts.value:
         source = f"{name}:{node.start_mark.line + 1}"
@@ -79,10 +79,10 @@ def _compose(name: str, data: bytes) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SettingError(
-            f"{name}:{line}: it is no YAML: {printable(error.problem or 'it cannot be read')}."
+            f"{name}:{line}: it is not valid YAML: {printable(error.problem or 'it cannot be read')}."
         ) from error
     except yaml.YAMLError as error:
-        raise SettingError(f"{name}:1: it is no YAML: {first_line(error)}.") from error
+        raise SettingError(f"{name}:1: it is not valid YAML: {first_line(error)}.") from error
     except RecursionError as error:
         raise SettingError(f"{name}:1: it is nested too deeply.") from error
     _refuse_aliases(name, root)
@@ -90,7 +90,7 @@ def _compose(name: str, data: bytes) -> yaml.Node | None:
 
 
 def _refuse_aliases(name: str, root: yaml.Node | None) -> None:
-    """Aliases make a file of any length out of a short one: each of theirs is the same node once more."""
+    """Refuse aliases, which repeat nodes: a short file could expand to any length."""
     import yaml
 
     seen: set[int] = set()
@@ -108,7 +108,7 @@ def _refuse_aliases(name: str, root: yaml.Node | None) -> None:
 
 
 def _nodes(reading: Reading, name: str, mapping: yaml.MappingNode) -> dict[str, tuple[yaml.Node, yaml.Node]]:
-    """A mapping's keys with their nodes; a key that stands there twice is a mistake."""
+    """A mapping's keys with their nodes; a key that occurs twice is an error."""
     found: dict[str, tuple[yaml.Node, yaml.Node]] = {}
     for key, value in mapping.value:
         text = str(key.value) if isinstance(key.value, str) else "?"
@@ -120,7 +120,7 @@ def _nodes(reading: Reading, name: str, mapping: yaml.MappingNode) -> dict[str, 
 
 
 def _yaml_settings(reading: Reading, name: str, node: yaml.Node, what: str) -> Given:
-    """A mapping of settings as Python values. Text stays as it was written: YAML takes 16:9 for a number."""
+    """A mapping of settings as Python values. Text stays as written: YAML would read 16:9 as a number."""
     import yaml
 
     if not isinstance(node, yaml.MappingNode):
@@ -130,10 +130,10 @@ def _yaml_settings(reading: Reading, name: str, node: yaml.Node, what: str) -> G
     for key, (where, value) in _nodes(reading, name, node).items():
         places[key] = f"{name}:{where.start_mark.line + 1}"
         if key != "prompt" and key not in KEYS:
-            values[key] = ""  # whatever its value is, there is no such setting
+            values[key] = ""  # the value does not matter: the setting does not exist
             continue
-        texts = KEYS.get(key) == (str,) or key == "prompt"
-        if texts and isinstance(value, yaml.ScalarNode):
+        is_text = key == "prompt" or KEYS[key].rule.kind is str
+        if is_text and isinstance(value, yaml.ScalarNode):
             values[key] = _text(value)
             continue
         try:
@@ -150,12 +150,12 @@ def _text(node: yaml.ScalarNode) -> str | None:
 
 
 def _scalar(node: yaml.Node) -> Any:
-    """A scalar, or a list of scalars; nothing else is built from a stranger's file."""
+    """A scalar, or a list of scalars."""
     import yaml
 
     if isinstance(node, yaml.ScalarNode):
         kind = node.tag.removeprefix("tag:yaml.org,2002:")
-        # Numbers are built in time that grows with the square of their length.
+        # The time to build a number grows with the square of its length.
         if kind not in _SCALARS or (kind != "str" and len(node.value) > _LONGEST_NUMBER):
             raise ValueError
         return yaml.constructor.SafeConstructor().construct_object(node)

@@ -1,114 +1,129 @@
-"""``h2gen bench``: what a step costs by its outcome, and what the checks cost."""
+"""``h2gen bench``: the time of each kind of step and of the checks; with --paper, the paper's table."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from h2gen.cli import options
+from h2gen.cli.options import MEASURING, option
 from h2gen.errors import SettingError
 from h2gen.wording import printable
 
+if TYPE_CHECKING:
+    from h2gen.evaluation.bench import BenchReport
 
+
+@options.takes_options("bench")
 def bench(
-    model: Annotated[str, typer.Option("--model", "-m", help="A FLUX.1 model to measure.")] = "tiny",
     random: Annotated[
-        bool, typer.Option("--random", help="Measure a FLUX.1 transformer of 350 M random weights instead.")
+        bool, option("--random", help="Measure a FLUX.1 transformer of 350 M random weights instead.", panel=MEASURING)
     ] = False,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", help="Image tokens; 1024 with --random, the model's own otherwise.")
+        int | None,
+        option("--tokens", help="Image tokens; 1024 with --random, else the model's own.", panel=MEASURING),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", "-s", help="Steps a run: 8, or 100 with --paper.", min=5, max=1000)
+        int | None,
+        option("--steps", "-s", help="Steps per run: 8, or 100 with --paper.", panel=MEASURING, min=5, max=1000),
     ] = None,
     repeat: Annotated[
-        int | None, typer.Option("--repeat", help="Runs of each kind: 3, or 1 with --paper.", min=1, max=1000)
+        int | None,
+        option("--repeat", help="Runs of each kind: 3, or 1 with --paper.", panel=MEASURING, min=1, max=1000),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, bf16, fp16, fp32.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object instead of tables.")] = False,
-    paper: Annotated[bool, typer.Option("--paper", help="Make the paper's table instead, from --prompts.")] = False,
-    prompts: Annotated[
-        list[str] | None, typer.Option("--prompts", help="Of --paper: .txt, .yaml or .jsonl.", metavar="FILE")
+    paper: Annotated[
+        bool, option("--paper", help="Make the paper's table instead, from --prompts.", panel=MEASURING)
+    ] = False,
+    prompts: options.Prompts = None,
+    prompt_key: options.PromptKey = None,
+    limit: Annotated[
+        int | None, option("--limit", help="With --paper: the first N prompts only.", panel=MEASURING, min=1)
     ] = None,
-    prompt_key: Annotated[str | None, typer.Option("--prompt-key", help="The key of the prompt in .jsonl.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Of --paper: the first N prompts only.", min=1)] = None,
-    size: Annotated[str, typer.Option("--size", help="Of --paper.")] = "1024x1024",
-    offload: Annotated[str, typer.Option("--offload", help="none, model, group, sequential, auto.")] = "none",
-    report: Annotated[
-        Path | None, typer.Option("--report", help="Of --paper: write a page into this folder.", metavar="DIR")
-    ] = None,
+    size: Annotated[str, option("--size", help="With --paper: size of the pictures.", panel=MEASURING)] = "1024x1024",
+    report: options.Report = None,
+    model: str = "tiny",
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: str = "none",
+    as_json: bool = False,
 ) -> None:
-    """Time a step by its outcome, the checks, and the speed-up against its estimate. No picture is made.
+    """Benchmark each kind of step and the overall speed-up. No picture is made.
 
     With --paper: run the paper's protocol (seed 0, 100 steps, 1024x1024; no cache, block cache, TeaCache and H2-Cache
-    at 0.15 and 0.22), and beside it plain runs of fewer steps.
+    at 0.15 and 0.22), plus uncached runs of fewer steps.
     """
     if paper:
-        from h2gen.cli.paper_table import paper_table
-
-        given = {"model": model, "steps": steps or 100, "size": size, "device": device, "dtype": dtype}
-        reading = (prompts or [], prompt_key)
-        paper_table({**given, "offload": offload}, reading, limit, repeat or 1, report, as_json)
+        _paper_table(
+            prompts,
+            as_json,
+            prompt_key=prompt_key,
+            limit=limit,
+            repeat=repeat or 1,
+            report=report,
+            model=model,
+            steps=steps or 100,
+            size=size,
+            device=device,
+            dtype=dtype,
+            offload=offload,
+        )
         return
     for name, value in (("prompts", prompts), ("limit", limit), ("report", report)):
         if value:
-            raise SettingError(f"--{name} goes with --paper; give that too.")
+            raise SettingError(f"--{name} is only for --paper; give both, or neither.")
     steps, repeat = steps or 8, repeat or 3
-    if tokens is not None and not 1 <= tokens <= 65536:
-        raise SettingError(f"tokens is {tokens}; give a whole number from 1 to 65536.")
-    from rich.console import Console
-    from rich.table import Table
-
     from h2gen.cli.console import make_console, say
 
-    console = make_console()
-    say(console, "Loading and measuring; leave the machine alone meanwhile.", "dim")
+    say(make_console(), "Loading and measuring; do not use the machine meanwhile.", "dim")
 
-    from h2gen.evaluation.bench import measure, random_transformer
-    from h2gen.generation.session import open_session
-    from h2gen.models import choose_device, choose_dtype, resolve
+    from h2gen.evaluation import bench as benchmark
 
-    if random:
-        where = choose_device(device)
-        transformer = random_transformer(where, choose_dtype(dtype, where))
-        name, image_tokens, text_tokens = "random weights", tokens or 1024, 128
-    else:
-        checkpoint = resolve(model)
-        defaults = checkpoint.defaults
-        transformer = open_session(checkpoint, device=device, dtype=dtype).pipe.transformer
-        if type(transformer).__name__ != "FluxTransformer2DModel":
-            raise SettingError(f"{model!r} is not a FLUX.1 model; bench measures those.")
-        name, text_tokens = model, defaults.max_sequence_length
-        image_tokens = tokens or defaults.width * defaults.height // defaults.size_multiple**2
-    measured = measure(transformer, image_tokens=image_tokens, text_tokens=text_tokens, steps=steps, repeats=repeat)
+    measured = benchmark.bench(
+        model, random=random, tokens=tokens, steps=steps, repeat=repeat, device=device, dtype=dtype
+    )
     if as_json:
         print(json.dumps(measured.to_json()))
-        return
+    else:
+        _print_report("random weights" if random else model, measured)
 
-    out = Console(highlight=False, markup=False, emoji=False)
+
+def _paper_table(prompts: list[str] | None, as_json: bool, **given: Any) -> None:
+    from h2gen.cli.console import make_console, route_warnings
+    from h2gen.cli.views.compare import CompareView
+    from h2gen.evaluation.paper_table import METRICS, paper_table
+
+    console = make_console()
+    route_warnings(console, verbose=False)
+    with CompareView(console, as_json, lead=METRICS.split(",")[0]) as view:
+        paper_table(prompts, observer=view, **given)
+
+
+def _print_report(name: str, measured: BenchReport) -> None:
+    from rich.table import Table
+
+    from h2gen.cli.views.evaluation import stdout
+
+    out = stdout()
     out.print(
         f"{printable(name)}: {measured.parameters / 1e6:.0f} M parameters, {measured.blocks} blocks, "
         f"{measured.image_tokens} + {measured.text_tokens} tokens, {measured.device} {measured.dtype}; "
-        f"medians of {repeat} runs of {steps} steps"
+        f"medians of {measured.repeats} runs of {measured.steps} steps"
     )
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     table.add_column("step")
-    for title in ("ms", "of plain"):
+    for title in ("ms", "of uncached"):
         table.add_column(title, justify="right")
-    for word, seconds in (
-        ("plain, no cache", measured.plain),
-        ("full, checked", measured.full),
+    for outcome, seconds in (
+        ("uncached", measured.plain),
+        ("full, with checks", measured.full),
         ("detail reused", measured.detail_reused),
         ("all reused", measured.all_reused),
         ("skipped", measured.skipped),
-        ("both checks alone", measured.checks),
+        ("both checks only", measured.checks),
     ):
-        table.add_row(word, f"{seconds * 1000:.2f}", f"{seconds / measured.plain:.2%}")
+        table.add_row(outcome, f"{seconds * 1000:.2f}", f"{seconds / measured.plain:.2%}")
     out.print(table)
     out.print(
-        f"One full step of four, the others all reused: {measured.measured_speedup:.2f}x measured, "
-        f"{measured.estimated_speedup:.2f}x estimated from the blocks run ({measured.kept:.0%} of it)."
+        f"One full step in four, all others reused: {measured.measured_speedup:.2f}x measured, "
+        f"{measured.estimated_speedup:.2f}x estimated from the blocks that ran ({measured.kept:.0%} of the estimate)."
     )

@@ -1,4 +1,4 @@
-"""``h2gen models``: list the aliases, or print a model's folder."""
+"""``h2gen models``: list the known models, or print the folder of one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from h2gen.errors import ModelError
 
 app = typer.Typer(
-    rich_markup_mode=None, help="List the known models, or print one's folder.", invoke_without_command=True
+    rich_markup_mode=None, help="List the known models, or print the folder of one.", invoke_without_command=True
 )
 
 
@@ -36,18 +36,18 @@ def _list(ctx: typer.Context) -> None:
             entry.repo or "bundled",
             entry.licence + (", gated" if entry.gated else ""),
             f"{size / 1e3:.1f} B" if size >= 1e3 else f"{size:.0f} M",
-            "is here" if is_downloaded(entry) else f"{entry.download_gb:g} GB",
+            "-" if entry.repo is None else "downloaded" if is_downloaded(entry) else f"{entry.download_gb:g} GB",
         )
     Console(highlight=False, markup=False, emoji=False).print(table)
 
 
 @app.command("path")
 def path(name: Annotated[str, typer.Argument(help="An alias, such as dev.", metavar="NAME")]) -> None:
-    """Print the folder that a model lies in."""
+    """Print a model's folder."""
     from h2gen.models import CATALOGUE, local_path, resolve
 
     checkpoint = resolve(name)
     folder = local_path(CATALOGUE[name]) if name in CATALOGUE else Path(checkpoint.location)
     if folder is None:
-        raise ModelError(f"{name!r} is not on this machine yet; the first picture with it downloads it.")
+        raise ModelError(f"{name!r} is not on this machine yet; it is downloaded for the first picture made with it.")
     print(folder)

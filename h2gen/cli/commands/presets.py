@@ -1,4 +1,4 @@
-"""``h2gen presets``: list them, or print one."""
+"""``h2gen presets``: list the presets, or print one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _list(ctx: typer.Context) -> None:
     from h2gen.settings import presets
 
     def thresholds_and_guards(config: CacheConfig) -> tuple[str, str, str]:
-        if config.plan:  # neither has a say then
+        if config.plan:  # it overrides both
             return "-", "-", config.words
         counts = {"warmup": config.warmup_steps, "final": config.final_steps, "max": config.max_consecutive}
         guards = [f"{word} {count}" for word, count in counts.items() if count]
@@ -38,7 +38,7 @@ def _list(ctx: typer.Context) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for title in ("preset", "tau1", "tau2", "guards"):
         table.add_column(title, no_wrap=True)
-    table.add_column("what it is for")
+    table.add_column("purpose")
     for preset in presets.list_presets():
         name = preset.name + (" (default)" if preset.name == presets.DEFAULT else "")
         table.add_row(

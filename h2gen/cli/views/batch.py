@@ -1,4 +1,4 @@
-"""A run of many pictures as it goes on: progress above, the picture in hand beneath; piped, a line a picture."""
+"""A batch in the terminal: progress above, the current picture below; piped, one line per picture."""
 
 from __future__ import annotations
 
@@ -13,27 +13,48 @@ from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from h2gen.batches.jobs import Job
-from h2gen.batches.queue import Tally
-from h2gen.batches.worker import PictureMade, Ready
+from h2gen.batches.messages import PictureMade, Ready
+from h2gen.batches.observer import BatchObserver, Tally
+from h2gen.batches.stop import Level
+from h2gen.cache.outcome_words import by_outcome
 from h2gen.cache.trace import StepRecord
-from h2gen.cli.console import say
-from h2gen.cli.views.live_table import by_outcome, steps_table
+from h2gen.cli.console import complain, say, say_stopping
+from h2gen.cli.views.live_table import steps_table
 from h2gen.cli.views.view import View, clock, progress
+from h2gen.errors import H2GenError, Stopped
 from h2gen.wording import printable
 
 
-class BatchView(View):
-    """Watches a run. Use as a context manager around it."""
+class BatchView(View, BatchObserver):
+    """Shows a run and prints its pictures. Use as a context manager around it; it draws once there is work."""
 
-    def __init__(self, console: Console, tally: Tally, workers: int, *, as_json: bool = False) -> None:
+    def __init__(self, console: Console, *, as_json: bool = False) -> None:
         super().__init__(console)
-        self._tally, self._as_json = tally, as_json
-        self._workers = workers
+        self.wants_steps = console.is_terminal and not console.quiet
+        self._as_json = as_json
+        self._tally, self._workers = Tally(0), 0
         self._jobs: dict[int, Sequence[Job]] = {}
         self._rows: dict[int, deque[StepRecord]] = {}
         self._passes: dict[int, int] = {}
         self._where = "loading the model"
         self._began: float | None = None
+
+    def __enter__(self) -> BatchView:
+        return self  # ``counted`` starts it
+
+    def notice(self, text: str) -> None:
+        say(self._console, text, "dim")
+
+    def counted(self, tally: Tally, duplicates: int, workers: int) -> None:
+        self._tally, self._workers = tally, workers
+        if tally.skipped:
+            left = f"making the other {tally.left}" if tally.left else "--redo makes them again"
+            say(self._console, f"{tally.skipped} of {tally.jobs} pictures exist already: {left}.", "dim")
+        if duplicates:
+            text = f"{duplicates} pictures are duplicates of others in this run; each is made once."
+            say(self._console, text, "dim")
+        if tally.left:
+            self.start()
 
     def ready(self, ready: Ready) -> None:
         self._where = f"{ready.device} {ready.dtype}"
@@ -46,17 +67,17 @@ class BatchView(View):
         self._passes[worker] = 0
 
     def stepped(self, worker: int, record: StepRecord) -> None:
-        if not record.picture:  # of several at once the first is shown
+        if not record.picture:  # only the first picture of a batch is shown
             self._rows[worker].append(record)
         self._passes[worker] += 1
         self.draw()
 
-    def made(self, job: Job, path: Path, made: PictureMade, tally: Tally) -> None:
+    def saved(self, job: Job, path: Path, made: PictureMade, tally: Tally) -> None:
         line = f"{tally.jobs - tally.left}/{tally.jobs}  {path}  seed {made.settings.seed}, {made.seconds:.2f} s"
         if made.summary is not None and made.settings.cache.enabled:
             line += f", {made.summary.share:.0%} of blocks, est. {made.summary.estimated_speedup:.2f}x"
         if made.uncached:
-            line += "; NaN with the cache, made without it"
+            line += "; NaN with the cache, made again without it"
         if not made.described:
             line += f"; its prompt is too long for the metadata of a {path.suffix}"
         say(self._console, line)
@@ -68,35 +89,56 @@ class BatchView(View):
         elif self._console.quiet or not (self._console.is_terminal and sys.stdout.isatty()):
             print(path, flush=True)
 
-    def parted(self, jobs: Sequence[Job], error: str) -> None:
-        fate = f"making each of the {len(jobs)} of its batch alone"
-        say(self._console, f"{jobs[0].source}: {error.rstrip('.')}; {fate}.", "yellow")
+    def split(self, jobs: Sequence[Job], error: str) -> None:
+        text = f"{jobs[0].source}: {error.rstrip('.')}; making the {len(jobs)} pictures of its batch one by one."
+        say(self._console, text, "yellow")
+        self.draw(now=True)
+
+    def relieved(self, job: Job, notice: str) -> None:
+        say(self._console, f"{job.source}: {notice}", "yellow")
         self.draw(now=True)
 
     def failed(self, job: Job, error: str, again: bool, tally: Tally) -> None:
-        fate = "trying once more" if again else "given up"
+        fate = "trying once more" if again else "giving up"
         say(self._console, f"{job.source}: {error.rstrip('.')}; {fate}.", "yellow" if again else "red")
         self.draw(now=True)
+
+    def stopping(self, level: Level) -> None:
+        if level is Level.PICTURE:
+            text = "Stopping after the current picture; press Ctrl-C again to stop after the current step."
+            say(self._console, text, "yellow")
+        elif level is Level.STEP:
+            say_stopping(self._console)
+
+    def ended(self, tally: Tally, seconds: float, failures_file: Path | None, error: H2GenError | None) -> None:
+        self.stop()
+        if tally.failed:
+            complain(f"{tally.failed} of {tally.jobs} pictures failed; they are listed in {str(failures_file)!r}.")
+        if tally.left or tally.made or tally.failed:
+            say(self._console, f"{totals(tally)}; {clock(seconds)} in all.", "bold")
+        if tally.made and error is not None and not isinstance(error, Stopped):
+            left = f"{tally.left} image{'s' if tally.left != 1 else ''} left"
+            say(self._console, f"The run ended early. {left}; run the same command to continue.", "yellow")
 
     def render(self) -> RenderableType:
         width, height = self._console.size
         parts: list[RenderableType] = [Text(), *self._overall(width)]
-        hand = sorted(self._jobs)
-        for worker in hand[1:]:
+        busy = sorted(self._jobs)
+        for worker in busy[1:]:
             parts.append(self._line(worker))
-        if hand:
-            job = self._jobs[hand[0]][0]
-            parts += [Text(), _cut(printable(job.settings.prompt), "bold"), self._line(hand[0])]
+        if busy:
+            job = self._jobs[busy[0]][0]
+            parts += [Text(), _cut(printable(job.settings.prompt), "bold"), self._line(busy[0])]
             room = height - len(parts) - 3
-            if self._rows[hand[0]] and room > 0:
-                rows = list(self._rows[hand[0]])[-room:]
+            if self._rows[busy[0]] and room > 0:
+                rows = list(self._rows[busy[0]])[-room:]
                 parts.append(steps_table(rows, job.settings.cache, width, job.settings.cfg > 1))
         return Group(*parts)
 
     def _overall(self, width: int) -> list[RenderableType]:
         tally = self._tally
-        settled = tally.jobs - tally.left
-        line = progress(settled, tally.jobs, f"{settled}/{tally.jobs} pictures", self._time_left(), width)
+        done = tally.jobs - tally.left
+        line = progress(done, tally.jobs, f"{done}/{tally.jobs} pictures", self._time_left(), width)
         return [line, _cut(totals(tally), "")]
 
     def _time_left(self) -> str:
@@ -106,7 +148,7 @@ class BatchView(View):
         return f"{clock(each * self._tally.left)} left"
 
     def _line(self, worker: int) -> Text:
-        """One worker's picture in a line."""
+        """One line about a worker's current pictures."""
         jobs = self._jobs[worker]
         settings = jobs[0].settings
         others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
@@ -117,7 +159,7 @@ class BatchView(View):
 
 
 def totals(tally: Tally) -> str:
-    """Pictures by what became of them, and what the cache did for them."""
+    """Pictures made, skipped and failed, and what the cache did for them."""
     parts = [f"{tally.made} made", f"{tally.skipped} skipped", f"{tally.failed} failed"]
     steps = tally.steps
     if steps.steps and steps.blocks_run < steps.blocks_total:

@@ -1,4 +1,4 @@
-"""Each step's decisions while they are made: a row a forward pass, what is being made above, progress below."""
+"""The live table: one row per forward pass with the cache's decisions, a heading above, progress below."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.outcome import Outcome
+from h2gen.cache.outcome_words import by_outcome, outcome_of
 from h2gen.cache.trace import StageRecord, StepRecord, Summary, summarize_steps
 from h2gen.cli.views.view import View, clock, progress
 
@@ -21,23 +22,18 @@ _STYLES = {
     Outcome.GUARDED: "magenta",
     Outcome.SKIPPED: "blue",
 }
-
-
-def outcome_of(record: StepRecord) -> tuple[str, str]:
-    """A step's outcome in a word, and its colour."""
-    if record.skipped:
-        return "skipped", "blue"
-    if record.all_reused:
-        return "all reused", "green"
-    if record.structure_reused:
-        return "structure reused", "cyan"
-    if record.full:
-        return ("guarded", "magenta") if record.guarded else ("full", "yellow")
-    return "detail reused", "cyan"
+_WORD_STYLES = {
+    "full": "yellow",
+    "guarded": "magenta",
+    "detail reused": "cyan",
+    "structure reused": "cyan",
+    "all reused": "green",
+    "skipped": "blue",
+}
 
 
 def stage_cell(record: StageRecord, tau: float, planned: bool = False) -> Text:
-    """A stage's change against its threshold, or why there is none; ``planned`` says that a plan decided."""
+    """A stage's change against its threshold, or why it was not measured; ``planned`` means that a plan decided."""
     if record.change is None:
         if record.outcome is Outcome.COMPUTED and not planned:
             return Text("off" if tau == 0 else "first", style="dim")
@@ -50,7 +46,7 @@ def stage_cell(record: StageRecord, tau: float, planned: bool = False) -> Text:
 
 
 def error_cell(record: StepRecord, tolerance: float) -> Text:
-    """How far the picture would be off without the step, against the tolerance."""
+    """The estimated error of skipping the step, against the tolerance."""
     if record.error is None:
         return Text("-", style="dim")
     if record.error <= tolerance:
@@ -61,14 +57,14 @@ def error_cell(record: StepRecord, tolerance: float) -> Text:
 
 
 def _apart(value: float, limit: float, digits: int) -> float:
-    """The value rounded, but not onto a limit that it is strictly below or above."""
+    """The value rounded, but never to a limit that it is strictly below or above."""
     rounded, unit = round(value, digits), 0.1**digits
     if value < limit <= rounded:
         return rounded - unit
     return rounded + unit if rounded <= limit < value else rounded
 
 
-# Title, width, alignment and rank of each column: where there is no room for all, the lowest ranks stay.
+# Title, width, alignment and rank of each column. A narrow terminal shows the columns with the lowest ranks.
 _COLUMNS: tuple[tuple[str, int, JustifyMethod, int], ...] = (
     ("step", 4, "right", 0),
     ("pass", 6, "left", 1),
@@ -84,7 +80,7 @@ _GAP = 2
 
 
 def columns_for(width: int, cache: CacheConfig, contexts: bool) -> list[tuple[str, int, JustifyMethod, int]]:
-    """The columns that say something, as far as a terminal of this width has room for them."""
+    """The columns that have something to show and fit into a terminal of this width."""
     skipping = bool(cache.tolerance and not cache.plan)
     hidden = {"pass": not contexts, "error": not skipping}
     hidden["structure"] = hidden["detail"] = skipping and not (cache.tau1 or cache.tau2)
@@ -96,13 +92,13 @@ def columns_for(width: int, cache: CacheConfig, contexts: bool) -> list[tuple[st
 
 
 def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, contexts: bool) -> Table:
-    """Rows of decisions, with as many columns as the width has room for; never wrapped."""
+    """One row per step, with as many columns as fit into the width; never wrapped."""
     columns = columns_for(width, cache, contexts)
     table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
     for title, wide, justify, _ in columns:
         table.add_column(title, justify=justify, no_wrap=True, min_width=wide)
     for record in records:
-        word, style = outcome_of(record)
+        word = outcome_of(record)
         cells: dict[str, RenderableType] = {
             "step": str(record.step + 1),
             "pass": record.context,
@@ -110,7 +106,7 @@ def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, conte
             "error": error_cell(record, cache.tolerance),
             "structure": stage_cell(record.structure, cache.tau1, bool(cache.plan)),
             "detail": stage_cell(record.detail, cache.tau2, bool(cache.plan)),
-            "outcome": Text(word, style=style),
+            "outcome": Text(word, style=_WORD_STYLES[word]),
             "blocks": f"{record.blocks_run}/{record.blocks_total}",
             "ms": f"{record.seconds * 1000:.1f}",
         }
@@ -119,22 +115,15 @@ def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, conte
 
 
 def counts(summary: Summary, passes: bool = False) -> str:
-    """Steps by outcome, and what they come to; passes where guidance makes two of each step."""
+    """Share of blocks, estimated speed-up and steps per outcome; ``passes`` with true guidance, two per step."""
     return (
         f"{summary.share:.0%} of blocks, est. {summary.estimated_speedup:.2f}x; {'passes: ' if passes else ''}"
         + ", ".join(f"{count} {word}" for word, count in by_outcome(summary))
     )
 
 
-def by_outcome(summary: Summary) -> list[tuple[str, int]]:
-    """How many steps came to each outcome; those that only policies bring about are left out where there are none."""
-    beyond = [("structure reused", summary.structure_reused), ("skipped", summary.skipped)]
-    paper = [("full", summary.full), ("detail reused", summary.detail_reused), ("all reused", summary.all_reused)]
-    return [*paper, *((word, count) for word, count in beyond if count)]
-
-
 class LiveTable(View):
-    """An observer of steps that draws them. Use as a context manager around one picture, or several made at once."""
+    """Draws the steps of one picture or one batch. Use as a context manager around making it."""
 
     def __init__(self, console: Console, heading: list[Text], cache: CacheConfig, passes: int, contexts: bool) -> None:
         super().__init__(console, transient=False)
@@ -147,7 +136,7 @@ class LiveTable(View):
     def on_step(self, record: StepRecord) -> None:
         if not self._records:
             self._started = time.perf_counter() - record.seconds
-        if not record.picture:  # of several at once the first is shown
+        if not record.picture:  # only the first picture of a batch is shown
             self._records.append(record)
         self._summary += summarize_steps([record])
         self.draw()

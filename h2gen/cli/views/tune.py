@@ -1,80 +1,94 @@
-"""A search in the terminal: what it tries while it runs, and the curve at its end."""
+"""Tuning in the terminal: the progress of the search and of the measurement, and the speeds found at the end."""
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from h2gen.cli.views.view import View, clock, columns, progress
-from h2gen.evaluation.figures import percent
+from h2gen.cli.console import say
+from h2gen.cli.views.evaluation import EvaluationView, stdout
+from h2gen.cli.views.view import clock, columns, progress
+from h2gen.evaluation.number_format import percent
+from h2gen.evaluation.tune.options import TuneObserver
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
     from h2gen.evaluation.methods import Method
-    from h2gen.evaluation.tune.search import TuneOptions
+    from h2gen.evaluation.results import Comparison
+    from h2gen.evaluation.tune.options import TuneOptions
     from h2gen.settings.profiles import Profile
 
+_BAR = 24
+"""Characters of the longest bar."""
 
-class TuneView(View):
-    """Watches a search. Use as a context manager around it. Piped, each budget's candidates are plain lines.
+
+class TuneView(EvaluationView, TuneObserver):
+    """Shows tuning: first the search, then the comparison of what it found, then the result on stdout.
 
     Args:
-        console: where it is shown.
-        cases: prompts that the search makes of each candidate.
-        wishes: how much is tried, from which the bar knows how far it is, about.
+        console: where progress and notices go.
+        as_json: print the result as JSON instead of a table.
+        options: how much is tried, from which the remaining time is estimated.
     """
 
-    def __init__(self, console: Console, cases: int, wishes: TuneOptions) -> None:
-        super().__init__(console)
-        self._what = "Loading"
+    def __init__(self, console: Console, as_json: bool, options: TuneOptions) -> None:
+        super().__init__(console, as_json)
         self._made = 0
-        self._about = cases * wishes.pictures
-        self._budgets = list(wishes.budgets)
-        self._best: dict[float, tuple[float, str, float, int]] = {}
+        self._expected = options.search * options.images_per_prompt
+        self._budgets = options.budgets
+        self._best: dict[float, tuple[float, str, float]] = {}
         self._began = time.perf_counter()
 
-    def began(self, what: str) -> None:
-        self._what = what
-        self.tell(f"{what} ...")
-        self.draw(now=True)
+    def resumed(self, measurements: int) -> None:
+        say(self._console, f"Continuing an interrupted search, with {measurements} measurements.", "dim")
 
     def made(self) -> None:
         self._made += 1
         self.draw()
 
     def tried(self, budget: float, method: Method, share: float, error: float) -> None:
-        known = self._best.get(budget)
-        count = 1 if known is None else known[3] + 1
-        if known is None or error < known[0]:
-            self._best[budget] = (error, method.label, share, count)
-        else:
-            self._best[budget] = (*known[:3], count)
+        best = self._best.get(budget)
+        if best is None or error < best[0]:
+            self._best[budget] = (error, method.label, share)
         self.tell(f"{percent(share)} of the blocks, 1 - SSIM {error:.4f}: {method.label}")
         self.draw(now=True)
 
-    def render(self) -> RenderableType:
+    def tuned(self, profile: Profile, comparison: Comparison) -> None:
+        self.stop()
+        if self._as_json:
+            whole = {
+                "profile": str(profile.path),
+                "situation": asdict(profile.key),
+                "measured": dict(profile.measured),
+                "choices": [asdict(choice) for choice in profile.choices],
+                "comparison": comparison.to_json(),
+            }
+            print(json.dumps(whole, allow_nan=False))
+        else:
+            out = stdout()
+            out.print(profile_table(profile, out.width))
+
+    def _before(self, width: int) -> list[RenderableType]:
         each = (time.perf_counter() - self._began) / max(1, self._made)
-        left = f"at most {clock(each * max(0, self._about - self._made))} left" if self._made else ""
-        line = progress(self._made, self._about, f"{self._made} pictures", left, self._console.width)
+        left = f"at most {clock(each * max(0, self._expected - self._made))} left" if self._made else ""
+        bar = progress(self._made, self._expected, f"{self._made} pictures", left, width)
         table = columns(("budget", "right"), ("blocks", "right"), ("1 - SSIM", "right"), ("best so far", "left"))
         for budget in self._budgets:
             if budget in self._best:
-                error, label, share, _ = self._best[budget]
+                error, label, share = self._best[budget]
                 words = Text(printable(label), no_wrap=True, overflow="ellipsis")
                 table.add_row(percent(budget), percent(share), f"{error:.4f}", words)
-        return Group(Text(), Text(self._what, no_wrap=True, overflow="ellipsis"), line, Text(), table)
+        return [bar, Text(), table]
 
 
-_BAR = 24
-"""Characters of the longest bar."""
-
-
-def curve_table(profile: Profile, width: int) -> Table:
-    """A profile's choices, the fastest first, with a bar of how far each picture is from the uncached one."""
+def profile_table(profile: Profile, width: int) -> Table:
+    """A profile's choices, fastest first, with a bar for the distance from the uncached images."""
     table = columns(
         ("faster", "right"),
         ("blocks", "right"),

@@ -1,4 +1,4 @@
-"""What lives in the terminal while work goes on: drawn anew every now and then, and gone at its end."""
+"""The base of live views: redrawn in the terminal while work is in progress, and removed at its end."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rich.text import Text
 from h2gen.cli.console import say
 
 _REDRAW = 0.1
-"""Seconds between two drawings: each costs some milliseconds, which belong to the work."""
+"""Seconds between two redraws: each takes some milliseconds of the work's time."""
 
 _View = TypeVar("_View", bound="View")
 
 
 class View(ABC):
-    """Draws itself where there is a terminal. Use as a context manager around the work.
+    """Draws itself in a terminal. Use as a context manager around the work.
 
     Args:
-        console: where it is drawn; piped or quiet it never is.
-        transient: whether it is gone at its end.
+        console: where it is drawn; never if piped or quiet.
+        transient: remove it at its end.
     """
 
     def __init__(self, console: Console, *, transient: bool = True) -> None:
@@ -35,6 +35,11 @@ class View(ABC):
         self._live: Live | None = None
 
     def __enter__(self: _View) -> _View:
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Take over the terminal."""
         if self._console.is_terminal and not self._console.quiet:
             self._live = Live(
                 console=self._console,
@@ -46,7 +51,6 @@ class View(ABC):
                 get_renderable=self.render,
             )
             self._live.start(refresh=True)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -54,30 +58,30 @@ class View(ABC):
         self.stop()
 
     def stop(self) -> None:
-        """Leave the terminal to whoever comes next."""
+        """Release the terminal."""
         if self._live is not None:
-            self.draw(now=True)  # what is left standing is the end of it
+            self.draw(now=True)  # the last state stays visible
             self._live.stop()
             self._live = None
 
     @abstractmethod
     def render(self) -> RenderableType:
-        """What is seen, no higher than the terminal."""
+        """What to draw, not higher than the terminal."""
 
     def draw(self, now: bool = False) -> None:
-        """Draw, unless it was done a moment ago; ``now`` at any rate."""
+        """Redraw, unless it was redrawn a moment ago; always with ``now``."""
         if self._live is not None and (now or time.perf_counter() - self._drawn >= _REDRAW):
             self._live.refresh()
             self._drawn = time.perf_counter()
 
     def tell(self, line: str) -> None:
-        """Say a line in the place of the drawing, where there is none."""
+        """Print a line instead, if nothing is drawn."""
         if self._live is None:
             say(self._console, line, "dim")
 
 
 def progress(done: int, total: int, count: str, left: str, width: int) -> RenderableType:
-    """A bar, how much is done, and how long the rest takes; ``width`` is the terminal's."""
+    """A bar, the count, and the time left; ``width`` is the terminal's."""
     line = Table.grid(padding=(0, 2, 0, 0))
     room = max(8, min(30, width - len(count) - len(left) - 6))
     line.add_row(ProgressBar(total=total, completed=min(done, total), width=room), Text(count), Text(left))
@@ -85,10 +89,10 @@ def progress(done: int, total: int, count: str, left: str, width: int) -> Render
 
 
 def columns(*titles: tuple[str, str]) -> Table:
-    """A plain table with these columns, each with where its cells stand."""
+    """A plain table with these columns: title and alignment of each."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title, justify in titles:
-        number = justify == "right"  # which no narrow terminal may cut: words give way to it
+        number = justify == "right"  # a narrow terminal must cut words, never numbers
         least = max(len(title), 6) if number else None
         table.add_column(title, justify="right" if number else "left", no_wrap=True, min_width=least)
     return table

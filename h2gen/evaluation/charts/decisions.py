@@ -1,4 +1,4 @@
-"""What was decided at each step: both stages' changes against their thresholds, and what became of the step."""
+"""The chart of one image's decisions: both stages' changes against their thresholds, and the outcome of each step."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from h2gen.cache.config import CacheConfig
+from h2gen.cache.outcome_words import outcome_of
 from h2gen.cache.trace import StepRecord
 from h2gen.evaluation.charts.svg import Box, document, legend, n, plain, ticks
-from h2gen.evaluation.figures import percent
+from h2gen.evaluation.number_format import percent
 
 _STRIP = 30.0
 _GAP = 9.0
 _LEAST = 3.0
-"""Pixels that the blocks of a step are drawn high at least: 2 of 57 would not be seen."""
+"""Minimum height in pixels of a step's bar: 2 of 57 blocks would not be visible."""
 _HIGHEST = 4.0
-"""A change above so many times the larger threshold is drawn at the upper edge; one as far above is left out."""
+"""Changes above this multiple of the larger threshold are drawn at the upper edge; a threshold this far above all
+changes is left out."""
 
 _CLASS = {
     "full": "full",
@@ -30,7 +32,7 @@ _CLASS = {
 
 @dataclass(frozen=True)
 class _Curve:
-    """Numbers that steps were decided by, and what they were held against; ``off`` says why nothing is."""
+    """Numbers that decided steps, and their limit. ``off`` is the legend if there is no limit."""
 
     style: str
     name: str
@@ -39,7 +41,7 @@ class _Curve:
     of: Callable[[StepRecord], float | None]
 
     def values(self, steps: Iterable[StepRecord]) -> list[float]:
-        """Those that are finite."""
+        """The finite values."""
         found = (self.of(record) for record in steps)
         return [value for value in found if value is not None and math.isfinite(value)]
 
@@ -59,19 +61,6 @@ def _curves(cache: CacheConfig) -> list[_Curve]:
 _PASSES = {"cond": "Pass with the prompt", "uncond": "Pass with the negative prompt"}
 
 
-def outcome_of(record: StepRecord) -> str:
-    """A step's outcome in a word: full, guarded, detail reused, structure reused, all reused, skipped."""
-    if record.skipped:
-        return "skipped"
-    if record.structure_reused:
-        return "structure reused"
-    if record.all_reused:
-        return "all reused"
-    if not record.full:
-        return "detail reused"
-    return "guarded" if record.guarded else "full"
-
-
 def decisions_chart(
     steps: Sequence[StepRecord],
     cache: CacheConfig,
@@ -80,20 +69,20 @@ def decisions_chart(
     standalone: bool = True,
     hover: bool = True,
 ) -> str:
-    """Draw one picture's steps as SVG.
+    """Draw one image's steps as SVG.
 
-    Above, the relative change of each stage since its last computed step, and its threshold, dashed; a line has a gap
-    where nothing was measured: at a guarded step, at a first step, and for the detail stage where it was reused along
-    with the structure. Of a tolerance alone it is the error of skipping the step that is drawn. Below, a bar a step as
-    high as the blocks that ran, coloured by outcome. With true guidance
-    there is a plot for each of the two passes.
+    The upper plot shows the relative change of each stage since its last computed step, with its threshold as a dashed
+    line. A line has a gap where nothing was measured: at guarded and first steps, and for the detail stage if it was
+    reused along with the structure. With only a tolerance the plot shows the error of skipping each step. The lower
+    plot has one bar per step, as high as the share of the blocks that ran, coloured by outcome. With true guidance each
+    of the two passes has its own plots.
 
     Args:
-        steps: one picture's records, in order; at least one.
-        cache: the thresholds that they were decided with.
-        width: pixels; text keeps its size, so give what the chart will be shown at (350 to 900).
-        standalone: with colours of its own, for light and dark, and a ground; otherwise the page holds ``STYLE``.
-        hover: say each step's figures when pointed at.
+        steps: one image's records, in order; at least one.
+        cache: the settings that they were decided with.
+        width: pixels at which the chart will be shown (350 to 900); text keeps its size.
+        standalone: with its own colours, for light and dark, and a background; otherwise the page holds ``STYLE``.
+        hover: show each step's figures on hover.
 
     Raises:
         ValueError: there are no steps.
@@ -114,7 +103,7 @@ def decisions_chart(
             top += 20
         measured = "change since the last computed step"
         if cache.tolerance and len(curves) == 1:
-            measured = "how far off the picture would be, in sigma times the velocity"
+            measured = "error of the picture if the step is skipped, in units of sigma times the velocity"
         parts.append(f'<text class="muted" x="4" y="{n(top + 12)}">{measured}</text>')
         labels = plain(ticks(0, high, 5))
         left = 14 + 7.5 * max(len(label) for label in labels)
@@ -131,9 +120,9 @@ def decisions_chart(
 
 
 def _highest(steps: Sequence[StepRecord], curves: Sequence[_Curve]) -> float:
-    """The number at the plot's upper edge."""
+    """The value at the plot's upper edge."""
     largest = max([0.0, *(value for curve in curves for value in curve.values(steps))])
-    # A limit far above every number is no scale for them; a number far above the limits is none for the rest.
+    # Neither a limit far above all values nor a value far above the limits should set the scale.
     limits = [curve.limit for curve in curves if 0 < curve.limit <= _HIGHEST * largest]
     top = max(*limits, min(largest, _HIGHEST * max(limits))) if limits else largest
     return 1.06 * top or 1.0
@@ -143,7 +132,7 @@ def _lines(steps: Sequence[StepRecord], curves: Sequence[_Curve], high: float) -
     """The legend of the plot."""
     entries = []
     if not curves:
-        return [("", "decided beforehand by a plan: nothing was measured", -6.0)]
+        return [("", "decided by a plan; nothing was measured", -6.0)]
     for curve in curves:
         swatch = f'<path class="line {curve.style}" d="M0 0H18"/><path class="dots {curve.style}" d="M9 0h0"/>'
         if curve.limit:
@@ -173,7 +162,7 @@ def _plot(box: Box, records: list[StepRecord], curves: Sequence[_Curve]) -> list
 
 
 def _series(box: Box, stage: str, changes: list[float | None]) -> list[str]:
-    """A stage's line, broken where nothing was measured, its points, and what lies above the scale."""
+    """A stage's line, interrupted where nothing was measured, its points, and markers for values above the scale."""
     line, dots, over = "", "", ""
     before = False
     for index, change in enumerate(changes):
@@ -210,7 +199,7 @@ def _strip(box: Box, records: list[StepRecord]) -> list[str]:
 
 
 def _axis(box: Box, count: int) -> list[str]:
-    """Numbers of steps, from 1, as many as there is room for; the first and the last among them."""
+    """Step numbers, from 1, as many as fit, including the first and the last."""
     most = max(2, int((box.right - box.left) / 36))
     numbers = [1, *(int(value) for value in ticks(1, count, most) if value == int(value))]
     room = 28 * count / (box.right - box.left)
@@ -225,7 +214,7 @@ def _axis(box: Box, count: int) -> list[str]:
 
 
 def _hits(box: Box, records: list[StepRecord], curves: Sequence[_Curve]) -> list[str]:
-    """A column a step, over plot and strip, that tells the step's figures."""
+    """One invisible column per step, over both plots, with the step's figures as its title."""
     wide = n(box.x(1) - box.left)
     high = n(box.bottom - box.top + _GAP + _STRIP)
     parts = []
@@ -241,7 +230,7 @@ def _hits(box: Box, records: list[StepRecord], curves: Sequence[_Curve]) -> list
 
 
 def _bars(steps: Sequence[StepRecord]) -> list[tuple[str, str, float]]:
-    """The legend of the strip, with how high its bars are."""
+    """The legend of the bars, drawn at their heights."""
     total = steps[0].blocks_total
     present = {outcome_of(record): record.blocks_run for record in steps}
     entries = [("", "blocks run:", -6.0)]
@@ -254,7 +243,7 @@ def _bars(steps: Sequence[StepRecord]) -> list[tuple[str, str, float]]:
 
 
 def _description(steps: Sequence[StepRecord]) -> str:
-    """The chart in a sentence, for those who hear it."""
+    """The chart in a sentence, for screen readers."""
     words = [outcome_of(record) for record in steps]
     counts = ", ".join(f"{words.count(word)} {word}" for word in _CLASS if word in words)
     run, total = sum(record.blocks_run for record in steps), sum(record.blocks_total for record in steps)

@@ -1,4 +1,4 @@
-"""What each method gains in wall time against what it costs in fidelity, a point a method."""
+"""The chart of speed against fidelity, with one point per method."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from h2gen.cache.plan import plan_of
+from h2gen.cache.policies.plan import plan_of
 from h2gen.evaluation.charts.svg import Box, document, escape, legend, n, plain, shorten, ticks, width_of
-from h2gen.evaluation.figures import first_fidelity, reading, times
+from h2gen.evaluation.number_format import reading, times
 from h2gen.evaluation.results import best_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ KINDS = {
     "reference": "uncached",
     "truth": "uncached, very many steps",
 }
-"""The kinds of methods, in words."""
+"""Display names of the kinds of methods."""
 
 _BAND = 30.0
 _BESIDE = (
@@ -45,11 +45,11 @@ _BESIDE = (
     (-9, 18, "end"),
     (9, 18, ""),
 )
-"""Where a name may stand from its point, in pixels, the best place first."""
+"""Possible positions of a name relative to its point, in pixels, the best one first."""
 
 
 def glyph(kind: str, size: float = 14.0) -> str:
-    """A kind's mark as a small SVG of its own, for tables; empty for a kind that the chart leaves out."""
+    """A kind's symbol as a small SVG, for tables; empty for a kind that the chart leaves out."""
     if kind not in _SHAPES:
         return ""
     return (
@@ -59,7 +59,7 @@ def glyph(kind: str, size: float = 14.0) -> str:
 
 
 def short_label(method: MethodResult) -> str:
-    """A name for a point: H2-Cache's are told apart by what decides alone."""
+    """A short name for a point; for H2-Cache only its policy, such as its thresholds."""
     detail = method.detail
     if method.kind == "h2" and detail.get("plan"):
         plan = plan_of(detail["plan"], 0)
@@ -72,7 +72,7 @@ def short_label(method: MethodResult) -> str:
 
 
 def truth_steps(comparison: Comparison) -> str:
-    """How many steps the true solution was approached with, in a word."""
+    """The number of steps of the image used as the true solution."""
     return next((str(method.steps) for method in comparison.methods if method.kind == "truth"), "very many")
 
 
@@ -92,35 +92,35 @@ def pareto_chart(
     width: float = 520.0,
     standalone: bool = True,
 ) -> str:
-    """Draw all methods as SVG: to the right what is faster by the clock, above what is better by the metric.
+    """Draw all methods as SVG: further right is faster by wall time, higher up is better by the metric.
 
-    Each point carries ``data-method``, the method's name, and takes the keyboard's focus. The truth is left out: it is
-    no rival in speed. An infinite value (identical pictures) is drawn in a band of its own at the upper edge.
+    Each point carries ``data-method``, the method's name, and can be focused by keyboard. The truth is left out: it
+    does not compete in speed. An infinite value (identical images) is drawn in a separate band at the upper edge.
 
     Args:
         comparison: what was measured.
-        metric: one of its metrics; where less is better, the axis is turned over.
-        against: what the pictures were compared with, ``reference`` or ``truth``.
-        width: pixels; text keeps its size, so give what the chart will be shown at (350 to 900).
-        standalone: with colours of its own, for light and dark, and a ground; otherwise the page holds ``STYLE``.
+        metric: one of its metrics; if less is better, the axis is reversed.
+        against: what the images were compared with, ``reference`` or ``truth``.
+        width: pixels at which the chart will be shown (350 to 900); text keeps its size.
+        standalone: with its own colours, for light and dark, and a background; otherwise the page holds ``STYLE``.
     """
     truth = against == "truth"
     points = [_Point(m, m.mean(metric, truth=truth)) for m in comparison.methods if m.kind in _SHAPES]
     points = [point for point in points if not math.isnan(point.value)]
     methods = [point.method for point in points]
-    if metric == first_fidelity(comparison) and not truth:
+    if metric == comparison.fidelity_metric and not truth:
         best = {method.name for method in methods if method.pareto}
     else:
         best = best_of(methods, metric, truth=truth)
     words = {kind: title for kind, title in KINDS.items() if any(m.kind == kind for m in methods)}
     if "h2" in words:
-        words["h2"] += ", by what decides"
+        words["h2"] += ", by its settings"
     entries = [
         (f'<g class="{kind}"><path class="mark" transform="translate(6 0)" d="{_SHAPES[kind]}"/></g>', title, 12.0)
         for kind, title in words.items()
     ]
     if len(best) > 1:
-        entries.append(('<path class="best" d="M0 0H18"/>', "no other is both faster and better", 18.0))
+        entries.append(('<path class="best" d="M0 0H18"/>', "no other method is both faster and better", 18.0))
     parts, used = legend(entries, 4, 14, width - 8)
     parts.append(
         f'<text class="muted" x="4" y="{n(18 + used + 10)}">{escape(_axis_title(comparison, metric, truth))}</text>'
@@ -132,32 +132,32 @@ def pareto_chart(
     parts.append(f'<text class="muted mid" x="{middle}" y="{n(box.bottom + 38)}">{_X_TITLE}</text>')
     placed = [_place(point, box, metric) for point in points]
     line = sorted((point for point in placed if point.method.name in best), key=lambda point: point.x)
-    for one, other in pairwise(line):  # dotted where it leaves the band, which is not on the scale
+    for one, other in pairwise(line):  # dotted where it leaves the band, which is off the scale
         dotted = ' stroke-dasharray="2 4"' if math.isinf(one.value) else ""
         parts.append(f'<path class="best"{dotted} d="M{n(one.x)} {n(one.y)}L{n(other.x)} {n(other.y)}"/>')
     names = _names(placed, line, comparison.chosen, box)
-    # The chosen one last: what is drawn later lies above.
+    # The chosen one last, so that it is drawn on top.
     for point in sorted(placed, key=lambda point: (point.method.name == comparison.chosen, point.method.name in best)):
         parts.append(_mark(point, metric, comparison.chosen, names.get(point.method.name, "")))
     described = f"{metric.title} and speed-up of {len(placed)} methods."
     return document(width, box.bottom + 46, described, parts, standalone=standalone)
 
 
-_X_TITLE = "times as fast as uncached, by the clock"
+_X_TITLE = "speed-up over uncached, by wall time"
 
 
 def _axis_title(comparison: Comparison, metric: MetricInfo, truth: bool) -> str:
     unit = f", {metric.unit}" if metric.unit else ""
     if not metric.fidelity:
-        return f"{metric.title}{unit}: the picture by itself, up is better"
+        return f"{metric.title}{unit} of the picture by itself: higher is better"
     what = f"the picture of {truth_steps(comparison)} steps" if truth else "the uncached picture"
-    return f"{metric.title}{unit}: up is closer to {what}"
+    return f"{metric.title}{unit}: higher is closer to {what}"
 
 
 def _frame(
     points: Sequence[_Point], metric: MetricInfo, top: float, width: float, high: float
 ) -> tuple[Box, list[str]]:
-    """The plot's box, with its grid and numbers."""
+    """The plot's box, with its grid and axis labels."""
     finite = [point.value for point in points if math.isfinite(point.value)] or [0.0, 1.0]
     low, most = _padded(finite, 0.09)
     first, last = _padded([point.method.speedup for point in points] or [1.0], 0.07)
@@ -199,9 +199,9 @@ def _place(point: _Point, box: Box, metric: MetricInfo) -> _Point:
 
 
 def _names(points: Sequence[_Point], line: Sequence[_Point], chosen: str, box: Box) -> dict[str, str]:
-    """A name beside each point that has room for one; the chosen one first, then the best."""
+    """A name next to each point that has room for it, in the order chosen, reference, Pareto-optimal, others."""
     taken = [(point.x - 7, point.y - 7, point.x + 7, point.y + 7) for point in points]
-    for one, other in pairwise(line):  # the line is kept clear by boxes along it
+    for one, other in pairwise(line):  # boxes along the line keep it clear
         pieces = max(1, int(math.hypot(other.x - one.x, other.y - one.y) / 6))
         for piece in range(1, pieces):
             x, y = (a + (b - a) * piece / pieces for a, b in ((one.x, other.x), (one.y, other.y)))

@@ -1,4 +1,4 @@
-"""What every chart is made of: safe text, how wide it will be, round numbers for an axis, and colours."""
+"""Building blocks of all charts: escaped text and its width, round axis values, legends, and colours."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ color-scheme:light dark;color:var(--ink,#22262b);--c-line:#dcdad5;--c-ground:#fd
 --c-muted:#9aa1ab;--c-structure:#79aef2;--c-detail:#f0946c;--c-full:#a3abb8;--c-guarded:#b79be0;--c-part:#45b3a5;
 --c-reused:#2f7f69;--c-other:#d9b84a;--c-skipped:#3c5878;--c-h2:#4fd0c2;--c-steps:#f2a65a;--c-solver:#b5a0ff;--c-peer:#9db1c9}}
 """
-"""Charts that stand alone carry it; a page that embeds some puts it in once."""
+"""Standalone charts contain it; a page that embeds charts includes it once."""
 
 _NARROW = frozenset("ijlftrI.,:;'|!()[] ")
 _WIDE = frozenset("mwMW@%×±")
 
 
 def escape(text: str) -> str:
-    """Text from strangers as it may stand in XML, in an attribute too."""
+    """Untrusted text, escaped for XML and for attributes."""
     return html.escape(printable(text), quote=True)
 
 
 def width_of(text: str, size: float = 12.5) -> float:
-    """About how many pixels the text takes in a system's own sans serif; rather too many than too few."""
+    """Approximate width of the text in pixels in a system sans serif font, erring on the wide side."""
 
     def share(char: str) -> float:
         if char in _NARROW:
@@ -83,7 +83,7 @@ def width_of(text: str, size: float = 12.5) -> float:
 
 
 def shorten(text: str, width: float, size: float = 12.5) -> str:
-    """The text, with an ellipsis where it would be wider than ``width`` pixels."""
+    """The text, cut with an ellipsis if it would be wider than ``width`` pixels."""
     if width_of(text, size) <= width:
         return text
     while text and width_of(text + "…", size) > width:
@@ -105,7 +105,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def plain(values: list[float]) -> list[str]:
-    """Numbers of one axis, all with as many decimals as the finest of them needs."""
+    """Axis labels, all with as many decimals as the finest value needs."""
     for digits in range(6):
         if all(math.isclose(round(value, digits), value, abs_tol=1e-9) for value in values):
             return [f"{value:.{digits}f}" for value in values]
@@ -119,7 +119,7 @@ def n(value: float) -> str:
 
 @dataclass(frozen=True)
 class Box:
-    """Where a plot lies, and the numbers at its edges: ``low`` at the bottom, ``high`` at the top."""
+    """The area of a plot, and the values at its edges: ``low`` at the bottom, ``high`` at the top."""
 
     left: float
     top: float
@@ -138,13 +138,13 @@ class Box:
 
 
 def legend(entries: list[tuple[str, str, float]], left: float, top: float, right: float) -> tuple[list[str], float]:
-    """Swatches with their words, in as many lines as they need.
+    """Swatches with their labels, in as many lines as needed.
 
     Args:
-        entries: a swatch drawn around (0, 0) to the right, its words, and the swatch's width.
+        entries: a swatch drawn from (0, 0) to the right, its label, and the swatch's width.
 
     Returns:
-        The elements, and the height that they take.
+        The elements, and their height.
     """
     parts, x, y = [], left, top
     for swatch, words, wide in entries:
@@ -159,7 +159,7 @@ def legend(entries: list[tuple[str, str, float]], left: float, top: float, right
 
 
 def document(width: float, height: float, description: str, parts: list[str], *, standalone: bool) -> str:
-    """The chart; ``standalone`` with its own colours and ground."""
+    """The whole SVG; ``standalone`` with its own colours and background."""
     own = f'<style>{STYLE}</style><rect class="ground" width="100%" height="100%"/>' if standalone else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="h2gen-chart" viewBox="0 0 {n(width)} {n(height)}" '

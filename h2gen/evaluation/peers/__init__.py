@@ -1,4 +1,4 @@
-"""Other caches for Flux behind one interface, to compare H2-Cache with at equal cost."""
+"""Other caches to compare H2-Cache with: FBCache, TeaCache, MagCache, TaylorSeer, SeaCache and DBCache."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ from h2gen.errors import SettingError
 from h2gen.evaluation.peers.base import Peer, Span, Value, contexts, threshold_of
 from h2gen.evaluation.peers.builtin import FirstBlock, Magnitude, Sea, Taylor
 from h2gen.evaluation.peers.dbcache import DualBlock
-from h2gen.evaluation.peers.search import TOLERANCE, Settled, settle
+from h2gen.evaluation.peers.equal_cost import TOLERANCE, EqualCost, find_equal_cost
 from h2gen.wording import did_you_mean
 
-__all__ = ["PEERS", "TOLERANCE", "Peer", "Settled", "Span", "Value", "choose_peers", "default_peers", "settle"]
+__all__ = [
+    "PEERS",
+    "TOLERANCE",
+    "EqualCost",
+    "Peer",
+    "Span",
+    "Value",
+    "choose_peers",
+    "default_peers",
+    "find_equal_cost",
+]
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,13 @@ PEERS: dict[str, Peer] = {
         FirstBlock(
             "block",
             "Block cache",
-            note="The paper's block cache, taken to be what its authors' code runs without its second stage: a "
-            "first-block cache. They compare pooled residuals; diffusers compares them whole.",
+            note="Stands for the paper's block cache, assumed to be its authors' code without its second stage: a "
+            "first-block cache. The authors compare pooled residuals, diffusers compares whole ones.",
         ),
         Tea(
             "tea",
             "TeaCache",
-            note="The published polynomial on FLUX.1 [dev] and what is built like it, none on other models.",
+            note="Uses the published polynomial on FLUX.1 [dev] and models built like it, none on others.",
         ),
         Magnitude("mag", "MagCache"),
         Taylor(
@@ -57,7 +67,11 @@ PEERS: dict[str, Peer] = {
             "TaylorSeer",
             note="In its lite mode, which forecasts the transformer's output; interval and warm-up are searched.",
         ),
-        Sea("sea", "SeaCache", note="diffusers' port, on the latents; its authors filter the first block's input."),
+        Sea(
+            "sea",
+            "SeaCache",
+            note="diffusers' port, which works on the latents; its authors filter the first block's input.",
+        ),
         DualBlock("dbcache", "DBCache"),
         DualBlock("dbcache-taylor", "DBCache+Taylor", taylor=True),
     )
@@ -66,30 +80,32 @@ PEERS: dict[str, Peer] = {
 
 
 def choose_peers(names: str) -> list[Peer]:
-    """Peers by their names with commas between, in that order, each once.
+    """Peers by their names, separated by commas, in that order, without repetitions.
 
     Raises:
-        SettingError: a name is unknown, none is given, or a peer's package is not installed.
+        SettingError: a name is unknown, the list is empty, or a peer's package is not installed.
     """
     wanted = list(dict.fromkeys(name for name in (part.strip().lower() for part in names.split(",")) if name))
     if not wanted:
-        raise SettingError(f"No cache to compare with is named in {names!r}; give some of {', '.join(PEERS)}.")
+        raise SettingError(f"against is {names!r}, which names no cache; choose from {', '.join(PEERS)}.")
     for name in wanted:
         if name not in PEERS:
             known = ", ".join(PEERS)
             raise SettingError(f"There is no cache {name!r} to compare with{did_you_mean(name, PEERS)} Known: {known}.")
         if not _installed(PEERS[name]):
-            raise SettingError(f"{name} needs {PEERS[name].package}, which is not installed: {_INSTALL}")
+            raise SettingError(
+                f"{name} needs {PEERS[name].package}, which is not installed; run: pip install {PEERS[name].package}."
+            )
     return [PEERS[name] for name in wanted]
 
 
 def default_peers() -> tuple[list[Peer], list[str]]:
-    """The frontier's peers, as far as their packages are installed, and a notice of each package that is not."""
+    """The frontier's peers whose packages are installed, and a notice for each package that is not."""
     wanted = [PEERS[name] for name in FRONTIER]
     missing = [peer for peer in wanted if not _installed(peer)]
     notices = [
-        f"{' and '.join(peer.title for peer in missing if peer.package == package)} would join in with {package}: "
-        f"{_INSTALL}"
+        f"{' and '.join(peer.title for peer in missing if peer.package == package)} left out: {package} is not "
+        f"installed; run: pip install {package}"
         for package in dict.fromkeys(peer.package for peer in missing)
     ]
     return [peer for peer in wanted if peer not in missing], notices
@@ -97,7 +113,6 @@ def default_peers() -> tuple[list[Peer], list[str]]:
 
 FRONTIER = ("fb", "taylor", "mag", "dbcache", "dbcache-taylor")
 """The peers that the frontier is measured against."""
-_INSTALL = 'pip install "h2gen[peers]"'
 
 
 def _installed(peer: Peer) -> bool:

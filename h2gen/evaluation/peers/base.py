@@ -1,4 +1,4 @@
-"""What all peers have in common: names, ranges of settings, and how they are put on a pipeline and taken off again."""
+"""The interface of all peers: name, range of settings, and a context manager that applies the cache to a pipeline."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 from h2gen.errors import CacheError
 
 Value = float | tuple[int, ...]
-"""One setting of a peer: a threshold, or one whole number a knob."""
+"""One setting of a peer: a threshold, or one whole number per knob."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """Thresholds from ``low``, where a peer reuses next to nothing, to ``high``, where it reuses all that it may."""
+    """Thresholds from ``low``, where a peer reuses almost nothing, to ``high``, where it reuses all it can."""
 
     low: float
     high: float
@@ -26,10 +26,10 @@ class Span:
 class Peer(ABC):
     """Another cache to compare with.
 
-    ``title`` is its name for people, ``knobs`` are the settings that trade fidelity for speed, as its package calls
+    ``title`` is its display name, ``knobs`` are the settings that trade fidelity for speed, as its package calls
     them, and ``note`` says what a reader of a comparison should know. ``guard`` is a setting that forbids reuse
-    whatever the knobs say, such as a cap on steps in a row; it stands as the peer's authors advise, unless ``guarded``
-    is off.
+    regardless of the knobs, such as a cap on consecutive steps; it is set as the peer's authors advise, unless
+    ``guarded`` is off.
     """
 
     name: str
@@ -45,50 +45,45 @@ class Peer(ABC):
     @property
     @abstractmethod
     def source(self) -> str:
-        """Whose code runs: package, version and what of it."""
+        """Whose code runs: package, version and class."""
 
     def values(self, steps: int) -> Span | tuple[Value, ...]:
-        """What is searched: a span of thresholds, or values in order; the later, the fewer blocks run."""
+        """What is searched: a span of thresholds, or values in order of fewer blocks."""
         return self.span
 
     def settings(self, value: Value) -> dict[str, float | int]:
-        """The value by its knobs."""
+        """The value as one number per knob."""
         numbers = value if isinstance(value, tuple) else (value,)
         return dict(zip(self.knobs, numbers, strict=True))
 
-    def label(self, value: Value) -> str:
-        """For people: ``FBCache, threshold 0.12``."""
-        words = [self.title, *(f"{knob} {number:g}" for knob, number in self.settings(value).items())]
-        return ", ".join(words if self.guarded else [*words, f"no {self.guard}"])
-
     @property
     def beyond(self) -> Peer | None:
-        """The same cache without its guard, for shares that the guard keeps out of reach; None where it has none."""
+        """The same cache without its guard, for shares that the guard makes unreachable; None if it has none."""
         return replace(self, guarded=False) if self.guard and self.guarded else None
 
     def calibrated(self, pipe: Any, run: Callable[[], Any], *, steps: int) -> Peer:
-        """The peer made ready for this model and this number of steps; most need nothing.
+        """The peer calibrated for this model and number of steps; most need no calibration.
 
         Args:
             pipe: the pipeline that the peer will be applied to.
-            run: makes one picture with it, in ``steps`` steps.
+            run: makes one image with it, in ``steps`` steps.
         """
         return self
 
     @contextmanager
     def applied(self, pipe: Any, value: Value, *, steps: int, passes: int = 1) -> Iterator[None]:
-        """The peer's cache on a pipeline for the length of a ``with`` block; afterwards the model is as before.
+        """Apply the peer's cache to a pipeline within a ``with`` block; afterwards the model is as before.
 
-        Every call of the pipeline starts afresh, also after one that was broken off.
+        Every call of the pipeline starts with an empty cache, also after one that was interrupted.
 
         Args:
             pipe: a diffusers pipeline of a Flux model.
             value: one of ``values``.
-            steps: denoising steps of the calls to come.
-            passes: forward passes a step; 2 with true classifier-free guidance.
+            steps: denoising steps of the following calls.
+            passes: forward passes per step; 2 with true classifier-free guidance.
 
         Raises:
-            CacheError: the cache does not work on this model, or another one is on it.
+            CacheError: the cache does not work on this model, or another cache is on it.
         """
         transformer = pipe.transformer
         if getattr(transformer, "is_cache_enabled", False):
@@ -115,10 +110,10 @@ def version_of(package: str) -> str:
 
 @contextmanager
 def left_as_found(transformer: Any) -> Iterator[None]:
-    """Undo whatever is set on the transformer or a module in it: hooks' registries, patched forward passes, marks.
+    """Undo all changes to the transformer's modules: hook registries, patched forward passes, marker attributes.
 
-    Caches switch themselves off, but leave such things behind; cache-dit also leaves a model's lists of blocks in
-    another order, in which other caches then look for the first block. Modules that accelerate offloads are left to it.
+    Caches switch themselves off but leave such things behind; cache-dit also reorders a model's lists of blocks, where
+    other caches then look for the first block. Modules that accelerate offloads are not touched.
     """
     found = [(module, dict(vars(module)), list(module._modules)) for module in transformer.modules()]
     try:
@@ -141,13 +136,13 @@ def left_as_found(transformer: Any) -> Iterator[None]:
 
 @contextmanager
 def contexts(pipe: Any, where: Callable[[], dict[str, Any]] = dict) -> Iterator[None]:
-    """Have every forward pass run in a cache context, without which diffusers' caches raise or do nothing.
+    """Run every forward pass in a cache context, without which diffusers' caches raise or do nothing.
 
-    Most pipelines set one, named ``cond`` or ``uncond``; for the others it is ``cond``. Before a picture's first pass
-    all that is kept is dropped: pipelines do so at their end, but a call that was broken off never came there.
+    Most pipelines set one, named ``cond`` or ``uncond``; for the others it is ``cond``. Before an image's first pass
+    the cache is emptied: pipelines do that at their end, which an interrupted call never reached.
 
     Args:
-        where: what the context should say beyond its name.
+        where: what the context should contain besides its name.
     """
     transformer = pipe.transformer
     original = transformer.cache_context

@@ -1,4 +1,4 @@
-"""The caches that diffusers brings along, switched on and off by its own calls."""
+"""diffusers' own caches: FBCache, MagCache, TaylorSeer and SeaCache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from h2gen.errors import CacheError
 from h2gen.evaluation.peers.base import Peer, Span, Value, contexts, left_as_found, threshold_of, version_of
+from h2gen.families import family_of
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,6 @@ class Builtin(Peer):
     """A cache of diffusers, named by its config."""
 
     config: ClassVar[str]
-    flux2: ClassVar[bool] = True
-    """Whether it works on FLUX.2 transformers too."""
 
     @property
     def source(self) -> str:
@@ -29,8 +28,7 @@ class Builtin(Peer):
     @contextmanager
     def _on(self, pipe: Any, value: Value, steps: int, passes: int) -> Iterator[None]:
         transformer = pipe.transformer
-        if not self.flux2 and type(transformer).__name__.startswith("Flux2"):
-            raise CacheError(f"{self.name} ({self.source}) does not work on FLUX.2; leave it out of the comparison.")
+        self._check(transformer)
         with contexts(pipe, lambda: self._where(pipe)):
             transformer.enable_cache(self._config(transformer, value, steps))
             try:
@@ -38,11 +36,18 @@ class Builtin(Peer):
             finally:
                 transformer.disable_cache()
 
+    def _check(self, transformer: Any) -> None:
+        family = family_of(transformer)
+        if self.config not in family.diffusers_caches:
+            raise CacheError(
+                f"{self.name} ({self.source}) does not work on {family.title}; leave it out of the comparison."
+            )
+
     @abstractmethod
     def _config(self, transformer: Any, value: Value, steps: int) -> Any: ...
 
     def _where(self, pipe: Any) -> dict[str, Any]:
-        """What the cache needs to hear of each forward pass, beyond its name."""
+        """What the cache needs to know of each forward pass, besides its name."""
         return {}
 
 
@@ -51,7 +56,6 @@ class FirstBlock(Builtin):
     """All blocks but the first are reused while the first one's residual changes little."""
 
     config: ClassVar[str] = "FirstBlockCacheConfig"
-    flux2: ClassVar[bool] = False
 
     def _config(self, transformer: Any, value: Value, steps: int) -> Any:
         from diffusers import FirstBlockCacheConfig
@@ -63,8 +67,8 @@ class FirstBlock(Builtin):
 class Magnitude(Builtin):
     """MagCache: skips steps while the product of known ratios of residual magnitudes stays near 1.
 
-    At most five skips in a row and the first tenth always computed, as its authors run FLUX.1. ``ratios`` belong to a
-    model and a number of steps: see ``calibrated``.
+    At most five consecutive skips, and the first tenth is always computed, as its authors run FLUX.1. ``ratios`` belong
+    to a model and a number of steps: see ``calibrated``.
     """
 
     ratios: tuple[float, ...] = ()
@@ -90,6 +94,7 @@ class Magnitude(Builtin):
         from diffusers import MagCacheConfig
 
         transformer = pipe.transformer
+        self._check(transformer)
         ratios: dict[str, tuple[float, ...]] = {}
 
         def note(*_: Any) -> None:
@@ -97,7 +102,7 @@ class Magnitude(Builtin):
             manager = hook.state_manager
             ratios[manager.context.name] = tuple(manager.get_state().calibration_ratios)
 
-        # One step more than there are: at the last one diffusers prints the ratios and drops them.
+        # One step more than there are: at the last one diffusers prints the ratios and discards them.
         config = MagCacheConfig(calibrate=True, num_inference_steps=steps + 1)
         with left_as_found(transformer), contexts(pipe):
             transformer.enable_cache(config)
@@ -115,10 +120,10 @@ class Magnitude(Builtin):
 
 @dataclass(frozen=True)
 class Taylor(Builtin):
-    """TaylorSeer: computes every so many steps in full and forecasts the output in between, by a Taylor expansion.
+    """TaylorSeer: computes every n-th step in full and forecasts the output in between with a Taylor expansion.
 
-    Its lite mode, which forecasts the transformer's output: by default diffusers forecasts each attention layer and
-    computes the rest of every block at every step, which can save no more than about half.
+    In its lite mode, which forecasts the transformer's output. By default diffusers forecasts each attention layer and
+    computes the rest of every block at every step, which saves at most about half.
     """
 
     config: ClassVar[str] = "TaylorSeerCacheConfig"
@@ -141,7 +146,7 @@ class Taylor(Builtin):
 
 
 def taylor_steps(steps: int, interval: int, warmup: int) -> int:
-    """How many of the steps TaylorSeer computes. After the warm-up it is the second step, and then every n-th."""
+    """How many of the steps TaylorSeer computes: the warm-up, the second step after it, and then every n-th."""
     if interval == 1 or steps <= warmup:
         return steps
     return warmup + max(0, 1 + (steps - warmup - 2) // interval)
@@ -149,9 +154,9 @@ def taylor_steps(steps: int, interval: int, warmup: int) -> int:
 
 @lru_cache(maxsize=8)
 def taylor_values(steps: int) -> tuple[tuple[int, int], ...]:
-    """One interval and warm-up for each number of computed steps that can be had, the most steps first.
+    """One interval and warm-up for each possible number of computed steps, the most steps first.
 
-    An interval alone would jump: of 50 steps it computes 26, 19, 15, ... The warm-up is the shortest that serves, from
+    Only an interval leaves gaps: of 50 steps it computes 26, 19, 15, ... The warm-up is the shortest that works, from
     diffusers' default of 3 upwards.
     """
     found: dict[int, tuple[int, int]] = {}
@@ -165,14 +170,13 @@ def taylor_values(steps: int) -> tuple[tuple[int, int], ...]:
 class Sea(Builtin):
     """SeaCache: skips steps while the filtered latents change little, and extrapolates from the last two computed.
 
-    diffusers has it ready for two video models. On Flux it is given what it asks for: the latents as a picture, and
-    the step, its sigma and the number of steps in each cache context.
+    diffusers supports it for two video models. On Flux it gets what it needs: the unpacked latents, and in each cache
+    context the step, its sigma and the number of steps.
     """
 
     guard: ClassVar[str] = "max_consecutive_cached"
     span: ClassVar[Span] = Span(0.001, 20.0)
     config: ClassVar[str] = "SeaCacheConfig"
-    flux2: ClassVar[bool] = False
 
     def _config(self, transformer: Any, value: Value, steps: int) -> Any:
         from diffusers.hooks import SeaCacheConfig
@@ -180,7 +184,7 @@ class Sea(Builtin):
         return SeaCacheConfig(
             threshold=threshold_of(value),
             max_consecutive_cached=2 if self.guarded else 0,
-            power_exp=2.0,  # its authors' for pictures; 3 is for video
+            power_exp=2.0,  # its authors' value for images; 3 is for video
             raw_vision_callback=_latents,
         )
 
@@ -194,7 +198,7 @@ class Sea(Builtin):
 
 
 def _latents(_module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The packed latents ``(B, N, 4 C)`` as one ``(C, 1, H, W)`` a picture."""
+    """The packed latents ``(B, N, 4 C)`` as one ``(C, 1, H, W)`` per image."""
     packed, ids = kwargs["hidden_states"], kwargs["img_ids"]
     high, wide = (int(ids[:, axis].max()) + 1 for axis in (1, 2))
     grid = packed.reshape(packed.shape[0], high, wide, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)

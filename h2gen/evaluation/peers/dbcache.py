@@ -1,4 +1,4 @@
-"""DBCache of the package cache-dit: a first-block cache with a warm-up, and with TaylorSeer's forecasts if wanted."""
+"""DBCache of the package cache-dit: a first-block cache with a warm-up, optionally with TaylorSeer's forecasts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from h2gen.evaluation.peers.base import Peer, Value, threshold_of, version_of
 
 @dataclass(frozen=True)
 class DualBlock(Peer):
-    """DBCache with one block computed always (its F1B0) and a warm-up of 4 steps, or a quarter of few steps.
+    """DBCache with one block that is always computed (its F1B0) and a warm-up of 4 steps, at most a quarter of all.
 
-    ``taylor`` forecasts what its blocks add instead of reusing it.
+    With ``taylor`` what its blocks add is forecast instead of reused.
     """
 
     taylor: bool = False

@@ -1,4 +1,4 @@
-"""A comparison as a page: one HTML file that needs no network, with every figure beside it as JSON."""
+"""The HTML report of a comparison: one page that works offline, with every figure in a JSON file next to it."""
 
 from __future__ import annotations
 
@@ -11,38 +11,54 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from h2gen.errors import RunError
-from h2gen.evaluation.report.finding import finding
+from h2gen.errors import OutputError, RunError
+from h2gen.evaluation.report.headline import headline_and_summary
+from h2gen.output.save import check_folder
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from h2gen.evaluation.results import Comparison
 
-__all__ = ["finding", "write_report"]
+__all__ = ["check_report_folder", "headline_and_summary", "write_report"]
+
+
+def check_report_folder(folder: Path | None) -> None:
+    """Check that a report can be written to a folder; None is no report.
+
+    Raises:
+        OutputError: it is a file, is not empty, or cannot be written to.
+    """
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"The report {str(folder)!r} is a file; give a folder.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise OutputError(f"The folder {str(folder)!r} is not empty; give a new one for the report.")
+    check_folder(folder)
 
 
 def write_report(comparison: Comparison, pictures: Mapping[tuple[str, int], Image.Image] | Path, folder: Path) -> Path:
     """Write ``index.html``, ``results.json`` and ``pictures/`` into a folder; all of it or nothing.
 
     Args:
-        comparison: what was measured. A shot's ``picture`` is where its picture goes, within the folder; one without
-            is shown in the page alone, if it is given.
-        pictures: by the method's name and the case's index; or a folder that holds them where the shots say. That may
-            be the same folder, and the pictures then stay where they are. Some may be missing.
-        folder: is made where it is not there. Files of the same names are replaced.
+        comparison: what was measured. A sample's ``picture`` is its path within the folder; one without a path is only
+            embedded in the page, if it is given.
+        pictures: by method name and case index; or a folder that holds them at the samples' paths. That may be the same
+            folder, in which case they are left in place. Some may be missing.
+        folder: created if it does not exist. Files of the same names are replaced.
 
     Returns:
         The page.
 
     Raises:
-        RunError: a file could not be written, or a shot's path leads out of the folder.
+        RunError: a file could not be written, or a sample's path leads out of the folder.
     """
     from h2gen.evaluation.report.page import page
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # In the folder itself: what is renamed has to be on the same file system.
+        # In the folder itself: renaming needs the same file system.
         work = Path(tempfile.mkdtemp(prefix=".h2gen-", suffix=".partial", dir=folder))
         try:
             where = pictures if isinstance(pictures, Path) else work
@@ -50,7 +66,7 @@ def write_report(comparison: Comparison, pictures: Mapping[tuple[str, int], Imag
             source = pictures if isinstance(pictures, Path) else dict(pictures)
             _write(work / "results.json", json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n")
             _write(work / "index.html", page(comparison, source))
-            # The page comes last: whoever sees it sees all that it shows.
+            # The page comes last, so that everything it shows is there.
             names = sorted(path for path in work.rglob("*") if path.is_file() and path.name != "index.html")
             for path in [*names, work / "index.html"]:
                 final = folder / path.relative_to(work)
@@ -67,14 +83,14 @@ def write_report(comparison: Comparison, pictures: Mapping[tuple[str, int], Imag
 def _lay_out(
     comparison: Comparison, pictures: Mapping[tuple[str, int], Image.Image] | Path, work: Path, *, stay: bool
 ) -> None:
-    """Put the pictures where the shots say."""
+    """Put the pictures at the samples' paths."""
     for method in comparison.methods:
-        for shot in method.shots:
-            if not shot.picture:
+        for sample in method.samples:
+            if not sample.picture:
                 continue
-            relative = PurePosixPath(shot.picture)
+            relative = PurePosixPath(sample.picture)
             if relative.is_absolute() or ".." in relative.parts:
-                raise RunError(f"The picture's path {shot.picture!r} leads out of the report's folder.")
+                raise RunError(f"The picture's path {sample.picture!r} leads out of the report's folder.")
             if stay:
                 continue
             target = work / relative
@@ -82,8 +98,8 @@ def _lay_out(
             if isinstance(pictures, Path):
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(pictures / relative, target)
-            elif (method.name, shot.case) in pictures:
-                pictures[method.name, shot.case].save(target, "PNG")
+            elif (method.name, sample.case) in pictures:
+                pictures[method.name, sample.case].save(target, "PNG")
 
 
 def _write(path: Path, text: str) -> None:

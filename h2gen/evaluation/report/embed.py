@@ -1,4 +1,4 @@
-"""Pictures inside a page: small enough to carry around, and only as much smaller as that takes."""
+"""Embeds images in the report as data URIs, scaled down only as far as the page's size requires."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 SIDES = (768, 640, 512, 384, 256)
-"""Pixels a side at most. The first is enough for any screen; the others are for pages with very many pictures."""
+"""Longest side in pixels. The first is enough for any screen; the others are for pages with very many images."""
 PIXELS = 180_000_000
-"""Of all pictures of a page together: some 45 MB of WebP."""
+"""All images of a page together, at most: about 45 MB of WebP."""
 LOSSLESS = 256 * 256
-"""Pixels up to which a picture is embedded as it is, to the bit."""
+"""Images with at most this many pixels are embedded losslessly."""
 
 
 def largest_side(sizes: Iterable[tuple[int, int]]) -> int:
-    """How long a side may be for all pictures of these sizes to fit in a page."""
+    """The longest side with which images of these sizes all fit in a page."""
     sizes = list(sizes)
     for side in SIDES:
         if sum(width * height for width, height in (fitted(size, side) for size in sizes)) <= PIXELS:
@@ -28,21 +28,21 @@ def largest_side(sizes: Iterable[tuple[int, int]]) -> int:
 
 
 def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """A size made smaller, never larger, so that no side is longer than ``side``."""
+    """A size scaled down, never up, so that no side is longer than ``side``."""
     scale = min(1.0, side / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 @dataclass
 class Embedded:
-    """The pictures of a page as data URIs, each only once."""
+    """The images of a page as data URIs, without duplicates."""
 
     side: int
     uris: list[str] = field(default_factory=list)
     _known: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, picture: Image.Image) -> int:
-        """Embed a picture.
+        """Embed an image.
 
         Returns:
             Its index in ``uris``.

@@ -58,9 +58,9 @@
     const has = made && made.chart >= 0;
     $("decisions-which").textContent = has
       ? `${method.label}: ${prompt}`
-      : `${method.label} decides nothing that was recorded. Choose a setting of H2-Cache to see its decisions.`;
+      : `${method.label} has no recorded decisions. Choose a setting of H2-Cache to see its decisions.`;
     const [wide, narrow] = has ? data.charts[made.chart] : ["", ""];
-    // The charts are drawn by h2gen; no text of a stranger is in them.
+    // h2gen draws the charts; they contain no untrusted text.
     $("decisions-chart").innerHTML = `<div class="wide">${wide}</div><div class="narrow">${narrow}</div>`;
   }
 
@@ -77,7 +77,7 @@
       const chosen = point.dataset.method === name;
       point.classList.toggle("chosen", chosen);
       point.setAttribute("aria-pressed", String(chosen));
-      if (chosen) point.parentNode.append(point); // what is drawn last lies above
+      if (chosen) point.parentNode.append(point); // drawn last, on top
     }
     for (const row of all("tbody tr")) {
       if (row.dataset.method === name) row.setAttribute("aria-current", "true");
@@ -100,7 +100,7 @@
     show();
   }
 
-  // The slider: a range that keys move, and a stage that a pointer anywhere in it moves.
+  // The slider: keys move the range, a pointer anywhere on the stage moves it too.
   const stage = $("stage");
   const slider = $("slider");
   function slide(value) {
@@ -139,7 +139,7 @@
       if (event.key !== "Enter" && event.key !== " ") return;
       event.preventDefault();
       choose(number);
-      point.focus(); // it has been moved, to lie above
+      point.focus(); // it has been moved to the top
     });
     for (const type of ["pointerenter", "focus"]) point.addEventListener(type, () => readout(number));
     for (const type of ["pointerleave", "blur"]) point.addEventListener(type, () => readout(state.method));
@@ -180,7 +180,7 @@
       const rows = [...body.rows].sort((a, b) => {
         const [x, y] = [key(a, column), key(b, column)];
         if (column === 0) return (rising ? 1 : -1) * x.localeCompare(y, undefined, { numeric: true });
-        if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // those without one last
+        if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // missing values last
         return rising ? x - y : y - x;
       });
       body.append(...rows);

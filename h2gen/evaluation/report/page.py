@@ -1,4 +1,4 @@
-"""The page's HTML: what the template is given, and the data that its script works with."""
+"""The report's HTML: fills the template, and prepares the data of its script."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from PIL import Image
 
 from h2gen.evaluation.charts import STYLE, decisions_chart, pareto_chart
 from h2gen.evaluation.charts.pareto import KINDS, truth_steps
-from h2gen.evaluation.figures import percent, reading, seconds, times
+from h2gen.evaluation.number_format import percent, reading, seconds, times
+from h2gen.evaluation.recommend import cache_of
 from h2gen.evaluation.report.embed import LOSSLESS, Embedded, fitted, largest_side
-from h2gen.evaluation.report.finding import finding
+from h2gen.evaluation.report.headline import headline_and_summary
 from h2gen.evaluation.report.table import table
-from h2gen.evaluation.results import Comparison, MethodResult, Shot
-from h2gen.evaluation.threshold_grid import cache_of
+from h2gen.evaluation.results import Comparison, MethodResult, Sample
 from h2gen.wording import printable
 
 _HERE = Path(__file__).parent
 _WIDE, _NARROW = 720.0, 340.0
-"""Pixels that charts are drawn for: a desk's screen, a phone's."""
+"""Pixels that charts are drawn for: on a desktop, on a phone."""
 
 Pictures = Mapping[tuple[str, int], Image.Image] | Path
 
@@ -36,7 +36,7 @@ Pictures = Mapping[tuple[str, int], Image.Image] | Path
 def page(comparison: Comparison, pictures: Pictures) -> str:
     """The whole page as HTML. ``pictures`` is as ``write_report`` takes it."""
     shown = _Shown(comparison, pictures)
-    headline, sentences = finding(comparison)
+    headline, sentences = headline_and_summary(comparison)
     css, script = STYLE + _text("page.css"), _text("page.js")
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -60,19 +60,19 @@ def page(comparison: Comparison, pictures: Pictures) -> str:
 
 
 def script_json(value: Any) -> Markup:
-    """JSON that may stand in a ``<script type="application/json">``, whatever is in it."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII alone: U+2028 is escaped, too
+    """JSON that is safe inside ``<script type="application/json">``."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII only, so U+2028 is escaped too
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 class _Shown:
-    """All pictures, decisions and figures of the shots, as the script needs them."""
+    """All images, decisions and figures of the samples, as the script needs them."""
 
     def __init__(self, comparison: Comparison, pictures: Pictures) -> None:
         self._pictures = pictures
         self.width, self.height = int(comparison.settings["width"]), int(comparison.settings["height"])
-        shots = sum(len(method.shots) for method in comparison.methods)
-        side = largest_side([(self.width, self.height)] * shots)
+        samples = sum(len(method.samples) for method in comparison.methods)
+        side = largest_side([(self.width, self.height)] * samples)
         self.embedded = Embedded(side)
         self.smaller = fitted((self.width, self.height), side) != (self.width, self.height)
         self.size = fitted((self.width, self.height), side)
@@ -90,9 +90,9 @@ class _Shown:
         }
 
     def _method(self, comparison: Comparison, method: MethodResult) -> dict[str, Any]:
-        shots: list[dict[str, Any] | None] = [None] * len(comparison.cases)
-        for shot in method.shots:
-            shots[shot.case] = self._shot(comparison, method, shot)
+        samples: list[dict[str, Any] | None] = [None] * len(comparison.cases)
+        for sample in method.samples:
+            samples[sample.case] = self._sample(comparison, method, sample)
         return {
             "name": printable(method.name),
             "label": printable(method.label),
@@ -105,49 +105,49 @@ class _Shown:
                 for m, truth in chart_metrics(comparison)
             ],
             "steps": method.steps,
-            "shots": shots,
+            "shots": samples,
         }
 
-    def _shot(self, comparison: Comparison, method: MethodResult, shot: Shot) -> dict[str, Any]:
+    def _sample(self, comparison: Comparison, method: MethodResult, sample: Sample) -> dict[str, Any]:
         figures = [
-            ["Time", seconds(statistics.median(shot.seconds)) if shot.seconds else "-"],
-            ["Blocks run", percent(shot.share)],
+            ["Time", seconds(statistics.median(sample.seconds)) if sample.seconds else "-"],
+            ["Blocks run", percent(sample.share)],
         ]
         for metric in comparison.metrics:
-            if metric.name in shot.scores and not (method.kind == "reference" and metric.fidelity):
-                figures.append([printable(metric.title), reading(metric, shot.scores[metric.name])])
-        picture = self._open(method, shot)
-        path = quote(str(PurePosixPath(shot.picture))) if shot.picture else ""
+            if metric.name in sample.scores and not (method.kind == "reference" and metric.fidelity):
+                figures.append([printable(metric.title), reading(metric, sample.scores[metric.name])])
+        picture = self._open(method, sample)
+        path = quote(str(PurePosixPath(sample.picture))) if sample.picture else ""
         return {
             "picture": -1 if picture is None else self.embedded.add(picture),
             "path": path,
             "figures": figures,
-            "identical": shot.identical and method.kind != "reference",
-            "chart": self._decisions(method, shot),
+            "identical": sample.identical and method.kind != "reference",
+            "chart": self._decisions(method, sample),
         }
 
-    def _open(self, method: MethodResult, shot: Shot) -> Image.Image | None:
+    def _open(self, method: MethodResult, sample: Sample) -> Image.Image | None:
         if not isinstance(self._pictures, Path):
-            return self._pictures.get((method.name, shot.case))
-        path = self._pictures / shot.picture
-        if not shot.picture or not path.is_file():
+            return self._pictures.get((method.name, sample.case))
+        path = self._pictures / sample.picture
+        if not sample.picture or not path.is_file():
             return None
         with Image.open(path) as picture:
             return picture.convert("RGB")
 
-    def _decisions(self, method: MethodResult, shot: Shot) -> int:
-        """The index of the shot's decisions among the charts; -1 where it made none."""
-        if not shot.trace:
+    def _decisions(self, method: MethodResult, sample: Sample) -> int:
+        """The index of the sample's chart of decisions; -1 if it has none."""
+        if not sample.trace:
             return -1
         cache = cache_of(method)
-        wide = decisions_chart(shot.trace, cache, width=_WIDE, standalone=False)
-        narrow = decisions_chart(shot.trace, cache, width=_NARROW, standalone=False, hover=False)
+        wide = decisions_chart(sample.trace, cache, width=_WIDE, standalone=False)
+        narrow = decisions_chart(sample.trace, cache, width=_NARROW, standalone=False, hover=False)
         self._charts.append((wide, narrow))
         return len(self._charts) - 1
 
 
 def chart_metrics(comparison: Comparison) -> list[tuple[Any, bool]]:
-    """The metrics that there is a chart of, and whether it is against the truth."""
+    """The metrics to chart, and whether each is against the truth."""
     plain = [(m, False) for m in comparison.metrics if any(m.name in method.scores for method in comparison.methods)]
     truth = [
         (m, True) for m in comparison.metrics if any(m.name in method.truth_scores for method in comparison.methods)
@@ -169,7 +169,7 @@ def _charts(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _choices(comparison: Comparison) -> list[tuple[str, list[tuple[int, str]]]]:
-    """What the pictures can be compared with, by kind."""
+    """The methods to choose from, by kind."""
     choices: list[tuple[str, list[tuple[int, str]]]] = []
     for kind, words in KINDS.items():
         methods = [(i, printable(m.label)) for i, m in enumerate(comparison.methods) if m.kind == kind]
@@ -179,7 +179,7 @@ def _choices(comparison: Comparison) -> list[tuple[str, list[tuple[int, str]]]]:
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Groups of names and values for the foot of the page."""
+    """Groups of names and values for the page's footer."""
 
     def words(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [(printable(str(k)).replace("_", " "), printable(str(v)) or "none") for k, v in values.items()]

@@ -1,4 +1,4 @@
-"""The table of all methods, as the template draws it."""
+"""The report's table of all methods, as data for the template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from h2gen.evaluation.charts.pareto import KINDS, glyph, truth_steps
-from h2gen.evaluation.figures import percent, reading, times
+from h2gen.evaluation.number_format import percent, reading, second_digits, times
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; ``rising`` says that its first click sorts from the least up."""
+    """A column; ``rising`` means that its first click sorts in ascending order."""
 
     title: str
     rising: bool
@@ -27,7 +27,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, what it sorts by, and where a click leads: the case with this figure, or -1."""
+    """A figure, its sort key, and the case that a click leads to, or -1."""
 
     words: str
     value: float | None
@@ -49,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Groups of columns (title, number of columns), the columns after the first, and the rows, the fastest first."""
+    """Groups of columns (title, number of columns), the columns after the first, and the rows, fastest first."""
 
     groups: list[tuple[str, int]]
     columns: list[Column]
@@ -57,10 +57,10 @@ class Table:
 
 
 def table(comparison: Comparison) -> Table:
-    """All methods, sorted by wall time; share of blocks and time in columns of their own."""
+    """All methods, fastest first, with separate columns for wall time and share of blocks."""
     measured = [(metric, False) for metric in comparison.metrics if _any(comparison, metric, False)]
     measured += [(metric, True) for metric in comparison.metrics if _any(comparison, metric, True)]
-    groups = [("By the clock", 3), ("Work", 1)]
+    groups = [("Wall time", 3), ("Work", 1)]
     columns = [
         Column("seconds", True),
         Column("range", True),
@@ -85,7 +85,7 @@ def table(comparison: Comparison) -> Table:
         for metric, truth in measured:
             cells += _scores(method, metric, truth)[: len(kinds)]
         if columns[-1].title == "identical":
-            words = "" if method.kind == "reference" else f"{method.identical} of {len(method.shots)}"
+            words = "" if method.kind == "reference" else f"{method.identical} of {len(method.samples)}"
             cells.append(Cell(words, method.identical))
         rows.append(
             Row(
@@ -107,7 +107,7 @@ def _any(comparison: Comparison, metric: MetricInfo, truth: bool) -> bool:
 
 def _figures(method: MethodResult) -> list[Cell]:
     timing = method.seconds
-    digits = 0 if timing.median >= 99.95 else 1 if timing.median >= 9.995 else 2 if timing.median >= 0.9995 else 3
+    digits = second_digits(timing.median)
     spread = f"{timing.low:.{digits}f}\u2013{timing.high:.{digits}f}"
     return [
         Cell(f"{timing.median:.{digits}f}", timing.median),
@@ -129,5 +129,5 @@ def _scores(method: MethodResult, metric: MetricInfo, truth: bool) -> list[Cell]
 
 
 def _sortable(value: float) -> float | None:
-    """JSON and HTML know no infinity."""
+    """JSON and HTML have no infinity."""
     return None if math.isnan(value) else math.copysign(1e30, value) if math.isinf(value) else value

@@ -1,6 +1,7 @@
-"""Plans and thresholds found automatically: what steps cost to leave out, which to leave out, and what that comes to.
+"""Tuning: finds, for a model, steps and size, the settings with the best fidelity at each speed.
 
-``recording`` runs prompts uncached and keeps inner products between steps; ``errors`` makes of them what it costs to
-forecast a run of steps; ``shortest`` finds for every budget the plan of least total error; ``polish`` betters it on
-measured pictures; ``tuning`` does all of it and makes a profile.
+``tune`` is the whole of it. ``recording`` runs prompts uncached and records inner products between steps;
+``forecast_errors`` computes from them what skipping a run of steps costs; ``shortest_path`` finds the best plan for
+every budget; ``polish`` improves it on measured images; ``search`` does all of these for every budget; and
+``build_profile`` keeps the best of what was found, measured on other prompts.
 """

@@ -1,4 +1,4 @@
-"""A plan made better on measured pictures: letters change places, what comes out is looked at, the better one stays."""
+"""Improves a plan by local search: swaps nearby letters and keeps a swap if the measured images get closer."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _REACH = 2
-"""Steps that a letter moves at most."""
+"""Steps that a letter moves, at most."""
 
 
 @dataclass(frozen=True)
-class Polished:
-    """The best plan found, its measured error, that of the plan it began with, and how many plans were measured."""
+class PolishedPlan:
+    """The best plan found, its measured error, the error of the original plan, and the number of plans measured."""
 
     plan: str
     error: float
@@ -19,18 +19,18 @@ class Polished:
     tried: int
 
 
-def polish(plan: str, measure: Callable[[str], float], estimate: Callable[[str], float], tries: int) -> Polished:
-    """Climb from a plan to a better one of the same letters, and so of the same cost.
+def polish(plan: str, measure: Callable[[str], float], estimate: Callable[[str], float], tries: int) -> PolishedPlan:
+    """Hill-climb from a plan to a better one with the same letters, and so with the same cost.
 
-    Of all plans in which two letters at most ``_REACH`` steps apart have changed places, the ones that look best
-    beforehand are measured first; the first that is better is where it goes on from. It ends where none is better, or
-    when so many plans were measured.
+    Of all plans in which two letters at most ``_REACH`` steps apart are swapped, those with the lowest estimate are
+    measured first. The first one that is better becomes the new starting point. The search ends when no plan is better,
+    or after ``tries`` measured plans.
 
     Args:
-        plan: where to begin.
-        measure: the error of a plan by the pictures that it makes; costly.
-        estimate: a guess of that error; cheap. What it holds for no plan at all, an infinite one, is not measured.
-        tries: plans measured at most.
+        plan: the starting point.
+        measure: the error of a plan from the images that it makes; slow.
+        estimate: a guess of that error; fast. Plans with an infinite estimate are not measured.
+        tries: plans measured, at most.
     """
     best = before = measure(plan)
     known = {plan}
@@ -48,11 +48,11 @@ def polish(plan: str, measure: Callable[[str], float], estimate: Callable[[str],
             if error < best:
                 plan, best, better = other, error, True
                 break
-    return Polished(plan, best, before, tried)
+    return PolishedPlan(plan, best, before, tried)
 
 
 def neighbours(plan: str) -> Iterator[str]:
-    """Plans in which two different letters near each other have changed places; the first step stays."""
+    """Plans in which two different letters near each other are swapped; the first step stays."""
     for first in range(1, len(plan)):
         for second in range(first + 1, min(len(plan), first + 1 + _REACH)):
             if plan[first] != plan[second]:

@@ -1,14 +1,14 @@
-"""The plan of least total error for every budget, exactly: a shortest path over pairs of computed steps.
+"""Finds the plan with the least total error for every budget: a shortest path over pairs of computed steps.
 
-A plan is a string of letters, one a pass. Its computed steps are ``F``; between two of them every step is of one kind:
-``S`` skipped, ``R`` both stages reused, ``D`` the detail reused. The error of a run of such steps depends on the last
+A plan is a string with one letter per pass. Its computed steps are ``F``; all steps between two of them are of one
+kind: ``S`` skipped, ``R`` both stages reused, ``D`` detail reused. The error of a run of such steps depends on the last
 two computed steps and on where the run ends, and the total is the sum over the runs. So the state is that pair, the
-budget is one more axis, and what is found is the least sum that there is, not a heuristic's.
+budget is one more axis, and the result is the true minimum of the sum, not a heuristic.
 
-What is exact and what is not: with S the error of each run is exact, as far as the steps around it are as they were
-recorded; the plan is the best there is as long as what one run displaces neither grows nor is undone in later ones.
-With R and D the errors are estimates (see ``record``), a D step does not count among the two computed ones, and plans
-that mix kinds within one run are not looked at: ``polish`` may still find them.
+What is exact and what is not: with S the error of each run is exact, as long as the steps around it are as they were
+recorded; the plan is optimal if the displacement of one run is neither amplified nor undone later. With R and D the
+errors are estimates (see ``recording``), a D step does not count as one of the two computed steps, and plans that mix
+kinds within one run are not considered; ``polish`` may still find them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from functools import reduce
 import numpy as np
 
 from h2gen.errors import SettingError
-from h2gen.evaluation.tune.edge_costs import Matrix
+from h2gen.evaluation.tune.forecast_errors import Matrix
 
 
 @dataclass(frozen=True)
-class Found:
-    """A plan, the blocks that it runs in one pass over all steps, and its total error."""
+class BestPlan:
+    """A plan, the number of blocks that it runs over all steps, and its total error."""
 
     plan: str
     blocks: int
@@ -34,8 +34,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Shortest:
-    """The best plan of every budget. ``unit`` is the blocks that one place of a budget stands for."""
+class BestPlans:
+    """The best plan for every budget. Budgets are counted in units of ``unit`` blocks."""
 
     unit: int
     _full: int = field(repr=False)
@@ -51,8 +51,8 @@ class Shortest:
         """The fewest blocks that any plan runs."""
         return self.unit * (int(np.argmax(np.isfinite(self._rest[:, 0, 0]))) + self._full)
 
-    def within(self, budget: float) -> Found:
-        """The best plan of at most so many blocks.
+    def within(self, budget: float) -> BestPlan:
+        """The best plan that runs at most ``budget`` blocks.
 
         Raises:
             SettingError: the budget is below the floor.
@@ -68,10 +68,10 @@ class Shortest:
             if end < self._steps:
                 plan += "F"
             left, spent, state = left - cost, spent + cost, (state[1] + 1, end)
-        return Found(plan, spent * self.unit, error)
+        return BestPlan(plan, spent * self.unit, error)
 
-    def curve(self) -> Iterator[Found]:
-        """All plans worth having, the cheapest first: each has a smaller error than all that cost less."""
+    def curve(self) -> Iterator[BestPlan]:
+        """All useful plans, cheapest first: each has a smaller error than every cheaper one."""
         least = math.inf
         for left, error in enumerate(self._rest[:, 0, 0]):
             if error < least:
@@ -79,7 +79,7 @@ class Shortest:
                 yield self.within((left + self._full) * self.unit)
 
     def _next(self, left: int, state: tuple[int, int]) -> tuple[str, int, int]:
-        """The letter of the best next run from a state, where it ends, and the cost up to and with the step there."""
+        """The letter of the best next run from a state, where it ends, and its cost including the step at its end."""
         best = (math.inf, "", 0, 0)
         before, last = state
         for letter, (errors, each) in self._kinds.items():
@@ -92,9 +92,9 @@ class Shortest:
 
 
 def total_error(plan: str, kinds: Mapping[str, tuple[Matrix, int]]) -> float:
-    """The error that ``shortest`` minimises, of any plan whose letters are F and these kinds'.
+    """The error that ``best_plans`` minimises, for any plan whose letters are F and those of ``kinds``.
 
-    A run of several kinds, which the shortest path does not look at, counts as the worst of them.
+    A run with several kinds, which the shortest path does not consider, counts as the worst of them.
     """
     computed = [step for step, letter in enumerate(plan) if letter == "F"]
     total = 0.0
@@ -105,26 +105,26 @@ def total_error(plan: str, kinds: Mapping[str, tuple[Matrix, int]]) -> float:
     return total
 
 
-def shortest(kinds: Mapping[str, tuple[Matrix, int]], full: int) -> Shortest:
-    """Solve for all budgets at once; 50 steps take well under a second with S alone, seconds with R and D.
+def best_plans(kinds: Mapping[str, tuple[Matrix, int]], full: int) -> BestPlans:
+    """Solve for all budgets at once. 50 steps take well under a second with only S, seconds with R and D.
 
     Args:
-        kinds: by its letter, what each kind of run costs: errors as ``displacements`` gives them, and blocks a step.
+        kinds: for each letter, errors as ``displacements`` returns them, and blocks per step.
         full: blocks of a full step.
 
     Raises:
-        SettingError: there is no kind, or the errors are not of one size.
+        SettingError: there are no kinds, or the error arrays differ in shape.
     """
     shapes = {errors.shape for errors, _ in kinds.values()}
     if len(shapes) != 1 or full < 1:
-        raise SettingError("A shortest plan needs errors of at least one kind of step, all of one size.")
+        raise SettingError("Finding plans needs errors of at least one kind of step, all of the same shape.")
     count = shapes.pop()[1]
     unit = reduce(math.gcd, [each for _, each in kinds.values()], full)
     full //= unit
     costs = {letter: (errors, each // unit) for letter, (errors, each) in kinds.items()}
     budgets = full * (count - 1) + 1
-    # rest[b, i1 + 1, i2]: the least error of all that follows when i1 and i2 were the last two computed steps and at
-    # most b is left to spend.
+    # rest[b, i1 + 1, i2]: the least error of all that follows if i1 and i2 were the last two computed steps and at
+    # most b units are left.
     rest = np.full((budgets, count, count), math.inf)
     for last in reversed(range(count)):
         best = rest[:, : last + 1, last]
@@ -136,4 +136,4 @@ def shortest(kinds: Mapping[str, tuple[Matrix, int]], full: int) -> Shortest:
                 onward = rest[: budgets - cost, last + 1, end] if end < count else np.zeros(budgets - cost)
                 run = errors[: last + 1, last, end]
                 np.minimum(best[cost:], onward[:, None] + run[None, :], out=best[cost:])
-    return Shortest(unit, full, costs, rest)
+    return BestPlans(unit, full, costs, rest)

@@ -1,6 +1,6 @@
-"""Profiles: for a model, steps and size, what each speed costs in fidelity, and the settings that buy it.
+"""Profiles: for a model, steps and size, the fidelity at each speed and the settings that reach it.
 
-Those of the bundled model ship with h2gen; the user's own are made by ``h2gen tune``.
+Profiles of the bundled model ship with h2gen; ``h2gen tune`` makes others.
 """
 
 from h2gen.settings.profiles.files import file_name, list_profiles, read_profile, to_toml, user_folder, write_profile
@@ -11,8 +11,6 @@ from h2gen.settings.profiles.profile import (
     Figures,
     Profile,
     ProfileKey,
-    check_fidelity,
-    check_speedup,
     stretched,
 )
 
@@ -22,8 +20,6 @@ __all__ = [
     "Figures",
     "Profile",
     "ProfileKey",
-    "check_fidelity",
-    "check_speedup",
     "file_name",
     "find_profile",
     "list_profiles",

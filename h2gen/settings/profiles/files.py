@@ -1,53 +1,52 @@
-"""Profiles on the disk: TOML files, ours inside the package and the user's own in their data folder, all checked."""
+"""Profiles on the disk: TOML files that ship with h2gen or are in the user's data folder; all are checked when read."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
 from h2gen.cache.config import CacheConfig
+from h2gen.checks import Rule
 from h2gen.errors import ProfileError, SettingError
-from h2gen.models.choices import SOLVERS
+from h2gen.files import write_whole
 from h2gen.settings.profiles.profile import Choice, Figures, Profile, ProfileKey
-from h2gen.settings.values import LARGEST_SIDE, MOST_STEPS, check_length
+from h2gen.settings.table import BY_NAME
+from h2gen.settings.values import check_length
 from h2gen.toml import read_toml
 from h2gen.wording import did_you_mean, shown
 
 VERSION = 1
 LARGEST = 256 * 1024
-"""Bytes of a profile that is read."""
+"""Largest profile, in bytes."""
 MOST_CHOICES = 200
-_SHORT = 300
-"""Characters of a text."""
 
 _SHIPPED = Path(__file__).resolve().parent / "shipped"
 _CACHE = {field.name: field.default for field in fields(CacheConfig)}
 
 
 def user_folder() -> Path:
-    """Where the user's own profiles lie."""
+    """The folder of the user's own profiles."""
     return Path(platformdirs.user_data_dir("h2gen", appauthor=False)) / "profiles"
 
 
-def file_name(situation: ProfileKey) -> str:
-    """What the file of a situation's profile is called; the model's hash keeps namesakes apart."""
-    model = re.sub(r"[^A-Za-z0-9]+", "-", situation.model).strip("-")[:60] or "model"
-    guided = "-guided" if situation.guidance_mode == "true" else ""
-    size = f"{situation.width}x{situation.height}"
-    return f"{model}-{situation.steps}-{size}{guided}-{situation.content_hash[:8]}.toml"
+def file_name(key: ProfileKey) -> str:
+    """The name of a profile's file; the model's hash distinguishes models of the same name."""
+    model = re.sub(r"[^A-Za-z0-9]+", "-", key.model).strip("-")[:60] or "model"
+    guided = "-guided" if key.guidance_mode == "true" else ""
+    size = f"{key.width}x{key.height}"
+    return f"{model}-{key.steps}-{size}{guided}-{key.content_hash[:8]}.toml"
 
 
 def list_profiles(broken: list[str] | None = None) -> Iterator[Profile]:
-    """The user's own profiles and the shipped ones; one of the user's hides a shipped one of the same situation.
+    """The user's own profiles and the shipped ones; one of the user's hides a shipped one with the same key.
 
     Args:
-        broken: gets a line of each file that is not valid, which then is in nobody's way.
+        broken: gets one line per file that is not valid, and such files are skipped.
 
     Raises:
         ProfileError: one of them is not valid, and ``broken`` is None.
@@ -68,13 +67,13 @@ def list_profiles(broken: list[str] | None = None) -> Iterator[Profile]:
 
 
 def to_toml(profile: Profile) -> str:
-    """The profile as its file holds it; of a cache only what is not as ``CacheConfig`` has it by default."""
+    """The profile as the text of its file; settings of a cache at their defaults are left out."""
     import tomli_w
 
     choices = []
     for choice in profile.choices:
         cache = {name: value for name, value in asdict(choice.cache).items() if value != _CACHE[name]}
-        # Thresholds always: 0 is off, and what a file leaves out is the paper's.
+        # Thresholds are always written: the default is the paper's, and 0 is off.
         cache |= {"tau1": choice.cache.tau1, "tau2": choice.cache.tau2}
         figures = {name: round(float(value), 4) for name, value in asdict(choice.figures).items()}
         choices.append(
@@ -90,17 +89,14 @@ def to_toml(profile: Profile) -> str:
 
 
 def write_profile(profile: Profile) -> Path:
-    """Write a profile of the user's own to its place, over what was there before.
+    """Write a user profile to its path, replacing an existing one.
 
     Raises:
         ProfileError: the file cannot be written.
     """
     path = profile.path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")  # a profile cut short would be in the way of all the others
-        partial.write_text(to_toml(profile), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, to_toml(profile))
     except OSError as error:
         raise ProfileError(f"The profile {str(path)!r} cannot be written: {error.strerror or error}.") from error
     return path
@@ -123,53 +119,46 @@ def _checked(path: Path, data: Mapping[str, Any]) -> Profile:
     _only(data, ("version", "situation", "measured", "choices"), "it")
     if data.get("version") != VERSION:
         raise SettingError(f"its version is {shown(data.get('version'))}, and this h2gen reads {VERSION}")
-    situation = _record(ProfileKey, _table(data, "situation"), "situation")
-    for name, most in (("steps", MOST_STEPS), ("width", LARGEST_SIDE), ("height", LARGEST_SIDE)):
-        if not 1 <= getattr(situation, name) <= most:
-            raise SettingError(f"situation.{name} is {getattr(situation, name)}; it must be from 1 to {most}")
-    if situation.guidance_mode not in ("true", "plain"):
-        raise SettingError(f"situation.guidance_mode is {shown(situation.guidance_mode)}; it can be true or plain")
+    key = ProfileKey(**_values(_KEY_RULES, _table(data, "situation"), "situation"))
     choices = data.get("choices")
     if not isinstance(choices, list) or not 1 <= len(choices) <= MOST_CHOICES:
         raise SettingError(f"it must have choices, from 1 to {MOST_CHOICES}")
-    found = tuple(_choice(item, situation.steps, f"choice {place}") for place, item in enumerate(choices, 1))
-    return Profile(path, situation, _fastest_first(found), _table(data, "measured"))
+    found = tuple(_choice(item, key.steps, f"choice {number}") for number, item in enumerate(choices, 1))
+    return Profile(path, key, _fastest_first(found), _table(data, "measured"))
 
 
 def _choice(item: Any, most: int, where: str) -> Choice:
-    if not isinstance(item, dict):
-        raise SettingError(f"{where} is {shown(item)}; it must be a table")
+    Rule(dict).check_kind(where, item)
     _only(item, ("label", "steps", "solver", "cache", "figures"), where)
-    label, steps, solver = item.get("label"), item.get("steps"), item.get("solver")
-    if not isinstance(label, str) or len(label) > _SHORT:
-        raise SettingError(f"{where}: label must be a short text")
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
-        raise SettingError(f"{where}: steps is {shown(steps)}; it must be a whole number from 1 to {most}")
-    if not isinstance(solver, str) or solver not in SOLVERS:
-        raise SettingError(f"{where}: solver is {shown(solver)}; it can be {', '.join(SOLVERS)}")
+    rules = {"label": _TEXT, "steps": Rule(int, 1, most), "solver": BY_NAME["solver"].rule}
+    values = _values(rules, {name: value for name, value in item.items() if name not in ("cache", "figures")}, where)
     cache = _table(item, "cache", where)
     _only(cache, tuple(_CACHE), f"{where}: cache")
     missing = [name for name in ("tau1", "tau2") if name not in cache]
     if missing:
-        raise SettingError(f"{where}: cache does not say {' and '.join(missing)}; 0 switches a threshold off")
+        raise SettingError(f"{where}: cache lacks {' and '.join(missing)}; 0 switches a threshold off")
     try:
         config = CacheConfig(**cache)
-        check_length(config.plan, steps, solver)
+        check_length(config.plan, values["steps"], values["solver"])
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
-    figures = _record(Figures, _table(item, "figures", where), f"{where}: figures")
-    for name, (low, high) in _RANGES.items():
-        if not low <= getattr(figures, name) <= high:
-            raise SettingError(f"{where}: figures: {name} is {getattr(figures, name):g}, which is impossible")
-    return Choice(" ".join(label.split()), steps, solver, config, figures)
+    figures = Figures(**_values(_FIGURE_RULES, _table(item, "figures", where), f"{where}: figures"))
+    return Choice(" ".join(values["label"].split()), values["steps"], values["solver"], config, figures)
 
 
-_RANGES = {
-    "share": (0, 1),
-    "seconds": (0, 1e9),
-    "speedup": (1e-3, 1e6),
-    **{name: (-1, 1) for name in ("ssim_mean", "ssim_worst")},
-    **{name: (-1000, 1000) for name in ("psnr_mean", "psnr_worst")},
+_TEXT = Rule(str, longest=300)
+_KEY_RULES = {
+    "model": _TEXT,
+    "content_hash": _TEXT,
+    **{name: BY_NAME[name].rule for name in ("steps", "width", "height")},
+    "guidance_mode": Rule(str, choices=("true", "plain")),
+}
+_FIGURE_RULES = {
+    "share": Rule(float, 0, 1),
+    "seconds": Rule(float, 0, 10**9),
+    "speedup": Rule(float, 0.001, 10**6),
+    **{name: Rule(float, -1, 1) for name in ("ssim_mean", "ssim_worst")},
+    **{name: Rule(float, -1000, 1000) for name in ("psnr_mean", "psnr_worst")},
 }
 
 
@@ -184,35 +173,18 @@ def _table(data: Mapping[str, Any], key: str, where: str = "it") -> Mapping[str,
     return value
 
 
-def _only(data: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+def _only(data: Mapping[str, Any], known: Collection[str], where: str) -> None:
     for key in data:
         if key not in known:
             raise SettingError(
-                f"{where} has an unknown key {shown(key)}{did_you_mean(key, known)} It takes {', '.join(known)}"
+                f"{where} has an unknown key {shown(key)}{did_you_mean(key, known)} Known keys: {', '.join(known)}"
             )
 
 
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "str": ((str,), "text"),
-    "int": ((int,), "a whole number"),
-    "float": ((int, float), "a number"),
-}
-
-
-def _record(kind: Any, table: Mapping[str, Any], where: str) -> Any:
-    """A dataclass of texts, whole numbers and numbers from a table that has exactly its fields."""
-    names = [field.name for field in fields(kind)]
-    _only(table, names, where)
-    values: dict[str, Any] = {}
-    for field in fields(kind):
-        if field.name not in table and field.default is MISSING:
-            raise SettingError(f"{where} does not say {field.name}")
-        value: Any = table[field.name]
-        kinds, name = _KINDS[str(field.type)]
-        finite = not isinstance(value, float) or math.isfinite(value)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not finite:
-            raise SettingError(f"{where}: {field.name} is {shown(value)}; it must be {name}")
-        if isinstance(value, str) and len(value) > _SHORT:
-            raise SettingError(f"{where}: {field.name} is {shown(value)}; it must be a short text")
-        values[field.name] = kinds[-1](value)
-    return kind(**values)
+def _values(rules: Mapping[str, Rule], table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values of a table that has exactly these keys."""
+    _only(table, rules, where)
+    missing = [name for name in rules if name not in table]
+    if missing:
+        raise SettingError(f"{where} lacks {missing[0]}")
+    return {name: rule.check(f"{where}: {name}", table[name]) for name, rule in rules.items()}

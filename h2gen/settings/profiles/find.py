@@ -1,4 +1,4 @@
-"""The profile that fits a model, steps and size, or the nearest to it."""
+"""Finding the profile for a model, steps and size, or the nearest one."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from h2gen.settings.profiles.profile import Profile, ProfileKey
 def find_profile(
     wanted: ProfileKey, content_hash: Callable[[], str], command: str, nearest: bool = False
 ) -> tuple[Profile, list[str]]:
-    """The profile of a situation, and what the user should know of it.
+    """The profile for a key, and notices about it for the user.
 
     Args:
-        wanted: the situation; its ``content_hash`` is not looked at.
-        content_hash: reads the checkpoint; asked only where a profile would fit otherwise.
-        command: what would make a profile for it.
-        nearest: take the nearest where none fits, and say how it differs.
+        wanted: the key; its ``content_hash`` is ignored.
+        content_hash: computes the checkpoint's; called only if everything else fits.
+        command: the command that makes a profile for it.
+        nearest: use the nearest profile if none fits, with a notice of how it differs.
 
     Raises:
-        ProfileError: there is none; the message says how to make one, and which file is none that can be used.
+        ProfileError: there is none; the message says how to make one, and which files cannot be used.
     """
     notices: list[str] = []
     profiles = list(list_profiles(notices))
@@ -34,25 +34,25 @@ def find_profile(
             return profile, notices
     if nearest and profiles:
         best = min(profiles, key=lambda profile: _distance(profile.key, wanted, real))
-        differences = _differences(best.key, wanted, real) or "another situation"
-        notices.append(f"No profile is for {wanted}; using the nearest, made for {differences}.")
+        differences = _differences(best.key, wanted, real) or "other pictures"
+        notices.append(f"There is no profile for {wanted}; using the nearest, made for {differences}.")
         return best.fitted(wanted.steps), notices
     known = next((p for p in alike if p.key.model == wanted.model), None)
     reason = f"There is no profile for {wanted}"
     if known is not None:
-        reason = f"The profile for {wanted} is of other weights"
-    other = " Or take the nearest: --nearest." if profiles else ""
+        reason = f"The profile for {wanted} is for other weights"
+    other = " Or use the nearest one: --nearest." if profiles else ""
     raise ProfileError(" ".join([f"{reason}. Make one: {command} ({_HOW_LONG}).{other}", *notices]))
 
 
 PICTURES = 500
-"""About how many uncached pictures' time ``h2gen tune`` takes with its own settings, by the blocks that it ran at 20
+"""The time that ``h2gen tune`` takes by default, in uncached pictures; estimated from the blocks that it ran at 20
 steps."""
-_HOW_LONG = f"it takes the time of about {PICTURES} pictures, and goes on where it was stopped"
+_HOW_LONG = f"it takes about as long as {PICTURES} pictures, and can be stopped and continued"
 
 
-def _nameless(situation: ProfileKey) -> ProfileKey:
-    return replace(situation, model="", content_hash="")
+def _nameless(key: ProfileKey) -> ProfileKey:
+    return replace(key, model="", content_hash="")
 
 
 def _distance(have: ProfileKey, want: ProfileKey, real: str) -> tuple[float, ...]:
@@ -66,7 +66,7 @@ def _distance(have: ProfileKey, want: ProfileKey, real: str) -> tuple[float, ...
 
 
 def mismatch(have: ProfileKey, want: ProfileKey, real: str) -> list[str]:
-    """What the user should know of a profile that they named themselves: how it differs, if it does."""
+    """A notice of how a profile that the user named differs, if it does."""
     differences = _differences(have, want, real)
     return [f"The profile is not for {want}; it was made for {differences}."] if differences else []
 

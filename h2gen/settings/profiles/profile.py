@@ -1,4 +1,4 @@
-"""A profile: what each speed costs in fidelity, and which settings buy it."""
+"""A profile: the fidelity at each speed, and the settings that reach it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.plan import joined
-from h2gen.errors import ProfileError, SettingError
+from h2gen.cache.policies.plan import joined
+from h2gen.errors import ProfileError
 from h2gen.models.choices import evaluations
+from h2gen.settings.table import BY_NAME
 
 FEWEST_STEPS = 8
-"""Below it there are too few steps for a cache to leave any out."""
+"""With fewer steps a cache cannot skip any."""
 
 
 @dataclass(frozen=True)
 class ProfileKey:
-    """What a profile holds for.
+    """What a profile applies to.
 
-    ``content_hash`` is the checkpoint's, its scheduler among the rest, or "" where nobody has looked.
-    ``guidance_mode`` is ``true`` (two passes a step) or ``plain``.
+    ``content_hash`` is the checkpoint's, including its scheduler, or "" if it is not known yet. ``guidance_mode`` is
+    ``true`` (two passes per step) or ``plain``.
     """
 
     model: str
@@ -38,9 +39,9 @@ class ProfileKey:
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured with a choice, on prompts that the search did not see, against the uncached pictures.
+    """What was measured with a choice, on prompts not used in the search, against the uncached pictures.
 
-    ``share`` is of the blocks of the uncached run; ``seconds`` and ``speedup`` are by the clock.
+    ``share`` is the share of the uncached run's blocks that ran; ``seconds`` and ``speedup`` are wall time.
     """
 
     share: float
@@ -54,7 +55,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Choice:
-    """One point of the curve: how to make the picture, and what that came to. ``label`` is for people."""
+    """One point of the curve: settings, and their figures. ``label`` is for display."""
 
     label: str
     steps: int
@@ -65,7 +66,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Profile:
-    """A curve of choices, the fastest first. ``measured`` says with what: prompts, device, dtype, scheduler, date."""
+    """A curve of choices, the fastest first. ``measured`` records how: prompts, device, dtype, scheduler, date."""
 
     path: Path
     key: ProfileKey
@@ -74,42 +75,39 @@ class Profile:
 
     @property
     def pictures(self) -> int:
-        """On how many pictures the figures rest; 0 where the file does not say."""
+        """The number of pictures behind the figures; 0 if the file does not say."""
         count = self.measured.get("pictures")
         return count if isinstance(count, int) and 0 < count < 10**6 else 0
 
     def for_speedup(self, speedup: float) -> Choice:
-        """The choice with the best fidelity of those that are at least so many times as fast.
+        """The choice with the best fidelity among those with at least this speed-up.
 
         Raises:
             SettingError: it is not above 1.
-            ProfileError: it is more than any choice gives.
+            ProfileError: no choice is that fast.
         """
-        check_speedup(speedup)
+        BY_NAME["speedup"].check(speedup)
         enough = [choice for choice in self.choices if choice.figures.speedup >= speedup]
         if not enough:
             fastest = max(self.choices, key=lambda choice: choice.figures.speedup)
             raise ProfileError(
-                f"speedup is {speedup:g}, below the floor of what {self.key} can do: the fastest choice of its "
-                f"profile is {fastest.figures.speedup:.2f} times as fast ({fastest.label}); ask for that or less, or "
-                "give fewer --steps."
+                f"speedup is {speedup:g}, faster than the profile for {self.key} allows: the maximum is "
+                f"{fastest.figures.speedup:.2f}x ({fastest.label}); give that or less, or fewer --steps."
             )
         return max(enough, key=lambda choice: (choice.figures.ssim_mean, choice.figures.speedup))
 
     def for_fidelity(self, ssim: float) -> Choice | None:
-        """The fastest choice whose mean SSIM is at least this; None where only the uncached run is as close, or nothing
-        as close is faster than that.
+        """The fastest choice with at least this mean SSIM; None if no choice is faster than the uncached run.
 
         Raises:
             SettingError: it is not above 0, or above 1.
         """
-        check_fidelity(ssim)
+        BY_NAME["fidelity"].check(ssim)
         close = [choice for choice in self.choices if choice.figures.ssim_mean >= ssim and choice.figures.speedup > 1]
         return max(close, key=lambda choice: (choice.figures.speedup, choice.figures.ssim_mean), default=None)
 
     def fitted(self, steps: int) -> Profile:
-        """The same for another number of steps: shorter runs shortened alike, plans drawn out. Its figures no longer
-        hold exactly."""
+        """The profile adapted to another number of steps, with plans stretched. Its figures are no longer exact."""
         if steps == self.key.steps:
             return self
         choices = []
@@ -121,29 +119,12 @@ class Profile:
         return replace(self, key=replace(self.key, steps=steps), choices=tuple(choices))
 
 
-def check_speedup(speedup: float) -> None:
-    """Whether it is a speed that can be asked for.
-
-    Raises:
-        SettingError: it is not above 1.
-    """
-    if not 1 < speedup <= 1000:
-        raise SettingError(f"speedup is {speedup:g}; give a number above 1, such as 2.")
-
-
-def check_fidelity(ssim: float) -> None:
-    """Whether it is a fidelity that can be asked for.
-
-    Raises:
-        SettingError: it is not above 0, or above 1.
-    """
-    if not 0 < ssim <= 1:
-        raise SettingError(f"fidelity is {ssim:g}; give an SSIM above 0 and up to 1, such as 0.95.")
-
-
 def stretched(plan: str, steps: int) -> str:
-    """A plan for another number of steps: each step does what the one at its place in the old plan did, and full steps
-    stay as many, as far as there is room. The parts of a plan of several passes are stretched alike."""
+    """A plan for another number of steps.
+
+    Each step does the same as the step at that relative position in the old plan, with as many full steps, if
+    they fit. The parts of a plan for several passes are stretched separately.
+    """
     if "/" in plan:
         return joined(stretched(part, steps) for part in plan.split("/"))
     if steps == len(plan) or not plan:

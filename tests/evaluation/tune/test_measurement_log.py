@@ -1,4 +1,4 @@
-"""What was measured is found again after a kill at any instant."""
+"""What was measured is found again after a kill at any time."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_what_holds_for_something_else_is_not_believed(tmp_path: Path) -> None:
 def test_two_at_once_are_refused_and_a_finished_one_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with MeasurementLog(path, {}) as book:
-        with pytest.raises(OutputError, match="Another run"), MeasurementLog(path, {}):
+        with pytest.raises(OutputError, match="Another process"), MeasurementLog(path, {}):
             pass
         book.remove()
     assert not path.exists()

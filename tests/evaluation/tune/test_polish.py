@@ -1,4 +1,4 @@
-"""Polishing goes from plan to better plan at equal cost, and measures no more than it may."""
+"""Polishing goes from plan to better plan at equal cost, within its number of measurements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search as a whole: what a budget means for each solver, and what must not end it."""
+"""The whole search: what a budget means for each solver, and which errors must not end it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ import pytest
 
 from h2gen.errors import BadPicture, SettingError
 from h2gen.evaluation.results import Case
-from h2gen.evaluation.tune.edge_costs import Schedule
+from h2gen.evaluation.tune.candidates import fewer_steps, plan_method
+from h2gen.evaluation.tune.forecast_errors import SolverPasses
 from h2gen.evaluation.tune.measurement_log import MeasurementLog
-from h2gen.evaluation.tune.record import Recorded
-from h2gen.evaluation.tune.search import MOST_PASSES, Planner, TuneOptions, Tuning, check_steps, plan_of, steps_of
+from h2gen.evaluation.tune.options import MOST_PASSES, TuneObserver, TuneOptions, check_steps
+from h2gen.evaluation.tune.planner import Planner
+from h2gen.evaluation.tune.recording import RecordedRun
+from h2gen.evaluation.tune.search import TuneSearch
 from h2gen.models.choices import evaluations
 from h2gen.settings.values import Settings
 from tests import small
 
 
-def recorded(passes: int) -> Recorded:
+def recorded(passes: int) -> RecordedRun:
     tensors = np.random.default_rng(1).normal(size=(passes, 40)).cumsum(0)
     gram = tensors @ tensors.T
     sigmas = np.linspace(1, 1 / passes, passes)
-    schedule = Schedule(tuple(sigmas), (1 / passes,) * passes)
-    return Recorded(schedule, gram, gram, gram, (1.0,) * passes)
+    when = SolverPasses(tuple(sigmas), (1 / passes,) * passes)
+    return RecordedRun(when, gram, gram, gram, (1.0,) * passes)
 
 
 @pytest.mark.parametrize("solver", ["own", "unipc", "heun"])
@@ -37,8 +40,8 @@ def test_a_budget_is_of_the_uncached_run_however_many_passes_a_solver_takes(solv
     assert plan is not None and len(plan) == passes
     run = 12 * plan.count("F") + 5 * plan.count("D") + 2 * plan.count("R")
     assert run <= share * 12 * steps
-    assert run > share * 12 * steps - 12  # and spent, as far as it goes
-    assert plan_of(plan, solver).steps == steps
+    assert run > share * 12 * steps - 12  # and used up, as far as possible
+    assert plan_method(plan, solver).steps == steps
 
 
 def test_too_few_steps_and_too_many_are_told() -> None:
@@ -49,30 +52,26 @@ def test_too_few_steps_and_too_many_are_told() -> None:
         check_steps("mine", MOST_PASSES + 1)
 
 
-class Quiet:
-    def began(self, what: str) -> None: ...
-
-    def made(self) -> None: ...
-
-    def tried(self, *_: Any) -> None: ...
-
-
 def test_a_candidate_whose_picture_is_nan_is_as_bad_as_can_be_and_does_not_end_the_search(tmp_path: Path) -> None:
     session: Any = SimpleNamespace(pipe=small.flux_pipeline(), checkpoint=SimpleNamespace(name="mine"))
-    with MeasurementLog(tmp_path / "n.jsonl", {}) as notebook:
-        tuning = Tuning(session, Settings("-", 0, 64, 64, 10), [Case("a cat", 1)], TuneOptions(), notebook, Quiet())
+    with MeasurementLog(tmp_path / "n.jsonl", {}) as log:
+        search = TuneSearch(
+            session, Settings("-", 0, 64, 64, 10), [Case("a cat", 1)], TuneOptions(), log, TuneObserver()
+        )
 
         def broken(*_: Any) -> Any:
             raise BadPicture("it came out as NaN.")
 
-        tuning._maker = SimpleNamespace(make=broken)  # type: ignore[assignment]
-        found = tuning.measured(steps_of(5, "own", 10))
+        search._maker = SimpleNamespace(make=broken)  # type: ignore[assignment]
+        found = search.measured(fewer_steps(5, "own", 10))
     assert (found.error, found.share) == (2.0, 1.0)
 
 
 def test_heun_takes_too_many_passes_before_the_others_do(tmp_path: Path) -> None:
     session: Any = SimpleNamespace(pipe=small.flux_pipeline(), checkpoint=SimpleNamespace(name="mine"))
-    with MeasurementLog(tmp_path / "n.jsonl", {}) as notebook:
-        tuning = Tuning(session, Settings("-", 0, 64, 64, 150), [Case("a cat", 1)], TuneOptions(), notebook, Quiet())
-        assert list(tuning._planners("heun")) == [None]  # its fewer steps are looked at all the same
-    assert "Plans for Heun are left out" in tuning.notices[0]
+    with MeasurementLog(tmp_path / "n.jsonl", {}) as log:
+        search = TuneSearch(
+            session, Settings("-", 0, 64, 64, 150), [Case("a cat", 1)], TuneOptions(), log, TuneObserver()
+        )
+        assert list(search._planners("heun")) == [None]  # its fewer steps are still tried
+    assert "Heun has no plans" in search.notices[0]

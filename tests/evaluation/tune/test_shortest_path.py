@@ -1,4 +1,4 @@
-"""The shortest plan is the best of all plans, for every budget; all of them are tried on small schedules."""
+"""The shortest path gives the best of all plans, for every budget; small schedules are checked exhaustively."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from h2gen.errors import SettingError
-from h2gen.evaluation.tune.edge_costs import Matrix, Schedule, displacements
-from h2gen.evaluation.tune.shortest_path import Found, shortest
+from h2gen.evaluation.tune.forecast_errors import Matrix, SolverPasses, displacements
+from h2gen.evaluation.tune.shortest_path import BestPlan, best_plans
 
 
 def random_errors(steps: int, seed: int) -> Matrix:
-    """Errors without any order in them, so that no greedy choice is right by luck."""
+    """Random errors, so that no greedy choice is right by luck."""
     errors = np.random.default_rng(seed).uniform(0.1, 1, (steps + 1, steps, steps + 1))
     for last in range(steps):
         errors[:, last, last + 1] = 0  # no step between
@@ -50,7 +50,7 @@ def all_plans(steps: int, letters: str) -> list[str]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_no_plan_of_any_budget_has_less_error(steps: int, costs: dict[str, int], full: int, seed: int) -> None:
     kinds = {letter: (random_errors(steps, 10 * seed + n), each) for n, (letter, each) in enumerate(costs.items())}
-    solved = shortest(kinds, full)
+    solved = best_plans(kinds, full)
     tried = [cost_of(plan, kinds, full) for plan in all_plans(steps, "".join(costs))]
     assert solved.floor == min(blocks for blocks, _ in tried)
     for budget in range(solved.floor, steps * full + 1):
@@ -62,13 +62,13 @@ def test_no_plan_of_any_budget_has_less_error(steps: int, costs: dict[str, int],
     curve = list(solved.curve())
     assert [found.blocks for found in curve] == sorted({found.blocks for found in curve})
     assert [found.error for found in curve] == sorted({found.error for found in curve}, reverse=True)
-    assert curve[-1] == Found("F" * steps, steps * full, 0.0)
+    assert curve[-1] == BestPlan("F" * steps, steps * full, 0.0)
 
 
 def test_fifty_steps_take_seconds_with_every_kind_of_step() -> None:
     kinds = {"S": (random_errors(50, 0), 0), "R": (random_errors(50, 1), 2), "D": (random_errors(50, 2), 20)}
     started = time.perf_counter()
-    solved = shortest(kinds, 57)
+    solved = best_plans(kinds, 57)
     assert solved.within(0.2 * 50 * 57).blocks <= 570
     assert time.perf_counter() - started < 60
 
@@ -77,14 +77,14 @@ def test_steps_are_spent_where_the_path_bends() -> None:
     sigmas = np.linspace(1, 1 / 20, 20)
     bend = np.where(sigmas > 0.5, 0.0, (0.5 - sigmas) ** 2)
     x = np.stack([sigmas, 30 * bend], axis=1)
-    when = Schedule(tuple(sigmas), (0.05,) * 20)
-    plan = shortest({"S": (displacements(x @ x.T, when), 0)}, 1).within(8).plan
+    when = SolverPasses(tuple(sigmas), (0.05,) * 20)
+    plan = best_plans({"S": (displacements(x @ x.T, when), 0)}, 1).within(8).plan
     assert plan.count("F") == 8
     assert plan[11:].count("F") >= 5
 
 
 def test_a_budget_below_the_floor_is_told_with_the_floor() -> None:
-    solved = shortest({"R": (random_errors(5, 0), 2)}, 12)
+    solved = best_plans({"R": (random_errors(5, 0), 2)}, 12)
     assert solved.floor == 12 + 4 * 2
     with pytest.raises(SettingError, match="the fewest are 20"):
         solved.within(19)
@@ -92,6 +92,6 @@ def test_a_budget_below_the_floor_is_told_with_the_floor() -> None:
 
 
 def test_one_step_is_full_and_nothing_is_no_plan() -> None:
-    assert shortest({"S": (random_errors(1, 0), 0)}, 12).within(12) == Found("F", 12, 0.0)
+    assert best_plans({"S": (random_errors(1, 0), 0)}, 12).within(12) == BestPlan("F", 12, 0.0)
     with pytest.raises(SettingError, match="at least one kind"):
-        shortest({}, 12)
+        best_plans({}, 12)

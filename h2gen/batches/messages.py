@@ -1,0 +1,108 @@
+"""What the main process and its workers send each other: frozen messages, pickled through a pipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from h2gen.cache.trace import StepRecord, Summary
+from h2gen.errors import H2GenError
+from h2gen.models.catalogue import Checkpoint
+from h2gen.settings.values import Settings
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a worker loads, and where.
+
+    ``content_hash`` goes into the pictures' metadata; ``threads`` limits torch on the CPU when several workers share
+    its cores.
+    """
+
+    checkpoint: Checkpoint
+    device: str
+    dtype: str
+    offload: str
+    content_hash: str
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A picture to make.
+
+    ``job`` is the job's id. ``notes`` is the JSON text of further keys of its line in the prompt file. ``steps`` asks
+    for a message per step, ``metadata`` and ``sidecar`` for a description of how it was made, ``tiled`` for decoding in
+    tiles.
+    """
+
+    settings: Settings
+    format: str
+    preset: str | None
+    job: str
+    source: str
+    notes: str | None
+    steps: bool
+    metadata: bool
+    sidecar: bool
+    tiled: bool = False
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model is loaded. ``offload`` is the mode in use."""
+
+    device: str
+    dtype: str
+    offload: str
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """A forward pass of a current picture; ``record.picture`` is the index of its task."""
+
+    record: StepRecord
+
+
+@dataclass(frozen=True)
+class PictureMade:
+    """The next of the current pictures, in the order of their tasks: its file's bytes and its sidecar's text.
+
+    ``described`` is False if its metadata was too long for its format.
+    """
+
+    data: bytes = field(repr=False)
+    sidecar: str | None = field(repr=False)
+    described: bool
+    settings: Settings
+    seconds: float
+    summary: Summary | None
+    uncached: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """None of the current pictures, or of those left of them, could be made.
+
+    ``again`` says whether another attempt could help, ``exhausted`` that memory ran out, and ``sick`` that
+    the process ended itself because it might fail again.
+    """
+
+    error: str
+    again: bool
+    exhausted: bool = False
+    sick: bool = False
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The current pictures, or those left of them, were abandoned, as asked."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The model could not be loaded."""
+
+    error: H2GenError
+
+
+Message = Ready | Stepped | PictureMade | Failed | Stopped | Broken

@@ -1,0 +1,61 @@
+"""What one pass keeps from step to step: residuals and indicators of its two stages, and its output's velocities."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from h2gen.cache.batch import Rows, replaced
+from h2gen.cache.forecast import ResidualHistory
+from h2gen.cache.pfs_stable import Pooling
+from h2gen.cache.velocity import VelocityHistory
+
+
+class StageMemory:
+    """What one stage keeps from the steps that last computed it; pictures of a batch may differ in them.
+
+    Args:
+        order: of the forecast of residuals, 0 or 1.
+        pictures: in the batch.
+    """
+
+    def __init__(self, order: int, pictures: int) -> None:
+        self.residuals = ResidualHistory(order)
+        """Of the blocks after the first, one tensor per stream."""
+        self.computed_at = [0] * pictures
+        """The step that last computed each picture's residual."""
+        self.indicator: torch.Tensor | None = None
+        """The summary of the first block's residual, ``(B, ...)``."""
+        self.spent = [0.0] * pictures
+        """With a budget, each picture's changes added up since it was last computed."""
+
+    def keep_residual(self, residual: Sequence[torch.Tensor], sigma: float, step: int, rows: Rows) -> None:
+        """Remember the residual that some pictures of the batch got at a step."""
+        self.residuals.keep(tuple(residual), sigma, rows)
+        for row in rows:
+            self.computed_at[row] = step
+
+    def keep_indicator(self, indicator: torch.Tensor, rows: Rows) -> None:
+        """Remember the indicator of some pictures of the batch; the first time, of all."""
+        self.indicator = indicator if self.indicator is None else replaced(self.indicator, (rows, indicator))
+
+
+class Memory:
+    """Everything that one pass of one trajectory keeps.
+
+    Args:
+        order: of the forecast of residuals, 0 or 1.
+        measured: whether computed velocities are compared with what was predicted.
+        pictures: in the batch.
+    """
+
+    def __init__(self, order: int, measured: bool, pictures: int = 0) -> None:
+        self.structure, self.detail = StageMemory(order, pictures), StageMemory(order, pictures)
+        self.velocities = [VelocityHistory(measured) for _ in range(pictures)]
+        """Of each picture; empty unless steps may be skipped."""
+        self.poolings: dict[str, Pooling] = {}
+        """Of each stage with stable pooling, which depends on the token grid."""
+
+    def of(self, stage: str) -> StageMemory:
+        return self.structure if stage == "structure" else self.detail

@@ -1,0 +1,86 @@
+"""Stable pooling: a summary with the same number of cells at any size, so that a threshold means the same at all sizes.
+
+The paper's PFS pools along the sequence of tokens, so that the number and the meaning of its cells change with the size
+and the aspect ratio of the picture. Here the picture's own rows and columns of tokens are divided into nearly square
+cells, text into a fixed number of cells, and channels into a fixed number of groups.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+CELLS = 256
+"""Cells of the picture: 16 x 16 for a square one, with 2 x 2 tokens per cell at 512x512. Reference pictures have the
+same number in total. Of 16, 64 and 256, this makes the changes depend least on the size (``tools/measure_pfs.py``)."""
+TEXT_CELLS = 32
+GROUPS = 64
+"""Groups of channels."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of a stream's tokens: text, ``rows`` times ``columns`` of the picture, those of other pictures."""
+
+    text: int
+    rows: int
+    columns: int
+    others: int = 0
+
+
+def layout_of(grid: tuple[int, int] | None, image_tokens: int, text_tokens: int) -> Layout:
+    """The layout of a stream; without a known grid its image tokens are one long column.
+
+    Args:
+        grid: rows and columns of the picture's own tokens, which come first among the image tokens.
+        image_tokens: of the picture and of reference pictures.
+        text_tokens: in the stream before them.
+    """
+    rows, columns = grid or (image_tokens, 1)
+    return Layout(text_tokens, rows, columns, image_tokens - rows * columns)
+
+
+def cells_of(rows: int, columns: int) -> tuple[int, int]:
+    """The number of cells in height and width: about ``CELLS`` in all, nearly square ones."""
+    high = min(CELLS, max(1, round(math.sqrt(CELLS * rows / columns))))
+    return high, max(1, round(CELLS / high))
+
+
+def areas(count: int, cells: int) -> torch.Tensor:
+    """``(cells, count)``: the share of each cell that each of ``count`` items takes; every row sums to 1."""
+    size = count / cells
+    start = torch.arange(cells, dtype=torch.float64)[:, None] * size
+    thing = torch.arange(count, dtype=torch.float64)[None]
+    return (torch.minimum(thing + 1, start + size) - torch.maximum(thing, start)).clamp_(min=0) / size
+
+
+class Pooling:
+    """Pools residuals of one layout: two multiplications by small matrices, which take about 3 MiB at FLUX.1's size.
+
+    Args:
+        layout: of the stream.
+        like: a residual, ``(B, N, D)``, with the device and dtype of the others.
+    """
+
+    def __init__(self, layout: Layout, like: torch.Tensor) -> None:
+        high, wide = cells_of(layout.rows, layout.columns)
+        blocks = [torch.kron(areas(layout.rows, high), areas(layout.columns, wide))]
+        if layout.text:
+            blocks.insert(0, areas(layout.text, TEXT_CELLS))
+        if layout.others:
+            blocks.append(areas(layout.others, CELLS))
+        channels = like.shape[-1]
+        pooled = torch.zeros(sum(len(block) for block in blocks), like.shape[1], dtype=torch.float64)
+        row = column = 0
+        for block in blocks:
+            pooled[row : row + block.shape[0], column : column + block.shape[1]] = block
+            row, column = row + block.shape[0], column + block.shape[1]
+        self._tokens = pooled.to(like.device, like.dtype)
+        self._groups = areas(channels, min(GROUPS, channels)).T.contiguous().to(like.device, like.dtype)
+
+    def __call__(self, residual: torch.Tensor) -> torch.Tensor:
+        """The summary, ``(B, cells, groups)``, of a residual, ``(B, N, D)``."""
+        summary: torch.Tensor = self._tokens @ residual @ self._groups
+        return summary

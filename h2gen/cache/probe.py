@@ -1,0 +1,61 @@
+"""A stage's first block as a probe: its input, its output, and the indicator computed from them."""
+
+from __future__ import annotations
+
+import torch
+
+from h2gen.cache.batch import Rows, Streams, some_of
+from h2gen.cache.pfs import pooling_kernel, summarize
+from h2gen.cache.pfs_stable import Pooling, layout_of
+from h2gen.cache.stages import Stage
+from h2gen.cache.step import Step
+from h2gen.families import Family
+
+
+class Probe:
+    """What a stage's first block was given and returned.
+
+    Args:
+        whole: the streams before the block, of all pictures of the batch.
+        before, after: the streams of those pictures that the block ran for.
+    """
+
+    def __init__(self, whole: Streams, before: Streams, after: Streams) -> None:
+        self.whole, self.before, self.after = whole, before, after
+
+    def of(self, step: Step, rows: Rows) -> Streams:
+        """The block's output for some pictures."""
+        return some_of(self.after, step.present, rows)
+
+    def take(self, step: Step, rows: Rows) -> Streams:
+        """The same, releasing everything else, which is large and not needed while the other blocks run."""
+        streams = self.of(step, rows)
+        self.whole = self.before = self.after = ()
+        return streams
+
+    @torch.no_grad()
+    def indicator(self, step: Step, stage: Stage, pooling: str, family: Family) -> torch.Tensor:
+        """The summary of the block's residual, ``(B, cells, groups)``: of the image tokens in the structure stage, of
+        text and image tokens in the detail stage.
+
+        Args:
+            pooling: ``paper`` or ``stable``.
+            family: knows the token grid, which stable pooling reads at a trajectory's first step.
+        """
+        before, after = self.before, self.after
+        if stage.name == "structure":
+            before, after = before[-1:], after[-1:]
+        tokens = sum(x.shape[1] for x in after)
+        residual = after[0].new_empty(after[0].shape[0], tokens, after[0].shape[2])
+        start = 0
+        for x, y in zip(before, after, strict=True):
+            torch.sub(y, x, out=residual[:, start : start + x.shape[1]])
+            start += x.shape[1]
+        if pooling == "paper":
+            return summarize(residual, pooling_kernel(tokens, stage.divisor))
+        poolings = step.current.memory.poolings
+        if stage.name not in poolings:
+            text = 0 if stage.name == "structure" else step.inputs.text_tokens
+            grid = family.token_grid(step.inputs.identity.image_ids, tokens - text)
+            poolings[stage.name] = Pooling(layout_of(grid, tokens - text, text), residual)
+        return poolings[stage.name](residual)

@@ -1,0 +1,149 @@
+"""What the views of compare, frontier and tune share: the progress of measured runs, notices, and Ctrl-C."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from h2gen.cli.console import say, say_stopping
+from h2gen.cli.views.view import View, clock, progress
+from h2gen.evaluation.number_format import percent, reading
+from h2gen.evaluation.results import score
+from h2gen.generation.interrupt import stop_on_ctrl_c
+from h2gen.wording import printable
+
+if TYPE_CHECKING:
+    from h2gen.evaluation.methods import Method
+    from h2gen.evaluation.metrics import MetricInfo
+    from h2gen.evaluation.results import Sample
+    from h2gen.generation.session import Session
+
+GAP = 2
+NARROW = 100
+LABEL = 20
+"""Characters of a method's name in terminals up to ``NARROW`` wide."""
+
+
+class ComparisonProgress:
+    """Which runs of a comparison are done, and the figures of each method so far."""
+
+    def __init__(self, methods: Sequence[Method], runs: int, metrics: Sequence[MetricInfo]) -> None:
+        self._methods, self._runs, self._metrics = methods, runs, metrics
+        self._done = 0
+        self._seconds: dict[str, list[float]] = {method.name: [] for method in methods}
+        self._samples: dict[str, list[Sample]] = {method.name: [] for method in methods}
+        self._began = time.perf_counter()
+
+    def ran(self, method: Method, seconds: float) -> None:
+        self._done += 1
+        self._seconds[method.name].append(seconds)
+
+    def scored(self, method: Method, sample: Sample) -> None:
+        self._samples[method.name].append(sample)
+
+    def render(self, width: int, height: int) -> list[RenderableType]:
+        left = ""
+        if self._done:
+            each = (time.perf_counter() - self._began) / self._done
+            left = f"{clock(each * (self._runs - self._done))} left"
+        bar = progress(self._done, self._runs, f"{self._done}/{self._runs} runs", left, width)
+        return [bar, Text(), self._table(width, max(1, height - 7))]
+
+    def _table(self, width: int, room: int) -> Table:
+        """The first ``room`` methods with their figures so far."""
+        table = methods_table([("method", "left"), ("seconds", "right"), ("blocks", "right")], width)
+        shown = self._metrics if width >= 60 else self._metrics[:1]
+        for metric in shown:
+            table.add_column(metric.title, justify="right", no_wrap=True)
+        for method in self._methods[:room]:
+            seconds, samples = self._seconds[method.name], self._samples[method.name]
+            cells = [f"{statistics.median(seconds):.3g}" if seconds else ""]
+            cells.append(percent(statistics.fmean(sample.share for sample in samples)) if samples else "")
+            for metric in shown:
+                values = [sample.scores[metric.name] for sample in samples if metric.name in sample.scores]
+                mean = score(values, metric.higher_is_better).mean if values else math.nan
+                cells.append(reading(metric, mean, unit=False) if values else "")
+            table.add_row(Text(printable(method.label)), *cells)
+        return table
+
+
+def methods_table(columns: Sequence[tuple[str, str]], width: int) -> Table:
+    """An empty table of methods with these columns (title, alignment)."""
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+    for title, justify in columns:
+        most = LABEL if title == "method" and width <= NARROW else None
+        table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True, max_width=most)
+    return table
+
+
+class EvaluationView(View):
+    """An observer of an evaluation. Use as a context manager around it. Without a terminal, each part of the work is
+    one line of text.
+
+    Args:
+        console: where progress and notices go; results go to stdout.
+        as_json: print the result as JSON.
+    """
+
+    def __init__(self, console: Console, as_json: bool) -> None:
+        super().__init__(console)
+        self._as_json = as_json
+        self._what = "Loading"
+        self._progress: ComparisonProgress | None = None
+        self._interruptible = ExitStack()
+
+    def loaded(self, session: Session) -> None:
+        stopping = stop_on_ctrl_c(session, lambda: say_stopping(self._console))
+        self._interruptible.enter_context(stopping)
+
+    def notice(self, message: str) -> None:
+        say(self._console, message, "yellow")
+
+    def began(self, what: str) -> None:
+        self._what = what
+        self.tell(f"{what} ...")
+        self.draw(now=True)
+
+    def planned(self, methods: Sequence[Method], runs: int, metrics: Sequence[MetricInfo]) -> None:
+        self._progress = ComparisonProgress(methods, runs, metrics)
+        self.began(f"Measuring {len(methods)} methods in {runs} runs")
+
+    def ran(self, method: Method, case: int, seconds: float) -> None:
+        if self._progress is not None:
+            self._progress.ran(method, seconds)
+        self.draw()
+
+    def scored(self, method: Method, sample: Sample) -> None:
+        if self._progress is not None:
+            self._progress.scored(method, sample)
+        self.draw()
+
+    def wrote(self, path: Path) -> None:
+        say(self._console, str(path), "bold")
+
+    def render(self) -> RenderableType:
+        width, height = self._console.size
+        measured = self._before(width) if self._progress is None else self._progress.render(width, height)
+        return Group(Text(), Text(self._what, no_wrap=True, overflow="ellipsis"), *measured)
+
+    def _before(self, width: int) -> list[RenderableType]:
+        """What is shown before the measured runs are planned."""
+        return []
+
+    def stop(self) -> None:
+        self._interruptible.close()
+        super().stop()
+
+
+def stdout() -> Console:
+    """A console on stdout for tables."""
+    return Console(highlight=False, markup=False, emoji=False)

@@ -1,0 +1,133 @@
+"""One picture in the terminal: the live table while it is made, then its path, figures and advice."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from h2gen.cli.console import complain, route_warnings, say, say_stopping
+from h2gen.cli.views.live_table import LiveTable, counts, steps_table
+from h2gen.cli.views.request import show_notices
+from h2gen.generation.interrupt import stop_on_ctrl_c
+from h2gen.generation.render import Renderer, RenderObserver, SavedPicture, StepCallback
+from h2gen.models.choices import SOLVERS
+from h2gen.wording import printable
+
+if TYPE_CHECKING:
+    from h2gen.settings.resolve import Request
+    from h2gen.settings.values import Settings
+
+
+class PictureView(RenderObserver):
+    """Shows pictures being made and prints what was saved.
+
+    Args:
+        console: on stderr.
+        as_json: print one JSON object per picture to stdout instead of its path.
+        verbose: also print all steps, and the libraries' warnings.
+        on_loaded: is called once the model is loaded.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        as_json: bool = False,
+        verbose: bool = False,
+        on_loaded: Callable[[Renderer], None] = lambda _renderer: None,
+    ) -> None:
+        self._console, self._as_json, self._verbose, self._on_loaded = console, as_json, verbose, on_loaded
+        self._request: Request | None = None
+
+    @contextmanager
+    def loading(self, request: Request) -> Iterator[None]:
+        self._request = request
+        status = self._console.status(Text(f"Loading {printable(request.checkpoint.name)}"))
+        if self._console.is_terminal:
+            status.start()
+        try:
+            import diffusers  # noqa: F401 - sets up its own logging, which is replaced next
+
+            route_warnings(self._console, self._verbose)
+            yield
+        finally:
+            status.stop()
+
+    def loaded(self, renderer: Renderer) -> None:
+        assert self._request is not None
+        show_notices(self._request.notices, self._console)
+        self._on_loaded(renderer)
+
+    def interruptible(self, renderer: Renderer) -> AbstractContextManager[None]:
+        return stop_on_ctrl_c(renderer.session, lambda: say_stopping(self._console))
+
+    @contextmanager
+    def making(self, renderer: Renderer, settings: Sequence[Settings]) -> Iterator[StepCallback | None]:
+        if self._console.quiet or not self._console.is_terminal:
+            yield None
+            return
+        first = settings[0]
+        passes = first.passes * len(settings)
+        heading = [
+            Text(printable(first.prompt), style="bold", no_wrap=True, overflow="ellipsis"),
+            Text(printable(_facts(renderer, settings)), style="dim", no_wrap=True, overflow="ellipsis"),
+        ]
+        with LiveTable(self._console, heading, first.cache, passes, contexts=first.cfg > 1) as table:
+            yield table.on_step
+
+    def relieved(self, notice: str) -> None:
+        say(self._console, notice, "yellow")
+
+    def saved(self, picture: SavedPicture) -> None:
+        console, result = self._console, picture.result
+        if not picture.described:
+            suffix = picture.path.suffix
+            say(console, f"The prompt is too long for the metadata of a {suffix}; use png.", "yellow")
+        if picture.trace_error is not None:
+            complain(f"The trace {str(picture.trace)!r} is incomplete: {picture.trace_error}. The picture is complete.")
+        if self._verbose and result.trace is not None and not console.is_terminal:
+            table = steps_table(result.trace.steps, result.settings.cache, 100, contexts=result.settings.cfg > 1)
+            console.print(table, width=100, crop=False)  # a pipe has no width to keep to
+        self._conclude(picture)
+        if self._as_json:
+            print(json.dumps(picture.to_json()), flush=True)
+        elif console.quiet or not (console.is_terminal and sys.stdout.isatty()):
+            print(picture.path, flush=True)  # in a terminal the line above has shown it
+
+    def _conclude(self, picture: SavedPicture) -> None:
+        """The last line, and advice if the cache reused nothing."""
+        from h2gen.generation.advice import advice
+
+        console, result, summary = self._console, picture.result, picture.summary
+        if result.uncached:
+            complain("The picture came out as NaN with the cache; it was made again without it.")
+        line = f"{picture.path}  seed {result.settings.seed}, {result.seconds:.2f} s"
+        if result.trace is None or summary is None or not result.settings.cache.enabled:
+            say(console, line, "bold")
+            return
+        if not console.is_terminal:  # in a terminal the table has shown the totals
+            steps = result.trace.steps
+            line = f"{line}, {counts(summary, any(step.context != steps[0].context for step in steps))}"
+        say(console, line, "bold")
+        sentence = advice(result.trace, result.settings.cache)
+        if sentence is not None:
+            say(console, sentence, "yellow")
+
+
+def _facts(renderer: Renderer, together: Sequence[Settings]) -> str:
+    """The table's second line: the shared settings of the pictures of a batch, and their seeds."""
+    settings, made_with = together[0], renderer.facts
+    solver = "" if settings.solver == "own" else f" of {SOLVERS[settings.solver]}"
+    seeds = ",".join(str(each.seed) for each in together)
+    guidance = f"cfg {settings.cfg:g}" if settings.cfg > 1 else f"guidance {settings.guidance:g}"
+    cache = settings.cache.words if settings.cache.enabled else "no cache"
+    return (
+        f"{made_with['model']} · {settings.width}x{settings.height} · {settings.steps} steps{solver} · "
+        f"seed {seeds} · {guidance} · {cache} · {made_with['device']} {made_with['dtype']}"
+    )

@@ -1,0 +1,283 @@
+"""Runs a comparison: every method makes the image of every case, in turns, and is timed and scored.
+
+Whole pipeline calls are timed, with the device synchronised and the text encoded beforehand. Methods take turns,
+so that a machine that slows down affects all of them; the first run of each method is not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from h2gen.errors import BadPicture, RunError, SettingError, Stopped
+from h2gen.evaluation.baselines import BaselineSearch
+from h2gen.evaluation.make_image import ImageMaker, MadeImage, load_model
+from h2gen.evaluation.method_results import Tally, method_results, remarks
+from h2gen.evaluation.methods import Method
+from h2gen.evaluation.metrics import MetricInfo, Metrics
+from h2gen.evaluation.options import CompareObserver, MethodOptions
+from h2gen.evaluation.recommend import recommended
+from h2gen.evaluation.results import VERSION, Case, Comparison, MethodResult, Sample
+from h2gen.generation.session import Session
+from h2gen.output.metadata import origin, versions
+from h2gen.output.save import encode
+from h2gen.settings.resolve import Request
+from h2gen.settings.values import Settings
+
+_SHARED = ("width", "height", "steps", "guidance", "cfg", "negative", "max_sequence_length")
+
+Choose = Callable[[Sequence[MethodResult], Sequence[MetricInfo]], str]
+"""Returns the name of the method that is shown first."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A comparison, the images of its first case by method name, and the error that ended it early, if any."""
+
+    comparison: Comparison
+    images: Mapping[str, Image.Image]
+    error: Exception | None
+
+
+def run_comparison(
+    request: Request,
+    cases: Sequence[Case],
+    settings: Settings,
+    metrics: Metrics,
+    methods: MethodOptions,
+    observer: CompareObserver,
+    *,
+    choose: Choose = recommended,
+    report: Path | None = None,
+) -> FinishedRun:
+    """Load the model and compare.
+
+    Args:
+        request: the model, and how it is loaded.
+        cases: prompts and seeds.
+        settings: of every image.
+        metrics: what images are scored by.
+        methods: what is compared.
+        observer: receives progress events.
+        choose: picks the method that is shown first.
+        report: the report's folder, which gets every image; None keeps none.
+
+    Returns:
+        All cases that every method finished, even if an error ended the comparison after them.
+
+    Raises:
+        H2GenError: something failed before a case was finished.
+        Stopped: the session was interrupted before that.
+    """
+    session, content_hash = load_model(request)
+    observer.loaded(session)
+    run = ComparisonRun(session, cases, settings, metrics, methods, observer=observer, folder=report)
+    error: Exception | None = None
+    try:
+        run.run()
+    except KeyboardInterrupt:
+        if not run.finished:
+            raise Stopped("Stopped before all methods had made a picture; there is nothing to compare.") from None
+        error = Stopped(f"Stopped. The figures cover {run.finished} of {len(cases)} pictures per method.")
+    except Exception as problem:
+        if not run.finished:
+            raise
+        error = problem
+    return FinishedRun(run.result(choose, content_hash), run.images, error)
+
+
+class SampleStore(Protocol):
+    """Keeps samples across runs of the program, so that an interrupted comparison can continue."""
+
+    def recall(self, case: int, methods: Sequence[Method]) -> Sequence[Sample] | None:
+        """The samples of a case, one per method, if it was measured before with these methods."""
+
+    def keep(self, case: int, methods: Sequence[Method], samples: Sequence[Sample]) -> None:
+        """Store the samples of a case, one per method."""
+
+
+class ComparisonRun:
+    """A comparison in progress. ``run`` makes the images; ``result`` covers all cases finished by then.
+
+    Args:
+        session: a loaded model.
+        cases: prompts and seeds.
+        settings: of every image; prompt, seed, steps and cache come from the case and the method.
+        metrics: what images are scored by. The first that measures fidelity decides what is Pareto-optimal.
+        methods: what is compared.
+        observer: receives progress events.
+        store: of cases that were measured before, whose images are not made again; None keeps nothing.
+        folder: of the report, where every image is written to ``pictures/CASE-METHOD.png``; None writes none.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        cases: Sequence[Case],
+        settings: Settings,
+        metrics: Metrics,
+        methods: MethodOptions,
+        *,
+        observer: CompareObserver,
+        folder: Path | None = None,
+        store: SampleStore | None = None,
+    ) -> None:
+        self._session, self._cases, self._settings = session, tuple(cases), settings
+        self._metrics, self._methods, self._observer, self._folder = metrics, methods, observer, folder
+        self._store = store
+        self._tallies: list[Tally] = []
+        self._notices: list[str] = list(metrics.notices)
+        self._maker = ImageMaker(session, self._cases, settings, self._notices.append)
+        self._first_images: dict[str, Image.Image] = {}
+
+    @property
+    def finished(self) -> int:
+        """Number of cases that every method has made."""
+        return min((len(tally.samples) for tally in self._tallies), default=0)
+
+    @property
+    def images(self) -> Mapping[str, Image.Image]:
+        """The first case's images, by method name."""
+        return self._first_images
+
+    def run(self) -> None:
+        """Make and measure every image. A method that makes NaN and a peer that fails are left out, with a notice.
+
+        Raises:
+            H2GenError: an uncached image could not be made, or an image could not be written; ``result`` has the
+                cases that were finished before.
+            KeyboardInterrupt: the session was interrupted; the same.
+        """
+        search = BaselineSearch(self._maker, self._methods, self._observer)
+        methods = search.methods()
+        self._notices += search.notices
+        self._tallies = [Tally(method) for method in methods]
+        runs = len(self._cases) * sum(map(self._repeats, methods))
+        self._observer.planned(methods, runs, self._metrics.infos)
+        for index in range(len(self._cases)):
+            known = None if self._store is None else self._store.recall(index, [t.method for t in self._tallies])
+            if known is None:
+                self._measure(index)
+            else:
+                for tally, sample in zip(self._tallies, known, strict=True):
+                    self._add(tally, sample)
+
+    def result(self, choose: Choose = recommended, content_hash: str = "") -> Comparison:
+        """All figures so far.
+
+        Args:
+            choose: picks the method that is shown first.
+            content_hash: of the model, as ``h2gen.models.content_hash`` computes it.
+
+        Raises:
+            SettingError: no case is finished.
+        """
+        finished = self.finished
+        if not finished:
+            raise SettingError("No picture has been compared yet; call run() first.")
+        results = method_results(self._tallies, finished, self._metrics.infos)
+        settings = self._settings.to_json()
+        made_with = origin(self._session, content_hash)
+        return Comparison(
+            version=VERSION,
+            made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions=versions(),
+            model={
+                "name": made_with.name,
+                "content_hash": made_with.content_hash,
+                "device": made_with.device,
+                "dtype": made_with.dtype,
+            },
+            settings={name: settings[name] for name in _SHARED},
+            metrics=self._metrics.infos,
+            cases=self._cases[:finished],
+            methods=tuple(results),
+            notices=(*self._notices, *remarks(results, finished, len(self._cases))),
+            chosen=choose(results, self._metrics.infos),
+        )
+
+    # Making and measuring images
+
+    def _repeats(self, method: Method) -> int:
+        return 1 if method.kind == "truth" else self._methods.repeat
+
+    def _measure(self, case: int) -> None:
+        """Make one case's images by every method, in turns, starting with another method each time."""
+        made: dict[str, list[MadeImage]] = {tally.method.name: [] for tally in self._tallies}
+        for repeat in range(self._methods.repeat):
+            start = (case + repeat) % len(self._tallies)
+            for tally in self._tallies[start:] + self._tallies[:start]:
+                if repeat < self._repeats(tally.method) and tally in self._tallies:
+                    one = self._attempt(tally, case)
+                    if one is not None:
+                        made[tally.method.name].append(one)
+        plain = made["uncached"][0].image
+        truth = made["truth"][0].image if "truth" in made else None
+        samples = [self._sample(tally.method, case, made[tally.method.name], plain, truth) for tally in self._tallies]
+        for tally, sample in zip(self._tallies, samples, strict=True):
+            self._add(tally, sample)
+            if case == 0:
+                self._first_images[tally.method.name] = made[tally.method.name][0].image
+        if self._store is not None:
+            self._store.keep(case, [tally.method for tally in self._tallies], samples)
+
+    def _add(self, tally: Tally, sample: Sample) -> None:
+        tally.samples.append(sample)
+        self._observer.scored(tally.method, sample)
+
+    def _attempt(self, tally: Tally, case: int) -> MadeImage | None:
+        """One run; None if the method failed, which then is left out with all its images."""
+        method = tally.method
+        try:
+            one = self._maker.make(method, case)
+        except BadPicture as error:
+            if method.kind in ("reference", "truth"):
+                raise
+            self._leave_out(tally, error)
+            return None
+        except Exception as error:
+            if method.kind != "peer":
+                raise
+            self._leave_out(tally, error)  # third-party code must not end the comparison
+            return None
+        self._observer.ran(method, case, one.seconds)
+        return one
+
+    def _leave_out(self, tally: Tally, error: Exception) -> None:
+        self._tallies = [other for other in self._tallies if other is not tally]
+        self._notices.append(f"{tally.method.label} is left out: {str(error) or type(error).__name__}")
+
+    def _sample(
+        self, method: Method, case: int, made: Sequence[MadeImage], plain: Image.Image, truth: Image.Image | None
+    ) -> Sample:
+        image, prompt = made[0].image, self._cases[case].prompt
+        against_truth = {} if truth is None or method.kind == "truth" else self._metrics.measure(image, truth, prompt)
+        fidelity = {info.name for info in self._metrics.infos if info.fidelity}
+        return Sample(
+            case=case,
+            picture="" if self._folder is None else self._write(image, method, case, self._folder),
+            scores=self._metrics.measure(image, plain, prompt),
+            truth_scores={name: value for name, value in against_truth.items() if name in fidelity},
+            seconds=tuple(one.seconds for one in made),
+            share=made[0].share,
+            identical=bool(np.array_equal(np.asarray(image), np.asarray(plain))),
+            trace=made[0].trace,
+        )
+
+    def _write(self, image: Image.Image, method: Method, case: int, folder: Path) -> str:
+        """Write an image for the report; returns its path within it."""
+        path = f"pictures/{case:03}-{method.name.replace(' ', '-')}.png"
+        try:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(encode(image, "png"))
+        except OSError as error:
+            raise RunError(
+                f"The picture {path!r} could not be written to {str(folder)!r}: {error.strerror or error}."
+            ) from error
+        return path

@@ -1,0 +1,62 @@
+"""Finds the tolerance or thresholds at which the cache runs a given share of the blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from h2gen.cache import CacheConfig
+
+ADAPTIVE = CacheConfig(0, 0, tolerance=1)
+"""Only a tolerance, as the family to search: its value is a factor of the number found."""
+LOWEST, HIGHEST = 1e-5, 1.0
+"""Range of the search. A relative change of 1 is as large as the tensor itself; higher thresholds change nothing."""
+CLOSE = 0.01
+"""The search ends once the share is at most this far below the budget."""
+MOST = 12
+"""Numbers tried per budget, at most."""
+
+
+@dataclass(frozen=True)
+class FittedCache:
+    """Settings, and the share of the blocks that they run."""
+
+    cache: CacheConfig
+    share: float
+
+
+def fit_to_budget(
+    family: CacheConfig, budget: float, share_of: Callable[[CacheConfig], float], highest: float = HIGHEST
+) -> FittedCache | None:
+    """The settings of a family whose share of the blocks is closest to a budget without exceeding it.
+
+    The share falls in steps as the number rises, so this bisects the range, geometrically.
+
+    Args:
+        family: its thresholds and tolerance are factors of the number that is searched.
+        budget: share of the blocks.
+        share_of: makes images with some settings and returns the share of the blocks that ran.
+        highest: the largest number tried.
+
+    Returns:
+        None if even the highest number stays above the budget.
+    """
+    low, high = LOWEST, highest
+    best: FittedCache | None = None
+    for attempt in range(MOST):
+        tau = high if attempt == 0 else (low * high) ** 0.5
+        number = float(f"{tau:.4g}")  # few digits, so that it can be retyped
+        numbers = {name: getattr(family, name) * number for name in ("tau1", "tau2", "tolerance")}
+        cache = replace(family, **numbers)
+        share = share_of(cache)
+        if share <= budget + 1e-9:
+            if best is None or share > best.share:
+                best = FittedCache(cache, share)
+            high = tau
+            if budget - share <= CLOSE:
+                break
+        elif attempt == 0:
+            return None
+        else:
+            low = tau
+    return best

@@ -1,0 +1,122 @@
+"""Options of tuning, and its progress observer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from h2gen.errors import SettingError
+from h2gen.evaluation.fit_budget import MOST
+from h2gen.evaluation.options import CompareObserver
+from h2gen.models.choices import SOLVERS
+from h2gen.settings.profiles import FEWEST_STEPS
+
+if TYPE_CHECKING:
+    from h2gen.evaluation.methods import Method
+    from h2gen.evaluation.results import Comparison
+    from h2gen.settings.profiles import Profile
+
+BUDGETS = (0.66, 0.5, 0.4, 0.33, 0.25, 0.2, 0.16, 0.125, 0.1)
+"""Default budgets, as shares of the blocks of the uncached run."""
+
+MOST_PASSES = 200
+"""Passes per image. The search's tables grow with their third power and take about 300 MB at this number."""
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How much is tried, and where the profile goes.
+
+    Args:
+        search: prompts that settings are searched on.
+        check: other prompts, on which the best settings are measured.
+        budgets: shares of the blocks, above 0 and below 1.
+        tries: plans measured while polishing one plan; 0 does not polish.
+        keep: candidates per budget that are measured on the other prompts.
+        profile: the profile's file, which ends in ``.toml``; None is the user's data folder.
+
+    Raises:
+        SettingError: a number is out of range.
+    """
+
+    search: int = 4
+    check: int = 12
+    budgets: Sequence[float] = BUDGETS
+    tries: int = 24
+    keep: int = 3
+    profile: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("search", 1), ("check", 1), ("tries", 0)):
+            value = getattr(self, name)
+            if not least <= value <= 10_000:
+                raise SettingError(f"{name} is {value}; give a whole number from {least} to 10000.")
+        for budget in self.budgets:
+            check_budget(budget)
+
+    @property
+    def images_per_prompt(self) -> int:
+        """Images that the search makes of each prompt, at most: the uncached and recorded ones, and for each budget
+        those of fewer steps, plans and tolerances."""
+        each = 2 * len(SOLVERS) + self.tries + MOST
+        return 1 + len(SOLVERS) + len(self.budgets) * each
+
+
+class TuneObserver(CompareObserver):
+    """Receives the progress of tuning: of the search, then of the comparison. Override what you need."""
+
+    def resumed(self, measurements: int) -> None:
+        """An interrupted search is continued, with this many measurements already there."""
+
+    def made(self) -> None:
+        """The search has made another image."""
+
+    def tried(self, budget: float, method: Method, share: float, error: float) -> None:
+        """A candidate for a budget was measured: its share of the blocks, and its mean 1 - SSIM."""
+
+    def tuned(self, profile: Profile, comparison: Comparison) -> None:
+        """The profile is complete; writing its chart comes next."""
+
+
+def parse_budgets(text: str) -> tuple[float, ...]:
+    """Budgets such as ``0.5,0.33``, the largest first.
+
+    Raises:
+        SettingError: one is not a number, or not above 0 and below 1.
+    """
+    try:
+        budgets = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError as error:
+        raise SettingError(f"budgets is {text!r}; give shares of the blocks such as 0.5,0.33,0.2.") from error
+    for budget in budgets:
+        check_budget(budget)
+    return tuple(sorted(budgets, reverse=True))
+
+
+def check_budget(budget: float) -> None:
+    """Check that a budget is a share of the blocks.
+
+    Raises:
+        SettingError: it is not above 0 and below 1.
+    """
+    if not 0 < budget < 1:
+        raise SettingError(f"A budget is {budget:g}; give shares of the blocks above 0 and below 1.")
+
+
+def check_steps(model: str, steps: int) -> None:
+    """Check that there are enough steps for a cache to skip some, and not too many for the search.
+
+    Raises:
+        SettingError: there are too few steps, or too many.
+    """
+    if steps > MOST_PASSES:
+        raise SettingError(
+            f"{model!r} would take {steps} steps; tuning supports up to {MOST_PASSES}: give fewer --steps."
+        )
+    if steps < FEWEST_STEPS:
+        raise SettingError(
+            f"{model!r} would take {steps} steps; a cache cannot help below {FEWEST_STEPS}, because no step is close "
+            "enough to the one before it. Use fewer --steps to be faster."
+        )

@@ -1,0 +1,214 @@
+"""Records an uncached run: inner products between steps of the velocity and of each stage's residual.
+
+While an image is made its tensors are held in host memory in the model's dtype (about 50 MB per step for FLUX.1 at
+1024x1024). Only a few steps-by-steps matrices are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from h2gen.cache.stages import stages_of
+from h2gen.errors import RunError
+from h2gen.evaluation.tune.forecast_errors import Matrix, SolverPasses
+
+_CHUNK = 1 << 22
+"""Values, over all steps together, that are multiplied at once in float64."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The recorded steps of one image.
+
+    With true guidance everything is about the guided tensors, ``u + scale * (c - u)`` of the two passes: a forecast
+    that is linear in both passes is the same forecast of the guided tensor.
+
+    Args:
+        passes: sigmas and intervals of the n passes.
+        velocity: ``(n, n)`` inner products of the velocity.
+        reused: ``(n, n)``, of what the blocks after the first of both stages add to the image tokens.
+        detail: ``(n, n)``, of what those of the detail stage add.
+        gains: ``(n,)``, change of the velocity per change of what the blocks add, measured at each step along the
+            change since the step before, through the model's last layers. An estimate, used for R and D only.
+    """
+
+    passes: SolverPasses
+    velocity: Matrix
+    reused: Matrix
+    detail: Matrix
+    gains: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "sigmas": list(self.passes.sigmas),
+            "intervals": list(self.passes.intervals),
+            "gains": list(self.gains),
+            **{name: getattr(self, name).tolist() for name in ("velocity", "reused", "detail")},
+        }
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> RecordedRun:
+        gram = {name: np.asarray(data[name], np.float64) for name in ("velocity", "reused", "detail")}
+        return RecordedRun(
+            SolverPasses(tuple(data["sigmas"]), tuple(data["intervals"])), **gram, gains=tuple(data["gains"])
+        )
+
+
+class Recording:
+    """Hooks that collect the passes of one image. ``finish`` turns them into matrices."""
+
+    def __init__(self, transformer: Any, passes: int, scale: float) -> None:
+        self._transformer, self._passes, self._scale = transformer, passes, scale
+        self._tensors: dict[str, list[list[torch.Tensor]]] = {"velocity": [], "reused": [], "detail": []}
+        self._gains: list[list[float]] = []
+        self._first: dict[str, torch.Tensor] = {}
+        self._added: dict[str, torch.Tensor] = {}
+        self._last: list[torch.Tensor | None] = [None] * passes
+        self._count = 0
+        self._tokens = 0
+        self._probing = False
+
+    # Called by hooks.
+
+    def begin(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
+        self._tokens = kwargs["hidden_states"].shape[1]
+
+    def after_first(self, stage: str, output: Any) -> None:
+        self._first[stage] = self._image(output)
+
+    def after_last(self, stage: str, output: Any) -> None:
+        self._added[stage] = self._image(output) - self._first.pop(stage)
+
+    def head(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+        """After the last norm: measure how the velocity responds to a change of what the blocks add."""
+        if self._probing:
+            return
+        added = self._added["structure"] + self._added["detail"]
+        index = self._count % self._passes
+        before, self._last[index] = self._last[index], added
+        if before is None:
+            return
+        change = added - before
+        self._probing = True
+        try:
+            project = self._transformer.proj_out
+            response = project(output) - project(module(args[0] - change, *args[1:]))
+        finally:
+            self._probing = False
+        size = float(change.double().norm())
+        self._gain(float(response.double().norm()) / size if size > 0 else 0.0)
+
+    def _gain(self, value: float) -> None:
+        if self._count % self._passes == 0:
+            self._gains.append([])
+        self._gains[-1].append(value)
+
+    def end(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        velocity = output[0] if isinstance(output, tuple) else output.sample
+        both = self._added["structure"] + self._added["detail"]
+        for name, tensor in (("velocity", velocity), ("reused", both), ("detail", self._added["detail"])):
+            if self._count % self._passes == 0:
+                self._tensors[name].append([])
+            self._tensors[name][-1].append(tensor.detach().to("cpu", copy=True))
+        self._count += 1
+
+    def _image(self, output: Any) -> torch.Tensor:
+        """The image tokens: the second of two streams, or the end of a single one."""
+        hidden: torch.Tensor = output[1] if isinstance(output, tuple) else output
+        return hidden[:, -self._tokens :].detach()
+
+    def finish(self, scheduler: Any) -> RecordedRun:
+        """The recorded matrices.
+
+        Args:
+            scheduler: that made the image.
+
+        Raises:
+            RunError: the passes do not add up to the scheduler's steps.
+        """
+        count, odd = divmod(self._count, self._passes)
+        if not count or odd:
+            raise RunError(
+                f"The model ran {self._count} passes, which is not a multiple of {self._passes} passes per step."
+            )
+        # From the scheduler: the timesteps that the model gets are rounded to its dtype.
+        sigmas = [float(timestep) / 1000 for timestep in scheduler.timesteps[-count:]]
+        gains = [float(np.mean(each)) for each in self._gains]
+        gram = {name: _gram([self._guided(step) for step in steps]) for name, steps in self._tensors.items()}
+        return RecordedRun(
+            SolverPasses(tuple(sigmas), intervals(scheduler, count)),
+            **gram,
+            gains=(gains[0] if gains else 0.0, *gains),
+        )
+
+    def _guided(self, passes: list[torch.Tensor]) -> torch.Tensor:
+        if len(passes) == 1:
+            return passes[0].flatten()
+        cond, uncond = (one.flatten() for one in passes)
+        return uncond + self._scale * (cond - uncond)
+
+
+@contextmanager
+def recording(transformer: Any, *, passes: int = 1, scale: float = 1.0) -> Iterator[Recording]:
+    """Record the one image that is made inside a ``with`` block.
+
+    Args:
+        transformer: of FLUX.1 or FLUX.2, without a cache.
+        passes: forward passes per step; 2 with true guidance, the conditional one first.
+        scale: of true guidance.
+
+    Raises:
+        CacheError: the model is neither.
+    """
+    stages = stages_of(transformer)
+    record = Recording(transformer, passes, scale)
+    with ExitStack() as stack:
+
+        def on(handle: Any) -> None:
+            stack.callback(handle.remove)
+
+        on(transformer.register_forward_pre_hook(record.begin, with_kwargs=True))
+        for stage in stages:
+            name = stage.name
+            on(stage.blocks[0].register_forward_hook(lambda _m, _a, out, name=name: record.after_first(name, out)))
+            on(stage.blocks[-1].register_forward_hook(lambda _m, _a, out, name=name: record.after_last(name, out)))
+        on(transformer.norm_out.register_forward_hook(record.head))
+        on(transformer.register_forward_hook(record.end))
+        yield record
+
+
+def intervals(scheduler: Any, passes: int) -> tuple[float, ...]:
+    """How far each pass's velocity moves the image: the sigma interval of its step, split between Heun's two passes.
+
+    Exact for Euler. Heun's first pass also decides where its second one is evaluated, and UniPC combines earlier
+    steps: for both this is the first-order part, and the error of a plan is an estimate.
+    """
+    sigmas = [float(sigma) for sigma in scheduler.sigmas]
+    if type(scheduler).__name__ == "FlowMatchHeunDiscreteScheduler":
+        # Its sigmas are those of the passes, inner ones twice. A step is half its first pass and half its second; the
+        # last step has only one.
+        cuts = sigmas[0:1] + sigmas[1::2]
+        steps = [high - low for high, low in pairwise(cuts)]
+        shared = [width / 2 for width in steps[:-1] for _ in range(2)]
+        return (*shared, steps[-1])[:passes]
+    # Image-to-image omits the first of them.
+    sigmas = sigmas[-(passes + 1) :]
+    return tuple(abs(high - low) for high, low in pairwise(sigmas))
+
+
+def _gram(vectors: list[torch.Tensor]) -> Matrix:
+    """Inner products in float64, one slice of the vectors at a time."""
+    total = np.zeros((len(vectors), len(vectors)))
+    width = max(1, _CHUNK // len(vectors))
+    for start in range(0, vectors[0].numel(), width):
+        part = torch.stack([vector[start : start + width] for vector in vectors]).double()
+        total += (part @ part.T).numpy()
+    return total

@@ -1,0 +1,35 @@
+"""The rows and columns of a picture's tokens, read from the position ids that diffusers' pipelines make."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def grid_of(image_ids: torch.Tensor | None, image_tokens: int) -> tuple[int, int] | None:
+    """The rows and columns of the picture that is being made; None if its ids do not describe a grid.
+
+    Args:
+        image_ids: ``(N, axes)`` or ``(B, N, axes)``: the picture that a token belongs to, its row, its column. Tokens
+            of reference pictures come after those of the picture itself. Reading the ids waits for the device.
+        image_tokens: N.
+    """
+    if image_ids is None:
+        return None
+    ids = image_ids.detach().float().cpu().numpy()
+    ids = ids[0] if ids.ndim == 3 else ids
+    if ids.shape[0] != image_tokens or ids.shape[1] < 3:
+        return None
+    own = int((ids[:, 0] == ids[0, 0]).sum())
+    # Columns are counted up to where the second row begins: bfloat16 holds whole numbers exactly only up to 256, so
+    # that neighbours above that share an id.
+    row, column = ids[:own, 1], ids[:own, 2]
+    columns = int((row != row[0]).argmax()) or own
+    if own % columns:
+        return None
+    row, column = row.reshape(-1, columns), column.reshape(-1, columns)
+    if (row != row[:, :1]).any() or (column != column[:1]).any() or (columns > 1 and column[0, 0] == column[0, 1]):
+        return None
+    return own // columns, columns

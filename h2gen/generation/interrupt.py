@@ -1,0 +1,33 @@
+"""Ctrl-C while a session makes pictures: the first one stops after the current step, the second at once."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from h2gen.generation.session import Session
+
+
+@contextmanager
+def stop_on_ctrl_c(session: Session, on_stop: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn the first Ctrl-C into ``session.interrupt()``. Only for the main thread, like all signal handlers.
+
+    Args:
+        session: makes pictures inside.
+        on_stop: is called from within the signal handler.
+    """
+
+    def stop(_signal: int, _frame: Any) -> None:
+        session.interrupt()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        on_stop()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        session.forget_interrupt()  # it came after the last step and must not stop the next picture

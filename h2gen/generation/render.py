@@ -1,0 +1,324 @@
+"""From settings to saved pictures: load, make, describe, name, save. Reports to an observer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from h2gen.errors import SettingError, Stopped
+from h2gen.generation.relief import Relief, with_relief
+
+if TYPE_CHECKING:
+    from h2gen.cache.trace import StepRecord, Summary
+    from h2gen.generation.session import Result, Session
+    from h2gen.models.content_hash import Identity
+    from h2gen.output.metadata import Metadata, Origin
+    from h2gen.output.save import Target
+    from h2gen.output.trace_file import TraceFile
+    from h2gen.settings.resolve import Request
+    from h2gen.settings.values import Settings
+
+StepCallback = Callable[["StepRecord"], None]
+
+
+@dataclass(frozen=True)
+class RenderOptions:
+    """What is written besides the pixels, and how many pictures are made at once.
+
+    Args:
+        trace: write each step's decisions to this file.
+        metadata: write into each picture how it was made.
+        sidecar: also write it into a ``.toml`` next to each picture.
+        batch_size: pictures per batch.
+    """
+
+    trace: Path | None = None
+    metadata: bool = True
+    sidecar: bool = False
+    batch_size: int = 1
+
+
+@dataclass(frozen=True)
+class SavedPicture:
+    """A picture on the disk.
+
+    Args:
+        path: the file.
+        result: the picture and how it was made.
+        summary: what the cache did, or None.
+        facts: model, device and dtype.
+        described: False if its metadata was too long for its format.
+        trace: the trace file, or None.
+        trace_error: why the trace file is incomplete, or None.
+    """
+
+    path: Path
+    result: Result
+    summary: Summary | None
+    facts: Mapping[str, str]
+    described: bool = True
+    trace: Path | None = None
+    trace_error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The picture as ``--json`` prints it."""
+        return {
+            "path": str(self.path),
+            **self.result.settings.to_json(),
+            **self.facts,
+            "seconds": self.result.seconds,
+            "uncached": self.result.uncached,
+            "cache": None if self.summary is None else self.summary.to_json(),
+        }
+
+
+class RenderObserver:
+    """Override what you want to know about; every method does nothing by default."""
+
+    def loading(self, request: Request) -> AbstractContextManager[object]:
+        """Around loading the model."""
+        return nullcontext()
+
+    def loaded(self, renderer: Renderer) -> None:
+        """The model is loaded."""
+
+    def interruptible(self, renderer: Renderer) -> AbstractContextManager[object]:
+        """Around making one batch, whatever is tried for it."""
+        return nullcontext()
+
+    def making(self, renderer: Renderer, settings: Sequence[Settings]) -> AbstractContextManager[StepCallback | None]:
+        """Around each attempt at one batch; the callable that it yields gets each step; None without an observer."""
+        return nullcontext()
+
+    def relieved(self, notice: str) -> None:
+        """Memory ran out, and the current pictures are made differently; ``notice`` says how."""
+
+    def saved(self, picture: SavedPicture) -> None:
+        """A picture is on the disk."""
+
+
+def render(
+    request: Request,
+    seeds: Sequence[int],
+    options: RenderOptions,
+    observer: RenderObserver,
+    *,
+    tiled: bool = False,
+) -> list[SavedPicture]:
+    """Make one picture per seed, in batches; each batch is saved before the next one begins.
+
+    Where the pictures and the trace go is checked before the model is loaded.
+
+    Args:
+        request: resolved settings; its own seed is ignored.
+        seeds: in the order to make them.
+        options: what else is written.
+        observer: receives progress events.
+        tiled: decode in tiles whatever the size.
+
+    Raises:
+        Stopped: Ctrl-C, after some of several pictures were saved.
+        KeyboardInterrupt: Ctrl-C, before that.
+        H2GenError: a picture could not be made or saved.
+    """
+    from h2gen.output.save import target_of
+    from h2gen.output.trace_file import TraceFile
+
+    target = target_of(request.out, request.format)
+    check_trace(options.trace, seeds)
+    if options.trace is not None:
+        TraceFile.check(options.trace)
+    renderer = open_renderer(request, options, observer)
+    numbered = target.stem is not None and len(seeds) > 1
+    targets = [replace(target, stem=f"{target.stem}-{seed}") if numbered else target for seed in seeds]
+    settings = [replace(request.settings, seed=seed) for seed in seeds]
+    saved: list[SavedPicture] = []
+    while len(saved) < len(seeds):
+        part = slice(len(saved), len(saved) + options.batch_size)
+        try:
+            saved += renderer.render(settings[part], targets[part], request.preset, tiled=tiled)
+        except KeyboardInterrupt:
+            if not renderer.saved:
+                raise
+            raise Stopped(f"Stopped; {renderer.saved} of {len(seeds)} pictures are saved.") from None
+    return saved
+
+
+def check_trace(trace: Path | None, seeds: Sequence[int]) -> None:
+    """Check that there is one picture if there is a trace file.
+
+    Raises:
+        SettingError: there are several.
+    """
+    if trace is not None and len(seeds) > 1:
+        raise SettingError(f"--trace records one picture, and there are {len(seeds)}; leave it out or give one seed.")
+
+
+def open_renderer(request: Request, options: RenderOptions, observer: RenderObserver) -> Renderer:
+    """Load the request's model.
+
+    Raises:
+        ModelError, DeviceError: it cannot be loaded there.
+        OutOfMemory: memory does not suffice for loading it.
+    """
+    with observer.loading(request):
+        # Only now: these load torch and diffusers, which takes seconds.
+        from h2gen.generation.session import open_session
+        from h2gen.models.content_hash import Identity
+
+        session = open_session(request.checkpoint, device=request.device, dtype=request.dtype, offload=request.offload)
+        identity = Identity(request.checkpoint)
+    renderer = Renderer(session, identity, options, observer)
+    observer.loaded(renderer)
+    return renderer
+
+
+class Renderer:
+    """A loaded model that saves the pictures it makes.
+
+    Args:
+        session: the model.
+        identity: computes the checkpoint's content hash meanwhile.
+        options: what else is written.
+        observer: receives progress events.
+    """
+
+    def __init__(self, session: Session, identity: Identity, options: RenderOptions, observer: RenderObserver) -> None:
+        self.session, self.options = session, options
+        self._identity, self._observer = identity, observer
+        self.facts = {
+            "model": session.checkpoint.name,
+            "device": str(session.device),
+            "dtype": str(session.dtype).removeprefix("torch."),
+        }
+        """What pictures are made with, as trace files and ``--json`` record it."""
+        self.saved = 0
+        """Pictures saved so far."""
+
+    def render(
+        self, settings: Sequence[Settings], targets: Sequence[Target], preset: str | None = None, *, tiled: bool = False
+    ) -> list[SavedPicture]:
+        """Make pictures in one batch and save them. They may differ in prompt and seed only.
+
+        Pictures that are finished when a later one fails, or is interrupted, are saved before the error is raised.
+
+        Args:
+            settings: one per picture.
+            targets: where each picture goes.
+            preset: the preset to record.
+            tiled: decode in tiles whatever the size.
+
+        Raises:
+            KeyboardInterrupt: the session was interrupted.
+            H2GenError: a picture could not be made or saved.
+        """
+        options = self.options
+        # Hashing fails before pictures are made, not after: a damaged checkpoint must not cost a finished picture.
+        content_hash = self._content_hash() if options.metadata or options.sidecar else None
+        finished: list[tuple[Result, Origin | None]] = []
+        saved: list[SavedPicture] = []
+        trace_error: str | None = None
+        try:
+            trace_error = self._make(settings, tiled, content_hash, finished)
+        finally:
+            for (result, origin), target in zip(finished, targets, strict=False):
+                saved.append(self._save(result, origin, target, preset, trace_error))
+                self.saved += 1
+                self._observer.saved(saved[-1])
+        return saved
+
+    def _save(
+        self, result: Result, origin: Origin | None, target: Target, preset: str | None, trace_error: str | None
+    ) -> SavedPicture:
+        from h2gen.output.picture_file import picture_file
+        from h2gen.output.save import keep
+
+        options = self.options
+        summary = None if result.trace is None else result.trace.summary
+        file = picture_file(
+            result, summary, target.format, origin, preset=preset, metadata=options.metadata, sidecar=options.sidecar
+        )
+        stem = target.name(result.settings.prompt, result.settings.seed)
+        path = keep(file.data, target.folder, stem, target.format, sidecar=file.sidecar)
+        return SavedPicture(path, result, summary, self.facts, file.described, options.trace, trace_error)
+
+    def differences(self, found: Metadata) -> Iterator[str]:
+        """How this model differs from what a picture was made with, one line each; see ``output.replay``."""
+        from h2gen.output.metadata import origin
+        from h2gen.output.replay import differences
+
+        return differences(found, origin(self.session, self._content_hash()))
+
+    def _content_hash(self) -> str:
+        from h2gen.models.translate_errors import translated
+
+        with translated(self.session.checkpoint):
+            return self._identity.result()
+
+    def _make(
+        self,
+        settings: Sequence[Settings],
+        tiled: bool,
+        content_hash: str | None,
+        finished: list[tuple[Result, Origin | None]],
+    ) -> str | None:
+        """Add each picture to ``finished`` once it is, with its origin: later ones may be made in another way.
+
+        Returns:
+            What kept their trace file from being complete.
+        """
+        from h2gen.output.metadata import origin as origin_of
+        from h2gen.output.trace_file import TraceFile
+
+        trace = self.options.trace
+        file = None if trace is None else TraceFile(trace, {**settings[0].to_json(), **self.facts})
+        size = settings[0].width, settings[0].height
+
+        def attempt(tiled: bool) -> None:
+            left = settings[len(finished) :]
+            with self._observer.making(self, left) as on_step:
+                self.session.run_together(
+                    left,
+                    on_step=_both(on_step, file),
+                    tiled=tiled,
+                    on_smaller_batch=on_smaller_batch,
+                    on_result=on_result,
+                )
+
+        def on_result(result: Result) -> None:
+            finished.append((result, None if content_hash is None else origin_of(self.session, content_hash)))
+
+        def on_smaller_batch(count: int) -> None:
+            at_once = "one picture at a time" if count == 1 else f"{count} pictures at a time"
+            self._observer.relieved(f"Out of memory on {self.session.device}; making {at_once}.")
+
+        def on_relief(relief: Relief) -> None:
+            if file is not None:
+                file.restart()
+            self._observer.relieved(str(relief))
+
+        summary = None
+        try:
+            with self._observer.interruptible(self):
+                with_relief(self.session, size, attempt, tiled=tiled, on_relief=on_relief)
+            trace_made = finished[0][0].trace
+            summary = None if trace_made is None else trace_made.summary
+        finally:
+            if file is not None:
+                file.close(summary)
+        return None if file is None else file.error
+
+
+def _both(on_step: StepCallback | None, file: TraceFile | None) -> StepCallback | None:
+    """One callback for the observer and the trace file; None if there is neither."""
+    if file is None or on_step is None:
+        return on_step if file is None else file.on_step
+
+    def both(record: StepRecord) -> None:
+        on_step(record)
+        file.on_step(record)
+
+    return both

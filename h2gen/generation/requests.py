@@ -1,0 +1,72 @@
+"""From the options of ``generate`` and ``replay`` to a request: all settings of a picture, and the seeds to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from h2gen.settings.resolve import Request, request_from
+from h2gen.settings.seeds import choose_seeds
+from h2gen.settings.speedup import Goal, request_for_goal
+from h2gen.settings.user_defaults import user_defaults
+from h2gen.settings.values import clean_prompt
+
+if TYPE_CHECKING:
+    from h2gen.output.metadata import Metadata
+
+
+def generate_request(
+    prompt: str, given: Mapping[str, Any], goal: Goal, replay_decisions: Path | None = None
+) -> tuple[Request, tuple[int, ...]]:
+    """Resolve the settings of new pictures.
+
+    Args:
+        prompt: what to paint.
+        given: options by name; None if not given.
+        goal: a speed-up or fidelity that a profile has to reach.
+        replay_decisions: a trace whose decisions are used.
+
+    Returns:
+        The request with the first seed, and all seeds.
+
+    Raises:
+        UsageError: something cannot be used; see the subclasses for what.
+    """
+    from h2gen.output.recorded_decisions import decisions_of
+
+    options = {name: value for name, value in given.items() if name not in ("seed", "count")}
+    seeds = choose_seeds(given.get("seed"), given.get("count"))
+    recorded = [] if replay_decisions is None else [("trace", decisions_of(replay_decisions, options))]
+    layers = [("option", {**options, "seed": seeds[0]}), *recorded, *user_defaults()]
+    return request_for_goal(prompt, layers, goal), seeds
+
+
+def replay_request(
+    found: Metadata, given: Mapping[str, Any], prompt: str | None = None
+) -> tuple[Request, tuple[int, ...]]:
+    """Resolve the settings for making a picture again.
+
+    Args:
+        found: the picture's metadata.
+        given: options by name, which replace what the picture records; None if not given.
+        prompt: another prompt, or None.
+
+    Returns:
+        The request with the first seed, and all seeds.
+
+    Raises:
+        UsageError: something cannot be used; see the subclasses for what.
+        MetadataError: using the picture's model would download or open something that the user did not ask for.
+    """
+    from h2gen.output.replay import layers_of, relabelled
+
+    seed, count = given.get("seed"), given.get("count")
+    same = seed is None and count is None
+    seeds = choose_seeds(str(found.settings.seed) if seed is None else seed, count)
+    text = found.settings.prompt if prompt is None else clean_prompt(prompt)
+    request = request_from(text, layers_of(found, {**given, "seed": None if same else seeds[0]}))
+    if given.get("preset") is None and not given.get("no_cache"):
+        request = replace(request, resolved=relabelled(request.resolved, found.preset))
+    return request, seeds

@@ -1,0 +1,202 @@
+"""The state of ``h2gen shell``: what each line means, and the settings that lines have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from h2gen.errors import SettingError
+from h2gen.settings.resolve import CACHE, Request, request_from
+from h2gen.settings.seeds import parse_seeds
+from h2gen.settings.speedup import Goal, GoalResolver, request_for_goal
+from h2gen.settings.table import BY_NAME, TABLE
+from h2gen.settings.user_defaults import user_defaults
+from h2gen.settings.values import clean_prompt
+from h2gen.wording import did_you_mean, printable
+
+if TYPE_CHECKING:
+    from h2gen.models.catalogue import Checkpoint
+
+HELP = """\
+A line is a prompt. To begin a prompt with a colon, type two colons. Commands:
+  :set NAME VALUE   change a setting, such as :set steps 12
+  :unset NAME       back to its value at the start
+  :show             all settings and where they come from
+  :seed N|random    fix the seed, or use a new one for each picture
+  :again            repeat the last prompt
+  :help             this text
+  :quit             leave; so does Ctrl-D. Ctrl-C stops a picture."""
+
+COMMANDS = ("set", "unset", "show", "seed", "again", "help", "quit")
+_GOALS = ("speedup", "fidelity", "nearest")
+"""Options for which a profile chooses the other settings."""
+_NAMES = tuple(row.name for row in TABLE if row.in_shell)
+_FIXED = ("model", "base", "device", "dtype", "offload")
+
+
+def start_request(given: Mapping[str, Any], goal: Goal) -> tuple[Request, dict[str, Any]]:
+    """Resolve the settings that a shell starts with.
+
+    Args:
+        given: options by name; None if not given.
+        goal: a speed-up or fidelity that a profile has to reach.
+
+    Returns:
+        The request for loading the model, and the options for ``ShellState``.
+
+    Raises:
+        UsageError: something cannot be used.
+    """
+    from h2gen.output.save import target_of
+
+    given = dict(given)
+    if given.get("seed") is not None:
+        seeds = parse_seeds(given["seed"])
+        if len(seeds) > 1:
+            raise SettingError(f"seed is {given['seed']}; a shell takes one seed at a time.")
+        given["seed"] = seeds[0]
+    request = request_for_goal("-", [("option", given), *user_defaults()], goal)
+    if target_of(request.out, request.format).stem is not None:
+        raise SettingError(f"out is {request.out!r}; a shell needs a folder for its pictures.")
+    goals = {"speedup": goal.speedup, "fidelity": goal.fidelity, "nearest": goal.nearest or None}
+    return request, {**given, **goals}
+
+
+class Action(Enum):
+    """What to do after a line."""
+
+    NOTHING = "nothing"
+    RENDER = "render"  #: make the request's picture
+    SHOW = "show"  #: show the request's settings
+    HELP = "help"
+    QUIT = "quit"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a line asks for; ``request`` belongs to ``RENDER`` and ``SHOW``."""
+
+    action: Action
+    request: Request | None = None
+
+
+class ShellState:
+    """The settings of a shell.
+
+    Args:
+        given: options that the shell was started with, by name.
+        checkpoint: of the model that is loaded; None if no profile is needed.
+    """
+
+    def __init__(self, given: Mapping[str, Any], checkpoint: Checkpoint | None = None) -> None:
+        self._given, self._checkpoint = dict(given), checkpoint
+        self._changed: dict[str, Any] = {}
+        self._last: str | None = None
+        self._resolvers: dict[Goal, GoalResolver] = {}
+
+    def read(self, line: str) -> Step:
+        """Carry out the part of a line that needs no model and no terminal.
+
+        Raises:
+            H2GenError: the line cannot be used; the settings stay as they were.
+        """
+        if not line.startswith(":") or line.startswith("::"):
+            return self._render(line[1:] if line.startswith("::") else line)
+        command, _, rest = line[1:].partition(" ")
+        rest = rest.strip()
+        if command in ("quit", "q", "exit"):
+            return Step(Action.QUIT)
+        if command == "help":
+            return Step(Action.HELP)
+        if command == "show":
+            return Step(Action.SHOW, self._request(self._last or "-"))
+        if command == "again":
+            if self._last is None:
+                raise SettingError("There is no picture yet to make again; give a prompt.")
+            return self._render(self._last)
+        if command == "set":
+            name, _, value = rest.partition(" ")
+            self._set(name, value)
+        elif command == "unset":
+            self._check_name(rest)
+            self._changed.pop(rest.replace("-", "_"), None)
+        elif command == "seed":
+            self._seed(rest)
+        else:
+            raise SettingError(f"There is no command :{command}{did_you_mean(command, COMMANDS)} See :help.")
+        return Step(Action.NOTHING)
+
+    def _render(self, text: str) -> Step:
+        request = self._request(clean_prompt(text))
+        self._last = request.settings.prompt
+        return Step(Action.RENDER, request)
+
+    def _request(self, prompt: str, changed: Mapping[str, Any] | None = None) -> Request:
+        given = [("shell", self._changed if changed is None else changed), ("option", self._given)]
+        goal = _goal([values for _, values in given])
+        layers: list[tuple[str, Mapping[str, Any]]] = [
+            (source, {name: value for name, value in values.items() if name not in _GOALS}) for source, values in given
+        ]
+        layers += user_defaults()
+        if not goal:
+            return request_from(prompt, layers)
+        if goal not in self._resolvers:
+            assert self._checkpoint is not None
+            self._resolvers[goal] = GoalResolver(goal, self._checkpoint)
+        return self._resolvers[goal].request(prompt, layers)
+
+    def _seed(self, text: str) -> None:
+        self._changed.pop("seed", None)
+        if text != "random":
+            self._set("seed", text)
+        elif self._given.get("seed") is not None:
+            self._given["seed"] = None
+
+    def _check_name(self, name: str) -> None:
+        name = name.replace("-", "_")
+        if name in _FIXED:
+            raise SettingError(f"{name} cannot be changed in a running shell; start a new one.")
+        if name not in _NAMES:
+            raise SettingError(f"There is no setting {printable(name)!r}{did_you_mean(name, _NAMES)}")
+
+    def _set(self, name: str, text: str) -> None:
+        """Change a setting, unless the result would be invalid."""
+        self._check_name(name)
+        name = name.replace("-", "_")
+        value = _value(name, text.strip())
+        changed = {**self._changed, name: value or None if name == "no_cache" else value}
+        if name in ("speedup", "fidelity"):
+            changed.pop("fidelity" if name == "speedup" else "speedup", None)
+        if name == "no_cache":
+            for other in ("preset", *CACHE):
+                changed.pop(other, None)
+        elif name in ("preset", "tau1", "tau2", "plan", "tolerance"):
+            # These exclude each other: the latest wins.
+            kept = ("tau1", "tau2") if name.startswith("tau") else (name,)
+            for other in ("no_cache", "tau1", "tau2", "plan", "tolerance"):
+                if other not in kept:
+                    changed.pop(other, None)
+        self._request("-", changed)
+        self._changed = changed
+
+
+def _value(name: str, text: str) -> Any:
+    """A setting's value from text; its range is checked together with all other settings."""
+    if not text and BY_NAME[name].rule.kind is not str:
+        raise SettingError(f"{name} needs a value, such as :set {name} 1.")
+    return BY_NAME[name].parse(text)
+
+
+def _goal(given: Sequence[Mapping[str, Any]]) -> Goal:
+    """The speed-up or fidelity asked for, by the first of ``given`` that names one.
+
+    Raises:
+        SettingError: it cannot be reached by any profile.
+    """
+    nearest = next((values["nearest"] for values in given if values.get("nearest") is not None), False)
+    for values in given:
+        if values.get("speedup") is not None or values.get("fidelity") is not None:
+            return Goal(values.get("speedup"), values.get("fidelity"), nearest)
+    return Goal(nearest=nearest)

@@ -1,0 +1,46 @@
+"""How a picture was made, as rows of text for ``h2gen info``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The name and value of each row after the prompt, named like the command line's options.
+
+    Args:
+        found: ``Metadata.everything``. Texts in it come from a file: make the rows printable before showing them.
+    """
+    settings = {name: value for name, value in found["settings"].items() if name != "prompt"}
+    model = found["model"]
+    yield "model", f"{model['name']}  {str(model.get('content_hash', ''))[:12]}"
+    if "base" in model:
+        yield "base", str(model["base"])
+    yield "size", f"{settings['width']}x{settings['height']}"
+    if "preset" in found:
+        yield "preset", str(found["preset"])
+    for name, value in settings.items():
+        if name not in ("width", "height") and value != "":
+            yield name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)
+    for name in ("device", "dtype", "offload", "made"):
+        if name in found:
+            yield name, str(found[name])
+    if isinstance(found.get("seconds"), (int, float)):
+        yield "seconds", f"{found['seconds']:.2f}"
+    cache = found.get("cache")
+    if isinstance(cache, dict) and all(isinstance(cache.get(name), int) for name in ("steps", "full", "all_reused")):
+        share = cache.get("share")
+        blocks = f", {share:.0%} of blocks" if isinstance(share, (int, float)) else ""
+        skipped = f", {cache['skipped']} skipped" if isinstance(cache.get("skipped"), int) and cache["skipped"] else ""
+        parts = f"{cache['full']} of {cache['steps']} passes full, {cache['all_reused']} all reused{skipped}"
+        yield "cache", f"{parts}{blocks}"
+    if found.get("uncached") is True:
+        yield "uncached", "it was NaN with the cache, and was made again without it"
+    if isinstance(found.get("versions"), dict):
+        yield "versions", ", ".join(f"{name} {value}" for name, value in found["versions"].items())
+    if isinstance(found.get("notes"), dict):
+        for name, value in found["notes"].items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield name, text if len(text) <= 200 else text[:200] + "..."

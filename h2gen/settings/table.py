@@ -1,0 +1,306 @@
+"""The table of settings: name, allowed values, and where each can be given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from h2gen.cache.config import POLICIES, RULES, CacheConfig
+from h2gen.checks import Rule
+from h2gen.models.choices import DTYPES, OFFLOADS, SOLVERS
+
+LARGEST_SIDE = 8192
+"""Pixels. Above it even a tiled decoder needs more memory than any one GPU has."""
+MOST_STEPS = 10_000
+MOST_TOKENS = 512
+"""Of text: what FLUX.1's pipelines take."""
+SEEDS = 2**63
+MOST_SEEDS = 100_000
+"""Of one prompt."""
+LONGEST_PROMPT = 100_000
+"""Characters; no text encoder reads more than a few hundred words of it."""
+FORMATS = ("png", "jpg", "webp")
+
+PICTURE, CACHE, MODEL, OUTPUT, BATCH = "Picture", "Cache", "Model", "Output", "Batch"
+"""Sections of the help."""
+
+_MAKING = ("generate", "batch", "replay", "shell")
+_MEASURING = ("compare", "frontier", "tune")
+_ALL = (*_MAKING, *_MEASURING)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table: an option of the command line, and for a setting all other places where it can be given.
+
+    Args:
+        name: with underscores; the option has dashes.
+        help: one line of ``--help``.
+        rule: what it may be.
+        section: of the help.
+        commands: those that have the option.
+        short: its short option, such as ``-n``.
+        metavar: what the help shows for its value, if the type does not say enough.
+        flag: its long option, if it differs from the name.
+        switch: the option has a ``--no-`` form too.
+        typed: the type of the option, if it is not the rule's: ``--seed 1,5-8`` is text.
+        helps: other help for some commands.
+        label: what messages call it, if not by its name.
+        default: its value if none is given; None if it must come from the model or the user.
+        lasting: it can be set permanently, in the configuration and as ``H2GEN_NAME``.
+        per_prompt: a prompt file can set it for each prompt.
+        in_shell: ``:set`` changes it.
+        in_picture: it determines the picture: a field of ``Settings`` or ``CacheConfig``, part of metadata and job ids.
+        later: it came after the first version. If metadata lack it, it has its default, at which
+            job ids leave it out, so that an older batch can be continued.
+        is_setting: False for an option that only says how a command behaves.
+    """
+
+    name: str
+    help: str
+    rule: Rule
+    section: str
+    commands: tuple[str, ...] = _ALL
+    short: str | None = None
+    metavar: str | None = None
+    flag: str = ""
+    switch: bool = False
+    typed: type | None = None
+    helps: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
+    default: Any = None
+    lasting: bool = False
+    per_prompt: bool = False
+    in_shell: bool = False
+    in_picture: bool = False
+    later: bool = False
+    is_setting: bool = True
+
+    @property
+    def option(self) -> str:
+        """``--max-sequence-length``."""
+        return self.flag or f"--{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        """``H2GEN_MAX_SEQUENCE_LENGTH``."""
+        return f"H2GEN_{self.name.upper()}"
+
+    @property
+    def of_cache(self) -> bool:
+        """Whether it is a field of ``CacheConfig``."""
+        return self.name in RULES
+
+    def check(self, value: Any, called: str = "") -> Any:
+        """The value, checked against the rule.
+
+        Args:
+            value: what was given.
+            called: what the caller calls the setting, for the message.
+
+        Raises:
+            SettingError: it cannot be used.
+        """
+        return self.rule.check(called or self.label or self.name, value)
+
+    def parse(self, text: str, called: str = "") -> Any:
+        """The value of a text, from the environment or typed in the shell; its range is not checked.
+
+        Raises:
+            SettingError: the text is not a value of the type.
+        """
+        return self.rule.parse(called or self.name, text)
+
+
+def _picture(name: str, help: str, rule: Rule, **more: Any) -> Setting:
+    """A row of the picture itself that can be given everywhere."""
+    places = {"lasting": True, "per_prompt": True, "in_shell": True, "in_picture": True}
+    return Setting(name, help, rule, PICTURE, **{**places, **more})
+
+
+def _cache(name: str, help: str, **more: Any) -> Setting:
+    """A row of the cache; its rule and its default are ``CacheConfig``'s."""
+    places = {"per_prompt": True, "in_shell": True, "in_picture": True, "later": name in POLICIES}
+    own: dict[str, Any] = {"default": getattr(CacheConfig, name), "commands": (*_MAKING, "compare")}
+    return Setting(name, help, RULES[name], CACHE, **{**places, **own, **more})
+
+
+def _goal(name: str, help: str, rule: Rule) -> Setting:
+    """A row that makes a profile choose settings."""
+    return Setting(name, help, rule, CACHE, commands=("generate", "batch", "shell"), in_shell=True, is_setting=False)
+
+
+def _behaviour(name: str, help: str, rule: Rule, section: str = OUTPUT, **more: Any) -> Setting:
+    """A row that says how a command behaves."""
+    return Setting(name, help, rule, section, **{"is_setting": False, **more})
+
+
+_text = Rule(str, longest=LONGEST_PROMPT)
+_scale = Rule(float, 0, 1000)
+_side = Rule(int, 1, LARGEST_SIDE)
+_speedup = Rule(float, above=1, most=1000, advice="give a number above 1, such as 2")
+_fidelity = Rule(float, above=0, most=1, advice="give an SSIM above 0 and up to 1, such as 0.95")
+
+TABLE = (
+    Setting("prompt", "What to paint.", _text, PICTURE, commands=(), label="The prompt", in_picture=True),
+    _picture(
+        "seed",
+        "The same seed gives the same picture; 1,5,10-13 makes several.",
+        Rule(int, 0, SEEDS - 1),
+        commands=(*_MAKING, "compare"),
+        typed=str,
+        lasting=False,
+    ),
+    Setting(
+        "count",
+        "Number of pictures per prompt.",
+        Rule(int, 1, MOST_SEEDS),
+        PICTURE,
+        commands=("generate", "batch", "replay", "compare"),
+        short="-n",
+        per_prompt=True,
+    ),
+    _behaviour("batch_size", "Pictures per batch.", Rule(int, 1), PICTURE, commands=("generate", "batch")),
+    _picture("size", "1024x768, or a ratio such as 16:9.", Rule(str), metavar="SIZE", in_picture=False),
+    Setting("width", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
+    Setting("height", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
+    _picture("steps", "Denoising steps.", Rule(int, 1, MOST_STEPS), short="-s"),
+    _picture(
+        "solver",
+        "own (the model's), unipc, or heun (two passes per step).",
+        Rule(str, choices=tuple(SOLVERS)),
+        commands=_MAKING,
+        default="own",
+        later=True,
+    ),
+    _picture("guidance", "Distilled guidance scale.", _scale),
+    _picture("cfg", "True guidance scale, two passes per step; 1 is off.", _scale),
+    _picture("negative", "What to steer away from; needs --cfg.", _text, label="The negative prompt", default=""),
+    _picture("max_sequence_length", "Prompt tokens that the model sees.", Rule(int, 1, MOST_TOKENS)),
+    Setting(
+        "preset",
+        "A preset's name or file; see 'h2gen presets'.",
+        Rule(str),
+        CACHE,
+        commands=(*_MAKING, "compare"),
+        default="balanced",
+        lasting=True,
+        per_prompt=True,
+        in_shell=True,
+    ),
+    _cache("tau1", "Threshold of the structure stage; 0 is off.", commands=_MAKING),
+    _cache("tau2", "Threshold of the detail stage; 0 is off.", commands=_MAKING),
+    _cache("warmup_steps", "The first N steps are always full."),
+    _cache("final_steps", "The last N steps are always full."),
+    _cache("max_consecutive", "At most N steps in a row without a full one."),
+    _cache("forecast", "Reuse the last result (0), or extrapolate from the last two (1)."),
+    _cache("plan", "What each step does, such as FFRDSF.", metavar="PLAN"),
+    _cache("tolerance", "Skip steps while the estimated error stays below this; 0 is off.", commands=_MAKING),
+    _cache("budget", "Add up the changes from step to step since the last computed one.", switch=True),
+    _cache("hierarchy", "After a structure hit, the detail stage is forced or checked."),
+    _cache("max_detail_age", "Reuse a detail result for at most N steps; 0 is no limit."),
+    _cache("pfs", "How changes are pooled: paper, or stable across sizes."),
+    _behaviour(
+        "replay_decisions",
+        "Replay the decisions recorded in a trace.",
+        Rule(Path),
+        CACHE,
+        commands=("generate",),
+        metavar="TRACE",
+    ),
+    Setting(
+        "no_cache",
+        "Plain diffusers, without the cache.",
+        Rule(bool),
+        CACHE,
+        commands=_MAKING,
+        per_prompt=True,
+        in_shell=True,
+    ),
+    _goal("speedup", "Target speed-up, such as 3, as faithful as possible; needs a profile.", _speedup),
+    _goal("fidelity", "Minimum SSIM, such as 0.95, as fast as possible; needs a profile.", _fidelity),
+    _goal("nearest", "If no profile fits, use the nearest.", Rule(bool)),
+    Setting(
+        "name",
+        "Names of the pictures: {index:04}-{slug}-{seed}.",
+        Rule(str),
+        BATCH,
+        commands=("batch",),
+        per_prompt=True,
+    ),
+    Setting(
+        "model",
+        "Alias, hub id, folder, .safetensors or .gguf; see 'h2gen models'.",
+        Rule(str),
+        MODEL,
+        short="-m",
+        helps={"bench": "The model to measure (tiny)."},
+        default="tiny",
+        lasting=True,
+    ),
+    Setting("base", "Model that supplies the rest of a single-file checkpoint.", Rule(str), MODEL, lasting=True),
+    Setting("device", "auto, cpu, cuda, cuda:1, mps, xpu.", Rule(str), MODEL, default="auto", lasting=True),
+    Setting(
+        "dtype",
+        "auto, bf16, fp16, fp32.",
+        Rule(str, choices=("auto", *DTYPES)),
+        MODEL,
+        default="auto",
+        lasting=True,
+    ),
+    Setting(
+        "offload",
+        "none, model, group, sequential, auto.",
+        Rule(str, choices=OFFLOADS),
+        MODEL,
+        default="none",
+        lasting=True,
+    ),
+    Setting(
+        "out",
+        "A folder, or a .png, .jpg or .webp file.",
+        Rule(str),
+        OUTPUT,
+        commands=(*_MAKING, "compare"),
+        short="-o",
+        helps=dict.fromkeys(("batch", "shell", "compare"), "Folder for the pictures."),
+        default=".",
+        lasting=True,
+        in_shell=True,
+    ),
+    Setting(
+        "format",
+        "png, jpg or webp.",
+        Rule(str, choices=FORMATS),
+        OUTPUT,
+        commands=_MAKING,
+        lasting=True,
+        in_shell=True,
+    ),
+    _behaviour("no_metadata", "Do not record in the picture how it was made.", Rule(bool), commands=_MAKING),
+    _behaviour("sidecar", "Also write how it was made to NAME.toml.", Rule(bool), commands=_MAKING),
+    _behaviour("trace", "Write each step's decisions as JSON Lines.", Rule(Path), commands=("generate", "replay")),
+    _behaviour(
+        "as_json",
+        "Print one JSON object per picture instead of its path.",
+        Rule(bool),
+        flag="--json",
+        helps={
+            **dict.fromkeys(_MEASURING, "Print all figures as one JSON object."),
+            "bench": "Print JSON instead of tables.",
+        },
+    ),
+    _behaviour("quiet", "Print only results and errors.", Rule(bool), short="-q"),
+    _behaviour("verbose", "Show all steps and the libraries' messages.", Rule(bool), short="-v"),
+    _behaviour(
+        "dry_run",
+        "Show every setting and where it comes from.",
+        Rule(bool),
+        commands=("generate", "batch", "replay", *_MEASURING),
+    ),
+)
+"""Settings and options in the order of the help, the docs and messages."""
+
+BY_NAME: Mapping[str, Setting] = {row.name: row for row in TABLE}

@@ -1,0 +1,56 @@
+"""What the user has set permanently: the configuration file, and ``H2GEN_...`` in the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from h2gen.errors import SettingError
+from h2gen.settings.layers import Layers
+from h2gen.settings.table import TABLE
+from h2gen.toml import read_toml
+from h2gen.wording import did_you_mean, shown
+
+USER_DEFAULTS = {row.name: row for row in TABLE if row.lasting}
+"""The rows of the table that can be set permanently, by name."""
+
+
+def config_file() -> Path:
+    """The user's configuration."""
+    return Path(platformdirs.user_config_dir("h2gen", appauthor=False)) / "config.toml"
+
+
+def user_defaults(environ: Mapping[str, str] = os.environ) -> Layers:
+    """What the user has set permanently, the environment before the configuration.
+
+    Raises:
+        SettingError: a value is of the wrong type, or the configuration cannot be read.
+    """
+    return [("environment", _environment(environ)), ("configuration", _configuration(config_file()))]
+
+
+def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    texts = {name: environ.get(row.variable) for name, row in USER_DEFAULTS.items()}
+    return {name: USER_DEFAULTS[name].parse(text, USER_DEFAULTS[name].variable) for name, text in texts.items() if text}
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    where = f"The configuration {str(path)!r}"
+    try:
+        data = read_toml(path)
+    except ValueError as error:
+        raise SettingError(f"{where} cannot be used: {error}.") from error
+    for key, value in data.items():
+        if key not in USER_DEFAULTS:
+            raise SettingError(
+                f"{where} has an unknown key {shown(key)}{did_you_mean(key, USER_DEFAULTS)} "
+                f"Known keys: {', '.join(USER_DEFAULTS)}."
+            )
+        USER_DEFAULTS[key].rule.check_kind(f"{where}: {key}", value)
+    return data

@@ -1,0 +1,168 @@
+"""A comparison of real pictures of the bundled model: which methods are compared, and whether the figures are right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from h2gen.cache.config import CacheConfig
+from h2gen.errors import SettingError
+from h2gen.evaluation.baselines import equal_steps
+from h2gen.evaluation.comparison_run import ComparisonRun
+from h2gen.evaluation.methods import Method
+from h2gen.evaluation.metrics import MetricInfo, choose_metrics
+from h2gen.evaluation.options import CompareObserver, MethodOptions
+from h2gen.evaluation.peers import choose_peers
+from h2gen.evaluation.recommend import recommended
+from h2gen.evaluation.results import Case, Comparison, Sample
+
+CASES = [Case("a cat", 1), Case("a red apple", 2)]
+CACHE = CacheConfig(0.3, 0.3)
+
+
+class Watch(CompareObserver):
+    """Records what happens, and does something at each run."""
+
+    def __init__(self, at_run: Any = lambda _number: None) -> None:
+        self.runs: list[str] = []
+        self.parts: list[str] = []
+        self.expected = 0
+        self._at_run = at_run
+
+    def began(self, what: str) -> None:
+        self.parts.append(what)
+
+    def planned(self, methods: Sequence[Method], runs: int, metrics: Sequence[MetricInfo]) -> None:
+        self.expected = runs
+
+    def ran(self, method: Method, case: int, seconds: float) -> None:
+        self.runs.append(method.name)
+        self._at_run(len(self.runs))
+
+    def scored(self, method: Method, sample: Sample) -> None:
+        self.parts.append(f"{method.name} {sample.case}")
+
+
+def comparing(tiny: Any, watch: Watch, folder: Path | None = None, side: int = 128, **options: Any) -> ComparisonRun:
+    settings = tiny.settings("-", seed=0, steps=8, cfg=1.0, width=side, height=side)
+    defaults: dict[str, Any] = {"caches": [CACHE], "repeat": 1}
+    metrics = choose_metrics("psnr,ssim")
+    return ComparisonRun(
+        tiny, CASES, settings, metrics, MethodOptions(**{**defaults, **options}), observer=watch, folder=folder
+    )
+
+
+def compared(tiny: Any, watch: Watch | None = None, **more: Any) -> Comparison:
+    made = comparing(tiny, watch or Watch(), **more)
+    made.run()
+    return made.result(recommended)
+
+
+@pytest.mark.slow
+def test_the_uncached_picture_the_cached_one_and_plain_steps_that_take_as_long(tiny: Any, tmp_path: Path) -> None:
+    watch = Watch()
+    found = compared(tiny, watch, folder=tmp_path, repeat=2)
+    plain, cached, *others = found.methods
+    assert (plain.kind, cached.kind, cached.name) == ("reference", "h2", "h2 0.3 0.3")
+    assert found.chosen == cached.name
+    assert {method.kind for method in others} <= {"steps", "solver"}
+    assert watch.expected == len(watch.runs) == 2 * 2 * len(found.methods)
+    # Methods take turns, so that a machine that slows down is fair to all.
+    assert watch.runs[: len(found.methods)] == [method.name for method in found.methods]
+
+    assert (plain.share, plain.speedup, plain.identical) == (1.0, 1.0, 2)
+    assert math.isinf(plain.scores["psnr"].worst) and plain.scores["ssim"].mean == 1
+    assert 0 < cached.share < 1 and cached.seconds.runs == 4
+    for method in found.methods:
+        for case, sample in zip(CASES, method.samples, strict=True):
+            settings = tiny.settings(case.prompt, seed=case.seed, steps=method.steps, cfg=1.0)
+            if method.kind == "solver":
+                continue
+            made = tiny.run(tiny.settings(case.prompt, CACHE if method.kind == "h2" else None, **_plain(settings)))
+            with Image.open(tmp_path / sample.picture) as kept:
+                assert np.array_equal(np.asarray(kept), np.asarray(made.image)), method.name
+            if method.kind == "h2":
+                assert sample.share == made.trace.summary.share
+                assert len(sample.trace) == 8
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    return {"seed": settings.seed, "steps": settings.steps, "cfg": settings.cfg}
+
+
+def test_a_cache_that_never_hits_is_reported_as_identical(tiny: Any) -> None:
+    found = compared(tiny, caches=[CacheConfig(1e-9, 1e-9)], baselines=False)
+    cached = found.method("h2 1e-09 1e-09")
+    assert cached.identical == 2 and cached.share == 1.0
+    assert math.isinf(cached.scores["psnr"].mean) and cached.scores["ssim"].worst == 1.0
+    assert found.to_json()["methods"][1]["scores"]["psnr"]["mean"] == "inf"
+
+
+@pytest.mark.slow
+def test_against_the_truth_and_further_numbers_of_steps(tiny: Any) -> None:
+    found = compared(tiny, side=64, baselines=False, fewer=[4], truth=True)
+    assert [method.name for method in found.methods] == ["uncached", "h2 0.3 0.3", "steps 4", "unipc 4", "truth"]
+    truth = found.method("truth")
+    assert truth.steps == 400 and truth.share == 50.0 and truth.truth_scores == {}
+    assert found.method("steps 4").share == found.method("unipc 4").share == 0.5
+    # The higher-order solver is closer to the result of many steps than Euler with the same steps.
+    assert found.method("unipc 4").truth_scores["psnr"].mean > found.method("steps 4").truth_scores["psnr"].mean
+
+
+@pytest.mark.slow
+def test_peers_run_at_equal_cost(tiny: Any) -> None:
+    found = compared(tiny, baselines=False, peers=choose_peers("fb,taylor"))
+    cached = found.method("h2 0.3 0.3")
+    peers = [method for method in found.methods if method.kind == "peer"]
+    assert len(peers) == 2
+    for peer in peers:
+        told = any(peer.label.split(" ")[0] in notice for notice in found.notices)
+        assert abs(peer.share - cached.share) <= 0.02 or told
+        assert peer.detail["target_share"] == cached.share
+        assert 0 < peer.share < 1 and math.isfinite(peer.scores["psnr"].mean)
+    # Nothing of a peer is left on the model.
+    assert compared(tiny, baselines=False).method("uncached").identical == 2
+    assert not tiny.pipe.transformer.is_cache_enabled
+
+
+@pytest.mark.slow
+def test_stopped_after_a_case_its_figures_are_those_of_that_case(tiny: Any) -> None:
+    def stop(number: int) -> None:
+        if number == 3:
+            tiny.interrupt()
+
+    made = comparing(tiny, Watch(stop), baselines=False)
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    assert made.finished == 1
+    found = made.result(recommended)
+    assert len(found.cases) == 1 and "Stopped after 1 of 2 pictures per method." in found.notices
+    assert [len(method.samples) for method in found.methods] == [1, 1]
+
+
+def test_nothing_finished_is_no_comparison(tiny: Any) -> None:
+    with pytest.raises(SettingError, match="No picture has been compared"):
+        comparing(tiny, Watch()).result(recommended)
+
+
+@pytest.mark.parametrize(
+    ("whole", "one", "cached", "steps", "expected"),
+    [
+        (10.0, 1.0, 5.7, 10, {5, 6}),  # a second each: 5.7 steps
+        (10.0, 1.0, 5.2, 10, {5}),
+        (10.0, 1.0, 1.0, 10, {1}),
+        (10.0, 1.0, 0.5, 10, {1}),
+        (10.0, 1.0, 12.0, 10, {10}),  # slower than without a cache
+        (1.0, 1.0, 0.5, 10, {10}),  # steps that take no time give no estimate
+        (1.0, 1.0, 1.0, 1, {1}),
+        (50.5, 1.5, 26.5, 50, {26}),  # half a second of each run is outside the steps
+    ],
+)
+def test_steps_that_take_as_long(whole: float, one: float, cached: float, steps: int, expected: set[int]) -> None:
+    assert equal_steps(whole, one, cached, steps) == expected

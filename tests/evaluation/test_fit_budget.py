@@ -1,0 +1,40 @@
+"""A tolerance, or thresholds, are found for a budget, and never above it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from h2gen.cache import CacheConfig
+from h2gen.evaluation.fit_budget import ADAPTIVE, MOST, fit_to_budget
+
+FAMILY = CacheConfig(1, 0.5, forecast=1)
+
+
+@pytest.mark.parametrize("budget", [0.9, 0.5, 0.33, 0.2])
+def test_the_share_comes_near_and_not_above(budget: float) -> None:
+    """Shares fall in steps of a fiftieth."""
+    asked = []
+
+    def share_of(cache: CacheConfig) -> float:
+        asked.append(cache)
+        assert cache.tau2 == pytest.approx(cache.tau1 / 2) and cache.forecast == 1
+        return math.ceil(50 / (1 + 10 * cache.tau1)) / 50
+
+    found = fit_to_budget(FAMILY, budget, share_of)
+    assert found is not None
+    assert budget - 0.04 <= found.share <= budget
+    assert share_of(found.cache) == found.share
+    assert len(asked) <= MOST + 1
+
+
+def test_a_budget_below_what_a_family_can_do_has_none() -> None:
+    assert fit_to_budget(FAMILY, 0.1, lambda cache: max(0.17, 1 - cache.tau1)) is None
+
+
+def test_a_tolerance_is_searched_over_all_sizes() -> None:
+    for scale in (3e-5, 2e-3, 0.3):
+        found = fit_to_budget(ADAPTIVE, 0.3, lambda cache, scale=scale: 1 / (1 + cache.tolerance / scale))  # type: ignore[misc]
+        assert found is not None and 0.29 <= found.share <= 0.3
+        assert (found.cache.tau1, found.cache.tau2) == (0, 0)

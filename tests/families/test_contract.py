@@ -1,0 +1,85 @@
+"""Every family fulfils the interface: what it says about a transformer matches diffusers' transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from h2gen.errors import CacheError
+from h2gen.families import FAMILIES, PIPELINES, family_of, recognize
+from tests import checkpoints, small
+
+TRANSFORMERS: dict[str, Callable[..., Any]] = {
+    "FluxTransformer2DModel": small.flux_transformer,
+    "Flux2Transformer2DModel": small.flux2_transformer,
+    "ChromaTransformer2DModel": small.chroma_transformer,
+}
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def test_this_module_tests_all_families() -> None:
+    assert TRANSFORMERS.keys() == FAMILIES.keys()
+
+
+def test_what_a_family_names_exists_in_diffusers() -> None:
+    assert all(hasattr(diffusers, name) for name in (*FAMILIES, *PIPELINES))
+    assert all(family.title for family in FAMILIES.values())
+    configs = {name for family in FAMILIES.values() for name in family.diffusers_caches}
+    assert all(hasattr(diffusers, name) or hasattr(diffusers.hooks, name) for name in configs)
+
+
+@every_family
+def test_a_transformer_is_of_its_family_by_its_class_a_derived_one_and_compiled(name: str) -> None:
+    transformer = TRANSFORMERS[name]()
+    assert family_of(transformer) is FAMILIES[name]
+    assert family_of(torch.compile(transformer, backend="eager")) is FAMILIES[name]
+    transformer.__class__ = type("Derived", (type(transformer),), {})
+    assert family_of(transformer) is FAMILIES[name]
+
+
+def test_a_model_of_no_family_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(CacheError) as caught:
+        family_of(torch.nn.Linear(1, 1))
+    assert all(name in str(caught.value) for name in (*FAMILIES, "not a Linear"))
+
+
+@every_family
+def test_a_single_file_is_recognised_and_fits_its_own_config(name: str) -> None:
+    transformer, family = TRANSFORMERS[name](), FAMILIES[name]
+    for tensors in (transformer.state_dict(), checkpoints.original_names(transformer)):
+        assert recognize(tensors.keys()) is family
+        assert family.file_traits(tensors.keys()) == family.config_traits(transformer.config)
+    other = TRANSFORMERS[name](layers=2)
+    assert family.file_traits(other.state_dict().keys()) != family.config_traits(transformer.config)
+
+
+def test_a_single_file_of_no_family_is_not_recognised() -> None:
+    assert recognize(["conv.weight"]) is None
+    assert recognize([]) is None
+
+
+@every_family
+@torch.no_grad()
+def test_example_inputs_run_and_the_modulated_input_is_what_attention_sees(name: str) -> None:
+    transformer, family = TRANSFORMERS[name](), FAMILIES[name]
+    first = transformer.transformer_blocks[0]
+    expected: list[torch.Tensor] = []
+    seen: list[torch.Tensor] = []
+    handles = [
+        first.register_forward_pre_hook(
+            lambda block, _args, given: expected.append(family.modulated_input(block, given)), with_kwargs=True
+        ),
+        first.attn.register_forward_pre_hook(
+            lambda _module, _args, given: seen.append(given["hidden_states"]), with_kwargs=True
+        ),
+    ]
+    inputs = family.example_inputs(transformer, image_tokens=16, text_tokens=5)
+    (output,) = transformer(timestep=torch.tensor([0.5]), **inputs)
+    for handle in handles:
+        handle.remove()
+    assert output.shape == inputs["hidden_states"].shape == (1, 16, 16)
+    assert torch.equal(expected[0], seen[0])

@@ -1,0 +1,60 @@
+"""The table of settings: every place where a setting can be given follows from its row."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from h2gen.batches.prompts import KEYS, RUN_WIDE
+from h2gen.cache.config import RULES, CacheConfig
+from h2gen.cli.app import run
+from h2gen.cli.commands import COMMANDS
+from h2gen.settings.resolve import CACHE, Request
+from h2gen.settings.table import BY_NAME, TABLE
+from h2gen.settings.user_defaults import USER_DEFAULTS
+from h2gen.settings.values import Settings
+
+
+def test_names_are_given_once() -> None:
+    assert len(BY_NAME) == len(TABLE)
+
+
+def test_the_rows_in_a_picture_are_the_fields_of_its_settings() -> None:
+    own = {each.name for each in fields(Settings)} - {"cache"}
+    cached = tuple(each.name for each in fields(CacheConfig))
+    assert {row.name for row in TABLE if row.in_picture} == own | set(cached)
+    assert CACHE == cached == tuple(RULES)
+
+
+def test_defaults_are_those_of_the_classes() -> None:
+    for each in (*fields(CacheConfig), *fields(Settings)):
+        if each.name != "cache" and BY_NAME[each.name].default is not None:
+            assert BY_NAME[each.name].default == each.default, each.name
+
+
+def test_defaults_keep_their_own_rules() -> None:
+    for row in TABLE:
+        if row.default is not None:
+            assert row.check(row.default) == row.default, row.name
+
+
+def test_a_prompt_file_can_set_what_determines_one_picture_and_not_the_run() -> None:
+    assert not set(KEYS) & set(RUN_WIDE)
+    assert set(RUN_WIDE) == {"model", "base", "device", "dtype", "offload", "out", "format"}
+    assert {name for name in USER_DEFAULTS if name not in RUN_WIDE} <= set(KEYS)
+    assert {"device", "dtype", "offload", "out", "format"} <= {each.name for each in fields(Request)}
+
+
+@pytest.mark.parametrize("command", ["generate", *COMMANDS])
+def test_every_command_has_the_options_of_its_rows_and_their_help_stands_on_one_line(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for row in TABLE:
+        if command in row.commands:
+            text = next(line for line in lines if line.startswith("  -") and f"{row.option} " in line)
+            own = command == "compare" and row.name in ("tau1", "tau2", "tolerance")
+            assert own or text.endswith(row.helps.get(command, row.help)), text

@@ -1,0 +1,348 @@
+"""Generate what the README and docs/ show: tables from the program, pictures by running it.
+
+python tools/docs.py            # the tables between "<!-- NAME: python tools/docs.py -->" and "<!-- end -->"
+python tools/docs.py --pictures # also docs/images (not methods.svg, which comes from a report of "h2gen compare")
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h2gen
+from h2gen.models.defaults import ModelDefaults
+from h2gen.settings.presets import DEFAULT as DEFAULT_PRESET
+from h2gen.settings.presets import list_presets, load_preset
+from h2gen.settings.table import BY_NAME, TABLE, Setting
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+IMAGES = ROOT / "docs" / "images"
+PACKAGES = (
+    *("families", "cache", "models", "settings", "generation", "output", "batches", "evaluation"),
+    *("cli", "cli/commands", "cli/views"),
+)
+"""In the order of the layers, the lowest first."""
+PROMPTS = ("a cat", "a birthday cake", "a butterfly", "a car")
+VARIED = (
+    "three apples", "four ducks", "a flat icon of a rocket", "a cartoon of a frog", "a blue car",
+    "a tiny dog on a yellow background", "a tiger on a green background", "a sun above a house",
+)  # fmt: skip
+SHAPES = (
+    ("a cat", 96, 96), ("a rocket", 96, 144), ("a birthday cake", 112, 160), ("an owl", 128, 128),
+    ("a tiger beside a palm tree", 192, 128), ("a butterfly", 192, 192), ("a car", 256, 256),
+)  # fmt: skip
+"""Prompts, each with width and height in pixels."""
+COLUMNS = 8
+"""Pictures per row of the sheet."""
+GAP = 6
+"""Pixels between the pictures of different shapes."""
+TERMINAL = 88, 26
+"""Columns and lines of the captured terminal."""
+CAPTURES = {
+    "paper.svg": ("a cat", "--tau1", "0.08", "--tau2", "0.2", "--seed", "0"),
+    "default.svg": ("a cat", "--seed", "0"),
+}
+"""The live table's pictures, each with the arguments of the command that it shows."""
+
+# Weights in bf16: 11.9 B parameters in the transformer, 4.76 B in T5, 0.12 B in CLIP, 0.08 B in the autoencoder.
+FLUX1_BYTES = {"transformer": 23.8e9, "text_encoder_2": 9.5e9, "text_encoder": 0.25e9, "vae": 0.17e9}
+Q4_BYTES = {**FLUX1_BYTES, "transformer": 11.9e9 * 4.5 / 8}
+"""The same with a transformer of 4.5 bits per weight, as in a Q4_K_S file."""
+CARDS = (48, 32, 24, 16, 12)
+"""GPU memory in GiB."""
+IN_USE = 0.5e9
+"""Bytes of it that the driver and the context take."""
+
+
+def pages() -> list[Path]:
+    """The README and every page of docs/."""
+    return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    """A Markdown table; the first row is its head."""
+    lines = [re.sub(r"  +", " ", f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |") for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def fill(text: str) -> str:
+    """A paragraph in lines of at most 120 columns."""
+    return textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False)
+
+
+def commands() -> dict[str, Any]:
+    """Every command of the program by its name."""
+    import typer.main
+
+    from h2gen.cli.app import app
+
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def option_rows(command: Any) -> Iterator[tuple[str, tuple[str, str, str]]]:
+    """The options of a command: the help's section of each, and its row."""
+    for parameter in command.params:
+        if parameter.param_type_name == "option" and parameter.name != "help":
+            names = ", ".join(f"`{name}`" for name in reversed(parameter.opts))
+            row = BY_NAME.get(parameter.name)
+            same = row is not None and parameter.help == row.help  # not an option of another meaning
+            default = default_of(row) if row and same and not parameter.default else shown_default(parameter.default)
+            yield getattr(parameter, "rich_help_panel", None) or "Options", (names, default, parameter.help)
+
+
+def default_of(row: Setting) -> str:
+    """A setting's value if none is given."""
+    if row.of_cache:
+        return "the preset's"
+    if row.name == "size" or row.name in {field.name for field in fields(ModelDefaults)}:
+        return "the model's"
+    return "random" if row.name == "seed" else shown_default(row.default)
+
+
+def shown_default(value: Any) -> str:
+    return "" if value is None or value is False or value == "" else f"`{value}`"
+
+
+HEAD = ("option", "default", "meaning")
+
+
+def options_table() -> str:
+    """The options of ``h2gen PROMPT``, a table per section, in the order of its help."""
+    sections: dict[str, list[tuple[str, ...]]] = {}
+    for section, row in option_rows(commands()["generate"]):
+        sections.setdefault(section, []).append(row)
+    return "\n\n".join(f"### {section}\n\n{table(HEAD, *rows)}" for section, rows in sections.items())
+
+
+def commands_table() -> str:
+    """What the other commands take: their own options, and those of ``h2gen PROMPT``."""
+    shared = dict.fromkeys(section for section, _ in option_rows(commands()["generate"]))
+    above = [row[0].split(", ")[-1] for _, row in option_rows(commands()["generate"])]
+    parts = []
+    for name, command in commands().items():
+        if name == "generate":
+            continue
+        parts.append(f"### `h2gen {name}`\n\n{fill(command.help.split('Example:')[0])}")
+        rows = [] if hasattr(command, "commands") else list(option_rows(command))
+        if own := [row for section, row in rows if section not in shared]:
+            parts.append(table(HEAD, *own))
+        taken = [row[0].split(", ")[-1] for section, row in rows if section in shared]
+        missing = [option for option in above if option not in taken]
+        if len(missing) < len(taken):
+            parts.append(fill(f"Also takes all options above except {', '.join(missing)}."))
+        elif taken:
+            parts.append(fill(f"Also takes {', '.join(taken)}."))
+    return "\n\n".join(parts)
+
+
+def user_defaults_table() -> str:
+    """What can be set permanently."""
+    rows = [(f"`{row.name}`", f"`{row.variable}`", default_of(row)) for row in TABLE if row.lasting]
+    return table(("key in the file", "variable", "default"), *rows)
+
+
+def entry_keys() -> str:
+    """What an entry of a prompt file may set."""
+    return fill(f"An entry may set {', '.join(f'`{row.name}`' for row in TABLE if row.per_prompt)}.")
+
+
+def name_fields() -> str:
+    """What a file name can be made from."""
+    from h2gen.output.names import DEFAULT, FIELDS
+
+    names = ", ".join(f"`{{{field}}}`" for field in FIELDS)
+    return fill(f"`--name` sets how pictures are named, by default `{DEFAULT}`. Fields: {names}.")
+
+
+def packages_table() -> str:
+    """The packages of h2gen with the first line of their docstrings."""
+    rows = []
+    for package in PACKAGES:
+        docstring = ast.get_docstring(ast.parse((ROOT / "h2gen" / package / "__init__.py").read_text(encoding="utf-8")))
+        rows.append((f"`h2gen/{package}/`", (docstring or "").splitlines()[0].replace("``", "`")))
+    return table(("package", "what is in it"), *rows)
+
+
+def presets_table() -> str:
+    """The shipped presets with their settings and measured figures."""
+    rows = []
+    for preset in sorted(list_presets(), key=lambda preset: -preset.figures.get("share", 1.0)):
+        found = preset.config
+        deciding = {"tau1": found.tau1, "tau2": found.tau2, "tolerance": found.tolerance}
+        settings = ", ".join(f"`{name}` {value:g}" for name, value in deciding.items() if value) or "no cache"
+        figures = preset.figures
+        measured = (
+            (f"{figures['share']:.0%}", f"{figures['speedup']:.2f}x", f"{figures['psnr_mean']:.1f} dB")
+            if figures
+            else ("100%", "1x", "identical")
+        )
+        worst = f"{figures['psnr_worst']:.1f} dB" if figures else "identical"
+        name = f"`{preset.name}`" + (" (default)" if preset.name == DEFAULT_PRESET else "")
+        rows.append((name, settings, *measured, worst, preset.description))
+    head = ("preset", "settings", "blocks run", "speed-up", "PSNR, mean", "worst", "what it is for")
+    return table(head, *rows)
+
+
+def models_table() -> str:
+    """The models that have an alias."""
+    from h2gen.models.catalogue import CATALOGUE
+
+    rows = []
+    for model in CATALOGUE.values():
+        where = f"[{model.repo}](https://huggingface.co/{model.repo})" if model.repo else "bundled"
+        licence = f"{model.licence}, gated" if model.gated else model.licence
+        download = f"{model.download_gb:g} GB" if model.repo else "none"
+        defaults = model.defaults
+        made_for = f"{defaults.width}x{defaults.height}, {defaults.steps} steps"
+        size = f"{model.parameters / 1e9:.3g} B" if model.parameters >= 1e9 else f"{model.parameters / 1e6:.0f} M"
+        rows.append((f"`{model.name}`", where, licence, size, download, made_for))
+    return table(("alias", "repository", "licence", "parameters", "download", "default"), *rows)
+
+
+def memory_table() -> str:
+    """What ``--offload auto`` picks for FLUX.1 by the size of the card: arithmetic, not a measurement."""
+    from h2gen.models.memory import pick_offload
+
+    rows = []
+    for card in CARDS:
+        free = int(card * 2**30 - IN_USE)
+        picks = (pick_offload(free, {name: int(size) for name, size in m.items()}) for m in (FLUX1_BYTES, Q4_BYTES))
+        rows.append((f"{card} GB", *(f"`{pick}`" for pick in picks)))
+    return table(("card", "`--model dev`", "4-bit `.gguf` with `--base dev`"), *rows)
+
+
+def sheet_prompts() -> list[str]:
+    """What the sheet shows; a prompt's position is its seed. Some are from the evaluation, some are not."""
+    from tools.train_tiny.evaluate import questions
+
+    asked = [question.prompt for question in questions(names=100, singles=16, pairs=8)]
+    return [*asked[:16], *VARIED, *asked[16:]]
+
+
+def sheet_table() -> str:
+    """The prompts of the sheet, row by row."""
+    prompts = sheet_prompts()
+    rows = [prompts[start : start + COLUMNS] for start in range(0, len(prompts), COLUMNS)]
+    return "\n".join(f"{number}. {', '.join(row)}" for number, row in enumerate(rows, 1))
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "options": options_table,
+    "commands": commands_table,
+    "lasting": user_defaults_table,
+    "keys": entry_keys,
+    "names": name_fields,
+    "packages": packages_table,
+    "presets": presets_table,
+    "models": models_table,
+    "memory": memory_table,
+    "sheet": sheet_table,
+}
+_BLOCK = re.compile(r"(<!-- (\w+): python tools/docs\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def generated(text: str) -> str:
+    """A page with its generated blocks made again."""
+    return _BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match[2]]()}\n{match[3]}", text)
+
+
+def make_pictures() -> None:
+    from diffusers.utils import make_image_grid
+    from PIL import Image
+
+    IMAGES.mkdir(exist_ok=True)
+    for name, arguments in CAPTURES.items():
+        (IMAGES / name).write_text(terminal_picture(*arguments), encoding="utf-8")
+    session = h2gen.load("tiny")
+    pair = Image.new("RGB", (128 * len(PROMPTS), 2 * 128), "white")
+    for column, prompt in enumerate(PROMPTS):
+        for row, config in enumerate((None, load_preset(DEFAULT_PRESET).config)):
+            pair.paste(session.generate(prompt, seed=0, cache=config).image, (128 * column, 128 * row))
+    pair.save(IMAGES / "pictures.png", optimize=True)
+    sheet = [session.generate(prompt, seed=seed).image for seed, prompt in enumerate(sheet_prompts())]
+    make_image_grid(sheet, len(sheet) // COLUMNS, COLUMNS).save(IMAGES / "sheet.png", optimize=True)
+    shapes = [session.generate(prompt, seed=0, width=w, height=h).image for prompt, w, h in SHAPES]
+    side_by_side(shapes).save(IMAGES / "shapes.png", optimize=True)
+
+
+def side_by_side(pictures: list[Image.Image]) -> Image.Image:
+    """Pictures of several sizes on gray, so that their shapes show."""
+    from PIL import Image
+
+    width = sum(picture.width + GAP for picture in pictures) + GAP
+    strip = Image.new("RGB", (width, max(picture.height for picture in pictures) + 2 * GAP), "gray")
+    left = GAP
+    for picture in pictures:
+        strip.paste(picture, (left, strip.height - GAP - picture.height))
+        left += picture.width + GAP
+    return strip
+
+
+def terminal_picture(*arguments: str) -> str:
+    """What ``h2gen ARGUMENTS`` leaves on a terminal, as an SVG. Needs POSIX."""
+    from rich.console import Console
+    from rich.text import Text
+
+    with tempfile.TemporaryDirectory() as folder:
+        last = re.split(r"(?:\x1b\[1A\x1b\[2K)+", in_terminal([sys.executable, "-m", "h2gen", *arguments], folder))[-1]
+    console = Console(record=True, file=io.StringIO(), width=TERMINAL[0], force_terminal=True)
+    for line in re.sub(r"\x1b\[\?25[hl]|\r", "", last).strip("\n").splitlines():
+        console.print(Text.from_ansi(line), no_wrap=True)
+    words = (f'"{word}"' if " " in word else word for word in arguments)
+    drawing = console.export_svg(title=f"h2gen {' '.join(words)}")
+    # Without the fonts that rich would have a browser fetch: any monospaced one will do.
+    return re.sub(r"@font-face \{.*?\}\s*", "", drawing, flags=re.DOTALL)
+
+
+def in_terminal(command: list[str], folder: str) -> str:
+    """Everything that a command writes to its own terminal."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    columns, lines = TERMINAL
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=folder, env=environment)
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            written += (part := os.read(ours, 65536))
+        except OSError:  # Linux: the other end is closed
+            break
+        if not part:
+            break
+    os.close(ours)
+    if process.wait():
+        raise RuntimeError(written.decode(errors="replace"))
+    return written.decode()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", action="store_true")
+    if parser.parse_args().pictures:
+        make_pictures()
+    for page in pages():
+        page.write_text(generated(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
