@@ -49,8 +49,11 @@ class Flux1(Family):
         return {"guidance_scale": guidance, **({"true_cfg_scale": cfg} if cfg > 1 else {})}
 
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
+        import torch
+
         inputs = super().example_inputs(transformer, image_tokens, text_tokens)
-        inputs["pooled_projections"] = inputs["hidden_states"].new_ones(1, transformer.config.pooled_projection_dim)
+        pooled = torch.randn(1, transformer.config.pooled_projection_dim, generator=torch.Generator().manual_seed(1))
+        inputs["pooled_projections"] = pooled.to(inputs["hidden_states"])
         if transformer.config.guidance_embeds:
             inputs["guidance"] = inputs["img_ids"].new_full((1,), 3.5)
         return inputs
