@@ -138,7 +138,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(events=EVENTS, cut=st.floats(0, 1), more=EVENTS)
 def test_a_record_cut_at_any_byte_resumes(
     tmp_path_factory: pytest.TempPathFactory,

@@ -66,7 +66,7 @@ def test_a_file_beside_the_picture_says_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200).filter(str.strip))
 def test_any_prompt_comes_back(tmp_path_factory: pytest.TempPathFactory, format: str, prompt: str) -> None:
     path = written(tmp_path_factory.getbasetemp(), described(prompt), format)

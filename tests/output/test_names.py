@@ -81,7 +81,7 @@ def test_a_template_that_cannot_be_is_named(template: Any, words: str) -> None:
         names.check_template(template)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.text(st.characters(codec=None), max_size=300))
 def test_any_text_becomes_a_file_inside_the_folder(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     name = names.safe_name(text)
