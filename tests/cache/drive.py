@@ -11,6 +11,7 @@ import torch
 from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel
 
 from h2gen.cache import StepRecord
+from h2gen.cache.policies.plan import joined, letter_of
 from tests.cache.reference import Decision, Reference, Rules
 from tests.small import flux2_transformer, flux_transformer
 
@@ -190,3 +191,12 @@ def thresholds(model: Any, structure: float | None, detail: float | None, **kwar
             ("tau1", "tau2"), (structure, detail), natural_changes(model, **kwargs), strict=True
         )
     }
+
+
+def plan_from_steps(steps: Iterable[StepRecord]) -> str:
+    """The plan that repeats the decisions of one run, of one picture."""
+    passes: dict[str, str] = {}
+    for record in steps:
+        letter = letter_of(record.structure.outcome, record.detail.outcome)
+        passes[record.context] = passes.get(record.context, "") + letter
+    return joined(passes.values())

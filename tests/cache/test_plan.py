@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import CacheConfig, StepRecord, h2_cache
-from h2gen.cache.policies.plan import check_plan, letter_of, plan_from_steps, plan_of, steps_in
+from h2gen.cache.policies.plan import check_plan, letter_of, plan_of, steps_in
 from h2gen.errors import CacheError, SettingError
 from tests.cache.drive import (
     STEPS,
@@ -22,6 +22,7 @@ from tests.cache.drive import (
     both_models,
     flux,
     latents,
+    plan_from_steps,
     position_ids,
     prompt,
     run,

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from h2gen.cache import CacheConfig, h2_cache
-from h2gen.cache.policies.plan import plan_from_steps
 from h2gen.errors import SettingError
 from tests.cache.drive import (
     assert_close,
     assert_same_decisions,
     both_models,
     flux,
+    plan_from_steps,
     run,
     run_reference,
     same,

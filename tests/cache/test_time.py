@@ -9,8 +9,7 @@ import torch
 
 from h2gen.cache import h2_cache
 from h2gen.cache.inputs import Inputs
-from h2gen.cache.policies.plan import plan_from_steps
-from tests.cache.drive import STEPS, flux, latents, position_ids, prompt, run, same
+from tests.cache.drive import STEPS, flux, latents, plan_from_steps, position_ids, prompt, run, same
 from tests.small import flux_pipeline, run_kwargs
 
 WANTS: dict[str, dict[str, Any]] = {

@@ -14,12 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import StepRecord, h2_cache
-from h2gen.cache.policies.plan import plan_from_steps
 from h2gen.cache.policies.tolerance import CurvatureEstimate
 from h2gen.cache.velocity import VelocityHistory, curvatures
 from h2gen.errors import CacheError
 from h2gen.generation.solvers import solving
-from tests.cache.drive import assert_same_decisions, noise
+from tests.cache.drive import assert_same_decisions, noise, plan_from_steps
 from tests.cache.reference import Rules, reference, sigmas_of
 from tests.cache.test_checks import Operations
 from tests.small import flux2_klein_pipeline, flux_pipeline, run_kwargs

@@ -11,7 +11,6 @@ from h2gen.errors import CacheError, SettingError
 
 if TYPE_CHECKING:
     from h2gen.cache.config import CacheConfig
-    from h2gen.cache.trace import StepRecord
     from h2gen.cache.trajectory import Pass, Run
 
 OUTCOMES = {
@@ -77,15 +76,6 @@ def letter_of(structure: Outcome, detail: Outcome) -> str:
     if structure is Outcome.SKIPPED:
         return "S"
     return {(True, True): "F", (True, False): "D", (False, True): "C", (False, False): "R"}[structure.ran, detail.ran]
-
-
-def plan_from_steps(steps: Iterable[StepRecord]) -> str:
-    """The plan that repeats the decisions of one run, of one picture."""
-    passes: dict[str, str] = {}
-    for record in steps:
-        letter = letter_of(record.structure.outcome, record.detail.outcome)
-        passes[record.context] = passes.get(record.context, "") + letter
-    return joined(passes.values())
 
 
 def joined(parts: Iterable[str]) -> str:
