@@ -1,0 +1,72 @@
+"""Names of other programs lead to ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from h2gen.settings import synonyms
+from h2gen.settings.synonyms import meant, meant_or_close
+from h2gen.settings.table import BY_NAME
+
+NAMES = {
+    # diffusers
+    "num_inference_steps": "steps",
+    "negative_prompt": "negative",
+    "guidance_scale": "guidance",
+    "true_cfg_scale": "cfg",
+    "num_images_per_prompt": "count",
+    "torch_dtype": "dtype",
+    # AUTOMATIC1111 and Forge
+    "Seed": "seed",
+    "CFG scale": "cfg",
+    "Distilled CFG Scale": "guidance",
+    "Sampler": "solver",
+    "sd_model": "model",
+    "n_iter": "count",
+    # sd-scripts, ComfyUI, mflux, InvokeAI, the API of FLUX's makers
+    "sample_steps": "steps",
+    "outdir": "out",
+    "sampler_name": "solver",
+    "noise_seed": "seed",
+    "ckpt_name": "model",
+    "--negative-prompt": "negative",
+    "--low-ram": "offload",
+    "positive_prompt": "prompt",
+    "numInferenceSteps": "steps",
+    "output_format": "format",
+    "aspect_ratio": "size",
+    # our own, misspelt only in case or dashes
+    "MaxSequenceLength": "max_sequence_length",
+    "no-cache": "no_cache",
+}
+
+
+@pytest.mark.parametrize(("foreign", "ours"), NAMES.items())
+def test_a_name_of_another_program_is_understood(foreign: str, ours: str) -> None:
+    assert meant(foreign) == ours
+
+
+def test_what_nobody_calls_a_setting_is_unknown() -> None:
+    assert [meant(name) for name in ("category", "url", "lora", "", "--")] == [None] * 5
+
+
+def test_only_what_can_be_given_is_meant() -> None:
+    assert meant("num_inference_steps", ("size", "seed")) is None
+
+
+def test_width_means_size_where_width_cannot_be_given() -> None:
+    assert meant("--width", ("size", "steps")) == "size"
+    assert meant("image_height", ("size", "width", "height")) == "height"
+
+
+def test_a_misspelling_is_the_closest_name_of_ours() -> None:
+    assert meant_or_close("stpes") == "steps"
+    assert meant_or_close("num_inference_steps") == "steps"
+    assert meant_or_close("xyz") is None
+
+
+def test_every_row_named_in_the_list_exists_and_no_name_means_two_rows() -> None:
+    assert synonyms._FOREIGN.keys() <= BY_NAME.keys()
+    words = [synonyms._plain(word) for words in synonyms._FOREIGN.values() for word in words.split()]
+    assert not {word for word in words if words.count(word) > 1}
+    assert not {word for word in words if synonyms._OURS.get(word)}
