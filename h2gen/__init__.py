@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from h2gen.evaluation.options import CompareObserver, CompareOptions
     from h2gen.evaluation.tune.options import TuneObserver, TuneOptions
     from h2gen.evaluation.tune.tune import tune
-    from h2gen.generation.session import Result, Session, load
+    from h2gen.generation.result import Result
+    from h2gen.generation.session import Session, load
     from h2gen.settings.values import Settings
 
 __all__ = [
@@ -65,7 +66,8 @@ _LAZY = {
     **dict.fromkeys(("CompareObserver", "CompareOptions"), "h2gen.evaluation.options"),
     **dict.fromkeys(("TuneObserver", "TuneOptions"), "h2gen.evaluation.tune.options"),
     **dict.fromkeys(("apply", "h2_cache", "remove"), "h2gen.cache"),
-    **dict.fromkeys(("Result", "Session", "load"), "h2gen.generation.session"),
+    "Result": "h2gen.generation.result",
+    **dict.fromkeys(("Session", "load"), "h2gen.generation.session"),
     "Settings": "h2gen.settings.values",
 }
 

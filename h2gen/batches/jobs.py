@@ -55,8 +55,8 @@ def job_id(settings: Settings, content_hash: str, dtype: str) -> str:
     """
     flat = settings.to_json()
     for row in TABLE:
-        if row.later and row.in_picture and flat.get(row.name) == row.default:
-            flat.pop(row.name, None)  # so that a batch from before the setting existed can be continued
+        if row.later and row.in_picture and flat[row.name] == row.default:
+            del flat[row.name]  # so that a batch from before the setting existed can be continued
     whole = {"settings": flat, "model": content_hash, "dtype": dtype}
     return sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode())[:32]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from h2gen.cache.trace import StepRecord, Summary
 from h2gen.errors import H2GenError
@@ -67,16 +69,18 @@ class Stepped:
 class PictureMade:
     """The next of the current pictures, in the order of their tasks: its file's bytes and its sidecar's text.
 
-    ``described`` is False if its metadata was too long for its format.
+    ``described`` is False if its metadata was too long for its format; ``metadata`` is what they are or would be.
+    ``summary`` is None if the cache was off.
     """
 
     data: bytes = field(repr=False)
     sidecar: str | None = field(repr=False)
     described: bool
+    metadata: Mapping[str, Any] = field(repr=False)
     settings: Settings
     seconds: float
     summary: Summary | None
-    uncached: bool
+    nan_with_cache: bool
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class BatchPicture:
         new: whether this run made it; otherwise it existed before, and the remaining fields are empty.
         seconds: how long it took.
         cache: what the cache did, if it was on.
-        uncached: it was NaN with the cache and was made again without it.
+        nan_with_cache: it was NaN with the cache and was made again without it.
     """
 
     id: str
@@ -39,7 +39,7 @@ class BatchPicture:
     new: bool = False
     seconds: float | None = None
     cache: Summary | None = None
-    uncached: bool = False
+    nan_with_cache: bool = False
 
     @classmethod
     def of(cls, id: str, job: Job, path: Path, made: PictureMade | None = None) -> BatchPicture:
@@ -47,7 +47,7 @@ class BatchPicture:
         settings = job.settings
         if made is None:
             return cls(id, job.index, job.source, settings.prompt, settings.seed, path)
-        facts = made.seconds, made.summary, made.uncached
+        facts = made.seconds, made.summary, made.nan_with_cache
         return cls(id, job.index, job.source, settings.prompt, settings.seed, path, True, *facts)
 
 

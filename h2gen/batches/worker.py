@@ -11,6 +11,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from h2gen.errors import H2GenError, OutOfMemory, UsageError
 
 if TYPE_CHECKING:
     from h2gen.cache.trace import StepRecord
-    from h2gen.generation.session import Result, Session
+    from h2gen.generation.result import Result
+    from h2gen.generation.session import Session
 
 
 def serve(connection: Connection, model: Model) -> None:
@@ -111,7 +113,7 @@ def _make(session: Session, model: Model, together: Sequence[Task], connection: 
         connection.send(Stepped(record))
 
     def on_result(result: Result) -> None:
-        made.append(_made(session, model, together[len(made)], result))
+        made.append(_made(model, together[len(made)], result))
 
     try:
         session.run_together(
@@ -133,21 +135,24 @@ def _make(session: Session, model: Model, together: Sequence[Task], connection: 
         return [*made, Failed(f"{type(error).__name__}: {error}", again=True, sick=True)]
 
 
-def _made(session: Session, model: Model, task: Task, result: Result) -> PictureMade:
-    from h2gen.output.metadata import origin
+def _made(model: Model, task: Task, result: Result) -> PictureMade:
     from h2gen.output.picture_file import picture_file
 
-    summary = None if result.trace is None else result.trace.summary
     file = picture_file(
-        result,
-        summary,
+        replace(result, preset=task.preset),
+        replace(result.origin, content_hash=model.content_hash),
         task.format,
-        origin(session, model.content_hash),
-        preset=task.preset,
         notes={"job": task.job, "source": task.source, **(json.loads(task.notes) if task.notes else {})},
         metadata=task.metadata,
         sidecar=task.sidecar,
     )
     return PictureMade(
-        file.data, file.sidecar, file.described, result.settings, result.seconds, summary, result.uncached
+        file.data,
+        file.sidecar,
+        file.described,
+        file.metadata,
+        result.settings,
+        result.seconds,
+        result.summary,
+        result.nan_with_cache,
     )

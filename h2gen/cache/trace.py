@@ -129,7 +129,7 @@ class Summary:
     def to_json(self) -> dict[str, Any]:
         """The totals as written to a trace file's last line."""
         return {
-            "steps": self.steps,
+            "passes": self.steps,
             **{kind: getattr(self, kind) for kind in _KINDS},
             "blocks_run": self.blocks_run,
             "blocks_total": self.blocks_total,

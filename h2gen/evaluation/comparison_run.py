@@ -183,14 +183,14 @@ class ComparisonRun:
             raise SettingError("No picture has been compared yet; call run() first.")
         results = method_results(self._tallies, finished, self._metrics.infos)
         settings = self._settings.to_json()
-        made_with = origin(self._session, content_hash)
+        made_with = origin(self._session)
         return Comparison(
             version=VERSION,
             made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             versions=versions(),
             model={
                 "name": made_with.name,
-                "content_hash": made_with.content_hash,
+                "content_hash": content_hash,
                 "device": made_with.device,
                 "dtype": made_with.dtype,
             },

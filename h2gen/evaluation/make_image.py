@@ -14,7 +14,8 @@ from h2gen.evaluation.block_count import BlockCount, count_blocks
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.results import Case
 from h2gen.generation.relief import with_relief
-from h2gen.generation.session import Result, Session, open_session
+from h2gen.generation.result import Result
+from h2gen.generation.session import Session, open_session
 from h2gen.models.choices import evaluations
 from h2gen.models.content_hash import Identity
 from h2gen.models.translate_errors import translated
@@ -102,16 +103,16 @@ class ImageMaker:
                 on_relief=lambda relief: self.on_relief(str(relief)),
             )
         self._succeeded = True
-        if result.uncached:
+        if result.nan_with_cache:
             raise BadPicture(f"The picture of {where.prompt!r} contains NaN.")
         # As a share of the reference's blocks, whatever the number of steps.
         whole = evaluations(method.steps, method.solver) / self.settings.steps
         share = whole if method.share is None else method.share
         if counted is not None:
             share = counted.share
-        elif result.trace is not None:
-            share = result.trace.summary.share * whole
-        return MadeImage(result.image, result.seconds, share, () if result.trace is None else tuple(result.trace.steps))
+        elif result.summary is not None:
+            share = result.summary.share * whole
+        return MadeImage(result.image, result.seconds, share, tuple(result.trace.steps))
 
     def _run(self, method: Method, settings: Settings, tiled: bool) -> tuple[Result, BlockCount | None]:
         self.session.encode(settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -118,3 +119,12 @@ def advice(device: str, offload: str) -> str:
     if device == "cpu" or stronger is None:
         return "use a smaller --size, a smaller model, or a .gguf version of it"
     return f"use --offload {stronger}, or a smaller --size"
+
+
+def free_memory() -> None:
+    """Free what a failed attempt left behind."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,10 @@ from h2gen.errors import SettingError, Stopped
 from h2gen.generation.relief import Relief, with_relief
 
 if TYPE_CHECKING:
-    from h2gen.cache.trace import StepRecord, Summary
-    from h2gen.generation.session import Result, Session
-    from h2gen.models.content_hash import Identity
-    from h2gen.output.metadata import Metadata, Origin
+    from h2gen.cache.trace import StepRecord
+    from h2gen.generation.result import Result
+    from h2gen.generation.session import Session
+    from h2gen.output.metadata import Metadata
     from h2gen.output.save import Target
     from h2gen.output.trace_file import TraceFile
     from h2gen.settings.resolve import Request
@@ -48,8 +48,7 @@ class SavedPicture:
     Args:
         path: the file.
         result: the picture and how it was made.
-        summary: what the cache did, or None.
-        facts: model, device and dtype.
+        metadata: how it was made, whether or not it was written.
         described: False if its metadata was too long for its format.
         trace: the trace file, or None.
         trace_error: why the trace file is incomplete, or None.
@@ -57,22 +56,14 @@ class SavedPicture:
 
     path: Path
     result: Result
-    summary: Summary | None
-    facts: Mapping[str, str]
+    metadata: Mapping[str, Any] = field(repr=False)
     described: bool = True
     trace: Path | None = None
     trace_error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The picture as ``--json`` prints it."""
-        return {
-            "path": str(self.path),
-            **self.result.settings.to_json(),
-            **self.facts,
-            "seconds": self.result.seconds,
-            "uncached": self.result.uncached,
-            "cache": None if self.summary is None else self.summary.to_json(),
-        }
+        """The picture as ``--json`` prints it, and ``info --json`` later."""
+        return {"path": str(self.path), **self.metadata}
 
 
 class RenderObserver:
@@ -167,11 +158,9 @@ def open_renderer(request: Request, options: RenderOptions, observer: RenderObse
     with observer.loading(request):
         # Only now: these load torch and diffusers, which takes seconds.
         from h2gen.generation.session import open_session
-        from h2gen.models.content_hash import Identity
 
         session = open_session(request.checkpoint, device=request.device, dtype=request.dtype, offload=request.offload)
-        identity = Identity(request.checkpoint)
-    renderer = Renderer(session, identity, options, observer)
+    renderer = Renderer(session, options, observer)
     observer.loaded(renderer)
     return renderer
 
@@ -180,21 +169,21 @@ class Renderer:
     """A loaded model that saves the pictures it makes.
 
     Args:
-        session: the model.
-        identity: computes the checkpoint's content hash meanwhile.
+        session: the model; its checkpoint is hashed meanwhile.
         options: what else is written.
         observer: receives progress events.
     """
 
-    def __init__(self, session: Session, identity: Identity, options: RenderOptions, observer: RenderObserver) -> None:
+    def __init__(self, session: Session, options: RenderOptions, observer: RenderObserver) -> None:
         self.session, self.options = session, options
-        self._identity, self._observer = identity, observer
+        self._observer = observer
+        self._hashing = session.identity if options.metadata or options.sidecar else None
         self.facts = {
             "model": session.checkpoint.name,
             "device": str(session.device),
             "dtype": str(session.dtype).removeprefix("torch."),
         }
-        """What pictures are made with, as trace files and ``--json`` record it."""
+        """What pictures are made with, as trace files record it."""
         self.saved = 0
         """Pictures saved so far."""
 
@@ -215,62 +204,43 @@ class Renderer:
             KeyboardInterrupt: the session was interrupted.
             H2GenError: a picture could not be made or saved.
         """
-        options = self.options
         # Hashing fails before pictures are made, not after: a damaged checkpoint must not cost a finished picture.
-        content_hash = self._content_hash() if options.metadata or options.sidecar else None
-        finished: list[tuple[Result, Origin | None]] = []
+        if self._hashing is not None:
+            self.session.content_hash()
+        finished: list[Result] = []
         saved: list[SavedPicture] = []
         trace_error: str | None = None
         try:
-            trace_error = self._make(settings, tiled, content_hash, finished)
+            trace_error = self._make(settings, tiled, finished)
         finally:
-            for (result, origin), target in zip(finished, targets, strict=False):
-                saved.append(self._save(result, origin, target, preset, trace_error))
+            for result, target in zip(finished, targets, strict=False):
+                saved.append(self._save(replace(result, preset=preset), target, trace_error))
                 self.saved += 1
                 self._observer.saved(saved[-1])
         return saved
 
-    def _save(
-        self, result: Result, origin: Origin | None, target: Target, preset: str | None, trace_error: str | None
-    ) -> SavedPicture:
-        from h2gen.output.picture_file import picture_file
+    def _save(self, result: Result, target: Target, trace_error: str | None) -> SavedPicture:
         from h2gen.output.save import keep
 
         options = self.options
-        summary = None if result.trace is None else result.trace.summary
-        file = picture_file(
-            result, summary, target.format, origin, preset=preset, metadata=options.metadata, sidecar=options.sidecar
-        )
+        file = result.file(target.format, metadata=options.metadata, sidecar=options.sidecar)
         stem = target.name(result.settings.prompt, result.settings.seed)
         path = keep(file.data, target.folder, stem, target.format, sidecar=file.sidecar)
-        return SavedPicture(path, result, summary, self.facts, file.described, options.trace, trace_error)
+        return SavedPicture(path, result, file.metadata, file.described, options.trace, trace_error)
 
     def differences(self, found: Metadata) -> Iterator[str]:
         """How this model differs from what a picture was made with, one line each; see ``output.replay``."""
         from h2gen.output.metadata import origin
         from h2gen.output.replay import differences
 
-        return differences(found, origin(self.session, self._content_hash()))
+        return differences(found, origin(self.session, self.session.content_hash()))
 
-    def _content_hash(self) -> str:
-        from h2gen.models.translate_errors import translated
-
-        with translated(self.session.checkpoint):
-            return self._identity.result()
-
-    def _make(
-        self,
-        settings: Sequence[Settings],
-        tiled: bool,
-        content_hash: str | None,
-        finished: list[tuple[Result, Origin | None]],
-    ) -> str | None:
-        """Add each picture to ``finished`` once it is, with its origin: later ones may be made in another way.
+    def _make(self, settings: Sequence[Settings], tiled: bool, finished: list[Result]) -> str | None:
+        """Add each picture to ``finished`` once it is.
 
         Returns:
             What kept their trace file from being complete.
         """
-        from h2gen.output.metadata import origin as origin_of
         from h2gen.output.trace_file import TraceFile
 
         trace = self.options.trace
@@ -285,11 +255,8 @@ class Renderer:
                     on_step=_both(on_step, file),
                     tiled=tiled,
                     on_smaller_batch=on_smaller_batch,
-                    on_result=on_result,
+                    on_result=finished.append,
                 )
-
-        def on_result(result: Result) -> None:
-            finished.append((result, None if content_hash is None else origin_of(self.session, content_hash)))
 
         def on_smaller_batch(count: int) -> None:
             at_once = "one picture at a time" if count == 1 else f"{count} pictures at a time"
@@ -304,8 +271,7 @@ class Renderer:
         try:
             with self._observer.interruptible(self):
                 with_relief(self.session, size, attempt, tiled=tiled, on_relief=on_relief)
-            trace_made = finished[0][0].trace
-            summary = None if trace_made is None else trace_made.summary
+            summary = finished[0].trace.summary if finished[0].trace.steps else None
         finally:
             if file is not None:
                 file.close(summary)

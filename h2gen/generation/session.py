@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from h2gen.cache import CacheConfig, StepRecord, Trace, h2_cache
 from h2gen.errors import BadPicture, OutOfMemory, RunError, SettingError
 from h2gen.families import family_of
-from h2gen.generation.relief import advice, let_go
+from h2gen.generation.relief import advice, free_memory, let_go
+from h2gen.generation.result import Result
 from h2gen.generation.solvers import solving
 from h2gen.generation.text import EncodedPrompts
 from h2gen.models import Checkpoint, choose_device, choose_dtype, is_out_of_memory, resolve, set_tiling
+from h2gen.models.content_hash import Identity
 from h2gen.models.load import load_placed
+from h2gen.models.translate_errors import translated
+from h2gen.output.metadata import origin
 from h2gen.settings.seeds import random_seed
 from h2gen.settings.values import OFF, Settings
 
 StepObserver = Callable[[StepRecord], None]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A picture and how it was made.
-
-    Args:
-        image: the picture.
-        settings: what it was made with.
-        seconds: of the whole call, from text encoding to decoded picture; the picture's share in a batch.
-        trace: what the cache did at each step; None if the cache was off and there was no observer: the
-            pipeline then ran without any hook.
-        uncached: the picture was NaN with the cache and was made again without it; settings and seconds are those of
-            the second run, and there is no trace.
-        tiled: it was decoded in tiles on request, whatever its size.
-        together: pictures in its batch.
-    """
-
-    image: Image.Image
-    settings: Settings
-    seconds: float
-    trace: Trace | None
-    uncached: bool = False
-    tiled: bool = False
-    together: int = 1
 
 
 def load(
@@ -138,6 +116,20 @@ class Session:
         """The transformer's dtype."""
         dtype: torch.dtype = self.pipe.transformer.dtype
         return dtype
+
+    @cached_property
+    def identity(self) -> Identity:
+        """Computes the checkpoint's content hash, from the first use on, in a thread."""
+        return Identity(self.checkpoint)
+
+    def content_hash(self) -> str:
+        """The identity of the checkpoint; waits until its files have been read.
+
+        Raises:
+            ModelError: they are missing or damaged.
+        """
+        with translated(self.checkpoint):
+            return self.identity.result()
 
     def settings(self, prompt: str, cache: CacheConfig | None = None, **overrides: Any) -> Settings:
         """The model's default settings, overridden by values that are given and not None.
@@ -229,7 +221,7 @@ class Session:
                         on_result(result)
                 else:
                     self._most[size] = (len(part) + 1) // 2
-                    _free_memory()
+                    free_memory()
                     on_smaller_batch(self._most[size])
         finally:
             self._interrupted = False
@@ -243,7 +235,7 @@ class Session:
             if len(settings) == 1:
                 raise
             return None
-        traces = [trace] * len(settings) if trace is None or len(settings) == 1 else trace.of_each_picture()
+        traces = [trace] * len(settings) if not trace.steps or len(settings) == 1 else trace.of_each_picture()
         count = len(settings)
         return (
             self._finished(each, picture, tiled, trace=own_trace, seconds=seconds / count, together=count)
@@ -252,16 +244,24 @@ class Session:
 
     def _finished(self, settings: Settings, pixels: np.ndarray[Any, Any], tiled: bool, **facts: Any) -> Result:
         """A picture from its pixels, ``(H, W, 3)``; if they are NaN it is made again, singly and uncached."""
-        uncached = not np.isfinite(pixels).all() and settings.cache.enabled
-        if uncached:
+        nan_with_cache = not np.isfinite(pixels).all() and settings.cache.enabled
+        if nan_with_cache:
             settings = replace(settings, cache=OFF)
             (pixels,), trace, seconds = self._denoise([settings], None, tiled)
             facts = {"trace": trace, "seconds": seconds}
         if not np.isfinite(pixels).all():
-            both = ", with and without the cache" if uncached else ""
+            both = ", with and without the cache" if nan_with_cache else ""
             raise BadPicture(f"The picture came out as NaN{both}; nothing was saved. Try --dtype bf16 or --dtype fp32.")
         (image,) = self.pipe.image_processor.numpy_to_pil(pixels[None])
-        return Result(image, settings, uncached=uncached, tiled=tiled, **facts)
+        return Result(
+            image,
+            settings,
+            origin=origin(self),
+            content_hash=self.content_hash,
+            nan_with_cache=nan_with_cache,
+            tiled=tiled,
+            **facts,
+        )
 
     def encode(self, settings: Settings) -> None:
         """Encode a picture's text now, so that ``run`` need not.
@@ -280,15 +280,15 @@ class Session:
                 makes no more pictures. The same goes for an interrupt while it is loaded.
         """
         if offload == self.offload:
-            _free_memory()
+            free_memory()
             return
         self.pipe = None  # there is no memory for both
-        _free_memory()
+        free_memory()
         try:
             self.pipe, self.offload = _load(self.checkpoint, offload=offload, **self._place)
         except BaseException as error:
             let_go(error)
-            _free_memory()
+            free_memory()
             with contextlib.suppress(Exception):
                 self.pipe, _ = _load(self.checkpoint, offload=self.offload, **self._place)
             raise
@@ -334,11 +334,12 @@ class Session:
 
     def _denoise(
         self, together: Sequence[Settings], on_step: StepObserver | None, tiled: bool
-    ) -> tuple[np.ndarray[Any, Any], Trace | None, float]:
+    ) -> tuple[np.ndarray[Any, Any], Trace, float]:
         """Call the pipeline once.
 
         Returns:
-            Float pixels of shape (B, H, W, 3) in 0 to 1, the trace or None, and seconds.
+            Float pixels of shape (B, H, W, 3) in 0 to 1, the trace, which is empty if there is nothing to watch, and
+            seconds.
         """
         settings = together[0]
         self._observed = settings.cache.enabled or on_step is not None
@@ -349,7 +350,9 @@ class Session:
         with self._working(settings):
             set_tiling(self.pipe, settings.width, settings.height, always=tiled)
             cache = (
-                h2_cache(self.pipe, settings.cache, on_step=on_step) if self._observed else contextlib.nullcontext(None)
+                h2_cache(self.pipe, settings.cache, on_step=on_step)
+                if self._observed
+                else contextlib.nullcontext(Trace())
             )
             arguments = self._arguments(together)
             self._raise_if_interrupted()  # during text encoding: the pipeline resets its switch when it starts
@@ -389,10 +392,3 @@ class Session:
 
 def _counted_from(first: int, on_step: StepObserver) -> StepObserver:
     return lambda record: on_step(replace(record, picture=first + record.picture))
-
-
-def _free_memory() -> None:
-    """Free what a failed attempt left behind."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

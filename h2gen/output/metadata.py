@@ -43,10 +43,11 @@ _ASCII = b"ASCII\0\0\0"
 
 @dataclass(frozen=True)
 class Origin:
-    """What a picture was made with. ``content_hash`` is the checkpoint's, ``name`` the user's name for it."""
+    """What a picture was made with. ``name`` is the user's name for the checkpoint, ``content_hash`` the checkpoint's,
+    or None if it was not computed."""
 
     name: str
-    content_hash: str
+    content_hash: str | None
     device: str
     dtype: str
     offload: str
@@ -59,28 +60,42 @@ def describe(
     *,
     seconds: float,
     summary: Summary | None,
-    uncached: bool = False,
+    made: datetime | None = None,
+    nan_with_cache: bool = False,
     tiled: bool = False,
     together: int = 1,
     preset: str | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The metadata of a new picture."""
+    """The metadata of a new picture: what is written into it, and what ``--json`` prints.
+
+    Args:
+        settings: all settings of the picture.
+        source: what it was made with.
+        seconds: that it took.
+        summary: what the cache did; None if it was off.
+        made: when; None is now.
+        nan_with_cache: it was NaN with the cache and was made again without it.
+        tiled: it was decoded in tiles on request.
+        together: pictures in its batch.
+        preset: that the cache's settings come from.
+        notes: further facts to record.
+    """
     return {
         "version": VERSION,
         "settings": settings.to_json(),
         "model": {
             "name": source.name,
-            "content_hash": source.content_hash,
+            **({"content_hash": source.content_hash} if source.content_hash else {}),
             **({"base": source.base} if source.base else {}),
         },
         "device": source.device,
         "dtype": source.dtype,
         "offload": source.offload,
         "versions": versions(),
-        "made": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "made": (made or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
-        "uncached": uncached,
+        **({"nan_with_cache": True} if nan_with_cache else {}),
         **({"tiled": True} if tiled else {}),
         **({"together": together} if together > 1 else {}),
         **({"preset": preset} if preset else {}),
@@ -89,7 +104,7 @@ def describe(
     }
 
 
-def origin(session: Session, content_hash: str) -> Origin:
+def origin(session: Session, content_hash: str | None = None) -> Origin:
     """The origin of a session's pictures."""
     base = session.checkpoint.base
     return Origin(

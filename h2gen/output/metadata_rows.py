@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from h2gen.settings.table import BY_NAME
+
 
 def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The name and value of each row after the prompt, named like the command line's options.
@@ -22,6 +24,9 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "preset" in found:
         yield "preset", str(found["preset"])
     for name, value in settings.items():
+        row = BY_NAME.get(name)
+        if row is not None and row.later and value == row.default:
+            continue  # as in pictures that are older than the setting
         if name not in ("width", "height") and value != "":
             yield name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)
     for name in ("device", "dtype", "offload", "made"):
@@ -30,14 +35,16 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(found.get("seconds"), (int, float)):
         yield "seconds", f"{found['seconds']:.2f}"
     cache = found.get("cache")
-    if isinstance(cache, dict) and all(isinstance(cache.get(name), int) for name in ("steps", "full", "all_reused")):
+    if isinstance(cache, dict):
+        cache = {"passes": cache.get("steps"), **cache}  # older pictures call them steps
+    if isinstance(cache, dict) and all(isinstance(cache.get(name), int) for name in ("passes", "full", "all_reused")):
         share = cache.get("share")
         blocks = f", {share:.0%} of blocks" if isinstance(share, (int, float)) else ""
         skipped = f", {cache['skipped']} skipped" if isinstance(cache.get("skipped"), int) and cache["skipped"] else ""
-        parts = f"{cache['full']} of {cache['steps']} passes full, {cache['all_reused']} all reused{skipped}"
+        parts = f"{cache['full']} of {cache['passes']} passes full, {cache['all_reused']} all reused{skipped}"
         yield "cache", f"{parts}{blocks}"
-    if found.get("uncached") is True:
-        yield "uncached", "it was NaN with the cache, and was made again without it"
+    if found.get("nan_with_cache") is True or found.get("uncached") is True:  # its name in older pictures
+        yield "cache", "it was NaN with the cache, and was made again without it"
     if isinstance(found.get("versions"), dict):
         yield "versions", ", ".join(f"{name} {value}" for name, value in found["versions"].items())
     if isinstance(found.get("notes"), dict):

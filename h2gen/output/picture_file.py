@@ -10,8 +10,7 @@ from h2gen.output.metadata import Origin, describe, fitting, to_toml
 from h2gen.output.save import encode
 
 if TYPE_CHECKING:
-    from h2gen.cache.trace import Summary
-    from h2gen.generation.session import Result
+    from h2gen.generation.result import Result
 
 
 @dataclass(frozen=True)
@@ -22,20 +21,20 @@ class PictureFile:
         data: the file's bytes.
         sidecar: text of the ``.toml`` next to it, or None.
         described: False if metadata was wanted but is too long for the format.
+        metadata: how the picture was made, whether or not it was written.
     """
 
     data: bytes = field(repr=False)
     sidecar: str | None = field(repr=False)
     described: bool
+    metadata: dict[str, Any] = field(repr=False)
 
 
 def picture_file(
     result: Result,
-    summary: Summary | None,
+    origin: Origin,
     format: str,
-    origin: Origin | None,
     *,
-    preset: str | None = None,
     notes: Mapping[str, Any] | None = None,
     metadata: bool = True,
     sidecar: bool = False,
@@ -44,27 +43,24 @@ def picture_file(
 
     Args:
         result: the picture.
-        summary: of its trace, or None if there is no trace.
+        origin: what it was made with; its content hash may be None only if nothing is written about that.
         format: one of ``FORMATS``.
-        origin: what it was made with; None if neither metadata nor a sidecar is wanted.
-        preset: the name of the preset its cache settings come from.
         notes: further facts to record.
         metadata: write metadata into the picture.
         sidecar: also write it as text for a ``.toml`` next to the picture.
     """
-    if origin is None or not (metadata or sidecar):
-        return PictureFile(encode(result.image, format), None, True)
     whole = describe(
         result.settings,
         origin,
         seconds=result.seconds,
-        summary=summary,
-        uncached=result.uncached,
+        summary=result.summary,
+        made=result.made,
+        nan_with_cache=result.nan_with_cache,
         tiled=result.tiled,
         together=result.together,
-        preset=preset,
+        preset=result.preset,
         notes=notes,
     )
     inside = fitting(whole, format) if metadata else None
     data = encode(result.image, format, inside)
-    return PictureFile(data, to_toml(whole) if sidecar else None, inside is not None or not metadata)
+    return PictureFile(data, to_toml(whole) if sidecar else None, inside is not None or not metadata, whole)

@@ -83,7 +83,7 @@ def differences(found: Metadata, now: Origin) -> Iterator[str]:
     if found.content_hash != now.content_hash:
         was = (found.content_hash or "unknown")[:12]
         yield (
-            f"The model {now.name!r} is not the one that made the picture: its hash is {now.content_hash[:12]}, "
+            f"The model {now.name!r} is not the one that made the picture: its hash is {str(now.content_hash)[:12]}, "
             f"the picture's is {was}."
         )
     for what, before, here in (("device", found.device, now.device), ("dtype", found.dtype, now.dtype)):

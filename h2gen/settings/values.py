@@ -76,16 +76,10 @@ class Settings:
         return replace(other, prompt=self.prompt, seed=self.seed) == self
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object, with the cache's settings among the others.
-
-        A setting that came later is left out at its default, so that older pictures keep their ids.
-        """
+        """One flat object, with the cache's settings among the others."""
         # Not by asdict, which copies deeply: a batch asks this of every job.
         flat = {**vars(self), **vars(self.cache)}
         del flat["cache"]
-        for name in FIELDS:
-            if BY_NAME[name].later and flat[name] == BY_NAME[name].default:
-                del flat[name]
         return flat
 
 

@@ -65,7 +65,7 @@ class Pool:
             yield worker, failure
         else:
             for task in worker.tasks:
-                yield worker, PictureMade(b"", None, True, task.job.settings, 1.0, None, False)
+                yield worker, PictureMade(b"", None, True, {}, task.job.settings, 1.0, None, False)
 
 
 class Log(BatchObserver):
@@ -163,7 +163,7 @@ def test_a_worker_sends_what_was_finished_before_a_failure(
             on_result("first")
             raise error
 
-    monkeypatch.setattr("h2gen.batches.worker._made", lambda _session, _model, task, result: (task.job, result))
+    monkeypatch.setattr("h2gen.batches.worker._made", lambda _model, task, result: (task.job, result))
     tasks = [Task(Settings("a cat", n, 64, 64, 2), "png", None, str(n), "", None, False, True, False) for n in (1, 2)]
     model: Any = Model(None, "cpu", "float32", "none", "")  # type: ignore[arg-type]
     assert _make(Session(), model, tasks, None) == [("1", "first"), last]  # type: ignore[arg-type]

@@ -118,7 +118,7 @@ def test_totals_are_written_as_json(steps: list[StepRecord]) -> None:
     written = json.loads(json.dumps(total.to_json(), allow_nan=False))
     assert written["share"] == pytest.approx(total.share)
     outcomes = ("full", "detail_reused", "structure_reused", "all_reused", "skipped")
-    assert written["steps"] == sum(written[name] for name in outcomes)
+    assert written["passes"] == sum(written[name] for name in outcomes)
 
 
 def test_an_empty_trace_claims_nothing() -> None:

@@ -104,7 +104,7 @@ def test_only_what_is_missing_is_made_and_redo_makes_all(here: Path, capsys: pyt
     assert run([*command, "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["path"] == "out/a-cat.png"
-    assert json.loads(line)["cache"]["steps"] == 3
+    assert json.loads(line)["cache"]["passes"] == 3
     assert np.array_equal(pixels(here / "out" / "a-cat.png"), before)
     assert run([*command, "--redo", "-q"]) == 0
     assert capsys.readouterr().out.splitlines() == ["out/a-cat-2.png", "out/a-dog-2.png"]
@@ -117,7 +117,7 @@ def test_a_dry_run_says_what_would_be_made_and_writes_nothing(here: Path, capsys
     assert "to make" in out and "a [red]dog[/]" in out and len(out.splitlines()) == 2
     assert "0001-a-cat-" in out and ".png" in out
     assert run(["batch", file, "-o", "out", "--dry-run", "--json", "--seed", "5"]) == 0
-    assert [json.loads(line)["seed"] for line in capsys.readouterr().out.splitlines()] == [5, 5]
+    assert [json.loads(line)["settings"]["seed"] for line in capsys.readouterr().out.splitlines()] == [5, 5]
     assert os.listdir(here) == [file]
 
 
@@ -231,7 +231,7 @@ def test_a_job_that_fails_is_listed_and_the_run_goes_on(here: Path, capsys: pyte
     # The list is a prompt file: the same jobs, with the same names, which fail again.
     shutil.copy(here / "out" / "h2gen-failures.jsonl", here / "again.jsonl")
     assert run(["batch", "again.jsonl", *command, "--dry-run", "--json"]) == 0
-    assert [json.loads(line)["seed"] for line in capsys.readouterr().out.splitlines()] == [
+    assert [json.loads(line)["settings"]["seed"] for line in capsys.readouterr().out.splitlines()] == [
         line["seed"] for line in listed
     ]
     assert run(["batch", file, *command, "--cfg", "1"]) == 1

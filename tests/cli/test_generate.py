@@ -55,9 +55,34 @@ def test_json_is_one_object_with_the_settings_and_what_the_cache_did(capsys: pyt
     (line,) = capsys.readouterr().out.splitlines()
     made = json.loads(line)
     assert made["path"] == "a-cat-7.png"
-    assert (made["seed"], made["tau1"], made["model"], made["device"]) == (7, 9.0, "tiny", "cpu")
-    assert made["cache"]["steps"] == 3
+    assert (made["settings"]["seed"], made["settings"]["tau1"], made["device"]) == (7, 9.0, "cpu")
+    assert (made["model"]["name"], made["settings"]["solver"], made["preset"]) == ("tiny", "own", "paper")
+    assert made["cache"]["passes"] == 3
     assert made["seconds"] > 0
+
+
+PLAIN = ["--steps", "3", "--cfg", "1", "--seed", "7"]
+
+
+@pytest.mark.parametrize("more", [[], ["--no-cache"], ["--cfg", "3", "--solver", "unipc"]])
+def test_what_is_printed_is_what_the_picture_records(capsys: pytest.CaptureFixture[str], more: list[str]) -> None:
+    assert run(["a cat", "--json", "-o", "one.png", *PLAIN, *more]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert run(["info", "one.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == printed
+    assert ("cache" in printed) == ("--no-cache" not in more) == ("preset" in printed)
+    assert "uncached" not in printed
+
+
+def test_without_metadata_json_says_the_same_but_for_the_hash(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for more in ([], ["--no-metadata"]):
+        assert run(["a cat", "--json", "--no-cache", *PLAIN, *more]) == 0
+        said.append(json.loads(capsys.readouterr().out))
+        for changing in ("path", "made", "seconds"):
+            del said[-1][changing]
+    assert said[0]["model"].pop("content_hash")
+    assert said[0] == said[1]
 
 
 def test_verbose_prints_every_step(capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +110,7 @@ def test_the_trace_is_a_header_a_line_a_step_and_a_summary(here: Path) -> None:
     }  # fmt: skip
     assert steps[0]["structure"] == {"change": None, "outcome": "computed"}
     assert steps[1]["sigma"] == pytest.approx(steps[1]["timestep"] / 1000)
-    assert summary["summary"]["steps"] == 3
+    assert summary["summary"]["passes"] == 3
     assert summary["summary"]["blocks_run"] == sum(step["blocks_run"] for step in steps)
 
 
@@ -299,7 +324,7 @@ def test_several_seeds_are_painted_together_where_that_is_asked_for(
     capsys.readouterr()
     assert run([*command, "-o", "together", "--batch-size", "2", "--json"]) == 0
     made = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(each["seed"], each["cache"]["steps"]) for each in made] == [(1, 3), (2, 3), (3, 3)]
+    assert [(each["settings"]["seed"], each["cache"]["passes"]) for each in made] == [(1, 3), (2, 3), (3, 3)]
     for path in sorted((here / "alone").glob("*.png")):
         other = here / "together" / path.name
         assert read_metadata(path).settings == read_metadata(other).settings

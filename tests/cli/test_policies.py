@@ -29,7 +29,7 @@ def test_a_plan_is_followed_and_written_down(here: Path, capsys: pytest.CaptureF
     assert run(["a cat", *QUICK, "--plan", "f f r d s c", "--json", "--trace", "t.jsonl"]) == 0
     out, err = capsys.readouterr()
     made = json.loads(out)
-    assert made["plan"] == "FFRDSC"
+    assert made["settings"]["plan"] == "FFRDSC"
     cache = made["cache"]
     assert [cache[name] for name in ("full", "all_reused", "detail_reused", "skipped", "structure_reused")] == [
         2, 1, 1, 1, 1,

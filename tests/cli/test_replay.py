@@ -228,7 +228,9 @@ def test_several_seeds_are_several_pictures_each_with_its_own(here: Path, capsys
     quick = ["--steps", "2", "--cfg", "1", "--json"]
     assert run(["a cat", "--seed", "3,5-6", *quick]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(line["path"], line["seed"]) for line in lines] == [(f"a-cat-{seed}.png", seed) for seed in (3, 5, 6)]
+    assert [(line["path"], line["settings"]["seed"]) for line in lines] == [
+        (f"a-cat-{seed}.png", seed) for seed in (3, 5, 6)
+    ]
     assert [read_metadata(here / line["path"]).settings.seed for line in lines] == [3, 5, 6]
     assert run(["a cat", "--seed", "5", "-n", "2", "-o", "x.png", *quick]) == 0
     assert [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()] == ["x-5.png", "x-6.png"]

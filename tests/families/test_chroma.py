@@ -399,7 +399,7 @@ def test_the_command_makes_describes_and_replays_a_picture(
     known = read_metadata(tmp_path / "one.png")
     assert (known.settings.cfg, known.settings.negative, known.settings.guidance) == (3.0, "a dog", 0.0)
     assert known.everything["model"]["name"] == "chroma"
-    assert known.everything["cache"]["steps"] == 12
+    assert known.everything["cache"]["passes"] == 12
     assert command(["replay", "one.png", "-m", str(folder), "-o", "two.png", "-q"]) == 0
     with Image.open("one.png") as one, Image.open("two.png") as two:
         assert np.array_equal(pixels(one), pixels(two))

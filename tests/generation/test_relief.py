@@ -17,7 +17,6 @@ from h2gen.cache import CacheConfig
 from h2gen.errors import H2GenError, OutOfMemory, Stopped
 from h2gen.generation.relief import Relief, advice, let_go, next_relief, with_relief
 from h2gen.generation.render import Renderer, RenderObserver, RenderOptions, SavedPicture, render
-from h2gen.models.content_hash import Identity
 from h2gen.output.metadata import read_metadata
 from h2gen.output.recorded_decisions import read_decisions
 from h2gen.output.save import target_of
@@ -254,7 +253,7 @@ def test_a_picture_that_memory_does_not_suffice_for_is_made_in_tiles_and_says_so
 
     monkeypatch.setattr(tiny.pipe.vae, "decode", limited)
     log = Log()
-    renderer = Renderer(tiny, Identity(tiny.checkpoint), RenderOptions(), log)
+    renderer = Renderer(tiny, RenderOptions(), log)
     target = target_of(str(tmp_path), None)
     settings = [tiny.settings("a cat", CacheConfig(0.5, 0.5), seed=n, steps=4, cfg=1.0) for n in (1, 2)]
     (first,) = renderer.render(settings[:1], [target])
@@ -272,7 +271,7 @@ def test_a_picture_that_memory_does_not_suffice_for_is_made_in_tiles_and_says_so
     # A trace file holds the steps of the saved picture, not those of the earlier attempt.
     trace = tmp_path / "t.jsonl"
     tiny.tiled_sizes.clear()
-    traced = Renderer(tiny, Identity(tiny.checkpoint), RenderOptions(trace=trace), log)
+    traced = Renderer(tiny, RenderOptions(trace=trace), log)
     traced.render(settings[:1], [target])
     assert len(log.events) == 6
     assert len(trace.read_text().splitlines()) == 1 + 4 + 1
@@ -291,7 +290,7 @@ def test_a_batch_that_memory_does_not_suffice_for_is_made_smaller_and_that_is_sa
         return forward(*arguments, **more)
 
     monkeypatch.setattr(session.pipe.transformer, "forward", limited)
-    renderer = Renderer(session, Identity(session.checkpoint), RenderOptions(batch_size=2), log)
+    renderer = Renderer(session, RenderOptions(batch_size=2), log)
     settings = [session.settings("a cat", seed=n, steps=2, cfg=1.0) for n in (1, 2)]
     saved = renderer.render(settings, [target_of(str(tmp_path), None)] * 2)
     assert log.events == ["Out of memory on cpu; making one picture at a time.", "a-cat-1.png", "a-cat-2.png"]
@@ -320,7 +319,7 @@ def test_pictures_finished_before_memory_runs_out_are_saved_and_not_made_again(
     full_after(session, monkeypatch, 4, torch.OutOfMemoryError)
     made: list[int] = []
     monkeypatch.setattr(log, "making", lambda _renderer, settings: made.append(len(settings)) or nullcontext())
-    renderer = Renderer(session, Identity(session.checkpoint), RenderOptions(batch_size=4), log)
+    renderer = Renderer(session, RenderOptions(batch_size=4), log)
     settings = [session.settings("a cat", seed=n, steps=2, cfg=1.0) for n in (1, 2, 3, 4)]
     with pytest.raises(OutOfMemory):
         renderer.render(settings, [target_of(str(tmp_path), None)] * 4)
@@ -344,7 +343,7 @@ def test_a_finished_picture_records_the_offloading_that_it_was_made_with(
     monkeypatch.setattr(session, "run_together", once)
     monkeypatch.setattr("h2gen.generation.relief.next_relief", lambda *_: Relief("cuda", "model", stronger=True))
     monkeypatch.setattr(session, "relieve", lambda offload: setattr(session, "offload", offload))
-    renderer = Renderer(session, Identity(session.checkpoint), RenderOptions(batch_size=2), RenderObserver())
+    renderer = Renderer(session, RenderOptions(batch_size=2), RenderObserver())
     settings = [session.settings("a cat", seed=n, steps=1, cfg=1.0) for n in (1, 2)]
     saved = renderer.render(settings, [target_of(str(tmp_path), None)] * 2)
     found = [read_metadata(picture.path) for picture in saved]
@@ -386,7 +385,7 @@ def test_an_interrupt_while_a_model_is_loaded_again_stops_the_next_attempt() -> 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     session.pipe.transformer.forward = full
-    renderer = Renderer(session, Identity(session.checkpoint), RenderOptions(), Around())
+    renderer = Renderer(session, RenderOptions(), Around())
     with pytest.raises(KeyboardInterrupt):
         renderer.render([session.settings("a cat", seed=1, steps=2)], [target_of(".", None)])
     assert events == ["begin", "making", "relieved", "making"]

@@ -42,6 +42,7 @@ def test_watching_changes_no_bit(tiny: Any) -> None:
     assert np.array_equal(pixels(result.image), plain(tiny))
     assert [record.step for record in seen] == list(range(6))
     assert all(record.full for record in seen)
+    assert result.summary is None, "the cache was off"
 
 
 def test_true_guidance_is_the_pipelines_own(tiny: Any) -> None:
@@ -54,7 +55,7 @@ def test_with_nobody_watching_and_no_cache_nothing_of_ours_runs(tiny: Any, monke
         raise AssertionError("a cache was applied")
 
     monkeypatch.setattr("h2gen.generation.session.h2_cache", never)
-    assert tiny.generate("a cat", **FAST).trace is None
+    assert tiny.generate("a cat", **FAST).trace.steps == []
 
 
 def test_the_same_seed_makes_the_same_picture_and_another_seed_another(tiny: Any) -> None:
@@ -96,12 +97,12 @@ def test_a_picture_that_is_nan_with_the_cache_is_made_once_more_without(
 
     def sometimes(settings: Any, on_step: Any, tiled: bool) -> Any:
         made, trace, seconds = real(settings, on_step, tiled)
-        return (np.full_like(made, np.nan) if trace is not None else made), trace, seconds
+        return (np.full_like(made, np.nan) if trace.steps else made), trace, seconds
 
     monkeypatch.setattr(tiny, "_denoise", sometimes)
     result = tiny.generate("a cat", cache=CacheConfig(0.5, 0.5), **FAST)
-    assert result.uncached
-    assert result.trace is None
+    assert result.nan_with_cache
+    assert result.trace.steps == []
     assert not result.settings.cache.enabled
     assert np.array_equal(pixels(result.image), plain(tiny))
 
@@ -198,7 +199,7 @@ def test_pictures_made_together_are_those_made_alone(tiny: Any, cache: CacheConf
         assert (result.settings, result.together, alone.together) == (each, len(THREE), 1)
         assert np.abs(pixels(result.image).astype(int) - pixels(alone.image)).max() <= 1
         if not cache.enabled:
-            assert result.trace is None
+            assert result.trace.steps == []
             continue
         for ours, theirs in zip(result.trace.steps, alone.trace.steps, strict=True):
             assert (ours.picture, ours.step, ours.context) == (0, theirs.step, theirs.context)
@@ -270,7 +271,7 @@ def test_of_pictures_made_together_one_that_is_nan_with_the_cache_is_made_once_m
     monkeypatch.setattr(tiny, "_denoise", sometimes)
     settings = [tiny.settings("a cat", CacheConfig(0.5, 0.5), seed=n, steps=6, cfg=1.0) for n in (6, 7)]
     sound, spoilt = tiny.run_together(settings)
-    assert (sound.uncached, spoilt.uncached, spoilt.trace) == (False, True, None)
+    assert (sound.nan_with_cache, spoilt.nan_with_cache, spoilt.trace.steps) == (False, True, [])
     assert np.array_equal(pixels(spoilt.image), plain(tiny))
 
 

@@ -19,6 +19,7 @@ from h2gen.cache import CacheConfig
 from h2gen.cache.trace import Summary
 from h2gen.errors import MetadataError
 from h2gen.output.metadata import LARGEST, Origin, describe, device_name, fitting, read_metadata, to_bytes, to_toml
+from h2gen.output.metadata_rows import metadata_rows
 from h2gen.output.replay import differences
 from h2gen.output.save import encode
 from h2gen.settings.table import FORMATS
@@ -354,3 +355,12 @@ def test_whatever_a_stranger_wrote_besides_can_be_shown(tmp_path: Path) -> None:
     beside.write_text(to_toml(described(notes={"a": "b"})) + "later = 2026-01-02T03:04:05Z\nodd = [nan, 03:04:05]\n")
     found = json.loads(json.dumps(read_metadata(beside).everything, allow_nan=False))
     assert found["notes"] == {"a": "b", "later": "2026-01-02 03:04:05+00:00", "odd": ["nan", "03:04:05"]}
+
+
+def test_what_older_pictures_call_otherwise_is_still_shown() -> None:
+    now = describe(SETTINGS, MADE, seconds=1.5, summary=Summary(28, 10, 8, 10, 200, 336, 1.4), nan_with_cache=True)
+    old = {key: value for key, value in now.items() if key != "nan_with_cache"} | {"uncached": True}
+    old["cache"] = {{"passes": "steps"}.get(key, key): value for key, value in now["cache"].items()}
+    old["settings"] = {key: value for key, value in now["settings"].items() if key != "solver"}
+    assert list(metadata_rows(old)) == list(metadata_rows(now))
+    assert ("cache", "10 of 28 passes full, 10 all reused, 60% of blocks") in metadata_rows(now)

@@ -81,10 +81,6 @@ def test_settings_as_json_are_all_of_them_in_the_order_of_their_fields() -> None
     assert made.to_json() is not made.to_json()
 
 
-def test_pictures_of_the_models_own_solver_say_nothing_of_it_so_that_they_keep_their_ids() -> None:
-    assert "solver" not in Settings(**GOOD).to_json()
-
-
 def test_heun_takes_two_passes_a_step_but_the_last_and_guidance_doubles_them() -> None:
     five = {**GOOD, "steps": 5}
     assert [Settings(**five, solver=solver).passes for solver in ("own", "unipc", "heun")] == [5, 5, 9]

@@ -89,7 +89,7 @@ def _show(prepared: PreparedBatch, as_json: bool) -> None:
         job, path, settings = planned.job, planned.path, planned.job.settings
         if as_json:
             place = {"name": planned.name, "path": None if path is None else str(path)}
-            print(json.dumps({"id": planned.id, "source": job.source, **place, **settings.to_json()}))
+            print(json.dumps({"id": planned.id, "source": job.source, **place, "settings": settings.to_json()}))
         else:
             state = "to make" if path is None else "exists"
             size = f"{settings.width}x{settings.height}, {settings.steps} steps"

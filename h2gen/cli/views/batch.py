@@ -76,16 +76,15 @@ class BatchView(View, BatchObserver):
         line = f"{tally.jobs - tally.left}/{tally.jobs}  {path}  seed {made.settings.seed}, {made.seconds:.2f} s"
         if made.summary is not None and made.settings.cache.enabled:
             line += f", {made.summary.share:.0%} of blocks, est. {made.summary.estimated_speedup:.2f}x"
-        if made.uncached:
+        if made.nan_with_cache:
             line += "; NaN with the cache, made again without it"
         if not made.described:
             line += f"; its prompt is too long for the metadata of a {path.suffix}"
         say(self._console, line)
         self.draw(now=True)
         if self._as_json:
-            cache = None if made.summary is None else made.summary.to_json()
-            facts = {"path": str(path), "index": job.index, "source": job.source, **made.settings.to_json()}
-            print(json.dumps({**facts, "seconds": made.seconds, "uncached": made.uncached, "cache": cache}), flush=True)
+            place = {"path": str(path), "index": job.index, "source": job.source}
+            print(json.dumps({**place, **made.metadata}), flush=True)
         elif self._console.quiet or not (self._console.is_terminal and sys.stdout.isatty()):
             print(path, flush=True)
 

@@ -91,7 +91,7 @@ class PictureView(RenderObserver):
             say(console, f"The prompt is too long for the metadata of a {suffix}; use png.", "yellow")
         if picture.trace_error is not None:
             complain(f"The trace {str(picture.trace)!r} is incomplete: {picture.trace_error}. The picture is complete.")
-        if self._verbose and result.trace is not None and not console.is_terminal:
+        if self._verbose and result.trace.steps and not console.is_terminal:
             table = steps_table(result.trace.steps, result.settings.cache, 100, contexts=result.settings.cfg > 1)
             console.print(table, width=100, crop=False)  # a pipe has no width to keep to
         self._conclude(picture)
@@ -104,11 +104,12 @@ class PictureView(RenderObserver):
         """The last line, and advice if the cache reused nothing."""
         from h2gen.generation.advice import advice
 
-        console, result, summary = self._console, picture.result, picture.summary
-        if result.uncached:
+        console, result = self._console, picture.result
+        if result.nan_with_cache:
             complain("The picture came out as NaN with the cache; it was made again without it.")
         line = f"{picture.path}  seed {result.settings.seed}, {result.seconds:.2f} s"
-        if result.trace is None or summary is None or not result.settings.cache.enabled:
+        summary = result.summary
+        if summary is None:
             say(console, line, "bold")
             return
         if not console.is_terminal:  # in a terminal the table has shown the totals

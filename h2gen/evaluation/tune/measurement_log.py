@@ -102,7 +102,7 @@ def open_log(key: ProfileKey, session: Session, settings: Settings) -> Measureme
     import platformdirs
 
     folder = Path(platformdirs.user_cache_dir("h2gen", appauthor=False)) / "tune"
-    made_with = origin(session, key.content_hash)
+    made_with = origin(session)
     shared = {name: value for name, value in settings.to_json().items() if name not in ("prompt", "seed")}
     header = {
         "versions": versions(),

@@ -1,0 +1,113 @@
+"""A finished picture and how it was made: to look at, to save with its metadata, to show in a notebook."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from h2gen.cache import Summary, Trace
+from h2gen.errors import OutputError
+from h2gen.output.metadata import Origin
+from h2gen.output.picture_file import PictureFile, picture_file
+from h2gen.output.save import keep, target_of
+from h2gen.settings.values import Settings
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def _no_hash() -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A picture and how it was made. In a notebook it shows itself.
+
+    Args:
+        image: the picture. Its own ``save`` writes only the pixels; ``Result.save`` also writes how it was made.
+        settings: what it was made with.
+        seconds: of the whole call, from text encoding to decoded picture; the picture's share in a batch.
+        trace: what the cache did at each step; empty if the cache was off and there was no ``on_step``: the
+            pipeline then ran without any hook.
+        origin: the model, device and dtype; without the checkpoint's content hash.
+        content_hash: computes that hash, which reads the whole checkpoint the first time.
+        preset: the preset that its cache's settings come from, if any.
+        nan_with_cache: the picture was NaN with the cache and was made again without it; settings and seconds are
+            those of the second run, and the trace is empty.
+        tiled: it was decoded in tiles on request, whatever its size.
+        together: pictures in its batch.
+        made: when.
+    """
+
+    image: Image.Image = field(repr=False)
+    settings: Settings
+    seconds: float
+    trace: Trace = field(repr=False)
+    origin: Origin
+    content_hash: Callable[[], str | None] = field(default=_no_hash, repr=False, compare=False)
+    preset: str | None = None
+    nan_with_cache: bool = False
+    tiled: bool = False
+    together: int = 1
+    made: datetime = field(default_factory=lambda: datetime.now(timezone.utc), repr=False)
+
+    @property
+    def summary(self) -> Summary | None:
+        """What the cache did; None if it was off."""
+        return self.trace.summary if self.settings.cache.enabled else None
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """How it was made, as it is written into files and printed by ``--json``.
+
+        Raises:
+            ModelError: the checkpoint's files are missing or damaged by now.
+        """
+        return self.file("png").metadata
+
+    def save(
+        self, path: str | Path = ".", *, format: str | None = None, metadata: bool = True, sidecar: bool = False
+    ) -> Path:
+        """Save the picture, with how it was made, as the command line does.
+
+        Args:
+            path: a folder, in which the name is made from prompt and seed, or a .png, .jpg or .webp file. An existing
+                file is never overwritten: ``cat.png`` then becomes ``cat-2.png``.
+            format: ``png``, ``jpg`` or ``webp``, for a folder.
+            metadata: record in the picture how it was made.
+            sidecar: also write that to a .toml next to it.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            OutputError: nothing can be written there, or the prompt is too long for the metadata of this format.
+            RunError: writing failed; the picture is then in the temporary folder.
+
+        >>> session.generate("a cat", seed=7).save("cat.png")  # doctest: +SKIP
+        """
+        target = target_of(str(path), format)
+        file = self.file(target.format, metadata=metadata, sidecar=sidecar)
+        if not file.described:
+            raise OutputError(
+                f"The prompt is too long for the metadata of a .{target.format}; save a .png, or give metadata=False."
+            )
+        stem = target.name(self.settings.prompt, self.settings.seed)
+        return keep(file.data, target.folder, stem, target.format, sidecar=file.sidecar)
+
+    def file(
+        self, format: str, notes: dict[str, Any] | None = None, *, metadata: bool = True, sidecar: bool = False
+    ) -> PictureFile:
+        """The picture's file in memory; see ``picture_file``."""
+        source = replace(self.origin, content_hash=self.content_hash() if metadata or sidecar else None)
+        return picture_file(self, source, format, notes=notes, metadata=metadata, sidecar=sidecar)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.image.save(buffer, "PNG")
+        return buffer.getvalue()
