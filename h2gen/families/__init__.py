@@ -41,6 +41,6 @@ def recognize(tensors: Collection[str]) -> Family | None:
     """The family whose transformer a single file with these tensor names holds."""
     # Files of the other families have some of FLUX.1's names too, so FLUX.1 is tried last.
     for family in reversed(FAMILIES.values()):
-        if any(mark in name for name in tensors for mark in family.marks):
+        if family.prefix(tensors) is not None:
             return family
     return None

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from h2gen.families.defaults import ModelDefaults
-from h2gen.families.single_file import block_counts, takes_guidance
+from h2gen.families.single_file import block_counts, input_channels, takes_guidance
 from h2gen.families.token_grid import grid_of
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ class Family(ABC):
 
     marks: ClassVar[tuple[str, ...]]
     """Parts of tensor names: a single file holds this transformer if any of its tensors has one of them in its name."""
+    with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {}
+    """Models of this transformer that take a picture besides the text: by input channels, the model's name and its
+    pipeline in diffusers."""
     diffusers_caches: ClassVar[frozenset[str]] = frozenset()
     """Which of diffusers' own caches work on this transformer, by config class, such as ``MagCacheConfig``."""
 
@@ -126,16 +129,28 @@ class Family(ABC):
 
     # What loading and generating need.
 
-    def file_traits(self, tensors: Collection[str]) -> tuple[str, ...]:
-        """What a single file with these tensor names must have in common with its base, such as ``has 19 + 38 blocks``.
+    def prefix(self, tensors: Collection[str]) -> str | None:
+        """What stands before this transformer's names in a single file with these, such as ``model.diffusion_model.``.
 
-        diffusers builds the transformer from the config of the base, and silently drops what does not fit.
+        None if the file does not hold this transformer.
         """
-        return _traits(*block_counts(tensors), takes_guidance(tensors))
+        found = (name[: name.index(mark)] for name in tensors for mark in self.marks if mark in name)
+        return next(found, None)
+
+    def file_traits(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+        """What a single file must have in common with its base, such as ``has 19 + 38 blocks``.
+
+        diffusers builds the transformer from the config of the base.
+
+        Args:
+            shapes: of the file's tensors, by name.
+        """
+        return _traits(*block_counts(shapes), takes_guidance(shapes), input_channels(shapes))
 
     def config_traits(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """The same traits, in the same words, of a transformer with this ``config.json``."""
-        return _traits(config.get("num_layers"), config.get("num_single_layers"), config.get("guidance_embeds"))
+        keys = ("num_layers", "num_single_layers", "guidance_embeds", "in_channels")
+        return _traits(*(config.get(key) for key in keys))
 
     @abstractmethod
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
@@ -199,5 +214,9 @@ class Family(ABC):
         return (1.0, 0.0)
 
 
-def _traits(double: int | None, single: int | None, guidance: bool | None) -> tuple[str, ...]:
-    return f"has {double} + {single} blocks", f"takes {'a' if guidance else 'no'} guidance scale"
+def _traits(double: int | None, single: int | None, guidance: bool | None, channels: int | None) -> tuple[str, ...]:
+    return (
+        f"has {double} + {single} blocks",
+        f"takes {'a' if guidance else 'no'} guidance scale",
+        f"takes {channels} input channels",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
@@ -31,6 +31,10 @@ class Flux1(Family):
     transformer = "FluxTransformer2DModel"
     pipelines = ("FluxPipeline",)
     marks = ("double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.add_q_proj")
+    with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {
+        384: ("FLUX.1 Fill", "FluxFillPipeline"),
+        128: ("FLUX.1 Canny or Depth", "FluxControlPipeline"),
+    }
     diffusers_caches = frozenset({"FirstBlockCacheConfig", "MagCacheConfig", "SeaCacheConfig", "TaylorSeerCacheConfig"})
 
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:

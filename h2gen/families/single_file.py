@@ -1,11 +1,14 @@
-"""What the tensor names of a single file say about the transformer inside, in diffusers' naming or the original one."""
+"""What the tensors of a single file say about what is inside, in diffusers' naming or the original one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
-_BLOCK = re.compile(r"(single_)?(?:transformer_)?blocks\.(\d+)\.|double_blocks\.(\d+)\.")
+IN_A_BLOCK = re.compile(r"(single_)?(?:transformer_)?blocks\.(\d+)\.|double_blocks\.(\d+)\.")
+"""Found in the names of tensors that belong to a block of a transformer."""
+_IMAGE_INPUT = ("x_embedder.weight", "img_in.weight")
 
 
 def block_counts(names: Iterable[str]) -> tuple[int, int]:
@@ -13,7 +16,7 @@ def block_counts(names: Iterable[str]) -> tuple[int, int]:
     double: set[str] = set()
     single: set[str] = set()
     for name in names:
-        block = _BLOCK.search(name)
+        block = IN_A_BLOCK.search(name)
         if block is not None:
             (single if block[1] else double).add(block[2] or block[3])
     return len(double), len(single)
@@ -24,6 +27,70 @@ def takes_guidance(names: Iterable[str]) -> bool:
     return any("guidance_in." in name or "guidance_embedder." in name for name in names)
 
 
-def is_lora(names: Iterable[str]) -> bool:
-    """Whether the file holds a LoRA instead of a whole transformer."""
-    return any("lora_" in name or ".lora" in name for name in names)
+def input_channels(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The channels of a token of the picture; None if no tensor says."""
+    return next((shapes[name][1] for name in _IMAGE_INPUT if len(shapes.get(name, ())) == 2), None)
+
+
+class Kind(NamedTuple):
+    """Something that is not a transformer of one of the families.
+
+    Args:
+        what: it is, with its article.
+        marks: regular expressions; a file with one of them in a tensor's name is of this kind.
+        advice: what to do with it.
+    """
+
+    what: str
+    marks: tuple[str, ...]
+    advice: str
+
+
+_LORA = "h2gen's command line takes no LoRA yet; in Python, load a model and call session.pipe.load_lora_weights(...)"
+_PART = "give a transformer as the model, and as the base a whole model, which brings its own text encoders and VAE"
+_PYTHON = "h2gen's command line does not use it; in Python, give it to a pipeline of diffusers and call h2gen.h2_cache"
+_ANOTHER = "h2gen makes pictures with FLUX.1, FLUX.2 and Chroma"
+
+_LOOK_ALIKE = (
+    Kind("a LoRA", (r"lora_", r"\.lora", r"\.(lokr|hada)_w", r"\.oft_", r"\.dora_scale", r"\.diff(_b)?$"), _LORA),
+    Kind("a ControlNet", (r"controlnet_", r"control_model\.", r"input_hint_block"), _PYTHON),
+    Kind("an IP-Adapter", (r"\bip_adapter", r"^image_proj\."), _PYTHON),
+    Kind("a transformer of Stable Diffusion 3", (r"\bjoint_blocks\.", r"\bpos_embed\.proj\."), _ANOTHER),
+    Kind("a transformer of Qwen-Image", (r"\btxt_norm\.", r"\btxt_in\.text_norm\."), _ANOTHER),
+    Kind("a transformer of HunyuanVideo", (r"token_refiner",), _ANOTHER),
+    Kind("a transformer of Chroma Radiance", (r"\bnerf_",), _ANOTHER),
+)
+"""Kinds with tensors that are named like a family's."""
+
+_OTHER = (
+    Kind("a transformer of FLUX.3", (r"early_stream_modulations\.",), _ANOTHER),
+    Kind("a checkpoint of Stable Diffusion or SDXL", (r"\binput_blocks\.", r"\bdown_blocks\.0\.resnets\."), _ANOTHER),
+    Kind("FLUX.1 Redux", (r"^redux_",), _PYTHON),
+    Kind("PuLID", (r"^pulid_",), _PYTHON),
+    Kind("a VAE", (r"\b(en|de)coder\.(conv_in|up_blocks|down_blocks|up\.|down\.)",), _PART),
+    Kind(
+        "a text encoder",
+        (
+            r"\bencoder\.block\.\d+\.layer\.",  # T5
+            r"\btext_model\.(encoder|embeddings)\.",  # CLIP
+            r"\blayers\.\d+\.self_attn\.",  # Mistral, Qwen
+            r"^(enc\.)?blk\.\d+\.",  # the same as .gguf
+        ),
+        _PART,
+    ),
+    Kind("an embedding", (r"^(emb_params|string_to_param|clip_[lg]|t5xxl|<.*>)$",), _PYTHON),
+)
+
+
+def other_kind(names: Collection[str], *, of_a_family: bool) -> Kind | None:
+    """What a file holds that is not a transformer of a family; None if that cannot be said.
+
+    Args:
+        names: of its tensors.
+        of_a_family: a family claims the file; then only kinds with names like a family's count.
+    """
+    for kind in _LOOK_ALIKE if of_a_family else (*_LOOK_ALIKE, *_OTHER):
+        marks = re.compile("|".join(kind.marks))
+        if any(marks.search(name) for name in names):
+            return kind
+    return None

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from h2gen.errors import ModelError
-from h2gen.families.chroma import CHROMA
-from h2gen.families.flux1 import DEV, KREA, SCHNELL
-from h2gen.families.flux2 import FLUX2_DEV, KLEIN
+from h2gen.families.chroma import CHROMA, Chroma
+from h2gen.families.flux1 import DEV, KREA, SCHNELL, Flux1
+from h2gen.families.flux2 import FLUX2_DEV, KLEIN, Flux2
 from h2gen.models.defaults import FILE, ModelDefaults, folder_defaults, read_defaults
 from h2gen.wording import did_you_mean
 
@@ -40,6 +40,7 @@ class CatalogueEntry:
         gated: whether its licence has to be accepted on huggingface.co first.
         defaults: what its authors recommend.
         description: one line.
+        family: the title of its family.
     """
 
     name: str
@@ -50,6 +51,7 @@ class CatalogueEntry:
     gated: bool
     defaults: ModelDefaults
     description: str
+    family: str = Flux1.title
 
 
 FLUX1_LICENCE = "FLUX.1 [dev] Non-Commercial License"
@@ -75,16 +77,16 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         ),
         CatalogueEntry(
             "klein-4b", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0", 3_900_000_000, 16.0, False, KLEIN,
-            "FLUX.2 [klein] 4B, distilled to 4 steps; the smallest of FLUX.2",
+            "FLUX.2 [klein] 4B, distilled to 4 steps; the smallest of FLUX.2", Flux2.title,
         ),
         CatalogueEntry(
             "flux2-dev", "black-forest-labs/FLUX.2-dev", "FLUX Non-Commercial License", 32_000_000_000, 113.0, True,
             FLUX2_DEV,
-            "FLUX.2 [dev]; needs a data-centre GPU or offloading",
+            "FLUX.2 [dev]; needs a data-centre GPU or offloading", Flux2.title,
         ),
         CatalogueEntry(
             "chroma", "lodestones/Chroma1-HD", "Apache-2.0", 8_900_000_000, 27.5, False, CHROMA,
-            "Chroma1-HD, made from FLUX.1 [schnell]; takes true guidance and a negative prompt",
+            "Chroma1-HD, made from FLUX.1 [schnell]; takes true guidance and a negative prompt", Chroma.title,
         ),
     )
 }  # fmt: skip

@@ -7,11 +7,14 @@ however large it is.
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from h2gen.errors import ModelError
 from h2gen.families import PIPELINES
+from h2gen.families.single_file import IN_A_BLOCK
 from h2gen.models.catalogue import PICKLES
 from h2gen.wording import printable
 
@@ -21,6 +24,20 @@ LARGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "tekken.json")
 STEMS = ("diffusion_pytorch_model", "model")
 AGAIN = "download it again"
+
+
+class Stored(NamedTuple):
+    """A tensor of a file, by its header: the dtype, as the file's format writes it, and the shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Header(NamedTuple):
+    """What a safetensors file says about itself: its tensors, and any other text."""
+
+    tensors: dict[str, Stored]
+    metadata: dict[str, str]
 
 
 def shown(path: Path) -> str:
@@ -99,8 +116,34 @@ def weight_files(folder: Path) -> list[Path]:
             f"{shown(folder)} has no weights: it holds neither {STEMS[0]}.safetensors nor {STEMS[1]}.safetensors."
         )
     for file in files:
-        safetensors_shapes(file)
+        read_header(file)
     return files
+
+
+def report_unused(where: Path, names: Sequence[str], model: str) -> None:
+    """Report tensors that the model does not take: with a warning, or an error if they would change its pictures.
+
+    Args:
+        where: the file or folder that holds them.
+        names: of the tensors.
+        model: which does not take them.
+
+    Raises:
+        ModelError: some belong to its blocks, or are scales of its weights.
+    """
+    if inside := [name for name in names if IN_A_BLOCK.search(name) or "scale" in name]:
+        raise ModelError(
+            f"{shown(where)} holds {_some(inside)}, which {model} does not have, so its pictures would be wrong; use "
+            "another file of this model."
+        )
+    if names:
+        message = f"{shown(where)} also holds {_some(names)}, which {model} does not have; ignored."
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"{printable(names[0])!r}{more}"
 
 
 def check_parts(folder: Path, index: dict[str, Any]) -> None:
@@ -131,8 +174,8 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The name and shape of each tensor of a safetensors file, without reading the tensors.
+def read_header(path: Path) -> Header:
+    """The header of a safetensors file, without reading its tensors.
 
     Raises:
         ModelError: the file is cut short, or is not a safetensors file.
@@ -150,11 +193,15 @@ def safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     if len(header) < length:
         raise ModelError(f"{shown(path)} is cut short: it ends inside its header, after {size} bytes; {AGAIN}.")
     try:
-        tensors = {name: value for name, value in json.loads(header).items() if name != "__metadata__"}
+        tensors = dict(json.loads(header))
+        metadata = {str(key): str(value) for key, value in dict(tensors.pop("__metadata__", {})).items()}
         end = 8 + length + max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
-        shapes = {name: tuple(int(side) for side in value["shape"]) for name, value in tensors.items()}
+        stored = {
+            name: Stored(str(value["dtype"]), tuple(int(side) for side in value["shape"]))
+            for name, value in tensors.items()
+        }
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise ModelError(f"{shown(path)} is not a safetensors file: its header is damaged; {AGAIN}.") from error
     if size < end:
         raise ModelError(f"{shown(path)} is cut short: it has {size} of {end} bytes; {AGAIN}.")
-    return shapes
+    return Header(stored, metadata)

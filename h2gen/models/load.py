@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +11,14 @@ from typing import Any
 import torch
 
 from h2gen.errors import ModelError
-from h2gen.families import Family, recognize
-from h2gen.families.single_file import is_lora
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.content_hash import check_bundled
 from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.hub import download
 from h2gen.models.memory import apply_offload, check_offload
+from h2gen.models.quantized import check_plain
+from h2gen.models.single_file import check_base, load_transformer, open_file
 from h2gen.models.translate_errors import translated
 from h2gen.wording import printable
 
@@ -71,13 +70,11 @@ def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> N
 def _assemble(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     if checkpoint.base is None:
         return _pipeline(_folder(checkpoint), dtype)
-    file = Path(checkpoint.location)
-    names = _tensor_names(file)
-    family = _family(file, names)
+    file = open_file(Path(checkpoint.location))
     folder = _folder(checkpoint.base, without="transformer")
-    _check_base(checkpoint, folder, family, names)
+    check_base(file, checkpoint, folder)
     with quiet():
-        return _pipeline(folder, dtype, transformer=_single_file(file, family, folder, dtype))
+        return _pipeline(folder, dtype, transformer=load_transformer(file, folder, dtype))
 
 
 def _folder(checkpoint: Checkpoint, without: str | None = None) -> Path:
@@ -107,8 +104,11 @@ def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
 
 
 def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """One part with weights. diffusers and transformers only warn about missing ones."""
-    files.weight_files(folder)
+    """One part with weights. diffusers and transformers only warn about missing and unknown ones."""
+    weights = files.weight_files(folder)
+    if not files.read_json(folder / "config.json").get("quantization_config"):
+        for file in weights:
+            check_plain(file)
     model, info = cls.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
@@ -118,62 +118,7 @@ def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
             f"{files.shown(folder)} lacks {len(missing)} of its weights, such as {printable(missing[0])!r}; "
             f"{files.AGAIN}."
         )
-    return model.eval()
-
-
-def _tensor_names(file: Path) -> list[str]:
-    return _gguf_names(file) if file.suffix.lower() == ".gguf" else list(files.safetensors_shapes(file))
-
-
-def _family(file: Path, names: list[str]) -> Family:
-    if is_lora(names):
-        raise ModelError(f"{files.shown(file)} is a LoRA, not a model; h2gen does not support LoRAs.")
-    family = recognize(names)
-    if family is None:
-        example = f"its first tensor is {printable(names[0])!r}" if names else "it holds no tensors"
-        raise ModelError(f"{files.shown(file)} is not a transformer that h2gen supports: {example}.")
-    return family
-
-
-def _gguf_names(file: Path) -> list[str]:
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{files.shown(file)} needs the gguf package; run: pip install gguf.")
-    import gguf
-
-    try:
-        return [tensor.name for tensor in gguf.GGUFReader(file).tensors]
-    except Exception as error:
-        # The reader checks nothing itself, so numpy, struct and enum errors all mean the same.
-        raise ModelError(f"{files.shown(file)} is cut short or is not a gguf file; {files.AGAIN}.") from error
-
-
-def _check_base(checkpoint: Checkpoint, folder: Path, family: Family, names: list[str]) -> None:
-    name, base = repr(checkpoint.name), repr(checkpoint.base.name if checkpoint.base else None)
-    kind = files.components(files.read_index(folder)).get("transformer", ("", "nothing"))[1]
-    if kind != family.transformer:
-        raise ModelError(f"{name} is a {family.transformer} and its base {base} has a {kind}; give another base.")
-    config = files.read_json(folder / "transformer" / "config.json")
-    for ours, theirs in zip(family.file_traits(names), family.config_traits(config), strict=True):
-        if ours != theirs:
-            raise ModelError(f"{name} {ours} and its base {base} {theirs}; give another base.")
-
-
-def _single_file(file: Path, family: Family, folder: Path, dtype: torch.dtype) -> Any:
-    import diffusers
-
-    options: dict[str, Any] = {}
-    if file.suffix.lower() == ".gguf":
-        options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
-    lacking = ModelError(f"{files.shown(file)} lacks some of its weights; {files.AGAIN}, or give another base.")
-    try:
-        model = getattr(diffusers, family.transformer).from_single_file(
-            str(file), config=str(folder), subfolder="transformer", dtype=dtype, local_files_only=True, **options
-        )
-    except (NotImplementedError, LookupError) as error:
-        # torch cannot move a weight that was never filled, and diffusers' conversion looks up names that are missing.
-        raise lacking from error
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise lacking
+    files.report_unused(folder, sorted(info["unexpected_keys"]), cls.__name__)
     return model.eval()
 
 

@@ -129,7 +129,9 @@ def test_a_single_file_is_recognised_and_goes_with_its_own_family_only(folder: P
     assert recognize(transformer.state_dict().keys()) is family_of(transformer)
     assert recognize(checkpoints.original_names(transformer).keys()) is family_of(transformer)
     file = checkpoints.save_single(transformer, tmp_path / "chroma.safetensors", original=True)
-    with pytest.raises(ModelError, match=r"is a ChromaTransformer2DModel and its base 'tiny' has a Flux"):
+    with pytest.raises(
+        ModelError, match=r"is a transformer of Chroma, and its base 'tiny' is FLUX.1; give a base of Chroma"
+    ):
         load_pipeline(resolve(str(file), "tiny"), device="cpu")
     other = checkpoints.save_single(small.chroma_transformer(layers=1), tmp_path / "short.safetensors", original=True)
     with pytest.raises(ModelError, match=r"has 1 \+ 4 blocks and its base .* has 3 \+ 4 blocks"):

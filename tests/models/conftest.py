@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
 from tests import small
 
@@ -40,3 +41,11 @@ def broken(flux_folder: Path, tmp_path: Path) -> Callable[[], Path]:
         return Path(shutil.copytree(flux_folder, tmp_path / "broken"))
 
     return copy
+
+
+@pytest.fixture
+def narrow_flux1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """diffusers converts FLUX.1's original names only for a width of 3072; use the small model's instead."""
+    convert = convert_flux_transformer_checkpoint_to_diffusers
+    consts = tuple(32 if const == 3072 else const for const in convert.__code__.co_consts)
+    monkeypatch.setattr(convert, "__code__", convert.__code__.replace(co_consts=consts))

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
 from h2gen.models import load_pipeline, resolve, set_tiling
 from tests import checkpoints, small
@@ -74,14 +73,6 @@ def test_a_flux2_file_paints_what_was_saved(flux2_folder, tmp_path, original):
     transformer = small.flux2_transformer(seed=5)
     file = checkpoints.save_single(transformer, tmp_path / "flux2.safetensors", original=original)
     assert_same(load(file, flux2_folder), small.flux2_pipeline(transformer=transformer))
-
-
-@pytest.fixture
-def narrow_flux1(monkeypatch):
-    """diffusers converts FLUX.1's original names only for a width of 3072; use the small model's instead."""
-    convert = convert_flux_transformer_checkpoint_to_diffusers
-    consts = tuple(32 if const == 3072 else const for const in convert.__code__.co_consts)
-    monkeypatch.setattr(convert, "__code__", convert.__code__.replace(co_consts=consts))
 
 
 @pytest.mark.usefixtures("narrow_flux1")

@@ -1,0 +1,232 @@
+"""Load a transformer from a single file. Each of its tensors is used or reported, and none of the model's is random.
+
+Everything is checked by the file's header and the base's configuration, before any weights are read.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from h2gen.errors import ModelError
+from h2gen.families import FAMILIES, Family, recognize
+from h2gen.families.single_file import other_kind
+from h2gen.models import files
+from h2gen.models.catalogue import CATALOGUE, Checkpoint
+from h2gen.models.files import Stored, shown
+from h2gen.models.quantized import Scales, check_layout, read_configs
+from h2gen.wording import printable
+
+_PARTS = ("text_encoders.", "text_encoder.", "vae.", "first_stage_model.", "cond_stage_model.", "conditioner.")
+"""What names of the other parts begin with in a file that holds a whole checkpoint."""
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """A file that holds a transformer; only its header has been read.
+
+    Args:
+        path: of the file.
+        family: of the transformer.
+        prefix: before the transformer's names in the file, such as ``model.diffusion_model.``.
+        tensors: of the transformer, by their names without the prefix; scales are left out.
+        scales: of the weights that have some.
+        others: the names of all other tensors.
+    """
+
+    path: Path
+    family: Family
+    prefix: str
+    tensors: dict[str, Stored]
+    scales: Scales
+    others: tuple[str, ...]
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path.suffix.lower() == ".gguf"
+
+
+def open_file(path: Path) -> SingleFile:
+    """Read the header of a single file.
+
+    Raises:
+        ModelError: the file is damaged, is not a transformer of a family, or is quantized in a way that h2gen does not
+            read.
+    """
+    gguf = path.suffix.lower() == ".gguf"
+    header = files.Header(_gguf_tensors(path), {}) if gguf else files.read_header(path)
+    names = list(header.tensors)
+    check_layout(path, names)
+    family = recognize(names)
+    kind = other_kind(names, of_a_family=family is not None)
+    if kind is not None:
+        raise ModelError(f"{shown(path)} is {kind.what}, not a model that h2gen can load; {kind.advice}.")
+    if family is None:
+        example = f"its first tensor is {printable(names[0])!r}" if names else "it holds no tensors"
+        raise ModelError(f"{shown(path)} is not a transformer that h2gen supports: {example}.")
+    prefix = family.prefix(names) or ""
+    tensors = {name.removeprefix(prefix): header.tensors[name] for name in names if name.startswith(prefix)}
+    others = [name for name in names if not name.startswith(prefix)]
+    if not prefix:
+        others += [name for name in names if name.startswith(_PARTS)]
+        tensors = {name: stored for name, stored in tensors.items() if not name.startswith(_PARTS)}
+    configs: dict[str, dict[str, Any]] = {}
+    if not gguf:
+        for layer, config in read_configs(path, names, header.metadata).items():
+            if not layer.startswith(_PARTS):
+                configs[layer.removeprefix(prefix)] = config
+    return SingleFile(path, family, prefix, tensors, Scales(path, {} if gguf else tensors, configs), tuple(others))
+
+
+def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
+    """Check that the file's transformer is the one of its base.
+
+    Args:
+        file: the checkpoint's.
+        checkpoint: a single file with a base.
+        folder: of the base.
+
+    Raises:
+        ModelError: it is of another family, or differs in its blocks or inputs.
+    """
+    name, base = repr(checkpoint.name), repr(checkpoint.base.name if checkpoint.base else None)
+    kind = files.components(files.read_index(folder)).get("transformer", ("", "nothing"))[1]
+    family = file.family
+    if kind != family.transformer:
+        bases = [alias for alias, entry in CATALOGUE.items() if entry.family == family.title and entry.repo]
+        has = FAMILIES[kind].title if kind in FAMILIES else kind
+        raise ModelError(
+            f"{name} is a transformer of {family.title}, and its base {base} is {has}; give a base of {family.title}, "
+            f"such as {' or '.join(bases)}."
+        )
+    shapes = {tensor: stored.shape for tensor, stored in file.tensors.items()}
+    config = files.read_json(folder / "transformer" / "config.json")
+    for ours, theirs in zip(family.file_traits(shapes), family.config_traits(config), strict=True):
+        if ours != theirs and "None" not in ours + theirs:
+            for channels, (title, pipeline) in family.with_pictures.items():
+                if ours == f"takes {channels} input channels":
+                    raise ModelError(
+                        f"{name} is {title}, which takes a picture besides the prompt, and h2gen's command line takes "
+                        f"none; in Python, load it into diffusers' {pipeline} and call h2gen.h2_cache(pipe)."
+                    )
+            raise ModelError(f"{name} {ours} and its base {base} {theirs}; give another base.")
+
+
+def load_transformer(file: SingleFile, folder: Path, dtype: torch.dtype) -> Any:
+    """The transformer, with all its weights from the file.
+
+    Args:
+        file: from ``open_file``.
+        folder: of the base, which has the configuration.
+        dtype: of the weights; of the computation, if they are quantized as GGUF.
+
+    Raises:
+        ModelError: the file lacks weights, has some of other shapes, or has some that the model does not take.
+    """
+    import diffusers
+
+    unused = _fit(file, folder)
+    weights = _read(file)
+    for name in unused:
+        weights.pop(name, None)
+    file.scales.apply(weights, dtype)
+    options: dict[str, Any] = {}
+    if file.is_gguf:
+        options["quantization_config"] = diffusers.GGUFQuantizationConfig(compute_dtype=dtype)
+    model = getattr(diffusers, file.family.transformer).from_single_file(
+        weights, config=str(folder), subfolder="transformer", dtype=dtype, local_files_only=True, **options
+    )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(f"{shown(file.path)} lacks some of its weights; {files.AGAIN}, or give another base.")
+    return model.eval()
+
+
+def _fit(file: SingleFile, folder: Path) -> list[str]:
+    """Convert the file's names on tensors without data, and compare the result with the model.
+
+    Returns the names of tensors that the model does not take, all of them reported.
+    """
+    import diffusers
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    cls = getattr(diffusers, file.family.transformer)
+    with torch.device("meta"):
+        model = cls.from_config(files.read_json(folder / "transformer" / "config.json"))
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = {name: torch.empty(stored.shape, device="meta") for name, stored in file.tensors.items()}
+    left = weights
+    if not any("transformer_blocks." in name for name in weights):
+        convert = SINGLE_FILE_LOADABLE_CLASSES[file.family.transformer]["checkpoint_mapping_fn"]
+        try:
+            weights = convert(checkpoint=left, config=model.config)
+        except KeyError as error:
+            raise _lacks(file, [str(error.args[0])], file.tensors) from error
+        except (LookupError, RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"{shown(file.path)} cannot be converted to diffusers' names ({printable(str(error))[:200]}); use a "
+                "file that has them."
+            ) from error
+    if missing := sorted(wanted.keys() - weights.keys()):
+        raise _lacks(file, missing, {})
+    for name, shape in wanted.items():
+        if tuple(weights[name].shape) != shape:
+            raise ModelError(
+                f"{shown(file.path)} is of another size than its base: {printable(name)!r} has the shape "
+                f"{list(weights[name].shape)}, and the base's has {list(shape)}; give another base."
+            )
+    unused = [name for name in dict.fromkeys([*left, *weights]) if name not in wanted]
+    _report(file, unused)
+    return unused
+
+
+def _lacks(file: SingleFile, missing: list[str], present: dict[str, Stored]) -> ModelError:
+    # diffusers' conversion also looks up parts of names that it does not know.
+    unknown = [name for name in present if f".{missing[0]}." in name]
+    if unknown:
+        files.report_unused(file.path, unknown, file.family.title)
+    count = f"{len(missing)} of its weights, such as " if len(missing) > 1 else ""
+    return ModelError(
+        f"{shown(file.path)} lacks {count}{printable(missing[0])!r}; {files.AGAIN}, or give another base."
+    )
+
+
+def _report(file: SingleFile, unused: list[str]) -> None:
+    parts = [name for name in file.others if name.startswith(_PARTS)]
+    files.report_unused(file.path, [*unused, *(name for name in file.others if name not in parts)], file.family.title)
+    if parts:
+        warnings.warn(
+            f"{shown(file.path)} is a whole checkpoint; only its transformer is used. The text encoders and the VAE "
+            "are the base's.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _read(file: SingleFile) -> dict[str, Any]:
+    """The tensors of the transformer, with their scales, by names without the prefix. They stay in the mapped file."""
+    from diffusers.models.model_loading_utils import load_gguf_checkpoint
+    from safetensors.torch import load_file
+
+    every = load_gguf_checkpoint(str(file.path)) if file.is_gguf else load_file(file.path)
+    others = {*file.others}
+    return {name.removeprefix(file.prefix): tensor for name, tensor in every.items() if name not in others}
+
+
+def _gguf_tensors(file: Path) -> dict[str, Stored]:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{shown(file)} needs the gguf package; run: pip install gguf.")
+    import gguf
+
+    try:
+        return {
+            tensor.name: Stored(tensor.tensor_type.name, tuple(int(side) for side in reversed(tensor.shape)))
+            for tensor in gguf.GGUFReader(file).tensors
+        }
+    except Exception as error:
+        # The reader checks nothing itself, so numpy, struct and enum errors all mean the same.
+        raise ModelError(f"{shown(file)} is cut short or is not a gguf file; {files.AGAIN}.") from error
