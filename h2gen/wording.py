@@ -1,4 +1,4 @@
-"""Wording of messages: suggestions, and untrusted values made safe to show."""
+"""Wording of messages: suggestions, untrusted values made safe to show, and scores."""
 
 from __future__ import annotations
 
@@ -41,3 +41,10 @@ def printable(text: str) -> str:
         char if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Cn") or char == "\u200d" else "\ufffd"
         for char in flat
     )
+
+
+def below_one(value: float, digits: int = 3) -> str:
+    """A score of at most 1, such as an SSIM: ``0.971``; with more digits rather than rounded up to 1."""
+    while digits < 9 and value < 1 <= float(f"{value:.{digits}f}"):
+        digits += 1
+    return f"{value:.{digits}f}"

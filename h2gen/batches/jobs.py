@@ -219,11 +219,15 @@ class Jobs:
             ("defaults", _sized(_without_seeds(entry.defaults))),
             *self._user_defaults,
         ]
-        if self._resolver is not None:
-            layers = unchosen(self._resolver.goal, layers) if alone else self._resolver.above(layers)
+        reference_steps = None
+        if self._resolver is not None and alone:
+            layers = unchosen(self._resolver.goal, layers)
+        elif self._resolver is not None:
+            reference_steps, layers = self._resolver.above(layers)
         settings, resolved, _ = resolve_settings(
             entry.prompt, layers, self.request.checkpoint.defaults, self._load_preset
         )
+        settings = replace(settings, reference_steps=reference_steps)
         return settings, resolved["preset"].value if "preset" in resolved else None
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from h2gen.cache.trace import StepRecord, Summary
+from h2gen.cache.summary import Summary
+from h2gen.cache.trace import StepRecord
 from h2gen.errors import H2GenError
 from h2gen.models.catalogue import Checkpoint
 from h2gen.settings.values import Settings

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from h2gen.cache.trace import StepRecord, Summary
+from h2gen.cache.summary import Summary
+from h2gen.cache.trace import StepRecord
 
 if TYPE_CHECKING:
     from h2gen.batches.jobs import Job

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from h2gen.cache.trace import Summary
+from h2gen.cache.summary import Summary
 
 if TYPE_CHECKING:
     from h2gen.batches.jobs import Job

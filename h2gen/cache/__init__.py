@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.outcome import Outcome
-from h2gen.cache.trace import StageRecord, StepRecord, Summary, Trace
+from h2gen.cache.summary import Summary
+from h2gen.cache.trace import StageRecord, StepRecord, Trace
 
 if TYPE_CHECKING:
     from h2gen.cache.attach import apply, h2_cache, remove

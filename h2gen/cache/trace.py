@@ -1,14 +1,15 @@
-"""What was decided at each step and what it cost: records and totals."""
+"""What was decided at each step and what it cost: one record per pass, and their totals."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.outcome import Outcome
+from h2gen.cache.summary import Summary, summarize_steps
 
 if TYPE_CHECKING:
     from h2gen.cache.step import FinishedStep
@@ -93,71 +94,16 @@ class StepRecord:
         return values
 
 
-_KINDS = ("full", "detail_reused", "structure_reused", "all_reused", "skipped")  # exactly one is true of a step
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Totals over forward passes; ``steps`` is the sum of full, reused (of three kinds) and skipped ones.
-
-    ``share`` is blocks run of all blocks, ``estimated_speedup`` its inverse, ``seconds`` what the passes took, and
-    ``not_finite`` the number of changes that were NaN or Inf.
-    """
-
-    steps: int = 0
-    full: int = 0
-    detail_reused: int = 0
-    all_reused: int = 0
-    blocks_run: int = 0
-    blocks_total: int = 0
-    seconds: float = 0.0
-    not_finite: int = 0
-    structure_reused: int = 0
-    skipped: int = 0
-
-    def __add__(self, other: Summary) -> Summary:
-        return Summary(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
-
-    @property
-    def share(self) -> float:
-        return self.blocks_run / self.blocks_total if self.blocks_total else 1.0
-
-    @property
-    def estimated_speedup(self) -> float:
-        return 1 / self.share if self.share else math.inf
-
-    def to_json(self) -> dict[str, Any]:
-        """The totals as written to a trace file's last line."""
-        return {
-            "passes": self.steps,
-            **{kind: getattr(self, kind) for kind in _KINDS},
-            "blocks_run": self.blocks_run,
-            "blocks_total": self.blocks_total,
-            "share": self.share,
-            "estimated_speedup": self.estimated_speedup if self.share else None,
-            "seconds": self.seconds,
-            "not_finite": self.not_finite,
-        }
-
-
-def summarize_steps(steps: Iterable[StepRecord]) -> Summary:
-    """Add up the steps of one trajectory or of many."""
-    records = list(steps)
-    return Summary(
-        **{kind: sum(getattr(record, kind) for record in records) for kind in _KINDS},
-        steps=len(records),
-        blocks_run=sum(record.blocks_run for record in records),
-        blocks_total=sum(record.blocks_total for record in records),
-        seconds=sum(record.seconds for record in records),
-        not_finite=sum(stage.not_finite for record in records for stage in (record.structure, record.detail)),
-    )
-
-
 @dataclass
 class Trace:
-    """All steps since the cache was applied or ``clear`` was called. Reading them waits for those still running."""
+    """All steps since the cache was applied or ``clear`` was called. Reading them waits for those still running.
+
+    ``reference`` is the number of passes of the uncached run that totals are a share of, per pass of this one: other
+    than 1 if this one takes more or fewer steps, or a solver with more passes per step.
+    """
 
     on_step: Callable[[StepRecord], None] | None = None
+    reference: float = 1.0
     _steps: list[StepRecord] = field(default_factory=list)
     _pending: deque[FinishedStep] = field(default_factory=deque)
 
@@ -168,19 +114,22 @@ class Trace:
 
     @property
     def summary(self) -> Summary:
-        return summarize_steps(self.steps)
+        return summarize_steps(self.steps).against(self.reference)
 
     @property
-    def speedup(self) -> float:
-        """Estimated from the share of blocks run; compare it with measured seconds before relying on it."""
+    def estimated_speedup(self) -> float:
+        """From the share of blocks run; compare it with measured seconds before relying on it."""
         return self.summary.estimated_speedup
+
+    speedup = estimated_speedup
+    """The old name."""
 
     def of_each_picture(self) -> list[Trace]:
         """One trace per picture of a batch, as if it had been made alone."""
         found: dict[int, list[StepRecord]] = {}
         for record in self.steps:
             found.setdefault(record.picture, []).append(replace(record, picture=0))
-        return [Trace(_steps=found[picture]) for picture in sorted(found)]
+        return [Trace(reference=self.reference, _steps=found[picture]) for picture in sorted(found)]
 
     def clear(self) -> None:
         self._pending.clear()

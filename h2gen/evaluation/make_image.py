@@ -16,7 +16,6 @@ from h2gen.evaluation.results import Case
 from h2gen.generation.relief import with_relief
 from h2gen.generation.result import Result
 from h2gen.generation.session import Session, open_session
-from h2gen.models.choices import evaluations
 from h2gen.models.content_hash import Identity
 from h2gen.models.translate_errors import translated
 from h2gen.settings.resolve import Request
@@ -91,6 +90,7 @@ class ImageMaker:
             steps=method.steps,
             cache=method.cache,
             solver=method.solver,
+            reference_steps=self.settings.steps,
         )
         size = settings.width, settings.height
         if self._succeeded:
@@ -105,13 +105,11 @@ class ImageMaker:
         self._succeeded = True
         if result.nan_with_cache:
             raise BadPicture(f"The picture of {where.prompt!r} contains NaN.")
-        # As a share of the reference's blocks, whatever the number of steps.
-        whole = evaluations(method.steps, method.solver) / self.settings.steps
-        share = whole if method.share is None else method.share
+        share = 1 / settings.reference if method.share is None else method.share
         if counted is not None:
             share = counted.share
         elif result.summary is not None:
-            share = result.summary.share * whole
+            share = result.summary.share
         return MadeImage(result.image, result.seconds, share, tuple(result.trace.steps))
 
     def _run(self, method: Method, settings: Settings, tiled: bool) -> tuple[Result, BlockCount | None]:

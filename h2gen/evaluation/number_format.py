@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from h2gen.wording import below_one
+
 if TYPE_CHECKING:
     from h2gen.evaluation.metrics import MetricInfo
 
@@ -36,5 +38,6 @@ def reading(metric: MetricInfo, value: float, *, unit: bool = True) -> str:
         return "-"
     if math.isinf(value):
         return "identical"
-    digits = 3 if abs(value) < 9.9995 and not metric.unit else 1
-    return f"{value:.{digits}f}" + (f"\u00a0{metric.unit}" if unit and metric.unit else "")
+    if not metric.unit:
+        return below_one(value, 3 if abs(value) < 9.9995 else 1)
+    return f"{value:.1f}" + (f"\u00a0{metric.unit}" if unit else "")

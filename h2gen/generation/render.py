@@ -244,7 +244,7 @@ class Renderer:
         from h2gen.output.trace_file import TraceFile
 
         trace = self.options.trace
-        file = None if trace is None else TraceFile(trace, {**settings[0].to_json(), **self.facts})
+        file = None if trace is None else TraceFile(trace, {**settings[0].to_json(), **settings[0].asked, **self.facts})
         size = settings[0].width, settings[0].height
 
         def attempt(tiled: bool) -> None:

@@ -359,6 +359,7 @@ class Session:
             if self._observed:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
             with solving(self.pipe, settings.solver), cache as trace:
+                trace.reference = settings.reference
                 pixels = self.pipe(**arguments, generator=generator).images
         if not self._observed:
             self._raise_if_interrupted()

@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +24,7 @@ from h2gen.settings.values import Settings
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
-    from h2gen.cache.trace import Summary
+    from h2gen.cache.summary import Summary
     from h2gen.generation.session import Session
 
 KEY = "h2gen"
@@ -96,6 +96,7 @@ def describe(
         "made": (made or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
         **({"nan_with_cache": True} if nan_with_cache else {}),
+        **settings.asked,
         **({"tiled": True} if tiled else {}),
         **({"together": together} if together > 1 else {}),
         **({"preset": preset} if preset else {}),
@@ -296,7 +297,7 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
     if not isinstance(known, dict) or not all(isinstance(value, str) for value in known.values()):
         raise SettingError("versions must be a table of strings.")
     return Metadata(
-        settings=_settings(raw["settings"]),
+        settings=replace(_settings(raw["settings"]), reference_steps=data.get("reference_steps")),
         model=name,
         content_hash=_short(model, "content_hash"),
         base=_short(model, "base"),

@@ -39,7 +39,9 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         cache = {"passes": cache.get("steps"), **cache}  # older pictures call them steps
     if isinstance(cache, dict) and all(isinstance(cache.get(name), int) for name in ("passes", "full", "all_reused")):
         share = cache.get("share")
-        blocks = f", {share:.0%} of blocks" if isinstance(share, (int, float)) else ""
+        asked = found.get("reference_steps")
+        whole = f"the blocks of {asked} steps" if isinstance(asked, int) else "blocks"
+        blocks = f", {share:.0%} of {whole}" if isinstance(share, (int, float)) else ""
         skipped = f", {cache['skipped']} skipped" if isinstance(cache.get("skipped"), int) and cache["skipped"] else ""
         parts = f"{cache['full']} of {cache['passes']} passes full, {cache['all_reused']} all reused{skipped}"
         yield "cache", f"{parts}{blocks}"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from h2gen._version import __version__
-from h2gen.cache.trace import StepRecord, Summary
+from h2gen.cache.summary import Summary
+from h2gen.cache.trace import StepRecord
 from h2gen.errors import OutputError
 
 

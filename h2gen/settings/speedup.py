@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from h2gen.cache.outcome_words import cost
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import Checkpoint, model_name
 from h2gen.models.choices import SOLVERS
@@ -24,6 +25,7 @@ from h2gen.settings.profiles import (
 from h2gen.settings.resolve import CACHE, Request, request_from, resolve_settings
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import OFF, Settings
+from h2gen.wording import below_one
 
 
 @dataclass(frozen=True)
@@ -108,15 +110,16 @@ class GoalResolver:
         self._chosen: dict[ProfileKey, Mapping[str, Any]] = {}
         self._notices: dict[ProfileKey, list[str]] = {}
 
-    def above(self, layers: Layers) -> Layers:
-        """The layers, with the profile's settings before them.
+    def above(self, layers: Layers) -> tuple[int, Layers]:
+        """The steps of the uncached picture, and the layers with the profile's settings before them.
 
         Raises:
             SettingError: a layer gives a setting that the goal chooses, or there are too few steps.
             ProfileError: there is no profile that fits, or none of its choices reaches the goal.
             UsageError: the layers cannot be used.
         """
-        return self._with_choice(layers)[1]
+        key, layers = self._with_choice(layers)
+        return key.steps, layers
 
     def request(self, prompt: str, layers: Layers) -> Request:
         """The request of a picture; its notices say what was chosen and what to expect.
@@ -126,7 +129,8 @@ class GoalResolver:
         """
         key, layers = self._with_choice(layers)
         request = request_from(prompt, layers)
-        return replace(request, notices=(*request.notices, *self._notices[key]))
+        settings = replace(request.settings, reference_steps=key.steps)
+        return replace(request, settings=settings, notices=(*request.notices, *self._notices[key]))
 
     @property
     def notices(self) -> list[str]:
@@ -156,8 +160,8 @@ class GoalResolver:
             best = max(profile.choices, key=lambda each: each.figures.ssim_mean)
             notices = [
                 *notices,
-                f"Nothing in the profile is both faster and as close as {self.goal.fidelity:g} (the closest is "
-                f"{best.figures.ssim_mean:.4f}); making the uncached picture.",
+                f"Nothing in the profile is faster and has a mean SSIM of {self.goal.fidelity:g} (the closest has "
+                f"{below_one(best.figures.ssim_mean, 4)}); making the uncached picture.",
             ]
         else:
             notices = [*notices, expectation(choice, profile)]
@@ -187,18 +191,21 @@ def profile_key_of(checkpoint: Checkpoint, settings: Settings, content_hash: str
 
 
 def expectation(choice: Choice, profile: Profile) -> str:
-    """One line about what was chosen and what to expect."""
-    figures, steps = choice.figures, profile.key.steps
+    """One line about what was chosen and what to expect, in the words in which the picture's own figures are told."""
+    figures = choice.figures
     what = choice.label
     if not choice.cache.enabled:
         solver = "" if choice.solver == "own" else f" of {SOLVERS[choice.solver]}"
-        what = f"{choice.steps} plain steps{solver}; at this speed no cache is closer"
-    count = f" over {profile.pictures} pictures" if profile.pictures else ""
-    return (
-        f"Using {what}. Expect about {figures.speedup:.1f} times the speed of {steps} steps "
-        f"({figures.share:.0%} of the blocks), and an SSIM of {figures.ssim_mean:.3f} to their picture "
-        f"({figures.ssim_worst:.3f} at worst{count})."
+        what = f"{choice.steps} plain steps{solver}, because at this speed no cache is closer"
+    count = f" of {profile.pictures}" if profile.pictures else ""
+    line = (
+        f"Using {what}: {cost(figures.share, profile.key.steps)} ({figures.speedup:.1f}x when measured), with a mean "
+        f"SSIM of {below_one(figures.ssim_mean)} to the uncached pictures ({below_one(figures.ssim_worst)} for the "
+        f"worst{count})."
     )
+    if profile.measured_for is None:
+        return line
+    return f"{line} These figures were measured with {profile.measured_for}; here they are a rough guide."
 
 
 def command_for(checkpoint: Checkpoint, settings: Settings) -> str:

@@ -32,6 +32,9 @@ class Settings:
         max_sequence_length: prompt tokens that the model sees.
         cache: thresholds, guards and policies of H2-Cache.
         solver: one of ``SOLVERS``; ``own`` is the checkpoint's.
+        reference_steps: steps of the uncached picture that was asked for, if a profile chose other settings to come
+            close to it; None if it is the one with these ``steps``. It determines no pixel: shares of blocks and
+            estimated speed-ups are against it.
 
     Raises:
         SettingError: a value cannot be used, or contradicts another one.
@@ -48,10 +51,13 @@ class Settings:
     max_sequence_length: int = 512
     cache: CacheConfig = field(default=OFF)
     solver: str = "own"
+    reference_steps: int | None = None
 
     def __post_init__(self) -> None:
         for name in FIELDS:
             object.__setattr__(self, name, BY_NAME[name].check(getattr(self, name)))
+        if self.reference_steps is not None:
+            BY_NAME["steps"].check(self.reference_steps, "reference_steps")
         if not self.prompt.strip():
             raise _empty_prompt()
         check_length(self.cache.plan, self.steps, self.solver)
@@ -71,6 +77,16 @@ class Settings:
         """The number of forward passes of the transformer."""
         return evaluations(self.steps, self.solver) * (2 if self.cfg > 1 else 1)
 
+    @property
+    def reference(self) -> float:
+        """Passes of the uncached run that was asked for, with the model's own solver, per pass of this one."""
+        return (self.reference_steps or self.steps) * (2 if self.cfg > 1 else 1) / self.passes
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """What to record besides the settings: ``reference_steps``, if it is known."""
+        return {} if self.reference_steps is None else {"reference_steps": self.reference_steps}
+
     def goes_with(self, other: Settings) -> bool:
         """Whether both can be made in one batch: they differ in prompt and seed at most."""
         return replace(other, prompt=self.prompt, seed=self.seed) == self
@@ -79,12 +95,12 @@ class Settings:
         """One flat object, with the cache's settings among the others."""
         # Not by asdict, which copies deeply: a batch asks this of every job.
         flat = {**vars(self), **vars(self.cache)}
-        del flat["cache"]
+        del flat["cache"], flat["reference_steps"]
         return flat
 
 
-FIELDS = tuple(each.name for each in fields(Settings) if each.name != "cache")
-"""The fields of ``Settings`` that are single values."""
+FIELDS = tuple(each.name for each in fields(Settings) if each.name not in ("cache", "reference_steps"))
+"""The settings of ``Settings`` that are single values."""
 
 
 def _empty_prompt() -> SettingError:

@@ -220,7 +220,8 @@ def test_everything_that_determines_the_picture_is_in_its_id() -> None:
         "negative": "x", "max_sequence_length": 8, "cache": CacheConfig(0.1, 0.2, 1, 2, 4),
         "solver": "heun",
     }  # fmt: skip
-    assert set(others) == {field.name for field in fields(Settings)}
+    assert set(others) == {field.name for field in fields(Settings)} - {"reference_steps"}
+    assert job_id(SETTINGS, "a", "float32") == job_id(replace(SETTINGS, reference_steps=99), "a", "float32")
     ids = {job_id(SETTINGS, "a", "float32"), job_id(SETTINGS, "b", "float32"), job_id(SETTINGS, "a", "bfloat16")}
     for name, value in others.items():
         extra = {"cfg": 3.0} if name == "negative" else {}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord, Summary, Trace, apply, h2_cache, remove
 from h2gen.cache.policies.thresholds import suggest_thresholds
-from h2gen.cache.trace import summarize_steps
+from h2gen.cache.summary import summarize_steps
 from tests.cache.drive import STEPS, flux, flux2, run, thresholds
 
 PAIRS = [

@@ -117,13 +117,36 @@ def test_the_trace_is_a_header_a_line_a_step_and_a_summary(here: Path) -> None:
 def test_a_cache_that_reused_nothing_says_so_and_names_thresholds_that_would_have(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(["a cat", "--tau1", "0.0001", "--tau2", "0.0001", *QUICK]) == 0
+    quick = [*QUICK, "--steps", "16"]
+    assert run(["a cat", "--tau1", "0.0001", "--tau2", "0.0001", *quick]) == 0
     advice = capsys.readouterr().err.splitlines()[-1]
     assert "reused nothing" in advice
     words = advice.split()
     thresholds = [words[words.index(name) + 1] for name in ("--tau1", "--tau2")]
-    assert run(["a cat", "--tau1", thresholds[0], "--tau2", thresholds[1], *QUICK]) == 0
+    assert run(["a cat", "--tau1", thresholds[0], "--tau2", thresholds[1], *quick]) == 0
     assert "reused nothing" not in capsys.readouterr().err
+
+
+def test_every_figure_is_against_the_uncached_run_that_was_asked_for(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ["--plan", "FSSSFSSSF", "--steps", "5", "--solver", "heun", "--size", "64x64", "--cfg", "1"]
+    assert run(["a cat", *plan, "-o", "a.png", "--trace", "t.jsonl", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "60% of the blocks of 5 steps, est. 1.67x; passes: 3 full" in err
+    summary = json.loads((here / "t.jsonl").read_text().splitlines()[-1])["summary"]
+    for cache in (json.loads(out)["cache"], summary, read_metadata(here / "a.png").everything["cache"]):
+        assert (cache["share"], cache["passes"]) == (0.6, 9)
+        assert cache["blocks_run"] / cache["blocks_total"] == 0.6
+        assert cache["estimated_speedup"] == pytest.approx(5 / 3)
+
+
+def test_fewer_steps_without_a_cache_say_what_a_second_pass_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--steps", "2", "--size", "64x64", "--cfg", "1", "--no-cache", "--no-metadata"]
+    assert run(["a cat", *size, "--solver", "heun", "-o", "a.png"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1].endswith(" s, 150% of the blocks of 2 steps, est. 0.67x")
+    assert run(["a cat", *size, "-o", "b.png"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1].endswith(" s")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
 from h2gen.cache.outcome_words import outcome_of
-from h2gen.cache.trace import summarize_steps
+from h2gen.cache.summary import summarize_steps
 from h2gen.cli.views.live_table import LiveTable, columns_for, counts, error_cell, stage_cell, steps_table
 
 CACHE = CacheConfig(0.15, 0.22)

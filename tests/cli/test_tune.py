@@ -30,8 +30,8 @@ SMALL = ["--steps", "10", "--cfg", "1"]
 QUICK = ["tune", *SMALL, "--search", "1", "--check", "2", "--budgets", "0.5,0.3", "--tries", "3"]
 
 
-def figures(speedup: float, ssim: float) -> Figures:
-    return Figures(1 / speedup, 0.1, speedup, ssim, ssim - 0.05, 30.0, 25.0)
+def figures(speedup: float, ssim: float, share: float | None = None) -> Figures:
+    return Figures(share or 1 / speedup, 0.1, speedup, ssim, ssim - 0.05, 30.0, 25.0)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def curve() -> Profile:
     """A profile of the bundled model at 10 steps, with a plan, a policy, and fewer steps of another solver."""
     situation = ProfileKey("tiny", content_hash(resolve("tiny")), 10, 128, 128, "plain")
     choices = (
-        Choice("3 steps, UniPC", 3, "unipc", CacheConfig(0, 0), figures(3.2, 0.9)),
+        Choice("3 steps, UniPC", 3, "unipc", CacheConfig(0, 0), figures(3.2, 0.9, 0.3)),
         Choice(
             "5 of 10 steps, 5 skipped", 10, "own", CacheConfig(0, 0, forecast=1, plan="FFSFSFSSFS"), figures(2, 0.96)
         ),
@@ -62,8 +62,8 @@ def test_a_speed_takes_the_closest_that_is_fast_enough(curve: Profile, capsys: p
     chosen, said = settings(capsys, "--speedup", "2")
     assert (chosen["plan"], chosen["steps"], chosen["solver"]) == ("FFSFSFSSFS", 10, "own")
     assert "preset" not in chosen
-    assert "Using 5 of 10 steps, 5 skipped. Expect about 2.0 times the speed of 10 steps (50% of the blocks)" in said
-    assert "SSIM of 0.960 to their picture (0.910 at worst over 12 pictures)" in said
+    assert "Using 5 of 10 steps, 5 skipped: 50% of the blocks of 10 steps, est. 2.00x (2.0x when measured)" in said
+    assert "a mean SSIM of 0.960 to the uncached pictures (0.910 for the worst of 12)." in said
 
 
 def test_fewer_steps_of_a_better_solver_are_said_to_be_no_cache(
@@ -71,7 +71,7 @@ def test_fewer_steps_of_a_better_solver_are_said_to_be_no_cache(
 ) -> None:
     chosen, said = settings(capsys, "--speedup", "3")
     assert (chosen["steps"], chosen["solver"], chosen["plan"], chosen["tau1"]) == (3, "unipc", "", 0)
-    assert "Using 3 plain steps of UniPC; at this speed no cache is closer" in said
+    assert "Using 3 plain steps of UniPC, because at this speed no cache is closer: 30% of the blocks of 10" in said
 
 
 def test_a_fidelity_takes_the_fastest_that_is_close_enough(curve: Profile, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,15 +79,17 @@ def test_a_fidelity_takes_the_fastest_that_is_close_enough(curve: Profile, capsy
     assert settings(capsys, "--fidelity", "0.97")[0]["tau1"] == 0.1
     chosen, said = settings(capsys, "--fidelity", "0.999")
     assert (chosen["tau1"], chosen["tau2"], chosen["plan"]) == (0, 0, "")
-    assert "the closest is 0.9900); making the uncached picture" in said
+    assert "has a mean SSIM of 0.999 (the closest has 0.9900); making the uncached picture" in said
 
 
 def test_the_picture_says_how_it_was_made_and_can_be_made_again(
     curve: Profile, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for speedup in ("2", "3"):
+    for speedup, share in (("2", 0.5), ("3", 0.3)):
         assert run(["a cat", *SMALL, "--seed", "7", "--speedup", speedup, "-o", f"{speedup}.png"]) == 0
-        assert "Expect about " in capsys.readouterr().err
+        promise, told = capsys.readouterr().err.splitlines()[-2:]
+        assert f"% of the blocks of 10 steps, est. {1 / share:.2f}x" in told
+        assert (f"{share:.0%} of the blocks of 10 steps, est." in promise) and (f", {share:.0%} of" in told)
         found = read_metadata(here / f"{speedup}.png")
         assert found.preset is None
         assert run(["replay", f"{speedup}.png", "-o", f"{speedup}-again.png", "-q"]) == 0
@@ -116,8 +118,8 @@ def test_a_batch_chooses_for_each_situation_once_and_goes_on_with_what_it_chose(
     jobs, said = listed(capsys, "--speedup", "2")
     assert [job["plan"] for job in jobs] == ["FFSFSFSSFS", "FFSFSFSSFS", ""]
     assert (jobs[2]["steps"], jobs[2]["solver"]) == (4, "unipc")
-    chosen = [line for line in said.splitlines() if "Expect about " in line]
-    assert len(chosen) == 2 and "at 12 steps, 128x128: Using 4 plain steps of UniPC" in chosen[1]
+    chosen = [line for line in said.splitlines() if "when measured" in line]
+    assert len(chosen) == 2 and "at 12 steps, 128x128: Using 4 plain steps of UniPC," in chosen[1]
     assert run(["batch", "p.yaml", "--speedup", "2", "-q"]) == 0
     pictures = sorted(here.glob("*.png"))
     assert {read_metadata(path).settings.cache.plan for path in pictures} == {"FFSFSFSSFS", ""}
@@ -174,6 +176,7 @@ def test_the_nearest_is_used_with_a_warning(curve: Profile, capsys: pytest.Captu
     plan = json.loads(captured.out)["settings"]["plan"]["value"]
     assert len(plan) == 20 and plan.startswith("F")
     assert "using the nearest, made for 10 steps" in captured.err
+    assert "These figures were measured with 'tiny' at 10 steps, 128x128;" in captured.err
 
 
 BAD: list[tuple[list[str], str]] = [

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from h2gen.cache import CacheConfig
-from h2gen.cache.trace import Summary
+from h2gen.cache.summary import Summary
 from h2gen.errors import MetadataError
 from h2gen.output.metadata import LARGEST, Origin, describe, device_name, fitting, read_metadata, to_bytes, to_toml
 from h2gen.output.metadata_rows import metadata_rows

@@ -26,6 +26,7 @@ from h2gen.settings.profiles import (
     user_folder,
     write_profile,
 )
+from h2gen.settings.speedup import expectation
 
 HERE = ProfileKey("mine", "ab" * 32, 20, 128, 128, "plain")
 
@@ -95,6 +96,15 @@ def test_without_a_profile_it_says_how_to_make_one_and_how_long_it_takes() -> No
     assert "\n" not in words
 
 
+def test_the_nearest_is_proposed_only_where_there_is_one_of_the_model() -> None:
+    write_profile(profile())
+    with pytest.raises(ProfileError) as other_model:
+        found(ProfileKey("dev", "", 50, 1024, 1024, "plain"))
+    assert "--nearest" not in str(other_model.value)
+    with pytest.raises(ProfileError, match="Or use the nearest one: --nearest"):
+        found(replace(HERE, steps=50))
+
+
 def test_other_weights_of_the_same_name_are_not_the_same_model() -> None:
     write_profile(profile())
     with pytest.raises(ProfileError, match="is for other weights"):
@@ -125,7 +135,22 @@ def test_the_nearest_is_of_the_same_model_first_and_its_plans_are_drawn_out() ->
     assert "made for 20 steps" in notices[0]
     assert {len(each.cache.plan) for each in made.choices} == {30}
     fewer = profile(choices=(choice(4, 0.9, steps=5, cache=CacheConfig(0, 0)),)).fitted(40)
-    assert fewer.choices[0].steps == 10
+    assert (fewer.choices[0].steps, fewer.choices[0].figures.share) == (10, 0.25)
+
+
+def test_figures_of_the_nearest_are_said_to_be_those_of_another_number_of_steps() -> None:
+    write_profile(profile())
+    here, _ = found()
+    near, _ = found(replace(HERE, steps=30), nearest=True)
+    assert "measured with" not in expectation(here.choices[0], here)
+    assert expectation(near.choices[0], near).endswith(
+        " These figures were measured with 'mine' at 20 steps, 128x128; here they are a rough guide."
+    )
+
+
+def test_a_score_below_1_is_not_rounded_to_1() -> None:
+    words = expectation(choice(2, 0.99968), profile())
+    assert "a mean SSIM of 0.9997 to" in words and "(0.900 for the worst of 12)" in words
 
 
 @pytest.mark.parametrize(("solver", "letters"), [("own", 30), ("unipc", 30), ("heun", 59)])

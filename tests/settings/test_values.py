@@ -77,6 +77,7 @@ def test_a_plan_with_a_part_a_pass_or_one_for_all_is_taken(plan: str, cfg: float
 def test_settings_as_json_are_all_of_them_in_the_order_of_their_fields() -> None:
     made = Settings(**GOOD, cfg=3, negative="a dog", cache=CacheConfig(0.1, 0.2, 1), solver="unipc")
     flat = asdict(made)
+    assert flat.pop("reference_steps") is None
     assert list(made.to_json().items()) == list((flat | flat.pop("cache")).items())
     assert made.to_json() is not made.to_json()
 
@@ -85,6 +86,16 @@ def test_heun_takes_two_passes_a_step_but_the_last_and_guidance_doubles_them() -
     five = {**GOOD, "steps": 5}
     assert [Settings(**five, solver=solver).passes for solver in ("own", "unipc", "heun")] == [5, 5, 9]
     assert Settings(**five, solver="heun", cfg=3).passes == 18
+
+
+def test_the_uncached_run_that_was_asked_for_is_that_of_the_models_own_solver() -> None:
+    five = {**GOOD, "steps": 5}
+    assert Settings(**five).reference == Settings(**five, solver="unipc", cfg=3).reference == 1
+    assert Settings(**five, solver="heun").reference == Settings(**five, solver="heun", cfg=3).reference == 5 / 9
+    assert Settings(**five, reference_steps=50).reference == 10
+    assert Settings(**five, reference_steps=50, solver="heun", cfg=3).reference == 100 / 18
+    with pytest.raises(SettingError, match="reference_steps"):
+        Settings(**five, reference_steps=0)
 
 
 def test_settings_as_json_are_flat_and_hold_the_thresholds() -> None:

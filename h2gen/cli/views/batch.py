@@ -19,7 +19,7 @@ from h2gen.batches.stop import Level
 from h2gen.cache.outcome_words import by_outcome
 from h2gen.cache.trace import StepRecord
 from h2gen.cli.console import complain, say, say_stopping
-from h2gen.cli.views.live_table import steps_table
+from h2gen.cli.views.live_table import cost_of, steps_table
 from h2gen.cli.views.view import View, clock, progress
 from h2gen.errors import H2GenError, Stopped
 from h2gen.wording import printable
@@ -74,8 +74,7 @@ class BatchView(View, BatchObserver):
 
     def saved(self, job: Job, path: Path, made: PictureMade, tally: Tally) -> None:
         line = f"{tally.jobs - tally.left}/{tally.jobs}  {path}  seed {made.settings.seed}, {made.seconds:.2f} s"
-        if made.summary is not None and made.settings.cache.enabled:
-            line += f", {made.summary.share:.0%} of blocks, est. {made.summary.estimated_speedup:.2f}x"
+        line += cost_of(made.settings, made.summary)
         if made.nan_with_cache:
             line += "; NaN with the cache, made again without it"
         if not made.described:
@@ -161,7 +160,7 @@ def totals(tally: Tally) -> str:
     """Pictures made, skipped and failed, and what the cache did for them."""
     parts = [f"{tally.made} made", f"{tally.skipped} skipped", f"{tally.failed} failed"]
     steps = tally.steps
-    if steps.steps and steps.blocks_run < steps.blocks_total:
+    if steps.steps and steps.blocks_run != steps.blocks_total:
         parts.append(f"est. {steps.estimated_speedup:.2f}x")
         shares = by_outcome(steps)
         parts.append("steps: " + ", ".join(f"{count / steps.steps:.0%} {name}" for name, count in shares))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from h2gen.cli.console import complain, route_warnings, say, say_stopping
-from h2gen.cli.views.live_table import LiveTable, counts, steps_table
+from h2gen.cli.views.live_table import LiveTable, cost_of, counts, reference_steps, steps_table
 from h2gen.cli.views.request import show_notices
 from h2gen.generation.interrupt import stop_on_ctrl_c
 from h2gen.generation.render import Renderer, RenderObserver, SavedPicture, StepCallback
@@ -78,7 +78,8 @@ class PictureView(RenderObserver):
             Text(printable(first.prompt), style="bold", no_wrap=True, overflow="ellipsis"),
             Text(printable(_facts(renderer, settings)), style="dim", no_wrap=True, overflow="ellipsis"),
         ]
-        with LiveTable(self._console, heading, first.cache, passes, contexts=first.cfg > 1) as table:
+        asked = first.reference, reference_steps(first)
+        with LiveTable(self._console, heading, first.cache, passes, first.cfg > 1, *asked) as table:
             yield table.on_step
 
     def relieved(self, notice: str) -> None:
@@ -107,14 +108,15 @@ class PictureView(RenderObserver):
         console, result = self._console, picture.result
         if result.nan_with_cache:
             complain("The picture came out as NaN with the cache; it was made again without it.")
-        line = f"{picture.path}  seed {result.settings.seed}, {result.seconds:.2f} s"
-        summary = result.summary
+        settings, summary = result.settings, result.summary
+        line = f"{picture.path}  seed {settings.seed}, {result.seconds:.2f} s"
         if summary is None:
-            say(console, line, "bold")
+            say(console, line if console.is_terminal else line + cost_of(settings, summary), "bold")
             return
         if not console.is_terminal:  # in a terminal the table has shown the totals
             steps = result.trace.steps
-            line = f"{line}, {counts(summary, any(step.context != steps[0].context for step in steps))}"
+            several = any(step.context != steps[0].context for step in steps) or settings.solver == "heun"
+            line = f"{line}, {counts(summary, several, reference_steps(settings))}"
         say(console, line, "bold")
         sentence = advice(result.trace, result.settings.cache)
         if sentence is not None:

@@ -16,7 +16,7 @@ from h2gen.cli.views.evaluation import EvaluationView, stdout
 from h2gen.cli.views.view import clock, columns, progress
 from h2gen.evaluation.number_format import percent
 from h2gen.evaluation.tune.options import TuneObserver
-from h2gen.wording import printable
+from h2gen.wording import below_one, printable
 
 if TYPE_CHECKING:
     from h2gen.evaluation.methods import Method
@@ -106,8 +106,8 @@ def profile_table(profile: Profile, width: int) -> Table:
         cells = [
             f"{figures.speedup:.2f}x",
             percent(figures.share),
-            f"{figures.ssim_mean:.4f}",
-            f"{figures.ssim_worst:.3f}",
+            below_one(figures.ssim_mean, 4),
+            below_one(figures.ssim_worst),
             f"{figures.psnr_mean:.1f}",
         ]
         row: list[str | Text] = [*cells, Text(printable(choice.label), overflow="ellipsis")]

@@ -66,12 +66,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Profile:
-    """A curve of choices, the fastest first. ``measured`` records how: prompts, device, dtype, scheduler, date."""
+    """A curve of choices, the fastest first. ``measured`` records how: prompts, device, dtype, scheduler, date.
+
+    ``measured_for`` is what the figures hold for, if the profile stands in for a missing one.
+    """
 
     path: Path
     key: ProfileKey
     choices: tuple[Choice, ...]
     measured: Mapping[str, Any]
+    measured_for: ProfileKey | None = None
 
     @property
     def pictures(self) -> int:
@@ -113,9 +117,10 @@ class Profile:
         choices = []
         for choice in self.choices:
             fewer = max(1, round(choice.steps * steps / self.key.steps))
-            plan = stretched(choice.cache.plan, evaluations(fewer, choice.solver))
-            cache = replace(choice.cache, plan=plan)
-            choices.append(replace(choice, steps=fewer, cache=cache))
+            passes = evaluations(fewer, choice.solver)
+            cache = replace(choice.cache, plan=stretched(choice.cache.plan, passes))
+            figures = choice.figures if cache.enabled else replace(choice.figures, share=passes / steps)
+            choices.append(replace(choice, steps=fewer, cache=cache, figures=figures))
         return replace(self, key=replace(self.key, steps=steps), choices=tuple(choices))
 
 

@@ -1,0 +1,75 @@
+"""Totals over the steps of a run: outcomes, blocks and seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from h2gen.cache.trace import StepRecord
+
+_KINDS = ("full", "detail_reused", "structure_reused", "all_reused", "skipped")  # exactly one is true of a step
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Totals over forward passes; ``steps`` is the sum of full, reused (of three kinds) and skipped ones.
+
+    ``blocks_total`` are the blocks of the uncached run that was asked for, ``share`` is the blocks run as a share of
+    them, ``estimated_speedup`` its inverse, ``seconds`` what the passes took, and ``not_finite`` the number of changes
+    that were NaN or Inf.
+    """
+
+    steps: int = 0
+    full: int = 0
+    detail_reused: int = 0
+    all_reused: int = 0
+    blocks_run: int = 0
+    blocks_total: int = 0
+    seconds: float = 0.0
+    not_finite: int = 0
+    structure_reused: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Summary) -> Summary:
+        return Summary(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
+
+    def against(self, reference: float) -> Summary:
+        """The totals against an uncached run that has ``reference`` times as many passes as this one."""
+        return replace(self, blocks_total=round(reference * self.blocks_total))
+
+    @property
+    def share(self) -> float:
+        return self.blocks_run / self.blocks_total if self.blocks_total else 1.0
+
+    @property
+    def estimated_speedup(self) -> float:
+        return 1 / self.share if self.share else math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """The totals as written to a trace file's last line."""
+        return {
+            "passes": self.steps,
+            **{kind: getattr(self, kind) for kind in _KINDS},
+            "blocks_run": self.blocks_run,
+            "blocks_total": self.blocks_total,
+            "share": self.share,
+            "estimated_speedup": self.estimated_speedup if self.share else None,
+            "seconds": self.seconds,
+            "not_finite": self.not_finite,
+        }
+
+
+def summarize_steps(steps: Iterable[StepRecord]) -> Summary:
+    """Add up the steps of one trajectory or of many, as shares of all of their own blocks."""
+    records = list(steps)
+    return Summary(
+        **{kind: sum(getattr(record, kind) for record in records) for kind in _KINDS},
+        steps=len(records),
+        blocks_run=sum(record.blocks_run for record in records),
+        blocks_total=sum(record.blocks_total for record in records),
+        seconds=sum(record.seconds for record in records),
+        not_finite=sum(stage.not_finite for record in records for stage in (record.structure, record.detail)),
+    )
