@@ -10,6 +10,8 @@ from h2gen.checks import Rule
 
 _SHOWN = 60
 """Letters of a plan that are shown in a line."""
+USEFUL_TOLERANCE = 0.0005, 0.01
+"""With less nothing is skipped; with more the picture is another one, and as many plain steps are closer."""
 _THRESHOLD = Rule(float, least=0, advice="give a number from 0 (off) upwards, such as 0.15")
 _COUNT = Rule(int, least=0, advice="give a whole number from 0 (off) upwards")
 RULES: dict[str, Rule] = {

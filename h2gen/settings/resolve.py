@@ -14,6 +14,7 @@ from h2gen.models.catalogue import WEIGHTS, Checkpoint, resolve
 from h2gen.models.defaults import ModelDefaults
 from h2gen.settings import presets
 from h2gen.settings.layers import Layers, Resolved, merge
+from h2gen.settings.notices import notices_about
 from h2gen.settings.seeds import random_seed
 from h2gen.settings.sizes import parse_size
 from h2gen.settings.table import BY_NAME, TABLE
@@ -83,6 +84,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
             "Using the bundled model 'tiny', a very small Flux trained on emoji. "
             "For FLUX.1: --model dev, or set H2GEN_MODEL; 'h2gen models' lists more."
         )
+    notices += notices_about(settings, resolved, layers)
     values = {name: setting.value for name, setting in resolved.items()}
     return Request(
         checkpoint=checkpoint,

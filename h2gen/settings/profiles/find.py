@@ -36,12 +36,13 @@ def find_profile(
         best = min(profiles, key=lambda profile: _distance(profile.key, wanted, real))
         differences = _differences(best.key, wanted, real) or "other pictures"
         notices.append(f"There is no profile for {wanted}; using the nearest, made for {differences}.")
-        return best.fitted(wanted.steps), notices
+        return replace(best.fitted(wanted.steps), measured_for=best.key), notices
     known = next((p for p in alike if p.key.model == wanted.model), None)
     reason = f"There is no profile for {wanted}"
     if known is not None:
         reason = f"The profile for {wanted} is for other weights"
-    other = " Or use the nearest one: --nearest." if profiles else ""
+    of_model = any(profile.key.model == wanted.model for profile in profiles)
+    other = " Or use the nearest one: --nearest." if of_model else ""
     raise ProfileError(" ".join([f"{reason}. Make one: {command} ({_HOW_LONG}).{other}", *notices]))
 
 

@@ -1,0 +1,60 @@
+"""Notices about settings that can be used, but probably do not do what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from h2gen.cache.config import USEFUL_TOLERANCE, CacheConfig
+from h2gen.settings.layers import Layers, Resolved
+from h2gen.settings.presets import load_preset
+from h2gen.settings.profiles import FEWEST_STEPS
+from h2gen.settings.table import BY_NAME
+from h2gen.settings.values import Settings
+
+_RECORDS = ("profile", "picture", "trace")
+"""Sources that hold settings as they were measured or used, not as somebody has just chosen them."""
+
+
+def notices_about(settings: Settings, resolved: Mapping[str, Resolved], layers: Layers) -> Iterator[str]:
+    """A line for each thing that the user should know before a picture is made.
+
+    Args:
+        settings: of the picture.
+        resolved: where each of them comes from.
+        layers: what the user gave.
+    """
+    tolerance, source = settings.cache.tolerance, resolved["tolerance"].source
+    if tolerance > USEFUL_TOLERANCE[1] and not settings.cache.plan and source not in _RECORDS:
+        low, high = USEFUL_TOLERANCE
+        yield (
+            f"A tolerance of {tolerance:g} is beyond what it is for, {low:g} to {high:g}: expect another picture. To "
+            "be that fast, fewer --steps are closer to the uncached one."
+        )
+    for _, values in layers:
+        if values.get("preset") is not None:
+            yield from _about_preset(str(values["preset"]), settings, values.keys() & _given(values))
+            return
+
+
+def _given(values: Mapping[str, object]) -> set[str]:
+    return {name for name in ("tau1", "tau2", "tolerance", "plan") if values.get(name) is not None}
+
+
+def _about_preset(name: str, settings: Settings, given: set[str]) -> Iterator[str]:
+    """About a preset that was named together with the settings in ``given``."""
+    preset = load_preset(name)
+    meant, done = _policy(preset.config), _policy(settings.cache)
+    if meant and meant != done and given:
+        options = " and ".join(BY_NAME[each].option for each in sorted(given))
+        yield f"{options} {'replaces' if len(given) == 1 else 'replace'} the {meant} of the preset {preset.name!r}."
+    elif meant == "tolerance" and settings.steps <= FEWEST_STEPS:
+        yield f"The preset {preset.name!r} will skip few of {settings.steps} steps or none; it is for more steps."
+
+
+def _policy(cache: CacheConfig) -> str:
+    """What decides, in words: a plan, a tolerance or thresholds, each with its value; empty without a cache."""
+    if cache.plan:
+        return "plan"
+    if cache.tolerance:
+        return "tolerance"
+    return "thresholds" if cache.enabled else ""

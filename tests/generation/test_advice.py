@@ -1,0 +1,57 @@
+"""Advice about a cache that reused nothing: within what a setting is for, or none but fewer steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord, Trace
+from h2gen.generation.advice import advice
+
+TOLERANCE = CacheConfig(0, 0, tolerance=0.002)
+THRESHOLDS = CacheConfig(0.01, 0.01)
+
+
+def trace(
+    *,
+    errors: tuple[float | None, ...] = (),
+    changes: tuple[float | None, ...] = (),
+    outcome: Outcome = Outcome.COMPUTED,
+) -> Trace:
+    """A trace of full steps with these errors, or with these changes of both stages."""
+    made = Trace()
+    for number, (error, change) in enumerate(
+        zip(errors or [None] * len(changes), changes or [None] * len(errors), strict=True)
+    ):
+        stage = StageRecord(change, outcome)
+        made.steps.append(StepRecord(0, number, "cond", 500, 0.5, stage, stage, 12, 12, 0.1, error=error))
+    return made
+
+
+def test_a_tolerance_that_would_have_skipped_a_step_is_named() -> None:
+    assert advice(trace(errors=(None, 0.0068, 0.02)), TOLERANCE) == (
+        "The cache reused nothing; by its own estimate, --tolerance 0.0071 would skip a step."
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "cache"),
+    [
+        (trace(errors=(None, 0.105, 0.3)), TOLERANCE),
+        (trace(changes=(None, 0.6, 0.7)), THRESHOLDS),
+        (trace(changes=(None,)), THRESHOLDS),
+    ],
+    ids=["tolerance", "thresholds", "one step"],
+)
+def test_fewer_steps_are_advised_where_only_a_ruinous_setting_would_skip_one(made: Trace, cache: CacheConfig) -> None:
+    assert advice(made, cache) == (
+        "The cache reused nothing: there are too few steps to skip any. To be faster, use fewer --steps."
+    )
+
+
+def test_thresholds_are_named_as_far_as_they_are_sound() -> None:
+    assert "--tau1 0.13 --tau2 0.13 would" in str(advice(trace(changes=(None, 0.11, 0.12, 0.13)), THRESHOLDS))
+
+
+def test_guards_are_named_where_they_kept_every_step_full() -> None:
+    made = trace(changes=(None, None), outcome=Outcome.GUARDED)
+    assert "fewer --warmup-steps" in str(advice(made, THRESHOLDS))

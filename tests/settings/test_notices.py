@@ -1,0 +1,58 @@
+"""Notices about settings that can be used, but probably do not do what was meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from h2gen.settings.resolve import resolve_request
+
+
+def notices(**given: Any) -> list[str]:
+    """Those about the settings: not the one about the bundled model."""
+    return [line for line in resolve_request("a cat", given, {}).notices if "bundled" not in line]
+
+
+@pytest.mark.parametrize("tolerance", [0.0005, 0.002, 0.01])
+def test_a_tolerance_within_its_range_is_not_remarked_on(tolerance: float) -> None:
+    assert notices(tolerance=tolerance) == []
+
+
+@pytest.mark.parametrize("tolerance", [0.011, 0.1, 10.0])
+def test_a_tolerance_beyond_its_range_is(tolerance: float) -> None:
+    (line,) = notices(tolerance=tolerance)
+    assert line.startswith(f"A tolerance of {tolerance:g} is beyond what it is for, 0.0005 to 0.01:")
+    assert "fewer --steps" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"preset": "fast", "tau1": 0.1}, "--tau1 replaces the tolerance of the preset 'fast'."),
+        ({"preset": "fast", "tau1": 0.1, "tau2": 0.2}, "--tau1 and --tau2 replace the tolerance of the preset 'fast'."),
+        ({"preset": "paper", "tolerance": 0.002}, "--tolerance replaces the thresholds of the preset 'paper'."),
+        ({"preset": "fast", "plan": "F" * 28}, "--plan replaces the tolerance of the preset 'fast'."),
+        (
+            {"preset": "fast", "steps": 8},
+            "The preset 'fast' will skip few of 8 steps or none; it is for more steps.",
+        ),
+    ],
+)
+def test_what_makes_a_preset_fast_is_not_dropped_in_silence(given: dict[str, Any], line: str) -> None:
+    assert notices(**given) == [line]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"preset": "fast"},
+        {"preset": "fast", "tolerance": 0.004},
+        {"preset": "paper", "tau1": 0.1},
+        {"tau1": 0.1, "tau2": 0.2},
+        {"steps": 4},
+        {"preset": "off", "steps": 4},
+    ],
+)
+def test_what_is_meant_is_not_remarked_on(given: dict[str, Any]) -> None:
+    assert notices(**given) == []
