@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -94,7 +93,6 @@ def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
     try:
         status = app(args=arguments or ["--help"], prog_name="h2gen", standalone_mode=False)
-        sys.stdout.flush()
         if status == 130:  # typer has caught the KeyboardInterrupt
             _complain("Stopped; no picture was saved.")
         return status if isinstance(status, int) else 0
@@ -108,6 +106,3 @@ def run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         _complain("Stopped; no picture was saved.")
         return 130
-    except BrokenPipeError:
-        sys.stdout = None  # whatever read our output has closed it; do not complain at exit
-        return 1

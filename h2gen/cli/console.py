@@ -1,4 +1,4 @@
-"""The console on stderr: everything that is not a result goes through it."""
+"""The consoles: one on stdout for results, one on stderr for everything else."""
 
 from __future__ import annotations
 
@@ -13,11 +13,31 @@ from rich.text import Text
 
 from h2gen.wording import printable
 
+_PIPE = 1_000_000
+"""Columns of a pipe: what is not read on a screen is never wrapped."""
+_WIDEST = 10_000
+"""Columns of a terminal. COLUMNS may say anything."""
+
 
 def make_console() -> Console:
     """A console on stderr. Cursor codes and colours only in a real terminal, whatever FORCE_COLOR says."""
     live = sys.stderr.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
-    return Console(stderr=True, force_terminal=live, highlight=False, markup=False, emoji=False)
+    return Console(stderr=True, force_terminal=live, highlight=False, markup=False, emoji=False, _environ=_environ())
+
+
+def stdout() -> Console:
+    """A console on stdout for tables; piped, it is as wide as they are."""
+    width = None if sys.stdout.isatty() else _PIPE
+    return Console(width=width, highlight=False, markup=False, emoji=False, _environ=_environ())
+
+
+def _environ() -> dict[str, str]:
+    """The environment without a size of the terminal that is none: some programs set COLUMNS and LINES to 0."""
+
+    def is_size(text: str) -> bool:
+        return text.isdecimal() and 0 < int(text[:9]) <= _WIDEST
+
+    return {key: text for key, text in os.environ.items() if key not in ("COLUMNS", "LINES") or is_size(text)}
 
 
 def say(console: Console, message: str, style: str = "") -> None:

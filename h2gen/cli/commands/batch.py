@@ -81,10 +81,11 @@ def batch(
 
 def _show(prepared: PreparedBatch, as_json: bool) -> None:
     """What would be made, one line per picture."""
-    from rich.console import Console
     from rich.text import Text
 
-    lines = Console(highlight=False, markup=False, emoji=False)
+    from h2gen.cli.console import stdout
+
+    lines = stdout()
     for planned in prepared.planned():
         job, path, settings = planned.job, planned.path, planned.job.settings
         if as_json:

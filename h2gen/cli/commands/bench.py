@@ -101,7 +101,7 @@ def _paper_table(prompts: list[str] | None, as_json: bool, **given: Any) -> None
 def _print_report(name: str, measured: BenchReport) -> None:
     from rich.table import Table
 
-    from h2gen.cli.views.evaluation import stdout
+    from h2gen.cli.console import stdout
 
     out = stdout()
     out.print(

@@ -38,13 +38,13 @@ def info(
 
 
 def _show(path: Path, found: Mapping[str, Any], first: bool) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from h2gen.cli.console import stdout
     from h2gen.output.metadata_rows import metadata_rows
 
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = stdout()
     if not first:
         console.print()
     console.print(Text(printable(str(path)), style="dim"))

@@ -18,9 +18,9 @@ app = typer.Typer(
 def _list(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand is not None:
         return
-    from rich.console import Console
     from rich.table import Table
 
+    from h2gen.cli.console import stdout
     from h2gen.models import CATALOGUE, is_downloaded
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -38,7 +38,7 @@ def _list(ctx: typer.Context) -> None:
             f"{size / 1e3:.1f} B" if size >= 1e3 else f"{size:.0f} M",
             "-" if entry.repo is None else "downloaded" if is_downloaded(entry) else f"{entry.download_gb:g} GB",
         )
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    stdout().print(table)
 
 
 @app.command("path")

@@ -20,11 +20,11 @@ app = typer.Typer(
 def _list(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand is not None:
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from h2gen.cache.config import word_of
+    from h2gen.cli.console import stdout
     from h2gen.settings import presets
 
     def thresholds_and_guards(config: CacheConfig) -> tuple[str, str, str]:
@@ -46,7 +46,7 @@ def _list(ctx: typer.Context) -> None:
             *thresholds_and_guards(preset.config),
             Text(printable(preset.description)),
         )
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    stdout().print(table)
 
 
 @app.command("show")

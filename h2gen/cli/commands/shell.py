@@ -92,11 +92,17 @@ def _obey(line: str, state: ShellState, renderer: Renderer, console: Console, sh
 
 def _lines(console: Console) -> Iterator[str]:
     """Lines that are not blank: typed, with a history, or from a pipe."""
+    from h2gen.cli.console import say
+
     if not sys.stdin.isatty():
+        empty = True
         for raw in sys.stdin.buffer:
             line = raw.decode("utf-8-sig", "replace").strip()
             if line:
+                empty = False
                 yield line
+        if empty:
+            say(console, "There is nothing to read on stdin; pipe prompts to it, or type them in a terminal.", "yellow")
         return
     with _history():
         while True:

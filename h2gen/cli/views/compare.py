@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from h2gen.cli.views.evaluation import GAP, LABEL, NARROW, EvaluationView, methods_table, stdout
+from h2gen.cli.console import stdout
+from h2gen.cli.views.evaluation import GAP, LABEL, NARROW, EvaluationView, methods_table
 from h2gen.evaluation.metrics import MetricInfo
 from h2gen.evaluation.number_format import percent, reading, times
 from h2gen.evaluation.options import CompareObserver

@@ -142,8 +142,3 @@ class EvaluationView(View):
     def stop(self) -> None:
         self._interruptible.close()
         super().stop()
-
-
-def stdout() -> Console:
-    """A console on stdout for tables."""
-    return Console(highlight=False, markup=False, emoji=False)

@@ -6,8 +6,8 @@ import json
 
 from rich.text import Text
 
+from h2gen.cli.console import stdout
 from h2gen.cli.views.compare import CompareView
-from h2gen.cli.views.evaluation import stdout
 from h2gen.cli.views.view import columns
 from h2gen.evaluation.frontier import Frontier, FrontierObserver
 from h2gen.evaluation.frontier_rows import verdict

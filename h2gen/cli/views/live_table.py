@@ -25,7 +25,7 @@ _STYLES = {
     Outcome.REUSED: "green",
     Outcome.FORCED: "cyan",
     Outcome.GUARDED: "magenta",
-    Outcome.SKIPPED: "blue",
+    Outcome.SKIPPED: "bright_blue",
 }
 _WORD_STYLES = {
     "full": "yellow",
@@ -33,7 +33,7 @@ _WORD_STYLES = {
     "detail reused": "cyan",
     "structure reused": "cyan",
     "all reused": "green",
-    "skipped": "blue",
+    "skipped": "bright_blue",
 }
 
 
@@ -55,7 +55,7 @@ def error_cell(record: StepRecord, tolerance: float) -> Text:
     if record.error is None:
         return Text("-", style="dim")
     if record.error <= tolerance:
-        sign, error, style = "≤", record.error, "blue"
+        sign, error, style = "≤", record.error, "bright_blue"
     else:
         sign, error, style = ">", _apart(record.error, tolerance, 4), "yellow"
     return Text(f"{error:.4f} {sign} {tolerance:.4g}", style=style)

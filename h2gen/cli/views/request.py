@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from h2gen.cli.console import say
+from h2gen.cli.console import say, stdout
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ def show_request(
         settings = {name: {"value": item.value, "source": item.source} for name, item in sorted(resolved.items())}
         print(json.dumps({"prompt": request.settings.prompt, "settings": settings}))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -49,4 +48,4 @@ def show_request(
     table.add_row("prompt", Text(printable(request.settings.prompt)), prompt_source)
     for name, item in resolved.items():
         table.add_row(name.replace("_", "-"), Text(printable(str(item.value))), Text(item.source))
-    Console(highlight=False, markup=False, emoji=False).print(table)
+    stdout().print(table)

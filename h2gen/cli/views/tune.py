@@ -11,8 +11,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from h2gen.cli.console import say
-from h2gen.cli.views.evaluation import EvaluationView, stdout
+from h2gen.cli.console import say, stdout
+from h2gen.cli.views.evaluation import EvaluationView
 from h2gen.cli.views.view import clock, columns, progress
 from h2gen.evaluation.number_format import percent
 from h2gen.evaluation.tune.options import TuneObserver
