@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from h2gen.errors import SettingError
@@ -33,6 +33,8 @@ class Rule:
         longest: characters of a text.
         above: a limit of a number that is not itself included.
         advice: what to give instead of a wrong value; made from the rest if it is empty.
+        aliases: other names of choices.
+        unit: what may stand behind a number in text, such as the x of ``3x``.
     """
 
     kind: type
@@ -42,6 +44,8 @@ class Rule:
     longest: int | None = None
     above: float | None = None
     advice: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
+    unit: str = ""
 
     def check(self, name: str, value: Any) -> Any:
         """The value, checked; as a float or a tuple if the kind is ``float`` or ``list``.
@@ -60,8 +64,10 @@ class Rule:
             if below or (most is not None and not value <= most) or (self.above is not None and not value > self.above):
                 raise self.error(name, value)
             return self.kind(value)
-        if self.choices and value not in self.choices:
-            raise self.error(name, value)
+        if self.choices:
+            value = self.aliases.get(value, value)
+            if value not in self.choices:
+                raise self.error(name, value)
         texts: Iterable[str] = value if self.kind is list else [value] if self.kind is str else ()
         for text in texts:
             if SURROGATES.search(text):
@@ -93,12 +99,14 @@ class Rule:
                 return _BOOLEANS[text.lower()]
             if self.kind is list:
                 return [part.strip() for part in text.split(",")]
-            return self.kind(text)
+            return self.kind(text.strip().removesuffix(self.unit) if self.unit else text)
         except (KeyError, ValueError) as error:
             raise self.error(name, text) from error
 
     def error(self, name: str, value: Any) -> SettingError:
         """The error for a wrong value: what was given, and what to give instead."""
+        if self.choices and isinstance(value, str):
+            return SettingError(f"{name} {shown(value)} is not supported; {self._advice}.")
         return SettingError(f"{name} is {shown(value)}; {self._advice}.")
 
     @property

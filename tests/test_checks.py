@@ -24,7 +24,7 @@ BAD: list[tuple[Rule, Any, str]] = [
     (Rule(str), ["a"], "x is a list; give it as text."),
     (Rule(str), "\ud800", "x is not UTF-8 text."),
     (Rule(str, longest=3), "abcd", "x has more than 3 characters; shorten it."),
-    (Rule(str, choices=("a", "b", "c")), "d", "x is 'd'; choose a, b or c."),
+    (Rule(str, choices=("a", "b", "c")), "d", "x 'd' is not supported; choose a, b or c."),
     (Rule(str, choices=("a", "b")), ["a"], "x is a list; choose a or b."),
     (Rule(list), "a", "x is 'a'; give a list of texts."),
     (Rule(list), ["a", 1], "x is a list; give a list of texts."),
@@ -44,6 +44,7 @@ def test_what_keeps_the_rule_comes_back_as_its_type() -> None:
     assert Rule(list).check("x", ["a", "b"]) == ("a", "b")
     assert Rule(int, 1, 9).check("x", 9) == 9
     assert Rule(str, choices=("a", "b")).check("x", "b") == "b"
+    assert Rule(str, choices=("a", "b"), aliases={"first": "a"}).check("x", "first") == "a"
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,8 @@ def test_what_keeps_the_rule_comes_back_as_its_type() -> None:
         (Rule(bool), "no", False),
         (Rule(list), "a, b", ["a", "b"]),
         (Rule(str), " a", " a"),
+        (Rule(float, unit="x"), "3x", 3.0),
+        (Rule(float, unit="x"), "2.5", 2.5),
     ],
 )
 def test_text_spells_a_value(rule: Rule, text: str, value: Any) -> None:

@@ -16,12 +16,10 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h2gen
-from h2gen.models.defaults import ModelDefaults
 from h2gen.settings.presets import DEFAULT as DEFAULT_PRESET
 from h2gen.settings.presets import list_presets, load_preset
 from h2gen.settings.table import BY_NAME, TABLE, Setting
@@ -106,11 +104,7 @@ def option_rows(command: Any) -> Iterator[tuple[str, tuple[str, str, str]]]:
 
 def default_of(row: Setting) -> str:
     """A setting's value if none is given."""
-    if row.of_cache:
-        return "the preset's"
-    if row.name == "size" or row.name in {field.name for field in fields(ModelDefaults)}:
-        return "the model's"
-    return "random" if row.name == "seed" else shown_default(row.default)
+    return row.otherwise if row.otherwise.startswith(("the ", "random")) else shown_default(row.otherwise)
 
 
 def shown_default(value: Any) -> str:

@@ -24,6 +24,7 @@ from h2gen.settings.speedup import Goal, GoalResolver, unchosen
 from h2gen.settings.table import TABLE
 from h2gen.settings.user_defaults import user_defaults
 from h2gen.settings.values import Settings
+from h2gen.wording import shown
 
 MOST = 1_000_000
 """Pictures per run."""
@@ -84,7 +85,7 @@ def parse_shard(text: str) -> Shard:
     """
     match = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        raise SettingError(f"shard is {text!r}; give a part and the number of parts, such as 3/16.")
+        raise SettingError(f"--shard is {shown(text)}; give a part and the number of parts, such as 3/16.")
     return Shard(int(match[1]), int(match[2]))
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from h2gen.settings.table import BATCH, BY_NAME, TABLE, Setting
-
-MEASURING = "Measuring"
-"""The section of the options of ``compare``, ``frontier`` and ``tune``."""
+from h2gen.checks import Rule
+from h2gen.cli.completion import values_of
+from h2gen.settings.seeds import parse_seeds
+from h2gen.settings.table import BATCH, BY_NAME, MEASURING, SECTIONS, TABLE, Setting
 
 Given = dict[str, Any]
 """The settings given on the command line, by name; None if not given."""
@@ -48,19 +49,17 @@ def takes_options(command: str) -> Callable[[Callable[..., None]], Callable[...,
             raise TypeError(f"{command}: the table of settings has no {', '.join(sorted(unknown))}.")
 
         def run(**values: Any) -> None:
-            for name in named:
-                if values[name] is not None and BY_NAME[name].rule.least is not None:
-                    BY_NAME[name].check(values[name], BY_NAME[name].option)
             given = {name: values.pop(name) for name in gathered}
             function(**({"given": given} if "given" in declared else {}), **values)
 
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own]
+        parameters = [_own(each) for each in own]
         for row in TABLE:
             if row.name in named:
                 each = declared[row.name]
                 parameters.append(_parameter(row, command, each.annotation, each.default))
             elif row.name in gathered:
                 parameters.append(_parameter(row, command, (row.typed or row.rule.kind) | None, None))
+        parameters.sort(key=_place)
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         run.__annotations__ = {}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -69,14 +68,52 @@ def takes_options(command: str) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
+def _place(parameter: inspect.Parameter) -> int:
+    """Where an option stands in the help: by its section. Arguments come first."""
+    panel = getattr(get_args(parameter.annotation)[1], "rich_help_panel", None)
+    return SECTIONS.index(panel) if panel in SECTIONS else -1
+
+
+def _own(parameter: inspect.Parameter) -> inspect.Parameter:
+    """An option that a command declares, with our messages for numbers instead of typer's."""
+    kind, made = get_args(parameter.annotation)
+    (kind,) = set(get_args(kind) or (kind,)) - {NoneType} if get_origin(kind) is not list else (list,)
+    if isinstance(made, typer.models.OptionInfo) and kind is not bool:
+        made.metavar = made.metavar or _METAVARS.get(kind, "TEXT")
+        if kind in (int, float):
+            rule, made.min, made.max = Rule(kind, made.min, made.max), None, None
+            made.parser = _parser(rule, f"--{parameter.name.replace('_', '-')}")
+    return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+
+
 def _parameter(row: Setting, command: str, kind: Any, default: Any) -> inspect.Parameter:
     flag = f"{row.option}/--no-{row.option[2:]}" if row.switch else row.option
     names = (flag,) if row.short is None else (flag, row.short)
     made = option(*names, help=row.helps.get(command, row.help), panel=row.section, metavar=row.metavar)
+    if row.rule.kind is not bool:
+        made.metavar = row.metavar or ("NAME" if row.rule.choices else _METAVARS.get(row.rule.kind, "TEXT"))
+        made.autocompletion = values_of(row.name)
+    if row.name == "seed":
+        made.parser = _seed
+    elif row.rule.kind in (int, float, str):
+        made.parser = _parser(row.rule, row.option)
     kind = list[str] | None if kind == list | None else kind
     return inspect.Parameter(
         row.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made]
     )
+
+
+_METAVARS: dict[Any, str] = {int: "N", float: "NUMBER", Path: "PATH"}
+
+
+def _parser(rule: Rule, name: str) -> Callable[[Any], Any]:
+    """Reads a value, and checks it; an error names the option."""
+    return lambda text: rule.check(name, rule.parse(name, text) if isinstance(text, str) else text)
+
+
+def _seed(text: str) -> str:
+    parse_seeds(text, "--seed")
+    return text
 
 
 Prompts = Annotated[

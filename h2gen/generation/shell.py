@@ -53,13 +53,13 @@ def start_request(given: Mapping[str, Any], goal: Goal) -> tuple[Request, dict[s
 
     given = dict(given)
     if given.get("seed") is not None:
-        seeds = parse_seeds(given["seed"])
-        if len(seeds) > 1:
-            raise SettingError(f"seed is {given['seed']}; a shell takes one seed at a time.")
-        given["seed"] = seeds[0]
+        seeds = parse_seeds(given["seed"], "--seed")
+        if seeds is not None and len(seeds) > 1:
+            raise SettingError(f"--seed is {given['seed']!r}; a shell takes one seed at a time.")
+        given["seed"] = None if seeds is None else seeds[0]
     request = request_for_goal("-", [("option", given), *user_defaults()], goal)
     if target_of(request.out, request.format).stem is not None:
-        raise SettingError(f"out is {request.out!r}; a shell needs a folder for its pictures.")
+        raise SettingError(f"--out is {request.out!r}; a shell needs a folder for its pictures.")
     goals = {"speedup": goal.speedup, "fidelity": goal.fidelity, "nearest": goal.nearest or None}
     return request, {**given, **goals}
 

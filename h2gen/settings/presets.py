@@ -53,6 +53,11 @@ def list_presets() -> Iterator[Preset]:
         yield read_preset(path)
 
 
+def preset_names() -> list[str]:
+    """The names of all presets, without reading their files."""
+    return sorted(_paths())
+
+
 def load_preset(name: str) -> Preset:
     """A preset by its name, or by the path of its file (anything with a folder or ``.toml`` in it).
 

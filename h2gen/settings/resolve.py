@@ -75,7 +75,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     given = merge([*layers, ("built in", _BUILT_IN)])
     for name in ("dtype", "offload", "format"):
         if name in given:
-            BY_NAME[name].check(given[name].value)
+            BY_NAME[name].check(given[name].value, _called(name, given))
     checkpoint = resolve(given["model"].value, _base(given))
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
     notices = [rounded] if rounded else []
@@ -121,7 +121,7 @@ def resolve_settings(
     )
     if "seed" not in resolved:
         resolved["seed"] = Resolved(random_seed(), "random")
-    width, height, rounded = parse_size(resolved["size"].value, model_defaults)
+    width, height, rounded = parse_size(resolved["size"].value, model_defaults, _called("size", resolved))
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
     resolved = {row.name: resolved[row.name] for row in TABLE if row.name in resolved}
     values = {name: setting.value for name, setting in resolved.items()}
@@ -178,6 +178,14 @@ def _choose_policy(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
         if values.get("plan") or others:
             values.update(switched_off(values))
             return
+
+
+def _called(name: str, resolved: Mapping[str, Resolved]) -> str:
+    """A setting's name as the user gave it: an option, a variable, a key of the configuration."""
+    row, source = BY_NAME[name], resolved[name].source
+    if source == "configuration":
+        return f"{name} in the configuration"
+    return {"option": row.option, "environment": row.variable}.get(source, name)
 
 
 def _origin_of_plan(resolved: Mapping[str, Resolved]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from h2gen.errors import SettingError
 from h2gen.settings.table import BY_NAME, MOST_SEEDS, SEEDS
+from h2gen.wording import shown
 
 
 def random_seed() -> int:
@@ -17,30 +18,40 @@ def random_seed() -> int:
     return secrets.randbelow(2**32)
 
 
-def parse_seeds(given: Any) -> tuple[int, ...]:
+def parse_seeds(given: Any, called: str = "seed") -> tuple[int, ...] | None:
     """Seeds from ``7``, ``"1,5,10-13"`` or ``[1, 5]``, in the order given, each once.
+
+    Args:
+        given: what the user gave; ``random`` or -1, as in other programs, for a random seed.
+        called: what the caller calls it, for messages.
+
+    Returns:
+        The seeds; None for a random one.
 
     Raises:
         SettingError: it has another form, or a seed is out of range.
     """
-    refused = SettingError(f"seed is {given}; give whole numbers such as 7, or 1,5,10-13.")
+    if not isinstance(given, bool) and str(given).strip().lower() in ("-1", "random"):
+        return None
+    wrong = f"{called} is {shown(given if isinstance(given, (str, int, float)) else str(given))}"
+    refused = SettingError(f"{wrong}; give whole numbers such as 7, or 1,5,10-13, or random.")
     if isinstance(given, (bool, float)) or not str(given).strip() or given in ([], ()):
         raise refused
     ranges: list[range] = []
     total = 0
     for part in given if isinstance(given, (list, tuple)) else str(given).split(","):
-        match = re.fullmatch(r"\s*(\d{1,19})\s*(?:-\s*(\d{1,19})\s*)?", str(part), re.ASCII)
+        match = re.fullmatch(r"\s*(\d{1,1000})\s*(?:-\s*(\d{1,1000})\s*)?", str(part), re.ASCII)
         if isinstance(part, (bool, float)) or match is None:
             raise refused
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise SettingError(f"seed is {given}; {first}-{last} runs backwards, give {last}-{first}.")
+            raise SettingError(f"{wrong}; {first}-{last} runs backwards, give {last}-{first}.")
         if last >= SEEDS:
-            raise SettingError(f"seed is {given}; give whole numbers from 0 to {SEEDS - 1}.")
+            raise SettingError(f"{wrong}; give whole numbers from 0 to {SEEDS - 1}.")
         ranges.append(range(first, last + 1))
         total += last + 1 - first
         if total > MOST_SEEDS:
-            raise SettingError(f"seed is {given}; that is more than {MOST_SEEDS} seeds, give fewer.")
+            raise SettingError(f"{wrong}; that is more than {MOST_SEEDS} seeds, give fewer.")
     return tuple(dict.fromkeys(seed for each in ranges for seed in each))
 
 

@@ -1,4 +1,4 @@
-"""Sizes of pictures: ``1024x768``, or a ratio such as ``16:9``."""
+"""Sizes of pictures: ``1024x768``, ``1024`` for a square, or a ratio such as ``16:9``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from h2gen.models.defaults import ModelDefaults
 
 
-def parse_size(text: str, defaults: ModelDefaults) -> tuple[int, int, str | None]:
+def parse_size(text: str, defaults: ModelDefaults, called: str = "size") -> tuple[int, int, str | None]:
     """Width and height from ``1024x768``, or from a ratio such as ``16:9`` with the area of the model's default.
+
+    Args:
+        text: either, or one number for both sides.
+        defaults: of the model.
+        called: what the caller calls it, for messages.
 
     Returns:
         Width, height, and a notice if the size had to be rounded to a multiple that the model needs.
@@ -26,11 +31,14 @@ def parse_size(text: str, defaults: ModelDefaults) -> tuple[int, int, str | None
     multiple = defaults.size_multiple
     pixels = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text)
     ratio = re.fullmatch(r"\s*(\d{1,5}(?:\.\d{1,5})?)\s*:\s*(\d{1,5}(?:\.\d{1,5})?)\s*", text)
-    if pixels:
-        wide, high = int(pixels[1]), int(pixels[2])
+    square = re.fullmatch(r"\s*(\d{1,9})\s*", text)
+    if found := pixels or square:
+        wide, high = int(found[1]), int(found[found.re.groups])
         width, height = (int(side / multiple + 0.5) * multiple for side in (wide, high))
         if not 0 < width <= LARGEST_SIDE or not 0 < height <= LARGEST_SIDE:
-            raise SettingError(f"size is {shown(text)}; each side must be from {multiple} to {LARGEST_SIDE} pixels.")
+            raise SettingError(
+                f"{called} is {shown(text)}; each side must be from {multiple} to {LARGEST_SIDE} pixels."
+            )
         rounded = (width, height) != (wide, high)
         notice = f"{wide}x{high} is not a multiple of {multiple}: making {width}x{height}." if rounded else None
         return width, height, notice
@@ -41,4 +49,4 @@ def parse_size(text: str, defaults: ModelDefaults) -> tuple[int, int, str | None
         height = round(math.sqrt(area / shape) / multiple) * multiple
         if 0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE:
             return width, height, None
-    raise SettingError(f"size is {shown(text)}; give pixels such as 1024x768, or a ratio such as 16:9.")
+    raise SettingError(f"{called} is {shown(text)}; give pixels such as 1024x768, or a ratio such as 16:9.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from h2gen.cache.config import POLICIES, RULES, CacheConfig
 from h2gen.checks import Rule
 from h2gen.models.choices import DTYPES, OFFLOADS, SOLVERS
+from h2gen.models.defaults import ModelDefaults
 
 LARGEST_SIDE = 8192
 """Pixels. Above it even a tiled decoder needs more memory than any one GPU has."""
@@ -23,8 +24,10 @@ LONGEST_PROMPT = 100_000
 """Characters; no text encoder reads more than a few hundred words of it."""
 FORMATS = ("png", "jpg", "webp")
 
-PICTURE, CACHE, MODEL, OUTPUT, BATCH = "Picture", "Cache", "Model", "Output", "Batch"
-"""Sections of the help."""
+BATCH, MEASURING, PICTURE, SPEED, DETAILS = "Batch", "Measuring", "Picture", "Speed", "Picture, in detail"
+MODEL, OUTPUT, CACHE = "Model", "Output", "Cache"
+SECTIONS = (BATCH, MEASURING, PICTURE, SPEED, DETAILS, MODEL, OUTPUT, CACHE)
+"""Sections of the help, in its order: what is used most comes first."""
 
 _MAKING = ("generate", "batch", "replay", "shell")
 _MEASURING = ("compare", "frontier", "tune")
@@ -39,7 +42,7 @@ class Setting:
         name: with underscores; the option has dashes.
         help: one line of ``--help``.
         rule: what it may be.
-        section: of the help.
+        section: of the help, one of ``SECTIONS``.
         commands: those that have the option.
         short: its short option, such as ``-n``.
         metavar: what the help shows for its value, if the type does not say enough.
@@ -89,6 +92,15 @@ class Setting:
         return f"H2GEN_{self.name.upper()}"
 
     @property
+    def otherwise(self) -> str:
+        """What the help and the docs call its value if none is given; empty if there is none."""
+        if self.of_cache:
+            return "the preset's"
+        if self.name == "size" or self.name in _OF_MODEL:
+            return "the model's"
+        return "random" if self.name == "seed" else str(self.default or "")
+
+    @property
     def of_cache(self) -> bool:
         """Whether it is a field of ``CacheConfig``."""
         return self.name in RULES
@@ -117,7 +129,7 @@ class Setting:
 def _picture(name: str, help: str, rule: Rule, **more: Any) -> Setting:
     """A row of the picture itself that can be given everywhere."""
     places = {"lasting": True, "per_prompt": True, "in_shell": True, "in_picture": True}
-    return Setting(name, help, rule, PICTURE, **{**places, **more})
+    return Setting(name, help, rule, **{"section": PICTURE, **places, **more})
 
 
 def _cache(name: str, help: str, **more: Any) -> Setting:
@@ -129,7 +141,7 @@ def _cache(name: str, help: str, **more: Any) -> Setting:
 
 def _goal(name: str, help: str, rule: Rule) -> Setting:
     """A row that makes a profile choose settings."""
-    return Setting(name, help, rule, CACHE, commands=("generate", "batch", "shell"), in_shell=True, is_setting=False)
+    return Setting(name, help, rule, SPEED, commands=("generate", "batch", "shell"), in_shell=True, is_setting=False)
 
 
 def _behaviour(name: str, help: str, rule: Rule, section: str = OUTPUT, **more: Any) -> Setting:
@@ -137,10 +149,11 @@ def _behaviour(name: str, help: str, rule: Rule, section: str = OUTPUT, **more: 
     return Setting(name, help, rule, section, **{"is_setting": False, **more})
 
 
+_OF_MODEL = {each.name for each in fields(ModelDefaults)}
 _text = Rule(str, longest=LONGEST_PROMPT)
 _scale = Rule(float, 0, 1000)
 _side = Rule(int, 1, LARGEST_SIDE)
-_speedup = Rule(float, above=1, most=1000, advice="give a number above 1, such as 2")
+_speedup = Rule(float, above=1, most=1000, advice="give a number above 1, such as 2", unit="x")
 _fidelity = Rule(float, above=0, most=1, advice="give an SSIM above 0 and up to 1, such as 0.95")
 
 TABLE = (
@@ -162,28 +175,43 @@ TABLE = (
         short="-n",
         per_prompt=True,
     ),
-    _behaviour("batch_size", "Pictures per batch.", Rule(int, 1), PICTURE, commands=("generate", "batch")),
-    _picture("size", "1024x768, or a ratio such as 16:9.", Rule(str), metavar="SIZE", in_picture=False),
+    _behaviour("batch_size", "Pictures per batch.", Rule(int, 1), DETAILS, commands=("generate", "batch")),
+    _picture(
+        "size",
+        "1024x768, a ratio such as 16:9, or one number for a square.",
+        Rule(str),
+        metavar="SIZE",
+        in_picture=False,
+    ),
     Setting("width", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
     Setting("height", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
     _picture("steps", "Denoising steps.", Rule(int, 1, MOST_STEPS), short="-s"),
     _picture(
         "solver",
-        "own (the model's), unipc, or heun (two passes per step).",
-        Rule(str, choices=tuple(SOLVERS)),
+        "own (the model's: Euler), unipc, or heun (two passes per step).",
+        Rule(str, choices=tuple(SOLVERS), aliases={"euler": "own", "default": "own"}),
+        section=DETAILS,
         commands=_MAKING,
         default="own",
         later=True,
     ),
-    _picture("guidance", "Distilled guidance scale.", _scale),
-    _picture("cfg", "True guidance scale, two passes per step; 1 is off.", _scale),
-    _picture("negative", "What to steer away from; needs --cfg.", _text, label="The negative prompt", default=""),
-    _picture("max_sequence_length", "Prompt tokens that the model sees.", Rule(int, 1, MOST_TOKENS)),
+    _picture("guidance", "Distilled guidance scale.", _scale, section=DETAILS),
+    _picture("cfg", "True guidance scale, two passes per step; 1 is off.", _scale, section=DETAILS),
+    _picture(
+        "negative",
+        "What to steer away from; needs --cfg.",
+        _text,
+        section=DETAILS,
+        label="The negative prompt",
+        default="",
+    ),
+    _picture("max_sequence_length", "Prompt tokens that the model sees.", Rule(int, 1, MOST_TOKENS), section=DETAILS),
     Setting(
         "preset",
         "A preset's name or file; see 'h2gen presets'.",
         Rule(str),
-        CACHE,
+        SPEED,
+        metavar="NAME",
         commands=(*_MAKING, "compare"),
         default="balanced",
         lasting=True,
@@ -214,7 +242,7 @@ TABLE = (
         "no_cache",
         "Plain diffusers, without the cache.",
         Rule(bool),
-        CACHE,
+        SPEED,
         commands=_MAKING,
         per_prompt=True,
         in_shell=True,
@@ -234,14 +262,24 @@ TABLE = (
         "model",
         "Alias, hub id, folder, .safetensors or .gguf; see 'h2gen models'.",
         Rule(str),
-        MODEL,
+        PICTURE,
         short="-m",
-        helps={"bench": "The model to measure (tiny)."},
+        metavar="NAME",
+        helps={"bench": "The model to measure."},
         default="tiny",
         lasting=True,
     ),
-    Setting("base", "Model that supplies the rest of a single-file checkpoint.", Rule(str), MODEL, lasting=True),
-    Setting("device", "auto, cpu, cuda, cuda:1, mps, xpu.", Rule(str), MODEL, default="auto", lasting=True),
+    Setting(
+        "base",
+        "Model that supplies the rest of a single-file checkpoint.",
+        Rule(str),
+        MODEL,
+        metavar="NAME",
+        lasting=True,
+    ),
+    Setting(
+        "device", "auto, cpu, cuda, cuda:1, mps, xpu.", Rule(str), MODEL, metavar="NAME", default="auto", lasting=True
+    ),
     Setting(
         "dtype",
         "auto, bf16, fp16, fp32.",
@@ -262,9 +300,10 @@ TABLE = (
         "out",
         "A folder, or a .png, .jpg or .webp file.",
         Rule(str),
-        OUTPUT,
+        PICTURE,
         commands=(*_MAKING, "compare"),
         short="-o",
+        metavar="PATH",
         helps=dict.fromkeys(("batch", "shell", "compare"), "Folder for the pictures."),
         default=".",
         lasting=True,

@@ -28,14 +28,17 @@ def user_defaults(environ: Mapping[str, str] = os.environ) -> Layers:
     """What the user has set permanently, the environment before the configuration.
 
     Raises:
-        SettingError: a value is of the wrong type, or the configuration cannot be read.
+        SettingError: a value cannot be used, or the configuration cannot be read.
     """
     return [("environment", _environment(environ)), ("configuration", _configuration(config_file()))]
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
     texts = {name: environ.get(row.variable) for name, row in USER_DEFAULTS.items()}
-    return {name: USER_DEFAULTS[name].parse(text, USER_DEFAULTS[name].variable) for name, text in texts.items() if text}
+    values = {
+        name: USER_DEFAULTS[name].parse(text, USER_DEFAULTS[name].variable) for name, text in texts.items() if text
+    }
+    return {name: USER_DEFAULTS[name].check(value, USER_DEFAULTS[name].variable) for name, value in values.items()}
 
 
 def _configuration(path: Path) -> dict[str, Any]:
@@ -46,11 +49,10 @@ def _configuration(path: Path) -> dict[str, Any]:
         data = read_toml(path)
     except ValueError as error:
         raise SettingError(f"{where} cannot be used: {error}.") from error
-    for key, value in data.items():
+    for key in data:
         if key not in USER_DEFAULTS:
             raise SettingError(
                 f"{where} has an unknown key {shown(key)}{did_you_mean(key, USER_DEFAULTS)} "
                 f"Known keys: {', '.join(USER_DEFAULTS)}."
             )
-        USER_DEFAULTS[key].rule.check_kind(f"{where}: {key}", value)
-    return data
+    return {key: USER_DEFAULTS[key].check(value, f"{where}: {key}") for key, value in data.items()}

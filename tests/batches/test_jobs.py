@@ -181,7 +181,7 @@ def test_a_picture_is_named_by_its_entry_or_the_run(entry: Any, given: Any, name
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"seed": "x"}, "seed is x"),
+        ({"seed": "x"}, "seed is 'x'"),
         ({"seed": "1,2", "count": 2}, "one seed, or no count"),
         ({"count": 0}, "count is 0"),
         ({"name": "{sed}"}, "did you mean 'seed'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 from h2gen import __version__
 from h2gen.cli.app import run
+from h2gen.cli.commands import COMMANDS
 from h2gen.models.catalogue import BUNDLED
 
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "yaml", "numpy", "huggingface_hub")
@@ -17,7 +19,7 @@ HEAVY = ("torch", "diffusers", "transformers", "PIL", "yaml", "numpy", "huggingf
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["presets"], ["presets", "show", "paper"], ["a cat", "--dry-run"], [""], []],
+    [["--help"], ["--version"], ["presets"], ["presets", "paper"], ["help", "batch"], ["a cat", "--dry-run"], [""], []],
 )
 def test_what_needs_no_model_loads_neither_torch_nor_pil(arguments: list[str]) -> None:
     code = (
@@ -28,18 +30,54 @@ def test_what_needs_no_model_loads_neither_torch_nor_pil(arguments: list[str]) -
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_help_shows_the_options_of_the_command_without_a_name_and_the_commands(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["a cat", "-h"], ["--preset", "fast", "--help"]])
+def test_help_shows_the_commands_and_then_the_options_by_how_often_they_are_used(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["--help"]) == 0
+    assert run(arguments) == 0
     out = capsys.readouterr().out
-    for words in ("--tau1", "--preset", "--dry-run", "presets", "models", "bench", "--version"):
-        assert words in out
+    words = [
+        "Commands:\n",
+        "  batch ",
+        "  bench ",
+        "  --seed ",
+        "-m, --model ",
+        "-o, --out ",
+        "  --preset ",
+        "  --cfg ",
+    ]
+    words += ["  --dtype ", "  --dry-run ", "  --tau1 ", "  --version "]
+    places = [out.index(word) for word in words]
+    assert places == sorted(places)
+    assert out.count("Usage:") == out.count("\nOptions:") == out.count("-h, --help") == 1
 
 
-def test_alone_it_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_whole_at_every_width_and_names_no_types(
+    command: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert run([*command.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "<" not in out and "{FILE" not in out
+    assert not [line for line in out.splitlines() if re.match(r"  [a-z]+ .*\.\.\.$", line)]
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["help", "batch"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: h2gen batch [OPTIONS] FILE...\n")
+    assert run(["help", "presets", "show"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: h2gen presets show [OPTIONS] NAME\n")
+    assert run(["help", "btach"]) == 2
+    assert "There is no command 'btach'; did you mean 'batch'?" in capsys.readouterr().err
+
+
+def test_alone_it_shows_in_a_few_lines_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([]) == 0
-    assert "--tau1" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) < 12
+    assert 'h2gen "a cat"' in out and "h2gen help COMMAND" in out
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,8 +92,9 @@ def test_presets_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in out
 
 
-def test_presets_show_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["presets", "show", "paper"]) == 0
+@pytest.mark.parametrize("words", [["show", "paper"], ["paper"]])
+def test_presets_show_prints_the_file(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["presets", *words]) == 0
     assert "tau1 = 0.15" in capsys.readouterr().out
 
 

@@ -143,7 +143,7 @@ def test_a_prompt_file_from_stdin(here: Path) -> None:
 
 
 BAD: list[tuple[list[str], str]] = [
-    (["batch"], "Missing argument"),
+    (["batch"], "See 'h2gen batch --help'"),
     (["batch", "gone.txt"], "gone.txt: there is no such file"),
     (["batch", "a cat"], "leave out the word 'batch'"),
     (["batch", "p.txt", "-o", "a.png"], "a batch needs a folder"),
@@ -156,9 +156,9 @@ BAD: list[tuple[list[str], str]] = [
     (["batch", "p.txt", "--gpus", "7"], "'cuda:7' is not available"),
     (["batch", "p.txt", "--gpus", "0,,1"], "give all, or numbers"),
     (["batch", "p.txt", "--gpus", "zero"], "no device 'zero'"),
-    (["batch", "p.txt", "--steps", "0"], "steps is 0"),
+    (["batch", "p.txt", "--steps", "0"], "--steps is 0"),
     (["batch", "p.txt", "--model", "nonesuch"], "no model called"),
-    (["batch", "p.txt", "--format", "gif"], "format is 'gif'"),
+    (["batch", "p.txt", "--format", "gif"], "--format 'gif' is not supported"),
     (["batch", "bad.jsonl", "p.txt"], "bad.jsonl:2: steps is 'x'"),
 ]
 

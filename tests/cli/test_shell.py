@@ -79,7 +79,7 @@ def test_lines_from_a_pipe_are_prompts_and_commands(here: Path) -> None:
         (":seed", "seed needs a value"),
         (":seed x", "seed is"),
         (":again", "no picture yet"),
-        (":set format gif", "format is 'gif'"),
+        (":set format gif", "format 'gif' is not supported"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_shell_goes_on(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,9 +109,9 @@ def test_what_fails_in_a_pipe_is_told_by_the_exit_status(here: Path) -> None:
     ("arguments", "words"),
     [
         (["-o", "a.png"], "a shell needs a folder"),
-        (["--seed", "x"], "seed is x"),
+        (["--seed", "x"], "--seed is 'x'"),
         (["--seed", "1-3"], "one seed at a time"),
-        (["--steps", "0"], "steps is 0"),
+        (["--steps", "0"], "--steps is 0"),
     ],
 )
 def test_what_it_cannot_start_with_is_one_line(here: Path, arguments: list[str], words: str) -> None:

@@ -83,5 +83,9 @@ def test_a_model_that_is_not_of_flows_is_refused() -> None:
 
 
 def test_an_unknown_solver_is_told_with_those_there_are(tiny: Any) -> None:
-    with pytest.raises(SettingError, match="solver is 'euler'; choose own, unipc or heun"):
-        tiny.settings("a cat", solver="euler")
+    with pytest.raises(SettingError, match="solver 'dpm' is not supported; choose own, unipc or heun"):
+        tiny.settings("a cat", solver="dpm")
+
+
+def test_eulers_is_the_models_own(tiny: Any) -> None:
+    assert tiny.settings("a cat", solver="euler").solver == tiny.settings("a cat", solver="default").solver == "own"

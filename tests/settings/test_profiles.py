@@ -209,7 +209,7 @@ GOOD = to_toml(Profile(Path("x"), HERE, CURVE, {"pictures": 3}))
         ('plan = "FF', 'plan = "F', "choice 1: plan is for 19 steps, and steps is 20"),
         ("speedup = 6.0", "speedup = 1e300", "speedup is 1e+300; give a number from"),
         ("ssim_mean = 0.8", "ssim_mean = 1.5", "ssim_mean is 1.5; give a number from -1 to 1"),
-        ('solver = "own"', 'solver = "euler"', "choice 1: solver is 'euler'"),
+        ('solver = "own"', 'solver = "dpm"', "choice 1: solver 'dpm' is not supported"),
         ("tau1 = 0.0", "tau1 = -1.0", "choice 1: tau1 is -1"),
         ("tau1 = 0.0\n", "", "cache lacks tau1"),
         ("tau1 = 0.0", "tau3 = 0.0", "cache has an unknown key 'tau3'"),

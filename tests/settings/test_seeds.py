@@ -34,7 +34,9 @@ def test_seeds_come_in_the_order_given_and_once(text: Any, seeds: tuple[int, ...
     ("text", "words"),
     [
         ("", "whole numbers"),
-        ("-1", "whole numbers"),
+        ("1,-1", "whole numbers"),
+        ("-2", "whole numbers"),
+        ("99999999999999999999", f"from 0 to {SEEDS - 1}"),
         ("1,", "whole numbers"),
         ("1;2", "whole numbers"),
         ("1.5", "whole numbers"),
@@ -83,6 +85,12 @@ def test_a_count_goes_on_from_one_seed() -> None:
 def test_a_count_that_cannot_be_is_named(seeds: tuple[int, ...] | None, count: int, words: str) -> None:
     with pytest.raises(SettingError, match=words):
         count_seeds(seeds, count)
+
+
+@pytest.mark.parametrize("text", ["-1", -1, "random", " Random "])
+def test_minus_one_and_random_mean_a_random_seed(text: Any) -> None:
+    assert parse_seeds(text) is None
+    assert len(set(choose_seeds(text, 20))) == 20
 
 
 def test_random_seeds_differ() -> None:

@@ -11,7 +11,7 @@ from h2gen.cache.config import RULES, CacheConfig
 from h2gen.cli.app import run
 from h2gen.cli.commands import COMMANDS
 from h2gen.settings.resolve import CACHE, Request
-from h2gen.settings.table import BY_NAME, TABLE
+from h2gen.settings.table import BY_NAME, SECTIONS, TABLE
 from h2gen.settings.user_defaults import USER_DEFAULTS
 from h2gen.settings.values import Settings
 
@@ -55,6 +55,13 @@ def test_every_command_has_the_options_of_its_rows_and_their_help_stands_on_one_
     lines = capsys.readouterr().out.splitlines()
     for row in TABLE:
         if command in row.commands:
-            text = next(line for line in lines if line.startswith("  -") and f"{row.option} " in line)
+            place = next(n for n, line in enumerate(lines) if line.startswith("  -") and f"{row.option} " in line)
+            text = lines[place]
             own = command == "compare" and row.name in ("tau1", "tau2", "tolerance")
-            assert own or text.endswith(row.helps.get(command, row.help)), text
+            assert own or row.helps.get(command, row.help) in text, text
+            if row.otherwise and row.help in text and not row.of_cache:
+                assert f"[default: {row.otherwise}]" in " ".join("".join(lines[place : place + 2]).split()), text
+
+
+def test_the_help_has_a_section_for_every_row() -> None:
+    assert {row.section for row in TABLE} <= set(SECTIONS)

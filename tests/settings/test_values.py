@@ -108,7 +108,8 @@ def test_settings_as_json_are_flat_and_hold_the_thresholds() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("1024x768", (1024, 768)), ("1024X768", (1024, 768)), (" 512 x 256 ", (512, 256)), ("1024×768", (1024, 768)),
+        ("1024x768", (1024, 768)), ("1024X768", (1024, 768)), (" 512 x 256 ", (512, 256)), ("768", (768, 768)),
+        ("1024×768", (1024, 768)),
         ("1:1", (1024, 1024)), ("16:9", (1360, 768)), ("2.39:1", (1584, 656)),
     ],
 )  # fmt: skip
@@ -126,8 +127,8 @@ def test_a_size_that_is_not_a_multiple_is_rounded_with_a_notice() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "big", "0x0", "0x512", "512x0", "7x7", "100000x100000", "8208x512", "-5x5", "1e3x1e3", "512", "0:1", "1:0",
-     "1:99999", "512x512x3", "nan:1"],
+    ["", "big", "0x0", "0x512", "512x0", "7x7", "100000x100000", "8208x512", "-5x5", "1e3x1e3", "0", "51.2", "0:1",
+     "1:0", "1:99999", "512x512x3", "nan:1"],
 )  # fmt: skip
 def test_a_size_that_is_nothing_zero_or_huge_is_refused(text: str) -> None:
     with pytest.raises(SettingError, match="size is"):

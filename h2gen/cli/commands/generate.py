@@ -40,7 +40,7 @@ def generate(
 ) -> None:
     """Make a picture with a Flux model, and show which blocks H2-Cache ran at each step.
 
-    Example: h2gen "a cat" --tau1 0.08 --tau2 0.2
+    Example: h2gen "a cat" --seed 7 --size 16:9 --out cat.png
     """
     # Imported here and below, and not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, say

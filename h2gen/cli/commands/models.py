@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
+from h2gen.cli import completion
+from h2gen.cli.help import Command, Group
 from h2gen.errors import ModelError
 
 app = typer.Typer(
-    rich_markup_mode=None, help="List the known models, or print the folder of one.", invoke_without_command=True
+    cls=Group,
+    rich_markup_mode=None,
+    help="List the known models, or print the folder of one.",
+    invoke_without_command=True,
 )
 
 
@@ -41,8 +46,12 @@ def _list(ctx: typer.Context) -> None:
     stdout().print(table)
 
 
-@app.command("path")
-def path(name: Annotated[str, typer.Argument(help="An alias, such as dev.", metavar="NAME")]) -> None:
+@app.command("path", cls=Command)
+def path(
+    name: Annotated[
+        str, typer.Argument(help="An alias, such as dev.", metavar="NAME", autocompletion=completion.models)
+    ],
+) -> None:
     """Print a model's folder."""
     from h2gen.models import CATALOGUE, local_path, resolve
 

@@ -6,13 +6,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from h2gen.cli import completion
+from h2gen.cli.help import Command, Group
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
     from h2gen.cache.config import CacheConfig
 
 app = typer.Typer(
-    rich_markup_mode=None, help="List the presets, or print one.", invoke_without_command=True, no_args_is_help=False
+    cls=Group,
+    rich_markup_mode=None,
+    help="List the presets, or print one.",
+    invoke_without_command=True,
+    no_args_is_help=False,
 )
 
 
@@ -49,8 +55,12 @@ def _list(ctx: typer.Context) -> None:
     stdout().print(table)
 
 
-@app.command("show")
-def show(name: Annotated[str, typer.Argument(help="A preset's name or file.", metavar="NAME")]) -> Any:
+@app.command("show", cls=Command)
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A preset's name or file.", metavar="NAME", autocompletion=completion.presets)
+    ],
+) -> Any:
     """Print a preset's file."""
     from h2gen.settings import presets
 

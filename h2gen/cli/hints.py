@@ -1,0 +1,186 @@
+"""What wrong usage probably meant: unknown options, commands of other tools, prompts without quotes."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from typing import Any
+
+import typer
+
+from h2gen.cli.commands import COMMANDS
+from h2gen.settings.synonyms import meant
+from h2gen.settings.table import BY_NAME
+from h2gen.wording import did_you_mean, printable
+
+_SERVER = (
+    "h2gen has no server and no page for a browser; 'h2gen shell' keeps the model loaded and reads prompts from a pipe."
+)
+_LEAVE_OUT = 'A picture needs no command: h2gen "a cat".'
+_DOWNLOAD = (
+    "A model is downloaded for the first picture that you make with it; 'h2gen models' lists them, "
+    "'h2gen models path dev' prints where one is."
+)
+_ACCOUNT = "Models that need an account are downloaded with the login of 'hf auth login', or with HF_TOKEN."
+_OTHER_TOOLS = {
+    **dict.fromkeys(["serve", "server", "api", "web", "webui", "ui", "gui", "app", "launch", "start"], _SERVER),
+    **dict.fromkeys(["download", "pull", "fetch", "install", "add", "get"], _DOWNLOAD),
+    **dict.fromkeys(["login", "logout", "auth"], _ACCOUNT),
+    **dict.fromkeys(["list", "ls"], "'h2gen models' lists the models, and 'h2gen presets' the presets."),
+    **dict.fromkeys(
+        ["config", "configure", "settings", "set", "setup", "init"],
+        "Settings are kept in a file or as H2GEN_...: see docs/options.md; 'h2gen \"a cat\" --dry-run' shows them.",
+    ),
+    **dict.fromkeys(
+        ["doctor", "diagnose", "env", "status", "check", "debug"],
+        "'h2gen \"a cat\" --dry-run' shows all settings, and 'h2gen bench' measures this machine.",
+    ),
+    "version": "The version is printed by 'h2gen --version'.",
+    **dict.fromkeys(
+        ["update", "upgrade", "uninstall", "remove"],
+        "h2gen is a Python package: pip installs, upgrades and removes it.",
+    ),
+    **dict.fromkeys(
+        ["run", "gen", "create", "make", "paint", "draw", "imagine", "txt2img", "t2i", "text2image", "predict"],
+        _LEAVE_OUT,
+    ),
+    **dict.fromkeys(
+        ["edit", "img2img", "i2i", "inpaint", "outpaint"],
+        "h2gen makes pictures from text only; in Python, h2gen.h2_cache(pipe) speeds up other pipelines too.",
+    ),
+    **dict.fromkeys(["quit", "exit"], "Nothing is running; :quit leaves 'h2gen shell'."),
+}
+"""What to do instead of a command that other tools have, and h2gen does not."""
+
+_PIPELINE = "in Python, set it up on a pipeline of your own and use h2gen.h2_cache(pipe)"
+_QUANTIZED = "give a file that is quantized already: --model FILE.gguf --base dev"
+_NOT_YET = {
+    **dict.fromkeys(
+        ["lora", "loras", "lora-weights", "lora-path", "lora-paths", "lora-scale", "lora-scales"], _PIPELINE
+    ),
+    **dict.fromkeys(
+        ["vae", "text-encoder", "text-encoder-2", "clip", "clip-l", "t5", "t5xxl", "te1", "te2"], _PIPELINE
+    ),
+    **dict.fromkeys(
+        [
+            "image",
+            "init-image",
+            "input-image",
+            "image-path",
+            "img2img",
+            "i2i",
+            "strength",
+            "image-strength",
+            "denoise",
+            "mask",
+            "mask-image",
+            "reference",
+            "control-image",
+            "controlnet",
+            "control",
+            "ip-adapter",
+            "compile",
+            "torch-compile",
+        ],
+        _PIPELINE,
+    ),
+    **dict.fromkeys(
+        [
+            "fp8",
+            "nf4",
+            "int8",
+            "int4",
+            "4bit",
+            "8bit",
+            "quantize",
+            "quant",
+            "quantization",
+            "load-in-4bit",
+            "load-in-8bit",
+        ],
+        _QUANTIZED,
+    ),
+    **dict.fromkeys(["port", "host", "listen", "share", "serve"], "'h2gen shell' reads prompts from a pipe"),
+    **dict.fromkeys(
+        ["upscale", "upscaler", "hires", "hires-fix", "open", "preview", "show", "eta", "style", "clip-skip"], ""
+    ),
+}
+"""Options that people try and that h2gen does not have, each with another way, or an empty text."""
+_CLOSE = 0.75
+"""Likeness of a misspelt option to the one that is meant."""
+
+
+def other_tools(word: str) -> str | None:
+    """What to do instead of a command of other tools; None if the word is none of those."""
+    if word not in _OTHER_TOOLS:
+        return None
+    return f"There is no command {word!r}. {_OTHER_TOOLS[word]} To make a picture of the word: h2gen -- {word}"
+
+
+def no_command(word: str) -> str:
+    """What to say of ``h2gen help WORD``."""
+    return f"There is no command {printable(word)!r}{did_you_mean(word, COMMANDS)} See 'h2gen --help'."
+
+
+def explained(error: typer.TyperException) -> str:
+    """The message for wrong usage that typer has found, with the command whose help says more."""
+    context: Any = getattr(error, "ctx", None)
+    if context is None:
+        return f"{error.format_message().rstrip('.')}. See 'h2gen --help'."
+    message = error.format_message().rstrip(".")
+    parameter: Any = getattr(error, "param", None)
+    if hasattr(error, "possibilities"):
+        message = _unknown_option(error.option_name, context)  # type: ignore[attr-defined]
+    elif parameter is not None and not error.message:
+        message = f"{parameter.metavar or parameter.name} is missing: {parameter.help.rstrip('.')}"
+    end = "" if message.endswith("?") else "."
+    return f"{message}{end} See '{_path(context)} --help'."
+
+
+def too_many(words: list[str], context: Any) -> str:
+    """The message for arguments that a command does not take."""
+    path, prompt = _path(context), context.params.get("prompt")
+    if prompt is None:
+        return f"'{path}' does not take {shlex.quote(printable(words[0]))}. See '{path} --help'."
+    close = did_you_mean(prompt, COMMANDS)
+    if context.info_name == "generate" and " " not in prompt and close != ".":
+        return (
+            f'There is no command {printable(prompt)!r}{close} A prompt of several words needs quotes: {path} "a cat"'
+        )
+    whole = " ".join([prompt, *words])
+    plain = all(char.isalnum() or char in " ,.-" for char in whole)
+    return f"Put the prompt in quotes: {path} " + (f'"{whole}"' if plain else shlex.quote(printable(whole)))
+
+
+def _path(context: Any) -> str:
+    return str(context.command_path).removesuffix(" generate")
+
+
+def _options(command: Any) -> dict[str, str]:
+    """The long options of a command by the names of their settings."""
+    return {each.name: each.opts[0] for each in command.params if each.param_type_name == "option"}
+
+
+def _unknown_option(option: str, context: Any) -> str:
+    name, shown = option.lstrip("-"), printable(option)
+    known = _options(context.command)
+    said = f"There is no option {shown}"
+    if "prompt_option" in known and meant(name) == "prompt":
+        return f"{said}; use --prompt"
+    found = meant(name, tuple(known))
+    if found == "size" and meant(name) != "size":
+        return f"{said}; use --size WIDTHxHEIGHT, such as --size 1024x768"
+    if found is not None:
+        return f"{said}; use {known[found]}"
+    if name.lower() in _NOT_YET and name not in BY_NAME:
+        other = _NOT_YET[name.lower()]
+        return f"There is no {shown} yet" + (f"; {other}" if other else "")
+    close = difflib.get_close_matches(option, known.values(), n=1, cutoff=_CLOSE)
+    if close:
+        return f"{said}; did you mean {close[0]}?"
+    root = context.find_root().command
+    others = [each for each, command in root.commands.items() if option in _options(command).values()]
+    others = ["h2gen" if each == "generate" else f"h2gen {each}" for each in others]
+    if others:
+        return f"{said} here; it belongs to {' and '.join(map(repr, others[:2]))}"
+    return said

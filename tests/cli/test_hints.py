@@ -1,0 +1,112 @@
+"""Wrong usage ends in one line that says what to type instead, and nothing is made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from h2gen.cli.app import run
+
+HINTS: list[tuple[list[str], str]] = [
+    (["a", "cat"], 'Put the prompt in quotes: h2gen "a cat"'),
+    (["a", 'cat"s', "--steps", "2"], "Put the prompt in quotes: h2gen 'a cat\"s'"),
+    (["compare", "a", "cat"], 'Put the prompt in quotes: h2gen compare "a cat"'),
+    (["batc", "prompts.txt"], "There is no command 'batc'; did you mean 'batch'?"),
+    (["bathc", "x.txt"], "There is no command 'bathc'; did you mean 'batch'?"),
+    (["replay", "a.png", "b.png"], "'h2gen replay' does not take b.png. See 'h2gen replay --help'."),
+    (["batch"], "FILE... is missing: Prompts as .txt, .yaml or .jsonl; - reads stdin. See 'h2gen batch --help'."),
+    (["info"], "PICTURE... is missing: Pictures, or their .toml sidecars. See 'h2gen info --help'."),
+    (["presets", "show"], "NAME is missing: A preset's name or file. See 'h2gen presets show --help'."),
+    (["presets", "balanecd"], "There is no preset 'balanecd'; did you mean 'balanced'?"),
+    (["presets", "--foo"], "There is no option --foo. See 'h2gen presets --help'."),
+    (["x", "--seed"], "Option '--seed' requires an argument. See 'h2gen --help'."),
+    # Options, by what they mean elsewhere, by spelling, by the command that has them
+    (["x", "--width", "512"], "There is no option --width; use --size WIDTHxHEIGHT, such as --size 1024x768."),
+    (["x", "--height=512"], "There is no option --height; use --size WIDTHxHEIGHT"),
+    (["x", "--num-inference-steps", "3"], "There is no option --num-inference-steps; use --steps. See 'h2gen --help'."),
+    (["x", "--num_images", "3"], "There is no option --num_images; use --count."),
+    (["x", "--output-dir", "a"], "There is no option --output-dir; use --out."),
+    (["x", "--negative-prompt", "a"], "There is no option --negative-prompt; use --negative."),
+    (["x", "--guidance-scale", "3"], "There is no option --guidance-scale; use --guidance."),
+    (["batch", "x", "--sampler", "a"], "There is no option --sampler; use --solver. See 'h2gen batch --help'."),
+    (["x", "--stpes", "3"], "There is no option --stpes; did you mean --steps? See 'h2gen --help'."),
+    (["x", "--shard", "1/2"], "There is no option --shard here; it belongs to 'h2gen batch'. See 'h2gen --help'."),
+    (["tune", "--speedup", "2"], "There is no option --speedup here; it belongs to 'h2gen' and 'h2gen batch'."),
+    (["x", "--lora", "a"], "There is no --lora yet; in Python, set it up on a pipeline of your own"),
+    (["x", "--vae", "a"], "There is no --vae yet; in Python"),
+    (["x", "--image", "a.png"], "There is no --image yet; in Python"),
+    (["x", "--compile"], "There is no --compile yet; in Python"),
+    (["x", "--fp8"], "There is no --fp8 yet; give a file that is quantized already"),
+    (["x", "--quantize", "nf4"], "There is no --quantize yet; give a file that is quantized already"),
+    (["x", "--upscale", "2"], "There is no --upscale yet. See 'h2gen --help'."),
+    (["x", "--foo"], "There is no option --foo. See 'h2gen --help'."),
+    # Commands of other tools
+    (["serve", "--port", "80"], "There is no command 'serve'. h2gen has no server"),
+    (
+        ["download", "dev"],
+        "prints where one is. To make a picture of the word: h2gen -- download",
+    ),
+    (
+        ["login"],
+        "are downloaded with the login of 'hf auth login'",
+    ),
+    (["list"], "'h2gen models' lists the models"),
+    (["version"], "The version is printed by 'h2gen --version'."),
+    (["quit"], ":quit leaves 'h2gen shell'."),
+    # Values
+    (["x", "--steps", "abc"], "--steps is 'abc'; give a whole number from 1 to 10000."),
+    (["x", "--steps", "0"], "--steps is 0; give a whole number from 1 to 10000."),
+    (["x", "--guidance", "hot"], "--guidance is 'hot'; give a number from 0 to 1000."),
+    (["x", "--tau1", "0.05,0.1"], "--tau1 is '0.05,0.1'; give a number from 0 (off) upwards, such as 0.15."),
+    (["x", "--speedup", "fast"], "--speedup is 'fast'; give a number above 1, such as 2."),
+    (["x", "--seed", ""], "--seed is ''; give whole numbers such as 7, or 1,5,10-13, or random."),
+    (["x", "--seed", "99999999999999999999"], "give whole numbers from 0 to 9223372036854775807."),
+    (["x", "--size", "big"], "--size is 'big'; give pixels such as 1024x768, or a ratio such as 16:9."),
+    (["x", "--solver", "dpm"], "--solver 'dpm' is not supported; choose own, unipc or heun."),
+    (["x", "--offload", "gpu"], "--offload 'gpu' is not supported; choose none, model, group, sequential or auto."),
+    (["x", "--preset", "./nope.toml"], "Preset 'nope.toml' cannot be used: "),
+    (["compare", "x", "--repeat", "n"], "--repeat is 'n'; give a whole number"),
+    (["bench", "--steps", "3"], "--steps is 3; give a whole number from 5 to 1000."),
+    (["batch", "x.txt", "--shard", "17/16"], "--shard is '17/16'; give a part and the number of parts, such as 3/16."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), HINTS, ids=[" ".join(arguments) for arguments, _ in HINTS])
+def test_wrong_usage_is_one_line_that_says_what_to_type(
+    arguments: list[str], words: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "x.txt").write_text("a cat\n")
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1
+    assert words in err
+    assert os.listdir(here) == ["x.txt"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("H2GEN_SIZE", "big", "H2GEN_SIZE is 'big'; give pixels"),
+        ("H2GEN_STEPS", "0", "H2GEN_STEPS is 0; give a whole number from 1 to 10000."),
+        ("H2GEN_DTYPE", "fp8", "H2GEN_DTYPE 'fp8' is not supported; choose"),
+    ],
+)
+def test_a_wrong_variable_is_named_as_it_was_set(
+    variable: str, value: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert run(["a cat", "--dry-run"]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--seed -1", "--size 96", "--solver euler", "--solver default"])
+def test_what_other_tools_take_is_understood(words: str) -> None:
+    assert run(["a cat", "--dry-run", *words.split()]) == 0
+
+
+def test_a_word_that_is_a_command_elsewhere_can_be_a_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--", "serve"], ["-p", "serve"]):
+        assert run(["--dry-run", *words]) == 0
+        assert "serve" in capsys.readouterr().out
