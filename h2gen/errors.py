@@ -1,10 +1,14 @@
-"""All errors that h2gen raises on purpose.
+"""All errors that h2gen raises on purpose, and its warning about prompts.
 
 A message says what was given, what is wrong with it and what to do next, in one line; the command line prints it
 unchanged. ``exit_code`` is the command line's exit status.
 """
 
 from __future__ import annotations
+
+
+class PromptWarning(UserWarning):
+    """A part of a prompt is not read, or is read as plain words where it was meant otherwise."""
 
 
 class H2GenError(Exception):

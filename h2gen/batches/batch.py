@@ -18,6 +18,7 @@ from h2gen.batches.pool import Pool
 from h2gen.batches.queue import JobQueue, QueuedJob
 from h2gen.batches.result import BatchFailure, BatchPicture
 from h2gen.batches.stop import Stop
+from h2gen.batches.truncated import Truncated
 from h2gen.errors import DeviceError, OutputError, RunError
 from h2gen.files import write_whole
 from h2gen.models.catalogue import model_name
@@ -178,17 +179,27 @@ class Batch:
                 queued.tiled,
             )
 
+        truncated = Truncated(observer.remark)
+
+        def keep(queued: QueuedJob, made: PictureMade) -> Path:
+            path = self._keep(queued, made)
+            truncated.add(queued.job, made.unread)
+            return path
+
         queue = JobQueue(
             ((id, job) for id, job in self if id not in self._done),
             tally,
             task_of=task_of,
-            keep=self._keep,
+            keep=keep,
             give_up=self._give_up,
             observer=observer,
             batch_size=options.batch_size,
         )
         with Pool(model, [str(device) for device in self._devices[: tally.left]]) as pool:
-            queue.run(pool, stop)
+            try:
+                queue.run(pool, stop)
+            finally:
+                truncated.close()
 
     def _stem(self, id: str, job: Job) -> str:
         return file_name(job, id, self._model_name)

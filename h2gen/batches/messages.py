@@ -9,6 +9,7 @@ from typing import Any
 from h2gen.cache.summary import Summary
 from h2gen.cache.trace import StepRecord
 from h2gen.errors import H2GenError
+from h2gen.generation.unread import Unread
 from h2gen.models.catalogue import Checkpoint
 from h2gen.settings.values import Settings
 
@@ -71,7 +72,7 @@ class PictureMade:
     """The next of the current pictures, in the order of their tasks: its file's bytes and its sidecar's text.
 
     ``described`` is False if its metadata was too long for its format; ``metadata`` is what they are or would be.
-    ``summary`` is None if the cache was off.
+    ``summary`` is None if the cache was off; ``unread`` is what the model did not read of the prompts.
     """
 
     data: bytes = field(repr=False)
@@ -82,6 +83,7 @@ class PictureMade:
     seconds: float
     summary: Summary | None
     nan_with_cache: bool
+    unread: tuple[Unread, ...] = ()
 
 
 @dataclass(frozen=True)

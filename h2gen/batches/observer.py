@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from h2gen.cache.summary import Summary
 from h2gen.cache.trace import StepRecord
+from h2gen.errors import PromptWarning
 
 if TYPE_CHECKING:
     from h2gen.batches.jobs import Job
@@ -35,7 +37,7 @@ class Tally:
 
 
 class BatchObserver:
-    """Override what you want to know about; every method does nothing by default.
+    """Override what you want to know about; every method but ``remark`` does nothing by default.
 
     ``wants_steps`` asks for ``stepped``, which costs a message per step.
     """
@@ -44,6 +46,10 @@ class BatchObserver:
 
     def notice(self, text: str) -> None:
         """A line that the user should see before pictures are made."""
+
+    def remark(self, text: str) -> None:
+        """A line about prompts that are not read to their end, or not as they were meant. A warning by default."""
+        warnings.warn(text, PromptWarning, stacklevel=2)
 
     def counted(self, tally: Tally, duplicates: int, workers: int) -> None:
         """What there is to do. ``duplicates`` are jobs left out because an earlier one makes the same picture."""

@@ -155,4 +155,5 @@ def _made(model: Model, task: Task, result: Result) -> PictureMade:
         result.seconds,
         result.summary,
         result.nan_with_cache,
+        result.unread,
     )

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from h2gen.errors import PromptWarning
 from h2gen.wording import printable
 
 _PIPE = 1_000_000
@@ -66,17 +67,15 @@ class _Logs(logging.Handler):
         self._console, self._verbose = console, verbose
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        # Most of it is for programmers; only the warning that the prompt was cut off is for users.
-        if self._verbose or ("`max_sequence_length` is set to" in message and not message.endswith("['']")):
-            say(self._console, message, "yellow")
+        if self._verbose:  # it is for programmers
+            say(self._console, record.getMessage(), "yellow")
 
 
 def route_warnings(console: Console, verbose: bool) -> None:
     """Send Python's warnings and the libraries' logs through the console, so that they do not break the live table."""
 
     def show(message: Warning | str, category: type[Warning], *_args: Any, **_kwargs: Any) -> None:
-        if verbose or category is RuntimeWarning:
+        if verbose or category in (RuntimeWarning, PromptWarning):
             say(console, str(message), "yellow")
 
     warnings.showwarning = show

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.flux1 import controlnet_samples
+from h2gen.families.prompt_end import PromptEnd, end_of
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,9 @@ class Chroma(Family):
             max_sequence_length=max_sequence_length,
         )
         return {"prompt_embeds": embeddings, "prompt_attention_mask": mask}
+
+    def unread(self, pipe: Any, prompt: str, max_sequence_length: int) -> PromptEnd:
+        return end_of(pipe.tokenizer, prompt, max_sequence_length)
 
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
         return {"guidance_scale": cfg}

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from h2gen.families.defaults import ModelDefaults
+from h2gen.families.prompt_end import PromptEnd
 from h2gen.families.single_file import block_counts, input_channels, takes_guidance
 from h2gen.families.token_grid import grid_of
 
@@ -168,6 +169,10 @@ class Family(ABC):
         The values are those that the pipeline would compute itself. With ``negative_`` in front, the same names take
         a negative prompt.
         """
+
+    @abstractmethod
+    def unread(self, pipe: Any, prompt: str, max_sequence_length: int) -> PromptEnd:
+        """The end of a prompt that ``encode`` leaves out, because the text encoder takes no more tokens."""
 
     @abstractmethod
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:

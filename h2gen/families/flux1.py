@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
+from h2gen.families.prompt_end import PromptEnd, end_of
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,10 @@ class Flux1(Family):
             prompt=[prompt], prompt_2=None, device=pipe._execution_device, max_sequence_length=max_sequence_length
         )
         return {"prompt_embeds": embeddings, "pooled_prompt_embeds": pooled}
+
+    def unread(self, pipe: Any, prompt: str, max_sequence_length: int) -> PromptEnd:
+        """By T5, whose embeddings are the text tokens. CLIP reads 77 tokens, but only for one vector of the whole."""
+        return end_of(pipe.tokenizer_2, prompt, max_sequence_length)
 
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
         return {"guidance_scale": guidance, **({"true_cfg_scale": cfg} if cfg > 1 else {})}

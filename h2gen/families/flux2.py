@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from h2gen.errors import SettingError
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
+from h2gen.families.prompt_end import PromptEnd, end_of
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,19 @@ class Flux2(Family):
             prompt=[prompt], device=pipe._execution_device, max_sequence_length=max_sequence_length
         )
         return {"prompt_embeds": embeddings}
+
+    def unread(self, pipe: Any, prompt: str, max_sequence_length: int) -> PromptEnd:
+        """The limit counts the chat template around the prompt, too."""
+        if type(pipe).__name__ == "Flux2KleinPipeline":
+            chat: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+            options = {"add_generation_prompt": True, "enable_thinking": False}
+        else:
+            prompt = prompt.replace("[IMG]", "")  # as the pipeline does
+            said = {"system": pipe.system_message, "user": prompt}
+            chat = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said.items()]
+            options = {"add_generation_prompt": False}
+        wrapped = pipe.tokenizer.apply_chat_template(chat, tokenize=False, **options)
+        return end_of(pipe.tokenizer, prompt, max_sequence_length, wrapped)
 
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
         if type(pipe).__name__ == "Flux2KleinPipeline":  # its guidance_scale is true guidance

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from h2gen.errors import SettingError, Stopped
+from h2gen.errors import PromptWarning, SettingError, Stopped
 from h2gen.generation.relief import Relief, with_relief
 
 if TYPE_CHECKING:
     from h2gen.cache.trace import StepRecord
     from h2gen.generation.result import Result
     from h2gen.generation.session import Session
+    from h2gen.generation.unread import Unread
     from h2gen.output.metadata import Metadata
     from h2gen.output.save import Target
     from h2gen.output.trace_file import TraceFile
@@ -67,7 +69,7 @@ class SavedPicture:
 
 
 class RenderObserver:
-    """Override what you want to know about; every method does nothing by default."""
+    """Override what you want to know about; every method but ``remark`` does nothing by default."""
 
     def loading(self, request: Request) -> AbstractContextManager[object]:
         """Around loading the model."""
@@ -83,6 +85,10 @@ class RenderObserver:
     def making(self, renderer: Renderer, settings: Sequence[Settings]) -> AbstractContextManager[StepCallback | None]:
         """Around each attempt at one batch; the callable that it yields gets each step; None without an observer."""
         return nullcontext()
+
+    def remark(self, text: str) -> None:
+        """A prompt is not read to its end; a warning by default."""
+        warnings.warn(text, PromptWarning, stacklevel=2)
 
     def relieved(self, notice: str) -> None:
         """Memory ran out, and the current pictures are made differently; ``notice`` says how."""
@@ -186,6 +192,7 @@ class Renderer:
         """What pictures are made with, as trace files record it."""
         self.saved = 0
         """Pictures saved so far."""
+        self._remarked: set[Unread] = set()
 
     def render(
         self, settings: Sequence[Settings], targets: Sequence[Target], preset: str | None = None, *, tiled: bool = False
@@ -207,6 +214,7 @@ class Renderer:
         # Hashing fails before pictures are made, not after: a damaged checkpoint must not cost a finished picture.
         if self._hashing is not None:
             self.session.content_hash()
+        self._remark(settings)
         finished: list[Result] = []
         saved: list[SavedPicture] = []
         trace_error: str | None = None
@@ -218,6 +226,15 @@ class Renderer:
                 self.saved += 1
                 self._observer.saved(saved[-1])
         return saved
+
+    def _remark(self, settings: Sequence[Settings]) -> None:
+        """Report what the model does not read of the prompts, once per text."""
+        from h2gen.generation.text import unread
+
+        for each in (each for one in settings for each in unread(self.session.pipe, one)):
+            if each not in self._remarked:
+                self._remarked.add(each)
+                self._observer.remark(str(each))
 
     def _save(self, result: Result, target: Target, trace_error: str | None) -> SavedPicture:
         from h2gen.output.save import keep

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen.cache import Summary, Trace
 from h2gen.errors import OutputError
+from h2gen.generation.unread import Unread
 from h2gen.output.metadata import Origin
 from h2gen.output.picture_file import PictureFile, picture_file
 from h2gen.output.save import keep, target_of
@@ -41,6 +42,7 @@ class Result:
             those of the second run, and the trace is empty.
         tiled: it was decoded in tiles on request, whatever its size.
         together: pictures in its batch.
+        unread: what the model did not read of the prompt and the negative prompt.
         made: when.
     """
 
@@ -54,6 +56,7 @@ class Result:
     nan_with_cache: bool = False
     tiled: bool = False
     together: int = 1
+    unread: tuple[Unread, ...] = ()
     made: datetime = field(default_factory=lambda: datetime.now(timezone.utc), repr=False)
 
     @property

@@ -18,7 +18,7 @@ from h2gen.families import family_of
 from h2gen.generation.relief import advice, free_memory, let_go
 from h2gen.generation.result import Result
 from h2gen.generation.solvers import solving
-from h2gen.generation.text import EncodedPrompts
+from h2gen.generation.text import EncodedPrompts, unread
 from h2gen.models import Checkpoint, choose_device, choose_dtype, is_out_of_memory, resolve, set_tiling
 from h2gen.models.content_hash import Identity
 from h2gen.models.load import load_placed
@@ -179,6 +179,7 @@ class Session:
 
         ``tiled`` decodes it in tiles whatever its size, which needs less memory and changes it a little.
         """
+        self._encoded.warn(self.pipe, settings)
         return self.run_together([settings], on_step=on_step, tiled=tiled)[0]
 
     def run_together(
@@ -260,6 +261,7 @@ class Session:
             content_hash=self.content_hash,
             nan_with_cache=nan_with_cache,
             tiled=tiled,
+            unread=unread(self.pipe, settings),
             **facts,
         )
 

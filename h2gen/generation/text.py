@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from h2gen.errors import PromptWarning
 from h2gen.families import family_of
+from h2gen.generation.unread import Unread
+from h2gen.settings.values import Settings
 
 LARGEST = 2**26
 """Bytes of main memory: 16 prompts of FLUX.1 at 512 tokens. Enough, since all seeds of a prompt follow one another."""
@@ -19,6 +26,14 @@ class EncodedPrompts:
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[str, int], dict[str, torch.Tensor]] = OrderedDict()
         self._size = 0
+        self._warned: set[Unread] = set()
+
+    def warn(self, pipe: Any, settings: Settings) -> None:
+        """Warn of what the pipeline does not read of a picture's prompts, once per text."""
+        for each in unread(pipe, settings):
+            if each not in self._warned:
+                self._warned.add(each)
+                warnings.warn(str(each), PromptWarning, stacklevel=4)
 
     def of(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         """A prompt as arguments of the pipeline, such as ``prompt_embeds`` of shape ``(1, tokens, width)``.
@@ -32,7 +47,7 @@ class EncodedPrompts:
         if key in self._kept:
             self._kept.move_to_end(key)
             return {name: tensor.to(device).view_as(tensor) for name, tensor in self._kept[key].items()}
-        with torch.no_grad():
+        with torch.no_grad(), _without_warnings(pipe):
             arguments = family_of(pipe.transformer).encode(pipe, prompt, max_sequence_length)
         kept = {name: tensor.to("cpu") for name, tensor in arguments.items()}
         self._kept[key] = kept
@@ -44,6 +59,33 @@ class EncodedPrompts:
     def clear(self) -> None:
         self._kept.clear()
         self._size = 0
+
+
+def unread(pipe: Any, settings: Settings) -> tuple[Unread, ...]:
+    """What the pipeline does not read of a picture's prompts."""
+    limit, found = settings.max_sequence_length, []
+    for name in ("prompt", "negative") if settings.cfg > 1 else ("prompt",):
+        try:
+            text, needed = family_of(pipe.transformer).unread(pipe, getattr(settings, name), limit)
+        except Exception:  # noqa: BLE001 - a tokenizer of an unknown kind; a remark must not cost the picture
+            continue
+        if text:
+            found.append(Unread(name, text, limit, needed))
+    return tuple(found)
+
+
+@contextmanager
+def _without_warnings(pipe: Any) -> Iterator[None]:
+    """Silence what diffusers and transformers log about long prompts: it is about CLIP, or counted from its limit."""
+    names = {base.__module__ for base in type(pipe).__mro__} | {"transformers.tokenization_utils_base"}
+    loggers = [logger for logger in map(logging.getLogger, names) if not logger.disabled]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.disabled = False
 
 
 def _bytes(tensors: dict[str, torch.Tensor]) -> int:

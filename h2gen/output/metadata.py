@@ -64,6 +64,7 @@ def describe(
     nan_with_cache: bool = False,
     tiled: bool = False,
     together: int = 1,
+    left_out: Mapping[str, str] | None = None,
     preset: str | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -78,6 +79,7 @@ def describe(
         nan_with_cache: it was NaN with the cache and was made again without it.
         tiled: it was decoded in tiles on request.
         together: pictures in its batch.
+        left_out: what the model did not read, of the ``prompt`` and the ``negative`` one.
         preset: that the cache's settings come from.
         notes: further facts to record.
     """
@@ -99,6 +101,7 @@ def describe(
         **settings.asked,
         **({"tiled": True} if tiled else {}),
         **({"together": together} if together > 1 else {}),
+        **({"left_out": dict(left_out)} if left_out else {}),
         **({"preset": preset} if preset else {}),
         **({"cache": summary.to_json()} if summary is not None else {}),
         **({"notes": dict(notes)} if notes else {}),

@@ -12,7 +12,7 @@ import pytest
 import h2gen
 from h2gen.batches.api import prepare
 from h2gen.batches.observer import Tally
-from h2gen.errors import PromptFileError, SettingError, Stopped
+from h2gen.errors import PromptFileError, PromptWarning, SettingError, Stopped
 from h2gen.output.metadata import read_metadata
 from tests import small
 
@@ -31,6 +31,12 @@ class Log(h2gen.BatchObserver):
 
     def ended(self, tally: Tally, seconds: float, failures_file: Path | None, error: Any) -> None:
         self.events.append(("ended", tally.made, tally.left, failures_file, type(error)))
+
+
+def test_a_truncated_prompt_is_a_warning(tmp_path: Path) -> None:
+    prompt = "a cat beside a dog" + " on a yellow background" * 5
+    with pytest.warns(PromptWarning, match=r"prompt 2: The prompt is truncated to 24 tokens; left out: .*background"):
+        h2gen.batch(["a cat", prompt], out=str(tmp_path), seed=7, **QUICK)
 
 
 def test_prompts_and_entries_become_pictures_and_what_is_there_is_not_made_again(tmp_path: Path) -> None:

@@ -74,6 +74,23 @@ def test_a_picture_of_every_prompt_and_the_same_command_again_makes_nothing(
     assert len(pictures(here / "out")) == 4
 
 
+def test_truncated_prompts_are_named_and_beyond_the_first_counted(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = ", with a green tractor beside a house, and a very small red apple, on a yellow background"
+    things = ["cat", "dog", "fox", "owl"]
+    file = prompts(here, "a cat", *(f"a {thing} beside a blue car above two apples{end}" for thing in things))
+    quick = ["--steps", "1", "--cfg", "1", "--size", "64x64"]
+    assert run(["batch", file, "--seed", "1,2", "--json", *quick]) == 0
+    out, err = capsys.readouterr()
+    told = [line for line in err.splitlines() if "truncated" in line]
+    assert [line.split(":")[1] for line in told[:3]] == ["2", "3", "4"]
+    assert "on a yellow background'" in told[0]
+    assert told[3:] == ["4 prompts were truncated; 'left_out' in --json and the metadata has the missing part."]
+    left = [json.loads(line).get("left_out") for line in out.splitlines()]
+    assert left[:2] == [None, None] and all(end.endswith(each["prompt"]) for each in left[2:])
+
+
 @pytest.mark.slow
 def test_pictures_are_made_together_where_that_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = prompts(here, "a cat", "a red apple")

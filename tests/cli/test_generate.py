@@ -50,6 +50,24 @@ def test_quiet_says_nothing_but_the_path(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr() == ("a-cat-7.png\n", "")
 
 
+TIGER = (
+    "a tiger beside a blue car and above three red apples, with a green tractor beside a house, on a yellow background"
+)
+
+
+@pytest.mark.parametrize("options", [["--json"], ["-v", "--json"]])
+def test_the_end_of_a_prompt_that_is_not_read_is_named(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--steps", "2", "--cfg", "2", "--size", "64x64"]
+    assert run([TIGER, "--negative", f"a dog and {TIGER}", *options, *quick]) == 0
+    out, err = capsys.readouterr()
+    left = json.loads(out)["left_out"]
+    assert TIGER.endswith(left["prompt"]) and left["negative"].endswith(left["prompt"])
+    told = [line for line in err.splitlines() if "truncated" in line]
+    assert len(told) == 2
+    assert f"The prompt is truncated to 24 tokens; left out: '{left['prompt']}'." in told[0]
+    assert "negative prompt" in told[1]
+
+
 def test_json_is_one_object_with_the_settings_and_what_the_cache_did(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["a cat", "--json", "--tau1", "9", "--tau2", "9", "--max-consecutive", "0", *QUICK]) == 0
     (line,) = capsys.readouterr().out.splitlines()

@@ -45,6 +45,9 @@ class BatchView(View, BatchObserver):
     def notice(self, text: str) -> None:
         say(self._console, text, "dim")
 
+    def remark(self, text: str) -> None:
+        say(self._console, text, "yellow")
+
     def counted(self, tally: Tally, duplicates: int, workers: int) -> None:
         self._tally, self._workers = tally, workers
         if tally.skipped:

@@ -82,6 +82,9 @@ class PictureView(RenderObserver):
         with LiveTable(self._console, heading, first.cache, passes, first.cfg > 1, *asked) as table:
             yield table.on_step
 
+    def remark(self, text: str) -> None:
+        say(self._console, text, "yellow")
+
     def relieved(self, notice: str) -> None:
         say(self._console, notice, "yellow")
 
