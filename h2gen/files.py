@@ -1,13 +1,20 @@
-"""Files on the disk: written completely or not at all, and identified by their hash."""
+"""Files on the disk: written completely or not at all, identified by their hash, and where the user's own are."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from h2gen.errors import OutputError
+from h2gen.wording import printable
+
+LONGEST_NAME = 255
+"""Bytes of a file's or a folder's name, in almost all file systems."""
 
 
 @contextlib.contextmanager
@@ -44,6 +51,60 @@ def write_whole(path: Path, text: str, owner: str = "") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with partial_file(text.encode(), path.parent, owner) as partial:
         os.replace(partial, path)
+
+
+def user_folder(kind: str) -> Path:
+    """The user's folder for h2gen's ``config``, ``data`` or ``cache``; it need not exist.
+
+    Raises:
+        OSError: the user has no home folder.
+    """
+    import platformdirs
+
+    try:
+        path = Path(getattr(platformdirs, f"user_{kind}_dir")("h2gen", appauthor=False))
+    except RuntimeError:
+        path = Path()
+    if not path.is_absolute():
+        raise OSError(errno.ENOENT, "there is no home folder; set HOME")
+    return path
+
+
+def user_files(kind: str, name: str) -> list[Path]:
+    """The .toml files in a folder of the user's; none if it does not exist or may not be looked into."""
+    try:
+        return sorted((user_folder(kind) / name).glob("*.toml"))
+    except OSError:
+        return []
+
+
+def check_folder(folder: Path) -> None:
+    """Check that files could be written to a folder, without creating anything.
+
+    Raises:
+        OutputError: they could not.
+    """
+    try:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(folder)
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        existing = folder
+        while not os.path.lexists(existing) and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            what = "a link to nothing" if existing.is_symlink() and not existing.exists() else "not a folder"
+            raise NotADirectoryError(errno.ENOTDIR, f"{str(existing)!r} is {what}")
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except (OSError, ValueError) as error:  # a ValueError is a NUL in it
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"Cannot write to the folder {_short(folder)}: {reason}; give another.") from error
+
+
+def _short(path: Path) -> str:
+    text = printable(str(path))
+    return repr(text if len(text) <= LONGEST_NAME else f"{text[:40]}...")
 
 
 def sha256(data: bytes) -> str:

@@ -119,7 +119,7 @@ class Batch:
 
     def made(self) -> dict[str, Path]:
         """The existing pictures, by job id; empty if all are to be made again."""
-        return {} if self._options.redo or not self.folder.is_dir() else self._journal.made()
+        return {} if self._options.redo or not os.path.isdir(self.folder) else self._journal.made()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Tally]:

@@ -73,7 +73,11 @@ class Journal:
                     elif line.get("event") == "writing" and isinstance(digest, str):
                         claims.setdefault(file, []).append((job, digest))
         done = {}
-        for entry in os.scandir(self.folder):
+        try:
+            entries = list(os.scandir(self.folder))
+        except OSError as error:
+            raise OutputError(f"Cannot read the folder {str(self.folder)!r}: {error.strerror or error}.") from error
+        for entry in entries:
             for job, known in reversed(claims.get(entry.name, [])):
                 if _is(entry, known):
                     done[job] = self.folder / entry.name

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,8 +52,17 @@ def _complain(message: str) -> None:
     complain(message)
 
 
+def _warn(message: Warning | str, category: type[Warning], *_where: Any, **_more: Any) -> None:
+    """Show a warning of ours before a command routes them all to its console."""
+    if category is RuntimeWarning:
+        from h2gen.cli.console import make_console, say
+
+        say(make_console(), str(message), "yellow")
+
+
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
+    warnings.showwarning = _warn
     try:
         if not arguments and "_H2GEN_COMPLETE" not in os.environ:
             print(SHORT)

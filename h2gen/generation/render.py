@@ -121,13 +121,7 @@ def render(
         KeyboardInterrupt: Ctrl-C, before that.
         H2GenError: a picture could not be made or saved.
     """
-    from h2gen.output.save import target_of
-    from h2gen.output.trace_file import TraceFile
-
-    target = target_of(request.out, request.format)
-    check_trace(options.trace, seeds)
-    if options.trace is not None:
-        TraceFile.check(options.trace)
+    target = check_output(request, options, seeds)
     renderer = open_renderer(request, options, observer)
     numbered = target.stem is not None and len(seeds) > 1
     targets = [replace(target, stem=f"{target.stem}-{seed}") if numbered else target for seed in seeds]
@@ -144,14 +138,24 @@ def render(
     return saved
 
 
-def check_trace(trace: Path | None, seeds: Sequence[int]) -> None:
-    """Check that there is one picture if there is a trace file.
+def check_output(request: Request, options: RenderOptions, seeds: Sequence[int]) -> Target:
+    """Check that the pictures and the trace can be written; nothing is.
 
     Raises:
-        SettingError: there are several.
+        SettingError: there are several pictures and a trace.
+        OutputError: something could not be written.
     """
-    if trace is not None and len(seeds) > 1:
-        raise SettingError(f"--trace records one picture, and there are {len(seeds)}; leave it out or give one seed.")
+    from h2gen.output.save import target_of
+    from h2gen.output.trace_file import TraceFile
+
+    target = target_of(request.out, request.format)
+    if options.trace is not None:
+        if len(seeds) > 1:
+            raise SettingError(
+                f"--trace records one picture, and there are {len(seeds)}; leave it out or give one seed."
+            )
+        TraceFile.check(options.trace)
+    return target
 
 
 def open_renderer(request: Request, options: RenderOptions, observer: RenderObserver) -> Renderer:

@@ -10,10 +10,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import platformdirs
-
 from h2gen.errors import ModelError
-from h2gen.files import write_whole
+from h2gen.files import user_folder, write_whole
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.files import INDEX, components, read_index, weight_files
 from h2gen.models.hub import TEXT, download
@@ -105,13 +103,16 @@ class _Remembered:
     """Stored hashes of files, valid for the same path, size, time and inode. They only save time."""
 
     def __init__(self) -> None:
-        self._path = Path(platformdirs.user_cache_dir("h2gen", appauthor=False)) / "sha256.json"
         self._new: dict[str, list[int | str]] = {}
         try:
-            known = json.loads(self._path.read_text("utf-8"))
+            known = json.loads(self._path().read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             known = {}
         self._known: dict[str, list[int | str]] = known if isinstance(known, dict) else {}
+
+    @staticmethod
+    def _path() -> Path:
+        return user_folder("cache") / "sha256.json"
 
     def sha256(self, path: Path) -> str:
         real = path.resolve()
@@ -134,4 +135,4 @@ class _Remembered:
         if not self._new:
             return
         with contextlib.suppress(OSError):
-            write_whole(self._path, json.dumps({**self._known, **self._new}))
+            write_whole(self._path(), json.dumps({**self._known, **self._new}))

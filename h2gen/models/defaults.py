@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def folder_defaults(folder: Path) -> ModelDefaults:
     Raises:
         ModelError: its ``defaults.toml`` cannot be used.
     """
-    if (folder / FILE).exists():
+    if os.path.exists(folder / FILE):
         return read_defaults(folder / FILE)
     config = _read(folder / "transformer" / "config.json")
     family = FAMILIES.get(str(config.get("_class_name")), DEFAULT)

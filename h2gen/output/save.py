@@ -12,17 +12,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import OutputError, RunError
-from h2gen.files import partial_file, sha256
+from h2gen.files import check_folder, partial_file, sha256
 from h2gen.output.metadata import save_options
 from h2gen.settings.table import FORMATS
+from h2gen.wording import shown
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _LONGEST_STEM = 240
 _OF_SUFFIX = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+_NOT_WRITTEN = frozenset(
+    f".{name}"
+    for names in ("avif bmp eps exr gif heic heif ico jfif", "jp2 jpe jxl pdf ppm psd svg tga tif tiff")
+    for name in names.split()
+)
+"""Suffixes by which a path is meant to be a picture, in a format that is not written."""
 _OPTIONS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG"},
     "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -51,15 +59,20 @@ def target_of(out: str | None, format: str | None) -> Target:
     """
     if format is not None and format not in FORMATS:
         raise OutputError(f"format is {format!r}; choose {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
-    path = Path(out or ".").expanduser()
+    if out == "":
+        raise OutputError("out is empty; give a folder or a file.")
+    try:
+        path = Path(out or ".").expanduser()
+    except RuntimeError as error:
+        raise OutputError(f"out is {shown(out)}, and there is no such home folder; give another.") from error
     suffix = path.suffix.lower()
-    if suffix in _OF_SUFFIX and not path.is_dir():
+    if suffix in _OF_SUFFIX and not os.path.isdir(path):
         if format not in (None, _OF_SUFFIX[suffix]):
             raise OutputError(f"The file {str(path)!r} and the format {format!r} contradict each other; give one.")
         if len(os.fsencode(path.stem)) > _LONGEST_STEM:
             raise OutputError(f"The file name {path.name[:20] + '...'!r} is too long; file systems take 255 bytes.")
         target = Target(path.parent, path.stem, _OF_SUFFIX[suffix])
-    elif suffix in Image.registered_extensions() and not path.is_dir():
+    elif suffix in _NOT_WRITTEN and not os.path.isdir(path):
         raise OutputError(f"Cannot write {suffix} files ({str(path)!r}); use .png, .jpg or .webp.")
     else:
         target = Target(path, None, format or "png")
@@ -185,22 +198,3 @@ def _claim(partial: str, final: Path) -> None:
         if final.exists():
             raise FileExistsError(final) from None
         os.rename(partial, final)
-
-
-def check_folder(folder: Path) -> None:
-    """Check that files could be written to a folder, without creating anything.
-
-    Raises:
-        OutputError: they could not.
-    """
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    try:
-        if not existing.is_dir():
-            raise NotADirectoryError(20, f"{str(existing)!r} is not a folder")
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"Cannot write to the folder {str(folder)!r}: {reason}; give another.") from error

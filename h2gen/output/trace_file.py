@@ -44,11 +44,17 @@ class TraceFile:
         Raises:
             OutputError: it could not.
         """
-        if path.exists():
-            raise _cannot(path, "it is a folder" if path.is_dir() else "it exists already")
-        if not path.parent.is_dir():
+        try:
+            path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (OSError, ValueError) as error:
+            raise _cannot(path, getattr(error, "strerror", None) or str(error)) from error
+        else:
+            raise _cannot(path, "it is a folder" if os.path.isdir(path) else "it exists already")
+        if not os.path.isdir(path.parent):
             raise _cannot(path, "its folder does not exist")
-        if not os.access(path.parent, os.W_OK):
+        if not os.access(path.parent, os.W_OK | os.X_OK):
             raise _cannot(path, "permission denied")
 
     def on_step(self, record: StepRecord) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from h2gen import files
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies import switched_off
 from h2gen.checks import Rule
 from h2gen.errors import PresetError, SettingError
-from h2gen.files import write_whole
 from h2gen.toml import read_toml
 from h2gen.wording import did_you_mean, shown
 
@@ -40,7 +39,7 @@ class Preset:
 
 def user_folder() -> Path:
     """The folder of the user's own presets."""
-    return Path(platformdirs.user_config_dir("h2gen", appauthor=False)) / "presets"
+    return files.user_folder("config") / "presets"
 
 
 def list_presets() -> Iterator[Preset]:
@@ -65,7 +64,7 @@ def load_preset(name: str) -> Preset:
         PresetError: the name is unknown (the message has the closest one), or the file is not valid.
     """
     if name.endswith(".toml") or "/" in name or "\\" in name:
-        return read_preset(Path(name).expanduser())
+        return read_preset(Path(os.path.expanduser(name)))
     paths = _paths()
     if name not in paths:
         raise PresetError(
@@ -109,14 +108,20 @@ def check_new(name: str) -> Path:
     """The file for a new preset of this name.
 
     Raises:
-        PresetError: the name is not a plain word, or is taken.
+        PresetError: the name is not a plain word, or is taken, or there is no home folder.
+        OutputError: the folder of presets cannot be written to.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", name):
         raise PresetError(f"A preset cannot be called {shown(name)}; use letters, digits, - and _.")
     taken = _paths().get(name)
     if taken is not None:
         raise PresetError(f"A preset {name!r} already exists, in {str(taken)!r}; give another name.")
-    return user_folder() / f"{name}.toml"
+    try:
+        folder = user_folder()
+    except OSError as error:
+        raise PresetError(f"The preset {name!r} cannot be saved: {error.strerror}.") from error
+    files.check_folder(folder)
+    return folder / f"{name}.toml"
 
 
 def write_preset(name: str, config: CacheConfig, description: str, figures: Mapping[str, Any]) -> Path:
@@ -130,11 +135,11 @@ def write_preset(name: str, config: CacheConfig, description: str, figures: Mapp
     path = check_new(name)
     text = tomli_w.dumps({"description": description, **asdict(config), "figures": dict(figures)})
     try:
-        write_whole(path, text)
+        files.write_whole(path, text)
     except OSError as error:
         raise PresetError(f"The preset {str(path)!r} cannot be written: {error.strerror or error}.") from error
     return path
 
 
 def _paths() -> dict[str, Path]:
-    return {path.stem: path for folder in (_SHIPPED, user_folder()) for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in (*sorted(_SHIPPED.glob("*.toml")), *files.user_files("config", "presets"))}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from h2gen.errors import SettingError
+from h2gen.files import user_folder
 from h2gen.settings.layers import Layers
 from h2gen.settings.table import TABLE
 from h2gen.toml import read_toml
@@ -20,17 +20,23 @@ USER_DEFAULTS = {row.name: row for row in TABLE if row.lasting}
 
 
 def config_file() -> Path:
-    """The user's configuration."""
-    return Path(platformdirs.user_config_dir("h2gen", appauthor=False)) / "config.toml"
+    """The user's configuration.
+
+    Raises:
+        OSError: the user has no home folder.
+    """
+    return user_folder("config") / "config.toml"
 
 
 def user_defaults(environ: Mapping[str, str] = os.environ) -> Layers:
     """What the user has set permanently, the environment before the configuration.
 
+    A configuration that the user may not look at counts as none, with a warning.
+
     Raises:
-        SettingError: a value cannot be used, or the configuration cannot be read.
+        SettingError: a value cannot be used, or the configuration is damaged.
     """
-    return [("environment", _environment(environ)), ("configuration", _configuration(config_file()))]
+    return [("environment", _environment(environ)), ("configuration", _configuration())]
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -41,13 +47,20 @@ def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
     return {name: USER_DEFAULTS[name].check(value, USER_DEFAULTS[name].variable) for name, value in values.items()}
 
 
-def _configuration(path: Path) -> dict[str, Any]:
-    if not path.exists():
+def _configuration() -> dict[str, Any]:
+    try:
+        path = config_file()
+    except OSError:
         return {}
     where = f"The configuration {str(path)!r}"
     try:
         data = read_toml(path)
     except ValueError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            return {}
+        if isinstance(error.__cause__, PermissionError):
+            warnings.warn(f"{where} may not be read; using the defaults.", RuntimeWarning, stacklevel=3)
+            return {}
         raise SettingError(f"{where} cannot be used: {error}.") from error
     for key in data:
         if key not in USER_DEFAULTS:

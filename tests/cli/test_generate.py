@@ -219,6 +219,16 @@ def test_a_dry_run_shows_each_setting_with_its_source_and_makes_nothing(
     assert os.listdir(here) == []
 
 
+@pytest.mark.parametrize(("out", "trace"), [("x.gif", "t.jsonl"), (".", "gone/t.jsonl")])
+def test_a_dry_run_refuses_what_could_not_be_written(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: str, trace: str
+) -> None:
+    monkeypatch.setenv("H2GEN_OUT", out)
+    assert run(["a cat", "--dry-run", "--trace", trace]) == 2
+    printed, errors = capsys.readouterr()
+    assert not printed and errors.splitlines()[-1].startswith("h2gen: Cannot write")
+
+
 BAD: list[tuple[list[str], str]] = [
     ([""], "prompt is empty"),
     (["  "], "prompt is empty"),

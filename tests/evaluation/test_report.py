@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from h2gen.errors import RunError
-from h2gen.evaluation.report import embed, headline_and_summary, write_report
+from h2gen.errors import OutputError, RunError
+from h2gen.evaluation.report import check_report_folder, embed, headline_and_summary, write_report
 from h2gen.evaluation.report.embed import Embedded, fitted, largest_side
 from h2gen.evaluation.report.page import page
 from h2gen.evaluation.results import Case, Comparison
 from tests.evaluation.comparisons import LONG, comparison, picture, pictures
+from tests.locked import locked
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -567,3 +568,9 @@ def test_missing_pictures_are_said_to_be_missing(browser: Browser, tmp_path: Pat
     assert tab.locator("#missing").is_visible()
     assert not tab.locator("#after").is_visible()
     tab.close()
+
+
+@pytest.mark.posix
+def test_a_folder_that_may_not_be_searched_gets_no_report(tmp_path: Path) -> None:
+    with locked(tmp_path) as folder, pytest.raises(OutputError, match="Permission denied"):
+        check_report_folder(folder / "r")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from h2gen.errors import OutputError, RunError
 from h2gen.output.save import Target, encode, keep, slug, target_of
+from tests.locked import locked
 
 PICTURE = Image.new("RGB", (8, 8), "red")
 
@@ -93,6 +94,13 @@ def test_a_picture_that_cannot_be_written_is_put_where_it_can(tmp_path: Path, mo
         (".", "bmp", "choose png, jpg or webp"),
         ("file/below", None, "is not a folder"),
         ("x" * 250 + ".png", None, "too long"),
+        ("x" * 300, None, "too long"),
+        ("new/" + "ä" * 130, None, "too long"),
+        ("", None, "out is empty"),
+        ("a\0b", None, "null byte"),
+        ("~nobody-of-this-name/x", None, "no such home folder"),
+        ("dangling", None, "a link to nothing"),
+        ("dangling/x.png", None, "a link to nothing"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(
@@ -100,9 +108,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(OutputError, match=words):
         target_of(out, format)
-    assert os.listdir(tmp_path) == ["file"]
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "file"]
+
+
+@pytest.mark.posix
+@pytest.mark.parametrize("name", ["inner", "x.png", "."])
+def test_a_folder_that_may_not_be_searched_is_refused(tmp_path: Path, name: str) -> None:
+    with locked(tmp_path) as folder, pytest.raises(OutputError, match="Permission denied; give another"):
+        target_of(str(folder / name), None)
 
 
 def test_a_folder_that_is_missing_is_made_only_when_there_is_a_picture(tmp_path: Path) -> None:

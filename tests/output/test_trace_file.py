@@ -11,6 +11,7 @@ import pytest
 from h2gen.cache import Outcome, StageRecord, StepRecord, Summary
 from h2gen.errors import OutputError
 from h2gen.output.trace_file import TraceFile
+from tests.locked import locked
 
 FIRST = StageRecord(None, Outcome.COMPUTED)
 STEP = StepRecord(0, 0, "cond", 1000.0, 1.0, FIRST, StageRecord(float("nan"), Outcome.COMPUTED), 57, 57, 0.1)
@@ -44,3 +45,12 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="Cannot write the trace"):
         TraceFile(tmp_path / "notes.txt", {})
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.posix
+def test_a_trace_in_a_folder_that_may_not_be_searched_or_with_too_long_a_name_is_refused(tmp_path: Path) -> None:
+    with locked(tmp_path) as folder, pytest.raises(OutputError, match="Permission denied; give another with --trace"):
+        TraceFile.check(folder / "t.jsonl")
+    for path, words in ((tmp_path / ("x" * 300), "too long"), (tmp_path / "a\0b", "null byte")):
+        with pytest.raises(OutputError, match=words):
+            TraceFile.check(path)

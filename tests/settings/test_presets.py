@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from h2gen.cache import CacheConfig
-from h2gen.errors import PresetError
-from h2gen.settings.presets import DEFAULT, list_presets, load_preset, read_preset, user_folder
+from h2gen.errors import OutputError, PresetError
+from h2gen.settings.presets import DEFAULT, check_new, list_presets, load_preset, read_preset, user_folder
+from tests.locked import locked
 
 
 def test_the_presets_that_the_readme_promises_are_there_and_say_what_they_are_for() -> None:
@@ -38,6 +39,17 @@ def test_the_users_own_presets_lie_beside_the_shipped_ones_and_hide_them() -> No
     assert load_preset("fast").config.tau1 == 0.9
     assert load_preset("mine").config.max_consecutive == 2
     assert "mine" in {preset.name for preset in list_presets()}
+
+
+@pytest.mark.posix
+def test_where_the_users_own_may_not_be_looked_at_the_shipped_ones_are_listed_and_none_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked(tmp_path) as home:
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+        assert "paper" in {preset.name for preset in list_presets()}
+        with pytest.raises(OutputError, match="Cannot write to the folder"):
+            check_new("mine")
 
 
 def test_an_unknown_preset_is_answered_with_the_closest() -> None:

@@ -12,6 +12,7 @@ from h2gen.cache import CacheConfig
 from h2gen.errors import ModelError, PresetError, SettingError, UsageError
 from h2gen.settings.resolve import request_from, resolve_request
 from h2gen.settings.user_defaults import USER_DEFAULTS, config_file
+from tests.locked import locked
 
 
 def plan(environ: dict[str, str] | None = None, **given: Any) -> Any:
@@ -204,3 +205,28 @@ def test_a_pictures_preset_is_a_name_and_no_path_of_ours(tmp_path: Path) -> None
     assert plan(preset=str(file)).preset == "mine"
     assert plan({"H2GEN_PRESET": str(file)}).preset == "mine"
     assert plan(preset="fast").preset == "fast"
+
+
+@pytest.mark.posix
+def test_a_configuration_that_may_not_be_looked_at_is_none_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked(tmp_path) as home, pytest.warns(RuntimeWarning, match=r"may not be read; using the defaults"):
+        monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+        assert plan().resolved["steps"].source == "model default"
+
+
+@pytest.mark.parametrize("answer", [RuntimeError("could not determine the home directory"), "~/.config/h2gen"])
+def test_without_a_home_folder_there_is_no_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: RuntimeError | str
+) -> None:
+    def user_config_dir(*_: object, **__: object) -> str:
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("platformdirs.user_config_dir", user_config_dir)
+    assert plan().resolved["preset"].value == "balanced"
+    with pytest.raises(OSError, match="no home folder"):
+        config_file()

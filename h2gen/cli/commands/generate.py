@@ -45,7 +45,7 @@ def generate(
     # Imported here and below, and not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, say
     from h2gen.cli.views.request import show_notices, show_request
-    from h2gen.generation.render import RenderOptions, check_trace, render
+    from h2gen.generation.render import RenderOptions, check_output, render
     from h2gen.generation.requests import generate_request
     from h2gen.settings.speedup import Goal
 
@@ -56,7 +56,7 @@ def generate(
     request, seeds = generate_request(text, given, Goal(speedup, fidelity, nearest), replay_decisions)
     if prompt and prompt in text and " " not in prompt and did_you_mean(prompt, COMMANDS) != ".":
         say(console, f"Making a picture of {prompt!r}{did_you_mean(prompt, COMMANDS)}", "yellow")
-    check_trace(trace, seeds)
+    check_output(request, render_options, seeds)
     if dry_run:
         show_notices(request.notices, console)
         show_request(request, seeds, as_json)

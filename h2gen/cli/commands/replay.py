@@ -27,7 +27,7 @@ def replay(
     """Make a picture again: the same pixels on the same machine. Options override the recorded settings."""
     from h2gen.cli.console import make_console, say
     from h2gen.cli.views.request import show_notices, show_request
-    from h2gen.generation.render import Renderer, RenderOptions, render
+    from h2gen.generation.render import Renderer, RenderOptions, check_output, render
     from h2gen.generation.requests import replay_request
     from h2gen.output.metadata import read_metadata
 
@@ -35,6 +35,8 @@ def replay(
     console.quiet = quiet
     found = read_metadata(picture)
     request, seeds = replay_request(found, given, prompt)
+    render_options = RenderOptions(trace, not no_metadata, sidecar)
+    check_output(request, render_options, seeds)
     if dry_run:
         show_notices(request.notices, console)
         show_request(request, seeds, as_json, "option" if prompt is not None else "picture")
@@ -46,4 +48,4 @@ def replay(
             say(console, line, "yellow")
 
     view = PictureView(console, as_json=as_json, verbose=verbose, on_loaded=show_differences)
-    render(request, seeds, RenderOptions(trace, not no_metadata, sidecar), view, tiled=found.tiled)
+    render(request, seeds, render_options, view, tiled=found.tiled)

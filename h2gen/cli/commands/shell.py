@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -137,16 +136,16 @@ def _history() -> Iterator[None]:
     except ImportError:  # Windows, whose terminal has its own history
         yield
         return
-    import platformdirs
+    from h2gen.files import user_folder
 
-    path = Path(platformdirs.user_data_dir("h2gen", appauthor=False)) / "history"
     with contextlib.suppress(OSError):
-        readline.read_history_file(path)
+        readline.read_history_file(user_folder("data") / "history")
     try:
         yield
     finally:
         readline.set_history_length(1000)
         with contextlib.suppress(OSError):
+            path = user_folder("data") / "history"
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
             readline.write_history_file(path)

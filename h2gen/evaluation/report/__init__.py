@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from h2gen.errors import OutputError, RunError
 from h2gen.evaluation.report.headline import headline_and_summary
-from h2gen.output.save import check_folder
+from h2gen.files import check_folder
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,11 +31,15 @@ def check_report_folder(folder: Path | None) -> None:
     """
     if folder is None:
         return
-    if folder.exists() and not folder.is_dir():
+    if os.path.isfile(folder):
         raise OutputError(f"The report {str(folder)!r} is a file; give a folder.")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise OutputError(f"The folder {str(folder)!r} is not empty; give a new one for the report.")
     check_folder(folder)
+    try:
+        taken = folder.is_dir() and any(folder.iterdir())
+    except OSError as error:
+        raise OutputError(f"Cannot read the folder {str(folder)!r}: {error.strerror}; give another.") from error
+    if taken:
+        raise OutputError(f"The folder {str(folder)!r} is not empty; give a new one for the report.")
 
 
 def write_report(comparison: Comparison, pictures: Mapping[tuple[str, int], Image.Image] | Path, folder: Path) -> Path:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from h2gen.batches.journal import append_line, read_lines
 from h2gen.errors import OutputError
 from h2gen.evaluation.results import IDENTICAL, Case, Sample
+from h2gen.files import user_folder
 from h2gen.output.metadata import origin, versions
 from h2gen.settings.profiles import ProfileKey, file_name
 
@@ -98,10 +99,14 @@ def open_log(key: ProfileKey, session: Session, settings: Settings) -> Measureme
         key: what the profile is for, with the model's content hash.
         session: the loaded model.
         settings: of every image.
-    """
-    import platformdirs
 
-    folder = Path(platformdirs.user_cache_dir("h2gen", appauthor=False)) / "tune"
+    Raises:
+        OutputError: there is no home folder.
+    """
+    try:
+        folder = user_folder("cache") / "tune"
+    except OSError as error:
+        raise OutputError(f"The measurements cannot be kept: {error.strerror}.") from error
     made_with = origin(session)
     shared = {name: value for name, value in settings.to_json().items() if name not in ("prompt", "seed")}
     header = {

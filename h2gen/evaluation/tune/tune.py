@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from h2gen.errors import SettingError, Stopped
+from h2gen import files
+from h2gen.errors import OutputError, SettingError, Stopped
 from h2gen.evaluation import builtin_prompts
 from h2gen.evaluation.cases import PromptFiles, check_names, uncached_request
 from h2gen.evaluation.metrics import choose_metrics
 from h2gen.evaluation.options import MethodOptions
 from h2gen.evaluation.results import Case, Comparison
 from h2gen.evaluation.tune.options import TuneObserver, TuneOptions, check_steps
-from h2gen.output.save import check_folder
+from h2gen.files import check_folder
 from h2gen.settings.profiles import Profile, file_name, read_profile, user_folder, write_profile
 from h2gen.settings.resolve import Request
 from h2gen.settings.speedup import profile_key_of
@@ -91,18 +93,27 @@ def prepare_tuning(
             f"The files hold {len(cases)} prompts, but {search} to search on and {check} to check on are needed; give "
             "more prompts, or a smaller --search and --check."
         )
-    if options.profile is not None:
-        _check_profile_file(options.profile)
+    _check_files(options.profile)
     return PreparedTuning(request, cases[:search], cases[search:], options)
 
 
-def _check_profile_file(path: Path) -> None:
-    """Check, before hours are spent, that the profile can be written and overwrites only a profile."""
+def _check_files(path: Path | None) -> None:
+    """Check, before hours are spent, that measurements and profile can be written; the latter overwrites a profile at
+    most. None is the user's own folder."""
+    try:
+        check_folder(files.user_folder("cache"))
+        if path is None:
+            check_folder(user_folder())
+            return
+    except OSError as error:
+        raise OutputError(f"The measurements cannot be kept: {error.strerror}.") from error
     if path.suffix != ".toml":
         raise SettingError(f"profile is {str(path)!r}; give a file that ends in .toml.")
-    if path.exists():
-        read_profile(path)
     check_folder(path.parent)
+    if len(os.fsencode(path.name)) > files.LONGEST_NAME:
+        raise OutputError(f"The profile's name {path.name[:20] + '...'!r} is too long; give a shorter one.")
+    if os.path.exists(path):
+        read_profile(path)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from h2gen import files
 from h2gen.cache.config import CacheConfig
 from h2gen.checks import Rule
 from h2gen.errors import ProfileError, SettingError
-from h2gen.files import write_whole
 from h2gen.settings.profiles.profile import Choice, Figures, Profile, ProfileKey
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import check_length
@@ -31,7 +29,7 @@ _CACHE = {field.name: field.default for field in fields(CacheConfig)}
 
 def user_folder() -> Path:
     """The folder of the user's own profiles."""
-    return Path(platformdirs.user_data_dir("h2gen", appauthor=False)) / "profiles"
+    return files.user_folder("data") / "profiles"
 
 
 def file_name(key: ProfileKey) -> str:
@@ -52,18 +50,17 @@ def list_profiles(broken: list[str] | None = None) -> Iterator[Profile]:
         ProfileError: one of them is not valid, and ``broken`` is None.
     """
     seen = set()
-    for folder in (user_folder(), _SHIPPED):
-        for path in sorted(folder.glob("*.toml")):
-            try:
-                profile = read_profile(path)
-            except ProfileError as error:
-                if broken is None:
-                    raise
-                broken.append(str(error))
-                continue
-            if profile.key not in seen:
-                seen.add(profile.key)
-                yield profile
+    for path in (*files.user_files("data", "profiles"), *sorted(_SHIPPED.glob("*.toml"))):
+        try:
+            profile = read_profile(path)
+        except ProfileError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
+            continue
+        if profile.key not in seen:
+            seen.add(profile.key)
+            yield profile
 
 
 def to_toml(profile: Profile) -> str:
@@ -96,7 +93,7 @@ def write_profile(profile: Profile) -> Path:
     """
     path = profile.path
     try:
-        write_whole(path, to_toml(profile))
+        files.write_whole(path, to_toml(profile))
     except OSError as error:
         raise ProfileError(f"The profile {str(path)!r} cannot be written: {error.strerror or error}.") from error
     return path
