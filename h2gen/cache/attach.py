@@ -15,7 +15,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.engine import Engine
 from h2gen.cache.hooks import Attachment
 from h2gen.cache.policies import switched_off
-from h2gen.cache.schedule import schedule_of
+from h2gen.cache.schedule import course_finder
 from h2gen.cache.trace import StepRecord, Trace
 from h2gen.errors import CacheError
 
@@ -36,8 +36,8 @@ def apply(
     """Put H2-Cache on a transformer until ``remove``. A cache that is already on it is replaced.
 
     Args:
-        target: a transformer of a family in ``h2gen.families``, or a pipeline that has one. From a pipeline the cache
-            also knows the schedule: exact timesteps in the trace, ``final_steps`` and ``tolerance``.
+        target: a transformer of a family in ``h2gen.families``, or a pipeline that has one. The schedule, which
+            ``final_steps`` and ``tolerance`` need, is that of the pipeline which calls the transformer.
         config: the settings; the paper's by default.
         on_step: called with each step's record, in order, as soon as the device has finished it.
 
@@ -45,19 +45,12 @@ def apply(
         The trace, which grows with every step from now on.
 
     Raises:
-        CacheError: the model cannot be cached, diffusers' own cache is on, or ``final_steps`` or ``tolerance`` is given
-            without a pipeline.
+        CacheError: the model cannot be cached, or diffusers' own cache is on.
     """
     config = CacheConfig() if config is None else config
     transformer = _transformer_of(target)
-    schedule = None
-    if transformer is not unwrap_module(target) and hasattr(target, "scheduler"):
-        schedule = schedule_of(target)
-    elif config.final_steps or config.tolerance:
-        name = "final_steps" if config.final_steps else "tolerance"
-        raise CacheError(f"{name} needs to know the steps beforehand: apply the cache to the pipeline itself.")
     trace = Trace(on_step)
-    engine = Engine(transformer, config, schedule, trace)
+    engine = Engine(transformer, config, course_finder(target), trace)
     if getattr(transformer, "is_cache_enabled", False):
         name = type(transformer.__dict__["_cache_config"]).__name__
         raise CacheError(f"diffusers' own cache ({name}) is on this transformer; call its disable_cache() first.")

@@ -43,7 +43,7 @@ class CacheConfig:
         tau1: threshold of the structure stage (double-stream blocks), a relative change, >= 0.
         tau2: threshold of the detail stage (single-stream blocks), a relative change, >= 0.
         warmup_steps: the first N steps of a trajectory are always full.
-        final_steps: the last N steps of a trajectory are always full.
+        final_steps: the last N steps of a trajectory are always full. Needs the schedule (see ``apply``).
         max_consecutive: at most N steps in a row without a full one.
         forecast: what is added when a stage is reused: 0 its last residual, as in the paper; 1 the straight line in
             sigma through its last two, which takes the memory of one more (see ``h2gen.cache.forecast``).
@@ -56,7 +56,7 @@ class CacheConfig:
             sigma times the velocity's size, as estimated from the curvature of the last computed velocities (see
             ``h2gen.cache.policies.tolerance``). With Euler's solver the next computed step corrects the skipped ones.
             Steps that are not skipped are left to the thresholds, or computed in full if these are 0. Needs the
-            pipeline. 0 switches it off; useful values are 0.0005 to 0.01.
+            schedule (see ``apply``). 0 switches it off; useful values are 0.0005 to 0.01.
         budget: compare the accumulated change with the threshold: the sum of the changes from step to step since the
             last computed step, instead of the change since that step.
         hierarchy: ``forced``, as in the paper: after a structure hit the detail stage is reused without a check; or

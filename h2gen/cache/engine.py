@@ -18,7 +18,7 @@ from h2gen.cache.memory import Memory
 from h2gen.cache.method import Method, StageSteps
 from h2gen.cache.policies import policy_of
 from h2gen.cache.probe import Probe
-from h2gen.cache.schedule import Schedule
+from h2gen.cache.schedule import Course
 from h2gen.cache.stages import Stage, stages_of
 from h2gen.cache.step import FinishedStep, Step
 from h2gen.cache.trace import Trace
@@ -35,7 +35,7 @@ class Engine:
         self,
         transformer: nn.Module,
         config: CacheConfig,
-        schedule: Callable[[], Schedule | None] | None,
+        find_course: Callable[[Callable[[], float]], Course | None],
         trace: Trace,
     ) -> None:
         self.family, self.stages = family_of(transformer), stages_of(transformer)
@@ -44,7 +44,7 @@ class Engine:
         self.hooked = [stage for stage in self.stages if self._policy.skips or self._policy.reuses(stage.name)]
         new_memory = partial(Memory, config.forecast, config.tolerance > 0 and not config.plan)
         self._warn = WarnOnce()
-        self.tracker = Tracker(config, schedule, new_memory, self.forget, self._warn)
+        self.tracker = Tracker(config, find_course, new_memory, self.forget, self._warn)
         decide = BatchDecision(config, self._policy, self.family, self.tracker.begun_again, self._warn)
         self._method = Method(config, self._policy, decide)
         self._stage_steps: StageSteps | None = None
@@ -84,10 +84,6 @@ class Engine:
             # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
             output = self._velocities(step, output, skipped, structure if self._config.forecast else full)
         step.watch.stop()
-        current.step += 1
-        told = step.inputs.timestep if isinstance(step.inputs.timestep, float) else step.timestep
-        if isinstance(told, float):
-            current.timestep = told
         computed = list(zip(self.stages, (structure, detail), strict=True))
         for row in range(step.pictures):
             current.since_full[row] = 0 if row in full else current.since_full[row] + 1

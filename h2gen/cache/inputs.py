@@ -14,7 +14,7 @@ from h2gen.families import Family
 
 
 class Inputs:
-    """A forward pass's arguments. Keeps neither embeddings nor ids alive.
+    """A forward pass's arguments. Keeps neither embeddings nor ids nor latents alive.
 
     Args:
         family: of the transformer.
@@ -24,7 +24,7 @@ class Inputs:
 
     def __init__(self, family: Family, stages: Sequence[Stage], arguments: Mapping[str, Any]) -> None:
         latents, text, timestep, image_ids, text_ids = family.pass_inputs(arguments)
-        self._identity = [None if each is None else weakref.ref(each) for each in (text, image_ids, text_ids)]
+        self._identity = [None if each is None else weakref.ref(each) for each in (text, image_ids, text_ids, latents)]
         self.pictures: int = latents.shape[0]
         #: Whether blocks can run for only some pictures of the batch.
         self.separable = text.shape[0] == self.pictures > 1 and family.can_split(arguments)

@@ -84,6 +84,8 @@ class Method:
         """Keep what the blocks after the first added to the streams of the pictures that ran."""
         if stage.name == "detail":
             first, last = first[-1:], last[-1:]
+        if any(x.shape != y.shape for x, y in zip(first, last, strict=True)):
+            return  # diffusers' hook on a skipped layer hands the text on as image and the image as text
         residual = [y - x for x, y in zip(first, last, strict=True)]
         # The model adds ControlNet's samples after each block, skipped or not: they are not part of the residual.
         for sample in step.inputs.added[stage.name]:

@@ -1,13 +1,21 @@
-"""The part of a pipeline call's schedule that the cache needs."""
+"""The schedule of the call that runs the transformer, and the scheduler that takes its steps."""
 
 from __future__ import annotations
 
+import math
+import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from types import FrameType
 from typing import Any
+
+from diffusers.configuration_utils import ConfigMixin
+
+ROUNDED = 2**-7
+"""The relative error of a timestep that was rounded to bfloat16 and then divided by 1000 in it."""
 
 
 @dataclass(frozen=True)
@@ -31,24 +39,92 @@ class Schedule:
         return tuple(timestep / 1000 for timestep in self.timesteps)
 
 
-def schedule_of(pipe: Any) -> Callable[[], Schedule | None]:
-    """A function that asks a pipeline for the schedule of its current call; it returns None before the first."""
-    reference = weakref.ref(pipe)  # a hook on a model must not keep the pipeline, and so the model, alive
+class Course:
+    """A call's way through its schedule, as told by the scheduler, which counts its steps on the host.
 
-    def schedule() -> Schedule | None:
-        pipe = reference()
-        count = getattr(pipe, "_num_timesteps", None)
-        if pipe is None or not count:
-            return None
-        scheduler = pipe.scheduler
-        timesteps = scheduler.timesteps.double().tolist()[-count:]  # image-to-image leaves out the first ones
+    So it is known without waiting for the device which step a forward pass belongs to, and whether this scheduler takes
+    the steps of this call at all: another call's stands still.
+
+    Args:
+        scheduler: is not kept alive.
+        first: the index of the call's first step in the scheduler's timesteps.
+        timesteps: of the scheduler, 1000 to 0.
+    """
+
+    def __init__(self, scheduler: Any, first: int, timesteps: Sequence[float]) -> None:
+        self._scheduler, self._first = weakref.ref(scheduler), first
         intervals = None
         if _is_euler(scheduler):
-            sigmas = scheduler.sigmas.double().tolist()[-count - 1 :]
-            intervals = tuple(after - before for before, after in pairwise(sigmas))
-        return Schedule(tuple(timesteps), intervals)
+            intervals = tuple(after - before for before, after in pairwise(scheduler.sigmas.tolist()[first:]))
+        self.schedule = Schedule(tuple(timesteps[first:]), intervals)
 
-    return schedule
+    @property
+    def step(self) -> int | None:
+        """The step of the schedule that comes next, from 0; None if there is none, or the scheduler is gone."""
+        scheduler = self._scheduler()
+        if scheduler is None:
+            return None
+        step = 0 if scheduler.step_index is None else scheduler.step_index - self._first
+        return step if 0 <= step < len(self.schedule) else None
+
+    def is_at(self, step: int, timestep: Any) -> bool:
+        """Whether a timestep that the model was given, 0 to 1000, may be that of a step; a tensor may."""
+        return not isinstance(timestep, float) or math.isclose(timestep, self.schedule.timesteps[step], rel_tol=ROUNDED)
+
+
+def course_finder(target: Any) -> Callable[[Callable[[], float]], Course | None]:
+    """A function that finds the course of the call that is running the transformer at its first step; None if unknown.
+
+    Views of a pipeline share its transformer and may have schedulers of their own, so the pipeline or the loop that
+    calls is asked first, and then the target.
+
+    Args:
+        target: what the cache was applied to. It is not kept alive: a hook on a model must not keep its pipeline.
+    """
+    owner = weakref.ref(target) if hasattr(target, "scheduler") else lambda: None
+
+    def find(read_timestep: Callable[[], float]) -> Course | None:
+        for scheduler in [*_of_caller(), *_schedulers(owner())]:
+            course = _course(scheduler, read_timestep)
+            if course is not None:
+                return course
+        return None
+
+    return find
+
+
+def _of_caller() -> list[Any]:
+    """The schedulers that the nearest caller has which has any, itself or in a pipeline."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        found = [
+            each for value in frame.f_locals.values() if isinstance(value, ConfigMixin) for each in _schedulers(value)
+        ]
+        if found:
+            return found
+        frame = frame.f_back
+    return []
+
+
+def _schedulers(owner: Any) -> Iterator[Any]:
+    """The scheduler that a pipeline has, or that this is, if it counts its steps and they were set."""
+    scheduler = getattr(owner, "scheduler", owner)
+    if hasattr(scheduler, "step_index") and getattr(scheduler, "num_inference_steps", None):
+        yield scheduler
+
+
+def _course(scheduler: Any, read_timestep: Callable[[], float]) -> Course | None:
+    """A scheduler's course from its coming step, if its timestep is that of the model."""
+    timesteps, first = [float(each) for each in scheduler.timesteps.tolist()], scheduler.step_index
+    if first is None:
+        first = scheduler.begin_index
+    if first is None:  # a few pipelines let the scheduler search for their first timestep
+        given = read_timestep()
+        first = min(range(len(timesteps)), key=lambda step: abs(timesteps[step] - given))
+    if first >= len(timesteps):  # it has taken all of its steps, in an earlier call
+        return None
+    course = Course(scheduler, first, timesteps)
+    return course if course.is_at(0, read_timestep()) else None
 
 
 def _is_euler(scheduler: Any) -> bool:

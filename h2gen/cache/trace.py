@@ -36,8 +36,9 @@ class StepRecord:
 
     ``run`` counts trajectories from 0, ``step`` the steps of one from 0, ``picture`` the pictures of a batch from 0,
     among which the pass's ``seconds`` are divided evenly. ``context`` is ``cond`` or ``uncond`` under true
-    classifier-free guidance. ``timestep`` runs from 1000 to 0, ``sigma`` from 1 to 0. ``error`` is compared with a
-    tolerance: how far the picture would be off if the step were skipped; None if not known, or without a tolerance.
+    classifier-free guidance, and ``cond 2`` where a step runs the prompt a second time, through changed blocks.
+    ``timestep`` runs from 1000 to 0, ``sigma`` from 1 to 0. ``error`` is compared with a tolerance: how far the picture
+    would be off if the step were skipped; None if not known, or without a tolerance.
     """
 
     run: int

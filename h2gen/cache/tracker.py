@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,14 +12,14 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.inputs import Inputs, as_timestep
 from h2gen.cache.memory import Memory
-from h2gen.cache.schedule import Schedule
+from h2gen.cache.schedule import Course
 from h2gen.cache.trajectory import Pass, Run
 
 if TYPE_CHECKING:
     from h2gen.cache.step import Step
 
-_ROUNDED = 2**-7
-"""The relative error of a timestep that was rounded to bfloat16 and then divided by 1000 in it."""
+_MOST_REPEATS = 3
+"""How often a step runs one text. A loop that repeats a step more often does not take steps: it begins again."""
 
 
 class ContextName(StateManager):  # type: ignore[misc]
@@ -39,7 +38,7 @@ class Tracker:
 
     Args:
         config: of the cache.
-        schedule: asks the pipeline for the schedule of its current call; None without a pipeline.
+        find_course: finds the course of the call that runs the transformer, given a function that reads the timestep.
         new_memory: makes what a pass keeps, for a number of pictures.
         when_over: a bound method, called once the current trajectory is over. Its object is not kept alive: it owns
             the tracker, and a cycle would keep a removed cache, and the model, until the next garbage collection.
@@ -49,13 +48,13 @@ class Tracker:
     def __init__(
         self,
         config: CacheConfig,
-        schedule: Callable[[], Schedule | None] | None,
+        find_course: Callable[[Callable[[], float]], Course | None],
         new_memory: Callable[[int], Memory],
         when_over: Callable[[], None],
         warn: Callable[[str], None],
     ) -> None:
         self.context = ContextName()
-        self._config, self._schedule, self._new_memory = config, schedule, new_memory
+        self._config, self._find_course, self._new_memory = config, find_course, new_memory
         self._when_over, self._warn = weakref.WeakMethod(when_over), warn
         self._run: Run | None = None
         self._runs = 0
@@ -63,37 +62,70 @@ class Tracker:
     def follow(self, inputs: Inputs) -> tuple[Run, Pass, float | torch.Tensor]:
         """The trajectory and pass that a forward pass continues or begins, and its timestep, 0 to 1000.
 
-        The timestep is a tensor if only the device knows it and no policy needs it.
+        The timestep is a tensor if only the device knows it and no policy needs it. With a course it is the schedule's
+        own, since the model's is rounded to its dtype.
         """
-        each = None if self._run is None else self._run.pass_of(inputs.identity, self.context.name)
-        if self._config.needs_time and not self._is_scheduled(each):
-            inputs.read_timestep()  # now, while nothing of this pass is queued, rather than halfway through it
-        if each is None or _went_back(each, inputs.timestep):
-            each = self._new_run(inputs)
+        run = self._run
+        found = None if run is None else run.passes_with(inputs.identity, self.context.name)
+        step = None if run is None or found is None else self._step(run, found, inputs)
+        if run is None or found is None or step is None:
+            run, found, step = self._new_run(inputs), [], 0
+        if step > run.step:
+            run.before, run.timestep = run.timestep, inputs.timestep
+        each = run.enter(inputs.identity, self.context.name, found, step)
         each.fit(inputs.signature, inputs.pictures)
-        assert self._run is not None
-        return self._run, each, self._timestep(self._run, each, inputs)
+        return run, each, inputs.timestep if run.schedule is None else run.schedule.timesteps[step]
+
+    def _step(self, run: Run, found: Sequence[Pass], inputs: Inputs) -> int | None:
+        """The step of a run that a forward pass belongs to, the current or the next one; None if a run begins."""
+        repeats = sum(each.step == run.step for each in found)
+        same_latents = run.same_latents(inputs.identity)
+        if run.course is not None:
+            step = run.course.step
+            if step == run.step and (repeats == _MOST_REPEATS or (repeats and not same_latents)):
+                inputs.read_timestep()  # a text runs once more in a step, unless the scheduler is that of another call
+            if step is not None and 0 <= step - run.step <= 1 and run.course.is_at(step, inputs.timestep):
+                return step
+            if inputs.read_timestep() > _known(run.timestep):
+                return None
+            self._lose_course(run)
+        if self._config.needs_time or (repeats and (run.repeats or same_latents)):
+            inputs.read_timestep()  # now, while nothing of this pass is queued, rather than halfway through it
+        if not isinstance(inputs.timestep, float):
+            return run.step + (repeats > 0)
+        last = _known(run.timestep)
+        again = inputs.timestep == last and repeats == _MOST_REPEATS
+        return None if inputs.timestep > last or again else run.step + (inputs.timestep < last)
 
     def begun_again(self, step: Step) -> bool:
-        """Whether a step turns out to begin a trajectory, now that the device has finished what was queued.
+        """Whether a step turns out to be another one, now that the device has finished what was queued.
 
-        On an accelerator the timestep is known only after the first synchronisation. Without a schedule, a
-        timestep that went up means that a loop has begun again on the same input tensors. The step becomes the first of
-        a new trajectory, where nothing is kept yet.
+        On an accelerator the timestep is known only after the first synchronisation. Without a schedule, a timestep
+        that went up means that a loop has begun again on the same input tensors, and the same timestep that the step
+        before runs once more. The step then belongs to a new trajectory or pass, where nothing is kept yet.
         """
         inputs = step.inputs
         if isinstance(inputs.timestep, float):
             return False
         timestep = inputs.timestep = as_timestep(inputs.timestep)
-        if step.run.schedule is not None:
+        if step.run.course is not None:
+            if not step.run.course.is_at(step.index, timestep):
+                self._lose_course(step.run)
             return False
-        step.timestep = timestep
-        if not _went_back(step.current, timestep):
+        run, last = step.run, step.run.before
+        step.timestep = run.timestep = timestep
+        if last is None or timestep < _known(last):
             return False
-        each = self._new_run(inputs)
+        found: list[Pass] = []
+        if timestep > _known(last):
+            run, index = self._new_run(inputs), 0
+        else:
+            run.repeats, index = True, step.index - 1
+            step.current.step = index
+            found = run.passes_with(inputs.identity, self.context.name) or []
+        each = run.enter(inputs.identity, self.context.name, found, index)
         each.fit(inputs.signature, inputs.pictures)
-        assert self._run is not None
-        step.run, step.current, step.index = self._run, each, 0
+        step.run, step.current, step.index = run, each, index
         return True
 
     def forget(self) -> None:
@@ -105,40 +137,29 @@ class Tracker:
         if run is self._run and when_over is not None:
             when_over()
 
-    def _new_run(self, inputs: Inputs) -> Pass:
-        schedule = None if self._schedule is None else self._schedule()
-        self._run = Run(self._runs, schedule, self._over, self._new_memory)
+    def _new_run(self, inputs: Inputs) -> Run:
+        course = self._find_course(inputs.read_timestep)
+        if course is None:
+            self._say_what_has_no_effect("here")
+            if self._config.needs_time:
+                inputs.read_timestep()  # now, while nothing of this pass is queued, rather than halfway through it
+        self._run = run = Run(self._runs, course, inputs.timestep, self._over, self._new_memory)
         self._runs += 1
-        each = self._run.pass_of(inputs.identity, self.context.name)
-        assert each is not None
-        return each
+        return run
 
-    def _is_scheduled(self, each: Pass | None) -> bool:
-        """Whether the schedule gives the timestep of the coming step; it is not trusted before its first step."""
-        known = None if self._run is None else self._run.schedule
-        return each is not None and known is not None and 0 < each.step < len(known)
+    def _lose_course(self, run: Run) -> None:
+        run.course = None
+        self._say_what_has_no_effect(f"after step {run.step + 1}")
 
-    def _timestep(self, run: Run, each: Pass, inputs: Inputs) -> float | torch.Tensor:
-        """The timestep, 0 to 1000: the schedule's own if it is known, since the model's is rounded to its dtype."""
-        if run.schedule is None:
-            return inputs.timestep
-        known = run.schedule.timesteps
-        if each.step == 0:  # look at each run's first step, so that the schedule of another call is not trusted
-            inputs.read_timestep()
-        expected = known[each.step] if each.step < len(known) else math.nan
-        told = inputs.timestep if isinstance(inputs.timestep, float) else expected
-        if not math.isclose(told, expected, rel_tol=_ROUNDED):
-            run.schedule = None
-            for name in ("final_steps", "tolerance"):
-                if getattr(self._config, name):
-                    self._warn(
-                        f"H2-Cache: {name} has no effect here: these steps are not those of the pipeline that the "
-                        "cache was applied to."
-                    )
-            return inputs.timestep
-        return expected
+    def _say_what_has_no_effect(self, where: str) -> None:
+        for name in () if self._config.plan else ("final_steps", "tolerance"):
+            if getattr(self._config, name):
+                self._warn(
+                    f"H2-Cache: {name} has no effect {where}: the steps ahead are not known. They are read from the "
+                    "scheduler of the diffusers pipeline that runs the transformer, or of a loop that calls its step()."
+                )
 
 
-def _went_back(each: Pass, timestep: float | torch.Tensor) -> bool:
-    """Whether the timestep is above the last one: a loop that uses the same input tensors has begun again."""
-    return isinstance(timestep, float) and each.timestep is not None and timestep > each.timestep
+def _known(timestep: float | torch.Tensor) -> float:
+    """A timestep, 0 to 1000, whose copy the device has finished."""
+    return timestep if isinstance(timestep, float) else as_timestep(timestep)

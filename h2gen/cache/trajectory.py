@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,23 +18,22 @@ import torch
 
 from h2gen.cache.memory import Memory
 from h2gen.cache.policies.tolerance import CurvatureEstimate
-from h2gen.cache.schedule import Schedule
+from h2gen.cache.schedule import Course, Schedule
 from h2gen.cache.velocity import curvatures
 
 
 @dataclass
 class Pass:
-    """One of the passes of true classifier-free guidance, or the only one, over all steps of a trajectory.
+    """One of the passes of guidance, or the only one, over all steps of a trajectory.
 
-    ``index`` counts the passes of a step from 0, ``step`` the steps; ``timestep`` is the last step's, if known.
-    ``since_full`` has the number of steps since the last full one for each picture of the batch.
+    ``index`` counts the passes of a step from 0; ``step`` is the step that it is at, or ran in last. ``since_full`` has
+    the number of steps since the last full one for each picture of the batch.
     """
 
     context: str
     index: int
     new_memory: Callable[[int], Memory]
     step: int = 0
-    timestep: float | None = None
     signature: tuple[Any, ...] = ()
     since_full: list[int] = field(default_factory=list)
     memory: Memory = field(init=False)
@@ -56,11 +55,13 @@ class Pass:
 
 
 class Identity(NamedTuple):
-    """The tensors that identify a trajectory and one of its passes, by being the same objects at every step."""
+    """The tensors that identify a trajectory and one of its passes, by being the same objects at every step; and the
+    latents, which differ from step to step."""
 
     text: torch.Tensor | None
     image_ids: torch.Tensor | None
     text_ids: torch.Tensor | None
+    latents: torch.Tensor | None
 
 
 class _Same:
@@ -82,7 +83,8 @@ class Run:
 
     Args:
         index: counts trajectories from 0.
-        schedule: of the pipeline's call; None if unknown.
+        course: of the call that runs the transformer; None if unknown.
+        timestep: of its first step, 0 to 1000; a tensor if only the device knows it.
         when_over: is called once the pipeline's call is over, that is, when none of its ids is alive any more.
         new_memory: makes what a pass keeps, for a number of pictures.
     """
@@ -90,19 +92,30 @@ class Run:
     def __init__(
         self,
         index: int,
-        schedule: Schedule | None,
+        course: Course | None,
+        timestep: float | torch.Tensor,
         when_over: Callable[[Run], None],
         new_memory: Callable[[int], Memory],
     ) -> None:
-        self.index, self.schedule = index, schedule
+        self.index, self.course = index, course
+        self.step = 0
+        self.timestep: float | torch.Tensor = timestep
+        self.before: float | torch.Tensor | None = None
+        """Of the current step and of the one before it, as the model was given them."""
+        self.repeats = False
+        """Whether a step has been seen to run the same text twice with different latents."""
         self.estimates: dict[int, CurvatureEstimate] = {}
         """For each picture, from its last computed step (see ``Tolerance``)."""
         self.skipped: set[int] = set()
         """The pictures that skip the current step, in all of its passes."""
         self._when_over, self._new_memory = when_over, new_memory
         self._passes: list[tuple[str | None, _Same, _Same, Pass]] = []
-        self._image = _Same(None)
+        self._image = self._latents = _Same(None)
         self._living: list[_Same] = []
+
+    @property
+    def schedule(self) -> Schedule | None:
+        return None if self.course is None else self.course.schedule
 
     @property
     def steps_total(self) -> int | None:
@@ -110,34 +123,53 @@ class Run:
 
     @property
     def passes(self) -> list[Pass]:
-        """The passes of a step; all are known from the second step on."""
-        return [each for *_, each in self._passes]
+        """The passes of a step; all are known from the second step on. Guidance may end before the last step."""
+        return [each for *_, each in self._passes if each.step >= self.step - 1]
 
     def passes_of(self, pictures: int) -> list[Pass]:
         """Those passes whose batch has this number of pictures."""
         return [each for each in self.passes if len(each.memory.velocities) == pictures]
 
-    def pass_of(self, identity: Identity, name: str | None) -> Pass | None:
-        """The pass that these inputs continue or begin; None if they belong to another trajectory.
+    def passes_with(self, identity: Identity, name: str | None) -> list[Pass] | None:
+        """The passes that have had these inputs, in order; None if the inputs belong to another trajectory.
 
         Named passes (``cache_context``) are told apart by their names, others by their text embeddings.
         """
-        same_image = self._image(identity.image_ids)
+        same_image, found = self._image(identity.image_ids), []
         for known, text, text_ids, each in self._passes:
             if name == known and (name is not None or text(identity.text)):
                 if not (same_image or text_ids(identity.text_ids)):
                     return None
-                self._watch_image(identity.image_ids, same_image)
-                return each
-        if self._passes and not same_image:
-            return None
-        self._watch_image(identity.image_ids, same_image)
-        index = len(self._passes)
-        each = Pass(name or ("cond", "uncond", "third")[min(index, 2)], index, self._new_memory)
-        text_ids = _Same(identity.text_ids, self._release)
-        self._living.append(text_ids)
-        self._passes.append((name, _Same(identity.text), text_ids, each))
+                found.append(each)
+        return found if found or same_image or not self._passes else None
+
+    def same_latents(self, identity: Identity) -> bool:
+        """Whether the last pass had the same latents object."""
+        return self._latents(identity.latents)
+
+    def enter(self, identity: Identity, name: str | None, found: Sequence[Pass], step: int) -> Pass:
+        """Begin a pass of a step: the first of those found that has not run in it, or, if all have, a new one.
+
+        A text that a step runs twice goes through changed blocks the second time (skipped layers, perturbed attention),
+        so these passes share nothing.
+        """
+        self.step, self._latents = step, _Same(identity.latents)
+        if not self._image(identity.image_ids):  # with reference images some pipelines make new ids at each step
+            self._image = self._watched(identity.image_ids)
+        each = next((each for each in found if each.step < step), None)
+        if each is None:
+            each = Pass(self._context(name, found), len(self._passes), self._new_memory)
+            self._passes.append((name, _Same(identity.text), self._watched(identity.text_ids), each))
+        elif each.step < step - 1:  # what it kept is of long ago
+            each.forget()
+        each.step = step
         return each
+
+    def _context(self, name: str | None, found: Sequence[Pass]) -> str:
+        if found:
+            return f"{found[0].context} {len(found) + 1}"
+        texts = sum(" " not in each.context for *_, each in self._passes)
+        return name or ("cond", "uncond", "third")[min(texts, 2)]
 
     def take_curvatures(self, pictures: int) -> dict[int, float]:
         """For each picture, the largest curvature that its passes measured at the last computed step, if it is new.
@@ -151,15 +183,14 @@ class Run:
             largest[row] = max(largest.get(row, curvature), curvature)
         return largest
 
-    def _watch_image(self, image_ids: torch.Tensor | None, same: bool) -> None:
-        # With reference images some pipelines make new image ids at each step.
-        if not same:
-            self._image = _Same(image_ids, self._release)
-            self._living.append(self._image)
+    def _watched(self, tensor: torch.Tensor | None) -> _Same:
+        same = _Same(tensor, self._release)
+        self._living.append(same)
+        return same
 
     def _release(self, _: Any) -> None:
         self._living = [same for same in self._living if not same.gone]
         if not self._living:
-            for each in self.passes:
+            for *_, each in self._passes:
                 each.forget()
             self._when_over(self)

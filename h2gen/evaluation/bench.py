@@ -187,7 +187,8 @@ def _run(
         _wait(device)
         started = time.perf_counter()
         for timestep in timesteps:
-            transformer(timestep=timestep, **inputs)
+            latents = inputs["hidden_states"].detach()  # as in a pipeline, another object at each step
+            transformer(timestep=timestep, **inputs | {"hidden_states": latents})
         _wait(device)
         return time.perf_counter() - started
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from h2gen.cache import CacheConfig, Outcome, apply, h2_cache, remove
+from h2gen.cache import CacheConfig, Outcome, apply, h2_cache
 from h2gen.errors import CacheError
 from tests.cache.drive import (
     STEPS,
@@ -29,7 +29,6 @@ from tests.cache.drive import (
     trajectory,
 )
 from tests.cache.reference import Rules
-from tests.small import flux_pipeline
 
 # Shares of the natural changes below tau1 and tau2; None is a threshold of 0.
 SHARES = [
@@ -291,16 +290,6 @@ def test_a_model_with_a_cache_of_diffusers_is_refused() -> None:
     model.disable_cache()
     with h2_cache(model, tau1=0, tau2=0):
         assert same(run(model, steps=2), plain)
-
-
-def test_the_last_steps_cannot_be_guarded_without_a_pipeline() -> None:
-    model = flux()
-    with pytest.raises(CacheError, match="final_steps"):
-        apply(model, CacheConfig(final_steps=1))
-    remove(model)
-    pipe = flux_pipeline(transformer=model)
-    with h2_cache(pipe, final_steps=1):
-        pass
 
 
 def test_natural_changes_are_no_accident() -> None:

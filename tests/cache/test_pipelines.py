@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import FluxControlNetPipeline, FluxImg2ImgPipeline, FluxPipeline
 
-from h2gen.cache import CacheConfig, h2_cache
+from h2gen.cache import h2_cache
 from h2gen.errors import CacheError
 from tests.cache.drive import assert_same_decisions, between, kinds
 from tests.cache.reference import Decision, Rules, reference
@@ -258,14 +258,6 @@ def test_the_last_steps_are_those_that_run_and_not_those_asked_for(guidance: dic
         outcomes = [record.structure.outcome.value for record in trace.steps if record.run == number]
         expected = ["computed"] + ["reused"] * (steps - 3) + ["guarded"] * 2
         assert outcomes == [outcome for outcome in expected for _ in range(passes)]
-
-
-def test_final_steps_need_the_pipeline() -> None:
-    pipe = make_pipeline("FluxPipeline")
-    with pytest.raises(CacheError, match="final_steps"), h2_cache(pipe.transformer, final_steps=2):
-        pass
-    with pytest.raises(CacheError, match="final_steps"), h2_cache(pipe.transformer, config=CacheConfig(final_steps=1)):
-        pass
 
 
 def test_a_pipeline_without_a_flux_transformer_is_refused_by_name() -> None:

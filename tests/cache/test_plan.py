@@ -222,7 +222,7 @@ def test_pipelines_follow_a_plan(which: int, on: str) -> None:
     pipe, more, passes = pipelines()[which]
     rules = Rules(0, 0, plan="FFRSDR", forecast=1)
     pipe(**run_kwargs(pipe, steps=6) | more)
-    with reference(pipe.transformer, rules, passes, sigmas=sigmas_of(pipe) if on == "pipeline" else None):
+    with reference(pipe.transformer, rules, passes, sigmas=sigmas_of(pipe)):
         wanted = pipe(**run_kwargs(pipe, steps=6) | more).images
     target = pipe if on == "pipeline" else pipe.transformer
     with h2_cache(target, plan=rules.plan, forecast=1) as trace:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from h2gen.cache import StepRecord, h2_cache
 from h2gen.cache.policies.tolerance import CurvatureEstimate
 from h2gen.cache.velocity import VelocityHistory, curvatures
-from h2gen.errors import CacheError
 from h2gen.generation.solvers import solving
 from tests.cache.drive import assert_same_decisions, noise, plan_from_steps
 from tests.cache.reference import Rules, reference, sigmas_of
@@ -168,8 +167,6 @@ def test_a_plan_that_skips_makes_good_too() -> None:
         wanted = pipe(**run_kwargs(pipe, steps=8)).images
     with h2_cache(pipe, plan=rules.plan):
         assert np.allclose(pipe(**run_kwargs(pipe, steps=8)).images, wanted, atol=1e-4)
-    with h2_cache(pipe.transformer, plan=rules.plan):  # which does not know a step's length
-        assert not np.allclose(pipe(**run_kwargs(pipe, steps=8)).images, wanted, atol=1e-4)
 
 
 def test_a_record_says_what_its_step_was_decided_by() -> None:
@@ -262,23 +259,6 @@ def test_given_alone_it_leaves_no_threshold() -> None:
     with h2_cache(pipe, tolerance=5e-2) as trace:
         pipe(**run_kwargs(pipe, steps=16))
     assert plan_from_steps(trace.steps) == plan_at(5e-2)
-
-
-def test_it_wants_the_pipeline() -> None:
-    with pytest.raises(CacheError, match="tolerance needs to know the steps beforehand"):
-        h2_cache(flux_pipeline().transformer, tolerance=1e-3).__enter__()
-
-
-def test_steps_that_are_not_the_pipelines_are_computed_with_a_warning() -> None:
-    pipe, other = flux_pipeline(), flux_pipeline()
-    pipe(**run_kwargs(pipe, steps=16))
-    other.transformer = pipe.transformer
-    with (
-        pytest.warns(RuntimeWarning, match="tolerance has no effect"),
-        h2_cache(pipe, tau1=0, tau2=0, tolerance=1e9) as trace,
-    ):
-        other(**run_kwargs(other, steps=12))
-    assert trace.summary.share == 1
 
 
 def test_a_run_that_was_stopped_while_skipping_leaves_nothing_to_the_next() -> None:

@@ -135,8 +135,8 @@ class Plan:
 
 
 _NOTHING_KEPT = (
-    "H2-Cache: the inputs changed shape during the run, so some steps of the plan have nothing to reuse; they are "
-    "computed in full."
+    "H2-Cache: some steps of the plan have nothing to reuse, since the inputs changed shape during the run or guidance "
+    "changes blocks; they are computed in full."
 )
 
 

@@ -1,0 +1,246 @@
+"""The schedule is that of the call which runs the transformer, whatever the cache was put on, or is not believed."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxFillPipeline, FluxImg2ImgPipeline, VisualClozePipeline
+from diffusers.modular_pipelines import FluxAutoBlocks
+
+from h2gen.cache import h2_cache
+from h2gen.errors import CacheError
+from tests.cache.drive import flux, latents, plan_from_steps, position_ids, prompt
+from tests.cache.test_time import queue_the_time
+from tests.small import SIZE, flux_pipeline, picture, quiet, run_kwargs, scheduler
+
+STEPS = 12
+TOLERANCE = {"tau1": 0, "tau2": 0, "tolerance": 0.1}
+FINAL = {"tau1": 1e9, "tau2": 1e9, "final_steps": 3}
+
+
+@pytest.fixture(params=["the host", "the device"])
+def timestep_known_to(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "the device":
+        queue_the_time(monkeypatch)
+
+
+def made(pipe: Any, steps: int = STEPS, **more: Any) -> np.ndarray:
+    return pipe(**run_kwargs(pipe, steps=steps) | more).images
+
+
+def with_a_scheduler_of_its_own(pipe: Any) -> Any:
+    view = copy.copy(pipe)
+    view.scheduler = scheduler()
+    return view
+
+
+# Found
+
+
+def own_pipeline() -> tuple[Any, Callable[[], Any]]:
+    pipe = flux_pipeline()
+    return pipe, lambda: made(pipe)
+
+
+def its_transformer() -> tuple[Any, Callable[[], Any]]:
+    pipe = flux_pipeline()
+    return pipe.transformer, lambda: made(pipe)
+
+
+def view_of_another_kind() -> tuple[Any, Callable[[], Any]]:
+    pipe = flux_pipeline()
+    view = quiet(FluxImg2ImgPipeline.from_pipe(pipe))
+    return pipe, lambda: made(view, 2 * STEPS, strength=0.5)
+
+
+def view_with_a_scheduler_of_its_own() -> tuple[Any, Callable[[], Any]]:
+    pipe = flux_pipeline()
+    made(pipe, 20)  # whose first timestep is the same
+    view = with_a_scheduler_of_its_own(pipe)
+    return pipe, lambda: made(view)
+
+
+def modular_pipeline() -> tuple[Any, Callable[[], Any]]:
+    parts = {name: part for name, part in flux_pipeline().components.items() if part is not None}
+    pipe = FluxAutoBlocks().init_pipeline()
+    pipe.update_components(**parts)
+    quiet(pipe)
+    asked = run_kwargs(flux_pipeline(), steps=STEPS) | {"output": "images"}
+    return pipe, lambda: pipe(**asked)
+
+
+def pipeline_of_two() -> tuple[Any, Callable[[], Any]]:
+    """VisualCloze's calls two others; the second one's call is not looked at here."""
+    parts = flux_pipeline(FluxFillPipeline).components
+    names = ("scheduler", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "transformer")
+    pipe = VisualClozePipeline(**{name: parts[name] for name in names}, resolution=SIZE)
+    for part in (pipe.generation_pipe, pipe.upsampling_pipe):
+        quiet(part)
+    asked = {"task_prompt": "a", "content_prompt": "b", "image": [[picture(), picture()], [picture(), None]]}
+    sizes = {"upsampling_width": SIZE, "upsampling_height": SIZE, "max_sequence_length": 16, "output_type": "np"}
+    seed = torch.Generator().manual_seed(1)
+    return pipe, lambda: pipe(**asked, **sizes, num_inference_steps=STEPS, generator=seed)
+
+
+def loop_with_a_scheduler() -> tuple[Any, Callable[[], Any]]:
+    model = flux()
+    return model, lambda: stepped(model)
+
+
+@torch.no_grad()
+def stepped(model: Any, steps: int = STEPS) -> torch.Tensor:
+    """A loop of one's own, with one of diffusers' solvers."""
+    solver, inputs = scheduler(), position_ids(model) | prompt(model)
+    solver.set_timesteps(steps)
+    given = latents(model, 1.0)
+    for timestep in solver.timesteps:
+        given["timestep"] = timestep.expand(1) / 1000
+        velocity = model(**given, **inputs, return_dict=False)[0]
+        given["hidden_states"] = solver.step(velocity, timestep, given["hidden_states"], return_dict=False)[0]
+    return given["hidden_states"]
+
+
+@pytest.mark.parametrize("settings", [TOLERANCE, FINAL], ids=["tolerance", "final steps"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        own_pipeline,
+        its_transformer,
+        view_of_another_kind,
+        view_with_a_scheduler_of_its_own,
+        modular_pipeline,
+        pipeline_of_two,
+        loop_with_a_scheduler,
+    ],
+)
+@pytest.mark.usefixtures("timestep_known_to")
+def test_the_schedule_is_that_of_the_caller(make: Any, settings: dict[str, Any]) -> None:
+    target, run = make()
+    with warnings.catch_warnings(), h2_cache(target, **settings) as trace:
+        warnings.simplefilter("error", RuntimeWarning)
+        run()
+    outcomes = [step.structure.outcome.value for step in trace.steps if step.run == 0]
+    assert len(outcomes) == STEPS
+    if settings is FINAL:
+        assert outcomes == ["computed"] + ["reused"] * (STEPS - 4) + ["guarded"] * 3
+    else:
+        assert 1 < outcomes.count("skipped") < STEPS - 3 and outcomes[-1] == "computed"
+
+
+@pytest.mark.usefixtures("timestep_known_to")
+def test_views_with_schedulers_of_their_own_skip_as_the_pipeline_alone_does() -> None:
+    pipe = flux_pipeline()
+    with h2_cache(pipe, **TOLERANCE):
+        wanted = [made(pipe, steps) for steps in (8, 16)]
+    views = [with_a_scheduler_of_its_own(pipe) for _ in range(2)]
+    with h2_cache(pipe, **TOLERANCE) as trace:
+        got = [made(view, steps) for view, steps in zip(views, (8, 16), strict=True)]
+    assert all(map(np.array_equal, got, wanted))
+    for view, run in zip(views, (0, 1), strict=True):
+        timesteps = [step.timestep for step in trace.steps if step.run == run]
+        assert timesteps == view.scheduler.timesteps.tolist()
+
+
+def test_the_same_plan_does_the_same_on_a_pipeline_and_on_its_transformer() -> None:
+    pipe, pictures = flux_pipeline(), []
+    for target in (pipe, pipe.transformer):
+        with h2_cache(target, plan="FFSSFSSF"):
+            pictures.append(made(pipe, 8))
+    assert np.array_equal(*pictures)
+
+
+@pytest.mark.parametrize("letters", [4, 9])
+@pytest.mark.parametrize("make", [own_pipeline, its_transformer, view_with_a_scheduler_of_its_own, modular_pipeline])
+def test_a_plan_for_another_number_of_steps_is_refused_at_the_first(make: Any, letters: int) -> None:
+    target, run = make()
+    cached = h2_cache(target, plan="F" * letters)
+    with cached as trace, pytest.raises(CacheError, match=f"plan is for {letters} steps, and this run has {STEPS};"):
+        run()
+    assert trace.steps == []
+
+
+# Not believed
+
+
+def own_steps(model: Any, sigmas: list[float]) -> None:
+    """A loop without a solver of diffusers."""
+    inputs = position_ids(model) | prompt(model)
+    with torch.no_grad():
+        for sigma in sigmas:
+            model(**latents(model, sigma), **inputs)
+
+
+def never_run(_: Any) -> None:
+    pass
+
+
+def run_to_its_end(pipe: Any) -> None:
+    made(pipe, 8)
+
+
+def stopped_half_way(pipe: Any) -> None:
+    def stop(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if step == 2:
+            raise KeyboardInterrupt
+        return kwargs
+
+    with pytest.raises(KeyboardInterrupt):
+        made(pipe, 8, callback_on_step_end=stop)
+
+
+def about_to_begin(pipe: Any) -> None:
+    """Its first timestep is that of the loop."""
+    pipe.scheduler.set_timesteps(8)
+    pipe.scheduler.set_begin_index(0)
+
+
+@pytest.mark.parametrize("before", [never_run, run_to_its_end, stopped_half_way, about_to_begin])
+@pytest.mark.parametrize(("name", "settings"), [("tolerance", TOLERANCE | {"tolerance": 1e9}), ("final_steps", FINAL)])
+@pytest.mark.usefixtures("timestep_known_to")
+def test_another_calls_schedule_is_not_believed_and_what_has_no_effect_is_told(
+    before: Any, name: str, settings: dict[str, Any]
+) -> None:
+    pipe = flux_pipeline()
+    before(pipe)
+    sigmas = [1 - step / STEPS for step in range(STEPS)]
+    told = pytest.warns(RuntimeWarning, match=f"{name} has no effect.*scheduler of the diffusers pipeline")
+    with told as warned, h2_cache(pipe, **settings) as trace:
+        own_steps(pipe.transformer, sigmas)
+        own_steps(pipe.transformer, sigmas)
+    assert len([each for each in warned if issubclass(each.category, RuntimeWarning)]) == 1
+    last = [step.structure.outcome.value for step in trace.steps if step.run == 0][-3:]
+    assert last == ["computed" if name == "tolerance" else "reused"] * 3
+    assert [step.sigma for step in trace.steps[1:STEPS]] == pytest.approx(sigmas[1:])
+
+
+@pytest.mark.usefixtures("timestep_known_to")
+def test_a_scheduler_that_stops_moving_is_not_believed_any_longer() -> None:
+    """The loop takes the first steps of a schedule, and then steps of its own."""
+    model, solver = flux(), scheduler()
+    solver.set_timesteps(STEPS)
+    inputs, given = position_ids(model) | prompt(model), latents(model, 1.0)
+    sigmas = [*solver.sigmas[:4].tolist(), 0.3, 0.2, 0.1]
+    told = pytest.warns(RuntimeWarning, match="tolerance has no effect after step 4")
+    with told, torch.no_grad(), h2_cache(model, **TOLERANCE | {"tolerance": 1e9}) as trace:
+        for step, sigma in enumerate(sigmas):
+            model(**given | latents(model, sigma), **inputs)
+            if step < 3:
+                solver.step(given["hidden_states"], solver.timesteps[step], given["hidden_states"])
+    assert plan_from_steps(trace.steps) == "FFFSFFF"
+
+
+@pytest.mark.usefixtures("timestep_known_to")
+def test_without_a_setting_that_needs_the_schedule_nothing_is_told() -> None:
+    pipe = flux_pipeline()
+    with warnings.catch_warnings(), h2_cache(pipe, tau1=0.2, tau2=0.2):
+        warnings.simplefilter("error")
+        own_steps(pipe.transformer, [1.0, 0.7, 0.4])
+    with warnings.catch_warnings(), h2_cache(pipe, plan="FRR", tolerance=0.1, final_steps=2):
+        warnings.simplefilter("error")
+        own_steps(pipe.transformer, [1.0, 0.7, 0.4])
