@@ -53,11 +53,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded. ``offload`` is the mode in use."""
+    """The model is loaded. ``offload`` is the mode in use; ``warnings`` were issued while it was loaded."""
 
     device: str
     dtype: str
     offload: str
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

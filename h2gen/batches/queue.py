@@ -92,6 +92,8 @@ class JobQueue:
                 elif isinstance(message, Ready):
                     if not self._announced:
                         self._announced = True
+                        for warning in message.warnings:
+                            self._observer.notice(warning)
                         self._observer.ready(message)
                     self._assign(pool, stop)
                 else:

@@ -33,7 +33,7 @@ def serve(connection: Connection, model: Model) -> None:
         signal.signal(number, signal.SIG_IGN)
     unblock_interrupts()
     try:
-        session = _load(model)
+        session, issued = _load(model)
     except H2GenError as error:
         connection.send(Broken(error))
         return
@@ -41,7 +41,8 @@ def serve(connection: Connection, model: Model) -> None:
     busy = threading.Event()
     threading.Thread(target=_listen, args=(connection, session, tasks, busy), daemon=True).start()
     with contextlib.suppress(OSError):
-        connection.send(Ready(str(session.device), str(session.dtype).removeprefix("torch."), session.offload))
+        dtype = str(session.dtype).removeprefix("torch.")
+        connection.send(Ready(str(session.device), dtype, session.offload, issued))
         while (together := tasks.get()) is not None:
             busy.set()
             answers = _make(session, model, together, connection)
@@ -71,7 +72,8 @@ def interrupts_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _load(model: Model) -> Session:
+def _load(model: Model) -> tuple[Session, tuple[str, ...]]:
+    """The model, and h2gen's warnings about it."""
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())  # tqdm's own lock is a system semaphore, which a killed process leaks
@@ -85,7 +87,9 @@ def _load(model: Model) -> Session:
         import torch
 
         torch.set_num_threads(model.threads)
-    return open_session(model.checkpoint, device=model.device, dtype=model.dtype, offload=model.offload)
+    with warnings.catch_warnings(record=True, action="always", category=RuntimeWarning) as issued:
+        session = open_session(model.checkpoint, device=model.device, dtype=model.dtype, offload=model.offload)
+    return session, tuple(str(warning.message) for warning in issued)
 
 
 def _listen(

@@ -6,6 +6,7 @@ Nothing imported here loads torch: the command line needs the names before any m
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from h2gen.families.chroma import CHROMA, Chroma
 from h2gen.families.flux1 import DEV, KREA, SCHNELL, Flux1
 from h2gen.families.flux2 import FLUX2_DEV, KLEIN, Flux2
 from h2gen.models.defaults import FILE, ModelDefaults, folder_defaults, read_defaults
-from h2gen.wording import did_you_mean
+from h2gen.wording import did_you_mean, printable
 
 __all__ = ["BUNDLED", "CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "model_name", "resolve"]
 
@@ -129,13 +130,27 @@ def resolve(name: str, base: str | None = None) -> Checkpoint:
     path = _path(name)
     if name not in CATALOGUE and path is not None and _is(path.is_file):
         return _file(name, path, base)
+    found = _whole(name, path)
     if base is not None:
         raise ModelError(f"The model {name!r} is not a single file, so it takes no base; leave out the base {base!r}.")
+    return found
+
+
+def _whole(name: str, path: Path | None) -> Checkpoint:
+    """A model that is not a single file."""
     if name in CATALOGUE:
         return _entry(name, CATALOGUE[name])
     if path is not None and _is(path.is_dir):
         return Checkpoint(name, "folder", path, None, folder_defaults(path))
-    looks_like_path = name.startswith((".", "/", "~")) or name.lower().endswith(WEIGHTS + PICKLES)
+    if name.lower().startswith(("http://", "https://")):
+        part = REPO_ID.search(name.partition("://")[2].partition("/")[2])
+        repo = repr(part[0]) if part and "huggingface.co/" in name else "such as owner/name"
+        raise ModelError(
+            f"{name!r} is a web address; give the repository, {repo}, or download the file and give its path."
+        )
+    if name.lower().endswith(WEIGHTS + PICKLES):
+        raise ModelError(f"There is no file {name!r}; check the path{_how_to_download(name)}.")
+    looks_like_path = name.startswith((".", "/", "~"))
     if not looks_like_path and REPO_ID.fullmatch(name):
         twin = next((entry for entry in CATALOGUE.values() if (entry.repo or "").lower() == name.lower()), None)
         return _entry(name, twin) if twin else Checkpoint(name, "hub", name, None, DEV)
@@ -145,6 +160,15 @@ def resolve(name: str, base: str | None = None) -> Checkpoint:
         f"There is no model called {name!r}{did_you_mean(name, CATALOGUE)} Give one of {', '.join(CATALOGUE)}, a "
         "folder in diffusers' layout, a .safetensors or .gguf file with --base, or a repository such as owner/name."
     )
+
+
+def _how_to_download(name: str) -> str:
+    """For a file in a repository, such as ``owner/name/flux.gguf``."""
+    owner, _, rest = name.partition("/")
+    repo, _, file = rest.partition("/")
+    known = file and REPO_ID.fullmatch(f"{owner}/{repo}")
+    command = f"hf download {owner}/{repo} {shlex.quote(printable(file))}"
+    return f", or run `{command}` and give the path that it prints" if known else ""
 
 
 def _path(name: str) -> Path | None:

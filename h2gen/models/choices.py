@@ -1,6 +1,13 @@
-"""The names of offloading modes, dtypes and solvers; without torch, so that a wrong name is found at once."""
+"""The names of devices, offloading modes, dtypes and solvers; without torch, so that a wrong name is found at once."""
 
 from __future__ import annotations
+
+import re
+
+from h2gen.errors import DeviceError
+from h2gen.wording import did_you_mean
+
+DEVICES = ("cuda", "mps", "xpu", "cpu")
 
 OFFLOADS = ("none", "model", "group", "sequential", "auto")
 STRONGER = {"none": "model", "model": "group", "group": "sequential"}
@@ -27,3 +34,17 @@ SOLVERS = {
 def evaluations(steps: int, solver: str) -> int:
     """How often a solver calls the model in this number of steps: Heun twice per step, except in the last."""
     return 2 * steps - 1 if solver == "heun" else steps
+
+
+def split_device(name: str) -> tuple[str, int]:
+    """The kind and the index of a device such as "cuda:1"; "auto" is a kind too. Whether it exists is not checked.
+
+    Raises:
+        DeviceError: there is no such kind of device.
+    """
+    match = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", name)
+    if name != "auto" and (match is None or match[1] not in DEVICES):
+        known = ("auto", *DEVICES)
+        raise DeviceError(f"There is no device {name!r}{did_you_mean(name, known)} Choose from {', '.join(known)}.")
+    kind, _, index = name.partition(":")
+    return kind, int(index or 0)

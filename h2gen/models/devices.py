@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 import torch
 
 from h2gen.errors import DeviceError
-from h2gen.models.choices import DTYPES
+from h2gen.models.choices import DTYPES, split_device
 from h2gen.wording import did_you_mean
-
-DEVICES = ("cuda", "mps", "xpu", "cpu")
 
 
 def devices() -> dict[str, int]:
@@ -30,14 +26,10 @@ def choose_device(name: str = "auto") -> torch.device:
     Raises:
         DeviceError: the name is unknown, or this machine has no such device.
     """
+    kind, index = split_device(name)
     present = devices()
-    if name == "auto":
+    if kind == "auto":
         return torch.device(next(iter(present)))
-    match = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", name)
-    if match is None or match[1] not in DEVICES:
-        known = ("auto", *DEVICES)
-        raise DeviceError(f"There is no device {name!r}{did_you_mean(name, known)} Choose from {', '.join(known)}.")
-    kind, index = match[1], int(match[2] or 0)
     if index >= present.get(kind, 0):
         raise DeviceError(_absent(name, kind, present))
     return torch.device(name)
@@ -46,12 +38,9 @@ def choose_device(name: str = "auto") -> torch.device:
 def _absent(name: str, kind: str, present: dict[str, int]) -> str:
     """Why a device cannot be used, and what to do about it."""
     if kind == "cuda" and kind not in present and torch.version.cuda is None and torch.version.hip is None:
-        return (
-            f"The device {name!r} is not available: this PyTorch ({torch.__version__}) is CPU-only; install a CUDA "
-            "build from pytorch.org."
-        )
+        return f"No CUDA GPU: this PyTorch ({torch.__version__}) is CPU-only; install a CUDA build from pytorch.org."
     here = ", ".join(kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}" for kind, count in present.items())
-    return f"The device {name!r} is not available; PyTorch {torch.__version__} finds {here}."
+    return f"There is no device {name!r} here: PyTorch {torch.__version__} finds {here}; choose from these."
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

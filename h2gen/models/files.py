@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from h2gen.errors import ModelError
 from h2gen.families import PIPELINES
 from h2gen.families.single_file import IN_A_BLOCK
-from h2gen.models.catalogue import PICKLES
+from h2gen.models.catalogue import PICKLES, WEIGHTS
 from h2gen.wording import printable
 
 INDEX = "model_index.json"
@@ -69,7 +69,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         ModelError: the file is missing, names another pipeline, or takes a part from another library.
     """
     if not (folder / INDEX).is_file():
-        raise ModelError(f"{shown(folder)} is not a checkpoint in diffusers' layout: it has no {INDEX}.")
+        single = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in WEIGHTS)
+        hint = f"; to use {printable(single[0])!r} in it, give that file, with --base" if single else ""
+        raise ModelError(f"{shown(folder)} is not a checkpoint in diffusers' layout: it has no {INDEX}{hint}.")
     index = read_json(folder / INDEX)
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:

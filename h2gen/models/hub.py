@@ -32,6 +32,7 @@ def download(repo: str, *, without: str | None = None) -> Path:
     folder = _cached(repo)
     if folder is not None and _complete(folder, without):
         return folder
+    reach(repo, INDEX)
     # The index comes first: it says which other files are needed, and whether h2gen supports the pipeline at all.
     index = read_index(Path(hf_hub_download(repo, INDEX)).parent)
     patterns = [INDEX]
@@ -40,6 +41,33 @@ def download(repo: str, *, without: str | None = None) -> Path:
         if name != without:
             patterns.append(f"{name}/*.safetensors")
     return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=VARIANTS))
+
+
+def reach(repo: str, file: str) -> None:
+    """Ask once for a file of a repository, before anything is downloaded.
+
+    Without a network this fails at once, while the hub's client retries for half a minute and says so at each try.
+
+    Raises:
+        OfflineModeIsEnabled: the hub cannot be reached. What it answers, downloading finds out.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, file))
+    except HfHubHTTPError:
+        pass
+    except Exception as error:
+        if not is_connection_error(error):
+            raise
+        raise OfflineModeIsEnabled(f"{repo} cannot be reached") from error
+
+
+def is_connection_error(error: BaseException) -> bool:
+    """Whether the network failed, and not what it connects to."""
+    # All errors of the hub's HTTP library are about the connection; the library itself has been replaced before.
+    return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("http")
 
 
 def local_path(entry: CatalogueEntry) -> Path | None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from h2gen.errors import H2GenError, ModelError
 from h2gen.models.catalogue import CATALOGUE, Checkpoint
 from h2gen.models.files import INDEX
+from h2gen.models.hub import is_connection_error
 from h2gen.wording import printable
 
 NO_SPACE = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -55,12 +56,11 @@ def explain(error: BaseException, checkpoint: Checkpoint) -> str:
     if _any(chain, hub.OfflineModeIsEnabled, hub.LocalEntryNotFoundError):
         return (
             f"{source.name!r} is not on this machine and huggingface.co cannot be reached; go online to download it"
-            f"{_size(source)} (HF_HUB_OFFLINE must not be set)."
+            f"{_size(source)}; HF_HUB_OFFLINE must not be set."
         )
     if _any(chain, hub.HfHubHTTPError):
         return f"{source.name!r} cannot be downloaded from huggingface.co: {brief(error)}; try again later."
-    # All errors of the hub's HTTP library are about the connection; the library itself has been replaced before.
-    if _any(chain, ConnectionError, TimeoutError) or any(type(cause).__module__.startswith("http") for cause in chain):
+    if any(is_connection_error(cause) for cause in chain):
         return f"{source.name!r} cannot be downloaded: the connection failed; try again to continue the download."
     if any(isinstance(cause, OSError) and cause.errno in NO_SPACE for cause in chain):
         return f"{name} does not fit on the disk; free some space, or set HF_HOME to a folder on a larger disk."

@@ -11,6 +11,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies import switched_off
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import WEIGHTS, Checkpoint, resolve
+from h2gen.models.choices import split_device
 from h2gen.models.defaults import ModelDefaults
 from h2gen.settings import presets
 from h2gen.settings.layers import Layers, Resolved, merge
@@ -76,6 +77,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     for name in ("dtype", "offload", "format"):
         if name in given:
             BY_NAME[name].check(given[name].value, _called(name, given))
+    split_device(given["device"].value)  # a wrong name is found even where nothing is loaded
     checkpoint = resolve(given["model"].value, _base(given))
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
     notices = [rounded] if rounded else []

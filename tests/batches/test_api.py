@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 import h2gen
 from h2gen.batches.api import prepare
@@ -73,6 +75,18 @@ def test_only_the_function_keeps_a_record_of_each_picture_and_a_second_run_count
     second = prepared.run(h2gen.BatchObserver(), collect=True)
     assert (second.made, second.skipped) == (0, 1)
     assert [(picture.index, picture.new) for picture in second.pictures] == [(1, False)]
+
+
+def test_a_warning_about_the_model_in_a_worker_becomes_a_notice(tmp_path: Path) -> None:
+    small.flux_pipeline().save_pretrained(tmp_path / "flux")
+    file = tmp_path / "flux" / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file) | {"extra.weight": torch.zeros(1)}, file, metadata={"format": "pt"})
+    notices: list[str] = []
+    log = Log()
+    log.notice = notices.append  # type: ignore[method-assign]
+    options = QUICK | {"max_sequence_length": 16}
+    h2gen.batch(["a cat"], out=str(tmp_path / "out"), model=str(tmp_path / "flux"), observer=log, **options)
+    assert any("also holds 'extra.weight'" in notice for notice in notices)
 
 
 def test_prompt_files_are_read_as_the_command_reads_them(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_failures_that_a_stopped_run_did_not_come_to_stay_listed(tmp_path: Path)
 
 def test_devices_that_compute_differently_are_refused(tmp_path: Path) -> None:
     reading = Reading([Entry("a cat", "p.txt:1", {}, {})])
-    with pytest.raises(DeviceError, match="'cuda:9' is not available"):
+    with pytest.raises(DeviceError, match=r"CUDA|'cuda:9'"):
         Batch(Jobs(reading, QUICK, {}), tmp_path, "png", BatchOptions(), ["cpu", "cuda:9"])
     # The configuration's device does not matter if devices are named.
     Batch(Jobs(reading, {"steps": 2}, {"H2GEN_DEVICE": "cuda:9"}), tmp_path, "png", BatchOptions(), ["cpu"])

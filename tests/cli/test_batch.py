@@ -170,7 +170,7 @@ BAD: list[tuple[list[str], str]] = [
     (["batch", "p.txt", "--name", "{sed}"], "did you mean 'seed'"),
     (["batch", "p.txt", "--seed", "1,2", "-n", "2"], "one seed, or no count"),
     (["batch", "p.txt", "--gpus", "0", "--device", "cpu"], "contradict each other"),
-    (["batch", "p.txt", "--gpus", "7"], "'cuda:7' is not available"),
+    (["batch", "p.txt", "--gpus", "7"], "CUDA"),
     (["batch", "p.txt", "--gpus", "0,,1"], "give all, or numbers"),
     (["batch", "p.txt", "--gpus", "zero"], "no device 'zero'"),
     (["batch", "p.txt", "--steps", "0"], "--steps is 0"),

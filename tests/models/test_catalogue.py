@@ -82,9 +82,31 @@ def test_a_name_like_nothing_is_told_what_is_accepted():
     assert all(part in message for part in (*CATALOGUE, "folder", ".gguf", "owner/name"))
 
 
-@pytest.mark.parametrize("name", ["./missing", "/missing/folder", "~/missing", "missing.gguf", "a/b/c", "C:\\flux"])
+@pytest.mark.parametrize("name", ["./missing", "/missing/folder", "~/missing", "a/b/c", "C:\\flux"])
 def test_a_path_to_nothing_is_called_a_path(name):
     assert "no model folder or file" in refusal(name)
+
+
+@pytest.mark.parametrize("base", [(), ("dev",)], ids=["alone", "with a base"])
+@pytest.mark.parametrize("name", ["x.safetensors", "flux1-dev-Q4_K_S.gguf", "./x.GGUF", "x.ckpt"])
+def test_a_file_that_is_not_there_is_called_a_file(name, base):
+    assert refusal(name, *base) == f"There is no file {name!r}; check the path."
+
+
+def test_a_file_in_a_repository_is_told_how_to_download():
+    message = refusal("city96/FLUX.1-dev-gguf/flux1-dev-Q4_K_S.gguf", "dev")
+    assert "run `hf download city96/FLUX.1-dev-gguf flux1-dev-Q4_K_S.gguf` and give the path that it prints" in message
+    refusal("owner/name/\x1b[31m.gguf")
+
+
+def test_a_web_address_is_told_the_repository():
+    assert "give the repository, 'someone/flux', or" in refusal("https://huggingface.co/someone/flux/tree/main")
+    assert "such as owner/name" in refusal("http://example.org/flux.safetensors", "dev")
+
+
+def test_a_name_that_is_nothing_is_the_fault_and_not_its_base():
+    assert "did you mean 'tiny'?" in refusal("tny", "dev")
+    assert "no model folder or file" in refusal("./missing", "dev")
 
 
 @pytest.mark.parametrize("name", ["", " ", "\x1b[31m", "a\nb", "\0", "x" * 5000, "~nobody-of-this-name/x", "\u202etxt"])

@@ -41,17 +41,17 @@ def test_a_device_can_be_one_of_several(present):
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(present, monkeypatch):
     present(cpu=1)
-    with pytest.raises(DeviceError, match=r"'mps' is not available; PyTorch .* finds cpu"):
+    with pytest.raises(DeviceError, match=r"no device 'mps' here: PyTorch .* finds cpu; choose"):
         choose_device("mps")
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    with pytest.raises(DeviceError, match=r"'cuda' is not available; PyTorch .* finds cpu"):
+    with pytest.raises(DeviceError, match=r"no device 'cuda' here: PyTorch .* finds cpu; choose"):
         choose_device("cuda")
 
 
 def test_a_gpu_that_this_pytorch_was_built_without_is_refused_with_what_to_install(present, monkeypatch):
     present(cpu=1)
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(DeviceError, match=r"'cuda' is not available: this PyTorch \(.*\) is CPU-only; install a CUDA"):
+    with pytest.raises(DeviceError, match=r"^No CUDA GPU: this PyTorch \(.*\) is CPU-only; install a CUDA"):
         choose_device("cuda")
 
 

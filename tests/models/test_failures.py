@@ -28,6 +28,8 @@ def refusal(name: object, base: object = None) -> str:
 
 def test_an_empty_folder_is_no_checkpoint(tmp_path):
     assert "model_index.json" in refusal(tmp_path)
+    (tmp_path / "flux.safetensors").touch()
+    assert "no model_index.json; to use 'flux.safetensors' in it, give that file, with --base." in refusal(tmp_path)
 
 
 def test_another_pipeline_is_named(broken):

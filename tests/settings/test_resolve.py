@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from h2gen.cache import CacheConfig
-from h2gen.errors import ModelError, PresetError, SettingError, UsageError
+from h2gen.errors import DeviceError, ModelError, PresetError, SettingError, UsageError
 from h2gen.settings.resolve import request_from, resolve_request
 from h2gen.settings.user_defaults import USER_DEFAULTS, config_file
 from tests.locked import locked
@@ -161,6 +161,7 @@ def test_every_lasting_setting_is_taken_from_the_environment() -> None:
         "model": "tiny",
         "preset": "fast",
         "size": "64x64",
+        "device": "cpu",
         "dtype": "fp32",
         "offload": "auto",
         "negative": "dog",
@@ -191,6 +192,13 @@ def test_bad_input_is_found_before_anything_is_loaded(
         plan(**given)
     assert words in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["toaster", "cuda:x", "GPU", ""])
+def test_a_device_that_no_machine_has_is_found_before_anything_is_loaded(name: str) -> None:
+    with pytest.raises(DeviceError, match=r"no device .* Choose from auto, cuda, mps, xpu, cpu\."):
+        plan(device=name)
+    assert plan({"H2GEN_DEVICE": "cuda:1"}).device == "cuda:1"
 
 
 def test_a_preset_is_taken_from_a_file(tmp_path: Path) -> None:

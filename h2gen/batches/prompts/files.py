@@ -65,11 +65,11 @@ def _fetch(path: str, name: str, stdin: Callable[[], bytes]) -> tuple[str, str, 
     try:
         if not Path(path).exists():
             hint = " To make a picture of a prompt, leave out the word 'batch'." if " " in path else ""
-            raise SettingError(f"{name}: there is no such file.{hint}")
+            raise SettingError(f"{name}: there is no such file; check the path.{hint}")
         if kind is None:
             raise SettingError(f"{name}: prompt files end in .txt, .yaml or .jsonl.")
         if not Path(path).is_file():
-            raise SettingError(f"{name}: it is not a file.")
+            raise SettingError(f"{name}: it is not a file; give the prompt files in it.")
         if Path(path).stat().st_size > LARGEST_FILE:
             raise SettingError(f"{name}: it is larger than 1 GiB; split it.")
         return name, kind, Path(path).read_bytes()

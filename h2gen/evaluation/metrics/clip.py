@@ -21,7 +21,7 @@ from h2gen.errors import H2GenError, ModelError
 from h2gen.families.flux1 import DEV
 from h2gen.models.catalogue import REPO_ID, Checkpoint
 from h2gen.models.files import AGAIN, read_json, shown, weight_files
-from h2gen.models.hub import VARIANTS
+from h2gen.models.hub import VARIANTS, reach
 from h2gen.models.translate_errors import brief, explain
 from h2gen.wording import printable
 
@@ -68,6 +68,7 @@ def find(model: str, *, download: bool) -> Path:
     if not download:
         raise Missing(f"{model!r} is not on this machine; name the metric in --metrics to download it.")
     try:
+        reach(model, "config.json")
         folder = Path(
             snapshot_download(
                 model,
