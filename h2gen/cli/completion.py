@@ -39,5 +39,22 @@ def values_of(name: str) -> Callable[[str], list[str]] | None:
     return chosen
 
 
+def in_shell(line: str) -> list[str]:
+    """What completes the last word of a line of ``h2gen shell``."""
+    from h2gen.generation.shell import COMMANDS, NAMES
+
+    *before, word = line.split(" ")
+    if not before:
+        return _beginning([f":{command}" for command in COMMANDS], word) if word.startswith(":") else []
+    if before in ([":set"], [":unset"]):
+        return _beginning([name.replace("_", "-") for name in NAMES], word)
+    if len(before) == 2 and before[0] == ":set" and (name := before[1].replace("-", "_")) in NAMES:
+        if BY_NAME[name].rule.kind is bool:
+            return _beginning(("on", "off"), word)
+        complete = values_of(name)
+        return [] if complete is None else complete(word)
+    return []
+
+
 def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from h2gen.settings.layers import Resolved
 from h2gen.settings.resolve import Request, request_from
-from h2gen.settings.seeds import choose_seeds
+from h2gen.settings.seeds import choose_seeds, parse_seeds
 from h2gen.settings.speedup import Goal, request_for_goal
 from h2gen.settings.user_defaults import user_defaults
 from h2gen.settings.values import clean_prompt
@@ -40,7 +41,7 @@ def generate_request(
     seeds = choose_seeds(given.get("seed"), given.get("count"))
     recorded = [] if replay_decisions is None else [("trace", decisions_of(replay_decisions, options))]
     layers = [("option", {**options, "seed": seeds[0]}), *recorded, *user_defaults()]
-    return request_for_goal(prompt, layers, goal), seeds
+    return _sourced(request_for_goal(prompt, layers, goal), given.get("seed")), seeds
 
 
 def replay_request(
@@ -72,4 +73,11 @@ def replay_request(
         request = replace(request, settings=settings)
     if given.get("preset") is None and not given.get("no_cache"):
         request = replace(request, resolved=relabelled(request.resolved, found.preset))
-    return request, seeds
+    return request if same else _sourced(request, seed), seeds
+
+
+def _sourced(request: Request, seed: str | None) -> Request:
+    """The request, whose seed is called random if it is."""
+    if seed is not None and parse_seeds(seed) is not None:
+        return request
+    return replace(request, resolved={**request.resolved, "seed": Resolved(request.settings.seed, "random")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -11,6 +12,7 @@ from h2gen.errors import SettingError
 from h2gen.settings.resolve import CACHE, Request, request_from
 from h2gen.settings.seeds import parse_seeds
 from h2gen.settings.speedup import Goal, GoalResolver, request_for_goal
+from h2gen.settings.synonyms import meant
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.user_defaults import user_defaults
 from h2gen.settings.values import clean_prompt
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 HELP = """\
 A line is a prompt. To begin a prompt with a colon, type two colons. Commands:
-  :set NAME VALUE   change a setting, such as :set steps 12
+  :set NAME VALUE   change a setting, such as :set steps 12; :set alone lists them
   :unset NAME       back to its value at the start
   :show             all settings and where they come from
   :seed N|random    fix the seed, or use a new one for each picture
@@ -30,9 +32,12 @@ A line is a prompt. To begin a prompt with a colon, type two colons. Commands:
   :quit             leave; so does Ctrl-D. Ctrl-C stops a picture."""
 
 COMMANDS = ("set", "unset", "show", "seed", "again", "help", "quit")
+_BARE = ("quit", "exit", "q", "help", "?", "show", "again")
+"""Lines that are commands without their colon too: few mean a picture of them."""
 _GOALS = ("speedup", "fidelity", "nearest")
 """Options for which a profile chooses the other settings."""
-_NAMES = tuple(row.name for row in TABLE if row.in_shell)
+NAMES = tuple(row.name for row in TABLE if row.in_shell)
+"""The settings that can be changed."""
 _FIXED = ("model", "base", "device", "dtype", "offload")
 
 
@@ -49,8 +54,6 @@ def start_request(given: Mapping[str, Any], goal: Goal) -> tuple[Request, dict[s
     Raises:
         UsageError: something cannot be used.
     """
-    from h2gen.output.save import target_of
-
     given = dict(given)
     if given.get("seed") is not None:
         seeds = parse_seeds(given["seed"], "--seed")
@@ -58,10 +61,38 @@ def start_request(given: Mapping[str, Any], goal: Goal) -> tuple[Request, dict[s
             raise SettingError(f"--seed is {given['seed']!r}; a shell takes one seed at a time.")
         given["seed"] = None if seeds is None else seeds[0]
     request = request_for_goal("-", [("option", given), *user_defaults()], goal)
-    if target_of(request.out, request.format).stem is not None:
-        raise SettingError(f"--out is {request.out!r}; a shell needs a folder for its pictures.")
+    check_folder(request, "--out")
     goals = {"speedup": goal.speedup, "fidelity": goal.fidelity, "nearest": goal.nearest or None}
     return request, {**given, **goals}
+
+
+def check_folder(request: Request, called: str = "out") -> None:
+    """Check that a request's pictures go into a folder.
+
+    Raises:
+        SettingError: they would all go into one file.
+        OutputError: the folder cannot be written to.
+    """
+    from h2gen.output.save import target_of
+
+    if target_of(request.out, request.format).stem is not None:
+        raise SettingError(f"{called} is {request.out!r}; a shell needs a folder for its pictures.")
+
+
+def _check_options(line: str) -> None:
+    """Check that a prompt has no options of the command line in it, and no command whose colon was forgotten.
+
+    Raises:
+        SettingError: it has; the message says what to type instead.
+    """
+    first, _, rest = line.partition(" ")
+    if first == "set" and rest.partition(" ")[0].replace("-", "_") in NAMES:
+        raise SettingError(f"To change a setting, begin with a colon: :{printable(line)}")
+    for option, value in re.findall(r"(?:^|\s)--([a-z][\w-]*)[ =]?(\S*)", line):
+        name = meant(option, NAMES)
+        if name is not None:
+            shown = printable(f":set {name.replace('_', '-')} {value}".rstrip())
+            raise SettingError(f"A line of the shell takes no options; type {shown} first, and then the prompt alone.")
 
 
 class Action(Enum):
@@ -70,16 +101,28 @@ class Action(Enum):
     NOTHING = "nothing"
     RENDER = "render"  #: make the request's picture
     SHOW = "show"  #: show the request's settings
+    CHANGED = "changed"  #: a setting has a new value
     HELP = "help"
     QUIT = "quit"
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a line asks for; ``request`` belongs to ``RENDER`` and ``SHOW``."""
+    """What a line asks for.
+
+    Args:
+        action: what to do.
+        request: of ``RENDER``, ``SHOW`` and ``CHANGED``.
+        prompt: of ``SHOW``: the last one, or None.
+        changed: of ``CHANGED``: a setting, which the request has or which a profile needs.
+        whole: of ``SHOW``: all settings.
+    """
 
     action: Action
     request: Request | None = None
+    prompt: str | None = None
+    changed: str = ""
+    whole: bool = False
 
 
 class ShellState:
@@ -102,31 +145,41 @@ class ShellState:
         Raises:
             H2GenError: the line cannot be used; the settings stay as they were.
         """
+        if line.strip().lower() in _BARE:
+            line = f":{line.strip().lower()}"
         if not line.startswith(":") or line.startswith("::"):
+            _check_options(line)
             return self._render(line[1:] if line.startswith("::") else line)
         command, _, rest = line[1:].partition(" ")
         rest = rest.strip()
         if command in ("quit", "q", "exit"):
             return Step(Action.QUIT)
-        if command == "help":
+        if command in ("help", "?"):
             return Step(Action.HELP)
-        if command == "show":
-            return Step(Action.SHOW, self._request(self._last or "-"))
+        if command == "show" or (command == "set" and not rest):
+            request = self._request(self._last or "-")
+            return Step(Action.SHOW, request, prompt=self._last, whole=command == "set")
         if command == "again":
             if self._last is None:
                 raise SettingError("There is no picture yet to make again; give a prompt.")
             return self._render(self._last)
         if command == "set":
             name, _, value = rest.partition(" ")
+            name = self._check_name(name)
             self._set(name, value)
         elif command == "unset":
-            self._check_name(rest)
-            self._changed.pop(rest.replace("-", "_"), None)
+            name = self._check_name(rest)
+            self._changed.pop(name, None)
         elif command == "seed":
+            name = "seed"
             self._seed(rest)
         else:
             raise SettingError(f"There is no command :{command}{did_you_mean(command, COMMANDS)} See :help.")
-        return Step(Action.NOTHING)
+        return Step(Action.CHANGED, self._request(self._last or "-"), changed=name)
+
+    def value(self, name: str) -> Any:
+        """What was given for a setting that no request has, such as a speed-up; None if nothing was."""
+        return self._changed.get(name, self._given.get(name))
 
     def _render(self, text: str) -> Step:
         request = self._request(clean_prompt(text))
@@ -154,17 +207,18 @@ class ShellState:
         elif self._given.get("seed") is not None:
             self._given["seed"] = None
 
-    def _check_name(self, name: str) -> None:
+    def _check_name(self, name: str) -> str:
         name = name.replace("-", "_")
         if name in _FIXED:
             raise SettingError(f"{name} cannot be changed in a running shell; start a new one.")
-        if name not in _NAMES:
-            raise SettingError(f"There is no setting {printable(name)!r}{did_you_mean(name, _NAMES)}")
+        if name in NAMES:
+            return name
+        other = meant(name, NAMES)
+        hint = f"; use {other}." if other else did_you_mean(name, NAMES)
+        raise SettingError(f"There is no setting {printable(name)!r}{hint}")
 
     def _set(self, name: str, text: str) -> None:
         """Change a setting, unless the result would be invalid."""
-        self._check_name(name)
-        name = name.replace("-", "_")
         value = _value(name, text.strip())
         changed = {**self._changed, name: value or None if name == "no_cache" else value}
         if name in ("speedup", "fidelity"):
@@ -178,7 +232,7 @@ class ShellState:
             for other in ("no_cache", "tau1", "tau2", "plan", "tolerance"):
                 if other not in kept:
                     changed.pop(other, None)
-        self._request("-", changed)
+        check_folder(self._request("-", changed))
         self._changed = changed
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from h2gen.cache.outcome import Outcome
 from h2gen.cache.policies.plan import check_plan, joined, letter_of
 from h2gen.errors import SettingError
+from h2gen.settings.resolve import IGNORED_BY_PLAN
+from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import OFF
 
 LARGEST = 16 * 2**20
@@ -26,11 +28,15 @@ def decisions_of(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         given: other options.
 
     Raises:
-        SettingError: an option contradicts it; or the file cannot be read, is not a trace, or not a complete one.
+        SettingError: an option contradicts it or has no effect; or the file cannot be read, is not a trace, or not a
+            complete one.
     """
     for name in _CONTRADICT:
         if given.get(name) is not None:
             raise SettingError(f"--replay-decisions and --{name.replace('_', '-')} contradict each other; give one.")
+    for name in IGNORED_BY_PLAN:
+        if given.get(name) is not None:
+            raise SettingError(f"{BY_NAME[name].option} has no effect with --replay-decisions; give one.")
     return read_decisions(path)
 
 

@@ -29,6 +29,12 @@ _OWN_FIELDS = tuple(name for name in FIELDS if name not in ("prompt", "width", "
 _NOT_RESOLVED = ("no_cache", "count", "name")
 _BUILT_IN = {row.name: row.default for row in TABLE if row.default is not None and not row.of_cache}
 
+BUNDLED_NOTICE = (
+    "Using the bundled model 'tiny', a very small Flux trained on emoji. "
+    "For FLUX.1: --model dev, or set H2GEN_MODEL; 'h2gen models' lists more."
+)
+"""For those who have not chosen a model."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -82,10 +88,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
     notices = [rounded] if rounded else []
     if resolved["model"].source == "built in":
-        notices.append(
-            "Using the bundled model 'tiny', a very small Flux trained on emoji. "
-            "For FLUX.1: --model dev, or set H2GEN_MODEL; 'h2gen models' lists more."
-        )
+        notices.append(BUNDLED_NOTICE)
     notices += notices_about(settings, resolved, layers)
     values = {name: setting.value for name, setting in resolved.items()}
     return Request(
@@ -166,17 +169,26 @@ def _with_cache(layers: Layers, load_preset: Callable[[str], presets.Preset]) ->
     return complete
 
 
+IGNORED_BY_PLAN = ("warmup_steps", "final_steps", "max_consecutive", "budget", "hierarchy", "max_detail_age", "pfs")
+"""Settings of the cache that say nothing where a plan says what each step does."""
+
+
 def _choose_policy(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Let the first layer with a plan, a tolerance or thresholds switch off the others in the layers below.
 
     Raises:
-        SettingError: a plan is combined with something else, other than in a record of all settings of a cache.
+        SettingError: a plan is combined with what contradicts it or has no effect, other than in a record of all
+            settings of a cache.
     """
     for _, values in layers:
         others = [name for name in ("tolerance", "tau1", "tau2") if values.get(name) is not None]
         others = [name for name in others if name != "tolerance" or values[name]]
-        if values.get("plan") and others and any(values.get(name) is None for name in CACHE):
-            raise SettingError(f"--plan and --{others[0]} contradict each other; give one.")
+        if values.get("plan") and any(values.get(name) is None for name in CACHE):
+            if others:
+                raise SettingError(f"--plan and --{others[0]} contradict each other; give one.")
+            for name in IGNORED_BY_PLAN:
+                if values.get(name) not in (None, BY_NAME[name].default):
+                    raise SettingError(f"{BY_NAME[name].option} has no effect with --plan; give one.")
         if values.get("plan") or others:
             values.update(switched_off(values))
             return

@@ -87,7 +87,8 @@ def unchosen(goal: Goal, layers: Layers) -> Layers:
             name for name in chosen if values.get(name) is not None and not (name == "no_cache" and not values[name])
         ]
         if given and source not in ("environment", "configuration"):
-            name = "--" + given[0].replace("_", "-") if source == "option" else given[0]
+            name = given[0] if source not in ("option", "shell") else given[0].replace("_", "-")
+            name = f"--{name}" if source == "option" else name
             name = "--replay-decisions" if source == "trace" else name
             raise SettingError(f"{goal.option} chooses solver and cache itself; leave out {name}, or {goal.option}.")
     left = [

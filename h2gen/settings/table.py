@@ -335,7 +335,7 @@ TABLE = (
     _behaviour("verbose", "Show all steps and the libraries' messages.", Rule(bool), short="-v"),
     _behaviour(
         "dry_run",
-        "Show every setting and where it comes from.",
+        "Show the settings and where they come from; all of them with -v.",
         Rule(bool),
         commands=("generate", "batch", "replay", *_MEASURING),
     ),

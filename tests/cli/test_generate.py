@@ -30,7 +30,7 @@ def test_a_prompt_makes_a_picture_and_its_path_is_all_that_stdout_says(
     assert run(["a cat", *QUICK]) == 0
     out, err = capsys.readouterr()
     assert out == "a-cat-7.png\n"
-    assert "--model dev" in err
+    assert "--model dev" not in err  # said at a terminal only
     assert "seed 7" in err
     assert "\x1b" not in err
     with Image.open(here / "a-cat-7.png") as image:
@@ -204,6 +204,49 @@ def test_text_from_users_is_neither_markup_nor_control_codes(capsys: pytest.Capt
     out, err = capsys.readouterr()
     assert "[red]cat[/]" in out
     assert not set("\x1b\x07\u202e") & set(out + err)
+
+
+def test_a_dry_run_shows_what_was_given_or_differs_and_all_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    def rows(*arguments: str) -> dict[str, list[str]]:
+        assert run([*arguments, "--dry-run"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        return {line.split()[0]: line.split()[1:] for line in lines}
+
+    found = rows("cat", "--warmup-steps", "0")
+    assert found["prompt"] == ["cat", "argument"]
+    assert found["seed"][1] == "random"
+    assert found["tolerance"] == ["0.002", "preset", "balanced"]
+    assert found["warmup-steps"] == ["0", "option"]
+    assert not {"tau1", "final-steps", "plan", "pfs"} & set(found)
+    assert {"tau1", "final-steps", "plan", "pfs"} < set(rows("cat", "-v"))
+    assert rows("-p", "cat", "--seed", "7")["seed"] == ["7", "option"]
+    assert rows("-p", "cat", "--seed", "-1", "-n", "2")["seed"][1] == "random"
+    assert rows("-p", "cat")["prompt"] == ["cat", "option"]
+    assert rows("compare", "cat")["prompt"] == ["cat", "argument"]
+    assert rows("compare", "cat")["seed"][1] == "prompt"
+
+
+def test_that_the_model_is_the_bundled_one_is_said_once_and_at_a_terminal_only() -> None:
+    from rich.console import Console
+
+    from h2gen.cli.views.request import show_notice
+    from h2gen.settings.resolve import BUNDLED_NOTICE
+
+    for terminal, said in ((False, False), (True, True), (True, False)):
+        console = Console(file=io.StringIO(), force_terminal=terminal)
+        show_notice(BUNDLED_NOTICE, console)
+        assert isinstance(console.file, io.StringIO)
+        assert ("bundled" in console.file.getvalue()) is said
+
+
+@pytest.mark.parametrize("option", ["--warmup-steps", "--final-steps", "--max-consecutive", "--max-detail-age"])
+def test_what_a_plan_ignores_is_refused(option: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", "--plan", "F" * 28, option, "2", "--dry-run"]) == 2
+    assert f"{option} has no effect with --plan; give one." in capsys.readouterr().err
+    assert run(["a cat", "--replay-decisions", "t.jsonl", option, "2"]) == 2
+    assert f"{option} has no effect with --replay-decisions; give one." in capsys.readouterr().err
+    assert run(["a cat", "--replay-decisions", "t.jsonl", "--budget"]) == 2
+    assert "--budget has no effect with --replay-decisions; give one." in capsys.readouterr().err
 
 
 def test_a_dry_run_shows_each_setting_with_its_source_and_makes_nothing(

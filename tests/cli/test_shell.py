@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from h2gen.cli.completion import in_shell
+from h2gen.generation.shell import ShellState
 from h2gen.output.metadata import read_metadata
 from tests.cli.programs import h2gen, in_a_terminal, read_until
 
@@ -63,7 +65,12 @@ def test_lines_from_a_pipe_are_prompts_and_commands(here: Path) -> None:
     [
         (":", "There is no command :"),
         (":sho", "did you mean 'show'"),
-        (":set", "There is no setting ''"),
+        (":unset", "There is no setting ''"),
+        (":set num_inference_steps 3", "There is no setting 'num_inference_steps'; use steps."),
+        (":set out a.png", "out is 'a.png'; a shell needs a folder for its pictures."),
+        ("set steps 3", "begin with a colon: :set steps 3"),
+        ("a dog --seed 3", "type :set seed 3 first, and then the prompt alone."),
+        ("a dog --num-inference-steps=3", "type :set steps 3 first"),
         (":set steps", "steps needs a value"),
         (":set stps 3", "did you mean 'steps'"),
         (":set steps x", "steps is 'x'; give a whole number"),
@@ -86,7 +93,7 @@ def test_a_mistake_is_one_line_and_the_shell_goes_on(line: str, words: str, caps
     """Without a model, which these tests do not need."""
     from h2gen.cli.views.request import show_request
     from h2gen.errors import H2GenError
-    from h2gen.generation.shell import Action, ShellState
+    from h2gen.generation.shell import Action
 
     shell = ShellState({})
     with pytest.raises(H2GenError) as error:
@@ -96,6 +103,58 @@ def test_a_mistake_is_one_line_and_the_shell_goes_on(line: str, words: str, caps
     assert step.action is Action.SHOW and step.request is not None
     show_request(step.request, ["random"])
     assert "28" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "action"),
+    [("quit", "quit"), ("exit", "quit"), (" Quit ", "quit"), ("help", "help"), ("?", "help"), ("show", "show")],
+)
+def test_a_command_is_understood_without_its_colon(line: str, action: str) -> None:
+    assert ShellState({}).read(line).action.value == action
+
+
+def test_a_changed_setting_is_told_with_what_follows_from_it(here: Path) -> None:
+    lines = [":set steps 3", ":set size 100x100", ":seed random", ":set", ":show", ":set no-cache on", ":unset steps"]
+    done = h2gen("shell", "--model", "tiny", "-o", "out", input="\n".join(lines))
+    assert done.returncode == 0
+    told = done.stderr.splitlines()
+    assert "steps is now 3" in told
+    assert told[told.index("size is now 96x96") + 1].startswith("100x100 is not a multiple")
+    assert "seed is now a new one each time" in told
+    assert "no-cache is now on" in told
+    assert "steps is now 28" in told
+    listed, shown = done.stdout.split("setting")[1:]
+    assert "warmup-steps" in listed and "warmup-steps" not in shown
+    assert "prompt" not in listed + shown
+
+
+def test_what_a_profile_chose_is_told_when_a_speed_is_set() -> None:
+    from h2gen.models.catalogue import resolve
+
+    shell = ShellState({}, resolve("tiny"))
+    step = shell.read(":set speedup 2")
+    assert step.request is not None
+    assert any(notice.startswith("Using ") for notice in step.request.notices)
+    assert shell.value(step.changed) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        (":s", [":set", ":show", ":seed"]),
+        (":set st", ["steps"]),
+        (":unset neg", ["negative"]),
+        (":set preset f", ["fast"]),
+        (":set solver ", ["own", "unipc", "heun"]),
+        (":set no-cache o", ["on", "off"]),
+        (":set steps 1", []),
+        (":set nonsense ", []),
+        ("a c", []),
+        ("", []),
+    ],
+)
+def test_tab_completes_commands_settings_and_values(line: str, offered: list[str]) -> None:
+    assert in_shell(line) == offered
 
 
 def test_what_fails_in_a_pipe_is_told_by_the_exit_status(here: Path) -> None:

@@ -98,7 +98,10 @@ def compare(
     )
     show_notices(prepared.request.notices, console)
     if dry_run:
-        show_request(prepared.request, [case.seed for case in prepared.cases], as_json)
+        seeds = [case.seed for case in prepared.cases]
+        shown = None if prompt is None else (prompt, "argument")
+        source = "prompt" if given["seed"] is None else "option"
+        show_request(prepared.request, seeds, as_json, prompt=shown, seed_source=source, whole=verbose)
         return
     from h2gen.cli.views.compare import CompareView
 

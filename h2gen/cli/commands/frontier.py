@@ -54,7 +54,8 @@ def frontier(
     prepared = prepare_frontier(prompts=prompts, prompt_key=prompt_key, options=wanted, **given)
     show_notices(prepared.request.notices, console)
     if dry_run:
-        show_request(prepared.request, [case.seed for case in prepared.cases], as_json)
+        seeds = [case.seed for case in prepared.cases]
+        show_request(prepared.request, seeds, as_json, seed_source="prompt", whole=verbose)
         return
     from h2gen.cli.views.frontier import FrontierView
 

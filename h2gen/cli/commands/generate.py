@@ -59,7 +59,8 @@ def generate(
     check_output(request, render_options, seeds)
     if dry_run:
         show_notices(request.notices, console)
-        show_request(request, seeds, as_json)
+        source = "option" if prompt is None else "stdin" if prompt == "-" else "argument"
+        show_request(request, seeds, as_json, prompt=(text, source), whole=verbose)
         return
     from h2gen.cli.views.picture import PictureView
 

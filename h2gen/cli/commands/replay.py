@@ -39,7 +39,8 @@ def replay(
     check_output(request, render_options, seeds)
     if dry_run:
         show_notices(request.notices, console)
-        show_request(request, seeds, as_json, "option" if prompt is not None else "picture")
+        source = "picture" if prompt is None else "option"
+        show_request(request, seeds, as_json, prompt=(request.settings.prompt, source), whole=verbose)
         return
     from h2gen.cli.views.picture import PictureView
 

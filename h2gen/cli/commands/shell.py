@@ -81,7 +81,18 @@ def _obey(line: str, state: ShellState, renderer: Renderer, console: Console, sh
             say(console, text) if not text.startswith(" ") else console.print(text, markup=False)
     elif step.action is Action.SHOW and request is not None:
         random = request.resolved["seed"].source == "random"
-        show_request(request, ["random" if random else request.settings.seed])
+        prompt = None if step.prompt is None else (step.prompt, "last picture")
+        seed = "a new one each time" if random else request.settings.seed
+        show_request(request, [seed], prompt=prompt, whole=step.whole)
+    elif step.action is Action.CHANGED and request is not None:
+        found = request.resolved.get(step.changed)
+        value = state.value(step.changed) if found is None else found.value
+        if step.changed == "seed" and found is not None and found.source == "random":
+            value = "a new one each time"
+        told = "not set" if value in (None, "") else "on" if value is True else "off" if value is False else value
+        say(console, f"{step.changed.replace('_', '-')} is now {told}", "dim")
+        show_notices([notice for notice in request.notices if notice not in shown], console)
+        shown |= set(request.notices)
     elif step.action is Action.RENDER and request is not None:
         show_notices([notice for notice in request.notices if notice not in shown], console)
         shown |= set(request.notices)
@@ -104,6 +115,7 @@ def _lines(console: Console) -> Iterator[str]:
             say(console, "There is nothing to read on stdin; pipe prompts to it, or type them in a terminal.", "yellow")
         return
     with _history():
+        _complete()
         while True:
             try:
                 line = _ask().strip()
@@ -126,6 +138,23 @@ def _ask() -> str:
     if not line:
         raise EOFError
     return line
+
+
+def _complete() -> None:
+    """Tab completes commands, settings and values, if the system has readline."""
+    try:
+        import readline
+    except ImportError:
+        return
+    from h2gen.cli.completion import in_shell
+
+    def complete(_word: str, number: int) -> str | None:
+        found = in_shell(readline.get_line_buffer()[: readline.get_endidx()])
+        return found[number] if number < len(found) else None
+
+    readline.set_completer(complete)
+    readline.set_completer_delims(" ")
+    readline.parse_and_bind("bind ^I rl_complete" if "libedit" in (readline.__doc__ or "") else "tab: complete")
 
 
 @contextlib.contextmanager

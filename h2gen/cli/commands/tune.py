@@ -57,7 +57,7 @@ def tune(
     show_notices(prepared.request.notices, console)
     if dry_run:
         seeds = [case.seed for case in (*prepared.searched, *prepared.checked)]
-        show_request(prepared.request, seeds, as_json)
+        show_request(prepared.request, seeds, as_json, seed_source="prompt", whole=verbose)
         return
     from h2gen.cli.views.tune import TuneView
 

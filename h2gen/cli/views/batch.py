@@ -20,6 +20,7 @@ from h2gen.cache.outcome_words import by_outcome
 from h2gen.cache.trace import StepRecord
 from h2gen.cli.console import complain, say, say_stopping
 from h2gen.cli.views.live_table import cost_of, steps_table
+from h2gen.cli.views.request import show_notice
 from h2gen.cli.views.view import View, clock, progress
 from h2gen.errors import H2GenError, Stopped
 from h2gen.wording import printable
@@ -43,7 +44,7 @@ class BatchView(View, BatchObserver):
         return self  # ``counted`` starts it
 
     def notice(self, text: str) -> None:
-        say(self._console, text, "dim")
+        show_notice(text, self._console)
 
     def remark(self, text: str) -> None:
         say(self._console, text, "yellow")

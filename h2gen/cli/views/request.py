@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from h2gen.cli.console import say, stdout
+from h2gen.settings.layers import Resolved
+from h2gen.settings.resolve import BUNDLED_NOTICE
+from h2gen.settings.values import OFF
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
@@ -15,29 +19,60 @@ if TYPE_CHECKING:
 
     from h2gen.settings.resolve import Request
 
+_UNCHANGED = asdict(OFF)
+_OF_USER = ("option", "shell", "environment", "configuration")
+
 
 def show_notices(notices: Iterable[str], console: Console) -> None:
     """Lines that the user should see first."""
     for notice in notices:
+        show_notice(notice, console)
+
+
+def show_notice(notice: str, console: Console) -> None:
+    """One line; that about the bundled model only once, and only to somebody at a terminal."""
+    if notice != BUNDLED_NOTICE or (console.is_terminal and not console.quiet and _first_time()):
         say(console, notice, "dim")
 
 
+def _first_time() -> bool:
+    import platformdirs
+
+    mark = Path(platformdirs.user_cache_dir("h2gen", appauthor=False)) / "greeted"
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except (OSError, RuntimeError):  # where nothing can be kept, say it each time
+        pass
+    return True
+
+
 def show_request(
-    request: Request, seeds: Sequence[int | str], as_json: bool = False, prompt_source: str = "option"
+    request: Request,
+    seeds: Sequence[int | str],
+    as_json: bool = False,
+    *,
+    prompt: tuple[str, str] | None = None,
+    seed_source: str = "",
+    whole: bool = False,
 ) -> None:
-    """Print every setting, and where it came from.
+    """Print the settings, and where they came from.
 
     Args:
         request: resolved settings.
         seeds: shown instead of the request's own seed.
         as_json: as one JSON object.
-        prompt_source: where the prompt came from.
+        prompt: the prompt and where it came from; None if there is none, or several.
+        seed_source: where the seeds came from, if not from where the request's own did.
+        whole: also what a preset leaves as it is without a cache; JSON has it always.
     """
-    seed = replace(request.resolved["seed"], value=",".join(map(str, seeds)))
-    resolved = {**request.resolved, "seed": seed}
+    source = seed_source or request.resolved["seed"].source
+    resolved = {**request.resolved, "seed": Resolved(",".join(map(str, seeds)), source)}
     if as_json:
         settings = {name: {"value": item.value, "source": item.source} for name, item in sorted(resolved.items())}
-        print(json.dumps({"prompt": request.settings.prompt, "settings": settings}))
+        print(json.dumps({**({} if prompt is None else {"prompt": prompt[0]}), "settings": settings}))
         return
     from rich.table import Table
     from rich.text import Text
@@ -45,7 +80,10 @@ def show_request(
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for title in ("setting", "value", "from"):
         table.add_column(title)
-    table.add_row("prompt", Text(printable(request.settings.prompt)), prompt_source)
+    if prompt is not None:
+        table.add_row("prompt", Text(printable(prompt[0])), prompt[1])
     for name, item in resolved.items():
+        if not whole and name in _UNCHANGED and item.value == _UNCHANGED[name] and item.source not in _OF_USER:
+            continue
         table.add_row(name.replace("_", "-"), Text(printable(str(item.value))), Text(item.source))
     stdout().print(table)
