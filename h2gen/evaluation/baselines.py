@@ -1,7 +1,6 @@
-"""Chooses what to compare a cache with: fewer steps that take as long, and other caches at equal cost.
+"""Chooses what to compare a cache with: fewer steps that run as many blocks, and other caches at equal cost.
 
-The fewest-steps rival of a cached run, its baseline, is the number of uncached steps that takes as long
-(``equal_steps``). Both searches make a few images.
+Fewer steps that take as long follow once there are medians to choose them by: see ``rivals``.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from h2gen.evaluation.make_image import ImageMaker
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.peers import TOLERANCE, Peer, Value, find_equal_cost
+from h2gen.evaluation.rivals import steps_of_share
 
-_TIMED = 3
-"""Runs of each method from which the number of steps that take as long is computed."""
 PAPER = CacheConfig(0.15, 0.22)
 """The paper's thresholds, which are scaled together to meet a budget."""
 _COUNTED = 8
@@ -49,18 +47,14 @@ class BaselineSearch:
         cached = [methods.h2(cache, steps) for cache in options.caches]
         self._observer.began("Warming up")
         self._maker.make(replace(plain, steps=min(2, steps)), 0)
-        self._observer.began("Timing a first picture of each method")
-        cached = [method for method in cached if self._runs(method)]
+        shares = [(method, share) for method in cached if (share := self._share_of(method)) is not None]
+        cached = [method for method, _ in shares]
         counts = set(options.fewer)
-        if options.baselines and cached:
-            seconds = self._times([plain, replace(plain, name="one", steps=1), *cached])
-            for method in cached:
-                counts |= equal_steps(seconds["uncached"], seconds["one"], seconds[method.name], steps)
+        if options.baselines:
+            counts |= {steps_of_share(share, steps) for _, share in shares}
         chosen = [plain, *cached, *options.methods]
-        if steps in counts:
-            self.notices.append(f"A cached run takes as long as all {steps} steps; no run of fewer steps does.")
         for count in sorted(counts - {steps}, reverse=True):
-            chosen += self._in_steps(count)
+            chosen += self.in_steps(count)
         for budget in options.budgets:
             chosen += self._for_budget(budget)
         kinds = {method.kind for method in chosen}
@@ -72,28 +66,20 @@ class BaselineSearch:
             chosen.append(methods.truth(steps))
         return list({method.name: method for method in chosen}.values())
 
-    def _in_steps(self, count: int) -> Iterator[Method]:
+    def in_steps(self, count: int) -> Iterator[Method]:
         """Uncached runs of ``count`` steps: with the model's own solver, and with UniPC if it works with the model."""
         yield methods.fewer(count, self._steps)
         with suppress(ModelError):  # a scheduler that does not support flow matching; one notice is enough for that
             self._maker.make(methods.solver(min(2, count), self._steps), 0)
             yield methods.solver(count, self._steps)
 
-    def _runs(self, method: Method) -> bool:
+    def _share_of(self, method: Method) -> float | None:
+        """Share of the blocks that a method runs on the first case; None if it fails."""
         try:
-            self._maker.make(method, 0)
+            return self._maker.make(method, 0).share
         except H2GenError as error:
             self.notices.append(f"{method.label} is left out: {error}")
-            return False
-        return True
-
-    def _times(self, candidates: Sequence[Method]) -> dict[str, float]:
-        """Median seconds of each method, run in turns."""
-        times: dict[str, list[float]] = {method.name: [] for method in candidates}
-        for run in range(_TIMED):
-            for method in candidates:
-                times[method.name].append(self._maker.make(method, run % len(self._maker.cases)).seconds)
-        return {name: statistics.median(each) for name, each in times.items()}
+            return None
 
     def _share(self, method: Method) -> float:
         """Share of the blocks that a method runs, on some of the cases."""
@@ -105,7 +91,7 @@ class BaselineSearch:
         steps = self._steps
         count = max(1, int(budget * steps + 1e-9))
         if count < steps:
-            yield from self._in_steps(count)
+            yield from self.in_steps(count)
         self._observer.began(f"Finding the paper's thresholds for {budget:.0%} of the blocks")
         found = fit_to_budget(PAPER, budget, lambda cache: self._share(methods.h2(cache, steps)), highest=8.0)
         if found is None:
@@ -138,21 +124,6 @@ class BaselineSearch:
             return
         if peer.note:
             self.notices.append(f"{peer.title}: {peer.note}")
-
-
-def equal_steps(whole: float, one: float, cached: float, steps: int) -> set[int]:
-    """How many uncached steps take as long as a cached run: the nearest number, and the largest that is not slower.
-
-    Args:
-        whole: seconds of an uncached run of ``steps`` steps.
-        one: seconds of an uncached run of one step: work outside the steps, such as decoding, is part of every run.
-        cached: seconds of the cached run.
-        steps: of the whole run.
-    """
-    if steps == 1 or whole <= one:
-        return {steps}
-    exact = 1 + (cached - one) * (steps - 1) / (whole - one)
-    return {min(steps, max(1, count)) for count in (int(exact), round(exact))}
 
 
 def _distinct(shares: Sequence[float]) -> list[float]:

@@ -1,14 +1,16 @@
 """Runs a comparison: every method makes the image of every case, in turns, and is timed and scored.
 
 Whole pipeline calls are timed, with the device synchronised and the text encoded beforehand. Methods take turns,
-so that a machine that slows down affects all of them; the first run of each method is not counted.
+so that a machine that slows down affects all of them; the first run of each method is not counted. Where no number of
+fewer steps took as long as a cached run, another is measured, in turns with that run and the uncached one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -24,12 +26,15 @@ from h2gen.evaluation.metrics import MetricInfo, Metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.recommend import recommended
 from h2gen.evaluation.results import VERSION, Case, Comparison, MethodResult, Sample
+from h2gen.evaluation.rivals import missing_rivals, without_rival
 from h2gen.generation.session import Session
 from h2gen.output.metadata import origin, versions
-from h2gen.output.save import encode
+from h2gen.output.save import encode, slug
 from h2gen.settings.resolve import Request
 from h2gen.settings.values import Settings
 
+ROUNDS = 3
+"""How often further numbers of steps are measured, at most."""
 _SHARED = ("width", "height", "steps", "guidance", "cfg", "negative", "max_sequence_length")
 
 Choose = Callable[[Sequence[MethodResult], Sequence[MetricInfo]], str]
@@ -135,6 +140,8 @@ class ComparisonRun:
         self._notices: list[str] = list(metrics.notices)
         self._maker = ImageMaker(session, self._cases, settings, self._notices.append)
         self._first_images: dict[str, Image.Image] = {}
+        self._truths: dict[int, Image.Image] = {}
+        self._stems: dict[str, str] = {}
 
     @property
     def finished(self) -> int:
@@ -167,6 +174,29 @@ class ComparisonRun:
             else:
                 for tally, sample in zip(self._tallies, known, strict=True):
                     self._add(tally, sample)
+        if self._methods.baselines:
+            self._add_rivals(search)
+
+    def _add_rivals(self, search: BaselineSearch) -> None:
+        """Measure numbers of fewer steps that the medians so far lack, until each cached run has its rivals."""
+        for _ in range(ROUNDS):
+            results = method_results(self._tallies, len(self._cases), self._metrics.infos)
+            added = [Tally(method) for steps in missing_rivals(results) for method in search.in_steps(steps)]
+            if not added:
+                return
+            names = {"uncached", *(result.name for result in without_rival(results))}
+            again = [tally for tally in self._tallies if tally.method.name in names]
+            turns = [*again, *added]
+            runs = len(self._cases) * self._methods.repeat * len(turns)
+            self._observer.planned([tally.method for tally in turns], runs, self._metrics.infos)
+            for case in range(len(self._cases)):
+                made = self._take_turns(case, turns)
+                for tally in again:
+                    more = tuple(one.seconds for one in made.get(tally.method.name, ()))
+                    tally.samples[case] = replace(tally.samples[case], seconds=tally.samples[case].seconds + more)
+                self._score(case, [tally for tally in added if tally.method.name in made], made)
+            # Only now: an interrupt must not cost the cases that the others have finished.
+            self._tallies += [tally for tally in added if len(tally.samples) == len(self._cases)]
 
     def result(self, choose: Choose = recommended, content_hash: str = "") -> Comparison:
         """All figures so far.
@@ -208,24 +238,43 @@ class ComparisonRun:
         return 1 if method.kind == "truth" else self._methods.repeat
 
     def _measure(self, case: int) -> None:
-        """Make one case's images by every method, in turns, starting with another method each time."""
-        made: dict[str, list[MadeImage]] = {tally.method.name: [] for tally in self._tallies}
+        """Make one case's images by every method, and score them."""
+        made = self._take_turns(case, self._tallies)
+        samples = self._score(case, self._tallies, made)
+        if self._store is not None:
+            self._store.keep(case, [tally.method for tally in self._tallies], samples)
+
+    def _take_turns(self, case: int, tallies: Sequence[Tally]) -> dict[str, list[MadeImage]]:
+        """Make one case's images by some methods, in turns, starting with another method each time.
+
+        Returns:
+            Images by method name, without those of methods that failed.
+        """
+        made: dict[str, list[MadeImage]] = {tally.method.name: [] for tally in tallies}
         for repeat in range(self._methods.repeat):
-            start = (case + repeat) % len(self._tallies)
-            for tally in self._tallies[start:] + self._tallies[:start]:
-                if repeat < self._repeats(tally.method) and tally in self._tallies:
+            start = (case + repeat) % len(tallies)
+            for tally in [*tallies[start:], *tallies[:start]]:
+                name = tally.method.name
+                if repeat < self._repeats(tally.method) and name in made:
                     one = self._attempt(tally, case)
-                    if one is not None:
-                        made[tally.method.name].append(one)
+                    if one is None:
+                        del made[name]
+                    else:
+                        made[name].append(one)
+        return made
+
+    def _score(self, case: int, tallies: Sequence[Tally], made: Mapping[str, Sequence[MadeImage]]) -> Sequence[Sample]:
+        """Score one case's images of some methods, and add them to their samples."""
         plain = made["uncached"][0].image
-        truth = made["truth"][0].image if "truth" in made else None
-        samples = [self._sample(tally.method, case, made[tally.method.name], plain, truth) for tally in self._tallies]
-        for tally, sample in zip(self._tallies, samples, strict=True):
+        if "truth" in made:
+            self._truths[case] = made["truth"][0].image
+        truth = self._truths.get(case)
+        samples = [self._sample(tally.method, case, made[tally.method.name], plain, truth) for tally in tallies]
+        for tally, sample in zip(tallies, samples, strict=True):
             self._add(tally, sample)
             if case == 0:
                 self._first_images[tally.method.name] = made[tally.method.name][0].image
-        if self._store is not None:
-            self._store.keep(case, [tally.method for tally in self._tallies], samples)
+        return samples
 
     def _add(self, tally: Tally, sample: Sample) -> None:
         tally.samples.append(sample)
@@ -272,7 +321,7 @@ class ComparisonRun:
 
     def _write(self, image: Image.Image, method: Method, case: int, folder: Path) -> str:
         """Write an image for the report; returns its path within it."""
-        path = f"pictures/{case:03}-{method.name.replace(' ', '-')}.png"
+        path = f"pictures/{case:03}-{self._stem(method)}.png"
         try:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_bytes(encode(image, "png"))
@@ -281,3 +330,11 @@ class ComparisonRun:
                 f"The picture {path!r} could not be written to {str(folder)!r}: {error.strerror or error}."
             ) from error
         return path
+
+    def _stem(self, method: Method) -> str:
+        """A method's label as part of a file name, with a number if another method has the same one."""
+        if method.name not in self._stems:
+            stem, taken = slug(method.label), set(self._stems.values())
+            free = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+            self._stems[method.name] = next(name for name in free if name not in taken)
+        return self._stems[method.name]

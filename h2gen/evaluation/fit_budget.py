@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from h2gen.cache import CacheConfig
 
@@ -45,8 +46,11 @@ def fit_to_budget(
     best: FittedCache | None = None
     for attempt in range(MOST):
         tau = high if attempt == 0 else (low * high) ** 0.5
-        number = float(f"{tau:.4g}")  # few digits, so that it can be retyped
-        numbers = {name: getattr(family, name) * number for name in ("tau1", "tau2", "tolerance")}
+        # Few digits, so that they can be retyped.
+        number = float(f"{tau:.4g}")
+        numbers: dict[str, Any] = {
+            name: float(f"{getattr(family, name) * number:.6g}") for name in ("tau1", "tau2", "tolerance")
+        }
         cache = replace(family, **numbers)
         share = share_of(cache)
         if share <= budget + 1e-9:

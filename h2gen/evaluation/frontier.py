@@ -13,10 +13,11 @@ from typing import Any
 from h2gen.errors import SettingError
 from h2gen.evaluation import builtin_prompts
 from h2gen.evaluation.cases import PromptFiles, check_names, uncached_request
-from h2gen.evaluation.frontier_rows import Row, best_rows, own_methods
+from h2gen.evaluation.frontier_rows import Row, best_rows, first_shown, own_methods, story
 from h2gen.evaluation.metrics import choose_metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.peers import Peer, choose_peers, default_peers
+from h2gen.evaluation.recommend import recommended
 from h2gen.evaluation.report import check_report_folder, write_report
 from h2gen.evaluation.results import Case, Comparison
 from h2gen.evaluation.tune.options import check_budget
@@ -168,11 +169,20 @@ class PreparedFrontier:
         own = own_methods(profile, budgets)
         chosen = MethodOptions(baselines=False, methods=own, peers=self._peers, budgets=budgets, repeat=1)
         metrics = choose_metrics("psnr,ssim")
-        run = run_comparison(self.request, self.cases, self.request.settings, metrics, chosen, observer, report=report)
+        run = run_comparison(
+            self.request,
+            self.cases,
+            self.request.settings,
+            metrics,
+            chosen,
+            observer,
+            choose=lambda results, metrics: first_shown(results, own) or recommended(results, metrics),
+            report=report,
+        )
         found = Frontier(budgets, best_rows(run.comparison, own, budgets), run.comparison)
         observer.ranked(found)
         if report is not None:
-            observer.wrote(write_report(run.comparison, report, report))
+            observer.wrote(write_report(run.comparison, report, report, story(found.rows, budgets)))
         if run.error is not None:
             raise run.error
         return found

@@ -9,6 +9,8 @@ from typing import Any
 
 from h2gen.evaluation import methods
 from h2gen.evaluation.methods import Method
+from h2gen.evaluation.number_format import percent
+from h2gen.evaluation.report import RankedRow, Ranking, Story
 from h2gen.evaluation.results import IDENTICAL, Comparison, MethodResult
 from h2gen.evaluation.tune.candidates import is_adaptive
 from h2gen.settings.profiles import Profile
@@ -61,6 +63,17 @@ class Row:
         }
 
 
+COLUMNS = ("blocks", "1 - SSIM", "worst", "PSNR", "worst")
+"""Titles of what ``cells`` returns."""
+
+
+def cells(row: Row) -> list[str]:
+    """A row's figures as text."""
+    mean, worst = row.psnr
+    figures = [f"{row.error:.4f}", f"{row.worst_error:.3f}", f"{mean:.1f}", f"{worst:.1f}"]
+    return [percent(row.result.share), *figures]
+
+
 def own_methods(profile: Profile, budgets: Sequence[float]) -> list[Method]:
     """For each budget a profile's closest plan, and its closest settings that adapt to each image."""
     found: dict[str, Method] = {}
@@ -75,7 +88,7 @@ def own_methods(profile: Profile, budgets: Sequence[float]) -> list[Method]:
             ]
             if fitting:
                 best = max(fitting, key=lambda choice: choice.figures.ssim_mean)
-                method = methods.tuned(f"h2gen, {best.label}", best.steps, best.cache, best.solver)
+                method = methods.tuned(f"H2-Cache, {best.label}", best.steps, best.cache, best.solver)
                 found[method.name] = method
     return list(found.values())
 
@@ -136,3 +149,27 @@ def verdict(found: Sequence[Row], budget: float) -> str:
         return f"{name} is worse than the best alternative here, {other}, {same}."
     better = "better" if ratio < 1 else "worse"
     return f"{name} is {better} than the best alternative here, {other} ({ratio:.2f}x its error)."
+
+
+def story(found: Sequence[Row], budgets: Sequence[float]) -> Story:
+    """The frontier's report: its conclusion at each budget, as the terminal prints it, and the rankings."""
+    ratios = [compared[0] for budget in budgets if (compared := against_best(found, budget)) is not None]
+    closer = sum(ratio < 1 for ratio in ratios)
+    headline = "Methods ranked at equal compute"
+    if ratios:
+        budget_s = "budget" if len(ratios) == 1 else "budgets"
+        headline = f"H2-Cache is closer than every alternative at {closer} of {len(ratios)} {budget_s}"
+    told = [(budget, verdict(found, budget)) for budget in budgets]
+    tables = []
+    for budget in budgets:
+        rows = [RankedRow(r.result.label, cells(r), r.whose == "ours") for r in found if r.budget == budget]
+        tables.append(Ranking(f"At {percent(budget)} of the blocks", COLUMNS, rows))
+    sentences = [f"At {percent(budget)} of the blocks, {sentence}" for budget, sentence in told if sentence]
+    return Story("h2gen frontier", headline, sentences, tables)
+
+
+def first_shown(results: Sequence[MethodResult], own: Sequence[Method]) -> str | None:
+    """The name of h2gen's own method that the report shows first: one that adapts to each image, if there is one."""
+    names = {result.name for result in results}
+    measured = [method for method in own if method.name in names]
+    return next((method.name for method in sorted(measured, key=lambda method: bool(method.cache.plan))), None)

@@ -10,6 +10,7 @@ from h2gen.evaluation.methods import Method
 from h2gen.evaluation.metrics import MetricInfo
 from h2gen.evaluation.peers import TOLERANCE
 from h2gen.evaluation.results import MethodResult, Sample, Score, best_of, score, timing
+from h2gen.evaluation.rivals import timing_doubts
 
 
 @dataclass
@@ -58,8 +59,8 @@ def _scores(samples: Sequence[Mapping[str, float]], metrics: Sequence[MetricInfo
 
 
 def remarks(results: Sequence[MethodResult], finished: int, cases: int) -> list[str]:
-    """Notices that follow from the figures: peers at another cost, and cases that are missing."""
-    found = []
+    """Notices that follow from the figures: doubtful timings, peers at another cost, and cases that are missing."""
+    found = list(timing_doubts(results))
     shares = [result.share for result in results if result.kind == "h2"]
     for result in results:
         off = min((result.share - share for share in shares), key=abs, default=0.0)

@@ -52,11 +52,15 @@ def truth(steps: int) -> Method:
 
 def h2(cache: CacheConfig, steps: int) -> Method:
     """H2-Cache with these settings."""
-    label, name = f"H2-Cache {cache.tau1:g}, {cache.tau2:g}", f"h2 {cache.tau1!r} {cache.tau2!r}"
+    name = f"h2 {cache.tau1!r} {cache.tau2!r}"
     if cache.policies:
-        label = f"H2-Cache {cache.words}" if cache.tau1 or cache.tau2 or cache.plan else f"skipping, {cache.words}"
-        name += f" {crc32(repr(cache.policies).encode()):08x}"  # a plan may be too long for a file name
-    return Method(name, label, "h2", steps, {**asdict(cache), "steps": steps}, cache)
+        name += f" {crc32(repr(cache.policies).encode()):08x}"
+    return Method(name, cache_label(cache), "h2", steps, {**asdict(cache), "steps": steps}, cache)
+
+
+def cache_label(cache: CacheConfig) -> str:
+    """What a method with this cache is called in tables, sentences, charts and file names."""
+    return f"H2-Cache, {cache.words}" if cache.policies else f"H2-Cache {cache.tau1:g}, {cache.tau2:g}"
 
 
 def fewer(count: int, steps: int) -> Method:
@@ -89,7 +93,7 @@ def peer(found: EqualCost, steps: int, passes: int) -> Method:
     """Another cache, at the setting that the equal-cost search found."""
     settings = found.peer.settings(found.value)
     values = [f"{value:.4g}" for value in settings.values()]
-    freed = [] if found.peer.guarded else [f"no {found.peer.guard}"]
+    freed = [] if found.peer.guarded else [f"no {found.peer.guard_words}"]
     facts = {"source": found.peer.source, "guarded": found.peer.guarded, "target_share": found.target}
     return Method(
         name=" ".join([found.peer.name, *values, *("free" for _ in freed)]),

@@ -17,7 +17,7 @@ from h2gen.evaluation.cases import PromptFiles, cases_of, file_names
 from h2gen.evaluation.metrics import choose_metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.peers import choose_peers
-from h2gen.evaluation.report import check_report_folder, write_report
+from h2gen.evaluation.report import Story, check_report_folder, write_report
 from h2gen.evaluation.results import Comparison
 
 METRICS = "clip-iqa,psnr,ssim,lpips"
@@ -67,7 +67,7 @@ def paper_table(
     run = run_comparison(jobs.request, cases, shared, metrics, methods, observer, report=report)
     observer.compared(run.comparison)
     if report is not None:
-        observer.wrote(write_report(run.comparison, report, report))
+        observer.wrote(write_report(run.comparison, report, report, Story("h2gen bench --paper")))
     if run.error is not None:
         raise run.error
     return run.comparison

@@ -43,11 +43,13 @@ def test_it_shows_a_table_for_each_budget_and_says_how_ours_compare(
     out = capsys.readouterr().out
     assert "At 50 % of the blocks".replace(" %", "\u00a0%") in out
     sentence = " ".join(out.split())
-    assert "h2gen, planned is " in sentence and "than the best alternative here" in sentence
+    assert "H2-Cache, planned is " in sentence and "than the best alternative here" in sentence
     assert "x its error)." in sentence
-    assert (here / "rep" / "index.html").is_file()
+    page = (here / "rep" / "index.html").read_text()
+    assert "h2gen frontier" in page and "h2gen compare" not in page
+    assert "At 50 % of the blocks, H2-Cache, planned is " in page and "of 1 budget</h1>" in page
     figures = json.loads((here / "rep" / "results.json").read_text())
-    assert any(method["label"] == "h2gen, planned" for method in figures["methods"])
+    assert any(method["label"] == "H2-Cache, planned" for method in figures["methods"])
 
 
 BAD = [

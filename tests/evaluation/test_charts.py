@@ -130,7 +130,7 @@ def test_both_passes_of_true_guidance_have_a_plot_each() -> None:
     records = trace(CACHE, steps=10, contexts=("cond", "uncond"))
     svg = decisions_chart(records, CACHE)
     assert "Pass with the prompt" in svg
-    assert "Pass with the negative prompt" in svg
+    assert "Pass without the prompt" in svg
     assert len(drawn(svg, "structure dots")) == 2
     assert sum(each.get("data-step") is not None for each in ElementTree.fromstring(svg).iter()) == 20
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import SettingError
-from h2gen.evaluation.baselines import equal_steps
 from h2gen.evaluation.comparison_run import ComparisonRun
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.metrics import MetricInfo, choose_metrics
@@ -72,13 +71,17 @@ def test_the_uncached_picture_the_cached_one_and_plain_steps_that_take_as_long(t
     assert (plain.kind, cached.kind, cached.name) == ("reference", "h2", "h2 0.3 0.3")
     assert found.chosen == cached.name
     assert {method.kind for method in others} <= {"steps", "solver"}
-    assert watch.expected == len(watch.runs) == 2 * 2 * len(found.methods)
+    assert len(watch.runs) == sum(method.seconds.runs for method in found.methods)
+    assert {method.seconds.runs % 4 for method in found.methods} == {0}
+    assert round(8 * cached.share) in {
+        method.steps for method in found.methods if method.kind in ("steps", "reference")
+    }
     # Methods take turns, so that a machine that slows down is fair to all.
-    assert watch.runs[: len(found.methods)] == [method.name for method in found.methods]
+    assert watch.runs[:2] == ["uncached", cached.name] and len(set(watch.runs[: len(watch.runs) // 4])) > 2
 
     assert (plain.share, plain.speedup, plain.identical) == (1.0, 1.0, 2)
     assert math.isinf(plain.scores["psnr"].worst) and plain.scores["ssim"].mean == 1
-    assert 0 < cached.share < 1 and cached.seconds.runs == 4
+    assert 0 < cached.share < 1 and cached.seconds.runs >= 4
     for method in found.methods:
         for case, sample in zip(CASES, method.samples, strict=True):
             settings = tiny.settings(case.prompt, seed=case.seed, steps=method.steps, cfg=1.0)
@@ -149,20 +152,3 @@ def test_stopped_after_a_case_its_figures_are_those_of_that_case(tiny: Any) -> N
 def test_nothing_finished_is_no_comparison(tiny: Any) -> None:
     with pytest.raises(SettingError, match="No picture has been compared"):
         comparing(tiny, Watch()).result(recommended)
-
-
-@pytest.mark.parametrize(
-    ("whole", "one", "cached", "steps", "expected"),
-    [
-        (10.0, 1.0, 5.7, 10, {5, 6}),  # a second each: 5.7 steps
-        (10.0, 1.0, 5.2, 10, {5}),
-        (10.0, 1.0, 1.0, 10, {1}),
-        (10.0, 1.0, 0.5, 10, {1}),
-        (10.0, 1.0, 12.0, 10, {10}),  # slower than without a cache
-        (1.0, 1.0, 0.5, 10, {10}),  # steps that take no time give no estimate
-        (1.0, 1.0, 1.0, 1, {1}),
-        (50.5, 1.5, 26.5, 50, {26}),  # half a second of each run is outside the steps
-    ],
-)
-def test_steps_that_take_as_long(whole: float, one: float, cached: float, steps: int, expected: set[int]) -> None:
-    assert equal_steps(whole, one, cached, steps) == expected

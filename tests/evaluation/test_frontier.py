@@ -9,7 +9,7 @@ import pytest
 
 from h2gen.cache import CacheConfig
 from h2gen.evaluation import methods
-from h2gen.evaluation.frontier_rows import against_best, best_rows, own_methods, verdict
+from h2gen.evaluation.frontier_rows import against_best, best_rows, first_shown, own_methods, story, verdict
 from h2gen.evaluation.results import Comparison, MethodResult, Score
 from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey
 from h2gen.settings.values import OFF
@@ -79,6 +79,27 @@ def test_the_verdict_is_a_sentence_in_plain_words() -> None:
     assert verdict(best_rows(measured(), [], [0.2]), 0.2) == ""
 
 
+def test_the_report_concludes_as_the_terminal_does_and_shows_every_budget() -> None:
+    budgets = [0.33, 0.2]
+    found = best_rows(measured(), [PLAN, ADAPTS], budgets)
+    told = story(found, budgets)
+    assert told.command == "h2gen frontier"
+    assert told.headline == "H2-Cache is closer than every alternative at 2 of 2 budgets"
+    assert told.sentences == [
+        f"At {b} of the blocks, {verdict(found, share)}" for b, share in (("33\u00a0%", 0.33), ("20\u00a0%", 0.2))
+    ]
+    assert [ranking.title for ranking in told.tables] == ["At 33\u00a0% of the blocks", "At 20\u00a0% of the blocks"]
+    assert [row.label for row in told.tables[1].rows if row.ours] == [PLAN.name, ADAPTS.name]
+    assert story(best_rows(measured(), [], budgets), budgets).headline == "Methods ranked at equal compute"
+
+
+def test_the_report_shows_our_own_method_first_and_not_the_papers() -> None:
+    results = measured().methods
+    assert first_shown(results, [PLAN, ADAPTS]) == ADAPTS.name
+    assert first_shown(results, [PLAN]) == PLAN.name
+    assert first_shown(results, []) is None
+
+
 def test_a_row_is_plain_data() -> None:
     row = best_rows(measured(), [PLAN, ADAPTS], [0.2])[0].to_json()
     assert (row["whose"], row["adapts"], row["budget"]) == ("ours", False, 0.2)
@@ -97,4 +118,4 @@ def test_ours_are_a_profiles_best_of_both_sorts_for_each_budget() -> None:
         choice("adapts", 0.45, 0.98, ADAPTS.cache),
     )
     found = own_methods(Profile(Path("x"), situation, choices, {}), [0.5, 0.2])
-    assert [method.label for method in found] == ["h2gen, plan", "h2gen, adapts"]
+    assert [method.label for method in found] == ["H2-Cache, plan", "H2-Cache, adapts"]

@@ -75,7 +75,7 @@ def comparison_table(comparison: Comparison, width: int, lead: str | None = None
     numbered = len(numbers) > 1
     columns = [("", "left"), *([("row", "right")] if numbered else []), ("method", "left")]
     columns += [("blocks", "right"), ("seconds", "right"), ("faster", "right")]
-    table = methods_table(columns, width)
+    table = methods_table(columns, width, whole=True)
     label = min(LABEL, max(len(method.label) for method in rows)) if width <= NARROW else 40
     room = width - (28 + label + 5 * numbered)
     shown: list[MetricInfo] = []
@@ -91,7 +91,7 @@ def comparison_table(comparison: Comparison, width: int, lead: str | None = None
         if numbered:
             cells.append(str(numbers.get(method.name, "")))
         cells += [
-            Text(printable(method.label), overflow="ellipsis"),
+            Text(printable(method.label)),
             percent(method.share),
             f"{method.seconds.median:.3g}",
             f"{times(method.speedup)}x",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 GAP = 2
 NARROW = 100
-LABEL = 20
+LABEL = 26
 """Characters of a method's name in terminals up to ``NARROW`` wide."""
 
 
@@ -76,12 +76,22 @@ class ComparisonProgress:
         return table
 
 
-def methods_table(columns: Sequence[tuple[str, str]], width: int) -> Table:
-    """An empty table of methods with these columns (title, alignment)."""
+def methods_table(columns: Sequence[tuple[str, str]], width: int, *, whole: bool = False) -> Table:
+    """An empty table of methods with these columns (title, alignment).
+
+    Long names are cut, so that each method stays on one line, or with ``whole`` continue on the next.
+    """
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for title, justify in columns:
         most = LABEL if title == "method" and width <= NARROW else None
-        table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True, max_width=most)
+        cut = not (whole and title == "method")
+        table.add_column(
+            title,
+            justify="right" if justify == "right" else "left",
+            no_wrap=cut,
+            overflow="ellipsis" if cut else "fold",
+            max_width=most,
+        )
     return table
 
 

@@ -10,7 +10,7 @@ from h2gen.cli.console import stdout
 from h2gen.cli.views.compare import CompareView
 from h2gen.cli.views.view import columns
 from h2gen.evaluation.frontier import Frontier, FrontierObserver
-from h2gen.evaluation.frontier_rows import verdict
+from h2gen.evaluation.frontier_rows import COLUMNS, cells, verdict
 from h2gen.evaluation.number_format import percent
 from h2gen.wording import printable
 
@@ -32,19 +32,11 @@ def print_frontier(frontier: Frontier) -> None:
     """Print a table per budget, closest first, and how h2gen compares with the best alternative."""
     out = stdout()
     for budget in frontier.budgets:
-        numbers = [(title, "right") for title in ("blocks", "1 - SSIM", "worst", "PSNR", "worst")]
-        table = columns(*numbers, ("method", "left"))
+        table = columns(*((title, "right") for title in COLUMNS))
+        table.add_column("method", overflow="fold")  # wraps: the names are what the table is about
         for row in frontier.at(budget):
-            mean, worst = row.psnr
-            table.add_row(
-                percent(row.result.share),
-                f"{row.error:.4f}",
-                f"{row.worst_error:.3f}",
-                f"{mean:.1f}",
-                f"{worst:.1f}",
-                Text(printable(row.result.label), overflow="ellipsis"),
-                style="bold" if row.whose == "ours" else "",
-            )
+            label = Text(printable(row.result.label))
+            table.add_row(*cells(row), label, style="bold" if row.whose == "ours" else "")
         out.print(f"At {percent(budget)} of the blocks")
         out.print(table)
         sentence = verdict(frontier.rows, budget)

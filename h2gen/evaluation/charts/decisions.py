@@ -58,7 +58,7 @@ def _curves(cache: CacheConfig) -> list[_Curve]:
     ]
 
 
-_PASSES = {"cond": "Pass with the prompt", "uncond": "Pass with the negative prompt"}
+_PASSES = {"cond": "Pass with the prompt", "uncond": "Pass without the prompt"}
 
 
 def decisions_chart(

@@ -28,8 +28,8 @@ class Peer(ABC):
 
     ``title`` is its display name, ``knobs`` are the settings that trade fidelity for speed, as its package calls
     them, and ``note`` says what a reader of a comparison should know. ``guard`` is a setting that forbids reuse
-    regardless of the knobs, such as a cap on consecutive steps; it is set as the peer's authors advise, unless
-    ``guarded`` is off.
+    regardless of the knobs, such as a cap on consecutive steps, and ``guard_words`` says what that is; it is set as the
+    peer's authors advise, unless ``guarded`` is off.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Peer(ABC):
     package: ClassVar[str] = "diffusers"
     knobs: ClassVar[tuple[str, ...]] = ("threshold",)
     guard: ClassVar[str] = ""
+    guard_words: ClassVar[str] = ""
     span: ClassVar[Span] = Span(0.001, 5.0)
 
     @property

@@ -74,6 +74,7 @@ class Magnitude(Builtin):
     ratios: tuple[float, ...] = ()
 
     guard: ClassVar[str] = "max_skip_steps"
+    guard_words: ClassVar[str] = "limit on skips in a row"
     span: ClassVar[Span] = Span(0.0001, 20.0)
     config: ClassVar[str] = "MagCacheConfig"
 
@@ -175,6 +176,7 @@ class Sea(Builtin):
     """
 
     guard: ClassVar[str] = "max_consecutive_cached"
+    guard_words: ClassVar[str] = "limit on skips in a row"
     span: ClassVar[Span] = Span(0.001, 20.0)
     config: ClassVar[str] = "SeaCacheConfig"
 

@@ -24,6 +24,7 @@ class DualBlock(Peer):
     package: ClassVar[str] = "cache-dit"
     knobs: ClassVar[tuple[str, ...]] = ("residual_diff_threshold",)
     guard: ClassVar[str] = "max_warmup_steps"
+    guard_words: ClassVar[str] = "warm-up"
 
     @property
     def source(self) -> str:

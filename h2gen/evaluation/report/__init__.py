@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from h2gen.errors import OutputError, RunError
 from h2gen.evaluation.report.headline import headline_and_summary
+from h2gen.evaluation.report.story import RankedRow, Ranking, Story
 from h2gen.files import check_folder
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from h2gen.evaluation.results import Comparison
 
-__all__ = ["check_report_folder", "headline_and_summary", "write_report"]
+__all__ = ["RankedRow", "Ranking", "Story", "check_report_folder", "headline_and_summary", "write_report"]
 
 
 def check_report_folder(folder: Path | None) -> None:
@@ -42,7 +43,12 @@ def check_report_folder(folder: Path | None) -> None:
         raise OutputError(f"The folder {str(folder)!r} is not empty; give a new one for the report.")
 
 
-def write_report(comparison: Comparison, pictures: Mapping[tuple[str, int], Image.Image] | Path, folder: Path) -> Path:
+def write_report(
+    comparison: Comparison,
+    pictures: Mapping[tuple[str, int], Image.Image] | Path,
+    folder: Path,
+    story: Story | None = None,
+) -> Path:
     """Write ``index.html``, ``results.json`` and ``pictures/`` into a folder; all of it or nothing.
 
     Args:
@@ -51,6 +57,7 @@ def write_report(comparison: Comparison, pictures: Mapping[tuple[str, int], Imag
         pictures: by method name and case index; or a folder that holds them at the samples' paths. That may be the same
             folder, in which case they are left in place. Some may be missing.
         folder: created if it does not exist. Files of the same names are replaced.
+        story: what the page says besides the comparison's figures; None is that of ``h2gen compare``.
 
     Returns:
         The page.
@@ -69,7 +76,7 @@ def write_report(comparison: Comparison, pictures: Mapping[tuple[str, int], Imag
             _lay_out(comparison, pictures, work, stay=where.resolve() == folder.resolve())
             source = pictures if isinstance(pictures, Path) else dict(pictures)
             _write(work / "results.json", json.dumps(comparison.to_json(), indent=1, allow_nan=False) + "\n")
-            _write(work / "index.html", page(comparison, source))
+            _write(work / "index.html", page(comparison, source, story))
             # The page comes last, so that everything it shows is there.
             names = sorted(path for path in work.rglob("*") if path.is_file() and path.name != "index.html")
             for path in [*names, work / "index.html"]:

@@ -79,7 +79,7 @@
       point.setAttribute("aria-pressed", String(chosen));
       if (chosen) point.parentNode.append(point); // drawn last, on top
     }
-    for (const row of all("tbody tr")) {
+    for (const row of all("#methods tbody tr")) {
       if (row.dataset.method === name) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
     }
@@ -153,7 +153,7 @@
   }
 
   // The table.
-  const body = document.querySelector("tbody");
+  const body = document.querySelector("#methods tbody");
   body.addEventListener("click", (event) => {
     const button = event.target.closest("button");
     const row = event.target.closest("tr");
@@ -169,13 +169,13 @@
     const cell = row.cells[column];
     return column === 0 ? cell.textContent : cell.dataset.value === undefined ? NaN : Number(cell.dataset.value);
   }
-  for (const button of all("thead button")) {
+  for (const button of all("#methods thead button")) {
     button.addEventListener("click", () => {
       const column = Number(button.dataset.column);
       const head = button.closest("th");
       const before = head.getAttribute("aria-sort");
       const rising = before ? before === "descending" : Boolean(button.dataset.rising);
-      for (const other of all("thead th[aria-sort]")) other.removeAttribute("aria-sort");
+      for (const other of all("#methods thead th[aria-sort]")) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", rising ? "ascending" : "descending");
       const rows = [...body.rows].sort((a, b) => {
         const [x, y] = [key(a, column), key(b, column)];

@@ -22,6 +22,7 @@ from h2gen.evaluation.number_format import percent, reading, seconds, times
 from h2gen.evaluation.recommend import cache_of
 from h2gen.evaluation.report.embed import LOSSLESS, Embedded, fitted, largest_side
 from h2gen.evaluation.report.headline import headline_and_summary
+from h2gen.evaluation.report.story import Story
 from h2gen.evaluation.report.table import table
 from h2gen.evaluation.results import Comparison, MethodResult, Sample
 from h2gen.wording import printable
@@ -33,10 +34,13 @@ _WIDE, _NARROW = 720.0, 340.0
 Pictures = Mapping[tuple[str, int], Image.Image] | Path
 
 
-def page(comparison: Comparison, pictures: Pictures) -> str:
-    """The whole page as HTML. ``pictures`` is as ``write_report`` takes it."""
+def page(comparison: Comparison, pictures: Pictures, story: Story | None = None) -> str:
+    """The whole page as HTML. ``pictures`` and ``story`` are as ``write_report`` takes them."""
     shown = _Shown(comparison, pictures)
-    headline, sentences = headline_and_summary(comparison)
+    story = story or Story()
+    headline, sentences = story.headline, story.sentences
+    if not headline:
+        headline, sentences = headline_and_summary(comparison)
     css, script = STYLE + _text("page.css"), _text("page.js")
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -44,6 +48,7 @@ def page(comparison: Comparison, pictures: Pictures) -> str:
     environment.filters["printable"] = printable
     return environment.get_template("page.html.j2").render(
         comparison=comparison,
+        story=story,
         headline=printable(headline),
         sentences=[printable(sentence) for sentence in sentences],
         css=Markup(css),

@@ -27,11 +27,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, its sort key, and the case that a click leads to, or -1."""
+    """A figure, its sort key, the case that a click leads to, or -1, and a style's name."""
 
     words: str
     value: float | None
     case: int = -1
+    style: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Groups of columns (title, number of columns), the columns after the first, and the rows, fastest first."""
+    """Groups of columns (title, number of columns), the columns after the method, and the rows, fastest first."""
 
     groups: list[tuple[str, int]]
     columns: list[Column]
@@ -57,16 +58,12 @@ class Table:
 
 
 def table(comparison: Comparison) -> Table:
-    """All methods, fastest first, with separate columns for wall time and share of blocks."""
+    """All methods, fastest first, with separate columns for wall time, share of blocks and each metric."""
+    # The gain and its price come first: a phone shows the first columns.
     measured = [(metric, False) for metric in comparison.metrics if _any(comparison, metric, False)]
     measured += [(metric, True) for metric in comparison.metrics if _any(comparison, metric, True)]
-    groups = [("Wall time", 3), ("Work", 1)]
-    columns = [
-        Column("seconds", True),
-        Column("range", True),
-        Column("times as fast", False),
-        Column("blocks run", True),
-    ]
+    groups, columns = [("Speed-up", 1)], [Column("times as fast", False)]
+    ranges = any(method.seconds.runs > 1 for method in comparison.methods)
     kinds = ("mean", "worst") if len(comparison.cases) > 1 else ("value",)
     for metric, truth in measured:
         unit = f", {metric.unit}" if metric.unit else ""
@@ -74,6 +71,8 @@ def table(comparison: Comparison) -> Table:
             (printable(metric.title + unit + (f" to {truth_steps(comparison)} steps" if truth else "")), len(kinds))
         )
         columns += [Column(kind, not metric.higher_is_better) for kind in kinds]
+    groups += [("Wall time", 1 + ranges), ("Work", 1)]
+    columns += [Column("seconds", True), *([Column("range", True)] if ranges else []), Column("blocks run", True)]
     if any(method.identical > 0 for method in comparison.methods if method.kind != "reference"):
         groups.append(("", 1))
         columns.append(Column("identical", False))
@@ -81,9 +80,10 @@ def table(comparison: Comparison) -> Table:
     rows = []
     for index in order:
         method = comparison.methods[index]
-        cells = _figures(method)
+        cells = [Cell(f"{times(method.speedup)}×", method.speedup)]
         for metric, truth in measured:
             cells += _scores(method, metric, truth)[: len(kinds)]
+        cells += _costs(method, ranges)
         if columns[-1].title == "identical":
             words = "" if method.kind == "reference" else f"{method.identical} of {len(method.samples)}"
             cells.append(Cell(words, method.identical))
@@ -105,16 +105,15 @@ def _any(comparison: Comparison, metric: MetricInfo, truth: bool) -> bool:
     return any(metric.name in (m.truth_scores if truth else m.scores) for m in comparison.methods)
 
 
-def _figures(method: MethodResult) -> list[Cell]:
+def _costs(method: MethodResult, ranges: bool) -> list[Cell]:
+    """Seconds, their range if there is one in the table, and blocks."""
     timing = method.seconds
     digits = second_digits(timing.median)
-    spread = f"{timing.low:.{digits}f}\u2013{timing.high:.{digits}f}"
-    return [
-        Cell(f"{timing.median:.{digits}f}", timing.median),
-        Cell(spread, timing.high - timing.low),
-        Cell(f"{times(method.speedup)}×", method.speedup),
-        Cell(percent(method.share), method.share),
-    ]
+    cells = [Cell(f"{timing.median:.{digits}f}", timing.median)]
+    if ranges:
+        spread = f"{timing.low:.{digits}f}\u2013{timing.high:.{digits}f}" if timing.runs > 1 else ""
+        cells.append(Cell(spread, timing.high - timing.low, style="range"))
+    return [*cells, Cell(percent(method.share), method.share)]
 
 
 def _scores(method: MethodResult, metric: MetricInfo, truth: bool) -> list[Cell]:

@@ -1,0 +1,87 @@
+"""How many uncached steps a cached run is compared with, and whether timings can be believed: figures, no clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from h2gen.evaluation.number_format import percent, seconds, times
+from h2gen.evaluation.results import MethodResult
+
+APART = 1.1
+"""Two median times that differ by at most this factor count as the same time."""
+_NOISE = 1.05
+"""A run may take this many times as long as one of more steps before the timings are doubted."""
+
+
+def same_time(one: float, other: float) -> bool:
+    """Whether two median times count as the same."""
+    return max(one, other) <= APART * min(one, other)
+
+
+def steps_of_share(share: float, steps: int) -> int:
+    """The number of uncached steps that run as many blocks as a share of those of ``steps`` steps."""
+    return min(steps, max(1, round(share * steps)))
+
+
+def steps_of_time(plain: Mapping[int, float], cached: float) -> int | None:
+    """The number of uncached steps that should take as long as a cached run, read off the runs around it.
+
+    Args:
+        plain: median seconds of uncached runs, by their steps.
+        cached: median seconds of the cached run.
+
+    Returns:
+        None if it takes longer than every uncached run.
+    """
+    over = [(time, steps) for steps, time in plain.items() if time > cached]
+    if not over:
+        return None
+    above, more = min(over)
+    below, fewer = max(((time, steps) for steps, time in plain.items() if time <= cached), default=(0.0, 0))
+    return max(1, round(fewer + (cached - below) / (above - below) * (more - fewer)))
+
+
+def without_rival(results: Sequence[MethodResult]) -> list[MethodResult]:
+    """H2-Cache's runs that take as long as no uncached run does, by the medians so far."""
+    times = _plain(results).values()
+    cached = [result for result in results if result.kind == "h2"]
+    return [result for result in cached if not any(same_time(time, result.seconds.median) for time in times)]
+
+
+def missing_rivals(results: Sequence[MethodResult]) -> list[int]:
+    """Numbers of uncached steps that must still be measured, the largest first.
+
+    Each of H2-Cache's runs needs a rival that runs as many blocks, and one that takes as long.
+    """
+    plain = _plain(results)
+    whole = next(result.steps for result in results if result.kind == "reference")
+    wanted = {steps_of_share(result.share, whole) for result in results if result.kind == "h2"}
+    wanted |= {steps_of_time(plain, result.seconds.median) or whole for result in without_rival(results)}
+    return sorted(wanted - plain.keys(), reverse=True)
+
+
+def _plain(results: Sequence[MethodResult]) -> dict[int, float]:
+    """Median seconds of the uncached runs with the model's own solver, by their steps."""
+    return {result.steps: result.seconds.median for result in results if result.kind in ("reference", "steps")}
+
+
+def timing_doubts(results: Sequence[MethodResult]) -> Iterator[str]:
+    """A line if seconds do not follow steps, or a run is faster than its blocks allow: the machine was then busy."""
+    reasons = []
+    plain = sorted((r.steps, r.seconds.median) for r in results if r.kind in ("reference", "steps"))
+    pairs = [(one, other) for one in plain for other in plain if one[0] < other[0] and one[1] > _NOISE * other[1]]
+    if pairs:
+        (few, slow), (many, fast) = max(pairs, key=lambda pair: pair[0][1] / pair[1][1])
+        reasons.append(f"{few} steps took {seconds(slow)} and {many} steps {seconds(fast)}")
+    saving = [r for r in results if r.kind in ("h2", "steps", "solver") and r.share * r.speedup > APART]
+    if saving:
+        worst = max(saving, key=lambda result: result.share * result.speedup)
+        reasons.append(
+            f"{worst.label} was {times(worst.speedup)} times as fast, which its {percent(worst.share)} of the blocks "
+            f"do not allow ({times(1 / worst.share)} at most)"
+        )
+    if reasons:
+        yield (
+            f"The timings contradict each other: {'; '.join(reasons)}. The machine was probably busy; go by the "
+            "blocks, or repeat on an idle machine."
+        )
