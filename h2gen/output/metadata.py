@@ -18,6 +18,7 @@ from h2gen.cache.config import RULES, CacheConfig
 from h2gen.checks import Rule
 from h2gen.errors import MetadataError, SettingError
 from h2gen.models.catalogue import model_name
+from h2gen.output.embedded import ASCII, EXIF_IFD, KEY, USER_COMMENT, text_in
 from h2gen.sanitize import sanitize
 from h2gen.settings.table import TABLE
 from h2gen.settings.values import Settings
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from h2gen.cache.summary import Summary
     from h2gen.generation.session import Session
 
-KEY = "h2gen"
-"""The keyword of the text in a PNG."""
 VERSION = 1
 LARGEST = 2 * 2**20
 """Bytes of metadata that are written to a file or read from it."""
@@ -37,8 +36,7 @@ _MOST = {"png": 2**20, "jpg": 60_000, "webp": LARGEST}
 
 _SHORT = Rule(str, longest=500)
 
-_EXIF_IFD, _USER_COMMENT, _SOFTWARE = 0x8769, 0x9286, 0x0131
-_ASCII = b"ASCII\0\0\0"
+_SOFTWARE = 0x0131
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ def save_options(metadata: Mapping[str, Any], format: str) -> dict[str, Any]:
         return {"pnginfo": info}
     exif = Image.Exif()
     exif[_SOFTWARE] = f"h2gen {__version__}"
-    exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _ASCII + text
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text
     return {"exif": exif.tobytes()}
 
 
@@ -209,7 +207,7 @@ class Metadata:
 
 
 def read_metadata(path: Path) -> Metadata:
-    """The metadata of a picture, or of the ``.toml`` next to it. Its pixels are not decoded.
+    """The metadata of a picture, or of the ``.toml`` next to it.
 
     Raises:
         MetadataError: it is not a picture of h2gen, or its metadata are damaged or impossible.
@@ -242,9 +240,17 @@ def _from_toml(path: Path, shown: str) -> dict[str, Any]:
 
 
 def _from_picture(path: Path, shown: str) -> dict[str, Any]:
-    text = _text_of(path, shown)
+    try:
+        text = text_in(path)
+    except Exception as error:
+        raise MetadataError(f"{shown} is not a PNG, JPEG or WebP picture, or it is damaged.") from error
     if text is None:
-        raise MetadataError(f"{shown} has no h2gen metadata; it was made by another program, or with --no-metadata.")
+        beside = path.with_suffix(".toml")
+        sidecar = f" Give its sidecar {printable(beside.name)!r} instead." if beside.exists() else ""
+        raise MetadataError(
+            f"{shown} has no h2gen metadata: it was made with --no-metadata or by another program, or saved again by "
+            f"one that drops it, as screenshots, messengers and many sites do.{sidecar}"
+        )
     if len(text) > LARGEST:
         raise MetadataError(f"The metadata of {shown} is too large to be h2gen's.")
     try:
@@ -254,31 +260,6 @@ def _from_picture(path: Path, shown: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise MetadataError(f"The metadata of {shown} is damaged: not a JSON object.")
     return data
-
-
-def _text_of(path: Path, shown: str) -> str | None:
-    """The text that ``save_options`` wrote."""
-    import warnings
-
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its size in pixels, which are not decoded
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-                if image.format == "PNG":
-                    text = image.info.get(KEY)
-                    return text if isinstance(text, str) else None
-                comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT)
-    except Exception as error:
-        # An untrusted file may raise anything in Pillow's readers.
-        raise MetadataError(f"{shown} is not a PNG, JPEG or WebP picture, or it is damaged.") from error
-    if isinstance(comment, str):
-        comment = comment.encode("latin-1", "replace")
-    if not isinstance(comment, bytes) or not comment.startswith(_ASCII):
-        return None
-    body = comment.removeprefix(_ASCII)
-    return body.decode("ascii", "replace") if body[:1] == b"{" and b'"content_hash"' in body else None
 
 
 def _checked(raw: Mapping[str, Any]) -> Metadata:

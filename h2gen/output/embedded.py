@@ -1,0 +1,91 @@
+"""The text of h2gen's metadata in a picture's file, also where another program has moved it."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+KEY = "h2gen"
+"""The keyword of the text in a PNG."""
+EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+ASCII = b"ASCII\0\0\0"
+"""The character set that EXIF wants in front of a comment."""
+
+_PREFIXES = (ASCII, b"UNICODE\0", b"JIS\0\0\0\0\0", bytes(8))
+_XMP = ("xmp", "XML:com.adobe.xmp")
+_TRIES = 20
+"""Objects in one text that are looked at."""
+
+
+def text_in(path: Path) -> str | None:
+    """The metadata of a PNG, JPEG or WebP picture, as text that should be JSON; None if there is none.
+
+    Programs that save a picture again keep texts behind the pixels of a PNG, or in another of EXIF's fields, XMP or a
+    comment. The pixels are decoded only for a PNG with no text in front of them.
+
+    Raises:
+        Exception: the file is damaged; it may be anything that Pillow's readers raise.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about its size in pixels
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            found = next(_texts(image), None)
+            if found is None and image.format == "PNG":
+                image.load()  # reads what follows the pixels
+                found = next(_texts(image), None)
+            return found
+
+
+def _texts(image: Any) -> Iterator[str]:
+    """Texts that may be our metadata; our own places come first."""
+    own = image.info.get(KEY)
+    if isinstance(own, str):
+        yield _decoded(own)
+    exif = image.getexif()
+    inner = exif.get_ifd(EXIF_IFD)
+    others = (value for key, value in image.info.items() if key not in (KEY, "exif", "icc_profile", *_XMP))
+    for value in (inner.get(USER_COMMENT), *inner.values(), *exif.values(), *others):
+        if isinstance(value, (str, bytes)):
+            yield from _objects(_decoded(value))
+    for key in _XMP:
+        if isinstance(image.info.get(key), (str, bytes)):
+            yield from _objects(html.unescape(_decoded(image.info[key])))
+
+
+def _decoded(value: str | bytes) -> str:
+    """A text from bytes in any of the encodings that programs write."""
+    if isinstance(value, str):
+        if hasattr(value, "lang"):  # a PNG's iTXt, which is UTF-8
+            return value
+        try:
+            return value.encode("latin-1").decode()  # UTF-8, where the format wants Latin-1
+        except UnicodeError:
+            return value
+    body = value[8:] if value[:8] in _PREFIXES else value
+    body = body.removeprefix(b"\xff\xfe").removeprefix(b"\xfe\xff")
+    wide = "utf-16-le" if body[1:2] == b"\0" else "utf-16-be" if body[:1] == b"\0" else "utf-8"  # it begins in ASCII
+    return body.decode(wide, "replace")
+
+
+def _objects(text: str) -> Iterator[str]:
+    """The JSON objects in a text that look like ours; one that is damaged too, if it is all of the text."""
+    if '"content_hash"' not in text:
+        return
+    decoder = json.JSONDecoder()
+    for start in islice(re.finditer(r'\{\s*"', text), _TRIES):
+        try:
+            _, end = decoder.raw_decode(text, start.start())
+        except (ValueError, RecursionError):
+            if start.start() == 0:
+                yield text
+            continue
+        if '"content_hash"' in text[start.start() : end]:
+            yield text[start.start() : end]
