@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen.batches.jobs import Job, Jobs, parse_shard
 from h2gen.batches.observer import BatchObserver
-from h2gen.batches.prompts import KEYS, RUN_WIDE, Reading, read_prompts
+from h2gen.batches.prompts import Reading, read_prompts
 from h2gen.batches.result import BatchPicture, BatchResult
 from h2gen.batches.stop import Level, Stop
 from h2gen.errors import DeviceError, H2GenError, SettingError, Stopped
-from h2gen.sanitize import sanitize
 from h2gen.settings.speedup import Goal
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.wording import did_you_mean, shown
@@ -41,7 +39,7 @@ def batch(
 
     Args:
         prompts: texts, or mappings with a "prompt" and its own settings, as in a line of a ``.jsonl`` file.
-        files: prompt files (``.txt``, ``.yaml``, ``.jsonl``), instead of ``prompts``.
+        files: prompt files (``.txt``, ``.yaml``, ``.jsonl``, ``.json``, ``.csv``, ``.tsv``), instead of ``prompts``.
         observer: receives progress events.
         options: the options of ``h2gen batch`` by name, such as ``out="pictures"``, ``preset="quality"``,
             ``seed="1-4"``, ``batch_size=2``, ``redo=True``, ``no_metadata=True``. As on the command line, the
@@ -182,11 +180,7 @@ def _read(
     reading, key = Reading(), prompt_key or "prompt"
     for number, item in enumerate(prompts, 1):
         entry = {key: item} if isinstance(item, str) else dict(item)
-        prompt = entry.pop(key, None)
-        notes = {name: value for name, value in entry.items() if name not in KEYS and name not in RUN_WIDE}
-        given = {name: value for name, value in entry.items() if name not in notes and value is not None}
-        kept = sanitize(notes)
-        reading.add(f"prompt {number}", prompt, given, key=key, notes=json.dumps(kept) if kept else None)
+        reading.add_item(f"prompt {number}", entry, key)
     return reading
 
 

@@ -117,10 +117,12 @@ def _seed(text: str) -> str:
 
 
 Prompts = Annotated[
-    list[str] | None, option("--prompts", help="Prompts as .txt, .yaml or .jsonl.", panel=MEASURING, metavar="FILE")
+    list[str] | None,
+    option("--prompts", help="A .txt, .yaml, .jsonl, .json or .csv file.", panel=MEASURING, metavar="FILE"),
 ]
 PromptKey = Annotated[
-    str | None, option("--prompt-key", help="The key of the prompt in .jsonl.", panel=MEASURING, metavar="KEY")
+    str | None,
+    option("--prompt-key", help="The key of the prompt in JSON or CSV.", panel=MEASURING, metavar="KEY"),
 ]
 Report = Annotated[
     Path | None, option("--report", help="Write an HTML report into this folder.", panel=MEASURING, metavar="DIR")

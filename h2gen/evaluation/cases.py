@@ -18,7 +18,7 @@ from h2gen.settings.values import Settings, clean_prompt
 from h2gen.wording import did_you_mean
 
 PromptFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
-"""One prompt file or several: ``.txt``, ``.yaml`` or ``.jsonl``."""
+"""One prompt file or several: ``.txt``, ``.yaml``, ``.jsonl``, ``.json``, ``.csv`` or ``.tsv``."""
 
 
 def check_names(settings: Mapping[str, Any], command: str) -> None:

@@ -32,20 +32,90 @@ def test_a_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
     assert [(entry.prompt, entry.source) for entry in entries] == [("a cat", "a.txt:1"), ("a red apple", "a.txt:4")]
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.yaml", "a.jsonl"])
-@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
-@pytest.mark.parametrize("last", [b"", b"\n"])
-def test_byte_order_marks_and_line_ends_make_no_difference(
-    tmp_path: Path, name: str, bom: bytes, newline: bytes, last: bytes
+@pytest.mark.parametrize("name", ["a.txt", "a.yaml", "a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("last", ["", "\n"])
+def test_encodings_and_line_ends_make_no_difference(
+    tmp_path: Path, name: str, coding: str, newline: str, last: str
 ) -> None:
     lines = {
         "a.txt": ["a cät", "a dog"],
         "a.yaml": ["- a cät", "- a dog"],
         "a.jsonl": ['{"prompt": "a cät"}', '"a dog"'],
+        "a.json": ['["a cät",', '{"prompt": "a dog"}]'],
+        "a.csv": ["prompt", "a cät", "a dog"],
     }[name]
-    content = bom + newline.join(line.encode() for line in lines) + last.replace(b"\n", newline)
+    mark = "\ufeff" if coding == "utf-16-be" else ""
+    content = (mark + newline.join(lines) + last.replace("\n", newline)).encode(coding)
     assert [entry.prompt for entry in read(tmp_path, name, content)] == ["a cät", "a dog"]
+
+
+LINES = {
+    # sd-scripts
+    "a cat --n blurry, low quality --w 96 --h 144 --d 42 --s 8 --l 2.5": (
+        "a cat",
+        {"negative": "blurry, low quality", "width": 96, "height": 144, "seed": "42", "steps": 8, "cfg": 2.5},
+    ),
+    "a cat --N - --G 3.5 --d -1": ("a cat", {"guidance": 3.5}),
+    # AUTOMATIC1111
+    '--prompt "a cat, \\"big\\" --and fluffy" --negative_prompt "blurry" --steps 8 --cfg_scale 3': (
+        'a cat, "big" --and fluffy',
+        {"negative": "blurry", "steps": 8, "cfg": 3.0},
+    ),
+    "--steps=8 --prompt a cat --seed 5 --width 96 --height 64": (
+        "a cat",
+        {"steps": 8, "seed": "5", "width": 96, "height": 64},
+    ),
+    # our own options
+    "a cat --size 16:9 --seed 1,5-8 --no-cache --max-sequence-length 32": (
+        "a cat",
+        {"size": "16:9", "seed": "1,5-8", "no_cache": True, "max_sequence_length": 32},
+    ),
+    # not options
+    "a cat -- a dog --- and ---more - 3--4 x--y": ("a cat -- a dog --- and ---more - 3--4 x--y", {}),
+    "an 'old' cat": ("an 'old' cat", {}),
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_of_text_takes_the_options_of_other_programs_and_ours(tmp_path: Path, line: str) -> None:
+    (entry,) = read(tmp_path, "a.txt", line)
+    assert (entry.prompt, dict(entry.given)) == LINES[line]
+
+
+def test_a_table_has_settings_in_columns_and_notes_in_the_others(tmp_path: Path) -> None:
+    text = 'prompt,steps,mood,seed,no_cache\n"a cat, big",8,calm,"1,2",yes\n\na dog,,,-1,\n'
+    for name, content in (
+        ("a.csv", text),
+        ("b.csv", text.replace(",", ";").replace("cat;", "cat,").replace("1;2", "1,2")),
+        ("a.tsv", text.replace(",", "\t").replace("cat\t", "cat,").replace("1\t2", "1,2")),
+    ):
+        cat, dog = read(tmp_path, name, content)
+        assert (cat.prompt, cat.source, cat.notes) == ("a cat, big", f"{name}:2", '{"mood": "calm"}')
+        assert dict(cat.given) == {"steps": 8, "seed": "1,2", "no_cache": True}
+        assert (dog.prompt, dog.source, dict(dog.given), dog.notes) == ("a dog", f"{name}:4", {}, None)
+
+
+def test_a_list_in_json_has_an_entry_per_item(tmp_path: Path) -> None:
+    text = '\n[\n "a cat",\n {"prompt": ["a dog"],\n  "steps": 3, "url": "x"}\n]\n'
+    cat, dog = read(tmp_path, "a.json", text)
+    assert (cat.prompt, cat.source, dog.prompt, dog.source) == ("a cat", "a.json:3", "a dog", "a.json:4")
+    assert dict(dog.given) == {"steps": 3} and dog.notes == '{"url": "x"}'
+    (only,) = read(tmp_path, "b.json", '{"prompt": "a cat"}')
+    assert (only.prompt, only.source) == ("a cat", "b.json:1")
+
+
+def test_what_data_sets_have_stays_a_note(tmp_path: Path) -> None:
+    item = {"prompt": "a cat", "url": "x", "number": 3, "weight": 2, "image_width": 640, "caption": "cat", "title": "c"}
+    (entry,) = read(tmp_path, "a.jsonl", json.dumps(item))
+    assert not entry.given and json.loads(entry.notes or "") == {key: item[key] for key in item if key != "prompt"}
+
+
+def test_json_on_stdin_may_be_a_list() -> None:
+    for data in (b'[{"prompt": "a cat"}]', b'["a cat"]', '[\n"a cat"]'.encode("utf-16"), b'{"prompt": "a cat"}'):
+        assert [entry.prompt for entry in read_prompts(["-"], stdin=lambda data=data: data).entries] == ["a cat"]
+    assert read_prompts(["-"], stdin=lambda: b"[red] cat").entries[0].prompt == "[red] cat"
 
 
 def test_yaml_has_defaults_and_prompts_that_override_settings(tmp_path: Path) -> None:
@@ -95,10 +165,60 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("empty.txt", "", "empty.txt: there is no prompt in it"),
     ("comments.txt", "# a\n\n", "comments.txt: there is no prompt in it"),
     ("latin.txt", b"a cat\na caf\xe9\n", "latin.txt:2: it is not UTF-8"),
-    ("utf16.txt", "a cat\n".encode("utf-16"), "utf16.txt:1: it is not UTF-8"),
+    ("utf16.txt", "a cat\n".encode("utf-16") + b"a", "utf16.txt: it is not UTF-16 text; save the file as UTF-8."),
     ("long.txt", "a cat\n" + "x" * 100_001, "long.txt:2: The prompt has more than 100000"),
     ("longer.txt", "x" * (2**20 + 1), "longer.txt:1: the line is longer than 1 MiB"),
-    ("a.csv", "a cat", "a.csv: prompt files end in"),
+    ("a.doc", "a cat", "a.doc: prompt files end in .txt, .yaml, .jsonl, .json, .csv or .tsv"),
+    (
+        "a.txt",
+        "a cat --num_inference_steps 8",
+        "a.txt:1: there is no option --num_inference_steps; did you",
+    ),
+    ("a.txt", "a cat --ar 16:9", "a.txt:1: there is no option --ar; did you mean --size?"),
+    ("a.txt", "a cat --fluffy", "a.txt:1: there is no option --fluffy; leave it out. A prompt with these words goes"),
+    ("a.txt", "a cat --ss euler", "a.txt:1: there is no option --ss; leave it out."),
+    (
+        "a.txt",
+        "a cat --checkpoint x",
+        "a.txt:1: --checkpoint is the same for the whole run; give --model on",
+    ),
+    ("a.txt", "a cat --s many", "a.txt:1: --s is 'many'; give a whole number"),
+    ("a.txt", "a cat --s 8 --steps 9", "a.txt:1: --steps is a second steps; keep one."),
+    ("a.txt", "a cat --prompt a dog", "a.txt:1: --prompt is a second prompt; keep one."),
+    ("a.txt", "--steps 8", "a.txt:1: The prompt is empty"),
+    ("a.txt", "a cat --w 96", "a.txt:1: width and height go together"),
+    ("a.jsonl", '{"prompt": "a bee", "step": 17}', "a.jsonl:1: there is no setting 'step'; did you mean 'steps'?"),
+    ("a.jsonl", '{"prompt": "a bee", "Seed": 7}', "a.jsonl:1: there is no setting 'Seed'; did you mean 'seed'?"),
+    ("a.jsonl", '{"caption": "a bee"}', "a.jsonl:1: prompt is missing; did you mean 'caption'? Give the prompt's key"),
+    (
+        "a.json",
+        '["a cat", {"prompt": "a bee",\n "cfg_scale": 7}]',
+        "a.json:1: there is no setting 'cfg_scale'",
+    ),
+    ("a.json", '[\n"a cat",\n{"prompt": 3}]', "a.json:3: prompt is 3; give it as text"),
+    ("a.json", '["a cat"\n"a dog"]', "a.json:2: it is not valid JSON: Expecting ',' or ']'"),
+    ("a.json", '["a cat",\n', "a.json:2: it is not valid JSON"),
+    ("a.json", '["a cat"]\nx', "a.json:1: it is not valid JSON: Extra data"),
+    ("a.json", "[" * 10_000, "a.json:1: it is nested too deeply"),
+    ("a.json", b'["\xe9"]', "a.json:1: it is not UTF-8"),
+    ("a.json", "[]", "a.json: there is no prompt in it"),
+    ("a.csv", "a cat\na dog", "a.csv:1: there is no column 'prompt'; the first line names the columns."),
+    (
+        "a.csv",
+        "caption\na dog",
+        "a.csv:1: there is no column 'prompt'; give --prompt-key caption if that is",
+    ),
+    (
+        "a.csv",
+        "prompt,num_inference_steps\na dog,3",
+        "a.csv:1: there is no setting 'num_inference_steps'",
+    ),
+    ("a.csv", "prompt,steps\na dog,3\na cat,many", "a.csv:3: steps is 'many'; give a whole number"),
+    ("a.csv", "prompt,steps\na dog, big,3", "a.csv:2: it has more cells than the header; put text with ',' in quotes."),
+    ("a.csv", 'prompt\n"a dog"x\n', "a.csv:2: it is not valid CSV"),
+    ("a.csv", "prompt,prompt\na,b", "a.csv:1: there are 2 columns 'prompt'; keep one."),
+    ("a.csv", "prompt,model\na,dev", "a.csv:2: model is the same for the whole run; give --model"),
+    ("a.csv", b"prompt\n\xe9", "a.csv:2: it is not UTF-8"),
     ("noend", "a cat", "noend: prompt files end in"),
     ("a.jsonl", '{"prompt": "a cat"', "a.jsonl:1: it is not valid JSON"),
     ("a.jsonl", '"a cat"\n[1]', "a.jsonl:2: it is a list; write an object"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,9 +10,11 @@ from types import MappingProxyType
 from typing import Any
 
 from h2gen.errors import PromptFileError, SettingError
+from h2gen.sanitize import sanitize
+from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import TABLE
 from h2gen.settings.values import clean_prompt
-from h2gen.wording import did_you_mean, printable, shown
+from h2gen.wording import printable, shown
 
 MOST_MISTAKES = 1000
 """Reading stops after this many errors: the file is probably not what its name says."""
@@ -21,6 +24,11 @@ KEYS = {row.name: row for row in TABLE if row.per_prompt}
 """The rows of the table of settings that an entry can give besides its prompt, by name."""
 RUN_WIDE = tuple(row.name for row in TABLE if row.lasting and not row.per_prompt)
 """Settings that are the same for a whole run."""
+_EVERYDAY = (
+    " images number repeat repeats iterations n generator resolution res dims dimensions shape ratio aspect w h g gs "
+    "method scale profile tau threshold image_size img_size image_width image_height img_width img_height "
+)
+"""Other programs' names for settings that are notes here: data sets use them for other things."""
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -115,6 +123,22 @@ class Reading:
         right = len(self.mistakes) == before
         (self.entries if right else self.broken).append(Entry(prompt, source, given, defaults, notes))
 
+    def add_item(self, source: str, item: Mapping[str, Any], key: str) -> None:
+        """Add an entry from an object, or note its errors. What is not a setting becomes a note."""
+        notes = {name: value for name, value in item.items() if name != key and not _is_setting(name)}
+        for name in notes:
+            self.check_key(source, name)
+        given = {name: item[name] for name in item if name != key and name not in notes and item[name] is not None}
+        kept = sanitize(notes)
+        self.add(source, item.get(key), given, key=key, notes=json.dumps(kept) if kept else None)
+
+    def check_key(self, source: str, name: str) -> bool:
+        """Whether a key is a setting or may be a note; it is an error if a setting was meant by it."""
+        ours = None if _is_setting(name) or f" {name} " in _EVERYDAY else meant_or_close(name, KEYS, cutoff=0.85)
+        if ours is not None:
+            self.wrong(f"{source}: there is no setting {shown(name)}; did you mean {ours!r}?")
+        return ours is None
+
     def checked(self, source: str, given: Mapping[str, Any], what: str = "") -> Given:
         """The settings that can be used; errors are noted for the others, with ``what`` after their place."""
         right: dict[str, Any] = {}
@@ -124,7 +148,8 @@ class Reading:
             if key in RUN_WIDE:
                 self.wrong(f"{source}: {key} is the same for the whole run; give --{key} on the command line.")
             elif key not in KEYS:
-                self.wrong(f"{source}: there is no setting {shown(key)}{did_you_mean(key, KEYS)}")
+                ours = meant_or_close(key, KEYS)
+                self.wrong(f"{source}: there is no setting {shown(key)}{f'; did you mean {ours!r}?' if ours else '.'}")
             elif key == "preset" and any(mark in str(value) for mark in ("/", "\\", ".toml")):
                 self.wrong(f"{source}: preset is {shown(value)}; a prompt file can name a preset, but not its file.")
             else:
@@ -135,6 +160,10 @@ class Reading:
                 except SettingError as error:
                     self.wrong(f"{source}: {error}")
         return Given(right, places_of(given))
+
+
+def _is_setting(name: str) -> bool:
+    return name in KEYS or name in RUN_WIDE
 
 
 def _in_order(mistake: str) -> tuple[str, int]:

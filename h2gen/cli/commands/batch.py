@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 def batch(
     given: options.Given,
     files: Annotated[
-        list[str], typer.Argument(help="Prompts as .txt, .yaml or .jsonl; - reads stdin.", metavar="FILE...")
+        list[str], typer.Argument(help="Prompts as .txt, .yaml, .jsonl, .json or .csv; - is stdin.", metavar="FILE...")
     ],
     prompt_key: Annotated[
-        str | None, options.option("--prompt-key", help="The key of the prompt in .jsonl.", panel=BATCH, metavar="KEY")
+        str | None,
+        options.option("--prompt-key", help="The key of the prompt in JSON or CSV.", panel=BATCH, metavar="KEY"),
     ] = None,
     shard: Annotated[
         str | None, options.option("--shard", help="Make only this part of the jobs: 3/16.", panel=BATCH, metavar="I/N")
