@@ -35,12 +35,14 @@ class RenderOptions:
         metadata: write into each picture how it was made.
         sidecar: also write it into a ``.toml`` next to each picture.
         batch_size: pictures per batch.
+        overwrite: replace existing files.
     """
 
     trace: Path | None = None
     metadata: bool = True
     sidecar: bool = False
     batch_size: int = 1
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def check_output(request: Request, options: RenderOptions, seeds: Sequence[int])
             raise SettingError(
                 f"--trace records one picture, and there are {len(seeds)}; leave it out or give one seed."
             )
-        TraceFile.check(options.trace)
+        TraceFile.check(options.trace, options.overwrite)
     return target
 
 
@@ -246,7 +248,7 @@ class Renderer:
         options = self.options
         file = result.file(target.format, metadata=options.metadata, sidecar=options.sidecar)
         stem = target.name(result.settings.prompt, result.settings.seed)
-        path = keep(file.data, target.folder, stem, target.format, sidecar=file.sidecar)
+        path = keep(file.data, target.folder, stem, target.ending, sidecar=file.sidecar, overwrite=options.overwrite)
         return SavedPicture(path, result, file.metadata, file.described, options.trace, trace_error)
 
     def differences(self, found: Metadata) -> Iterator[str]:
@@ -265,7 +267,8 @@ class Renderer:
         from h2gen.output.trace_file import TraceFile
 
         trace = self.options.trace
-        file = None if trace is None else TraceFile(trace, {**settings[0].to_json(), **settings[0].asked, **self.facts})
+        header = {**settings[0].to_json(), **settings[0].asked, **self.facts}
+        file = None if trace is None else TraceFile(trace, header, self.options.overwrite)
         size = settings[0].width, settings[0].height
 
         def attempt(tiled: bool) -> None:

@@ -74,16 +74,23 @@ class Result:
         return self.file("png").metadata
 
     def save(
-        self, path: str | Path = ".", *, format: str | None = None, metadata: bool = True, sidecar: bool = False
+        self,
+        path: str | Path = ".",
+        *,
+        format: str | None = None,
+        metadata: bool = True,
+        sidecar: bool = False,
+        overwrite: bool = False,
     ) -> Path:
         """Save the picture, with how it was made, as the command line does.
 
         Args:
-            path: a folder, in which the name is made from prompt and seed, or a .png, .jpg or .webp file. An existing
-                file is never overwritten: ``cat.png`` then becomes ``cat-2.png``.
+            path: a folder, in which the name is made from prompt and seed, or a .png, .jpg or .webp file. If it exists,
+                ``cat.png`` becomes ``cat-2.png``.
             format: ``png``, ``jpg`` or ``webp``, for a folder.
             metadata: record in the picture how it was made.
             sidecar: also write that to a .toml next to it.
+            overwrite: replace an existing file instead.
 
         Returns:
             The file's path.
@@ -101,7 +108,7 @@ class Result:
                 f"The prompt is too long for the metadata of a .{target.format}; save a .png, or give metadata=False."
             )
         stem = target.name(self.settings.prompt, self.settings.seed)
-        return keep(file.data, target.folder, stem, target.format, sidecar=file.sidecar)
+        return keep(file.data, target.folder, stem, target.ending, sidecar=file.sidecar, overwrite=overwrite)
 
     def file(
         self, format: str, notes: dict[str, Any] | None = None, *, metadata: bool = True, sidecar: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import string
 import unicodedata
@@ -89,7 +90,15 @@ def safe_name(text: str) -> str:
     return f"_{name}" if name.split(".")[0].rstrip(" ").lower() in _RESERVED else name
 
 
+def is_spellable(text: str) -> bool:
+    """Whether the file system can spell a name; almost all take any."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _safe(char: str) -> str:
-    if char in '<>:"/\\|?*' or unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn"):
-        return "-"
-    return char
+    forbidden = char in '<>:"/\\|?*' or unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn")
+    return "-" if forbidden or not is_spellable(char) else char

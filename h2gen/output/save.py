@@ -1,4 +1,4 @@
-"""Saving pictures: safe names, complete files or none, and nothing is ever overwritten."""
+"""Saving pictures: safe names, complete files or none, and nothing is overwritten unless that is asked for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from h2gen.errors import OutputError, RunError
 from h2gen.files import check_folder, partial_file, sha256
 from h2gen.output.metadata import save_options
+from h2gen.output.names import is_spellable
 from h2gen.settings.table import FORMATS
 from h2gen.wording import shown
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _LONGEST_STEM = 240
+_LONGEST_SLUG = 48
+"""Characters."""
+_LARGEST_SLUG = 100
+"""Bytes; a number, a seed, a suffix and more words of a template are added."""
 _OF_SUFFIX = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 _NOT_WRITTEN = frozenset(
     f".{name}"
@@ -40,11 +45,20 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """Where pictures go: a folder, with names made from prompt and seed, or one named file (``stem``)."""
+    """Where pictures go: a folder, with names made from prompt and seed, or one named file (``stem``).
+
+    ``suffix`` is that of the named file, as it was given, such as ``JPEG``; otherwise it is empty.
+    """
 
     folder: Path
     stem: str | None
     format: str
+    suffix: str = ""
+
+    @property
+    def ending(self) -> str:
+        """The suffix of the files, without its dot."""
+        return self.suffix or self.format
 
     def name(self, prompt: str, seed: int) -> str:
         """The file's name without its suffix."""
@@ -71,7 +85,7 @@ def target_of(out: str | None, format: str | None) -> Target:
             raise OutputError(f"The file {str(path)!r} and the format {format!r} contradict each other; give one.")
         if len(os.fsencode(path.stem)) > _LONGEST_STEM:
             raise OutputError(f"The file name {path.name[:20] + '...'!r} is too long; file systems take 255 bytes.")
-        target = Target(path.parent, path.stem, _OF_SUFFIX[suffix])
+        target = Target(path.parent, path.stem, _OF_SUFFIX[suffix], path.suffix[1:])
     elif suffix in _NOT_WRITTEN and not os.path.isdir(path):
         raise OutputError(f"Cannot write {suffix} files ({str(path)!r}); use .png, .jpg or .webp.")
     else:
@@ -81,10 +95,21 @@ def target_of(out: str | None, format: str | None) -> Target:
 
 
 def slug(prompt: str) -> str:
-    """The first words of the prompt as a file name: a-z, 0-9 and dashes, which every file system accepts."""
-    ascii_only = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    words = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")
-    return words[:48].rstrip("-") or "picture"
+    """The first words of the prompt as a file name: letters, digits and dashes.
+
+    Latin letters lose their accents. Those of other scripts stay, unless the file system cannot spell them.
+    """
+    kept: list[str] = []
+    for char in unicodedata.normalize("NFC", prompt):
+        in_ascii = unicodedata.normalize("NFKD", char).encode("ascii", "ignore").decode()
+        kind = unicodedata.category(char)[0]
+        if in_ascii or kind in "LN" or (kind == "M" and kept and not kept[-1].isascii()):
+            kept.append(in_ascii or char)
+    whole = unicodedata.normalize("NFC", "".join(kept).lower())
+    if not is_spellable(whole):
+        whole = whole.encode("ascii", "ignore").decode()
+    words = re.sub(r"[\0-/:-`{-\x7f]+", "-", whole).strip("-")[:_LONGEST_SLUG]
+    return words.encode()[:_LARGEST_SLUG].decode(errors="ignore").rstrip("-") or "picture"
 
 
 def encode(image: Image.Image, format: str, metadata: Mapping[str, Any] | None = None) -> bytes:
@@ -99,11 +124,12 @@ def keep(
     data: bytes,
     folder: Path,
     stem: str,
-    format: str,
+    suffix: str,
     *,
     sidecar: str | None = None,
     before: Callable[[Path, str, str | None], None] | None = None,
     owner: str = "",
+    overwrite: bool = False,
 ) -> Path:
     """Write a picture under a name that is not taken yet, completely or not at all.
 
@@ -111,11 +137,12 @@ def keep(
         data: the file's bytes.
         folder: is created if it does not exist.
         stem: the name without suffix and number.
-        format: the suffix without its dot.
+        suffix: without its dot.
         sidecar: text of a file ``NAME.toml`` next to it.
         before: is called with the final path and the SHA-256 of the data and of the sidecar before they get their
             names.
         owner: a tag in the names of unfinished files, by which ``sweep`` finds them.
+        overwrite: take the name even if it is taken; the file that has it is replaced in one step.
 
     Returns:
         The file's path: ``STEM.png``, or ``STEM-2.png`` and so on if that exists.
@@ -125,11 +152,11 @@ def keep(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write(data, folder, stem, format, sidecar, before, owner)
+        return _write(data, folder, stem, suffix, sidecar, before, owner, overwrite)
     except OSError as error:
         reason = error.strerror or str(error)
         try:
-            saved = _write(data, Path(tempfile.gettempdir()), f"h2gen-{stem}", format, None, None, "")
+            saved = _write(data, Path(tempfile.gettempdir()), f"h2gen-{stem}", suffix, None, None, "", False)
         except OSError:
             raise RunError(f"The picture could not be written to {str(folder)!r}: {reason}.") from error
         raise RunError(
@@ -141,16 +168,23 @@ def _write(
     data: bytes,
     folder: Path,
     stem: str,
-    format: str,
+    suffix: str,
     sidecar: str | None,
     before: Callable[[Path, str, str | None], None] | None,
     owner: str,
+    overwrite: bool,
 ) -> Path:
     with contextlib.ExitStack() as partials:
         partial = partials.enter_context(partial_file(data, folder, owner))
         beside = None if sidecar is None else partials.enter_context(partial_file(sidecar.encode(), folder, owner))
         for number in count(1):
-            final = folder / f"{stem}{f'-{number}' if number > 1 else ''}.{format}"
+            final = folder / f"{stem}{f'-{number}' if number > 1 else ''}.{suffix}"
+            if overwrite:
+                if beside is not None:
+                    os.replace(beside, final.with_suffix(".toml"))
+                os.replace(partial, final)
+                _sync(folder)
+                return final
             if final.exists() or (beside is not None and final.with_suffix(".toml").exists()):
                 continue
             if before is not None:

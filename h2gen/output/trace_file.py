@@ -22,6 +22,7 @@ class TraceFile:
     Args:
         path: of a new file.
         settings: for the header.
+        overwrite: replace an existing file.
 
     Raises:
         OutputError: the file already exists, or cannot be written.
@@ -29,16 +30,16 @@ class TraceFile:
 
     error: str | None = None
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         try:
-            self._file = path.open("xb", buffering=0)
+            self._file = path.open("wb" if overwrite else "xb", buffering=0)
         except OSError as error:
             raise _cannot(path, error.strerror or str(error)) from error
         self._write({"h2gen": __version__, "settings": dict(settings)})
         self._header = self._file.tell()
 
     @staticmethod
-    def check(path: Path) -> None:
+    def check(path: Path, overwrite: bool = False) -> None:
         """Check that the file could be written, without creating it.
 
         Raises:
@@ -51,7 +52,10 @@ class TraceFile:
         except (OSError, ValueError) as error:
             raise _cannot(path, getattr(error, "strerror", None) or str(error)) from error
         else:
-            raise _cannot(path, "it is a folder" if os.path.isdir(path) else "it exists already")
+            if os.path.isdir(path) or not overwrite:
+                raise _cannot(path, "it is a folder" if os.path.isdir(path) else "it exists already")
+            if not os.access(path, os.W_OK):
+                raise _cannot(path, "permission denied")
         if not os.path.isdir(path.parent):
             raise _cannot(path, "its folder does not exist")
         if not os.access(path.parent, os.W_OK | os.X_OK):

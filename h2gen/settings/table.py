@@ -319,6 +319,12 @@ TABLE = (
         in_shell=True,
     ),
     _behaviour("no_metadata", "Do not record in the picture how it was made.", Rule(bool), commands=_MAKING),
+    _behaviour(
+        "overwrite",
+        "Replace existing files instead of adding a number.",
+        Rule(bool),
+        commands=("generate", "replay"),
+    ),
     _behaviour("sidecar", "Also write how it was made to NAME.toml.", Rule(bool), commands=_MAKING),
     _behaviour("trace", "Write each step's decisions as JSON Lines.", Rule(Path), commands=("generate", "replay")),
     _behaviour(

@@ -17,6 +17,7 @@ from PIL import Image
 
 from h2gen.batches.batch import Batch, BatchOptions
 from h2gen.batches.jobs import Job, Jobs
+from h2gen.batches.journal import Journal
 from h2gen.batches.messages import Model, PictureMade, Ready
 from h2gen.batches.observer import BatchObserver, Tally
 from h2gen.batches.pool import Pool
@@ -314,6 +315,18 @@ def test_failures_that_a_stopped_run_did_not_come_to_stay_listed(tmp_path: Path)
     with batch_of(tmp_path, [BROKEN, "two"]).opened() as tally:
         assert tally.left == 1
     assert batch.failures_file.read_text() == before
+
+
+def test_a_picture_that_an_earlier_version_named_otherwise_is_not_made_again(tmp_path: Path) -> None:
+    batch = batch_of(tmp_path, ["猫"])
+    ((id, job),) = batch
+    assert batch.name(id, job) == "0001-猫-1.png"
+    old = tmp_path / "0001-picture-1.png"
+    old.write_bytes(b"picture")
+    with Journal(tmp_path) as journal:
+        journal.finished(id, old, {"bytes": 7})
+    with batch.opened() as tally:
+        assert (tally.skipped, tally.left) == (1, 0)
 
 
 def test_devices_that_compute_differently_are_refused(tmp_path: Path) -> None:

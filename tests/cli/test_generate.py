@@ -262,6 +262,18 @@ def test_a_dry_run_shows_each_setting_with_its_source_and_makes_nothing(
     assert os.listdir(here) == []
 
 
+def test_existing_files_are_replaced_when_that_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("cat.JPEG", "cat.toml", "t.jsonl"):
+        (here / name).write_text("old")
+    files = ["-o", "cat.JPEG", "--sidecar", "--trace", "t.jsonl"]
+    assert run(["a cat", *QUICK, "-q", *files]) == 2
+    assert run(["a cat", *QUICK, "-q", *files, "--overwrite"]) == 0
+    assert capsys.readouterr().out == "cat.JPEG\n"
+    assert run(["replay", "cat.JPEG", "-q", "-o", "cat.JPEG", "--overwrite"]) == 0
+    assert sorted(os.listdir(here)) == ["cat.JPEG", "cat.toml", "t.jsonl"]
+    assert "old" not in {(here / name).read_bytes()[:3].decode(errors="replace") for name in os.listdir(here)}
+
+
 @pytest.mark.parametrize(("out", "trace"), [("x.gif", "t.jsonl"), (".", "gone/t.jsonl")])
 def test_a_dry_run_refuses_what_could_not_be_written(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, out: str, trace: str

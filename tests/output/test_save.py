@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from h2gen.errors import OutputError, RunError
+from h2gen.output.names import safe_name
 from h2gen.output.save import Target, encode, keep, slug, target_of
 from tests.locked import locked
 
@@ -22,7 +23,7 @@ PICTURE = Image.new("RGB", (8, 8), "red")
 
 def save(picture: Image.Image, target: Target, prompt: str, seed: int) -> Path:
     """Write a picture under a name made from its prompt and seed."""
-    return keep(encode(picture, target.format), target.folder, target.name(prompt, seed), target.format)
+    return keep(encode(picture, target.format), target.folder, target.name(prompt, seed), target.ending)
 
 
 @pytest.mark.parametrize(("format", "kind"), [(None, "PNG"), ("png", "PNG"), ("jpg", "JPEG"), ("webp", "WEBP")])
@@ -34,9 +35,46 @@ def test_a_picture_is_written_in_its_format(tmp_path: Path, format: str | None, 
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_a_named_file_decides_its_format(tmp_path: Path) -> None:
-    path = save(PICTURE, target_of(str(tmp_path / "deep" / "mine.jpeg"), None), "a cat", 7)
-    assert path == tmp_path / "deep" / "mine.jpg"
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mine.jpeg", "JPEG"), ("MINE.JPG", "JPEG"), ("mine.WebP", "WEBP"), ("a.b.PNG", "PNG")]
+)
+def test_a_named_file_keeps_its_name_and_decides_its_format(tmp_path: Path, name: str, kind: str) -> None:
+    target = target_of(str(tmp_path / "deep" / name), None)
+    assert save(PICTURE, target, "a cat", 7) == tmp_path / "deep" / name
+    with Image.open(tmp_path / "deep" / name) as image:
+        assert image.format == kind
+    again = save(PICTURE, target, "a cat", 7)
+    assert again.name == f"{Path(name).stem}-2{Path(name).suffix}"
+
+
+def test_a_file_is_replaced_with_its_sidecar_when_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("old")
+    (tmp_path / "a.toml").write_text("old")
+    for sidecar in ("new", None):
+        assert keep(b"data", tmp_path, "a", "png", sidecar=sidecar, overwrite=True) == tmp_path / "a.png"
+    assert [(tmp_path / name).read_text() for name in ("a.png", "a.toml")] == ["data", "new"]
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "a.toml"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A naïve Café, 2½ cats!", "a-naive-cafe-212-cats"),
+        ("猫", "猫"),
+        ("a cat, 猫 ネコ", "a-cat-猫-ネコ"),
+        ("か\u3099っこう", "がっこう"),
+        ("Кошка на окне", "кошка-на-окне"),
+        ("बिल्ली", "बिल्ली"),
+        ("قطة، نائمة", "قطة-نائمة"),
+        ("\u202egnp.\x1b\u200b猫/../x", "gnp-猫-x"),
+        ("❤️ 🐱", "picture"),
+        ("猫" * 100, "猫" * 33),
+    ],
+)
+def test_a_prompt_in_any_script_names_its_file(prompt: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert slug(prompt) == name
+    monkeypatch.setattr("h2gen.output.names.os.fsencode", lambda text: text.encode("ascii"))
+    assert slug(prompt).isascii() and slug("a 猫") == "a"
 
 
 def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:
@@ -59,8 +97,8 @@ def test_two_processes_that_want_the_same_name_both_keep_their_picture(tmp_path:
 @given(st.text())
 def test_any_prompt_makes_a_name_that_every_file_system_takes(prompt: str) -> None:
     name = slug(prompt)
-    assert 0 < len(name) <= 48
-    assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert 0 < len(name) <= 48 and len(name.encode()) <= 100
+    assert safe_name(name) == name
     assert name.strip("-") == name
 
 

@@ -31,6 +31,7 @@ def generate(
     fidelity: float | None = None,
     nearest: bool = False,
     no_metadata: bool = False,
+    overwrite: bool = False,
     sidecar: bool = False,
     trace: Path | None = None,
     as_json: bool = False,
@@ -51,7 +52,7 @@ def generate(
 
     console = make_console()
     console.quiet = quiet
-    render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size)
+    render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite)
     text = _prompt(prompt, prompt_option)
     request, seeds = generate_request(text, given, Goal(speedup, fidelity, nearest), replay_decisions)
     if prompt and prompt in text and " " not in prompt and did_you_mean(prompt, COMMANDS) != ".":

@@ -17,6 +17,7 @@ def replay(
     picture: Annotated[Path, typer.Argument(help="A picture, or its .toml sidecar.", metavar="PICTURE")],
     prompt: Annotated[str | None, options.option("--prompt", "-p", help="Another prompt.", panel=PICTURE)] = None,
     no_metadata: bool = False,
+    overwrite: bool = False,
     sidecar: bool = False,
     trace: Path | None = None,
     as_json: bool = False,
@@ -35,7 +36,7 @@ def replay(
     console.quiet = quiet
     found = read_metadata(picture)
     request, seeds = replay_request(found, given, prompt)
-    render_options = RenderOptions(trace, not no_metadata, sidecar)
+    render_options = RenderOptions(trace, not no_metadata, sidecar, overwrite=overwrite)
     check_output(request, render_options, seeds)
     if dry_run:
         show_notices(request.notices, console)
