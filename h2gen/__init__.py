@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from h2gen._version import __version__
+from h2gen.errors import check_docstrings
 
 if TYPE_CHECKING:
     from h2gen.batches.api import batch
@@ -70,10 +71,13 @@ _LAZY = {
     **dict.fromkeys(("Session", "load"), "h2gen.generation.session"),
     "Settings": "h2gen.settings.values",
 }
+_WITHOUT_TRANSFORMERS = ("h2gen.cache", "h2gen.errors", "h2gen.settings")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
+        if not _LAZY[name].startswith(_WITHOUT_TRANSFORMERS):
+            check_docstrings()
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -6,6 +6,8 @@ unchanged. ``exit_code`` is the command line's exit status.
 
 from __future__ import annotations
 
+import sys
+
 
 class PromptWarning(UserWarning):
     """A part of a prompt is not read, or is read as plain words where it was meant otherwise."""
@@ -77,3 +79,16 @@ class Stopped(H2GenError):
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def check_docstrings() -> None:
+    """Check that Python keeps docstrings. Without them transformers cannot be imported, and our own help is empty.
+
+    Raises:
+        UsageError: it was started with -OO.
+    """
+    if sys.flags.optimize > 1:
+        raise UsageError(
+            "Python removes docstrings (-OO or PYTHONOPTIMIZE=2), and transformers cannot be loaded without them; use "
+            "-O or leave it out."
+        )

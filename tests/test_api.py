@@ -38,3 +38,15 @@ def test_wrong_input_exits_2_and_a_failed_run_1() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, h2gen.H2GenError)]
     assert {kind.exit_code for kind in kinds if issubclass(kind, errors.UsageError)} == {2}
     assert {kind.exit_code for kind in kinds if issubclass(kind, errors.RunError)} == {1}
+
+
+@pytest.mark.parametrize("code", ["from h2gen.cli import main; main(['a cat'])", "import h2gen; h2gen.load"])
+def test_without_docstrings_one_line_says_why_nothing_can_be_loaded(code: str) -> None:
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert "Python removes docstrings (-OO or PYTHONOPTIMIZE=2), and transformers cannot" in done.stderr
+    assert done.returncode == 2 or "UsageError" in done.stderr
+
+
+def test_what_loads_no_model_works_without_docstrings() -> None:
+    code = "import h2gen; h2gen.CacheConfig(tau1=0.1); h2gen.Settings; h2gen.H2GenError"
+    assert subprocess.run([sys.executable, "-OO", "-c", code]).returncode == 0

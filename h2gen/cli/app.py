@@ -14,7 +14,7 @@ from h2gen.cli.commands import COMMANDS
 from h2gen.cli.commands.generate import generate
 from h2gen.cli.help import SHORT, Command, MainGroup
 from h2gen.cli.hints import explained
-from h2gen.errors import H2GenError
+from h2gen.errors import H2GenError, check_docstrings
 
 app = typer.Typer(
     cls=MainGroup,
@@ -64,6 +64,7 @@ def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
     warnings.showwarning = _warn
     try:
+        check_docstrings()
         if not arguments and "_H2GEN_COMPLETE" not in os.environ:
             print(SHORT)
             return 0

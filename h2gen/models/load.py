@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from h2gen.errors import ModelError
+from h2gen.errors import ModelError, check_docstrings
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.content_hash import check_bundled
@@ -47,6 +47,7 @@ def load_pipeline(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = 
 
 def load_placed(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str) -> tuple[Any, str]:
     """As ``load_pipeline``, but also returns the offloading mode in use, which is never "auto"."""
+    check_docstrings()
     where = choose_device(device)
     precision = choose_dtype(dtype, where)
     check_offload(offload, where)
