@@ -38,7 +38,7 @@ class Kind(NamedTuple):
     Args:
         what: it is, with its article.
         marks: regular expressions; a file with one of them in a tensor's name is of this kind.
-        advice: what to do with it.
+        advice: a sentence that says what to do with it.
     """
 
     what: str
@@ -46,25 +46,25 @@ class Kind(NamedTuple):
     advice: str
 
 
-_LORA = "h2gen's command line takes no LoRA yet; in Python, load a model and call session.pipe.load_lora_weights(...)"
-_PART = "give a transformer as the model, and as the base a whole model, which brings its own text encoders and VAE"
-_PYTHON = "h2gen's command line does not use it; in Python, give it to a pipeline of diffusers and call h2gen.h2_cache"
-_ANOTHER = "h2gen makes pictures with FLUX.1, FLUX.2 and Chroma"
+ONLY = "h2gen makes pictures with FLUX.1, FLUX.2 and Chroma"
+_LORA = "h2gen's command line takes no LoRA yet; in Python: session.pipe.load_lora_weights(...)"
+_PART = "Give a transformer as the model; the text encoders and the VAE come from the base"
+_PYTHON = "h2gen's command line does not use it; in Python, add it to diffusers' pipeline and call h2gen.h2_cache(pipe)"
 
 _LOOK_ALIKE = (
     Kind("a LoRA", (r"lora_", r"\.lora", r"\.(lokr|hada)_w", r"\.oft_", r"\.dora_scale", r"\.diff(_b)?$"), _LORA),
     Kind("a ControlNet", (r"controlnet_", r"control_model\.", r"input_hint_block"), _PYTHON),
     Kind("an IP-Adapter", (r"\bip_adapter", r"^image_proj\."), _PYTHON),
-    Kind("a transformer of Stable Diffusion 3", (r"\bjoint_blocks\.", r"\bpos_embed\.proj\."), _ANOTHER),
-    Kind("a transformer of Qwen-Image", (r"\btxt_norm\.", r"\btxt_in\.text_norm\."), _ANOTHER),
-    Kind("a transformer of HunyuanVideo", (r"token_refiner",), _ANOTHER),
-    Kind("a transformer of Chroma Radiance", (r"\bnerf_",), _ANOTHER),
+    Kind("a transformer of Stable Diffusion 3", (r"\bjoint_blocks\.", r"\bpos_embed\.proj\."), ONLY),
+    Kind("a transformer of Qwen-Image", (r"\btxt_norm\.", r"\btxt_in\.text_norm\."), ONLY),
+    Kind("a transformer of HunyuanVideo", (r"token_refiner",), ONLY),
+    Kind("a transformer of Chroma Radiance", (r"\bnerf_",), ONLY),
 )
 """Kinds with tensors that are named like a family's."""
 
 _OTHER = (
-    Kind("a transformer of FLUX.3", (r"early_stream_modulations\.",), _ANOTHER),
-    Kind("a checkpoint of Stable Diffusion or SDXL", (r"\binput_blocks\.", r"\bdown_blocks\.0\.resnets\."), _ANOTHER),
+    Kind("a transformer of FLUX.3", (r"early_stream_modulations\.",), ONLY),
+    Kind("a checkpoint of Stable Diffusion or SDXL", (r"\binput_blocks\.", r"\bdown_blocks\.0\.resnets\."), ONLY),
     Kind("FLUX.1 Redux", (r"^redux_",), _PYTHON),
     Kind("PuLID", (r"^pulid_",), _PYTHON),
     Kind("a VAE", (r"\b(en|de)coder\.(conv_in|up_blocks|down_blocks|up\.|down\.)",), _PART),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from h2gen.errors import ModelError
-from h2gen.families import PIPELINES
+from h2gen.families import FAMILIES, PIPELINES
 from h2gen.families.single_file import IN_A_BLOCK
 from h2gen.models.catalogue import PICKLES, WEIGHTS
 from h2gen.wording import printable
@@ -75,9 +75,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     index = read_json(folder / INDEX)
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
+        known = components(index).get("transformer", ("", ""))[1] in FAMILIES
+        hint = " In Python, load it with diffusers and call h2gen.h2_cache(pipe)." if known else ""
         raise ModelError(
             f"{shown(folder)} is not a text-to-image checkpoint that h2gen supports: its {INDEX} says "
-            f"{printable(repr(pipeline))}; h2gen loads {', '.join(PIPELINES)}."
+            f"{printable(repr(pipeline))}; h2gen loads {', '.join(PIPELINES)}.{hint}"
         )
     for name, (library, kind) in components(index).items():
         if library not in LIBRARIES or not kind.isidentifier() or kind.startswith("_") or not name.isidentifier():

@@ -18,7 +18,7 @@ from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.hub import download
 from h2gen.models.memory import apply_offload, check_offload
 from h2gen.models.quantized import check_plain
-from h2gen.models.single_file import check_base, load_transformer, open_file
+from h2gen.models.single_file import check_base, check_family, load_transformer, open_file
 from h2gen.models.translate_errors import translated
 from h2gen.wording import printable
 
@@ -72,6 +72,7 @@ def _assemble(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     if checkpoint.base is None:
         return _pipeline(_folder(checkpoint), dtype)
     file = open_file(Path(checkpoint.location))
+    check_family(file, checkpoint)
     folder = _folder(checkpoint.base, without="transformer")
     check_base(file, checkpoint, folder)
     with quiet():

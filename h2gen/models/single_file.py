@@ -15,7 +15,7 @@ import torch
 
 from h2gen.errors import ModelError
 from h2gen.families import FAMILIES, Family, recognize
-from h2gen.families.single_file import other_kind
+from h2gen.families.single_file import ONLY, input_channels, other_kind
 from h2gen.models import files
 from h2gen.models.catalogue import CATALOGUE, Checkpoint
 from h2gen.models.files import Stored, shown
@@ -65,10 +65,10 @@ def open_file(path: Path) -> SingleFile:
     family = recognize(names)
     kind = other_kind(names, of_a_family=family is not None)
     if kind is not None:
-        raise ModelError(f"{shown(path)} is {kind.what}, not a model that h2gen can load; {kind.advice}.")
+        raise ModelError(f"{shown(path)} is {kind.what}, not a model that h2gen loads. {kind.advice}.")
     if family is None:
         example = f"its first tensor is {printable(names[0])!r}" if names else "it holds no tensors"
-        raise ModelError(f"{shown(path)} is not a transformer that h2gen supports: {example}.")
+        raise ModelError(f"{shown(path)} is not a transformer that h2gen supports ({example}). {ONLY}.")
     prefix = family.prefix(names) or ""
     tensors = {name.removeprefix(prefix): header.tensors[name] for name in names if name.startswith(prefix)}
     others = [name for name in names if not name.startswith(prefix)]
@@ -81,6 +81,17 @@ def open_file(path: Path) -> SingleFile:
             if not layer.startswith(_PARTS):
                 configs[layer.removeprefix(prefix)] = config
     return SingleFile(path, family, prefix, tensors, Scales(path, {} if gguf else tensors, configs), tuple(others))
+
+
+def check_family(file: SingleFile, checkpoint: Checkpoint) -> None:
+    """As ``check_base``, as far as can be said before the base is downloaded.
+
+    Raises:
+        ModelError: the base is known to be of another family.
+    """
+    entry = CATALOGUE.get(checkpoint.base.name) if checkpoint.base else None
+    if entry is not None and entry.family != file.family.title:
+        raise _wrong_family(file, checkpoint, entry.family)
 
 
 def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
@@ -98,23 +109,28 @@ def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
     kind = files.components(files.read_index(folder)).get("transformer", ("", "nothing"))[1]
     family = file.family
     if kind != family.transformer:
-        bases = [alias for alias, entry in CATALOGUE.items() if entry.family == family.title and entry.repo]
-        has = FAMILIES[kind].title if kind in FAMILIES else kind
-        raise ModelError(
-            f"{name} is a transformer of {family.title}, and its base {base} is {has}; give a base of {family.title}, "
-            f"such as {' or '.join(bases)}."
-        )
+        raise _wrong_family(file, checkpoint, FAMILIES[kind].title if kind in FAMILIES else kind)
     shapes = {tensor: stored.shape for tensor, stored in file.tensors.items()}
     config = files.read_json(folder / "transformer" / "config.json")
+    channels = input_channels(shapes)
+    if channels in family.with_pictures and channels != config.get("in_channels"):
+        title, pipeline = family.with_pictures[channels]
+        raise ModelError(
+            f"{name} is {title}, which takes a picture besides the prompt, and h2gen's command line takes none; in "
+            f"Python, load it into diffusers' {pipeline} and call h2gen.h2_cache(pipe)."
+        )
     for ours, theirs in zip(family.file_traits(shapes), family.config_traits(config), strict=True):
         if ours != theirs and "None" not in ours + theirs:
-            for channels, (title, pipeline) in family.with_pictures.items():
-                if ours == f"takes {channels} input channels":
-                    raise ModelError(
-                        f"{name} is {title}, which takes a picture besides the prompt, and h2gen's command line takes "
-                        f"none; in Python, load it into diffusers' {pipeline} and call h2gen.h2_cache(pipe)."
-                    )
             raise ModelError(f"{name} {ours} and its base {base} {theirs}; give another base.")
+
+
+def _wrong_family(file: SingleFile, checkpoint: Checkpoint, found: str) -> ModelError:
+    title, base = file.family.title, checkpoint.base.name if checkpoint.base else None
+    bases = [alias for alias, entry in CATALOGUE.items() if entry.family == title and entry.repo]
+    return ModelError(
+        f"{checkpoint.name!r} is a transformer of {title}, and its base {base!r} is {found}; give a base of {title}, such "
+        f"as {' or '.join(bases)}."
+    )
 
 
 def load_transformer(file: SingleFile, folder: Path, dtype: torch.dtype) -> Any:

@@ -37,6 +37,7 @@ def test_another_pipeline_is_named(broken):
     checkpoints.edit_json(folder / "model_index.json", _class_name="StableDiffusionPipeline")
     message = refusal(folder)
     assert "not a text-to-image checkpoint that h2gen supports" in message and "'StableDiffusionPipeline'" in message
+    assert "h2gen.h2_cache(pipe)" in message  # its transformer is one of ours
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, "\xff"])
@@ -224,6 +225,12 @@ def test_a_single_file_of_another_family_than_its_base_is_refused(flux_folder, t
     file = checkpoints.save_single(small.flux2_transformer(), tmp_path / "flux2.safetensors")
     message = refusal(file, flux_folder)
     assert "is a transformer of FLUX.2, and its base" in message and "such as klein-4b or flux2-dev" in message
+
+
+def test_a_base_that_is_known_to_be_of_another_family_is_not_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr("h2gen.models.load.download", None)
+    file = checkpoints.save_single(small.flux2_transformer(), tmp_path / "flux2.safetensors")
+    assert "its base 'dev' is FLUX.1; give a base of FLUX.2" in refusal(file, "dev")
 
 
 def test_a_single_file_that_takes_no_guidance_does_not_go_with_a_base_that_does(flux_folder, tmp_path):
