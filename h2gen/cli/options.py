@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, get_args, get_origin
@@ -12,6 +12,7 @@ import typer
 
 from h2gen.checks import Rule
 from h2gen.cli.completion import values_of
+from h2gen.errors import UsageError
 from h2gen.settings.seeds import parse_seeds
 from h2gen.settings.table import BATCH, BY_NAME, MEASURING, SECTIONS, TABLE, Setting
 
@@ -50,7 +51,12 @@ def takes_options(command: str) -> Callable[[Callable[..., None]], Callable[...,
 
         def run(**values: Any) -> None:
             given = {name: values.pop(name) for name in gathered}
-            function(**({"given": given} if "given" in declared else {}), **values)
+            typed = {name: value for name, value in {**given, **values}.items() if value is not None}
+            try:
+                function(**({"given": given} if "given" in declared else {}), **values)
+            except UsageError as error:
+                error.args = (_as_typed(str(error), typed),)
+                raise
 
         parameters = [_own(each) for each in own]
         for row in TABLE:
@@ -66,6 +72,14 @@ def takes_options(command: str) -> Callable[[Callable[..., None]], Callable[...,
         return run
 
     return decorate
+
+
+def _as_typed(message: str, typed: Mapping[str, Any]) -> str:
+    """A message that begins with the name of a setting, with the option that the user has typed."""
+    name, _, rest = message.partition(" ")
+    if name not in typed or not rest.startswith(("is ", "has ")):
+        return message
+    return f"{BY_NAME[name].option if name in BY_NAME else '--' + name} {rest}"
 
 
 def _place(parameter: inspect.Parameter) -> int:

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,25 @@ def test_alone_it_shows_in_a_few_lines_what_to_type(capsys: pytest.CaptureFixtur
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"h2gen {__version__}\n"
+
+
+def test_presets_are_listed_with_what_decides_and_what_was_measured(
+    capsys: pytest.CaptureFixture[str], own_home: Path
+) -> None:
+    folder = own_home / ".config" / "h2gen" / "presets"
+    assert run(["presets"]) == 0
+    rows = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["preset"] == ["preset", "tolerance", "tau1", "tau2", "speed", "PSNR", "purpose"]
+    assert rows["balanced (default)"][2:8] == ["0.002", "-", "-", "1.99x", "53.3", "dB"]
+    assert rows["paper"][1:5] == ["-", "0.15", "0.22", "2.39x"]
+    assert rows["off"][1:6] == ["-"] * 5
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text(
+        "tau1 = 0.1\ntau2 = 0\nwarmup_steps = 2\nbudget = true\n[figures]\nspeedup = 'x'\n"
+    )
+    assert run(["presets"]) == 0
+    (mine,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("mine"))
+    assert mine.split() == ["mine", "-", "0.1", "-", "warmup", "2,", "budget", "-", "-"]
 
 
 def test_presets_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:

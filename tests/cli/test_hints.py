@@ -68,6 +68,12 @@ HINTS: list[tuple[list[str], str]] = [
     (["x", "--offload", "gpu"], "--offload 'gpu' is not supported; choose none, model, group, sequential or auto."),
     (["x", "--preset", "./nope.toml"], "Preset 'nope.toml' cannot be used: "),
     (["compare", "x", "--repeat", "n"], "--repeat is 'n'; give a whole number"),
+    (["compare", "x", "--repeat", "0"], "h2gen: --repeat is 0; give a whole number from 1"),
+    (["compare", "x", "--row", "9"], "h2gen: --row is 9; there are 1, counted from 1."),
+    (["compare", "x", "--fewer", "99"], "h2gen: --fewer is '99'; give numbers of steps from 1 to 27."),
+    (["batch", "x.txt", "--gpus", ","], "h2gen: --gpus is ','; give all, or numbers such as 0,1."),
+    (["batch", "x.txt", "--out", "a.png"], "h2gen: --out is 'a.png'; a batch needs a folder"),
+    (["x", "--plan", "FF"], "h2gen: --plan is for 2 steps, and steps is 28;"),
     (["bench", "--steps", "3"], "--steps is 3; give a whole number from 5 to 1000."),
     (["batch", "x.txt", "--shard", "17/16"], "--shard is '17/16'; give a part and the number of parts, such as 3/16."),
 ]

@@ -28,7 +28,7 @@ def compare(
     tolerance: Annotated[
         str | None, options.option("--tolerance", help="One tolerance or several.", panel=options.MEASURING)
     ] = None,
-    repeat: Annotated[int, options.option("--repeat", help="Timed runs per picture (3).", panel=options.MEASURING)] = 3,
+    repeat: Annotated[int, options.option("--repeat", help="Timed runs per picture.", panel=options.MEASURING)] = 3,
     metrics: Annotated[
         str | None,
         options.option("--metrics", help="psnr,ssim,lpips,clip-iqa,clip-score, or all.", panel=options.MEASURING),

@@ -13,9 +13,9 @@ def frontier(
     given: options.Given,
     prompts: options.Prompts = None,
     prompt_key: options.PromptKey = None,
-    limit: Annotated[int, options.option("--limit", help="The first N prompts (48).", panel=options.MEASURING)] = 48,
+    limit: Annotated[int, options.option("--limit", help="The first N prompts.", panel=options.MEASURING)] = 48,
     budgets: Annotated[
-        str, options.option("--budgets", help="Shares of the blocks (0.5,0.33,0.25,0.2).", panel=options.MEASURING)
+        str, options.option("--budgets", help="Shares of the blocks.", panel=options.MEASURING)
     ] = "0.5,0.33,0.25,0.2",
     against: Annotated[
         str | None,

@@ -11,7 +11,7 @@ from h2gen.cli.help import Command, Group
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
-    from h2gen.cache.config import CacheConfig
+    from h2gen.settings.presets import Preset
 
 app = typer.Typer(
     cls=Group,
@@ -29,30 +29,40 @@ def _list(ctx: typer.Context) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from h2gen.cache.config import word_of
     from h2gen.cli.console import stdout
     from h2gen.settings import presets
 
-    def thresholds_and_guards(config: CacheConfig) -> tuple[str, str, str]:
-        if config.plan:  # it overrides both
-            return "-", "-", config.words
-        counts = {"warmup": config.warmup_steps, "final": config.final_steps, "max": config.max_consecutive}
-        guards = [f"{word} {count}" for word, count in counts.items() if count]
-        guards += [word_of(name, value) for name, value in config.policies.items()]
-        return f"{config.tau1:g}", f"{config.tau2:g}", ", ".join(guards) or "-"
-
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for title in ("preset", "tau1", "tau2", "guards"):
-        table.add_column(title, no_wrap=True)
+    found = [(preset, _columns(preset)) for preset in presets.list_presets()]
+    titles = [title for title in _columns(found[0][0]) if any(columns[title] for _, columns in found)]
+    table.add_column("preset", no_wrap=True)
+    for title in titles:
+        table.add_column(title, no_wrap=title != "guards", justify="left" if title == "guards" else "right")
     table.add_column("purpose")
-    for preset in presets.list_presets():
+    for preset, columns in found:
         name = preset.name + (" (default)" if preset.name == presets.DEFAULT else "")
-        table.add_row(
-            Text(printable(name)),
-            *thresholds_and_guards(preset.config),
-            Text(printable(preset.description)),
-        )
+        cells = [printable(columns[title]) or "-" for title in titles]
+        table.add_row(*(Text(cell) for cell in (printable(name), *cells, printable(preset.description))))
     stdout().print(table)
+
+
+def _columns(preset: Preset) -> dict[str, str]:
+    """What decides, what limits it, and what was measured; empty where there is nothing."""
+    from h2gen.cache.config import word_of
+
+    config, figures = preset.config, preset.figures
+    counts = {"warmup": config.warmup_steps, "final": config.final_steps, "max": config.max_consecutive}
+    guards = [f"{word} {count}" for word, count in counts.items() if count]
+    guards += [word_of(name, value) for name, value in config.policies.items() if name != "tolerance"]
+    psnr = figures.get("psnr_mean", figures.get("psnr"))
+    return {
+        "tolerance": f"{config.tolerance:g}" if config.tolerance else "",
+        "tau1": f"{config.tau1:g}" if config.tau1 else "",
+        "tau2": f"{config.tau2:g}" if config.tau2 else "",
+        "guards": config.words if config.plan else ", ".join(guards),  # a plan overrides everything else
+        "speed": f"{figures['speedup']:.2f}x" if isinstance(figures.get("speedup"), int | float) else "",
+        "PSNR": f"{psnr:.1f} dB" if isinstance(psnr, int | float) else "",
+    }
 
 
 @app.command("show", cls=Command)

@@ -14,17 +14,15 @@ def tune(
     prompts: options.Prompts = None,
     prompt_key: options.PromptKey = None,
     search: Annotated[
-        int, options.option("--search", help="Number of prompts to search on (4).", panel=options.MEASURING)
+        int, options.option("--search", help="Number of prompts to search on.", panel=options.MEASURING)
     ] = 4,
     check: Annotated[
-        int, options.option("--check", help="Number of other prompts to check on (12).", panel=options.MEASURING)
+        int, options.option("--check", help="Number of other prompts to check on.", panel=options.MEASURING)
     ] = 12,
     budgets: Annotated[
         str | None, options.option("--budgets", help="Shares of the blocks: 0.5,0.33,0.2.", panel=options.MEASURING)
     ] = None,
-    tries: Annotated[
-        int, options.option("--tries", help="Variants tried per plan (24).", panel=options.MEASURING)
-    ] = 24,
+    tries: Annotated[int, options.option("--tries", help="Variants tried per plan.", panel=options.MEASURING)] = 24,
     profile: Annotated[
         Path | None,
         options.option(
