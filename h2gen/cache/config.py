@@ -5,11 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from h2gen.cache.policies import switched_off
 from h2gen.cache.policies.plan import check_plan
 from h2gen.checks import Rule
 
 _SHOWN = 60
 """Letters of a plan that are shown in a line."""
+_PAPER = {"tau1": 0.15, "tau2": 0.22}
+"""What the paper's authors run."""
+_LEFT_OUT: Any = ...
+"""Stands for a threshold whose value depends on the other settings; every CacheConfig has numbers."""
 USEFUL_TOLERANCE = 0.0005, 0.01
 """With less nothing is skipped; with more the picture is another one, and as many plain steps are closer."""
 _THRESHOLD = Rule(float, least=0, advice="give a number from 0 (off) upwards, such as 0.15")
@@ -40,8 +45,9 @@ class CacheConfig:
     left at their defaults they change nothing.
 
     Args:
-        tau1: threshold of the structure stage (double-stream blocks), a relative change, >= 0.
-        tau2: threshold of the detail stage (single-stream blocks), a relative change, >= 0.
+        tau1: threshold of the structure stage (double-stream blocks), a relative change, >= 0. By default 0.15, or 0
+            if there is a tolerance or a plan, and no other threshold.
+        tau2: threshold of the detail stage (single-stream blocks), likewise; by default 0.22.
         warmup_steps: the first N steps of a trajectory are always full.
         final_steps: the last N steps of a trajectory are always full. Needs the schedule (see ``apply``).
         max_consecutive: at most N steps in a row without a full one.
@@ -70,11 +76,11 @@ class CacheConfig:
     Raises:
         SettingError: a value is of the wrong type or out of its range.
 
-    Source: arXiv 2510.27171; 0.15 and 0.22 are what its authors run.
+    Source: arXiv 2510.27171.
     """
 
-    tau1: float = 0.15
-    tau2: float = 0.22
+    tau1: float = _LEFT_OUT
+    tau2: float = _LEFT_OUT
     warmup_steps: int = 0
     final_steps: int = 0
     max_consecutive: int = 0
@@ -87,6 +93,9 @@ class CacheConfig:
     pfs: str = "paper"
 
     def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not _LEFT_OUT}
+        for name, value in ((_PAPER | switched_off(given)) | given).items():
+            object.__setattr__(self, name, value)
         for name, rule in RULES.items():
             object.__setattr__(self, name, rule.check(name, getattr(self, name)))
         object.__setattr__(self, "plan", check_plan(self.plan))

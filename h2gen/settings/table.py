@@ -135,7 +135,7 @@ def _picture(name: str, help: str, rule: Rule, **more: Any) -> Setting:
 def _cache(name: str, help: str, **more: Any) -> Setting:
     """A row of the cache; its rule and its default are ``CacheConfig``'s."""
     places = {"per_prompt": True, "in_shell": True, "in_picture": True, "later": name in POLICIES}
-    own: dict[str, Any] = {"default": getattr(CacheConfig, name), "commands": (*_MAKING, "compare")}
+    own: dict[str, Any] = {"default": getattr(CacheConfig(), name), "commands": (*_MAKING, "compare")}
     return Setting(name, help, RULES[name], CACHE, **{**places, **own, **more})
 
 

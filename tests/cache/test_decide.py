@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -145,6 +147,28 @@ def test_whole_thresholds_become_floats() -> None:
 @pytest.mark.parametrize(("tau1", "tau2", "enabled"), [(0, 0, False), (0.1, 0, True), (0, 0.1, True)])
 def test_it_is_enabled_when_either_threshold_is(tau1: float, tau2: float, enabled: bool) -> None:
     assert CacheConfig(tau1=tau1, tau2=tau2).enabled is enabled
+
+
+@pytest.mark.parametrize(
+    ("given", "thresholds"),
+    [
+        ({}, (0.15, 0.22)),
+        ({"final_steps": 2, "forecast": 1}, (0.15, 0.22)),
+        ({"tolerance": 0.01}, (0, 0)),
+        ({"tolerance": 0.0}, (0.15, 0.22)),
+        ({"plan": "FR"}, (0, 0)),
+        ({"tau1": 0.1}, (0.1, 0.22)),
+        ({"tau2": 0.1, "tolerance": 0.01}, (0.15, 0.1)),
+        ({"tau1": 0.1, "tau2": 0.2, "tolerance": 0.01}, (0.1, 0.2)),
+    ],
+    ids=str,
+)
+def test_a_configuration_has_the_papers_thresholds_unless_something_else_decides(
+    given: dict[str, Any], thresholds: tuple[float, float]
+) -> None:
+    config = CacheConfig(**given)
+    assert (config.tau1, config.tau2) == thresholds
+    assert CacheConfig(**asdict(config)) == config
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from h2gen.cache import StepRecord, h2_cache
+from h2gen.cache import CacheConfig, StepRecord, h2_cache
 from h2gen.cache.policies.tolerance import CurvatureEstimate
 from h2gen.cache.velocity import VelocityHistory, curvatures
 from h2gen.generation.solvers import solving
@@ -256,9 +256,10 @@ def test_where_a_solver_does_not_just_add_the_velocity_nothing_is_made_good_for_
 
 def test_given_alone_it_leaves_no_threshold() -> None:
     pipe = flux_pipeline()
-    with h2_cache(pipe, tolerance=5e-2) as trace:
-        pipe(**run_kwargs(pipe, steps=16))
-    assert plan_from_steps(trace.steps) == plan_at(5e-2)
+    for settings in ({"tolerance": 5e-2}, {"config": CacheConfig(tolerance=5e-2)}):
+        with h2_cache(pipe, **settings) as trace:
+            pipe(**run_kwargs(pipe, steps=16))
+        assert plan_from_steps(trace.steps) == plan_at(5e-2)
 
 
 def test_a_run_that_was_stopped_while_skipping_leaves_nothing_to_the_next() -> None:

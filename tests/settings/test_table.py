@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 
@@ -28,9 +28,10 @@ def test_the_rows_in_a_picture_are_the_fields_of_its_settings() -> None:
 
 
 def test_defaults_are_those_of_the_classes() -> None:
-    for each in (*fields(CacheConfig), *fields(Settings)):
-        if each.name not in ("cache", "reference_steps") and BY_NAME[each.name].default is not None:
-            assert BY_NAME[each.name].default == each.default, each.name
+    defaults = asdict(CacheConfig()) | {each.name: each.default for each in fields(Settings)}
+    for name, default in defaults.items():
+        if name not in ("cache", "reference_steps") and BY_NAME[name].default is not None:
+            assert BY_NAME[name].default == default, name
 
 
 def test_defaults_keep_their_own_rules() -> None:
