@@ -113,7 +113,7 @@ def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
     shapes = {tensor: stored.shape for tensor, stored in file.tensors.items()}
     config = files.read_json(folder / "transformer" / "config.json")
     channels = input_channels(shapes)
-    if channels in family.with_pictures and channels != config.get("in_channels"):
+    if channels is not None and channels in family.with_pictures and channels != config.get("in_channels"):
         title, pipeline = family.with_pictures[channels]
         raise ModelError(
             f"{name} is {title}, which takes a picture besides the prompt, and h2gen's command line takes none; in "
@@ -128,8 +128,8 @@ def _wrong_family(file: SingleFile, checkpoint: Checkpoint, found: str) -> Model
     title, base = file.family.title, checkpoint.base.name if checkpoint.base else None
     bases = [alias for alias, entry in CATALOGUE.items() if entry.family == title and entry.repo]
     return ModelError(
-        f"{checkpoint.name!r} is a transformer of {title}, and its base {base!r} is {found}; give a base of {title}, such "
-        f"as {' or '.join(bases)}."
+        f"{checkpoint.name!r} is a transformer of {title}, and its base {base!r} is {found}; give a base of {title}, "
+        f"such as {' or '.join(bases)}."
     )
 
 
