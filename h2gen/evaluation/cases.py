@@ -12,7 +12,7 @@ from h2gen.batches.prompts import Entry, Reading, read_prompts
 from h2gen.errors import SettingError
 from h2gen.evaluation.results import Case
 from h2gen.settings.layers import Resolved
-from h2gen.settings.resolve import Request, resolve_request
+from h2gen.settings.resolve import CACHE, Request, resolve_request
 from h2gen.settings.table import TABLE
 from h2gen.settings.values import Settings, clean_prompt
 from h2gen.wording import did_you_mean
@@ -101,7 +101,7 @@ def uncached_request(
     given = {**given, "no_cache": True}
     paths = file_names(files)
     if not paths:
-        return resolve_request("-", {**given, "seed": 0}), built_in[:limit]
+        return _without_cache(resolve_request("-", {**given, "seed": 0})), built_in[:limit]
     jobs = Jobs(read_prompts(paths, key), given)
     cases, settings = cases_of(jobs, limit)
     shared = {"size": f"{settings.width}x{settings.height}", **settings.to_json()}
@@ -111,4 +111,13 @@ def uncached_request(
         else item
         for name, item in jobs.request.resolved.items()
     }
-    return replace(jobs.request, settings=settings, resolved=resolved), cases
+    return _without_cache(replace(jobs.request, settings=settings, resolved=resolved)), cases
+
+
+def _without_cache(request: Request) -> Request:
+    """The request without saying that the user switched the cache off."""
+    resolved = {
+        name: Resolved(item.value, "uncached reference") if name in CACHE else item
+        for name, item in request.resolved.items()
+    }
+    return replace(request, resolved=resolved)

@@ -11,9 +11,10 @@ from h2gen.batches.jobs import Jobs
 from h2gen.errors import SettingError
 from h2gen.evaluation.cases import PromptFiles, cases_of, check_names, read_entries
 from h2gen.evaluation.metrics import Metrics, choose_metrics
+from h2gen.evaluation.number_format import times
 from h2gen.evaluation.options import CompareObserver, CompareOptions, MethodOptions
 from h2gen.evaluation.peers import choose_peers
-from h2gen.evaluation.recommend import numbered, recommended, save_preset
+from h2gen.evaluation.recommend import SAVES, numbered, recommended, save_preset
 from h2gen.evaluation.report import check_report_folder, write_report
 from h2gen.evaluation.results import Case, Comparison
 from h2gen.evaluation.threshold_grid import Values, grid, parse_values
@@ -174,6 +175,12 @@ class PreparedComparison:
                 observer.wrote(path)
         if options.save_preset is not None:
             observer.wrote(save_preset(options.save_preset, comparison))
+            speedup = comparison.method(comparison.chosen).speedup
+            if speedup < SAVES:
+                observer.warned(
+                    f"The preset {options.save_preset!r} saves no time: {times(speedup)} times as fast as without a "
+                    "cache. Choose another row with --row, or measure again on an idle machine."
+                )
 
 
 def _step_counts(fewer: str | Sequence[int] | None, steps: int) -> list[int]:

@@ -21,6 +21,15 @@ def seconds(value: float) -> str:
     return f"{value:.{second_digits(value)}f}\u00a0s"
 
 
+def duration(value: float) -> str:
+    """A number of seconds for planning ahead: ``40 seconds``, ``17 minutes``, ``3.5 hours``."""
+    for unit, length in (("hours", 3600), ("minutes", 60)):
+        if value >= 1.5 * length:
+            amount = value / length
+            return f"{amount:.0f} {unit}" if amount >= 9.5 else f"{amount:.1f} {unit}".replace(".0 ", " ")
+    return f"{max(1, round(value))} seconds"
+
+
 def times(value: float) -> str:
     """A speed-up without its unit: ``1.74``, ``12.6``."""
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"

@@ -94,6 +94,9 @@ class CompareObserver:
     def notice(self, message: str) -> None:
         """A notice for the user."""
 
+    def warned(self, message: str) -> None:
+        """A notice that the user must not miss."""
+
     def began(self, what: str) -> None:
         """Another part of the work begins; ``what`` is its name."""
 

@@ -14,6 +14,9 @@ from h2gen.settings import presets
 CLOSE = 0.95
 """SSIM that the worst image of a recommended row must reach."""
 
+SAVES = 1.02
+"""Speed-up from which a method counts as saving time."""
+
 
 def recommended(results: Sequence[MethodResult], metrics: Sequence[MetricInfo]) -> str:
     """H2-Cache's fastest row whose worst image reaches ``CLOSE``, otherwise its closest row on average."""

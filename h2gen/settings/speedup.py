@@ -209,10 +209,12 @@ def expectation(choice: Choice, profile: Profile) -> str:
     return f"{line} These figures were measured with {profile.measured_for}; here they are a rough guide."
 
 
-def command_for(checkpoint: Checkpoint, settings: Settings) -> str:
-    """The command that makes a profile for such pictures."""
+def command_for(checkpoint: Checkpoint, settings: Settings, *start: str) -> str:
+    """The command that makes a profile for such pictures; or one that begins with the words in ``start``."""
     defaults = checkpoint.defaults
-    words = ["h2gen", "tune", "--model", checkpoint.name]
+    words = list(start or ("h2gen", "tune"))
+    if start == () or checkpoint.name != "tiny":
+        words += ["--model", checkpoint.name]
     if checkpoint.base is not None:
         words += ["--base", checkpoint.base.name]
     if settings.steps != defaults.steps:

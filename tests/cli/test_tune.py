@@ -233,6 +233,7 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
         assert shares == sorted(shares, key=lambda pair: pair[1])
     assert all(choice.figures.share <= 0.6 and choice.figures.ssim_mean > 0.3 for choice in made.choices)
     assert "Recording 1 pictures with the model's own solver" in captured.err
+    assert captured.err.splitlines()[-1].startswith(("Now use it: h2gen 'a cat' --speedup ", "No choice saves time"))
     closest = max(choice.figures.ssim_mean for choice in made.choices)
     assert run(["a cat", *SMALL, "--fidelity", str(closest - 0.001), "-q"]) == 0
     assert not list((here.parent / "home").rglob("*.jsonl"))
@@ -283,5 +284,10 @@ def test_a_profile_is_written_over_nothing_but_a_profile(here: Path, capsys: pyt
 
 def test_a_dry_run_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*QUICK, "--dry-run"]) == 0
-    assert "steps" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "steps" in out and "tau1" not in out
+    assert "At most 64 pictures, which take as long as 30 uncached ones" in out
+    assert "The profile goes to" in out and "tiny-10-128x128-*.toml" in out
+    assert run([*QUICK, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["estimate"]["pictures"] == 64
     assert not user_folder().exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import pytest
 
 import h2gen
 from h2gen.errors import SettingError, Stopped
+from h2gen.evaluation.compare import prepare_comparison
+from h2gen.evaluation.comparison_run import FinishedRun
+from tests.evaluation.comparisons import comparison
 
 SMALL: dict[str, Any] = {"steps": 6, "cfg": 1, "seed": 7, "size": "64x64", "preset": "paper", "tau1": 0.2, "tau2": 0.3}
 QUICK: dict[str, Any] = {"repeat": 1, "metrics": "psnr,ssim"}
@@ -85,3 +89,19 @@ def test_wrong_arguments_are_refused_before_a_model_is_loaded() -> None:
         h2gen.compare("a cat", tau1="x")
     with pytest.raises(SettingError, match="The cache is off"):
         h2gen.compare("a cat", preset="off")
+
+
+def test_a_preset_that_saves_no_time_is_not_saved_in_silence(own_home: Path) -> None:
+    class Warned(Watch):
+        def warned(self, message: str) -> None:
+            self.events.append(message)
+
+    found = comparison(5, 1)
+    for name, speedup in (("slow", 0.97), ("quick", 1.9)):
+        watch = Warned()
+        methods = [found.methods[0], replace(found.methods[1], speedup=speedup), *found.methods[2:]]
+        options = h2gen.CompareOptions(save_preset=name)
+        prepared = prepare_comparison("a cat", options=options)
+        prepared._write(FinishedRun(replace(found, methods=tuple(methods)), {}, None), watch)
+        told = [event for event in watch.events if "saves no time: 0.97 times as fast" in event]
+        assert len(told) == (name == "slow") and f"{name}.toml" in watch.events

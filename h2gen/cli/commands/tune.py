@@ -42,7 +42,7 @@ def tune(
     Example: h2gen tune --model dev --steps 50
     """
     # Imported here, not above: this module is loaded for every --help.
-    from h2gen.cli.console import make_console, route_warnings
+    from h2gen.cli.console import make_console, route_warnings, say, stdout
     from h2gen.cli.views.request import show_notices, show_request
     from h2gen.evaluation.tune.options import BUDGETS, TuneOptions, parse_budgets
     from h2gen.evaluation.tune.tune import prepare_tuning
@@ -55,10 +55,18 @@ def tune(
     show_notices(prepared.request.notices, console)
     if dry_run:
         seeds = [case.seed for case in (*prepared.searched, *prepared.checked)]
-        show_request(prepared.request, seeds, as_json, seed_source="prompt", whole=verbose)
+        from rich.text import Text
+
+        effort = prepared.estimate
+        show_request(
+            prepared.request, seeds, as_json, seed_source="prompt", whole=verbose, more={"estimate": effort.to_json()}
+        )
+        if not as_json:
+            stdout().print(Text(f"\n{effort}"))
         return
     from h2gen.cli.views.tune import TuneView
 
     route_warnings(console, verbose)
     with TuneView(console, as_json, wanted) as view:
-        prepared.run(view)
+        found = prepared.run(view)
+    say(console, prepared.next_command(found.profile), "bold")

@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from h2gen.cli.console import say, say_stopping
+from h2gen.cli.console import complain, say, say_stopping
 from h2gen.cli.views.view import View, clock, progress
 from h2gen.evaluation.number_format import percent, reading
 from h2gen.evaluation.results import score
@@ -117,6 +117,9 @@ class EvaluationView(View):
 
     def notice(self, message: str) -> None:
         say(self._console, message, "yellow")
+
+    def warned(self, message: str) -> None:
+        complain(message)
 
     def began(self, what: str) -> None:
         self._what = what

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from h2gen.cli.console import say, stdout
 from h2gen.settings.layers import Resolved
@@ -57,6 +57,7 @@ def show_request(
     prompt: tuple[str, str] | None = None,
     seed_source: str = "",
     whole: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Print the settings, and where they came from.
 
@@ -67,12 +68,13 @@ def show_request(
         prompt: the prompt and where it came from; None if there is none, or several.
         seed_source: where the seeds came from, if not from where the request's own did.
         whole: also what a preset leaves as it is without a cache; JSON has it always.
+        more: further keys of the JSON object.
     """
     source = seed_source or request.resolved["seed"].source
     resolved = {**request.resolved, "seed": Resolved(",".join(map(str, seeds)), source)}
     if as_json:
         settings = {name: {"value": item.value, "source": item.source} for name, item in sorted(resolved.items())}
-        print(json.dumps({**({} if prompt is None else {"prompt": prompt[0]}), "settings": settings}))
+        print(json.dumps({**({} if prompt is None else {"prompt": prompt[0]}), "settings": settings, **(more or {})}))
         return
     from rich.table import Table
     from rich.text import Text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from h2gen.evaluation.charts.pareto import truth_steps
 from h2gen.evaluation.number_format import percent, reading, seconds, times
+from h2gen.evaluation.recommend import SAVES
 from h2gen.evaluation.results import IDENTICAL
 from h2gen.evaluation.rivals import APART, same_time, steps_of_share
 
@@ -37,7 +38,7 @@ def headline_and_summary(comparison: Comparison) -> tuple[str, list[str]]:
 
 
 def _saves(method: MethodResult) -> bool:
-    return method.speedup > 1.02
+    return method.speedup > SAVES
 
 
 def _headline(chosen: MethodResult, rival: MethodResult | None, metric: MetricInfo | None) -> str:

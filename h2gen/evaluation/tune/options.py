@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from h2gen.errors import SettingError
 from h2gen.evaluation.fit_budget import MOST
 from h2gen.evaluation.options import CompareObserver
-from h2gen.models.choices import SOLVERS
+from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.settings.profiles import FEWEST_STEPS
 
 if TYPE_CHECKING:
@@ -60,8 +60,24 @@ class TuneOptions:
     def images_per_prompt(self) -> int:
         """Images that the search makes of each prompt, at most: the uncached and recorded ones, and for each budget
         those of fewer steps, plans and tolerances."""
-        each = 2 * len(SOLVERS) + self.tries + MOST
-        return 1 + len(SOLVERS) + len(self.budgets) * each
+        return 1 + len(SOLVERS) + len(self.budgets) * self._per_budget
+
+    @property
+    def pictures(self) -> int:
+        """Images that are made in all, at most: by the search, and of what it found on the other prompts."""
+        return self.search * self.images_per_prompt + self.check * (1 + len(self.budgets) * (self.keep + 1))
+
+    @property
+    def uncached_pictures(self) -> int:
+        """How many uncached images take as long as all of them, at most."""
+        recorded = 1 + sum(evaluations(1000, solver) / 1000 for solver in SOLVERS)
+        shares = sum(self.budgets)
+        checked = 1 + shares * (self.keep + 1)
+        return round(self.search * (recorded + shares * self._per_budget) + self.check * checked)
+
+    @property
+    def _per_budget(self) -> int:
+        return 2 * len(SOLVERS) + self.tries + MOST
 
 
 class TuneObserver(CompareObserver):

@@ -15,11 +15,12 @@ from h2gen.evaluation.cases import PromptFiles, check_names, uncached_request
 from h2gen.evaluation.metrics import choose_metrics
 from h2gen.evaluation.options import MethodOptions
 from h2gen.evaluation.results import Case, Comparison
+from h2gen.evaluation.tune.estimate import TuneEstimate, estimate
 from h2gen.evaluation.tune.options import TuneObserver, TuneOptions, check_steps
 from h2gen.files import check_folder
 from h2gen.settings.profiles import Profile, file_name, read_profile, user_folder, write_profile
 from h2gen.settings.resolve import Request
-from h2gen.settings.speedup import profile_key_of
+from h2gen.settings.speedup import command_for, profile_key_of
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,22 @@ class PreparedTuning:
     searched: Sequence[Case]
     checked: Sequence[Case]
     options: TuneOptions
+
+    @property
+    def estimate(self) -> TuneEstimate:
+        """What it would take, and where the profile would go."""
+        return estimate(self.options, profile_key_of(self.request.checkpoint, self.request.settings))
+
+    def next_command(self, profile: Profile) -> str:
+        """The line to type once the profile is there, such as ``h2gen "a cat" --speedup 3``, in a sentence."""
+        fastest = max(choice.figures.speedup for choice in profile.choices)
+        speed = next((speed for speed in (3.0, 2.0, 1.5, 1.2) if speed <= fastest), None)
+        if speed is None:
+            return "No choice saves time here by the clock, so there is nothing to choose from it."
+        if self.options.profile is not None:
+            return f"To choose from it with --speedup or --fidelity, move it to {str(user_folder())!r}."
+        goal = "h2gen", "a cat", "--speedup", f"{speed:g}"
+        return f"Now use it: {command_for(self.request.checkpoint, self.request.settings, *goal)}"
 
     def run(self, observer: TuneObserver | None = None) -> TuneResult:
         """Search, measure what was found on other prompts, and write the profile with its chart.

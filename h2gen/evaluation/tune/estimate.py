@@ -1,0 +1,77 @@
+"""What tuning would take: pictures, time if it is known how long one takes, and where the profile would go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from h2gen.evaluation.number_format import duration, seconds
+from h2gen.evaluation.tune.options import TuneOptions
+from h2gen.settings.profiles import ProfileKey, file_name, list_profiles, user_folder
+
+
+@dataclass(frozen=True)
+class TuneEstimate:
+    """An upper bound.
+
+    Args:
+        pictures: that are made, at most.
+        uncached_pictures: that take as long as all of them, since most run few blocks.
+        seconds_uncached: of one uncached picture, when it was last measured; None if that is not known.
+        measured_in: the profile that says so.
+        profile: the file to be written; * stands for part of the model's hash, unless the user named the file.
+    """
+
+    pictures: int
+    uncached_pictures: int
+    seconds_uncached: float | None
+    measured_in: str
+    profile: Path
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all pictures."""
+        return None if self.seconds_uncached is None else self.uncached_pictures * self.seconds_uncached
+
+    def __str__(self) -> str:
+        whole = f"At most {self.pictures} pictures, which take as long as {self.uncached_pictures} uncached ones"
+        if self.seconds is not None and self.seconds_uncached is not None:
+            each = seconds(self.seconds_uncached)
+            whole += f": {duration(self.seconds)} at {each} each, as measured for {self.measured_in}"
+        return f"{whole}. The profile goes to {str(self.profile)!r}."
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pictures": self.pictures,
+            "uncached_pictures": self.uncached_pictures,
+            "seconds": self.seconds,
+            "profile": str(self.profile),
+        }
+
+
+def estimate(options: TuneOptions, key: ProfileKey) -> TuneEstimate:
+    """What tuning with these options would take, at most.
+
+    Args:
+        options: how much is tried.
+        key: what the profile is for; its ``content_hash`` is ignored.
+    """
+    known = None
+    for profile in list_profiles([]):
+        alike = (profile.key.model, profile.key.width, profile.key.height) == (key.model, key.width, key.height)
+        once = profile.measured.get("seconds_uncached")
+        if alike and profile.key.guidance_mode == key.guidance_mode and isinstance(once, (int, float)) and once > 0:
+            # Steps take the same time each; the nearest number of steps is the best guide.
+            rate = once / profile.key.steps, profile
+            if known is None or abs(profile.key.steps - key.steps) < abs(known[1].key.steps - key.steps):
+                known = rate
+    folder = user_folder()
+    named = ProfileKey(key.model, "*", key.steps, key.width, key.height, key.guidance_mode)
+    return TuneEstimate(
+        pictures=options.pictures,
+        uncached_pictures=options.uncached_pictures,
+        seconds_uncached=None if known is None else known[0] * key.steps,
+        measured_in="" if known is None else f"the profile {known[1].path.name!r}",
+        profile=options.profile or folder / file_name(named),
+    )

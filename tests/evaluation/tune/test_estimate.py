@@ -1,0 +1,71 @@
+"""What tuning would take is known before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from h2gen.cache import CacheConfig
+from h2gen.evaluation.number_format import duration
+from h2gen.evaluation.tune.estimate import estimate
+from h2gen.evaluation.tune.options import TuneOptions
+from h2gen.evaluation.tune.tune import prepare_tuning
+from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey, user_folder
+from h2gen.settings.profiles.find import PICTURES
+
+TINY = ProfileKey("tiny", "", 28, 128, 128, "true")
+
+
+def test_pictures_are_counted_and_weighed_by_their_blocks() -> None:
+    small = TuneOptions(search=1, check=2, budgets=(0.5,), tries=2)
+    assert small.pictures == 1 * (1 + 3 + (6 + 2 + 12)) + 2 * (1 + 4)
+    assert small.uncached_pictures == round(1 + 1 + 1 + 2 + 0.5 * 20 + 2 * (1 + 0.5 * 4))
+    assert PICTURES <= TuneOptions().uncached_pictures <= 1.5 * PICTURES
+
+
+def test_time_is_told_where_a_picture_of_the_model_was_timed_before() -> None:
+    found = estimate(TuneOptions(), TINY)
+    assert found.seconds is not None and found.seconds_uncached is not None
+    assert found.seconds == found.uncached_pictures * found.seconds_uncached
+    twice = estimate(TuneOptions(), replace(TINY, steps=56)).seconds
+    assert twice == pytest.approx(2 * found.seconds)
+    assert "minutes at " in str(found) and "'tiny-28-128x128-guided-" in str(found)
+    unknown = estimate(TuneOptions(), replace(TINY, model="dev"))
+    assert unknown.seconds is None and "at most" not in str(unknown).partition("uncached ones")[2]
+    assert str(unknown).startswith("At most 1972 pictures, which take as long as 621 uncached ones. The profile goes")
+
+
+def test_the_profiles_place_is_told_before_its_models_hash_is_known() -> None:
+    assert estimate(TuneOptions(), TINY).profile == user_folder() / "tiny-28-128x128-guided-*.toml"
+    assert estimate(TuneOptions(profile=Path("mine.toml")), TINY).to_json()["profile"] == "mine.toml"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 seconds"), (40, "40 seconds"), (1155, "19 minutes"), (120, "2 minutes"), (12600, "3.5 hours"),
+     (75600, "21 hours")],
+)  # fmt: skip
+def test_a_duration_is_rounded_for_planning(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("speedups", "more", "settings", "words"),
+    [
+        ((6.0, 2.0), {}, {}, "Now use it: h2gen 'a cat' --speedup 3"),
+        ((2.4,), {}, {"steps": 50, "cfg": 1.0}, "Now use it: h2gen 'a cat' --speedup 2 --steps 50 --cfg 1"),
+        ((2.4,), {}, {"model": "dev"}, "Now use it: h2gen 'a cat' --speedup 2 --model dev"),
+        ((1.1,), {}, {}, "No choice saves time here by the clock"),
+        ((6.0,), {"profile": Path("mine.toml")}, {}, "To choose from it with --speedup or --fidelity, move it to "),
+    ],
+)
+def test_the_end_says_what_to_type_next(
+    speedups: tuple[float, ...], more: dict[str, Any], settings: dict[str, Any], words: str
+) -> None:
+    prepared = prepare_tuning(options=TuneOptions(**more), **settings)
+    figures = [Figures(1 / speedup, 1.0, speedup, 0.9, 0.9, 30.0, 30.0) for speedup in speedups]
+    choices = tuple(Choice("x", 28, "own", CacheConfig(0, 0), each) for each in figures)
+    assert prepared.next_command(Profile(Path("x.toml"), TINY, choices, {})).startswith(words)
