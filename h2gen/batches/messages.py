@@ -73,7 +73,8 @@ class PictureMade:
     """The next of the current pictures, in the order of their tasks: its file's bytes and its sidecar's text.
 
     ``described`` is False if its metadata was too long for its format; ``metadata`` is what they are or would be.
-    ``summary`` is None if the cache was off; ``unread`` is what the model did not read of the prompts.
+    ``summary`` is None if the cache was off; ``unread`` is what the model did not read of the prompts; ``advice`` says
+    what to change if the cache reused nothing.
     """
 
     data: bytes = field(repr=False)
@@ -85,6 +86,7 @@ class PictureMade:
     summary: Summary | None
     nan_with_cache: bool
     unread: tuple[Unread, ...] = ()
+    advice: str | None = None
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ def _make(session: Session, model: Model, together: Sequence[Task], connection: 
 
 
 def _made(model: Model, task: Task, result: Result) -> PictureMade:
+    from h2gen.generation.advice import advice
     from h2gen.output.picture_file import picture_file
 
     file = picture_file(
@@ -160,4 +161,5 @@ def _made(model: Model, task: Task, result: Result) -> PictureMade:
         result.summary,
         result.nan_with_cache,
         result.unread,
+        None if result.summary is None else advice(result.trace, result.settings.cache),
     )

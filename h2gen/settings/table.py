@@ -304,7 +304,10 @@ TABLE = (
         commands=(*_MAKING, "compare"),
         short="-o",
         metavar="PATH",
-        helps=dict.fromkeys(("batch", "shell", "compare"), "Folder for the pictures."),
+        helps={
+            **dict.fromkeys(("batch", "shell"), "Folder for the pictures."),
+            "compare": "Folder for NAME-compare.png and the charts.",
+        },
         default=".",
         lasting=True,
         in_shell=True,

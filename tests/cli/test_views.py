@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import signal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from h2gen.batches.jobs import Job
+from h2gen.batches.messages import PictureMade
+from h2gen.batches.observer import Tally
+from h2gen.cache.summary import Summary
 from h2gen.cli.views.batch import BatchView
 from h2gen.cli.views.picture import PictureView
 from h2gen.settings.values import Settings
@@ -36,3 +41,30 @@ def test_ctrl_c_between_two_attempts_at_a_picture_stops_the_next_one() -> None:
         with view.making(renderer, settings):
             assert events == ["interrupt"]
     assert events == ["interrupt", "forget"]
+
+
+def ended(tally: Tally, *made: PictureMade) -> list[str]:
+    """The lines of a batch that has made these pictures."""
+    out = io.StringIO()
+    view = BatchView(Console(file=out, width=200, quiet=False))
+    for each in made:
+        view.saved(Job(1, each.settings, "", None, None, "p.txt:1"), Path("a.png"), each, tally)
+    view.ended(tally, 12.0, None, None)
+    return out.getvalue().splitlines()[len(made) :]
+
+
+def test_a_batch_names_existing_pictures_and_skipped_steps_by_different_words_and_no_zeros() -> None:
+    steps = Summary(28, 14, 0, 0, 100, 200, 1.0, skipped=14)
+    assert ended(Tally(3, made=3, steps=steps)) == ["3 made; est. 2.00x; steps: 50% full, 50% skipped; 0:12 in all."]
+    assert ended(Tally(4, skipped=2, made=1, failed=1))[-1] == "1 made, 2 existed already, 1 failed; 0:12 in all."
+    assert ended(Tally(4)) == ["0 made; 0:12 in all."]
+
+
+@pytest.mark.parametrize(("reused", "lines"), [(0, 2), (1, 1)])
+def test_a_batch_in_which_nothing_is_reused_gives_the_advice_of_a_single_picture_once(reused: int, lines: int) -> None:
+    settings = Settings("a cat", 1, 64, 64, 4)
+    summary = Summary(4, 4, 0, 0, 24, 24, 1.0)
+    made = PictureMade(b"", None, True, {}, settings, 1.0, summary, False, advice="Use fewer steps.")
+    total = Summary(12, 12 - reused, 0, reused, 72 - reused, 72, 3.0)
+    told = ended(Tally(3, made=3, steps=total), made, made, made)
+    assert len(told) == lines and told[1:] == ["Use fewer steps."][: lines - 1]

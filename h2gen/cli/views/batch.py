@@ -39,6 +39,7 @@ class BatchView(View, BatchObserver):
         self._passes: dict[int, int] = {}
         self._where = "loading the model"
         self._began: float | None = None
+        self._advice: str | None = None
 
     def __enter__(self) -> BatchView:
         return self  # ``counted`` starts it
@@ -79,6 +80,7 @@ class BatchView(View, BatchObserver):
     def saved(self, job: Job, path: Path, made: PictureMade, tally: Tally) -> None:
         line = f"{tally.jobs - tally.left}/{tally.jobs}  {path}  seed {made.settings.seed}, {made.seconds:.2f} s"
         line += cost_of(made.settings, made.summary)
+        self._advice = self._advice or made.advice
         if made.nan_with_cache:
             line += "; NaN with the cache, made again without it"
         if not made.described:
@@ -117,7 +119,9 @@ class BatchView(View, BatchObserver):
         if tally.failed:
             complain(f"{tally.failed} of {tally.jobs} pictures failed; they are listed in {str(failures_file)!r}.")
         if tally.left or tally.made or tally.failed:
-            say(self._console, f"{totals(tally)}; {clock(seconds)} in all.", "bold")
+            say(self._console, "; ".join([*totals(tally), f"{clock(seconds)} in all."]), "bold")
+        if self._advice is not None and tally.steps.full == tally.steps.steps:
+            say(self._console, self._advice, "yellow")
         if tally.made and error is not None and not isinstance(error, Stopped):
             left = f"{tally.left} image{'s' if tally.left != 1 else ''} left"
             say(self._console, f"The run ended early. {left}; run the same command to continue.", "yellow")
@@ -141,7 +145,7 @@ class BatchView(View, BatchObserver):
         tally = self._tally
         done = tally.jobs - tally.left
         line = progress(done, tally.jobs, f"{done}/{tally.jobs} pictures", self._time_left(), width)
-        return [line, _cut(totals(tally), "")]
+        return [line, *(_cut(part, "") for part in totals(tally))]
 
     def _time_left(self) -> str:
         if self._began is None or not self._tally.made:
@@ -160,15 +164,16 @@ class BatchView(View, BatchObserver):
         return _cut(who + facts, "dim")
 
 
-def totals(tally: Tally) -> str:
-    """Pictures made, skipped and failed, and what the cache did for them."""
-    parts = [f"{tally.made} made", f"{tally.skipped} skipped", f"{tally.failed} failed"]
+def totals(tally: Tally) -> list[str]:
+    """Pictures made, existing and failed; what the cache did for them, with the share of each kind of step."""
+    counts = {"made": tally.made, "existed already": tally.skipped, "failed": tally.failed}
+    parts = [", ".join(f"{count} {word}" for word, count in counts.items() if count) or "0 made"]
     steps = tally.steps
     if steps.steps and steps.blocks_run != steps.blocks_total:
-        parts.append(f"est. {steps.estimated_speedup:.2f}x")
-        shares = by_outcome(steps)
-        parts.append("steps: " + ", ".join(f"{count / steps.steps:.0%} {name}" for name, count in shares))
-    return "; ".join([", ".join(parts[:3]), *parts[3:]])
+        parts[0] += f"; est. {steps.estimated_speedup:.2f}x"
+        shares = [f"{count / steps.steps:.0%} {word}" for word, count in by_outcome(steps) if count]
+        parts.append("steps: " + ", ".join(shares))
+    return parts
 
 
 def _cut(text: str, style: str) -> Text:
