@@ -2,8 +2,7 @@
 
 >>> import h2gen
 >>> session = h2gen.load("tiny")  # doctest: +SKIP
->>> result = session.generate("a cat", seed=7, cache=h2gen.CacheConfig(tau1=0.08, tau2=0.2))  # doctest: +SKIP
->>> result.image.save("cat.png")  # doctest: +SKIP
+>>> session.generate("a cat", seed=7).save("cat.png")  # doctest: +SKIP
 >>> h2gen.batch(["a cat", "a red apple"], out="pictures").paths  # doctest: +SKIP
 """
 
@@ -19,12 +18,13 @@ if TYPE_CHECKING:
     from h2gen.batches.api import batch
     from h2gen.batches.observer import BatchObserver
     from h2gen.batches.result import BatchResult
-    from h2gen.cache import CacheConfig, Outcome, StepRecord, Summary, Trace, apply, h2_cache, remove
+    from h2gen.cache import CacheConfig, Outcome, StepRecord, Summary, Trace, remove
     from h2gen.errors import H2GenError
     from h2gen.evaluation.compare import compare
     from h2gen.evaluation.options import CompareObserver, CompareOptions
     from h2gen.evaluation.tune.options import TuneObserver, TuneOptions
     from h2gen.evaluation.tune.tune import tune
+    from h2gen.generation.own_pipeline import apply, h2_cache
     from h2gen.generation.result import Result
     from h2gen.generation.session import Session, load
     from h2gen.settings.values import Settings
@@ -66,7 +66,8 @@ _LAZY = {
     "tune": "h2gen.evaluation.tune.tune",
     **dict.fromkeys(("CompareObserver", "CompareOptions"), "h2gen.evaluation.options"),
     **dict.fromkeys(("TuneObserver", "TuneOptions"), "h2gen.evaluation.tune.options"),
-    **dict.fromkeys(("apply", "h2_cache", "remove"), "h2gen.cache"),
+    "remove": "h2gen.cache",
+    **dict.fromkeys(("apply", "h2_cache"), "h2gen.generation.own_pipeline"),
     "Result": "h2gen.generation.result",
     **dict.fromkeys(("Session", "load"), "h2gen.generation.session"),
     "Settings": "h2gen.settings.values",

@@ -25,6 +25,10 @@ class UsageError(H2GenError):
     exit_code = 2
 
 
+class ArgumentError(UsageError, TypeError):
+    """A Python function has no argument of this name."""
+
+
 class SettingError(UsageError):
     """A setting has a value that cannot be used."""
 

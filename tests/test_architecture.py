@@ -17,7 +17,7 @@ MODULES = {
 TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in MODULES.items()}
 
 LAYERS = (
-    *("_version", "errors", "sanitize", "wording", "toml", "checks", "files"),
+    *("_version", "errors", "sanitize", "wording", "toml", "arguments", "checks", "files"),
     *("families", "cache", "models", "settings", "output", "generation", "batches", "evaluation", "cli", "__main__"),
 )
 """From the bottom to the top: each imports only itself and the ones before it."""

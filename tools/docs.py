@@ -267,9 +267,9 @@ def make_pictures() -> None:
         for row, config in enumerate((None, load_preset(DEFAULT_PRESET).config)):
             pair.paste(session.generate(prompt, seed=0, cache=config).image, (128 * column, 128 * row))
     pair.save(IMAGES / "pictures.png", optimize=True)
-    sheet = [session.generate(prompt, seed=seed).image for seed, prompt in enumerate(sheet_prompts())]
+    sheet = [session.generate(prompt, seed=seed, cache=None).image for seed, prompt in enumerate(sheet_prompts())]
     make_image_grid(sheet, len(sheet) // COLUMNS, COLUMNS).save(IMAGES / "sheet.png", optimize=True)
-    shapes = [session.generate(prompt, seed=0, width=w, height=h).image for prompt, w, h in SHAPES]
+    shapes = [session.generate(prompt, seed=0, width=w, height=h, cache=None).image for prompt, w, h in SHAPES]
     side_by_side(shapes).save(IMAGES / "shapes.png", optimize=True)
 
 

@@ -73,7 +73,7 @@ def main() -> None:
         preset, size, whole = row
         pairs = zip(results[row], results[preset, 1, False], strict=True)
         worst = min(psnr(result.image, alone.image) for result, alone in pairs)
-        shares = [1.0 if result.trace is None else result.trace.summary.share for result in results[row]]
+        shares = [result.trace.summary.share for result in results[row]]
         print(
             f"{preset:10s} {size:7d}  {'one' if whole else 'each':8s} {seconds[row]:10.3f}  "
             f"{seconds[preset, 1, False] / seconds[row]:5.2f}x {sum(shares) / len(shares):6.3f}  {worst:10.1f} dB"

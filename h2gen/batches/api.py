@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from h2gen.arguments import check_names
 from h2gen.batches.jobs import Job, Jobs, parse_shard
 from h2gen.batches.observer import BatchObserver
 from h2gen.batches.prompts import Reading, read_prompts
@@ -15,13 +17,14 @@ from h2gen.batches.result import BatchPicture, BatchResult
 from h2gen.batches.stop import Level, Stop
 from h2gen.errors import DeviceError, H2GenError, SettingError, Stopped
 from h2gen.settings.speedup import Goal
+from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import BY_NAME, TABLE
-from h2gen.wording import did_you_mean, shown
+from h2gen.wording import shown
 
 if TYPE_CHECKING:
     from h2gen.batches.batch import Batch
 
-_SETTINGS = {row.name for row in TABLE if row.is_setting and "batch" in row.commands}
+_SETTINGS = [row.name for row in TABLE if row.is_setting and "batch" in row.commands]
 
 
 def batch(
@@ -47,7 +50,7 @@ def batch(
 
     Raises:
         UsageError: an option or a prompt cannot be used; nothing was made.
-        TypeError: there is no such option.
+        ArgumentError: there is no such option.
         Stopped: it was stopped; pictures made before are safe.
         H2GenError: the run could not continue; pictures made before are safe.
 
@@ -148,12 +151,12 @@ def prepare(
 
     Raises:
         UsageError: an option or a prompt cannot be used.
-        TypeError: there is no such option.
+        ArgumentError: there is no such option.
     """
     from h2gen.output.save import target_of
 
-    if unknown := settings.keys() - _SETTINGS:
-        raise TypeError(f"h2gen.batch() has no option {min(unknown)!r}{did_you_mean(min(unknown), _SETTINGS)}")
+    own = inspect.signature(prepare).parameters
+    check_names("batch", settings, [*(name for name in own if name != "settings"), *_SETTINGS], meant_or_close)
     BY_NAME["batch_size"].check(batch_size, "batch-size")
     part = None if shard is None else parse_shard(shard)
     goal = Goal(speedup, fidelity, nearest)

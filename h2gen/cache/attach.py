@@ -30,15 +30,13 @@ def _transformer_of(target: Any) -> nn.Module:
     return unwrapped
 
 
-def apply(
-    target: Any, config: CacheConfig | None = None, *, on_step: Callable[[StepRecord], None] | None = None
-) -> Trace:
+def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], None] | None = None) -> Trace:
     """Put H2-Cache on a transformer until ``remove``. A cache that is already on it is replaced.
 
     Args:
         target: a transformer of a family in ``h2gen.families``, or a pipeline that has one. The schedule, which
             ``final_steps`` and ``tolerance`` need, is that of the pipeline which calls the transformer.
-        config: the settings; the paper's by default.
+        config: the settings.
         on_step: called with each step's record, in order, as soon as the device has finished it.
 
     Returns:
@@ -47,7 +45,6 @@ def apply(
     Raises:
         CacheError: the model cannot be cached, or diffusers' own cache is on.
     """
-    config = CacheConfig() if config is None else config
     transformer = _transformer_of(target)
     trace = Trace(on_step)
     engine = Engine(transformer, config, course_finder(target), trace)
@@ -77,14 +74,17 @@ def h2_cache(
 ) -> Iterator[Trace]:
     """H2-Cache on a transformer or pipeline within a ``with`` block.
 
-    ``settings`` are fields of ``CacheConfig`` and override ``config``. Without a ``config``, giving only a tolerance
-    means that there are no thresholds. Otherwise as ``apply``.
+    ``settings`` are fields of ``CacheConfig`` and override ``config``; one of the two must be given. Without a
+    ``config``, giving only a tolerance means that there are no thresholds. Otherwise as ``apply``. ``h2gen.h2_cache``
+    also takes presets, and has a default.
 
-    >>> with h2gen.h2_cache(pipe.transformer, tau1=0.08, tau2=0.2) as trace:  # doctest: +SKIP
+    >>> with h2gen.cache.h2_cache(pipe.transformer, tau1=0.08, tau2=0.2) as trace:  # doctest: +SKIP
     ...     image = pipe("a cat").images[0]
     >>> trace.summary.estimated_speedup  # doctest: +SKIP
     """
     if config is None:
+        if not settings:
+            raise CacheError("The cache has no settings here; give a CacheConfig or its fields, or use h2gen.h2_cache.")
         config = CacheConfig(**switched_off(settings))
     trace = apply(target, replace(config, **settings), on_step=on_step)
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from h2gen.arguments import fields_checked
 from h2gen.cache.policies import switched_off
 from h2gen.cache.policies.plan import check_plan
 from h2gen.checks import Rule
@@ -36,6 +37,7 @@ RULES: dict[str, Rule] = {
 """What each setting of ``CacheConfig`` may be."""
 
 
+@fields_checked()
 @dataclass(frozen=True)
 class CacheConfig:
     """Settings of H2-Cache.
@@ -74,6 +76,7 @@ class CacheConfig:
             ``h2gen.cache.pfs_stable``). Thresholds do not carry over between the two.
 
     Raises:
+        ArgumentError: there is no such setting.
         SettingError: a value is of the wrong type or out of its range.
 
     Source: arXiv 2510.27171.

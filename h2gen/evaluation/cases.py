@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from h2gen.arguments import check_names
 from h2gen.batches.jobs import Jobs
 from h2gen.batches.prompts import Entry, Reading, read_prompts
 from h2gen.errors import SettingError
 from h2gen.evaluation.results import Case
 from h2gen.settings.layers import Resolved
 from h2gen.settings.resolve import CACHE, Request, resolve_request
+from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import TABLE
 from h2gen.settings.values import Settings, clean_prompt
-from h2gen.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 PromptFiles = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 """One prompt file or several: ``.txt``, ``.yaml``, ``.jsonl``, ``.json``, ``.csv`` or ``.tsv``."""
 
 
-def check_names(settings: Mapping[str, Any], command: str) -> None:
-    """Check that a command has the settings that its Python function was given.
+_O = TypeVar("_O", bound="DataclassInstance")
+
+
+def split_options(command: str, given: Mapping[str, Any], options: _O, own: Sequence[str]) -> tuple[dict[str, Any], _O]:
+    """What a Python function was given by name, as settings and as its options.
+
+    Args:
+        command: the function's name, and that of its command.
+        given: keyword arguments that are not its own.
+        options: a dataclass; fields of it that are given replace its values.
+        own: names of its own arguments.
+
+    Returns:
+        The settings, and the options.
 
     Raises:
-        TypeError: it does not have one of them.
+        ArgumentError: it has no argument of one of the names.
     """
     known = [row.name for row in TABLE if row.is_setting and command in row.commands]
-    for name in settings:
-        if name not in known:
-            raise TypeError(f"Unexpected keyword argument {name!r}{did_you_mean(name, known)}")
+    fields_of_options = [field.name for field in fields(options)]
+
+    def meant(name: str, names: Collection[str]) -> str | None:
+        close = difflib.get_close_matches(name, fields_of_options, n=1, cutoff=0.85)
+        return close[0] if close else meant_or_close(name, names)  # "repeats" is ours before it is another program's
+
+    check_names(command, given, (*own, *known, *fields_of_options), meant)
+    replaced = {name: given[name] for name in fields_of_options if name in given}
+    return {name: given[name] for name in known if name in given}, replace(options, **replaced)
 
 
 def read_entries(prompt: str | None, files: PromptFiles, key: str | None) -> Reading:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen.batches.jobs import Jobs
 from h2gen.errors import SettingError
-from h2gen.evaluation.cases import PromptFiles, cases_of, check_names, read_entries
+from h2gen.evaluation.cases import PromptFiles, cases_of, read_entries, split_options
 from h2gen.evaluation.metrics import Metrics, choose_metrics
 from h2gen.evaluation.number_format import times
 from h2gen.evaluation.options import CompareObserver, CompareOptions, MethodOptions
@@ -53,7 +53,8 @@ def compare(
         tau1, tau2, tolerance: one value or several; every combination is measured.
         options: what else is compared, how, and which files are written.
         observer: receives progress events.
-        settings: named like the command line's options, such as ``model``, ``steps``, ``seed`` or ``preset``.
+        settings: named like the command line's options, such as ``model``, ``steps``, ``seed`` or ``preset``; also
+            the fields of ``CompareOptions``, which replace those of ``options``.
 
     Returns:
         All figures.
@@ -61,7 +62,7 @@ def compare(
     Raises:
         H2GenError: something cannot be used, or failed. The observer's ``compared`` already has the figures of what
             was finished before.
-        TypeError: a setting is unknown.
+        ArgumentError: there is no such argument.
     """
     prepared = prepare_comparison(
         prompt,
@@ -91,8 +92,8 @@ def prepare_comparison(
     **settings: Any,
 ) -> PreparedComparison:
     """Check all arguments of ``compare``; nothing is loaded or written."""
-    check_names(settings, "compare")
-    options = options or CompareOptions()
+    own = ("prompt", "prompts", "prompt_key", "tau1", "tau2", "tolerance", "options", "observer")
+    settings, options = split_options("compare", settings, options or CompareOptions(), own)
     first = {
         name: None if values is None else parse_values(name, values)[0]
         for name, values in (("tau1", tau1), ("tau2", tau2), ("tolerance", tolerance))

@@ -12,7 +12,7 @@ from typing import Any
 
 from h2gen.errors import SettingError
 from h2gen.evaluation import builtin_prompts
-from h2gen.evaluation.cases import PromptFiles, check_names, uncached_request
+from h2gen.evaluation.cases import PromptFiles, split_options, uncached_request
 from h2gen.evaluation.frontier_rows import Row, best_rows, first_shown, own_methods, story
 from h2gen.evaluation.metrics import choose_metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
@@ -100,12 +100,13 @@ def frontier(
         prompt_key: key of the prompt in JSON Lines.
         options: what is measured.
         observer: receives progress events.
-        settings: named like the command line's options, such as ``model`` and ``steps``.
+        settings: named like the command line's options, such as ``model`` and ``steps``; also the fields of
+            ``FrontierOptions``, which replace those of ``options``.
 
     Raises:
         H2GenError: something cannot be used, or failed. The observer's ``ranked`` already has the figures of what was
             finished before.
-        TypeError: a setting is unknown.
+        ArgumentError: there is no such argument.
     """
     prepared = prepare_frontier(prompts=prompts, prompt_key=prompt_key, options=options, **settings)
     if observer is not None:
@@ -122,8 +123,8 @@ def prepare_frontier(
     **settings: Any,
 ) -> PreparedFrontier:
     """Check all arguments of ``frontier``; nothing is loaded or written."""
-    check_names(settings, "frontier")
-    options = options or FrontierOptions()
+    own = ("prompts", "prompt_key", "options", "observer")
+    settings, options = split_options("frontier", settings, options or FrontierOptions(), own)
     built_in = builtin_prompts.cases(builtin_prompts.FRONTIER, 3000)
     if not prompts and options.limit > len(built_in):
         raise SettingError(

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from h2gen.arguments import fields_checked
 from h2gen.cache.config import CacheConfig
-from h2gen.errors import SettingError
+from h2gen.checks import Rule
+from h2gen.settings.synonyms import meant_or_close
 
 if TYPE_CHECKING:
     from h2gen.evaluation.methods import Method
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from h2gen.generation.session import Session
 
 
+@fields_checked(meant_or_close)
 @dataclass(frozen=True)
 class CompareOptions:
     """Options of ``h2gen.compare``, as on the command line.
@@ -55,8 +58,10 @@ class CompareOptions:
     def __post_init__(self) -> None:
         for name in ("limit", "repeat"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= 100_000:
-                raise SettingError(f"{name} is {value}; give a whole number from 1 to 100000.")
+            if value is not None:
+                Rule(int, 1, 100_000).check(name, value)
+        if self.report is not None:
+            object.__setattr__(self, "report", Path(self.report))
 
 
 @dataclass(frozen=True)

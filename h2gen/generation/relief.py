@@ -6,13 +6,14 @@ import gc
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from h2gen.errors import OutOfMemory
 from h2gen.models.choices import STRONGER
 
 if TYPE_CHECKING:
     from h2gen.generation.session import Session
+    from h2gen.models import Checkpoint
 
 _T = TypeVar("_T")
 
@@ -128,3 +129,24 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def load_or_advise(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str) -> tuple[Any, str]:
+    """The checkpoint's pipeline, and the offloading mode in use.
+
+    Raises:
+        OutOfMemory: memory does not suffice for loading it; the message says what would help.
+    """
+    from h2gen.models import is_out_of_memory
+    from h2gen.models.load import load_placed
+
+    try:
+        return load_placed(checkpoint, device=device, dtype=dtype, offload=offload)
+    except Exception as error:
+        if is_out_of_memory(error):
+            # Not ``advice``: the size does not matter yet, and the device may still be called "auto".
+            raise OutOfMemory(
+                f"Out of memory while loading {checkpoint.name!r}; use --offload auto on a GPU, a smaller model, or a "
+                ".gguf version of it."
+            ) from error
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -10,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cache import Summary, Trace
-from h2gen.errors import OutputError
 from h2gen.generation.unread import Unread
 from h2gen.output.metadata import Origin
 from h2gen.output.picture_file import PictureFile, picture_file
-from h2gen.output.save import keep, target_of
+from h2gen.output.save import Target, keep, target_of
 from h2gen.settings.values import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Result:
         together: pictures in its batch.
         unread: what the model did not read of the prompt and the negative prompt.
         made: when.
+        path: its file, if ``generate`` saved it.
     """
 
     image: Image.Image = field(repr=False)
@@ -58,6 +59,7 @@ class Result:
     together: int = 1
     unread: tuple[Unread, ...] = ()
     made: datetime = field(default_factory=lambda: datetime.now(timezone.utc), repr=False)
+    path: Path | None = None
 
     @property
     def summary(self) -> Summary | None:
@@ -96,19 +98,24 @@ class Result:
             The file's path.
 
         Raises:
-            OutputError: nothing can be written there, or the prompt is too long for the metadata of this format.
+            OutputError: nothing can be written there.
             RunError: writing failed; the picture is then in the temporary folder.
 
         >>> session.generate("a cat", seed=7).save("cat.png")  # doctest: +SKIP
         """
         target = target_of(str(path), format)
+        saved = self.saved(target, metadata=metadata, sidecar=sidecar, overwrite=overwrite).path
+        assert saved is not None
+        return saved
+
+    def saved(self, target: Target, *, metadata: bool = True, sidecar: bool = False, overwrite: bool = False) -> Result:
+        """As ``save``; returns the result with its ``path``."""
         file = self.file(target.format, metadata=metadata, sidecar=sidecar)
         if not file.described:
-            raise OutputError(
-                f"The prompt is too long for the metadata of a .{target.format}; save a .png, or give metadata=False."
-            )
+            warnings.warn(f"The prompt is too long for the metadata of a .{target.ending}; use png.", stacklevel=3)
         stem = target.name(self.settings.prompt, self.settings.seed)
-        return keep(file.data, target.folder, stem, target.ending, sidecar=file.sidecar, overwrite=overwrite)
+        path = keep(file.data, target.folder, stem, target.ending, sidecar=file.sidecar, overwrite=overwrite)
+        return replace(self, path=path)
 
     def file(
         self, format: str, notes: dict[str, Any] | None = None, *, metadata: bool = True, sidecar: bool = False

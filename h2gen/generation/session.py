@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -12,24 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from h2gen.cache import CacheConfig, StepRecord, Trace, h2_cache
+from h2gen.arguments import names_checked
+from h2gen.cache import StepRecord, Trace, h2_cache
 from h2gen.errors import BadPicture, OutOfMemory, RunError, SettingError
 from h2gen.families import family_of
-from h2gen.generation.relief import advice, free_memory, let_go
+from h2gen.generation.arguments import SAVING, CacheChoice, choose, target
+from h2gen.generation.progress import progress_bar
+from h2gen.generation.relief import advice, free_memory, let_go, load_or_advise
 from h2gen.generation.result import Result
 from h2gen.generation.solvers import solving
 from h2gen.generation.text import EncodedPrompts, unread
 from h2gen.models import Checkpoint, choose_device, choose_dtype, is_out_of_memory, resolve, set_tiling
 from h2gen.models.content_hash import Identity
-from h2gen.models.load import load_placed
 from h2gen.models.translate_errors import translated
 from h2gen.output.metadata import origin
-from h2gen.settings.seeds import random_seed
+from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.values import OFF, Settings
 
 StepObserver = Callable[[StepRecord], None]
 
 
+@names_checked("load", meant_or_close)
 def load(
     model: str = "tiny",
     *,
@@ -49,12 +53,13 @@ def load(
         offload: ``none``, ``model``, ``group``, ``sequential`` or ``auto``.
 
     Raises:
+        ArgumentError: there is no such argument.
         ModelError: the checkpoint is unknown, missing, gated, damaged or not supported.
         DeviceError: the device does not exist, or does not support the dtype or offloading.
         OutOfMemory: memory does not suffice for loading it.
 
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
-    >>> session.generate("a cat", seed=7, cache=h2gen.CacheConfig(tau1=0.08, tau2=0.2)).image  # doctest: +SKIP
+    >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
     """
     return open_session(resolve(model, base), device=device, dtype=dtype, offload=offload)
 
@@ -65,21 +70,8 @@ def open_session(
     """Load a checkpoint that ``resolve`` found; see ``load``."""
     where = choose_device(device)
     device, dtype = str(where), str(choose_dtype(dtype, where)).removeprefix("torch.")
-    pipe, offload = _load(checkpoint, device=device, dtype=dtype, offload=offload)
+    pipe, offload = load_or_advise(checkpoint, device=device, dtype=dtype, offload=offload)
     return Session(pipe, checkpoint, offload, device=device, dtype=dtype)
-
-
-def _load(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str) -> tuple[Any, str]:
-    try:
-        return load_placed(checkpoint, device=device, dtype=dtype, offload=offload)
-    except Exception as error:
-        if is_out_of_memory(error):
-            # Not ``advice``: the size does not matter yet, and the device may still be called "auto".
-            raise OutOfMemory(
-                f"Out of memory while loading {checkpoint.name!r}; use --offload auto on a GPU, a smaller model, or a "
-                ".gguf version of it."
-            ) from error
-        raise
 
 
 class Session:
@@ -131,48 +123,58 @@ class Session:
         with translated(self.checkpoint):
             return self.identity.result()
 
-    def settings(self, prompt: str, cache: CacheConfig | None = None, **overrides: Any) -> Settings:
-        """The model's default settings, overridden by values that are given and not None.
+    def settings(self, prompt: str, cache: CacheChoice = "default", **given: Any) -> Settings:
+        """The settings of a picture from the arguments of ``generate``.
 
         Raises:
-            SettingError: a value cannot be used, or not with this model.
+            ArgumentError: there is no such argument.
+            UsageError: a value cannot be used, or not with this model.
         """
-        defaults = self.checkpoint.defaults
-        given = {name: value for name, value in overrides.items() if value is not None}
-        values = {
-            "seed": random_seed(),
-            "width": defaults.width,
-            "height": defaults.height,
-            "steps": defaults.steps,
-            "guidance": defaults.guidance,
-            "cfg": defaults.cfg,
-            "max_sequence_length": defaults.max_sequence_length,
-        }
-        return Settings(prompt=prompt, cache=cache or OFF, **{**values, **given})
+        return choose("settings", self.checkpoint, prompt, cache, given).settings
 
     def generate(
         self,
         prompt: str,
         *,
-        cache: CacheConfig | None = None,
+        cache: CacheChoice = "default",
         on_step: StepObserver | None = None,
-        **overrides: Any,
+        progress: bool | None = None,
+        **given: Any,
     ) -> Result:
         """Make a picture.
 
+        The arguments are those of the command line, with its defaults; None means not given. Those about the picture:
+        ``seed``, ``size`` (or ``width`` and ``height``), ``steps``, ``solver``, ``guidance``, ``cfg``, ``negative``,
+        ``max_sequence_length``. About the cache: ``preset``, ``no_cache``, each field of ``CacheConfig``; or
+        ``speedup`` or ``fidelity``, with ``nearest``. About the file: ``out``, with ``format``, ``no_metadata``,
+        ``sidecar`` and ``overwrite``.
+
         Args:
             prompt: what to paint.
-            cache: the cache's settings; None runs plain diffusers.
+            cache: all settings of the cache at once, instead of a preset; None runs plain diffusers.
             on_step: is called with each step's record.
-            overrides: fields of ``Settings`` that replace the model's defaults; the seed is random by default.
+            progress: show a progress bar; by default in a terminal and in a notebook.
+            given: arguments by name. With ``out``, a folder or a file, the picture is saved as ``Result.save`` does.
 
         Raises:
-            SettingError: a setting cannot be used.
+            ArgumentError: there is no such argument.
+            UsageError: a value cannot be used, or not with this model.
             OutOfMemory: the device's memory does not suffice.
             BadPicture: the picture contains NaN, even without the cache.
             KeyboardInterrupt: ``interrupt`` was called.
+
+        >>> session.generate("a cat", seed=7, size="16:9", preset="fast", out="pictures").path  # doctest: +SKIP
         """
-        return self.run(self.settings(prompt, cache, **overrides), on_step=on_step)
+        chosen = choose("generate", self.checkpoint, prompt, cache, given, SAVING)
+        place = target(given)
+        for notice in chosen.notices:
+            warnings.warn(notice, stacklevel=2)
+        with progress_bar(self.pipe, progress):
+            result = replace(self.run(chosen.settings, on_step=on_step), preset=chosen.preset)
+        if place is None:
+            return result
+        more = {name: bool(given.get(name)) for name in ("sidecar", "overwrite")}
+        return result.saved(place, metadata=not given.get("no_metadata"), **more)
 
     def run(self, settings: Settings, *, on_step: StepObserver | None = None, tiled: bool = False) -> Result:
         """Make the picture that the settings describe; see ``generate``.
@@ -287,12 +289,12 @@ class Session:
         self.pipe = None  # there is no memory for both
         free_memory()
         try:
-            self.pipe, self.offload = _load(self.checkpoint, offload=offload, **self._place)
+            self.pipe, self.offload = load_or_advise(self.checkpoint, offload=offload, **self._place)
         except BaseException as error:
             let_go(error)
             free_memory()
             with contextlib.suppress(Exception):
-                self.pipe, _ = _load(self.checkpoint, offload=self.offload, **self._place)
+                self.pipe, _ = load_or_advise(self.checkpoint, offload=self.offload, **self._place)
             raise
 
     def interrupt(self) -> None:

@@ -79,6 +79,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     Raises:
         UsageError: something cannot be used; see the subclasses for what.
     """
+    check_texts(layers)
     given = merge([*layers, ("built in", _BUILT_IN)])
     for name in ("dtype", "offload", "format"):
         if name in given:
@@ -115,6 +116,7 @@ def resolve_settings(
     Raises:
         UsageError: something cannot be used; see the subclasses for what.
     """
+    check_texts(layers)
     defaults = asdict(model_defaults)
     del defaults["size_multiple"]
     size = f"{defaults.pop('width')}x{defaults.pop('height')}"
@@ -134,6 +136,34 @@ def resolve_settings(
     cache = CacheConfig(**{name: values[name] for name in CACHE})
     check_length(cache.plan, settings.steps, settings.solver, _origin_of_plan(resolved))
     return replace(settings, cache=cache), resolved, rounded
+
+
+def resolve_cache(given: Mapping[str, Any], config: CacheConfig | None = None) -> CacheConfig:
+    """The cache's settings alone, with the same meaning and the same default as those of a picture.
+
+    Args:
+        given: ``preset``, ``no_cache`` or settings of the cache; None if not given.
+        config: settings below them.
+
+    Raises:
+        UsageError: something cannot be used; see the subclasses for what.
+    """
+    layers: Layers = [("option", given), ("cache", {} if config is None else asdict(config)), ("built in", _BUILT_IN)]
+    check_texts(layers)
+    resolved = merge(_with_cache(layers, presets.load_preset))
+    return CacheConfig(**{name: resolved[name].value for name in CACHE})
+
+
+def check_texts(layers: Layers) -> None:
+    """Check that texts are texts: a Python caller may give anything.
+
+    Raises:
+        SettingError: one is not.
+    """
+    for _, values in layers:
+        for name, value in values.items():
+            if value is not None and name in BY_NAME and BY_NAME[name].rule.kind is str:
+                BY_NAME[name].rule.check_kind(name, value)
 
 
 def _with_cache(layers: Layers, load_preset: Callable[[str], presets.Preset]) -> list[tuple[str, dict[str, Any]]]:

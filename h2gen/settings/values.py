@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from h2gen.arguments import fields_checked
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies.plan import parts_in, steps_in
 from h2gen.errors import SettingError
 from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import BY_NAME
 
 OFF = CacheConfig(tau1=0.0, tau2=0.0)
 """No cache."""
 
 
+@fields_checked(meant_or_close)
 @dataclass(frozen=True)
 class Settings:
     """Everything that determines a picture, apart from the checkpoint, the device and the dtype.

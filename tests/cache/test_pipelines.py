@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import FluxControlNetPipeline, FluxImg2ImgPipeline, FluxPipeline
 
-from h2gen.cache import h2_cache
+from h2gen.cache import CacheConfig, h2_cache
 from h2gen.errors import CacheError
 from tests.cache.drive import assert_same_decisions, between, kinds
 from tests.cache.reference import Decision, Rules, reference
@@ -225,7 +225,7 @@ def test_an_embedding_that_a_callback_replaces_reuses_nothing_of_the_one_before(
 
 def test_the_trace_knows_the_times_of_the_scheduler() -> None:
     pipe = make_pipeline("FluxPipeline")
-    with h2_cache(pipe.transformer) as trace:
+    with h2_cache(pipe.transformer, CacheConfig()) as trace:
         call(pipe)
     times = pipe.scheduler.timesteps.tolist()
     assert [record.timestep for record in trace.steps] == pytest.approx(times, rel=1e-5)
@@ -262,7 +262,7 @@ def test_the_last_steps_are_those_that_run_and_not_those_asked_for(guidance: dic
 
 def test_a_pipeline_without_a_flux_transformer_is_refused_by_name() -> None:
     pipe = diffusers.DDPMPipeline(unet=torch.nn.Linear(1, 1), scheduler=diffusers.DDPMScheduler())
-    with pytest.raises(CacheError, match="DDPMPipeline"), h2_cache(pipe):
+    with pytest.raises(CacheError, match="DDPMPipeline"), h2_cache(pipe, CacheConfig()):
         pass
 
 

@@ -185,7 +185,7 @@ def test_an_observer_sees_each_step_once_and_in_order() -> None:
 
 def test_steps_read_while_a_run_goes_on_are_those_so_far() -> None:
     model, counts = flux(), []
-    with h2_cache(model) as trace:
+    with h2_cache(model, CacheConfig()) as trace:
         handle = model.register_forward_pre_hook(lambda *_: counts.append(len(trace.steps)))
         run(model, 4)
         handle.remove()

@@ -28,9 +28,9 @@ def hooks(model: nn.Module) -> int:
 
 def test_without_a_cache_every_block_runs_at_every_pass(tiny: h2gen.Session) -> None:
     with count_blocks(tiny.pipe.transformer) as count:
-        tiny.generate("a cat", seed=1, steps=3, cfg=1)
+        tiny.generate("a cat", seed=1, steps=3, cfg=1, cache=None)
         assert (count.run, count.total, count.share) == (3 * BLOCKS, 3 * BLOCKS, 1)
-        tiny.generate("a cat", seed=1, steps=2, cfg=3)
+        tiny.generate("a cat", seed=1, steps=2, cfg=3, cache=None)
     assert (count.run, count.total) == (7 * BLOCKS, 7 * BLOCKS)
 
 
@@ -69,7 +69,7 @@ def test_a_first_block_cache_that_always_hits_runs_one_block_a_pass(tiny: h2gen.
     with count_blocks(transformer) as count:
         transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
         try:
-            tiny.generate("a cat", seed=1, steps=5, cfg=1)
+            tiny.generate("a cat", seed=1, steps=5, cfg=1, cache=None)
         finally:
             transformer.disable_cache()
     assert count.run == BLOCKS + 4
@@ -80,7 +80,7 @@ def test_a_block_whose_attention_alone_is_reused_counts_half(tiny: h2gen.Session
     with count_blocks(transformer) as count:
         transformer.enable_cache(TaylorSeerCacheConfig(cache_interval=100, disable_cache_before_step=3))
         try:
-            tiny.generate("a cat", seed=1, steps=6, cfg=1)  # computes steps 0, 1, 2 and 4
+            tiny.generate("a cat", seed=1, steps=6, cfg=1, cache=None)  # computes steps 0, 1, 2 and 4
         finally:
             transformer.disable_cache()
     assert (count.run, count.total) == (4 * BLOCKS + 2 * BLOCKS / 2, 6 * BLOCKS)
@@ -97,9 +97,9 @@ def test_it_leaves_the_model_as_it_was_after_an_error_too(tiny: h2gen.Session) -
 
 
 def test_counting_does_not_change_the_picture(tiny: h2gen.Session) -> None:
-    plain = tiny.generate("a cat", seed=3, steps=3, cfg=1).image
+    plain = tiny.generate("a cat", seed=3, steps=3, cfg=1, cache=None).image
     with count_blocks(tiny.pipe.transformer):
-        counted = tiny.generate("a cat", seed=3, steps=3, cfg=1).image
+        counted = tiny.generate("a cat", seed=3, steps=3, cfg=1, cache=None).image
     assert counted.tobytes() == plain.tobytes()
 
 

@@ -49,7 +49,7 @@ class Watch(CompareObserver):
 
 
 def comparing(tiny: Any, watch: Watch, folder: Path | None = None, side: int = 128, **options: Any) -> ComparisonRun:
-    settings = tiny.settings("-", seed=0, steps=8, cfg=1.0, width=side, height=side)
+    settings = tiny.settings("-", seed=0, steps=8, cfg=1.0, width=side, height=side, cache=None)
     defaults: dict[str, Any] = {"caches": [CACHE], "repeat": 1}
     metrics = choose_metrics("psnr,ssim")
     return ComparisonRun(
@@ -84,7 +84,7 @@ def test_the_uncached_picture_the_cached_one_and_plain_steps_that_take_as_long(t
     assert 0 < cached.share < 1 and cached.seconds.runs >= 4
     for method in found.methods:
         for case, sample in zip(CASES, method.samples, strict=True):
-            settings = tiny.settings(case.prompt, seed=case.seed, steps=method.steps, cfg=1.0)
+            settings = tiny.settings(case.prompt, seed=case.seed, steps=method.steps, cfg=1.0, cache=None)
             if method.kind == "solver":
                 continue
             made = tiny.run(tiny.settings(case.prompt, CACHE if method.kind == "h2" else None, **_plain(settings)))

@@ -25,7 +25,7 @@ def test_relief_is_for_the_first_image_and_then_for_all(monkeypatch: pytest.Monk
         return decode(*arguments, **more)
 
     monkeypatch.setattr(session.pipe.vae, "decode", limited)
-    settings = session.settings("-", seed=0, steps=2, cfg=1.0)
+    settings = session.settings("-", seed=0, steps=2, cfg=1.0, cache=None)
     maker = ImageMaker(session, [Case("a cat", 1), Case("a dog", 2)], settings, notices.append)
     for case in (0, 1):
         assert maker.make(methods.reference(2), case).image.size == (128, 128)
@@ -47,7 +47,7 @@ def test_an_interrupt_is_not_forgotten_when_the_same_image_runs_out_of_memory(mo
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(session.pipe.transformer, "forward", full)
-    maker = ImageMaker(session, [Case("a cat", 1)], session.settings("-", seed=0, steps=2, cfg=1.0))
+    maker = ImageMaker(session, [Case("a cat", 1)], session.settings("-", seed=0, steps=2, cfg=1.0, cache=None))
     with pytest.raises(KeyboardInterrupt):
         maker.make(methods.reference(2), 0)
     assert len(attempts) == 1

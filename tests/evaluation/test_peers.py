@@ -41,7 +41,7 @@ ALL = named(*PEERS)
 
 
 def make(session: h2gen.Session, *, steps: int = STEPS, cfg: float = 1, negative: str = "") -> np.ndarray[Any, Any]:
-    return np.asarray(session.generate("a cat", seed=7, steps=steps, cfg=cfg, negative=negative).image)
+    return np.asarray(session.generate("a cat", seed=7, steps=steps, cfg=cfg, negative=negative, cache=None).image)
 
 
 def ready(name: str, session: h2gen.Session, steps: int = STEPS) -> Peer:

@@ -98,7 +98,7 @@ def test_where_nothing_is_left_the_error_is_the_last_attempts(monkeypatch: pytes
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(tiny.pipe.transformer, "forward", full)
-    settings, tiles = tiny.settings("a cat", seed=7, steps=2), []
+    settings, tiles = tiny.settings("a cat", seed=7, steps=2, cache=None), []
 
     def attempt(tiled: bool) -> Any:
         tiles.append(tiled)
@@ -119,7 +119,7 @@ def test_a_session_is_loaded_again_with_other_offloading(monkeypatch: pytest.Mon
         calls.append((checkpoint.name, how))
         return new, how["offload"]
 
-    monkeypatch.setattr("h2gen.generation.session.load_placed", load_placed)
+    monkeypatch.setattr("h2gen.models.load.load_placed", load_placed)
     session.relieve("none")
     assert calls == []
     session.relieve("model")
@@ -135,7 +135,7 @@ def test_a_session_that_cannot_offload_more_is_as_before(monkeypatch: pytest.Mon
             raise MemoryError
         return new, how["offload"]
 
-    monkeypatch.setattr("h2gen.generation.session.load_placed", load_placed)
+    monkeypatch.setattr("h2gen.models.load.load_placed", load_placed)
     with pytest.raises(OutOfMemory, match="while loading 'tiny'"):
         session.relieve("model")
     assert (session.pipe, session.offload) == (new, "none")
@@ -152,7 +152,7 @@ def test_whatever_ends_loading_a_session_again_it_is_as_before(
             raise error
         return new, how["offload"]
 
-    monkeypatch.setattr("h2gen.generation.session.load_placed", load_placed)
+    monkeypatch.setattr("h2gen.models.load.load_placed", load_placed)
     with pytest.raises(error):
         session.relieve("model")
     assert (session.pipe, session.offload) == (new, "none")
@@ -160,12 +160,12 @@ def test_whatever_ends_loading_a_session_again_it_is_as_before(
 
 def test_a_session_that_cannot_be_loaded_again_at_all_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     session = h2gen.load("tiny")
-    settings = session.settings("a cat", steps=1)
+    settings = session.settings("a cat", steps=1, cache=None)
 
     def load_placed(_checkpoint: Any, **_how: str) -> None:
         raise ValueError("no")
 
-    monkeypatch.setattr("h2gen.generation.session.load_placed", load_placed)
+    monkeypatch.setattr("h2gen.models.load.load_placed", load_placed)
     with pytest.raises(ValueError, match="no"):
         session.relieve("model")
     for call in (session.run, session.encode):
@@ -262,7 +262,7 @@ def test_a_picture_that_memory_does_not_suffice_for_is_made_in_tiles_and_says_so
 
     # This size is decoded in tiles from then on, others are not.
     (second,) = renderer.render(settings[1:], [target])
-    small = tiny.settings("a cat", seed=3, steps=4, cfg=1.0, width=64, height=64)
+    small = tiny.settings("a cat", seed=3, steps=4, cfg=1.0, width=64, height=64, cache=None)
     (third,) = renderer.render([small], [target])
     assert log.events[2:] == ["a-cat-2.png", "a-cat-3.png"]
     assert (second.result.tiled, third.result.tiled) == (True, False)
@@ -291,7 +291,7 @@ def test_a_batch_that_memory_does_not_suffice_for_is_made_smaller_and_that_is_sa
 
     monkeypatch.setattr(session.pipe.transformer, "forward", limited)
     renderer = Renderer(session, RenderOptions(batch_size=2), log)
-    settings = [session.settings("a cat", seed=n, steps=2, cfg=1.0) for n in (1, 2)]
+    settings = [session.settings("a cat", seed=n, steps=2, cfg=1.0, cache=None) for n in (1, 2)]
     saved = renderer.render(settings, [target_of(str(tmp_path), None)] * 2)
     assert log.events == ["Out of memory on cpu; making one picture at a time.", "a-cat-1.png", "a-cat-2.png"]
     assert [(picture.result.together, picture.result.tiled) for picture in saved] == [(1, False)] * 2
@@ -320,7 +320,7 @@ def test_pictures_finished_before_memory_runs_out_are_saved_and_not_made_again(
     made: list[int] = []
     monkeypatch.setattr(log, "making", lambda _renderer, settings: made.append(len(settings)) or nullcontext())
     renderer = Renderer(session, RenderOptions(batch_size=4), log)
-    settings = [session.settings("a cat", seed=n, steps=2, cfg=1.0) for n in (1, 2, 3, 4)]
+    settings = [session.settings("a cat", seed=n, steps=2, cfg=1.0, cache=None) for n in (1, 2, 3, 4)]
     with pytest.raises(OutOfMemory):
         renderer.render(settings, [target_of(str(tmp_path), None)] * 4)
     assert made == [4, 2]
@@ -344,7 +344,7 @@ def test_a_finished_picture_records_the_offloading_that_it_was_made_with(
     monkeypatch.setattr("h2gen.generation.relief.next_relief", lambda *_: Relief("cuda", "model", stronger=True))
     monkeypatch.setattr(session, "relieve", lambda offload: setattr(session, "offload", offload))
     renderer = Renderer(session, RenderOptions(batch_size=2), RenderObserver())
-    settings = [session.settings("a cat", seed=n, steps=1, cfg=1.0) for n in (1, 2)]
+    settings = [session.settings("a cat", seed=n, steps=1, cfg=1.0, cache=None) for n in (1, 2)]
     saved = renderer.render(settings, [target_of(str(tmp_path), None)] * 2)
     found = [read_metadata(picture.path) for picture in saved]
     assert [(each.everything["offload"], each.tiled) for each in found] == [("none", False), ("model", True)]
@@ -387,13 +387,13 @@ def test_an_interrupt_while_a_model_is_loaded_again_stops_the_next_attempt() -> 
     session.pipe.transformer.forward = full
     renderer = Renderer(session, RenderOptions(), Around())
     with pytest.raises(KeyboardInterrupt):
-        renderer.render([session.settings("a cat", seed=1, steps=2)], [target_of(".", None)])
+        renderer.render([session.settings("a cat", seed=1, steps=2, cache=None)], [target_of(".", None)])
     assert events == ["begin", "making", "relieved", "making"]
 
 
 def test_ctrl_c_is_not_forgotten_when_the_same_attempt_runs_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     session, tiles = h2gen.load("tiny"), []
-    settings = session.settings("a cat", seed=7, steps=2, cfg=1.0)
+    settings = session.settings("a cat", seed=7, steps=2, cfg=1.0, cache=None)
     forward = session.pipe.transformer.forward
 
     def full(*arguments: Any, **more: Any) -> Any:

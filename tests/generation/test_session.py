@@ -15,7 +15,8 @@ from h2gen.cache import CacheConfig, StepRecord
 from h2gen.errors import BadPicture, OutOfMemory, SettingError
 from tests import small
 
-FAST = {"steps": 6, "cfg": 1.0, "seed": 7}
+FAST: dict[str, Any] = {"steps": 6, "cfg": 1.0, "seed": 7}
+PLAIN: dict[str, Any] = {**FAST, "cache": None}
 
 
 def pixels(image: Image.Image) -> Any:
@@ -38,7 +39,7 @@ def test_without_a_cache_the_picture_is_plain_diffusers_bit_for_bit(tiny: Any, c
 
 def test_watching_changes_no_bit(tiny: Any) -> None:
     seen: list[StepRecord] = []
-    result = tiny.generate("a cat", on_step=seen.append, **FAST)
+    result = tiny.generate("a cat", on_step=seen.append, **PLAIN)
     assert np.array_equal(pixels(result.image), plain(tiny))
     assert [record.step for record in seen] == list(range(6))
     assert all(record.full for record in seen)
@@ -46,7 +47,7 @@ def test_watching_changes_no_bit(tiny: Any) -> None:
 
 
 def test_true_guidance_is_the_pipelines_own(tiny: Any) -> None:
-    made = tiny.generate("a cat", steps=6, seed=7, cfg=3.0, negative="a dog").image
+    made = tiny.generate("a cat", steps=6, seed=7, cfg=3.0, negative="a dog", cache=None).image
     assert np.array_equal(pixels(made), plain(tiny, true_cfg_scale=3.0, negative_prompt="a dog"))
 
 
@@ -55,7 +56,7 @@ def test_with_nobody_watching_and_no_cache_nothing_of_ours_runs(tiny: Any, monke
         raise AssertionError("a cache was applied")
 
     monkeypatch.setattr("h2gen.generation.session.h2_cache", never)
-    assert tiny.generate("a cat", **FAST).trace.steps == []
+    assert tiny.generate("a cat", **PLAIN).trace.steps == []
 
 
 def test_the_same_seed_makes_the_same_picture_and_another_seed_another(tiny: Any) -> None:
@@ -68,8 +69,8 @@ def test_the_same_seed_makes_the_same_picture_and_another_seed_another(tiny: Any
 
 
 def test_a_seed_left_out_is_drawn_and_told(tiny: Any) -> None:
-    result = tiny.generate("a cat", steps=1, cfg=1.0)
-    again = tiny.generate("a cat", steps=1, cfg=1.0, seed=result.settings.seed)
+    result = tiny.generate("a cat", steps=1, cfg=1.0, cache=None)
+    again = tiny.generate("a cat", steps=1, cfg=1.0, seed=result.settings.seed, cache=None)
     assert np.array_equal(pixels(result.image), pixels(again.image))
 
 
@@ -128,7 +129,7 @@ def test_interrupting_stops_a_run_that_nobody_watches_too(tiny: Any, monkeypatch
 
     monkeypatch.setattr(tiny.pipe.transformer, "forward", forward)
     with pytest.raises(KeyboardInterrupt):
-        tiny.generate("a cat", **FAST)
+        tiny.generate("a cat", **PLAIN)
     assert len(calls) == 3
 
 
@@ -153,9 +154,9 @@ def test_interrupting_stops_after_the_step_in_hand(tiny: Any) -> None:
             tiny.interrupt()
 
     with pytest.raises(KeyboardInterrupt):
-        tiny.generate("a cat", on_step=stop, **FAST)
+        tiny.generate("a cat", on_step=stop, **PLAIN)
     assert len(seen) == 3
-    assert np.array_equal(pixels(tiny.generate("a cat", **FAST).image), plain(tiny))
+    assert np.array_equal(pixels(tiny.generate("a cat", **PLAIN).image), plain(tiny))
 
 
 def test_running_out_of_memory_names_what_would_help(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,7 +165,7 @@ def test_running_out_of_memory_names_what_would_help(tiny: Any, monkeypatch: pyt
 
     monkeypatch.setattr(tiny.pipe.transformer, "forward", full)
     with pytest.raises(OutOfMemory, match="--size"):
-        tiny.generate("a cat", **FAST)
+        tiny.generate("a cat", **PLAIN)
 
 
 def test_other_errors_are_not_hidden(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,14 +174,14 @@ def test_other_errors_are_not_hidden(tiny: Any, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(tiny.pipe.transformer, "forward", broken)
     with pytest.raises(RuntimeError, match="a bug"):
-        tiny.generate("a cat", **FAST)
+        tiny.generate("a cat", **PLAIN)
 
 
 def test_running_out_of_memory_while_loading_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("h2gen.generation.session.load_placed", full)
+    monkeypatch.setattr("h2gen.models.load.load_placed", full)
     with pytest.raises(OutOfMemory, match="while loading 'tiny'"):
         h2gen.load("tiny")
 
@@ -209,12 +210,12 @@ def test_pictures_made_together_are_those_made_alone(tiny: Any, cache: CacheConf
 
 
 def test_one_picture_made_together_is_run_as_alone_bit_for_bit(tiny: Any) -> None:
-    (result,) = tiny.run_together([tiny.settings("a cat", **FAST)])
+    (result,) = tiny.run_together([tiny.settings("a cat", **PLAIN)])
     assert np.array_equal(pixels(result.image), plain(tiny))
 
 
 def test_pictures_that_differ_in_more_than_prompt_and_seed_are_not_made_together(tiny: Any) -> None:
-    one, other = tiny.settings("a cat", seed=1, steps=3), tiny.settings("a cat", seed=1, steps=4)
+    one, other = tiny.settings("a cat", seed=1, steps=3, cache=None), tiny.settings("a cat", seed=1, steps=4)
     with pytest.raises(SettingError, match="only in prompt and seed"):
         tiny.run_together([one, other])
 
@@ -251,7 +252,7 @@ def test_interrupting_stops_all_that_is_made_together(tiny: Any) -> None:
         if record.step == 1:
             tiny.interrupt()
 
-    settings = [tiny.settings("a cat", seed=n, steps=6, cfg=1.0) for n in range(2)]
+    settings = [tiny.settings("a cat", seed=n, steps=6, cfg=1.0, cache=None) for n in range(2)]
     with pytest.raises(KeyboardInterrupt):
         tiny.run_together(settings, on_step=stop)
     assert [record.step for record in seen] == [0, 0, 1, 1]
@@ -298,7 +299,7 @@ def test_guidance_that_a_model_cannot_take_is_refused() -> None:
     session = klein()
     session.pipe.register_to_config(is_distilled=True)
     with pytest.raises(SettingError, match="distilled"):
-        session.generate("a cat", cfg=4.0, steps=1)
+        session.generate("a cat", cfg=4.0, steps=1, cache=None)
 
 
 def test_flux2_klein_makes_pictures_together() -> None:

@@ -59,7 +59,7 @@ def test_each_prompt_is_encoded_once_whatever_the_order_of_seeds(kind: str, cach
 def test_a_picture_from_kept_embeddings_is_plain_diffusers_bit_for_bit(kind: str) -> None:
     session = session_of(kind)
     arguments = {"seed": 7, "cfg": 1.0, "guidance": 3.5, "max_sequence_length": LENGTH, **SIZE}
-    cold, warm = (np.asarray(session.generate("a cat", **arguments).image) for _ in range(2))
+    cold, warm = (np.asarray(session.generate("a cat", cache=None, **arguments).image) for _ in range(2))
     plain = session.pipe(
         prompt="a cat",
         generator=torch.Generator("cpu").manual_seed(7),
@@ -79,7 +79,7 @@ def test_true_guidance_from_kept_embeddings_is_plain_diffusers_bit_for_bit(kind:
     session = session_of(kind)
     runs = count_encoders(session)
     arguments = {"seed": 7, "cfg": 3.0, "guidance": 3.5, "max_sequence_length": LENGTH, "negative": negative, **SIZE}
-    cold, warm = (np.asarray(session.generate("a cat", **arguments).image) for _ in range(2))
+    cold, warm = (np.asarray(session.generate("a cat", cache=None, **arguments).image) for _ in range(2))
     assert runs.count("text_encoder") == 2
     more: dict[str, Any]
     if kind == "flux":
@@ -125,13 +125,13 @@ def test_an_interrupt_while_the_text_is_encoded_runs_no_step() -> None:
     ran: list[str] = []
     session.pipe.transformer.register_forward_hook(lambda *_: ran.append("ran"))
     with pytest.raises(KeyboardInterrupt):
-        session.generate("a cat", seed=1, cfg=1.0, max_sequence_length=16, **SIZE)
+        session.generate("a cat", seed=1, cfg=1.0, max_sequence_length=16, cache=None, **SIZE)
     assert ran == []
 
 
 def test_tiles_are_for_the_picture_that_asks_for_them() -> None:
     session = session_of("flux")
-    settings = session.settings("a cat", seed=1, cfg=1.0, max_sequence_length=16, **SIZE)
+    settings = session.settings("a cat", seed=1, cfg=1.0, max_sequence_length=16, cache=None, **SIZE)
     assert session.run(settings, tiled=True).tiled and session.pipe.vae.use_tiling
     assert not session.run(settings).tiled and not session.pipe.vae.use_tiling
 
@@ -247,4 +247,4 @@ def test_offloading_makes_the_same_picture(offload: str) -> None:
     plain = h2gen.load("tiny", device="cuda").generate("a cat", seed=1, steps=2).image
     session = h2gen.load("tiny", device="cuda", offload=offload)
     assert session.offload == offload
-    assert np.array_equal(np.asarray(session.generate("a cat", seed=1, steps=2).image), np.asarray(plain))
+    assert np.array_equal(np.asarray(session.generate("a cat", seed=1, steps=2, cache=None).image), np.asarray(plain))

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from h2gen.arguments import fields_checked
+from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.evaluation.fit_budget import MOST
 from h2gen.evaluation.options import CompareObserver
 from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.settings.profiles import FEWEST_STEPS
+from h2gen.settings.synonyms import meant_or_close
 
 if TYPE_CHECKING:
     from h2gen.evaluation.methods import Method
@@ -25,6 +28,7 @@ MOST_PASSES = 200
 """Passes per image. The search's tables grow with their third power and take about 300 MB at this number."""
 
 
+@fields_checked(meant_or_close)
 @dataclass(frozen=True)
 class TuneOptions:
     """How much is tried, and where the profile goes.
@@ -50,11 +54,11 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("search", 1), ("check", 1), ("tries", 0)):
-            value = getattr(self, name)
-            if not least <= value <= 10_000:
-                raise SettingError(f"{name} is {value}; give a whole number from {least} to 10000.")
+            Rule(int, least, 10_000).check(name, getattr(self, name))
         for budget in self.budgets:
             check_budget(budget)
+        if self.profile is not None:
+            object.__setattr__(self, "profile", Path(self.profile))
 
     @property
     def images_per_prompt(self) -> int:

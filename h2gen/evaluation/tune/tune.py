@@ -11,7 +11,7 @@ from typing import Any
 from h2gen import files
 from h2gen.errors import OutputError, SettingError, Stopped
 from h2gen.evaluation import builtin_prompts
-from h2gen.evaluation.cases import PromptFiles, check_names, uncached_request
+from h2gen.evaluation.cases import PromptFiles, split_options, uncached_request
 from h2gen.evaluation.metrics import choose_metrics
 from h2gen.evaluation.options import MethodOptions
 from h2gen.evaluation.results import Case, Comparison
@@ -52,12 +52,13 @@ def tune(
         prompt_key: key of the prompt in JSON Lines.
         options: how much is tried, and where the profile goes.
         observer: receives progress events.
-        settings: named like the command line's options, such as ``model``, ``steps`` and ``size``.
+        settings: named like the command line's options, such as ``model``, ``steps`` and ``size``; also the fields of
+            ``TuneOptions``, which replace those of ``options``.
 
     Raises:
         H2GenError: something cannot be used, or failed.
         Stopped: it was interrupted.
-        TypeError: a setting is unknown.
+        ArgumentError: there is no such argument.
     """
     prepared = prepare_tuning(prompts=prompts, prompt_key=prompt_key, options=options, **settings)
     if observer is not None:
@@ -74,8 +75,8 @@ def prepare_tuning(
     **settings: Any,
 ) -> PreparedTuning:
     """Check all arguments of ``tune``; nothing is loaded or written."""
-    check_names(settings, "tune")
-    options = options or TuneOptions()
+    own = ("prompts", "prompt_key", "options", "observer")
+    settings, options = split_options("tune", settings, options or TuneOptions(), own)
     search, check = options.search, options.check
     searched, checked = builtin_prompts.TUNING, builtin_prompts.CHECKING
     if not prompts and (search > len(searched) or check > len(checked)):
