@@ -14,19 +14,25 @@ from h2gen.settings import presets
 CLOSE = 0.95
 """SSIM that the worst image of a recommended row must reach."""
 
+AS_FAST = 1.05
+"""Speed-ups that differ by at most this factor count as the same."""
 SAVES = 1.02
 """Speed-up from which a method counts as saving time."""
 
 
 def recommended(results: Sequence[MethodResult], metrics: Sequence[MetricInfo]) -> str:
-    """H2-Cache's fastest row whose worst image reaches ``CLOSE``, otherwise its closest row on average."""
+    """H2-Cache's fastest row whose worst image reaches ``CLOSE``, otherwise its closest row on average.
+
+    Of rows that are as fast within ``AS_FAST`` it is the closest: clocks are not that exact.
+    """
     rows = [result for result in results if result.kind == "h2"]
     if not rows:
         return results[0].name
+    first = next((metric for metric in metrics if metric.fidelity), metrics[0])
     close = [result for result in rows if "ssim" in result.scores and result.scores["ssim"].worst >= CLOSE]
     if close:
-        return max(close, key=lambda result: result.speedup).name
-    first = next((metric for metric in metrics if metric.fidelity), metrics[0])
+        fastest = max(result.speedup for result in close)
+        rows = [result for result in close if result.speedup * AS_FAST >= fastest]
     return max(rows, key=lambda result: result.closeness(first)).name
 
 

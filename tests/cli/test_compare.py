@@ -23,7 +23,8 @@ QUICK = ["--steps", "8", "--cfg", "1", "--repeat", "1", "--seed", "7", "--metric
 def test_a_prompt_gives_a_table_a_sheet_and_a_chart(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["compare", "a cat", *QUICK, "--preset", "paper"]) == 0
     out, err = capsys.readouterr()
-    assert all(len(line) <= 80 for line in out.splitlines())
+    table, summary = out.split("\n\n")
+    assert all(len(line) <= 80 for line in table.splitlines()) and len(summary.splitlines()) == 2
     for words in ("uncached, 8 steps", "H2-Cache 0.15, 0.22", "PSNR", "SSIM", "blocks", "seconds", "faster"):
         assert words in out, words
     assert "\x1b" not in out + err

@@ -102,7 +102,7 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[list[di
     """The jobs of a batch's dry run, and its other output."""
     assert run(["batch", "p.yaml", *arguments, "--dry-run", "--json"]) == 0
     captured = capsys.readouterr()
-    return [json.loads(line) for line in captured.out.splitlines()], captured.err
+    return [json.loads(line)["settings"] for line in captured.out.splitlines()], captured.err
 
 
 @pytest.mark.slow

@@ -59,6 +59,15 @@ def test_the_fastest_row_whose_worst_picture_is_close_is_recommended() -> None:
     assert recommended(far, [LPIPS]) == "y"  # lower is better
 
 
+def test_a_speed_up_within_the_clocks_noise_does_not_recommend_a_worse_row() -> None:
+    row = next(method for method in comparison(cases=2).methods if method.kind == "h2")
+    rows = [
+        replace(row, name=name, speedup=speedup, scores={"ssim": Score(mean, 0.96, 0)})
+        for name, speedup, mean in (("a", 2.5, 0.97), ("b", 2.48, 0.98), ("c", 2.0, 0.99))
+    ]
+    assert recommended(rows, [SSIM]) == "b"
+
+
 def test_a_row_becomes_a_preset_with_its_figures(own_home: Path) -> None:
     found = comparison(cases=2)
     row = next(method for method in found.methods if method.kind == "h2")

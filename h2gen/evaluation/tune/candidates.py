@@ -25,7 +25,9 @@ def adaptive_method(cache: CacheConfig, steps: int) -> Method:
 
 def fewer_steps(steps: int, solver: str, reference: int) -> Method:
     """Fewer steps of a solver, uncached; ``reference`` is the steps of the uncached run."""
-    return methods.tuned(f"{steps} steps{_by(solver)}", steps, OFF, solver, evaluations(steps, solver) / reference)
+    return methods.tuned(
+        f"{methods.steps_label(steps)}{_by(solver)}", steps, OFF, solver, evaluations(steps, solver) / reference
+    )
 
 
 def is_adaptive(cache: CacheConfig) -> bool:
