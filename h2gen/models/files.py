@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise ModelError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
+        raise _unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{shown(path)} is not valid JSON; {AGAIN}.") from error
     if not isinstance(data, dict):
@@ -114,10 +114,11 @@ def weight_files(folder: Path) -> list[Path]:
         if any(path.suffix in PICKLES for path in folder.iterdir()):
             raise ModelError(
                 f"{shown(folder)} has its weights only as pickles, which can run code when they are opened; "
-                "h2gen reads safetensors files only."
+                "h2gen reads safetensors files only. Use a checkpoint that has them."
             )
         raise ModelError(
-            f"{shown(folder)} has no weights: it holds neither {STEMS[0]}.safetensors nor {STEMS[1]}.safetensors."
+            f"{shown(folder)} has no weights: it holds neither {STEMS[0]}.safetensors nor {STEMS[1]}.safetensors; "
+            f"{AGAIN}."
         )
     for file in files:
         read_header(file)
@@ -143,6 +144,12 @@ def report_unused(where: Path, names: Sequence[str], model: str) -> None:
     if names:
         message = f"{shown(where)} also holds {_some(names)}, which {model} does not have; ignored."
         warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def _unreadable(path: Path, error: OSError) -> ModelError:
+    if isinstance(error, FileNotFoundError):
+        return ModelError(f"{shown(path)} is missing; {AGAIN}.")
+    return ModelError(f"{shown(path)} cannot be read: {error.strerror or error}; check its permissions.")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -171,7 +178,8 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelError(
-                f"{shown(index)} names {printable(repr(name))}, which is not a safetensors file in the same folder."
+                f"{shown(index)} names {printable(repr(name))}, which is not a safetensors file in the same folder; "
+                f"{AGAIN}."
             )
         if not (index.parent / name).is_file():
             raise ModelError(f"{shown(index.parent)} is missing the file {name}, one of its {len(names)}; {AGAIN}.")
@@ -191,7 +199,7 @@ def read_header(path: Path) -> Header:
             header = file.read(length) if length <= LARGEST_HEADER else b""
         size = path.stat().st_size
     except OSError as error:
-        raise ModelError(f"{shown(path)} cannot be read: {error.strerror or error}.") from error
+        raise _unreadable(path, error) from error
     if len(start) < 8 or length > LARGEST_HEADER or header[:1] not in (b"{", b""):
         raise ModelError(f"{shown(path)} is not a safetensors file ({size} bytes); {AGAIN}.")
     if len(header) < length:

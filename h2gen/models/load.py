@@ -108,19 +108,27 @@ def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
 def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     """One part with weights. diffusers and transformers only warn about missing and unknown ones."""
     weights = files.weight_files(folder)
-    if not files.read_json(folder / "config.json").get("quantization_config"):
-        for file in weights:
-            check_plain(file)
-    model, info = cls.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-    )
+    quantized = files.read_json(folder / "config.json").get("quantization_config")
+    for file in () if quantized else weights:
+        check_plain(file)
+    try:
+        model, info = cls.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (ValueError, RuntimeError) as error:
+        if "expected shape" in str(error) or "mismatched" in str(error):
+            message = f"{files.shown(folder)} has weights of other shapes than its config.json says; {files.AGAIN}."
+            raise ModelError(message) from error
+        raise
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
             f"{files.shown(folder)} lacks {len(missing)} of its weights, such as {printable(missing[0])!r}; "
             f"{files.AGAIN}."
         )
-    files.report_unused(folder, sorted(info["unexpected_keys"]), cls.__name__)
+    if not quantized:  # otherwise its quantizer knows what the rest is for
+        unused = [name for name in sorted(info["unexpected_keys"]) if not name.endswith(".position_ids")]  # 0, 1, 2...
+        files.report_unused(folder, unused, cls.__name__)
     return model.eval()
 
 

@@ -68,7 +68,8 @@ def explain(error: BaseException, checkpoint: Checkpoint) -> str:
         return f"{name} cannot be read: {brief(error)}; check the permissions of its files."
     if _any(chain, ImportError):
         return f"{name} needs a package that is not installed: {brief(error)}"
-    return f"{name} cannot be loaded; its files are damaged or do not belong together: {brief(error)}"
+    reason = brief(error).rstrip(".")
+    return f"{name} cannot be loaded; its files are damaged or do not belong together ({reason}). Download it again."
 
 
 def _size(checkpoint: Checkpoint) -> str:

@@ -161,13 +161,26 @@ def test_missing_weights_are_found(broken, file, tensor):
 def test_weights_of_another_shape_are_found(broken, file, tensor):
     folder = broken()
     checkpoints.edit_weights(folder / file, reshape=tensor)
-    assert "damaged or do not belong together" in refusal(folder)
+    assert "has weights of other shapes than its config.json says; download it again" in refusal(folder)
 
 
 def test_a_config_of_another_size_is_found(broken):
     folder = broken()
     checkpoints.edit_json(folder / "transformer" / "config.json", num_layers=5)
     assert "lacks" in refusal(folder)
+
+
+def test_a_config_that_leaves_out_blocks_of_the_weights_is_found(broken):
+    folder = broken()
+    checkpoints.edit_json(folder / "transformer" / "config.json", num_layers=2)
+    message = refusal(folder)
+    assert "holds 'transformer_blocks.2." in message and "so its pictures would be wrong" in message
+
+
+def test_a_part_without_a_config_is_named(broken):
+    folder = broken()
+    (folder / "vae" / "config.json").unlink()
+    assert "config.json' is missing; download it again." in refusal(folder)
 
 
 def test_a_tokenizer_without_a_vocabulary_is_found(broken):

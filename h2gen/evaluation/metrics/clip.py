@@ -32,6 +32,7 @@ which transformers does not have; H2-Cache's authors do not say what they used."
 ANCHORS = ("Good photo.", "Bad photo.")
 """CLIP-IQA's prompts for quality."""
 
+_OTHER = f"give another, such as {DEFAULT}"
 _TOKENIZERS = ("tokenizer.json", "vocab.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
@@ -186,10 +187,14 @@ def _direction(features: Any) -> torch.Tensor:
 def _check(folder: Path) -> None:
     """Raise a ``ModelError`` unless the folder holds a whole CLIP model."""
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{shown(folder)} is not a CLIP model in transformers' layout: it has no config.json.")
+        raise ModelError(
+            f"{shown(folder)} is not a CLIP model in transformers' layout: it has no config.json; {_OTHER}."
+        )
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "clip":
-        raise ModelError(f"{shown(folder)} is not a CLIP model: its config.json says {printable(repr(kind))}.")
+        raise ModelError(
+            f"{shown(folder)} is not a CLIP model: its config.json says {printable(repr(kind))}; {_OTHER}."
+        )
     weight_files(folder)
     for needed in (_TOKENIZERS, _PROCESSORS):
         if not any((folder / name).is_file() for name in needed):
