@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 ROUNDED = 2**-7
 """The relative error of a timestep that was rounded to bfloat16 and then divided by 1000 in it."""
@@ -107,9 +108,10 @@ def _of_caller() -> list[Any]:
 
 
 def _schedulers(owner: Any) -> Iterator[Any]:
-    """The scheduler that a pipeline has, or that this is, if it counts its steps and they were set."""
+    """The scheduler that a pipeline has, or that this is, if it is diffusers' own, counts its steps and has any."""
     scheduler = getattr(owner, "scheduler", owner)
-    if hasattr(scheduler, "step_index") and getattr(scheduler, "num_inference_steps", None):
+    counts = isinstance(scheduler, SchedulerMixin) and hasattr(scheduler, "step_index")
+    if counts and getattr(scheduler, "num_inference_steps", None):
         yield scheduler
 
 
@@ -117,7 +119,7 @@ def _course(scheduler: Any, read_timestep: Callable[[], float]) -> Course | None
     """A scheduler's course from its coming step, if its timestep is that of the model."""
     timesteps, first = [float(each) for each in scheduler.timesteps.tolist()], scheduler.step_index
     if first is None:
-        first = scheduler.begin_index
+        first = getattr(scheduler, "begin_index", None)
     if first is None:  # a few pipelines let the scheduler search for their first timestep
         given = read_timestep()
         first = min(range(len(timesteps)), key=lambda step: abs(timesteps[step] - given))

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -94,10 +95,10 @@ def loop_with_a_scheduler() -> tuple[Any, Callable[[], Any]]:
 
 
 @torch.no_grad()
-def stepped(model: Any, steps: int = STEPS) -> torch.Tensor:
+def stepped(model: Any, solver: Any = None) -> torch.Tensor:
     """A loop of one's own, with one of diffusers' solvers."""
-    solver, inputs = scheduler(), position_ids(model) | prompt(model)
-    solver.set_timesteps(steps)
+    solver, inputs = solver or scheduler(), position_ids(model) | prompt(model)
+    solver.set_timesteps(STEPS)
     given = latents(model, 1.0)
     for timestep in solver.timesteps:
         given["timestep"] = timestep.expand(1) / 1000
@@ -131,6 +132,28 @@ def test_the_schedule_is_that_of_the_caller(make: Any, settings: dict[str, Any])
         assert outcomes == ["computed"] + ["reused"] * (STEPS - 4) + ["guarded"] * 3
     else:
         assert 1 < outcomes.count("skipped") < STEPS - 3 and outcomes[-1] == "computed"
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        diffusers.FlowMatchHeunDiscreteScheduler(),
+        diffusers.FlowMatchLCMScheduler(),
+        diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+@pytest.mark.usefixtures("timestep_known_to")
+def test_every_pass_of_every_solver_is_a_step(solver: Any) -> None:
+    """Heun's evaluates twice at the same timestep, with other latents."""
+    model = flux()
+    with h2_cache(model, **FINAL) as trace:
+        stepped(model, solver)
+    passes = len(solver.timesteps)
+    outcomes = [step.structure.outcome.value for step in trace.steps]
+    assert outcomes == ["computed"] + ["reused"] * (passes - 4) + ["guarded"] * 3
+    assert [step.step for step in trace.steps] == list(range(passes))
+    assert {step.context for step in trace.steps} == {"cond"}
 
 
 @pytest.mark.usefixtures("timestep_known_to")
