@@ -195,4 +195,5 @@ class PreparedFrontier:
         if self._options.profile is not None:
             given = read_profile(self._options.profile)
             return given.fitted(here.steps), mismatch(given.key, here, content_hash(checkpoint))
-        return find_profile(here, lambda: content_hash(checkpoint), command_for(checkpoint, settings))
+        command = command_for(checkpoint, settings)
+        return find_profile(here, lambda: content_hash(checkpoint), command, or_else="name another one: --profile FILE")

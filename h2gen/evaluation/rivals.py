@@ -77,8 +77,8 @@ def timing_doubts(results: Sequence[MethodResult]) -> Iterator[str]:
     if saving:
         worst = max(saving, key=lambda result: result.share * result.speedup)
         reasons.append(
-            f"{worst.label} was {times(worst.speedup)} times as fast, which its {percent(worst.share)} of the blocks "
-            f"do not allow ({times(1 / worst.share)} at most)"
+            f"{worst.label} ran {times(worst.speedup)} times as fast, more than {percent(worst.share)} of the blocks "
+            f"allow ({times(1 / worst.share)})"
         )
     if reasons:
         yield (

@@ -60,6 +60,7 @@ BAD = [
     (["--prompts", "gone.txt"], "no such file"),
     (["--profile", "gone.toml"], "No such file"),
     (["--steps", "33"], "There is no profile for 'tiny' at 33 steps"),
+    (["--steps", "33"], "Or name another one: --profile FILE."),
 ]
 
 

@@ -136,6 +136,9 @@ def test_the_nearest_is_of_the_same_model_first_and_its_plans_are_drawn_out() ->
     assert {len(each.cache.plan) for each in made.choices} == {30}
     fewer = profile(choices=(choice(4, 0.9, steps=5, cache=CacheConfig(0, 0)),)).fitted(40)
     assert (fewer.choices[0].steps, fewer.choices[0].figures.share) == (10, 0.25)
+    assert fewer.choices[0].label == "10 steps"
+    plan = made.choices[0].cache.plan
+    assert made.choices[0].label == f"{plan.count('F')} of 30 steps, {plan.count('S')} skipped"
 
 
 def test_figures_of_the_nearest_are_said_to_be_those_of_another_number_of_steps() -> None:

@@ -11,6 +11,7 @@ from h2gen.settings.profiles.profile import (
     Figures,
     Profile,
     ProfileKey,
+    label_of,
     stretched,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "ProfileKey",
     "file_name",
     "find_profile",
+    "label_of",
     "list_profiles",
     "mismatch",
     "read_profile",

@@ -12,7 +12,11 @@ from h2gen.settings.profiles.profile import Profile, ProfileKey
 
 
 def find_profile(
-    wanted: ProfileKey, content_hash: Callable[[], str], command: str, nearest: bool = False
+    wanted: ProfileKey,
+    content_hash: Callable[[], str],
+    command: str,
+    nearest: bool = False,
+    or_else: str = "use the nearest one: --nearest",
 ) -> tuple[Profile, list[str]]:
     """The profile for a key, and notices about it for the user.
 
@@ -21,6 +25,7 @@ def find_profile(
         content_hash: computes the checkpoint's; called only if everything else fits.
         command: the command that makes a profile for it.
         nearest: use the nearest profile if none fits, with a notice of how it differs.
+        or_else: what else the user can do if there is one of the model.
 
     Raises:
         ProfileError: there is none; the message says how to make one, and which files cannot be used.
@@ -42,7 +47,7 @@ def find_profile(
     if known is not None:
         reason = f"The profile for {wanted} is for other weights"
     of_model = any(profile.key.model == wanted.model for profile in profiles)
-    other = " Or use the nearest one: --nearest." if of_model else ""
+    other = f" Or {or_else}." if of_model else ""
     raise ProfileError(" ".join([f"{reason}. Make one: {command} ({_HOW_LONG}).{other}", *notices]))
 
 

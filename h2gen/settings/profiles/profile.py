@@ -10,7 +10,7 @@ from typing import Any
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies.plan import joined
 from h2gen.errors import ProfileError
-from h2gen.models.choices import evaluations
+from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.settings.table import BY_NAME
 
 FEWEST_STEPS = 8
@@ -120,8 +120,22 @@ class Profile:
             passes = evaluations(fewer, choice.solver)
             cache = replace(choice.cache, plan=stretched(choice.cache.plan, passes))
             figures = choice.figures if cache.enabled else replace(choice.figures, share=passes / steps)
-            choices.append(replace(choice, steps=fewer, cache=cache, figures=figures))
+            label = label_of(cache, fewer, choice.solver) or choice.label
+            choices.append(replace(choice, label=label, steps=fewer, cache=cache, figures=figures))
         return replace(self, key=replace(self.key, steps=steps), choices=tuple(choices))
+
+
+def label_of(cache: CacheConfig, steps: int, solver: str) -> str:
+    """What a choice is called that depends on the number of steps: a plan, or fewer steps; otherwise empty."""
+    by = "" if solver == "own" else f", {SOLVERS[solver]}"
+    if not cache.enabled:
+        return f"{steps} step{'s' * (steps != 1)}{by}"
+    if not cache.plan or "/" in cache.plan:
+        return ""
+    words = {"S": "skipped", "R": "reused", "D": "with the detail reused", "C": "with the structure reused"}
+    parts = [f"{cache.plan.count('F')} of {len(cache.plan)} {'passes' if solver == 'heun' else 'steps'}"]
+    parts += [f"{cache.plan.count(letter)} {outcome}" for letter, outcome in words.items() if letter in cache.plan]
+    return ", ".join(parts) + by
 
 
 def stretched(plan: str, steps: int) -> str:
