@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 import weakref
@@ -98,13 +99,21 @@ def _of_caller() -> list[Any]:
     """The schedulers that the nearest caller has which has any, itself or in a pipeline."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        found = [
-            each for value in frame.f_locals.values() if isinstance(value, ConfigMixin) for each in _schedulers(value)
-        ]
+        found = [each for owner in _configured(frame) for each in _schedulers(owner)]
         if found:
             return found
         frame = frame.f_back
     return []
+
+
+def _configured(frame: FrameType) -> list[ConfigMixin]:
+    """The pipelines, schedulers and models among a function's variables."""
+    values = frame.f_locals
+    found = [value for value in values.values() if isinstance(value, ConfigMixin)]
+    copied = sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED
+    if copied and sys.getrefcount(values) == 3:  # the function's, this one's and the call's: nobody else reads it
+        values.clear()  # or it would keep the values alive until the function returns
+    return found
 
 
 def _schedulers(owner: Any) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -186,6 +187,27 @@ def test_a_plan_for_another_number_of_steps_is_refused_at_the_first(make: Any, l
     with cached as trace, pytest.raises(CacheError, match=f"plan is for {letters} steps, and this run has {STEPS};"):
         run()
     assert trace.steps == []
+
+
+def test_looking_for_the_caller_keeps_nothing_alive_and_takes_nothing_away() -> None:
+    model, dead = flux(), []
+
+    def one() -> None:
+        large = torch.zeros(1)
+        dead.append(weakref.ref(large))
+        own_steps(model, [1.0])
+        del large
+        assert dead[0]() is None
+
+    def other() -> None:
+        mine = "own"
+        kept = locals()
+        own_steps(model, [1.0])
+        assert kept["mine"] is mine
+
+    with h2_cache(model, tau1=0.1, tau2=0.1):
+        one()
+        other()
 
 
 # Not believed
