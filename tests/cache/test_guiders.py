@@ -70,6 +70,13 @@ def test_skipped_layers_are_another_pass_with_residuals_of_its_own(layer: tuple[
         assert [(step.step, step.context) for step in trace.steps] == wanted
 
 
+def test_a_second_pass_over_a_text_does_not_wait_for_the_timestep(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, pipe = queue_the_time(monkeypatch), modular(skipping("single_transformer_blocks", 2))
+    with h2_cache(pipe, **TINY) as trace:
+        made(pipe)
+    assert len(waits) == 1 and {step.context for step in trace.steps} == set(PASSES)
+
+
 def test_passes_of_guidance_that_ends_do_not_keep_the_others_from_skipping() -> None:
     pipe = modular(skipping("single_transformer_blocks", 2))
     with h2_cache(pipe, tolerance=0.2, warmup_steps=6) as trace:
