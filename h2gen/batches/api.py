@@ -79,7 +79,7 @@ class PreparedBatch:
     @property
     def notices(self) -> list[str]:
         """Lines that the user should see first."""
-        return self._jobs.notices
+        return [*self._jobs.notices, *self._jobs.remarks]
 
     def planned(self) -> Iterator[PlannedPicture]:
         """Every picture, without making any."""
@@ -94,8 +94,10 @@ class PreparedBatch:
         batch, started = self._batch, time.monotonic()
         pictures: list[BatchPicture] = []
         batch.on_picture = pictures.append if collect else lambda _picture: None
-        for notice in self.notices:
+        for notice in self._jobs.notices:
             observer.notice(notice)
+        for remark in self._jobs.remarks:
+            observer.remark(remark)
         error: H2GenError | None = None
         interrupted = False
         with batch.opened() as tally:

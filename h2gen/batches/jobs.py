@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from h2gen.batches.prompts import Entry, Reading
@@ -18,6 +18,7 @@ from h2gen.files import sha256
 from h2gen.output import names
 from h2gen.settings.layers import Layers
 from h2gen.settings.presets import load_preset
+from h2gen.settings.remarks import remarks_on
 from h2gen.settings.resolve import Request, request_from, resolve_settings
 from h2gen.settings.seeds import count_seeds, derived_seed, parse_seeds
 from h2gen.settings.speedup import Goal, GoalResolver, unchosen
@@ -152,6 +153,21 @@ class Jobs:
     def notices(self) -> list[str]:
         """What the user should see before it begins."""
         return [*self.request.notices, *(self._resolver.notices if self._resolver is not None else [])]
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """What is read otherwise than it was probably meant: the first prompt of each kind, and how many there are."""
+        found: dict[str, list[Any]] = {}
+        for entry, settings, *_ in self._entries:
+            for remark in remarks_on(entry.prompt, settings, self.request.checkpoint):
+                if remark.text not in self.request.notices:
+                    found.setdefault(remark.kind, [f"{entry.source}: {remark.text}", 0])[1] += 1
+        return [f"{text} And so for {n - 1} more." if n > 1 else text for text, n in found.values()]
+
+    @property
+    def remarked_request(self) -> Request:
+        """The request, with the remarks among its notices."""
+        return replace(self.request, notices=(*self.request.notices, *self.remarks))
 
     def __iter__(self) -> Iterator[Job]:
         index = 0

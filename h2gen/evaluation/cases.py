@@ -134,7 +134,7 @@ def uncached_request(
         else item
         for name, item in jobs.request.resolved.items()
     }
-    return _without_cache(replace(jobs.request, settings=settings, resolved=resolved)), cases
+    return _without_cache(replace(jobs.remarked_request, settings=settings, resolved=resolved)), cases
 
 
 def _without_cache(request: Request) -> Request:

@@ -121,7 +121,7 @@ def prepare_comparison(
     metrics = choose_metrics(options.metrics, clip_model=options.clip_model)
     if not metrics.infos:
         raise SettingError(" ".join(metrics.notices))
-    return PreparedComparison(jobs.request, cases, shared, metrics, methods, options, target.folder)
+    return PreparedComparison(jobs.remarked_request, cases, shared, metrics, methods, options, target.folder)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from h2gen.errors import ArgumentError, SettingError
 from h2gen.models.catalogue import Checkpoint
 from h2gen.output.save import Target, target_of
 from h2gen.settings.layers import Layers
+from h2gen.settings.remarks import remarks_on
 from h2gen.settings.resolve import resolve_settings
 from h2gen.settings.seeds import parse_seeds
 from h2gen.settings.speedup import Goal, GoalResolver
@@ -77,11 +78,12 @@ def choose(
     if goal:
         resolver = GoalResolver(goal, checkpoint)
         steps, layers = resolver.above(layers)
-        notices = resolver.notices
+        notices += resolver.notices
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
     if goal:
         settings = replace(settings, reference_steps=steps)
     preset = str(resolved["preset"].value) if "preset" in resolved else None
+    notices += [remark.text for remark in remarks_on(prompt, settings, checkpoint)]
     return Chosen(settings, preset, (*([rounded] if rounded else []), *notices))
 
 

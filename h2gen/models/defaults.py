@@ -63,3 +63,9 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
+
+
+def takes_guidance(folder: Path) -> bool | None:
+    """Whether a local checkpoint's transformer takes a distilled guidance scale; None if its config does not say."""
+    takes = _read(folder / "transformer" / "config.json").get("guidance_embeds")
+    return takes if isinstance(takes, bool) else None

@@ -16,6 +16,7 @@ from h2gen.models.defaults import ModelDefaults
 from h2gen.settings import presets
 from h2gen.settings.layers import Layers, Resolved, merge
 from h2gen.settings.notices import notices_about
+from h2gen.settings.remarks import remarks_on
 from h2gen.settings.seeds import random_seed
 from h2gen.settings.sizes import parse_size
 from h2gen.settings.table import BY_NAME, TABLE
@@ -91,6 +92,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     if resolved["model"].source == "built in":
         notices.append(BUNDLED_NOTICE)
     notices += notices_about(settings, resolved, layers)
+    notices += [remark.text for remark in remarks_on(prompt, settings, checkpoint)]
     values = {name: setting.value for name, setting in resolved.items()}
     return Request(
         checkpoint=checkpoint,

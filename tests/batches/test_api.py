@@ -41,6 +41,15 @@ def test_a_truncated_prompt_is_a_warning(tmp_path: Path) -> None:
         h2gen.batch(["a cat", prompt], out=str(tmp_path), seed=7, **QUICK)
 
 
+def test_a_prompt_read_otherwise_than_meant_is_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(PromptWarning, match=r"prompt 1: '<lora:x:1>' is read as plain words"):
+        h2gen.batch(["a cat <lora:x:1>"], out=str(tmp_path), seed=7, **QUICK)
+    with pytest.raises(
+        PromptFileError, match="prompt 1: there is no setting 'num_inference_steps'; did you mean 'steps'"
+    ):
+        h2gen.batch([{"prompt": "a cat", "num_inference_steps": 3}], out=str(tmp_path))
+
+
 def test_prompts_and_entries_become_pictures_and_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     prompts: list[str | Mapping[str, Any]] = ["a cat", {"prompt": "a dog", "steps": 3, "mood": "calm"}, "a  cat"]
     log = Log()

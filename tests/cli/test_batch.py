@@ -91,6 +91,15 @@ def test_truncated_prompts_are_named_and_beyond_the_first_counted(
     assert left[:2] == [None, None] and all(end.endswith(each["prompt"]) for each in left[2:])
 
 
+def test_prompts_read_otherwise_than_meant_are_told_before_they_are_made(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = prompts(here, "a cat", "a (big:1.3) cat", "a (red:1.2) dog")
+    assert run(["batch", file, "--dry-run"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "plain words" in line]
+    assert told == ["p.txt:2: '(big:1.3)' is read as plain words: there are no prompt weights. And so for 1 more."]
+
+
 @pytest.mark.slow
 def test_pictures_are_made_together_where_that_is_asked_for(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = prompts(here, "a cat", "a red apple")

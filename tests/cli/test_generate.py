@@ -68,6 +68,22 @@ def test_the_end_of_a_prompt_that_is_not_read_is_named(options: list[str], capsy
     assert "negative prompt" in told[1]
 
 
+def test_what_is_read_otherwise_than_it_was_meant_gets_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a lighthouse <lora:emoji:0.8>", "--guidance", "7", "--size", "512x512", "--dry-run"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [sum(word in line for line in lines) for word in ("lighthouse", "lora", "--guidance", "512x512")] == [1] * 4
+
+
+def test_models_show_lists_what_the_bundled_model_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "show", "tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "100 things           cat, dog, horse," in out and "teddy bear" in out and "A beside B" in out
+    assert not any(line.endswith(" ") for line in out.splitlines())
+    assert run(["models", "show", "dev"]) == 0
+    assert "1024x1024" in capsys.readouterr().out
+    assert run(["models", "show", "nothing"]) == 2
+
+
 def test_json_is_one_object_with_the_settings_and_what_the_cache_did(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["a cat", "--json", "--tau1", "9", "--tau2", "9", "--max-consecutive", "0", *QUICK]) == 0
     (line,) = capsys.readouterr().out.splitlines()

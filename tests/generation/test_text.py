@@ -239,6 +239,12 @@ def test_a_tokenizer_of_another_kind_costs_no_picture(monkeypatch: pytest.Monkey
     assert session.generate("a cat", seed=1, cfg=1.0, max_sequence_length=16, **SIZE).unread == ()
 
 
+def test_a_prompt_read_otherwise_than_meant_is_a_warning() -> None:
+    session = session_of("flux")
+    with pytest.warns(UserWarning, match=r"'\(big:1.3\)' is read as plain words: there are no prompt weights"):
+        session.generate("a (big:1.3) cat", seed=1, cfg=1.0, max_sequence_length=32, **SIZE)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("offload", ["model", "group", "sequential"])
 def test_offloading_makes_the_same_picture(offload: str) -> None:

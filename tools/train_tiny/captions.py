@@ -10,14 +10,14 @@ from functools import cache
 import inflect
 import numpy as np
 
-_PICTURE = {  # {x} is the content of the picture
+PICTURE = {  # {x} is the content of the picture
     "3d": ("{x}", "{x}", "{x}", "{x}", "a picture of {x}", "a photo of {x}", "a 3d render of {x}", "{x}, 3d render"),
     "flat": ("a flat icon of {x}", "a flat illustration of {x}", "{x}, flat icon"),
     "cartoon": ("a cartoon of {x}", "a cartoon drawing of {x}", "{x}, cartoon"),
 }
-_BESIDE = ("{a} beside {b}", "{a} next to {b}", "{a} and {b}", "{a} to the left of {b}", "{b} to the right of {a}")
-_ABOVE = ("{a} above {b}", "{a} over {b}", "{b} below {a}", "{b} under {a}")
-_NUMBERS = {2: "two", 3: "three", 4: "four"}
+BESIDE = ("{a} beside {b}", "{a} next to {b}", "{a} and {b}", "{a} to the left of {b}", "{b} to the right of {a}")
+ABOVE = ("{a} above {b}", "{a} over {b}", "{b} below {a}", "{b} under {a}")
+NUMBERS = {2: "two", 3: "three", 4: "four"}
 _PLURALS = frozenset(
     (
         "beans",
@@ -55,7 +55,7 @@ class Phrase:
     def __str__(self) -> str:
         said = " ".join([*self.adjectives, self.name])
         if self.count > 1:
-            return f"{_NUMBERS[self.count]} {' '.join([*self.adjectives, plural(self.name)])}"
+            return f"{NUMBERS[self.count]} {' '.join([*self.adjectives, plural(self.name)])}"
         return said if is_plural(self.name) else _words.a(said)
 
 
@@ -81,10 +81,10 @@ def describe(
         seen = str(phrases[0])
     else:
         a, b = phrases
-        seen = _one(_ABOVE if above else _BESIDE, rng).format(a=a, b=b)
+        seen = _one(ABOVE if above else BESIDE, rng).format(a=a, b=b)
     if background is not None:
         seen = on_background(seen, background)
-    return _one(_PICTURE[style], rng).format(x=seen)
+    return _one(PICTURE[style], rng).format(x=seen)
 
 
 def on_background(seen: str, colour: str) -> str:

@@ -18,6 +18,8 @@ SHAPES = (*_SQUARE, *_UPRIGHT, *((width, height) for height, width in _UPRIGHT))
 """Height and width of rendered scenes. 160 x 112 is what h2gen makes of 2:3."""
 _KINDS = ("one", "beside", "above", "several")
 _KIND_SHARES = (0.3, 0.38, 0.16, 0.16)
+SMALL, LARGE = ("small", "tiny"), ("big", "large")
+"""Adjectives of the size of a single thing."""
 _UNSAID = 0.1
 """Share of scenes without a caption, for classifier-free guidance."""
 
@@ -109,9 +111,9 @@ class Stage:
         adjectives: tuple[str, ...] = ()
         size = 0.88
         if (chance := rng.random()) < 0.12:
-            adjectives, size = (("small", "tiny")[rng.integers(2)],), 0.45
+            adjectives, size = (SMALL[rng.integers(2)],), 0.45
         elif chance < 0.2:
-            adjectives, size = (("big", "large")[rng.integers(2)],), 0.97
+            adjectives, size = (LARGE[rng.integers(2)],), 0.97
         phrase, tint = self._phrase(concept, style, background, rng, adjectives)
         return [phrase], (self._thing(concept, style, 0, 0, size, tint, rng),)
 

@@ -15,8 +15,10 @@ from diffusers import FluxPipeline
 from h2gen.models.catalogue import BUNDLED, Checkpoint, resolve
 from h2gen.models.content_hash import HASH, content_hash
 from h2gen.models.defaults import FILE, read_defaults
+from h2gen.models.vocabulary import KNOWS
 from tools.train_tiny.concepts import concepts
 from tools.train_tiny.evaluate import Calling, load
+from tools.train_tiny.knowledge import knowledge
 from tools.train_tiny.model import PATCH
 from tools.train_tiny.sprites import notice
 
@@ -58,6 +60,7 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
     checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))
     (partial / HASH).write_text(f"{content_hash(checkpoint)}\n", encoding="ascii")
     (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    (partial / KNOWS).write_text(f"{json.dumps(knowledge(report['names']), indent=1)}\n", encoding="utf-8")
     shutil.rmtree(into, ignore_errors=True)
     partial.rename(into)
 

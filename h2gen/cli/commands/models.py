@@ -1,4 +1,4 @@
-"""``h2gen models``: list the known models, or print the folder of one."""
+"""``h2gen models``: list the known models, or print what is known of one, or its folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from h2gen.errors import ModelError
 app = typer.Typer(
     cls=Group,
     rich_markup_mode=None,
-    help="List the known models, or print the folder of one.",
+    help="List the known models, or show one.",
     invoke_without_command=True,
 )
 
@@ -60,3 +60,48 @@ def path(
     if folder is None:
         raise ModelError(f"{name!r} is not on this machine yet; it is downloaded for the first picture made with it.")
     print(folder)
+
+
+@app.command("show", cls=Command)
+def show(
+    name: Annotated[
+        str, typer.Argument(help="An alias, such as tiny.", metavar="NAME", autocompletion=completion.models)
+    ],
+) -> None:
+    """Print a model's defaults, and what the bundled one knows."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from h2gen.cli.console import stdout
+    from h2gen.models import CATALOGUE, resolve
+    from h2gen.models.vocabulary import vocabulary
+
+    checkpoint = resolve(name)
+    facts: dict[str, str] = {"model": name}
+    entry = CATALOGUE.get(name)
+    if entry is not None:
+        facts |= {"model": f"{name}: {entry.description}", "repository": entry.repo or "bundled"}
+        facts["licence"] = entry.licence
+    defaults = asdict(checkpoint.defaults)
+    facts["size"] = f"{defaults.pop('width')}x{defaults.pop('height')}"
+    del defaults["size_multiple"]
+    facts |= {key.replace("_", " "): f"{value:g}" for key, value in defaults.items()}
+    known = vocabulary(checkpoint)
+    if known is not None:
+        facts["trained at"] = ", ".join(f"{width}x{height}" for width, height in known.shapes)
+        facts[f"{len(known.things)} things"] = ", ".join(names[0] for names in known.things)
+        facts["also called"] = ", ".join(f"{other} ({names[0]})" for names in known.things for other in names[1:])
+        for title in ("colours", "sizes", "numbers", "layouts", "styles", "backgrounds"):
+            facts[title] = ("; " if title == "styles" else ", ").join(getattr(known, title))
+    console = stdout()
+    if not console.is_terminal:  # a table would fill each line with blanks
+        for title, text in facts.items():
+            console.print(f"{title:20} {text}", soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for title, text in facts.items():
+        table.add_row(title, text)
+    console.print(table)

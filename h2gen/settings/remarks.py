@@ -1,0 +1,96 @@
+"""Remarks on prompts and settings that a model reads otherwise than they were probably meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from h2gen.models.catalogue import Checkpoint
+from h2gen.models.defaults import takes_guidance
+from h2gen.models.vocabulary import vocabulary
+from h2gen.settings.synonyms import meant
+from h2gen.settings.table import BY_NAME, TABLE
+from h2gen.settings.values import Settings
+from h2gen.wording import printable, shown
+
+_OPTIONS = {row.name: row.option for row in TABLE if row.commands}
+_SHORT = "".join(row.short[1] for row in TABLE if row.short and row.is_setting)
+_OPTION = re.compile(rf"(?<!\S)(?:--([A-Za-z][\w-]*)|-([{_SHORT}])(?=\s+\S))")
+_SYNTAX = {
+    "tag": (re.compile(r"<(?:lora|lyco|hypernet)\b[^<>]*>", re.I), "no LoRA is loaded from a prompt"),
+    "weight": (re.compile(r"\([^():]*[^():\d]:\s*[0-2]?(?:\.\d+|(?<=[0-2]))\)"), "there are no prompt weights"),
+    "wildcard": (
+        re.compile(r"\{[^{}]*\|[^{}]*\}|\[[^\[\]]*\|[^\[\]]*\]|(?<!\w)__[\w/*-]*\w__(?!\w)"),
+        "there are no wildcards; write one prompt per line of a file",
+    ),
+    "comment": (re.compile(r"(?<=\s)#\s.*"), "a comment has a line of its own"),
+}
+"""Marks of other programs in a prompt, and what to know about each."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A line about one prompt; ``kind`` is the same for all prompts with the same fault."""
+
+    kind: str
+    text: str
+
+
+def remarks_on(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Iterator[Remark]:
+    """What is read otherwise than it was probably meant, at most one remark of each kind.
+
+    Args:
+        prompt: the text; the settings' own is ignored.
+        settings: of its picture.
+        checkpoint: of the model.
+    """
+    for option in _OPTION.finditer(prompt):
+        ours = meant(option[1], _OPTIONS) if option[1] else _short(option[2])
+        if ours is not None:
+            wanted = _OPTIONS[ours]
+            yield Remark("option", f"{option[0]!r} is read as words of the prompt; give {wanted} outside the prompt.")
+            break
+    for kind, (pattern, advice) in _SYNTAX.items():
+        found = pattern.search(prompt) or pattern.search(settings.negative)
+        if found is not None:
+            yield Remark(kind, f"{shown(found[0])} is read as plain words: {advice}.")
+    yield from _about_guidance(settings, checkpoint)
+    yield from _about_vocabulary(prompt, settings, checkpoint)
+
+
+def _short(letter: str) -> str | None:
+    return next((name for name in _OPTIONS if BY_NAME[name].short == f"-{letter}"), None)
+
+
+def _about_guidance(settings: Settings, checkpoint: Checkpoint) -> Iterator[Remark]:
+    default = checkpoint.defaults.guidance
+    local = Path(checkpoint.location) if checkpoint.kind in ("bundled", "folder") else None
+    # A model whose default is 0 takes none: FLUX.1 [schnell], Chroma.
+    if settings.guidance != default and (not default or (local is not None and takes_guidance(local) is False)):
+        name = printable(checkpoint.name)
+        yield Remark("guidance", f"--guidance changes nothing: {name!r} is not guidance-distilled; use --cfg.")
+
+
+def _about_vocabulary(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Iterator[Remark]:
+    known = vocabulary(checkpoint)
+    if known is None:
+        return
+    for marks in (_SYNTAX["tag"][0], _SYNTAX["comment"][0], _OPTION):
+        prompt = marks.sub(" ", prompt)  # these have a remark of their own
+    unknown = known.unknown(prompt)
+    if unknown:
+        words = ", ".join(shown(word) for word in unknown[:3]) + (" and others" if len(unknown) > 3 else "")
+        close = known.closest(unknown[0])
+        hint = f"; did you mean {close!r}?" if close else "."
+        yield Remark(
+            "word", f"The bundled model does not know {words}{hint} 'h2gen models show tiny' lists what it knows."
+        )
+    if max(settings.width, settings.height) > known.largest_side:
+        small, large = (f"{side}x{side}" for side in (known.smallest_side, known.largest_side))
+        yield Remark(
+            "size",
+            f"The bundled model was trained at {small} to {large}; do not expect much of {settings.width}x"
+            f"{settings.height}.",
+        )

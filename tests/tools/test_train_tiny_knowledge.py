@@ -1,0 +1,20 @@
+"""What h2gen tells of the bundled model is what it was trained with."""
+
+from __future__ import annotations
+
+import json
+
+from h2gen.models.catalogue import BUNDLED
+from h2gen.models.vocabulary import KNOWS
+from tools.train_tiny.knowledge import knowledge
+
+
+def test_what_is_told_is_what_was_taught() -> None:
+    told = json.loads((BUNDLED / KNOWS).read_text(encoding="utf-8"))
+    assert told == knowledge(len(told["things"]))
+
+
+def test_its_card_lists_the_same_things() -> None:
+    told = json.loads((BUNDLED / KNOWS).read_text(encoding="utf-8"))
+    card = " ".join((BUNDLED / "MODEL_CARD.md").read_text(encoding="utf-8").split())
+    assert ", ".join(names[0] for names in told["things"]) + "." in card
