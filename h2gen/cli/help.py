@@ -79,6 +79,8 @@ class Command(TyperCommand):
         return _first_sentence(self.help)  # never cut
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if (instead := hints.one_dash(args, self)) and not ctx.resilient_parsing:
+            raise UsageError(f"{instead} See '{hints.path_of(ctx)} --help'.")
         ctx.allow_extra_args = True
         rest = super().parse_args(ctx, args)
         if rest and not ctx.resilient_parsing:
@@ -100,7 +102,11 @@ class Group(TyperGroup):
         return ["[COMMAND] [NAME]"]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        if args and args[0] in ("list", "ls"):  # is what the group does without a command
+            args = args[1:]
+        elif args and args[0] not in self.commands and not args[0].startswith("-"):
+            if (instead := hints.other_tools(args[0], ctx)) and not ctx.resilient_parsing:
+                raise UsageError(instead)
             args = [str(self.fallback.name), *args]
         return super().parse_args(ctx, args)
 
@@ -129,7 +135,7 @@ class MainGroup(TyperGroup):
                 raise UsageError(hints.no_command(args[0]))
         if args and args[0] not in (*self.commands, *self._own):
             before = args[: args.index("--")] if "--" in args else args
-            instead = hints.other_tools(args[0])
+            instead = hints.other_tools(args[0], ctx)
             if {"--help", "-h"} & set(before):
                 args = ["--help"]
             elif instead is not None and not ctx.resilient_parsing:

@@ -10,7 +10,6 @@ import typer
 
 from h2gen.cli.commands import COMMANDS
 from h2gen.settings.synonyms import meant
-from h2gen.settings.table import BY_NAME
 from h2gen.wording import did_you_mean, printable
 
 _SERVER = (
@@ -111,11 +110,20 @@ _CLOSE = 0.75
 """Likeness of a misspelt option to the one that is meant."""
 
 
-def other_tools(word: str) -> str | None:
+def other_tools(word: str, context: Any) -> str | None:
     """What to do instead of a command of other tools; None if the word is none of those."""
     if word not in _OTHER_TOOLS:
         return None
-    return f"There is no command {word!r}. {_OTHER_TOOLS[word]} To make a picture of the word: h2gen -- {word}"
+    said = f"There is no command {word!r}. {_OTHER_TOOLS[word]}"
+    return f"{said} To make a picture of the word: h2gen -- {word}" if context.parent is None else said
+
+
+def one_dash(arguments: list[str], command: Any) -> str | None:
+    """What to say of ``-model``, which would be read as ``-m odel``; None if no long option has one dash only."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    known = {option[1:] for option in _options(command).values() if option.startswith("--")}
+    wrong = next((each for each in options if each.partition("=")[0] in known), None)
+    return None if wrong is None else f"There is no option {wrong}; use -{wrong}."
 
 
 def no_command(word: str) -> str:
@@ -135,12 +143,12 @@ def explained(error: typer.TyperException) -> str:
     elif parameter is not None and not error.message:
         message = f"{parameter.metavar or parameter.name} is missing: {parameter.help.rstrip('.')}"
     end = "" if message.endswith("?") else "."
-    return f"{message}{end} See '{_path(context)} --help'."
+    return f"{message}{end} See '{path_of(context)} --help'."
 
 
 def too_many(words: list[str], context: Any) -> str:
     """The message for arguments that a command does not take."""
-    path, prompt = _path(context), context.params.get("prompt")
+    path, prompt = path_of(context), context.params.get("prompt")
     if prompt is None:
         return f"'{path}' does not take {shlex.quote(printable(words[0]))}. See '{path} --help'."
     close = did_you_mean(prompt, COMMANDS)
@@ -153,7 +161,8 @@ def too_many(words: list[str], context: Any) -> str:
     return f"Put the prompt in quotes: {path} " + (f'"{whole}"' if plain else shlex.quote(printable(whole)))
 
 
-def _path(context: Any) -> str:
+def path_of(context: Any) -> str:
+    """A command as the user types it."""
     return str(context.command_path).removesuffix(" generate")
 
 
@@ -173,8 +182,8 @@ def _unknown_option(option: str, context: Any) -> str:
         return f"{said}; use --size WIDTHxHEIGHT, such as --size 1024x768"
     if found is not None:
         return f"{said}; use {known[found]}"
-    if name.lower() in _NOT_YET and name not in BY_NAME:
-        other = _NOT_YET[name.lower()]
+    other = _NOT_YET.get(name.lower().replace("_", "-"))
+    if other is not None:
         return f"There is no {shown} yet" + (f"; {other}" if other else "")
     close = difflib.get_close_matches(option, known.values(), n=1, cutoff=_CLOSE)
     if close:

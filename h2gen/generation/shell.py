@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +11,7 @@ from h2gen.errors import SettingError
 from h2gen.settings.resolve import CACHE, Request, request_from
 from h2gen.settings.seeds import parse_seeds
 from h2gen.settings.speedup import Goal, GoalResolver, request_for_goal
-from h2gen.settings.synonyms import meant
+from h2gen.settings.synonyms import meant, option_in
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.user_defaults import user_defaults
 from h2gen.settings.values import clean_prompt
@@ -88,11 +87,10 @@ def _check_options(line: str) -> None:
     first, _, rest = line.partition(" ")
     if first == "set" and rest.partition(" ")[0].replace("-", "_") in NAMES:
         raise SettingError(f"To change a setting, begin with a colon: :{printable(line)}")
-    for option, value in re.findall(r"(?:^|\s)--([a-z][\w-]*)[ =]?(\S*)", line):
-        name = meant(option, NAMES)
-        if name is not None:
-            shown = printable(f":set {name.replace('_', '-')} {value}".rstrip())
-            raise SettingError(f"A line of the shell takes no options; type {shown} first, and then the prompt alone.")
+    if found := option_in(line, NAMES):
+        _, name, value = found
+        shown = printable(f":set {name.replace('_', '-')} {value}".rstrip())
+        raise SettingError(f"A line of the shell takes no options; type {shown} first, and then the prompt alone.")
 
 
 class Action(Enum):

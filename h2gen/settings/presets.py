@@ -15,7 +15,7 @@ from h2gen.cache.policies import switched_off
 from h2gen.checks import Rule
 from h2gen.errors import PresetError, SettingError
 from h2gen.toml import read_toml
-from h2gen.wording import did_you_mean, shown
+from h2gen.wording import did_you_mean, printable, shown
 
 DEFAULT = "balanced"
 
@@ -64,6 +64,9 @@ def load_preset(name: str) -> Preset:
         PresetError: the name is unknown (the message has the closest one), or the file is not valid.
     """
     if name.endswith(".toml") or "/" in name or "\\" in name:
+        if not os.path.exists(os.path.expanduser(name)):
+            known = ", ".join(preset_names())
+            raise PresetError(f"There is no preset file {printable(name)!r}; check the path, or give a name: {known}.")
         return read_preset(Path(os.path.expanduser(name)))
     paths = _paths()
     if name not in paths:

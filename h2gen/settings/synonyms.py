@@ -94,6 +94,22 @@ def meant(name: str, known: Collection[str] = BY_NAME) -> str | None:
     return ours if ours in known else None
 
 
+def option_in(text: str, known: Collection[str] = BY_NAME) -> tuple[str, str, str] | None:
+    """An option inside a prompt, as other programs read it there.
+
+    Returns:
+        The option as it stands, our name and the value; None if there is none that means something here.
+
+    >>> option_in("a dog --ar 16:9")
+    ('--ar', 'size', '16:9')
+    """
+    for option, value in re.findall(r"(?:^|\s)(--[A-Za-z][\w-]*)[ =]?((?!--)\S*)", text):
+        name = meant(option, known)
+        if name is not None:
+            return option, name, value
+    return None
+
+
 def meant_or_close(name: str, known: Collection[str] = BY_NAME, cutoff: float = 0.6) -> str | None:
     """As ``meant``, or else the name of ours that is spelt most like it; ``cutoff`` as ``difflib`` has it."""
     found = meant(name, known)

@@ -105,8 +105,9 @@ def test_presets_are_listed_with_what_decides_and_what_was_measured(
     assert mine.split() == ["mine", "-", "0.1", "-", "warmup", "2,", "budget", "-", "-"]
 
 
-def test_presets_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["presets"]) == 0
+@pytest.mark.parametrize("words", [[], ["list"], ["ls"]])
+def test_presets_lists_them_all(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["presets", *words]) == 0
     out = capsys.readouterr().out
     for name in ("paper", "quality", "balanced (default)", "fast", "off"):
         assert name in out
