@@ -123,10 +123,8 @@ def render(
         KeyboardInterrupt: Ctrl-C, before that.
         H2GenError: a picture could not be made or saved.
     """
-    target = check_output(request, options, seeds)
+    targets = check_output(request, options, seeds)
     renderer = open_renderer(request, options, observer)
-    numbered = target.stem is not None and len(seeds) > 1
-    targets = [replace(target, stem=f"{target.stem}-{seed}") if numbered else target for seed in seeds]
     settings = [replace(request.settings, seed=seed) for seed in seeds]
     saved: list[SavedPicture] = []
     while len(saved) < len(seeds):
@@ -140,8 +138,11 @@ def render(
     return saved
 
 
-def check_output(request: Request, options: RenderOptions, seeds: Sequence[int]) -> Target:
+def check_output(request: Request, options: RenderOptions, seeds: Sequence[int]) -> list[Target]:
     """Check that the pictures and the trace can be written; nothing is.
+
+    Returns:
+        Where each picture goes.
 
     Raises:
         SettingError: there are several pictures and a trace.
@@ -157,7 +158,8 @@ def check_output(request: Request, options: RenderOptions, seeds: Sequence[int])
                 f"--trace records one picture, and there are {len(seeds)}; leave it out or give one seed."
             )
         TraceFile.check(options.trace, options.overwrite)
-    return target
+    numbered = target.stem is not None and len(seeds) > 1
+    return [replace(target, stem=f"{target.stem}-{seed}") if numbered else target for seed in seeds]
 
 
 def open_renderer(request: Request, options: RenderOptions, observer: RenderObserver) -> Renderer:

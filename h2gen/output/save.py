@@ -64,6 +64,10 @@ class Target:
         """The file's name without its suffix."""
         return self.stem if self.stem is not None else f"{slug(prompt)}-{seed}"
 
+    def path(self, prompt: str, seed: int) -> Path:
+        """The file, unless that name is taken."""
+        return self.folder / f"{self.name(prompt, seed)}.{self.ending}"
+
 
 def target_of(out: str | None, format: str | None) -> Target:
     """Read ``--out`` and ``--format``. A path that ends in .png, .jpg, .jpeg or .webp is a file, any other a folder.

@@ -222,7 +222,9 @@ def test_text_from_users_is_neither_markup_nor_control_codes(capsys: pytest.Capt
     assert not set("\x1b\x07\u202e") & set(out + err)
 
 
-def test_a_dry_run_shows_what_was_given_or_differs_and_all_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_what_was_given_or_differs_and_all_on_request(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def rows(*arguments: str) -> dict[str, list[str]]:
         assert run([*arguments, "--dry-run"]) == 0
         lines = capsys.readouterr().out.splitlines()
@@ -238,6 +240,13 @@ def test_a_dry_run_shows_what_was_given_or_differs_and_all_on_request(capsys: py
     assert rows("-p", "cat", "--seed", "7")["seed"] == ["7", "option"]
     assert rows("-p", "cat", "--seed", "-1", "-n", "2")["seed"][1] == "random"
     assert rows("-p", "cat")["prompt"] == ["cat", "option"]
+    assert rows("cat", "--seed", "7")["writes"] == ["cat-7.png"]
+    assert rows("cat", "-o", "a.jpeg")["writes"] == ["a.jpeg"]
+    (here / "cat-7.png").touch()
+    assert "number" in rows("cat", "--seed", "7")["writes"]
+    assert "replaced" in rows("cat", "--seed", "7", "--overwrite")["writes"]
+    assert run(["cat", "-n", "2", "--seed", "7", "-o", "a.png", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["paths"] == ["a-7.png", "a-8.png"]
     assert rows("compare", "cat")["prompt"] == ["cat", "argument"]
     assert rows("compare", "cat")["seed"][1] == "prompt"
 

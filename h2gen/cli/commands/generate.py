@@ -57,11 +57,12 @@ def generate(
     request, seeds = generate_request(text, given, Goal(speedup, fidelity, nearest), replay_decisions)
     if prompt and prompt in text and " " not in prompt and did_you_mean(prompt, COMMANDS) != ".":
         say(console, f"Making a picture of {prompt!r}{did_you_mean(prompt, COMMANDS)}", "yellow")
-    check_output(request, render_options, seeds)
+    targets = check_output(request, render_options, seeds)
     if dry_run:
         show_notices(request.notices, console)
         source = "option" if prompt is None else "stdin" if prompt == "-" else "argument"
-        show_request(request, seeds, as_json, prompt=(text, source), whole=verbose)
+        paths = [target.path(text, seed) for target, seed in zip(targets, seeds, strict=True)]
+        show_request(request, seeds, as_json, prompt=(text, source), whole=verbose, paths=paths, overwrite=overwrite)
         return
     from h2gen.cli.views.picture import PictureView
 

@@ -37,11 +37,12 @@ def replay(
     found = read_metadata(picture)
     request, seeds = replay_request(found, given, prompt)
     render_options = RenderOptions(trace, not no_metadata, sidecar, overwrite=overwrite)
-    check_output(request, render_options, seeds)
+    targets = check_output(request, render_options, seeds)
     if dry_run:
         show_notices(request.notices, console)
-        source = "picture" if prompt is None else "option"
-        show_request(request, seeds, as_json, prompt=(request.settings.prompt, source), whole=verbose)
+        text, source = request.settings.prompt, "picture" if prompt is None else "option"
+        paths = [target.path(text, seed) for target, seed in zip(targets, seeds, strict=True)]
+        show_request(request, seeds, as_json, prompt=(text, source), whole=verbose, paths=paths, overwrite=overwrite)
         return
     from h2gen.cli.views.picture import PictureView
 

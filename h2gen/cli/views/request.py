@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from h2gen.settings.resolve import Request
 
+_MOST_PATHS = 10
 _UNCHANGED = asdict(OFF)
 _OF_USER = ("option", "shell", "environment", "configuration")
 
@@ -57,6 +59,8 @@ def show_request(
     prompt: tuple[str, str] | None = None,
     seed_source: str = "",
     whole: bool = False,
+    paths: Sequence[Path] = (),
+    overwrite: bool = False,
     more: Mapping[str, Any] | None = None,
 ) -> None:
     """Print the settings, and where they came from.
@@ -68,13 +72,17 @@ def show_request(
         prompt: the prompt and where it came from; None if there is none, or several.
         seed_source: where the seeds came from, if not from where the request's own did.
         whole: also what a preset leaves as it is without a cache; JSON has it always.
+        paths: of the pictures.
+        overwrite: existing files will be replaced.
         more: further keys of the JSON object.
     """
     source = seed_source or request.resolved["seed"].source
     resolved = {**request.resolved, "seed": Resolved(",".join(map(str, seeds)), source)}
     if as_json:
         settings = {name: {"value": item.value, "source": item.source} for name, item in sorted(resolved.items())}
-        print(json.dumps({**({} if prompt is None else {"prompt": prompt[0]}), "settings": settings, **(more or {})}))
+        found = {"prompt": None if prompt is None else prompt[0], "paths": [str(path) for path in paths]}
+        given = {name: value for name, value in found.items() if value}
+        print(json.dumps({**given, "settings": settings, **(more or {})}))
         return
     from rich.table import Table
     from rich.text import Text
@@ -88,4 +96,9 @@ def show_request(
         if not whole and name in _UNCHANGED and item.value == _UNCHANGED[name] and item.source not in _OF_USER:
             continue
         table.add_row(name.replace("_", "-"), Text(printable(str(item.value))), Text(item.source))
+    for path in paths[:_MOST_PATHS]:
+        taken = "which is replaced" if overwrite else "the name gets a number"
+        table.add_row("writes", Text(printable(str(path))), f"exists; {taken}" if os.path.lexists(path) else "")
+    if len(paths) > _MOST_PATHS:
+        table.add_row("", f"and {len(paths) - _MOST_PATHS} more")
     stdout().print(table)
