@@ -70,6 +70,16 @@ def test_a_tensor_that_the_model_does_not_take_is_reported(request, tmp_path, ba
         load(file, request.getfixturevalue(base))
 
 
+def test_a_gguf_file_is_held_to_the_same(flux_folder, tmp_path):
+    transformer = small.flux_transformer()
+    transformer.extra = torch.nn.Linear(1, 1)
+    with pytest.warns(RuntimeWarning, match=r"also holds 'extra\.\w+' and 1 more"):
+        load(checkpoints.save_gguf(transformer, tmp_path / "flux.gguf", "Q8_0"), flux_folder)
+    transformer.transformer_blocks[0].gate = torch.nn.Linear(1, 1)
+    with pytest.raises(ModelError, match=r"gate\.\w+' and 1 more, which FLUX\.1 does not have"):
+        load(checkpoints.save_gguf(transformer, tmp_path / "flux.gguf", "Q8_0"), flux_folder)
+
+
 @pytest.mark.usefixtures("narrow_flux1")
 @every_file
 @both_namings
