@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from h2gen.errors import PromptWarning, SettingError, Stopped
+from h2gen.errors import PromptWarning, RunError, SettingError, Stopped
 from h2gen.generation.relief import Relief, with_relief
 
 if TYPE_CHECKING:
@@ -229,10 +229,17 @@ class Renderer:
         try:
             trace_error = self._make(settings, tiled, finished)
         finally:
+            failures: list[str] = []
             for result, target in zip(finished, targets, strict=False):
-                saved.append(self._save(replace(result, preset=preset), target, trace_error))
+                try:
+                    saved.append(self._save(replace(result, preset=preset), target, trace_error))
+                except RunError as error:
+                    failures.append(str(error))  # the others are saved, or put where they are safe
+                    continue
                 self.saved += 1
                 self._observer.saved(saved[-1])
+            if failures:
+                raise RunError("\n".join(failures))
         return saved
 
     def _remark(self, settings: Sequence[Settings]) -> None:

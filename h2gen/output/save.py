@@ -152,20 +152,20 @@ def keep(
         The file's path: ``STEM.png``, or ``STEM-2.png`` and so on if that exists.
 
     Raises:
-        RunError: it could not be written there; the picture is then in the temporary folder, and the message says so.
+        RunError: it could not be written there; the picture is then in the temporary folder, or in the user's home if
+            that is full too, and the message says where.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return _write(data, folder, stem, suffix, sidecar, before, owner, overwrite)
     except OSError as error:
-        reason = error.strerror or str(error)
-        try:
-            saved = _write(data, Path(tempfile.gettempdir()), f"h2gen-{stem}", suffix, None, None, "", False)
-        except OSError:
-            raise RunError(f"The picture could not be written to {str(folder)!r}: {reason}.") from error
-        raise RunError(
-            f"The picture could not be written to {str(folder)!r}: {reason}. It is safe in {str(saved)!r}."
-        ) from error
+        failure = f"The picture could not be written to {str(folder)!r}: {error.strerror or error}."
+        for place in (tempfile.gettempdir, Path.home):
+            with contextlib.suppress(OSError, RuntimeError):
+                saved = _write(data, Path(place()), f"h2gen-{stem}", suffix, None, None, "", False)
+                failure += f" It is safe in {str(saved)!r}."
+                break
+        raise RunError(failure) from error
 
 
 def _write(

@@ -112,7 +112,9 @@ def test_without_hard_links_a_picture_is_still_written_once(tmp_path: Path, monk
     assert len(os.listdir(tmp_path)) == 2
 
 
-def test_a_picture_that_cannot_be_written_is_put_where_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_cannot_be_written_is_put_where_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_home: Path
+) -> None:
     out, rescue = tmp_path / "out", tmp_path / "rescue"
     rescue.mkdir()
     target = target_of(str(out), None)
@@ -122,6 +124,10 @@ def test_a_picture_that_cannot_be_written_is_put_where_it_can(tmp_path: Path, mo
         save(PICTURE, target, "a cat", 7)
     assert str(rescue) in str(caught.value)
     assert [path.name for path in rescue.iterdir()] == ["h2gen-a-cat-7.png"]
+    monkeypatch.setattr(tempfile, "tempdir", str(out))  # nothing can be written there either
+    with pytest.raises(RunError, match="It is safe in") as caught:
+        save(PICTURE, target, "a cat", 7)
+    assert (own_home / "h2gen-a-cat-7.png").exists() and str(own_home) in str(caught.value)
 
 
 @pytest.mark.parametrize(
