@@ -39,9 +39,13 @@ def generate_request(
 
     options = {name: value for name, value in given.items() if name not in ("seed", "count")}
     seeds = choose_seeds(given.get("seed"), given.get("count"))
-    recorded = [] if replay_decisions is None else [("trace", decisions_of(replay_decisions, options))]
-    layers = [("option", {**options, "seed": seeds[0]}), *recorded, *user_defaults()]
-    return _sourced(request_for_goal(prompt, layers, goal), given.get("seed")), seeds
+    recorded = None if replay_decisions is None else decisions_of(replay_decisions, options)
+    repeated = [] if recorded is None else [("trace", recorded.settings)]
+    layers = [("option", {**options, "seed": seeds[0]}), *repeated, *user_defaults()]
+    request = request_for_goal(prompt, layers, goal)
+    if recorded is not None:
+        recorded.check_passes(request.settings.cfg)
+    return _sourced(request, given.get("seed")), seeds
 
 
 def replay_request(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,37 @@ LARGEST = 16 * 2**20
 _CONTRADICT = ("plan", "tolerance", "preset", "tau1", "tau2", "no_cache")
 
 
-def decisions_of(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that repeat a trace's decisions: all of a cache, the number of steps and the solver.
+@dataclass(frozen=True)
+class Decisions:
+    """The decisions that a trace records.
+
+    Args:
+        path: of the trace.
+        settings: that repeat them: all of a cache, the number of steps and the solver.
+        guided: whether each step had two passes, for true guidance.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    guided: bool
+
+    def check_passes(self, cfg: float) -> None:
+        """Check that a picture with this scale of true guidance has the same passes per step.
+
+        Raises:
+            SettingError: it has not; the plan would give a pass the decisions of another one.
+        """
+        if self.guided != (cfg > 1):
+            was, advice = ("two passes", "give --cfg above 1") if self.guided else ("one pass", "give --cfg 1")
+            now = "two" if cfg > 1 else "one"
+            raise SettingError(
+                f"The trace {str(self.path)!r} records {was} per step, and a picture with --cfg {cfg:g} has {now}; "
+                f"{advice}."
+            )
+
+
+def decisions_of(path: Path, given: Mapping[str, Any]) -> Decisions:
+    """The decisions of a trace.
 
     Args:
         path: of the trace.
@@ -40,7 +69,7 @@ def decisions_of(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return read_decisions(path)
 
 
-def read_decisions(path: Path) -> dict[str, Any]:
+def read_decisions(path: Path) -> Decisions:
     """As ``decisions_of``, without other options.
 
     If the header lacks a setting, the trace is older than it: residuals were reused as they were, with the
@@ -85,4 +114,4 @@ def read_decisions(path: Path) -> dict[str, Any]:
     for name, kind in (("forecast", int), ("steps", int), ("solver", str)):
         if isinstance(settings.get(name), kind):
             found[name] = settings[name]
-    return found
+    return Decisions(path, found, guided="uncond" in passes)

@@ -105,7 +105,7 @@ def test_a_prompt_file_may_set_policies_and_a_mistake_has_its_line(
         "  - prompt: a cat\n    plan: FFRS\n    forecast: 1\n  - prompt: a dog\n    budget: true\n    pfs: stable\n"
     )
     assert run(["batch", "good.yaml", "--dry-run", "--json"]) == 0
-    one, two = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    one, two = (json.loads(line)["settings"] for line in capsys.readouterr().out.splitlines())
     assert (one["plan"], one["forecast"], two["budget"], two["pfs"]) == ("FFRS", 1, True, "stable")
     (here / "bad.yaml").write_text("prompts:\n  - prompt: a cat\n    steps: 4\n    plan: FFR\n    budget: 3\n")
     assert run(["batch", "bad.yaml"]) == 2

@@ -275,7 +275,7 @@ def test_a_picture_that_memory_does_not_suffice_for_is_made_in_tiles_and_says_so
     traced.render(settings[:1], [target])
     assert len(log.events) == 6
     assert len(trace.read_text().splitlines()) == 1 + 4 + 1
-    assert read_decisions(trace)["steps"] == 4
+    assert read_decisions(trace).settings["steps"] == 4
 
 
 def test_a_batch_that_memory_does_not_suffice_for_is_made_smaller_and_that_is_said(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from h2gen.cli.app import run
 from h2gen.errors import SettingError
 from h2gen.output.recorded_decisions import read_decisions
 from h2gen.settings.values import OFF
@@ -40,26 +41,26 @@ def trace(folder: Path, *lines: str, settings: Any = None) -> Path:
 
 def test_each_step_becomes_its_letter(tmp_path: Path) -> None:
     lines = [step(*outcome) for outcome in (FULL, GUARDED, REUSED, DETAIL, STRUCTURE, SKIPPED)]
-    found = read_decisions(trace(tmp_path, *lines))
+    found = read_decisions(trace(tmp_path, *lines)).settings
     assert (found["plan"], found["steps"]) == ("FFRDCS", 6)
 
 
 def test_what_its_header_does_not_say_is_as_it_was_before_there_was_a_choice(tmp_path: Path) -> None:
-    found = read_decisions(trace(tmp_path, step(*FULL), settings={"steps": 1, "tau1": 0.3}))
+    found = read_decisions(trace(tmp_path, step(*FULL), settings={"steps": 1, "tau1": 0.3})).settings
     assert found == {**asdict(OFF), "plan": "F", "steps": 1, "solver": "own"}
     assert found["forecast"] == 0
 
 
 def test_passes_that_decided_otherwise_have_a_part_each(tmp_path: Path) -> None:
     same = [step(*outcome, context) for outcome in (FULL, REUSED) for context in ("cond", "uncond")]
-    assert read_decisions(trace(tmp_path, *same))["plan"] == "FR"
+    assert read_decisions(trace(tmp_path, *same)).settings["plan"] == "FR"
     other = [*same[:3], step(*DETAIL, "uncond")]
-    assert read_decisions(trace(tmp_path, *other))["plan"] == "FR/FD"
+    assert read_decisions(trace(tmp_path, *other)).settings["plan"] == "FR/FD"
 
 
 def test_the_forecast_comes_along(tmp_path: Path) -> None:
     path = trace(tmp_path, step(*FULL), settings={"steps": 1, "forecast": 1, "tau1": 0.3, "solver": "unipc"})
-    assert read_decisions(path) == {**asdict(OFF), "plan": "F", "forecast": 1, "steps": 1, "solver": "unipc"}
+    assert read_decisions(path).settings == {**asdict(OFF), "plan": "F", "forecast": 1, "steps": 1, "solver": "unipc"}
 
 
 @pytest.mark.parametrize("cut", [0, 1, 30, 60])
@@ -104,3 +105,20 @@ def test_what_is_no_trace_is_told_in_one_line(tmp_path: Path, text: str, words: 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"gone\.jsonl.*No such file"):
         read_decisions(tmp_path / "gone.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("contexts", "cfg", "told"),
+    [
+        (("cond", "uncond"), 1.0, r"records two passes per step, and .* --cfg 1 has one; give --cfg above 1\.$"),
+        (("cond",), 3.0, r"records one pass per step, and .* --cfg 3 has two; give --cfg 1\.$"),
+    ],
+)
+def test_decisions_of_other_passes_are_refused(
+    tmp_path: Path, contexts: tuple[str, ...], cfg: float, told: str
+) -> None:
+    path = trace(tmp_path, *(step(*outcome, context) for outcome in (FULL, REUSED) for context in contexts))
+    with pytest.raises(SettingError, match=told):
+        read_decisions(path).check_passes(cfg)
+    read_decisions(path).check_passes(4.0 - cfg)
+    assert run(["a cat", "--replay-decisions", str(path), "--cfg", str(cfg), "--dry-run"]) == 2
