@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
+import itertools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,14 +13,19 @@ from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.engine import Engine
+from h2gen.cache.engine import Shared
 from h2gen.cache.hooks import Attachment
+from h2gen.cache.others import refuse_other_caches
 from h2gen.cache.policies import switched_off
 from h2gen.cache.schedule import course_finder
+from h2gen.cache.stages import stages_of
 from h2gen.cache.trace import StepRecord, Trace
+from h2gen.cache.tracker import ContextName
+from h2gen.cache.warn import WarnOnce
 from h2gen.errors import CacheError
+from h2gen.families import family_of
 
-_attached: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
+_applying = threading.RLock()
 
 
 def _transformer_of(target: Any) -> nn.Module:
@@ -31,7 +37,10 @@ def _transformer_of(target: Any) -> nn.Module:
 
 
 def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], None] | None = None) -> Trace:
-    """Put H2-Cache on a transformer until ``remove``. A cache that is already on it is replaced.
+    """Put H2-Cache on a transformer until ``remove``. It replaces a cache that is already on, whose trace then stops.
+
+    Threads may then share the transformer: each trajectory has its own state, and all add to the one trace. Apply and
+    remove the cache while none of them calls it. A copy of the transformer has no cache.
 
     Args:
         target: a transformer of a family in ``h2gen.families``, or a pipeline that has one. The schedule, which
@@ -43,25 +52,33 @@ def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], N
         The trace, which grows with every step from now on.
 
     Raises:
-        CacheError: the model cannot be cached, or diffusers' own cache is on.
+        CacheError: the model cannot be cached, diffusers' own cache is on, or another thread is amid a step.
     """
     transformer = _transformer_of(target)
-    trace = Trace(on_step)
-    engine = Engine(transformer, config, course_finder(target), trace)
-    if getattr(transformer, "is_cache_enabled", False):
-        name = type(transformer.__dict__["_cache_config"]).__name__
-        raise CacheError(f"diffusers' own cache ({name}) is on this transformer; call its disable_cache() first.")
-    remove(target)
-    _attached[transformer] = Attachment(transformer, engine)
+    family = family_of(transformer)
+    stages_of(transformer)
+    refuse_other_caches(transformer, everywhere=True)
+    trace, find_course = Trace(on_step), course_finder(target)
+    with _applying:
+        if (before := _attachment(transformer)) is not None:
+            before.detach(replaced=True)
+        Attachment(
+            transformer, Shared(family, config, find_course, trace, WarnOnce(), ContextName(), itertools.count())
+        )
     return trace
 
 
 def remove(target: Any) -> None:
     """Take H2-Cache off a transformer or a pipeline, which is then as before. Does nothing if there is no cache."""
-    transformer = _transformer_of(target)
-    attachment = _attached.pop(transformer, None)
+    attachment = _attachment(_transformer_of(target))
     if attachment is not None:
-        attachment.detach(transformer)
+        attachment.detach()
+
+
+def _attachment(transformer: nn.Module) -> Attachment | None:
+    """The cache that is on a transformer: the owner of its hooks, which a shallow copy shares."""
+    owners = (getattr(hook, "__self__", None) for hook in transformer._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, Attachment) and not owner.closed()), None)
 
 
 @contextmanager
@@ -75,8 +92,8 @@ def h2_cache(
     """H2-Cache on a transformer or pipeline within a ``with`` block.
 
     ``settings`` are fields of ``CacheConfig`` and override ``config``; one of the two must be given. Without a
-    ``config``, giving only a tolerance means that there are no thresholds. Otherwise as ``apply``. ``h2gen.h2_cache``
-    also takes presets, and has a default.
+    ``config``, giving only a tolerance means that there are no thresholds. ``h2gen.h2_cache`` also takes presets, and
+    has a default. Otherwise as ``apply``, except that a cache which is already on is an error.
 
     >>> with h2gen.cache.h2_cache(pipe.transformer, tau1=0.08, tau2=0.2) as trace:  # doctest: +SKIP
     ...     image = pipe("a cat").images[0]
@@ -86,7 +103,12 @@ def h2_cache(
         if not settings:
             raise CacheError("The cache has no settings here; give a CacheConfig or its fields, or use h2gen.h2_cache.")
         config = CacheConfig(**switched_off(settings))
-    trace = apply(target, replace(config, **settings), on_step=on_step)
+    with _applying:
+        if _attachment(_transformer_of(target)) is not None:
+            raise CacheError(
+                "H2-Cache is already on this transformer: leave its with block first, or call h2gen.remove()."
+            )
+        trace = apply(target, replace(config, **settings), on_step=on_step)
     try:
         yield trace
         trace.flush(wait=True)

@@ -1,14 +1,12 @@
-"""One cache on one transformer: begins and ends its forward passes, and drives the method through their stages."""
+"""One trajectory at a time: begins and ends its forward passes, and drives the method through their stages."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from h2gen.cache.batch import Rows, Streams, replaced, rows_of
 from h2gen.cache.config import CacheConfig
@@ -19,45 +17,67 @@ from h2gen.cache.method import Method, StageSteps
 from h2gen.cache.policies import policy_of
 from h2gen.cache.probe import Probe
 from h2gen.cache.schedule import Course
-from h2gen.cache.stages import Stage, stages_of
+from h2gen.cache.stages import Stage
 from h2gen.cache.step import FinishedStep, Step
 from h2gen.cache.trace import Trace
-from h2gen.cache.tracker import Tracker
-from h2gen.cache.warn import WarnOnce
+from h2gen.cache.tracker import ContextName, Tracker
 from h2gen.errors import CacheError
-from h2gen.families import family_of
+from h2gen.families import Family
+
+
+def read_inputs(family: Family, stages: Sequence[Stage], arguments: Mapping[str, Any]) -> Inputs:
+    """What the cache needs of a forward pass's arguments."""
+    return Inputs(family, stages, arguments)
+
+
+class Shared(NamedTuple):
+    """What the callers of one transformer have in common.
+
+    Args:
+        family: of the transformer.
+        config: of the cache.
+        find_course: see ``Tracker``.
+        trace: gets every step.
+        warn: warns the user, once per message.
+        context: the name of the current thread's next forward pass.
+        numbers: of trajectories, from 0.
+    """
+
+    family: Family
+    config: CacheConfig
+    find_course: Callable[[Callable[[], float]], Course | None]
+    trace: Trace
+    warn: Callable[[str], None]
+    context: ContextName
+    numbers: Iterator[int]
 
 
 class Engine:
     """What the hooks call when the forward pass begins and ends, and when a stage's first and last block have run."""
 
-    def __init__(
-        self,
-        transformer: nn.Module,
-        config: CacheConfig,
-        find_course: Callable[[Callable[[], float]], Course | None],
-        trace: Trace,
-    ) -> None:
-        self.family, self.stages = family_of(transformer), stages_of(transformer)
+    def __init__(self, shared: Shared) -> None:
+        self.family, config, find_course, self._trace, self._warn, context, numbers = shared
         self.step: Step | None = None
-        self._config, self._trace, self._policy = config, trace, policy_of(config)
-        self.hooked = [stage for stage in self.stages if self._policy.skips or self._policy.reuses(stage.name)]
+        self.busy = False
+        """Whether a pass runs, with or without a step."""
+        self._config, self._policy = config, policy_of(config)
         new_memory = partial(Memory, config.forecast, config.tolerance > 0 and not config.plan)
-        self._warn = WarnOnce()
-        self.tracker = Tracker(config, find_course, new_memory, self.forget, self._warn)
+        self.tracker = Tracker(config, find_course, new_memory, self.forget, self._warn, context, numbers)
         decide = BatchDecision(config, self._policy, self.family, self.tracker.begun_again, self._warn)
         self._method = Method(config, self._policy, decide)
+        self._stages: Sequence[Stage] = ()
         self._stage_steps: StageSteps | None = None
-        self._blocks_total = sum(len(stage.blocks) for stage in self.stages)
-        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
 
     # The transformer's forward pass begins and ends.
 
-    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def knows(self, inputs: Inputs) -> bool:
+        """Whether a forward pass belongs to the current trajectory."""
+        return self.tracker.knows(inputs)
+
+    def begin(self, stages: Sequence[Stage], inputs: Inputs) -> None:
         """Find out which step of which trajectory this is, and what is known beforehand."""
         if self.step is not None:  # the previous pass never ended: what it kept is half a step
             self.forget()
-        inputs = Inputs(self.family, self.stages, {**dict(zip(self._names, args, strict=False)), **kwargs})
         run, current, timestep = self.tracker.follow(inputs)
         try:
             outlook = self._policy.before_step(run, current)
@@ -69,26 +89,35 @@ class Engine:
         if not inputs.separable and len({*outlook.outcomes}) > 1:
             outlook = outlook._replace(outcomes=[self._policy.undecided] * inputs.pictures)
         self._trace.flush()
+        self._stages = stages
         self.step = Step(run, current, inputs, timestep, outlook)
 
     @torch.no_grad()
-    def end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        """The transformer's output: its own, or the forecast for the pictures that skipped the step."""
-        step, self.step, self._stage_steps = self.step, None, None
+    def end(self, output: Any) -> Any:
+        """The transformer's output: its own, or the forecast for the pictures that skipped the step.
+
+        Args:
+            output: of the transformer; None if the pass failed.
+        """
+        step, unfinished, self.step, self._stage_steps = self.step, self._stage_steps, None, None
         if step is None:
             return output
-        current, (structure, detail) = step.current, (step.ran(stage.name) for stage in self.stages)
+        if output is None:
+            self.forget()
+            return None
+        if unfinished is not None:  # the model did not call a stage's last block
+            step.current.forget()
+        current, (structure, detail) = step.current, (step.ran(stage.name) for stage in self._stages)
         full, skipped = structure & detail, {*range(step.pictures)} - {*step.present}
         if self._policy.skips and (self._config.plan or step.run.schedule is not None):
             # With the detail reused as it was, the velocity is worse than the line through full ones (1 to 2 dB on the
             # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
             output = self._velocities(step, output, skipped, structure if self._config.forecast else full)
         step.watch.stop()
-        computed = list(zip(self.stages, (structure, detail), strict=True))
+        total = sum(len(stage.blocks) for stage in self._stages)
         for row in range(step.pictures):
             current.since_full[row] = 0 if row in full else current.since_full[row] + 1
-            ran = [len(stage.blocks) if row in rows else 1 for stage, rows in computed]
-            self._trace.add(FinishedStep(step, row, 0 if row in skipped else sum(ran), self._blocks_total))
+            self._trace.add(FinishedStep(step, row, step.blocks_run[row], total))
         return output
 
     def _velocities(self, step: Step, output: Any, skipped: set[int], fresh: set[int]) -> Any:
@@ -127,6 +156,12 @@ class Engine:
     def skips(self, stage: Stage, *, first: bool = False) -> bool:
         """Whether the stage's first block, or the blocks after it, are skipped in this step."""
         return self.step is not None and (self.step.skipped or not (first or self.step.ran(stage.name)))
+
+    def count(self, rows: Rows | None) -> None:
+        """A block has run for some pictures of the batch; None for all."""
+        if self.step is not None:
+            for row in range(self.step.pictures) if rows is None else rows:
+                self.step.blocks_run[row] += 1
 
     def after_first(self, stage: Stage, probe: Probe) -> Streams:
         """The streams to continue with: those of the pictures that need the other blocks, or, if none does, all as

@@ -1,113 +1,176 @@
-"""The glue to diffusers and torch: hooks on a transformer and on its blocks, put on and taken off.
+"""The glue to diffusers and torch: what a transformer and its blocks get while the cache is on.
 
-The blocks get diffusers' own ModelHooks, so that names, state dicts, LoRA, offloading and quantized layers stay as they
-are. The transformer itself gets torch's forward hooks instead: model offloading swaps the ``forward`` of whole models
-between two calls of a pipeline, and a ModelHook would be lost with it.
+Between two forward passes nothing is on the blocks: each pass puts a ``BlockCall`` in front of each block as it finds
+them, and takes it away at its end. Whatever others do to a model in between (load a LoRA, offload, compile, put hooks
+on or take them off, exchange blocks) can therefore neither drop the cache nor be undone by it. Names, state dicts and
+quantized layers stay as they are, and a block's compiled graph is the one that it has without the cache.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
-from h2gen.cache.batch import Rows, rows_of
-from h2gen.cache.engine import Engine
-from h2gen.cache.probe import Probe
-from h2gen.cache.stages import Stage
-
-_HOOK = "h2gen_cache"
-
-
-class BlockHook(ModelHook):  # type: ignore[misc]
-    """On every block of a stage: the first is a probe, the others are skipped on a hit, the last ends a miss."""
-
-    _is_stateful = True  # so that pipelines which set a cache context set it here
-
-    def __init__(self, engine: Engine, stage: Stage, index: int) -> None:
-        super().__init__()
-        self.engine, self.stage, self.family = engine, stage, engine.family
-        self.is_first, self.is_last = index == 0, index == len(stage.blocks) - 1
-        self.context = engine.tracker.context
-        self._names = list(inspect.signature(type(stage.blocks[index]).forward).parameters)[1:]
-
-    def new_forward(self, _module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        engine, stage, family = self.engine, self.stage, self.family
-        whole, rows = family.block_streams(stage.name, args, kwargs), engine.rows(first=self.is_first)
-        if engine.skips(stage, first=self.is_first):
-            return family.block_output(stage.name, whole)
-        if rows is not None:
-            args, kwargs = (), self._narrowed({**dict(zip(self._names, args, strict=False)), **kwargs}, rows)
-        output = self.fn_ref.original_forward(*args, **kwargs)
-        if not (self.is_first or self.is_last):
-            return output
-        streams = family.output_streams(stage.name, output)
-        if self.is_first:
-            streams = engine.after_first(stage, Probe(whole, family.block_streams(stage.name, args, kwargs), streams))
-        if self.is_last and not engine.skips(stage):
-            streams = engine.after_last(streams)
-        return family.block_output(stage.name, streams)
-
-    def _narrowed(self, given: dict[str, Any], rows: Rows) -> dict[str, Any]:
-        """A block's arguments for some pictures of the batch. After the first block the streams already are."""
-        pictures = self.engine.pictures
-
-        def has_rows(name: str, value: Any) -> bool:
-            return name in self.family.per_picture and value is not None and len(value) == pictures
-
-        return {name: rows_of(value, rows) if has_rows(name, value) else value for name, value in given.items()}
-
-    def reset_state(self, module: nn.Module) -> nn.Module:
-        self.engine.forget()
-        return module
+from h2gen.cache.block_call import BlockCall, outside_graphs
+from h2gen.cache.callers import Callers
+from h2gen.cache.engine import Engine, Shared, read_inputs
+from h2gen.cache.others import refuse_other_caches
+from h2gen.cache.stages import Stage, stages_of
+from h2gen.errors import CacheError
 
 
 class Attachment:
-    """One cache on one transformer, which can be taken off again."""
+    """One cache on one transformer, which can be taken off again.
 
-    def __init__(self, transformer: nn.Module, engine: Engine) -> None:
-        self._registries: list[tuple[nn.Module, bool, bool]] = []
-        self._installed: dict[nn.Module, Any] = {}
-        self._handles = [
-            transformer.register_forward_pre_hook(engine.begin, with_kwargs=True),
-            transformer.register_forward_hook(engine.end),
-        ]
-        for stage in engine.hooked:
-            for index, block in enumerate(stage.blocks):
-                self._registries.append((block, hasattr(block, "_diffusers_hook"), "forward" in block.__dict__))
-                _registry(block).register_hook(BlockHook(engine, stage, index), _HOOK)
-                self._installed[block] = block.forward
-        _refresh(transformer)
+    Without arguments it is the one of a copy of a model (``copy.deepcopy``, pickle), which does nothing.
+    """
 
-    def detach(self, transformer: nn.Module) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for block, had_registry, had_forward in self._registries:
-            self._unhook(block)
-            if not _registry(block).hooks:
-                if not had_forward and not hasattr(block, "_hf_hook"):
-                    block.__dict__.pop("forward", None)
-                if not had_registry:
-                    del block._diffusers_hook
-        _refresh(transformer)
+    def __init__(self, transformer: nn.Module | None = None, shared: Shared | None = None) -> None:
+        self._lock = threading.Lock()
+        self._inside: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._calls: list[BlockCall] = []
+        self._blocks: list[nn.Module] = []
+        self._closed = threading.Event()
+        if transformer is None or shared is None:
+            self._closed.set()
+            return
+        self._shared, self._callers = shared, Callers(lambda: Engine(shared))
+        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._begin = transformer.register_forward_pre_hook(self.begin, with_kwargs=True)
+        self._end = transformer.register_forward_hook(self.end, always_call=True)
+        self._transformer = weakref.ref(transformer)
+        Overridden(transformer, "cache_context", self._in_context)
+        Overridden(transformer, "_reset_stateful_cache", self._reset)
 
-    def _unhook(self, block: nn.Module) -> None:
-        """Take our hook off, even under accelerate's, which wraps ``forward`` without telling the registry."""
-        wrapped = block.__dict__.get("_old_forward") is self._installed[block]
-        outer: Any = block.forward
-        _registry(block).remove_hook(_HOOK, recurse=False)
-        if wrapped:
-            inner: Any = block.forward
-            block.__dict__.update(_old_forward=inner, forward=outer)
+    def __reduce__(self) -> Any:
+        return Attachment, ()
+
+    def closed(self) -> bool:
+        """Whether it is off."""
+        return self._closed.is_set()
+
+    @outside_graphs
+    def begin(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pass begins: whatever was done to the model since the last one, the cache goes in front of it."""
+        if self.closed():
+            return
+        stages = stages_of(transformer)
+        inputs = read_inputs(self._shared.family, stages, {**dict(zip(self._names, args, strict=False)), **kwargs})
+        engine = self._callers.engine_for(inputs)
+        engine.begin(stages, inputs)
+        refuse_other_caches(transformer, everywhere=engine.step is not None and engine.step.index == 0)
+        with self._lock:
+            thread = threading.current_thread()
+            self._inside.discard(thread)  # a pass of this thread that never ended
+            if self.closed():  # by another thread, meanwhile
+                engine.forget()
+                return
+            if not self._inside:
+                self._put_on(stages)
+            self._inside.add(thread)
+
+    @outside_graphs
+    def end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        """It ends, or has failed: then there is no output."""
+        engine = None if self.closed() and not self._inside else self._callers.own
+        if engine is None or not engine.busy:
+            return output
+        with self._lock:
+            self._inside.discard(threading.current_thread())
+            if not self._inside:
+                self._take_off()
+        try:
+            return engine.end(output)
+        finally:
+            engine.busy = False
+            if self.closed():
+                engine.forget()
+
+    def detach(self, *, replaced: bool = False) -> None:
+        """Take it off. A pass of another thread still ends as it began.
+
+        Raises:
+            CacheError: it is ``replaced`` by another, and a pass of another thread has not ended.
+        """
+        with self._lock:
+            others = {*self._inside} - {threading.current_thread()}
+            if others and replaced:
+                raise CacheError("The transformer is running in another thread; apply the cache between two calls.")
+            self._closed.set()
+            self._begin.remove()
+            transformer = self._transformer()
+            for method in () if transformer is None else [*vars(transformer).values()]:
+                if isinstance(method, Overridden):
+                    method.restore()
+            if not others:
+                self._take_off()
+                self._end.remove()  # not while the hooks are being called
+        self._callers.forget()
+
+    def _put_on(self, stages: Sequence[Stage]) -> None:
+        self._take_off()
+        blocks = [block for stage in stages for block in stage.blocks]
+        if blocks != self._blocks:
+            self._calls = [
+                BlockCall(self._callers, stage, index) for stage in stages for index in range(len(stage.blocks))
+            ]
+            self._blocks = blocks
+        for call in self._calls:
+            call.put_on()
+
+    def _take_off(self) -> None:
+        for call in self._calls:
+            call.take_off()
+
+    @contextmanager
+    def _in_context(self, original: Callable[..., Any], name: str, **details: Any) -> Iterator[None]:
+        """The transformer's ``cache_context``, which also tells the cache the name of the next pass."""
+        context = self._shared.context
+        with original(name, **details):
+            before, context.name = context.name, name
+            try:
+                yield
+            finally:
+                context.name = before
+
+    def _reset(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """The transformer's ``_reset_stateful_cache``, which pipelines end with: it ends this thread's trajectory."""
+        original(*args, **kwargs)
+        if (engine := self._callers.own) is not None:
+            engine.forget()
 
 
-def _refresh(transformer: nn.Module) -> None:
-    """Make diffusers look for hooks again: it remembers which blocks had any."""
-    if hasattr(transformer, "_diffusers_hook"):
-        _registry(transformer).invalidate_child_registries_cache()
+class Overridden:
+    """A method of a transformer that also does something of ours; the one of a copy of the model does not.
 
+    Args:
+        transformer: gets it, if it has such a method.
+        name: of the method.
+        call: is called with the method itself and its arguments.
+    """
 
-def _registry(module: nn.Module) -> Any:
-    return HookRegistry.check_if_exists_or_initialize(module)
+    def __init__(self, transformer: nn.Module, name: str, call: Callable[..., Any] | None = None) -> None:
+        self._transformer, self._name, self._call = weakref.ref(transformer), name, call
+        self._found = transformer.__dict__.get(name)
+        if hasattr(transformer, name):
+            transformer.__dict__[name] = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        transformer = self._transformer()
+        original = self._found or getattr(type(transformer), self._name).__get__(transformer)
+        return original(*args, **kwargs) if self._call is None else self._call(original, *args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return Overridden, (self._transformer(), self._name)
+
+    def restore(self) -> None:
+        own = {} if (transformer := self._transformer()) is None else transformer.__dict__
+        if own.get(self._name) is self:
+            del own[self._name]
+            own.update({} if self._found is None else {self._name: self._found})

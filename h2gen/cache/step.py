@@ -38,6 +38,8 @@ class Step:
         """The pictures that any block runs for."""
         self.running = self.present
         """The pictures that the current stage's next block runs for."""
+        self.blocks_run = [0] * len(structure)
+        """The blocks that have run for each picture so far."""
         self.watch = Stopwatch(inputs.device)
 
     @property

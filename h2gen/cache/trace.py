@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,7 @@ class StepRecord:
 class Trace:
     """All steps since the cache was applied or ``clear`` was called. Reading them waits for those still running.
 
+    Threads may add to it and read it at the same time. A copy or pickle has the steps so far, and no ``on_step``.
     ``reference`` is the number of passes of the uncached run that totals are a share of, per pass of this one: other
     than 1 if this one takes more or fewer steps, or a solver with more passes per step.
     """
@@ -107,6 +109,7 @@ class Trace:
     reference: float = 1.0
     _steps: list[StepRecord] = field(default_factory=list)
     _pending: deque[FinishedStep] = field(default_factory=deque)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     @property
     def steps(self) -> list[StepRecord]:
@@ -133,8 +136,9 @@ class Trace:
         return [Trace(reference=self.reference, _steps=found[picture]) for picture in sorted(found)]
 
     def clear(self) -> None:
-        self._pending.clear()
-        self._steps.clear()
+        with self._lock:
+            self._pending.clear()
+            self._steps.clear()
 
     def add(self, step: FinishedStep) -> None:
         self._pending.append(step)
@@ -142,8 +146,12 @@ class Trace:
 
     def flush(self, *, wait: bool = False) -> None:
         """Turn the steps that the device has finished into records, in order; with ``wait``, all of them."""
-        while self._pending and (wait or self._pending[0].ready):
-            record = self._pending.popleft().record()
-            self._steps.append(record)
-            if self.on_step is not None:
-                self.on_step(record)
+        with self._lock:
+            while self._pending and (wait or self._pending[0].ready):
+                record = self._pending.popleft().record()
+                self._steps.append(record)
+                if self.on_step is not None:
+                    self.on_step(record)
+
+    def __reduce__(self) -> Any:
+        return Trace, (None, self.reference, self.steps)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.hooks.hooks import BaseState, StateManager
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.inputs import Inputs, as_timestep
@@ -22,15 +22,10 @@ _MOST_REPEATS = 3
 """How often a step runs one text. A loop that repeats a step more often does not take steps: it begins again."""
 
 
-class ContextName(StateManager):  # type: ignore[misc]
-    """Receives the name that a pipeline gives to its next forward pass, if it gives one (``cache_context``)."""
+class ContextName(threading.local):
+    """The name that a pipeline gives to this thread's next forward pass, if it gives one (``cache_context``)."""
 
-    def __init__(self) -> None:
-        super().__init__(BaseState)
-        self.name: str | None = None
-
-    def set_context(self, context: Any) -> None:
-        self.name = getattr(context, "name", context)
+    name: str | None = None
 
 
 class Tracker:
@@ -43,6 +38,8 @@ class Tracker:
         when_over: a bound method, called once the current trajectory is over. Its object is not kept alive: it owns
             the tracker, and a cycle would keep a removed cache, and the model, until the next garbage collection.
         warn: warns the user, once per message.
+        context: the name of this thread's next forward pass.
+        numbers: of trajectories, from 0.
     """
 
     def __init__(
@@ -52,12 +49,17 @@ class Tracker:
         new_memory: Callable[[int], Memory],
         when_over: Callable[[], None],
         warn: Callable[[str], None],
+        context: ContextName,
+        numbers: Iterator[int],
     ) -> None:
-        self.context = ContextName()
+        self._context, self._numbers = context, numbers
         self._config, self._find_course, self._new_memory = config, find_course, new_memory
         self._when_over, self._warn = weakref.WeakMethod(when_over), warn
         self._run: Run | None = None
-        self._runs = 0
+
+    def knows(self, inputs: Inputs) -> bool:
+        """Whether a forward pass belongs to the current trajectory."""
+        return self._run is not None and self._run.passes_with(inputs.identity, self._context.name) is not None
 
     def follow(self, inputs: Inputs) -> tuple[Run, Pass, float | torch.Tensor]:
         """The trajectory and pass that a forward pass continues or begins, and its timestep, 0 to 1000.
@@ -66,13 +68,13 @@ class Tracker:
         own, since the model's is rounded to its dtype.
         """
         run = self._run
-        found = None if run is None else run.passes_with(inputs.identity, self.context.name)
+        found = None if run is None else run.passes_with(inputs.identity, self._context.name)
         step = None if run is None or found is None else self._step(run, found, inputs)
         if run is None or found is None or step is None:
             run, found, step = self._new_run(inputs), [], 0
         if step > run.step:
             run.before, run.timestep = run.timestep, inputs.timestep
-        each = run.enter(inputs.identity, self.context.name, found, step)
+        each = run.enter(inputs.identity, self._context.name, found, step)
         each.fit(inputs.signature, inputs.pictures)
         return run, each, inputs.timestep if run.schedule is None else run.schedule.timesteps[step]
 
@@ -122,14 +124,16 @@ class Tracker:
         else:
             run.repeats, index = True, step.index - 1
             step.current.step = index
-            found = run.passes_with(inputs.identity, self.context.name) or []
-        each = run.enter(inputs.identity, self.context.name, found, index)
+            found = run.passes_with(inputs.identity, self._context.name) or []
+        each = run.enter(inputs.identity, self._context.name, found, index)
         each.fit(inputs.signature, inputs.pictures)
         step.run, step.current, step.index = run, each, index
         return True
 
     def forget(self) -> None:
         """Drop the current trajectory and everything that it keeps."""
+        if self._run is not None:
+            self._run.forget()
         self._run = None
 
     def _over(self, run: Run) -> None:
@@ -138,13 +142,13 @@ class Tracker:
             when_over()
 
     def _new_run(self, inputs: Inputs) -> Run:
+        self.forget()
         course = self._find_course(inputs.read_timestep)
         if course is None:
             self._say_what_has_no_effect("here")
             if self._config.needs_time:
                 inputs.read_timestep()  # now, while nothing of this pass is queued, rather than halfway through it
-        self._run = run = Run(self._runs, course, inputs.timestep, self._over, self._new_memory)
-        self._runs += 1
+        self._run = run = Run(next(self._numbers), course, inputs.timestep, self._over, self._new_memory)
         return run
 
     def _lose_course(self, run: Run) -> None:

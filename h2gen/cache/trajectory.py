@@ -191,6 +191,10 @@ class Run:
     def _release(self, _: Any) -> None:
         self._living = [same for same in self._living if not same.gone]
         if not self._living:
-            for *_, each in self._passes:
-                each.forget()
+            self.forget()
             self._when_over(self)
+
+    def forget(self) -> None:
+        """Drop the tensors that its passes keep now; a run itself may live until the next garbage collection."""
+        for *_, each in self._passes:
+            each.forget()

@@ -24,7 +24,11 @@ def apply(
     on_step: Callable[[StepRecord], None] | None = None,
     **settings: Any,
 ) -> Trace:
-    """Put H2-Cache on a pipeline or a transformer until ``h2gen.remove``. A cache that is already on it is replaced.
+    """Put H2-Cache on a pipeline or a transformer until ``h2gen.remove``.
+
+    It replaces a cache that is already on, whose trace then stops. Threads may then share the transformer: each
+    trajectory has its own state, and all add to the one trace. Apply and remove the cache while none of them calls it.
+    A copy of the transformer has no cache.
 
     Args:
         target: a pipeline with a transformer of a family in ``h2gen.families``, or such a transformer. The schedule,
@@ -40,7 +44,7 @@ def apply(
     Raises:
         ArgumentError: there is no such setting.
         SettingError, PresetError: a setting or the preset cannot be used.
-        CacheError: the model cannot be cached, or diffusers' own cache is on.
+        CacheError: the model cannot be cached, diffusers' own cache is on, or another thread is amid a step.
     """
     return apply_config(target, _resolved("apply", config, settings), on_step=on_step)
 
@@ -53,7 +57,9 @@ def h2_cache(
     on_step: Callable[[StepRecord], None] | None = None,
     **settings: Any,
 ) -> Iterator[Trace]:
-    """H2-Cache on a pipeline or transformer within a ``with`` block; otherwise as ``apply``.
+    """H2-Cache on a pipeline or transformer within a ``with`` block.
+
+    Otherwise as ``apply``, except that a cache which is already on is an error.
 
     >>> with h2gen.h2_cache(pipe) as trace:  # doctest: +SKIP
     ...     image = pipe("a cat").images[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +76,7 @@ def open_session(
 
 
 class Session:
-    """A loaded model. A session makes any number of pictures, one at a time or in batches.
+    """A loaded model. It makes any number of pictures, one at a time or in batches; other threads wait.
 
     Args:
         pipe: the loaded pipeline.
@@ -91,6 +92,7 @@ class Session:
         self.checkpoint = checkpoint
         self.offload = offload
         self._place = {"device": device, "dtype": dtype}
+        self._lock = threading.RLock()
         self._encoded = EncodedPrompts()
         self._interrupted = self._observed = False
         self._most: dict[tuple[int, int], int] = {}
@@ -273,7 +275,7 @@ class Session:
         Raises:
             OutOfMemory: the device's memory does not suffice.
         """
-        with self._working(settings):
+        with self._lock, self._working(settings):
             self._arguments([settings])
 
     def relieve(self, offload: str) -> None:
@@ -283,19 +285,20 @@ class Session:
             Exception: it cannot be loaded in that way. The session is then as before; if that is impossible too, it
                 makes no more pictures. The same goes for an interrupt while it is loaded.
         """
-        if offload == self.offload:
+        with self._lock:
+            if offload == self.offload:
+                free_memory()
+                return
+            self.pipe = None  # there is no memory for both
             free_memory()
-            return
-        self.pipe = None  # there is no memory for both
-        free_memory()
-        try:
-            self.pipe, self.offload = load_or_advise(self.checkpoint, offload=offload, **self._place)
-        except BaseException as error:
-            let_go(error)
-            free_memory()
-            with contextlib.suppress(Exception):
-                self.pipe, _ = load_or_advise(self.checkpoint, offload=self.offload, **self._place)
-            raise
+            try:
+                self.pipe, self.offload = load_or_advise(self.checkpoint, offload=offload, **self._place)
+            except BaseException as error:
+                let_go(error)
+                free_memory()
+                with contextlib.suppress(Exception):
+                    self.pipe, _ = load_or_advise(self.checkpoint, offload=self.offload, **self._place)
+                raise
 
     def interrupt(self) -> None:
         """Stop after the current step: ``run`` raises KeyboardInterrupt. May be called from a signal handler.
@@ -346,28 +349,26 @@ class Session:
             seconds.
         """
         settings = together[0]
-        self._observed = settings.cache.enabled or on_step is not None
+        observed = settings.cache.enabled or on_step is not None
         # On the CPU, so that a seed gives the same noise on every device.
         generators = [torch.Generator("cpu").manual_seed(each.seed) for each in together]
         generator = generators if len(generators) > 1 else generators[0]
-        started = time.perf_counter()
-        with self._working(settings):
+        with self._lock, self._working(settings):
+            started, self._observed = time.perf_counter(), observed
             set_tiling(self.pipe, settings.width, settings.height, always=tiled)
             cache = (
-                h2_cache(self.pipe, settings.cache, on_step=on_step)
-                if self._observed
-                else contextlib.nullcontext(Trace())
+                h2_cache(self.pipe, settings.cache, on_step=on_step) if observed else contextlib.nullcontext(Trace())
             )
             arguments = self._arguments(together)
             self._raise_if_interrupted()  # during text encoding: the pipeline resets its switch when it starts
-            if self._observed:
+            if observed:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
             with solving(self.pipe, settings.solver), cache as trace:
                 trace.reference = settings.reference
                 pixels = self.pipe(**arguments, generator=generator).images
-        if not self._observed:
-            self._raise_if_interrupted()
-        return np.asarray(pixels), trace, time.perf_counter() - started
+            if not observed:
+                self._raise_if_interrupted()
+            return np.asarray(pixels), trace, time.perf_counter() - started
 
     @contextlib.contextmanager
     def _working(self, settings: Settings) -> Iterator[None]:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from diffusers.hooks import apply_group_offloading
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 
 from h2gen.cache import CacheConfig, apply, h2_cache, remove
-from tests.cache.drive import assert_same_decisions, both_models, flux, run, run_reference, same, thresholds
+from h2gen.cache.memory import StageMemory
+from h2gen.errors import CacheError
+from tests.cache.drive import (
+    assert_same_decisions,
+    both_models,
+    flux,
+    run,
+    run_reference,
+    same,
+    thresholds,
+    trajectory,
+)
 from tests.cache.reference import Rules
 from tests.small import flux_pipeline, run_kwargs
 
@@ -112,6 +127,26 @@ def test_applying_twice_replaces(make: Any) -> None:
 
 
 @both_models
+def test_a_replaced_trace_grows_no_more(make: Any) -> None:
+    model = make()
+    first = apply(model, BUSY)
+    run(model, 2)
+    second = apply(model, BUSY)
+    run(model, 3)
+    assert (len(first.steps), len(second.steps)) == (2, 3)
+
+
+def test_a_block_within_a_block_is_refused_and_the_outer_one_stays() -> None:
+    model = flux()
+    with h2_cache(model, plan="FR") as trace:
+        for target in (model, flux_pipeline(transformer=model)):
+            with pytest.raises(CacheError, match="already on"), h2_cache(target, plan="FR"):
+                pass
+        run(model, 2)
+    assert [step.blocks_run for step in trace.steps] == [5, 2]
+
+
+@both_models
 def test_removing_what_was_never_applied_does_nothing(make: Any) -> None:
     model = make()
     before = footprint(model)
@@ -154,7 +189,7 @@ def test_group_offloading_works_beside_it_and_stays(first: str, kind: str) -> No
     wanted, decisions = run_reference(model, Rules(**tau))
     plain = run(model, 3)
 
-    def offload() -> None:
+    def put_on() -> None:
         apply_group_offloading(
             model,
             onload_device=torch.device("cpu"),
@@ -164,12 +199,12 @@ def test_group_offloading_works_beside_it_and_stays(first: str, kind: str) -> No
         )
 
     if first == "offloading first":
-        offload()
+        put_on()
         offloaded = footprint(model)
         trace = apply(model, CacheConfig(**tau))
     else:
         trace = apply(model, CacheConfig(**tau))
-        offload()
+        put_on()
     assert same(run(model), wanted)
     assert_same_decisions(trace.steps, decisions)
     remove(model)
@@ -196,6 +231,112 @@ def test_layerwise_casting_works_beside_it_and_stays(make: Any) -> None:
     assert same(got, wanted)
     assert footprint(model) == before
     assert same(run(model, 3), plain)
+
+
+def blocks_of(model: Any) -> list[torch.nn.Module]:
+    return [*model.transformer_blocks, *model.single_transformer_blocks]
+
+
+def offload(model: Any) -> None:
+    cpu = torch.device("cpu")
+    apply_group_offloading(
+        model, onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
+    )
+
+
+def own_forward(block: torch.nn.Module) -> None:
+    """As patches of others do: a forward on the object, which calls the class's."""
+    block.forward = lambda *args, **kwargs: type(block).forward(block, *args, **kwargs)  # type: ignore[method-assign]
+
+
+def exchange_blocks(model: Any) -> None:
+    for blocks in (model.transformer_blocks, model.single_transformer_blocks):
+        for index, block in enumerate(blocks):
+            blocks[index] = copy.copy(block)
+
+
+DISTURBANCES: dict[str, Callable[[Any], None]] = {
+    # What loading, fusing or unloading a LoRA does in the end; it needs no peft.
+    "a LoRA under group offloading": _maybe_remove_and_reapply_group_offloading,
+    "offloading put on": lambda model: None if hasattr(model, "_diffusers_hook") else offload(model),
+    "forward replaced": lambda model: [own_forward(block) for block in blocks_of(model)],
+    "forward reset": lambda model: [block.__dict__.pop("forward", None) for block in blocks_of(model)],
+    "hooks deleted": lambda model: [block.__dict__.pop("_diffusers_hook", None) for block in blocks_of(model)],
+    "accelerate's hook put on and taken off": lambda model: [
+        (add_hook_to_module(block, AlignDevicesHook(execution_device="cpu")), remove_hook_from_module(block))
+        for block in blocks_of(model)
+    ],
+    "blocks exchanged": exchange_blocks,
+}
+
+
+@pytest.mark.parametrize("disturb", DISTURBANCES.values(), ids=DISTURBANCES)
+@pytest.mark.parametrize("under", ["nothing", "group offloading"])
+def test_nothing_done_to_a_model_between_two_steps_drops_the_cache(under: str, disturb: Callable[[Any], None]) -> None:
+    model = flux()
+    settings = thresholds(model, 0.5, 0.7)
+    with h2_cache(model, **settings) as trace:
+        wanted = run(model)
+    if under == "group offloading":
+        offload(model)
+    with h2_cache(model, **settings) as disturbed:
+        got = []
+        for step, (_, given) in enumerate(trajectory(model)):
+            if step in (1, 4):
+                disturb(model)
+            with torch.no_grad():
+                got.append(model(**given, return_dict=False)[0])
+    assert same(got, wanted)
+    assert [step.blocks_run for step in disturbed.steps] == [step.blocks_run for step in trace.steps]
+    assert min(step.blocks_run for step in trace.steps) < 5
+
+
+@both_models
+def test_between_two_steps_nothing_is_on_the_blocks(make: Any) -> None:
+    model = make()
+    before = footprint(model)
+    with h2_cache(model, config=BUSY):
+        run(model, 2, named=False)
+        assert {name: item for name, item in footprint(model).items() if name} == {n: i for n, i in before.items() if n}
+
+
+def test_nothing_is_left_on_the_blocks_by_a_pass_that_fails() -> None:
+    model = flux()
+    before = footprint(model)
+    trace = apply(model, CacheConfig(plan="FRRR"))
+    fail = model.norm_out.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(model, 2, named=False)
+    fail.remove()
+    after = footprint(model)
+    assert all(after[name] == before[name] for name in before if name)
+    assert trace.steps == []
+    run(model, 2, named=False)
+    assert [step.blocks_run for step in trace.steps] == [5, 2]
+
+
+def test_a_removed_cache_frees_what_it_kept_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+    keep = StageMemory.keep_residual
+
+    def remembered(memory: StageMemory, residual: Any, *rest: Any) -> None:
+        kept.extend(weakref.ref(tensor) for tensor in residual)
+        keep(memory, residual, *rest)
+
+    monkeypatch.setattr(StageMemory, "keep_residual", remembered)
+    model = flux()
+    passes = list(trajectory(model, 2))  # its tensors stay alive
+    apply(model, CacheConfig(plan="FR"))
+    gc.disable()
+    try:
+        with torch.no_grad():
+            for _, given in passes:
+                model(**given)
+        assert any(tensor() is not None for tensor in kept)
+        remove(model)
+        assert all(tensor() is None for tensor in kept)
+    finally:
+        gc.enable()
 
 
 class Counting(AlignDevicesHook):

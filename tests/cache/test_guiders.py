@@ -68,6 +68,7 @@ def test_skipped_layers_are_another_pass_with_residuals_of_its_own(layer: tuple[
         guided = range(1, 6)
         wanted = [(step, name) for step in range(STEPS) for name in PASSES[: 3 if step in guided else 2]]
         assert [(step.step, step.context) for step in trace.steps] == wanted
+        assert {(step.context, step.blocks_run) for step in trace.steps} == {("cond", 7), ("uncond", 7), ("cond 2", 6)}
 
 
 def test_a_second_pass_over_a_text_does_not_wait_for_the_timestep(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,7 +234,7 @@ def test_a_change_that_is_not_finite_is_a_miss_counted_and_warned_of_once(make: 
 @pytest.mark.parametrize("stage", ["structure", "detail"])
 def test_a_kept_residual_of_nothing_is_a_miss_until_there_is_something(make: Any, stage: str) -> None:
     model = make()
-    still = spoilt(first_block(model, stage), {0, 1}, lambda before, _after: before)
+    still = spoilt(first_block(model, stage), {0, 1}, lambda before, _after: before.clone())
     warned = pytest.warns(RuntimeWarning, match="finite")
     with still, warned as caught, h2_cache(model, **ALWAYS[stage]) as trace:
         run(model, 5)

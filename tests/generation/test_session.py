@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,16 @@ def test_the_same_seed_makes_the_same_picture_and_another_seed_another(tiny: Any
     assert one.trace.summary.all_reused > 0
     other = tiny.generate("a cat", cache=cache, **{**FAST, "seed": 8})
     assert not np.array_equal(pixels(one.image), pixels(other.image))
+
+
+def test_threads_share_a_session_one_at_a_time(tiny: Any) -> None:
+    def make(seed: int) -> Any:
+        return pixels(tiny.generate("a cat", cache=CacheConfig(0.2, 0.2), **{**FAST, "seed": seed}).image)
+
+    alone = [make(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(make, range(3)))
+    assert all(np.array_equal(got, wanted) for got, wanted in zip(together, alone, strict=True))
 
 
 def test_a_seed_left_out_is_drawn_and_told(tiny: Any) -> None:

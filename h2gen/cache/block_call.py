@@ -1,0 +1,115 @@
+"""What stands in front of a block during a forward pass, and calls it, or leaves it out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
+
+import torch
+
+from h2gen.cache.batch import Rows, Streams, rows_of
+from h2gen.cache.callers import Callers
+from h2gen.cache.engine import Engine
+from h2gen.cache.probe import Probe
+from h2gen.cache.stages import Stage
+
+_NOTHING = object()
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def outside_graphs(function: _Function) -> _Function:
+    """Keep a function, and all that it calls, out of what torch.compile traces."""
+    disable: Any = torch.compiler.disable
+    return cast(_Function, disable(function))
+
+
+def _between_graphs(function: _Function) -> _Function:
+    """The same, but what it calls may be compiled. With ``fullgraph`` torch says so, and since 2.8 what is to do."""
+    disable: Any = torch.compiler.disable
+    kept = disable(function, recursive=False)
+    kept._torchdynamo_disable_msg = (
+        "with H2-Cache on, compile its blocks by compile_repeated_blocks(), or the transformer without fullgraph"
+    )
+    return cast(_Function, kept)
+
+
+class _Call(NamedTuple):
+    """A call of a block: what to call it with, the streams before a first one, and the pictures; or what stands in."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    whole: Streams
+    rows: Rows | None
+    output: Any = None
+    skipped: bool = False
+
+
+class BlockCall:
+    """In front of a block in a pass: the first is a probe, the others are skipped on a hit, the last ends a miss."""
+
+    def __init__(self, callers: Callers, stage: Stage, index: int) -> None:
+        self._callers, self._stage, self._block = callers, stage, stage.blocks[index]
+        self._is_first, self._is_last = index == 0, index == len(stage.blocks) - 1
+        kind: Any = type(getattr(self._block, "_orig_mod", self._block))  # what torch.compile wraps
+        self._names = list(inspect.signature(kind.forward).parameters)[1:]
+        self._slot, self._found, self._inner = "", _NOTHING, self._block.forward
+
+    def put_on(self) -> None:
+        """In front of everything that is on the block, its compiled code if it has any."""
+        own = self._block.__dict__
+        self._slot = "forward" if own.get("_compiled_call_impl") is None else "_compiled_call_impl"
+        self._found, self._inner = own.get(self._slot, _NOTHING), getattr(self._block, self._slot)
+        own[self._slot] = self
+
+    def take_off(self) -> None:
+        own = self._block.__dict__
+        if own.get(self._slot) is self:  # else a hook of others was taken off during the pass, and this with it
+            if self._found is _NOTHING:
+                del own[self._slot]
+            else:
+                own[self._slot] = self._found
+
+    @_between_graphs
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        engine = self._callers.current
+        if engine is None:
+            return self._inner(*args, **kwargs)
+        call = self._before(engine, args, kwargs)
+        return call.output if call.skipped else self._after(engine, call, self._inner(*call.args, **call.kwargs))
+
+    @outside_graphs
+    def _before(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        """What to call the block with, or what it returns if it is skipped."""
+        family = engine.family
+        whole, rows = family.block_streams(self._stage.name, args, kwargs), engine.rows(first=self._is_first)
+        if engine.skips(self._stage, first=self._is_first):
+            return _Call((), {}, (), rows, output=family.block_output(self._stage.name, whole), skipped=True)
+        if rows is not None:
+            args, kwargs = (), self._narrowed({**dict(zip(self._names, args, strict=False)), **kwargs}, engine, rows)
+        return _Call(args, kwargs, whole if self._is_first else (), rows)
+
+    @outside_graphs
+    def _after(self, engine: Engine, call: _Call, output: Any) -> Any:
+        """What the block returns: what it made, or what stands in for the stage's last block."""
+        family, name = engine.family, self._stage.name
+        before, streams = family.block_streams(name, call.args, call.kwargs), family.output_streams(name, output)
+        if call.rows is None and {*map(id, streams)} <= {*map(id, before)}:
+            return output  # a hook of others left the block out (diffusers' may even exchange text and image)
+        engine.count(call.rows)
+        if not (self._is_first or self._is_last):
+            return output
+        if self._is_first:
+            streams = engine.after_first(self._stage, Probe(call.whole, before, streams))
+        if self._is_last and not engine.skips(self._stage):
+            streams = engine.after_last(streams)
+        return family.block_output(name, streams)
+
+    def _narrowed(self, given: dict[str, Any], engine: Engine, rows: Rows) -> dict[str, Any]:
+        """A block's arguments for some pictures of the batch. After the first block the streams already are."""
+        pictures, per_picture = engine.pictures, engine.family.per_picture
+
+        def has_rows(name: str, value: Any) -> bool:
+            return name in per_picture and value is not None and len(value) == pictures
+
+        return {name: rows_of(value, rows) if has_rows(name, value) else value for name, value in given.items()}
