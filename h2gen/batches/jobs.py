@@ -18,7 +18,7 @@ from h2gen.files import sha256
 from h2gen.output import names
 from h2gen.settings.layers import Layers
 from h2gen.settings.presets import load_preset
-from h2gen.settings.remarks import remarks_on
+from h2gen.settings.remarks import Remark, remarks_on
 from h2gen.settings.resolve import Request, request_from, resolve_settings
 from h2gen.settings.seeds import count_seeds, derived_seed, parse_seeds
 from h2gen.settings.speedup import Goal, GoalResolver, unchosen
@@ -122,7 +122,8 @@ class Jobs:
         self._resolver = GoalResolver(goal, self.request.checkpoint) if goal else None
         self._seeds = _seeds([options])
         self._load_preset = cache(load_preset)
-        self._known: dict[str, tuple[Settings, str | None]] = {}
+        self._known: dict[str, tuple[Settings, str | None, str | None]] = {}
+        self._rounded: dict[int, str] = {}
         self._entries: list[tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]] = []
         self._count = 0
         self._reported: dict[int, bool] = {}
@@ -159,7 +160,8 @@ class Jobs:
         """What is read otherwise than it was probably meant: the first prompt of each kind, and how many there are."""
         found: dict[str, list[Any]] = {}
         for entry, settings, *_ in self._entries:
-            for remark in remarks_on(entry.prompt, settings, self.request.checkpoint):
+            rounded = [Remark("rounded", self._rounded[id(settings)])] if id(settings) in self._rounded else []
+            for remark in (*rounded, *remarks_on(entry.prompt, settings, self.request.checkpoint)):
                 if remark.text not in self.request.notices:
                     found.setdefault(remark.kind, [f"{entry.source}: {remark.text}", 0])[1] += 1
         return [f"{text} And so for {n - 1} more." if n > 1 else text for text, n in found.values()]
@@ -198,7 +200,9 @@ class Jobs:
         )
         if key not in self._known:
             self._known[key] = self._settings(entry)
-        settings, preset = self._known[key]
+        settings, preset, rounded = self._known[key]
+        if rounded is not None:
+            self._rounded[id(settings)] = rounded  # ``_known`` keeps the settings
         return entry, settings, preset, name, seeds
 
     def _report(self, entry: Entry, reading: Reading) -> None:
@@ -228,8 +232,11 @@ class Jobs:
                 found = True
         return found
 
-    def _settings(self, entry: Entry, alone: bool = False) -> tuple[Settings, str | None]:
-        """An entry's settings, and its preset. ``alone``: it has only one setting, so a profile need not fit."""
+    def _settings(self, entry: Entry, alone: bool = False) -> tuple[Settings, str | None, str | None]:
+        """An entry's settings, its preset, and a notice if its size was rounded.
+
+        ``alone``: it has only one setting, so a profile need not fit.
+        """
         layers: Layers = [
             (entry.source, _sized(_without_seeds(entry.given))),
             ("option", _without_seeds(self._option)),
@@ -241,11 +248,11 @@ class Jobs:
             layers = unchosen(self._resolver.goal, layers)
         elif self._resolver is not None:
             reference_steps, layers = self._resolver.above(layers)
-        settings, resolved, _ = resolve_settings(
+        settings, resolved, rounded = resolve_settings(
             entry.prompt, layers, self.request.checkpoint.defaults, self._load_preset
         )
         settings = replace(settings, reference_steps=reference_steps)
-        return settings, resolved["preset"].value if "preset" in resolved else None
+        return settings, resolved["preset"].value if "preset" in resolved else None, rounded
 
 
 _OWN_KEYS = ("seed", "count", "name")

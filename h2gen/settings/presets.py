@@ -14,6 +14,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies import switched_off
 from h2gen.checks import Rule
 from h2gen.errors import PresetError, SettingError
+from h2gen.settings.synonyms import suggestion
 from h2gen.toml import read_toml
 from h2gen.wording import did_you_mean, printable, shown
 
@@ -90,7 +91,7 @@ def read_preset(path: Path) -> Preset:
     for key in data:
         if key not in (*_SETTINGS, *_OTHER):
             raise PresetError(
-                f"Preset {str(path)!r} has an unknown key {shown(key)}{did_you_mean(key, _SETTINGS)} "
+                f"Preset {str(path)!r} has an unknown key {shown(key)}{suggestion(key, _SETTINGS)} "
                 f"Known keys: {', '.join((*_SETTINGS, *_OTHER))}."
             )
     try:

@@ -116,3 +116,9 @@ def meant_or_close(name: str, known: Collection[str] = BY_NAME, cutoff: float = 
     if found is None:
         found = next(iter(difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)), None)
     return found
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """``; did you mean 'steps'?`` with the name of ours that is meant, or a full stop if none is."""
+    ours = meant_or_close(name, known)
+    return f"; did you mean {ours!r}?" if ours else "."

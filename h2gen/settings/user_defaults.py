@@ -11,9 +11,10 @@ from typing import Any
 from h2gen.errors import SettingError
 from h2gen.files import user_folder
 from h2gen.settings.layers import Layers
+from h2gen.settings.synonyms import suggestion
 from h2gen.settings.table import TABLE
 from h2gen.toml import read_toml
-from h2gen.wording import did_you_mean, shown
+from h2gen.wording import shown
 
 USER_DEFAULTS = {row.name: row for row in TABLE if row.lasting}
 """The rows of the table that can be set permanently, by name."""
@@ -65,7 +66,7 @@ def _configuration() -> dict[str, Any]:
     for key in data:
         if key not in USER_DEFAULTS:
             raise SettingError(
-                f"{where} has an unknown key {shown(key)}{did_you_mean(key, USER_DEFAULTS)} "
+                f"{where} has an unknown key {shown(key)}{suggestion(key, USER_DEFAULTS)} "
                 f"Known keys: {', '.join(USER_DEFAULTS)}."
             )
     return {key: USER_DEFAULTS[key].check(value, f"{where}: {key}") for key, value in data.items()}

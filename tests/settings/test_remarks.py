@@ -128,6 +128,12 @@ def test_a_batch_has_one_line_of_each_kind_with_the_first_prompt_and_the_number_
     ]
 
 
+def test_a_batch_tells_of_a_size_that_was_rounded() -> None:
+    reading = Reading([Entry("a cat", f"p.txt:{n}", {"width": 100, "height": 96}, {}) for n in (1, 2)])
+    (line,) = Jobs(reading, {"model": "tiny"}, {}).remarks
+    assert line.startswith("p.txt:1: ") and "100x96" in line and line.endswith("And so for 1 more.")
+
+
 def test_a_damaged_list_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     request = resolve_request("a lighthouse", {}, {})
     monkeypatch.setattr("h2gen.settings.remarks.vocabulary", lambda _checkpoint: None)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from h2gen.errors import PresetError, SettingError
 from h2gen.settings import synonyms
-from h2gen.settings.synonyms import meant, meant_or_close
+from h2gen.settings.presets import load_preset
+from h2gen.settings.synonyms import meant, meant_or_close, suggestion
 from h2gen.settings.table import BY_NAME
+from h2gen.settings.user_defaults import config_file, user_defaults
 
 NAMES = {
     # diffusers
@@ -63,6 +68,23 @@ def test_a_misspelling_is_the_closest_name_of_ours() -> None:
     assert meant_or_close("stpes") == "steps"
     assert meant_or_close("num_inference_steps") == "steps"
     assert meant_or_close("xyz") is None
+
+
+def test_a_suggestion_ends_a_sentence() -> None:
+    assert suggestion("num_inference_steps", BY_NAME) == "; did you mean 'steps'?"
+    assert suggestion("xyz", BY_NAME) == "."
+
+
+def test_a_configuration_and_a_preset_name_the_key_that_is_meant(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text("rel_l1_thresh = 0.002\n")
+    with pytest.raises(PresetError, match="unknown key 'rel_l1_thresh'; did you mean 'tolerance'"):
+        load_preset(str(file))
+    config = config_file()  # in a home of its own
+    config.parent.mkdir(parents=True, exist_ok=True)
+    config.write_text("num_inference_steps = 8\n")
+    with pytest.raises(SettingError, match="unknown key 'num_inference_steps'; did you mean 'steps'"):
+        user_defaults({})
 
 
 def test_every_row_named_in_the_list_exists_and_no_name_means_two_rows() -> None:

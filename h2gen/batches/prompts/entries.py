@@ -11,7 +11,7 @@ from typing import Any
 
 from h2gen.errors import PromptFileError, SettingError
 from h2gen.sanitize import sanitize
-from h2gen.settings.synonyms import meant_or_close
+from h2gen.settings.synonyms import meant_or_close, suggestion
 from h2gen.settings.table import TABLE
 from h2gen.settings.values import clean_prompt
 from h2gen.wording import printable, shown
@@ -148,8 +148,7 @@ class Reading:
             if key in RUN_WIDE:
                 self.wrong(f"{source}: {key} is the same for the whole run; give --{key} on the command line.")
             elif key not in KEYS:
-                ours = meant_or_close(key, KEYS)
-                self.wrong(f"{source}: there is no setting {shown(key)}{f'; did you mean {ours!r}?' if ours else '.'}")
+                self.wrong(f"{source}: there is no setting {shown(key)}{suggestion(key, KEYS)}")
             elif key == "preset" and any(mark in str(value) for mark in ("/", "\\", ".toml")):
                 self.wrong(f"{source}: preset is {shown(value)}; a prompt file can name a preset, but not its file.")
             else:
