@@ -135,6 +135,15 @@ def test_the_speed_up_and_the_outcomes_are_whole_at_any_width(width: int) -> Non
     assert "est. 28.50x; passes: 0 full, 0 detail reused, 30 all reused" in " ".join(" ".join(lines).split())
 
 
+def test_totals_are_against_the_uncached_run_that_was_asked_for() -> None:
+    console = Console(file=io.StringIO(), width=100, height=20, force_terminal=True, color_system=None)
+    table = LiveTable(console, [Text("a cat")], CACHE, 9, True, reference=5 / 9, reference_steps=5)
+    for step in range(9):
+        table.on_step(record(step, SKIPPED if step % 3 else FULL))
+    words = " ".join(" ".join(show(table.render(), 100, 20)).split())
+    assert "60% of the blocks of 5 steps, est. 1.67x; passes: 3 full" in words
+
+
 def test_it_draws_while_it_lives_and_ends_with_everything_on_screen() -> None:
     out = io.StringIO()
     console = Console(file=out, width=100, height=40, force_terminal=True, color_system=None)

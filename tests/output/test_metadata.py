@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ def test_a_picture_says_everything_about_how_it_was_made(tmp_path: Path, format:
     assert (found.model, found.content_hash, found.dtype, found.device) == ("tiny", "ab" * 32, "float32", "cpu")
     assert found.preset == "fast"
     assert set(found.versions) == {"h2gen", "torch", "diffusers", "transformers", "python"}
+
+
+def test_what_a_profile_stood_in_for_is_recorded_and_older_pictures_lack_it(tmp_path: Path) -> None:
+    chosen = replace(SETTINGS, reference_steps=50)
+    whole = describe(chosen, MADE, seconds=1.5, summary=Summary(28, 10, blocks_run=60, blocks_total=600))
+    found = read_metadata(written(tmp_path, whole))
+    assert whole["reference_steps"] == 50 and "reference_steps" not in whole["settings"]
+    assert found.settings == chosen and found.settings.reference == 50 / 28
+    assert ("cache", "10 of 28 passes full, 0 all reused, 10% of the blocks of 50 steps") in metadata_rows(whole)
+    assert "reference_steps" not in described()
+    for wrong in ("50", 0, True, 1.5):
+        with pytest.raises(MetadataError, match="reference_steps"):
+            read_metadata(written(tmp_path, {**whole, "reference_steps": wrong}))
 
 
 @pytest.mark.parametrize(("count", "told"), [(1, False), (4, True)])
