@@ -89,11 +89,11 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """Commands under one name; the first is the one for arguments that begin with none of them."""
+    """Commands under one name; ``show`` is the one for arguments that begin with none of them."""
 
     @property
     def fallback(self) -> Command:
-        return next(iter(self.commands.values()))  # type: ignore[return-value]
+        return self.commands["show"]  # type: ignore[return-value]
 
     def get_short_help_str(self, limit: int = 0) -> str:
         return _first_sentence(self.help)

@@ -12,9 +12,11 @@ import typer
 
 from h2gen.checks import Rule
 from h2gen.cli.completion import values_of
-from h2gen.errors import UsageError
+from h2gen.errors import SettingError, UsageError
 from h2gen.settings.seeds import parse_seeds
+from h2gen.settings.synonyms import option_in
 from h2gen.settings.table import BATCH, BY_NAME, MEASURING, SECTIONS, TABLE, Setting
+from h2gen.wording import printable
 
 Given = dict[str, Any]
 """The settings given on the command line, by name; None if not given."""
@@ -72,6 +74,19 @@ def takes_options(command: str) -> Callable[[Callable[..., None]], Callable[...,
         return run
 
     return decorate
+
+
+def without_options(prompt: str, command: str) -> str:
+    """The prompt that was typed.
+
+    Raises:
+        SettingError: it has an option inside its quotes, as other programs read them there.
+    """
+    if found := option_in(prompt, [row.name for row in TABLE if command in row.commands]):
+        option, name, value = found
+        typed, ours = (printable(f"{each} {value}".rstrip()) for each in (option, BY_NAME[name].option))
+        raise SettingError(f"{typed} is inside the quotes of the prompt; put it after them, as {ours}.")
+    return prompt
 
 
 def _as_typed(message: str, typed: Mapping[str, Any]) -> str:

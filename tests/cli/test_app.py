@@ -126,6 +126,14 @@ def test_models_lists_the_aliases_with_licence_and_whether_they_are_here(capsys:
         assert words in out
 
 
+def test_models_shows_one_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "show", "schnell"]) == 0
+    shown = capsys.readouterr().out
+    assert run(["models", "schnell"]) == 0
+    assert capsys.readouterr().out == shown
+    assert "1024x1024" in shown
+
+
 def test_models_path_prints_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models", "path", "tiny"]) == 0
     assert capsys.readouterr().out == f"{BUNDLED}\n"

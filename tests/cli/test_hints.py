@@ -14,6 +14,7 @@ HINTS: list[tuple[list[str], str]] = [
     (["a", 'cat"s', "--steps", "2"], "Put the prompt in quotes: h2gen 'a cat\"s'"),
     (["a dog --seed 3"], "--seed 3 is inside the quotes of the prompt; put it after them, as --seed 3."),
     (["a dog --ar 16:9 --v 6"], "--ar 16:9 is inside the quotes of the prompt; put it after them, as --size 16:9."),
+    (["compare", "a dog --steps 3"], "put it after them, as --steps 3."),
     (["-p", "a dog --num-inference-steps=3"], "put it after them, as --steps 3."),
     (["compare", "a", "cat"], 'Put the prompt in quotes: h2gen compare "a cat"'),
     (["batc", "prompts.txt"], "There is no command 'batc'; did you mean 'batch'?"),

@@ -136,7 +136,7 @@ def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.Capture
     user_folder().mkdir(parents=True)
     (user_folder() / "mine.toml").write_text("tau1 = 0.1\ntau2 = 0.1\nforecast = 1\nbudget = true\ntolerance = 0.01\n")
     assert run(["presets"]) == 0
-    assert "forecast 1, tolerance 0.01, budget" in " ".join(capsys.readouterr().out.split())
+    assert "mine 0.01 0.1 0.1 forecast 1, budget - -" in " ".join(capsys.readouterr().out.split())
     (user_folder() / "mine.toml").write_text("plan = 'FFRS'\nforecast = 1\nwarmup_steps = 3\n")
     assert run(["presets"]) == 0
     row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mine"))

@@ -74,6 +74,7 @@ def compare(
     from h2gen.evaluation.compare import prepare_comparison
     from h2gen.evaluation.options import CompareOptions
 
+    prompt = None if prompt is None else options.without_options(prompt, "compare")
     console = make_console()
     console.quiet = quiet
     wanted = CompareOptions(

@@ -12,7 +12,7 @@ from h2gen.cli import options
 from h2gen.cli.commands import COMMANDS
 from h2gen.errors import SettingError
 from h2gen.settings.table import PICTURE
-from h2gen.wording import did_you_mean, printable
+from h2gen.wording import did_you_mean
 
 
 @options.takes_options("generate")
@@ -70,8 +70,7 @@ def generate(
 
 
 def _prompt(argument: str | None, option: str | None) -> str:
-    from h2gen.settings.synonyms import option_in
-    from h2gen.settings.table import BY_NAME, LONGEST_PROMPT, TABLE
+    from h2gen.settings.table import LONGEST_PROMPT
     from h2gen.settings.values import clean_prompt
 
     if argument is not None and option is not None:
@@ -84,10 +83,4 @@ def _prompt(argument: str | None, option: str | None) -> str:
             text = sys.stdin.buffer.read(4 * LONGEST_PROMPT).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise SettingError("The prompt on stdin is not UTF-8 text.") from error
-    text = clean_prompt(text)
-    if found := option_in(text, [row.name for row in TABLE if "generate" in row.commands]):
-        option, name, value = found
-        typed = printable(f"{option} {value}".rstrip())
-        ours = printable(f"{BY_NAME[name].option} {value}".rstrip())
-        raise SettingError(f"{typed} is inside the quotes of the prompt; put it after them, as {ours}.")
-    return text
+    return options.without_options(clean_prompt(text), "generate")

@@ -32,6 +32,7 @@ def replay(
     from h2gen.generation.requests import replay_request
     from h2gen.output.metadata import read_metadata
 
+    prompt = None if prompt is None else options.without_options(prompt, "replay")
     console = make_console()
     console.quiet = quiet
     found = read_metadata(picture)
