@@ -16,7 +16,6 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.engine import Shared
 from h2gen.cache.hooks import Attachment
 from h2gen.cache.others import refuse_other_caches
-from h2gen.cache.policies import switched_off
 from h2gen.cache.schedule import course_finder
 from h2gen.cache.stages import stages_of
 from h2gen.cache.trace import StepRecord, Trace
@@ -91,9 +90,8 @@ def h2_cache(
 ) -> Iterator[Trace]:
     """H2-Cache on a transformer or pipeline within a ``with`` block.
 
-    ``settings`` are fields of ``CacheConfig`` and override ``config``; one of the two must be given. Without a
-    ``config``, giving only a tolerance means that there are no thresholds. ``h2gen.h2_cache`` also takes presets, and
-    has a default. Otherwise as ``apply``, except that a cache which is already on is an error.
+    ``settings`` are fields of ``CacheConfig`` and override ``config``; one of the two must be given. ``h2gen.h2_cache``
+    also takes presets, and has a default. Otherwise as ``apply``, except that a cache which is already on is an error.
 
     >>> with h2gen.cache.h2_cache(pipe.transformer, tau1=0.08, tau2=0.2) as trace:  # doctest: +SKIP
     ...     image = pipe("a cat").images[0]
@@ -102,7 +100,7 @@ def h2_cache(
     if config is None:
         if not settings:
             raise CacheError("The cache has no settings here; give a CacheConfig or its fields, or use h2gen.h2_cache.")
-        config = CacheConfig(**switched_off(settings))
+        config = CacheConfig(**settings)
     with _applying:
         if _attachment(_transformer_of(target)) is not None:
             raise CacheError(
