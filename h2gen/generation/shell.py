@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import SettingError
-from h2gen.settings.resolve import CACHE, Request, request_from
+from h2gen.settings.resolve import CACHE, IGNORED_BY_PLAN, Request, request_from
 from h2gen.settings.seeds import parse_seeds
 from h2gen.settings.speedup import Goal, GoalResolver, request_for_goal
 from h2gen.settings.synonyms import meant, option_in
@@ -227,7 +227,14 @@ class ShellState:
         elif name in ("preset", "tau1", "tau2", "plan", "tolerance"):
             # These exclude each other: the latest wins.
             kept = ("tau1", "tau2") if name.startswith("tau") else (name,)
-            for other in ("no_cache", "tau1", "tau2", "plan", "tolerance"):
+            for other in (
+                "no_cache",
+                "tau1",
+                "tau2",
+                "plan",
+                "tolerance",
+                *(IGNORED_BY_PLAN if name == "plan" else ()),
+            ):
                 if other not in kept:
                     changed.pop(other, None)
         check_folder(self._request("-", changed))

@@ -212,15 +212,18 @@ def _choose_policy(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
         SettingError: a plan is combined with what contradicts it or has no effect, other than in a record of all
             settings of a cache.
     """
-    for _, values in layers:
+    for source, values in layers:
         others = [name for name in ("tolerance", "tau1", "tau2") if values.get(name) is not None]
         others = [name for name in others if name != "tolerance" or values[name]]
         if values.get("plan") and any(values.get(name) is None for name in CACHE):
+            plan, *named = (
+                BY_NAME[name].option if source == "option" else name for name in ("plan", *others, *IGNORED_BY_PLAN)
+            )
             if others:
-                raise SettingError(f"--plan and --{others[0]} contradict each other; give one.")
-            for name in IGNORED_BY_PLAN:
+                raise SettingError(f"{plan} and {named[0]} contradict each other; give one.")
+            for name, shown in zip(IGNORED_BY_PLAN, named, strict=True):
                 if values.get(name) not in (None, BY_NAME[name].default):
-                    raise SettingError(f"{BY_NAME[name].option} has no effect with --plan; give one.")
+                    raise SettingError(f"{shown} has no effect with {plan}; give one.")
         if values.get("plan") or others:
             values.update(switched_off(values))
             return

@@ -140,7 +140,7 @@ def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.Capture
     (user_folder() / "mine.toml").write_text("plan = 'FFRS'\nforecast = 1\nwarmup_steps = 3\n")
     assert run(["presets"]) == 0
     row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mine"))
-    assert row == ["mine", "-", "-", "plan", "FFRS,", "forecast", "1"]
+    assert row == ["mine", "-", "-", "-", "plan", "FFRS,", "forecast", "1", "-", "-"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from h2gen.cli.completion import in_shell
+from h2gen.errors import SettingError
 from h2gen.generation.shell import ShellState
 from h2gen.output.metadata import read_metadata
 from tests.cli.programs import h2gen, in_a_terminal, read_until
@@ -103,6 +104,15 @@ def test_a_mistake_is_one_line_and_the_shell_goes_on(line: str, words: str, caps
     assert step.action is Action.SHOW and step.request is not None
     show_request(step.request, ["random"])
     assert "28" in capsys.readouterr().out
+
+
+def test_a_plan_takes_the_place_of_what_it_ignores() -> None:
+    shell = ShellState({})
+    shell.read(":set warmup-steps 2")
+    assert shell.read(f":set plan {'F' * 28}").action.value == "changed"
+    assert shell.value("warmup_steps") is None
+    with pytest.raises(SettingError, match="warmup_steps has no effect with plan; give one"):
+        shell.read(":set warmup-steps 2")
 
 
 @pytest.mark.parametrize(
