@@ -184,5 +184,5 @@ def test_left_at_the_papers_it_is_the_papers_to_the_bit() -> None:
 
 @pytest.mark.parametrize("value", ["", "Stable", "paper "])
 def test_a_pooling_that_there_is_not_is_refused(value: str) -> None:
-    with pytest.raises(SettingError, match=r"pfs is .*paper or stable"):
+    with pytest.raises(SettingError, match=r"pfs .*paper or stable"):
         CacheConfig(pfs=value)
