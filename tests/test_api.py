@@ -29,6 +29,11 @@ def test_a_name_that_is_not_there_is_an_attribute_error(module: str) -> None:
         importlib.import_module(module).nonsense  # noqa: B018
 
 
+def test_a_notebook_completes_every_public_name() -> None:
+    code = "import sys, h2gen; sys.exit(dir(h2gen) != sorted(h2gen.__all__) or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_importing_it_loads_no_torch() -> None:
     code = "import sys, h2gen, h2gen.cache, h2gen.settings.presets; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
