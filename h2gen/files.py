@@ -93,7 +93,7 @@ def check_folder(folder: Path) -> None:
         while not os.path.lexists(existing) and existing != existing.parent:
             existing = existing.parent
         if not existing.is_dir():
-            what = "a link to nothing" if existing.is_symlink() and not existing.exists() else "not a folder"
+            what = "a broken link" if existing.is_symlink() and not existing.exists() else "not a folder"
             raise NotADirectoryError(errno.ENOTDIR, f"{str(existing)!r} is {what}")
         with tempfile.TemporaryFile(dir=existing):
             pass

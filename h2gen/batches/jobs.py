@@ -164,7 +164,7 @@ class Jobs:
             for remark in (*rounded, *remarks_on(entry.prompt, settings, self.request.checkpoint)):
                 if remark.text not in self.request.notices:
                     found.setdefault(remark.kind, [f"{entry.source}: {remark.text}", 0])[1] += 1
-        return [f"{text} And so for {n - 1} more." if n > 1 else text for text, n in found.values()]
+        return [f"{text} The same applies to {n - 1} more." if n > 1 else text for text, n in found.values()]
 
     @property
     def remarked_request(self) -> Request:

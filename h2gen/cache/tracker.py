@@ -159,7 +159,7 @@ class Tracker:
         for name in () if self._config.plan else ("final_steps", "tolerance"):
             if getattr(self._config, name):
                 self._warn(
-                    f"H2-Cache: {name} has no effect {where}: the steps ahead are not known. They are read from the "
+                    f"H2-Cache: {name} has no effect {where}: the remaining steps are unknown. They are read from the "
                     "scheduler of the diffusers pipeline that runs the transformer, or of a loop that calls its step()."
                 )
 

@@ -14,12 +14,12 @@ from h2gen.settings.table import BY_NAME, CACHE
 SHORT = """\
 h2gen makes pictures with Flux models, and makes them faster with H2-Cache.
 
-  h2gen "a cat"               a picture by the small model that comes with h2gen
-  h2gen "a cat" --model dev   a picture by FLUX.1 [dev], which is downloaded first
+  h2gen "a cat"               a picture made by the small model that ships with h2gen
+  h2gen "a cat" --model dev   a picture made by FLUX.1 [dev], which is downloaded first
   h2gen batch prompts.txt     one picture per line of a file
 
   h2gen help                  all commands and options
-  h2gen help COMMAND          those of one command"""
+  h2gen help COMMAND          the options of one command"""
 """What plain ``h2gen`` prints."""
 _HELP = "Show the options of a command."
 

@@ -12,15 +12,13 @@ from h2gen.cli.commands import COMMANDS
 from h2gen.settings.synonyms import meant
 from h2gen.wording import did_you_mean, printable
 
-_SERVER = (
-    "h2gen has no server and no page for a browser; 'h2gen shell' keeps the model loaded and reads prompts from a pipe."
-)
+_SERVER = "h2gen has no server or web page; 'h2gen shell' keeps the model loaded and reads prompts from a pipe."
 _LEAVE_OUT = 'A picture needs no command: h2gen "a cat".'
 _DOWNLOAD = (
-    "A model is downloaded for the first picture that you make with it; 'h2gen models' lists them, "
+    "A model is downloaded when you first make a picture with it; 'h2gen models' lists them, "
     "'h2gen models path dev' prints where one is."
 )
-_ACCOUNT = "Models that need an account are downloaded with the login of 'hf auth login', or with HF_TOKEN."
+_ACCOUNT = "For models that need an account, run 'hf auth login' or set HF_TOKEN."
 _OTHER_TOOLS = {
     **dict.fromkeys(["serve", "server", "api", "web", "webui", "ui", "gui", "app", "launch", "start"], _SERVER),
     **dict.fromkeys(["download", "pull", "fetch", "install", "add", "get"], _DOWNLOAD),
@@ -28,13 +26,14 @@ _OTHER_TOOLS = {
     **dict.fromkeys(["list", "ls"], "'h2gen models' lists the models, and 'h2gen presets' the presets."),
     **dict.fromkeys(
         ["config", "configure", "settings", "set", "setup", "init"],
-        "Settings are kept in a file or as H2GEN_...: see docs/options.md; 'h2gen \"a cat\" --dry-run' shows them.",
+        "Settings can be kept in config.toml or H2GEN_... variables, see docs/options.md; "
+        "'h2gen \"a cat\" --dry-run' shows them.",
     ),
     **dict.fromkeys(
         ["doctor", "diagnose", "env", "status", "check", "debug"],
         "'h2gen \"a cat\" --dry-run' shows all settings, and 'h2gen bench' measures this machine.",
     ),
-    "version": "The version is printed by 'h2gen --version'.",
+    "version": "'h2gen --version' prints the version.",
     **dict.fromkeys(
         ["update", "upgrade", "uninstall", "remove"],
         "h2gen is a Python package: pip installs, upgrades and removes it.",
@@ -52,7 +51,7 @@ _OTHER_TOOLS = {
 """What to do instead of a command that other tools have, and h2gen does not."""
 
 _PIPELINE = "in Python, set it up on a pipeline of your own and use h2gen.h2_cache(pipe)"
-_QUANTIZED = "give a file that is quantized already: --model FILE.gguf --base dev"
+_QUANTIZED = "give a file that is already quantized: --model FILE.gguf --base dev"
 _NOT_YET = {
     **dict.fromkeys(
         ["lora", "loras", "lora-weights", "lora-path", "lora-paths", "lora-scale", "lora-scales"],
@@ -115,7 +114,7 @@ def other_tools(word: str, context: Any) -> str | None:
     if word not in _OTHER_TOOLS:
         return None
     said = f"There is no command {word!r}. {_OTHER_TOOLS[word]}"
-    return f"{said} To make a picture of the word: h2gen -- {word}" if context.parent is None else said
+    return f"{said} To use the word as a prompt: h2gen -- {word}" if context.parent is None else said
 
 
 def one_dash(arguments: list[str], command: Any) -> str | None:

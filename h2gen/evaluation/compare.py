@@ -179,8 +179,8 @@ class PreparedComparison:
             speedup = comparison.method(comparison.chosen).speedup
             if speedup < SAVES:
                 observer.warned(
-                    f"The preset {options.save_preset!r} saves no time: {times(speedup)} times as fast as without a "
-                    "cache. Choose another row with --row, or measure again on an idle machine."
+                    f"The preset {options.save_preset!r} saves no time: it is {times(speedup)} times as fast as "
+                    "without a cache. Choose another row with --row, or measure again on an idle machine."
                 )
 
 

@@ -105,7 +105,7 @@ def _check_names(function: str, given: Mapping[str, Any], known: Collection[str]
         if meant in _MODEL:
             raise ArgumentError(f"{function}() has no argument {name!r}; give {meant!r} to h2gen.load().")
         if meant in _SEVERAL:
-            raise ArgumentError(f"{function}() has no argument {name!r}; it is for one picture, see h2gen.batch().")
+            raise ArgumentError(f"{function}() has no argument {name!r}; for several pictures, use h2gen.batch().")
     check_names(function, given, known, meant_or_close)
 
 
@@ -118,7 +118,9 @@ def _one_seed(options: dict[str, Any]) -> dict[str, Any]:
     if seeds is None:
         return rest  # which is a random one
     if len(seeds) > 1:
-        raise SettingError(f"There are {len(seeds)} seeds, for one picture; give one, or use h2gen.batch().")
+        raise SettingError(
+            f"There are {len(seeds)} seeds, but only one picture is made; give one or use h2gen.batch()."
+        )
     return {**rest, "seed": seeds[0]}
 
 

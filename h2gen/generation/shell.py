@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HELP = """\
 A line is a prompt. To begin a prompt with a colon, type two colons. Commands:
   :set NAME VALUE   change a setting, such as :set steps 12; :set alone lists them
-  :unset NAME       back to its value at the start
+  :unset NAME       restore its initial value
   :show             all settings and where they come from
   :seed N|random    fix the seed, or use a new one for each picture
   :again            repeat the last prompt
@@ -57,7 +57,7 @@ def start_request(given: Mapping[str, Any], goal: Goal) -> tuple[Request, dict[s
     if given.get("seed") is not None:
         seeds = parse_seeds(given["seed"], "--seed")
         if seeds is not None and len(seeds) > 1:
-            raise SettingError(f"--seed is {given['seed']!r}; a shell takes one seed at a time.")
+            raise SettingError(f"--seed is {given['seed']!r}; the shell takes one seed at a time.")
         given["seed"] = None if seeds is None else seeds[0]
     request = request_for_goal("-", [("option", given), *user_defaults()], goal)
     check_folder(request, "--out")
@@ -75,7 +75,7 @@ def check_folder(request: Request, called: str = "out") -> None:
     from h2gen.output.save import target_of
 
     if target_of(request.out, request.format).stem is not None:
-        raise SettingError(f"{called} is {request.out!r}; a shell needs a folder for its pictures.")
+        raise SettingError(f"{called} is {request.out!r}; the shell needs a folder for its pictures.")
 
 
 def _check_options(line: str) -> None:
@@ -90,7 +90,7 @@ def _check_options(line: str) -> None:
     if found := option_in(line, NAMES):
         _, name, value = found
         shown = printable(f":set {name.replace('_', '-')} {value}".rstrip())
-        raise SettingError(f"A line of the shell takes no options; type {shown} first, and then the prompt alone.")
+        raise SettingError(f"The shell takes no options in a prompt; type {shown} first, then the prompt alone.")
 
 
 class Action(Enum):

@@ -36,5 +36,5 @@ class Unread:
         if self.needed <= MOST_TOKENS:
             return f"{line} A max-sequence-length of {self.needed} reads all of it."
         if self.limit < MOST_TOKENS:
-            return f"{line} A max-sequence-length of {MOST_TOKENS}, the most there is, reads more of it."
+            return f"{line} A max-sequence-length of {MOST_TOKENS}, the maximum, reads more of it."
         return line

@@ -145,6 +145,6 @@ def read_configs(file: Path, names: Collection[str], metadata: Mapping[str, str]
 
 def _unknown(file: Path, name: str, how: str) -> ModelError:
     return ModelError(
-        f"{shown(file)} stores {printable(name)!r} in a way that h2gen does not know ({printable(how)[:100]}); "
+        f"{shown(file)} stores {printable(name)!r} in a way that h2gen does not support ({printable(how)[:100]}); "
         f"{OTHER_FILE}."
     )

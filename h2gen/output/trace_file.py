@@ -53,7 +53,7 @@ class TraceFile:
             raise _cannot(path, getattr(error, "strerror", None) or str(error)) from error
         else:
             if os.path.isdir(path) or not overwrite:
-                raise _cannot(path, "it is a folder" if os.path.isdir(path) else "it exists already")
+                raise _cannot(path, "it is a folder" if os.path.isdir(path) else "it already exists")
             if not os.access(path, os.W_OK):
                 raise _cannot(path, "permission denied")
         if not os.path.isdir(path.parent):

@@ -27,8 +27,8 @@ def notices_about(settings: Settings, resolved: Mapping[str, Resolved], layers: 
     if tolerance > USEFUL_TOLERANCE[1] and not settings.cache.plan and source not in _RECORDS:
         low, high = USEFUL_TOLERANCE
         yield (
-            f"A tolerance of {tolerance:g} is beyond what it is for, {low:g} to {high:g}: expect another picture. To "
-            "be that fast, fewer --steps are closer to the uncached one."
+            f"A tolerance of {tolerance:g} is outside the useful range, {low:g} to {high:g}; expect a different "
+            "picture. At that speed, fewer --steps are closer to the uncached one."
         )
     for _, values in layers:
         if values.get("preset") is not None:
@@ -48,7 +48,7 @@ def _about_preset(name: str, settings: Settings, given: set[str]) -> Iterator[st
         options = " and ".join(BY_NAME[each].option for each in sorted(given))
         yield f"{options} {'replaces' if len(given) == 1 else 'replace'} the {meant} of the preset {preset.name!r}."
     elif meant == "tolerance" and settings.steps <= FEWEST_STEPS:
-        yield f"The preset {preset.name!r} will skip few of {settings.steps} steps or none; it is for more steps."
+        yield f"With {settings.steps} steps the preset {preset.name!r} skips few or none; it is meant for more steps."
 
 
 def _policy(cache: CacheConfig) -> str:

@@ -20,12 +20,12 @@ _SHORT = "".join(row.short[1] for row in TABLE if row.short and row.is_setting)
 _OPTION = re.compile(rf"(?<!\S)(?:--([A-Za-z][\w-]*)|-([{_SHORT}])(?=\s+\S))")
 _SYNTAX = {
     "tag": (re.compile(r"<(?:lora|lyco|hypernet)\b[^<>]*>", re.I), "no LoRA is loaded from a prompt"),
-    "weight": (re.compile(r"\([^():]*[^():\d]:\s*[0-2]?(?:\.\d+|(?<=[0-2]))\)"), "there are no prompt weights"),
+    "weight": (re.compile(r"\([^():]*[^():\d]:\s*[0-2]?(?:\.\d+|(?<=[0-2]))\)"), "prompt weights are not supported"),
     "wildcard": (
         re.compile(r"\{[^{}]*\|[^{}]*\}|\[[^\[\]]*\|[^\[\]]*\]|(?<!\w)__[\w/*-]*\w__(?!\w)"),
-        "there are no wildcards; write one prompt per line of a file",
+        "wildcards are not supported; write one prompt per line of a file",
     ),
-    "comment": (re.compile(r"(?<=\s)#\s.*"), "a comment has a line of its own"),
+    "comment": (re.compile(r"(?<=\s)#\s.*"), "a comment needs a line of its own"),
 }
 """Marks of other programs in a prompt, and what to know about each."""
 
@@ -70,7 +70,7 @@ def _about_guidance(settings: Settings, checkpoint: Checkpoint) -> Iterator[Rema
     # A model whose default is 0 takes none: FLUX.1 [schnell], Chroma.
     if settings.guidance != default and (not default or (local is not None and takes_guidance(local) is False)):
         name = printable(checkpoint.name)
-        yield Remark("guidance", f"--guidance changes nothing: {name!r} is not guidance-distilled; use --cfg.")
+        yield Remark("guidance", f"--guidance has no effect: {name!r} is not guidance-distilled; use --cfg.")
 
 
 def _about_vocabulary(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Iterator[Remark]:
@@ -91,6 +91,6 @@ def _about_vocabulary(prompt: str, settings: Settings, checkpoint: Checkpoint) -
         small, large = (f"{side}x{side}" for side in (known.smallest_side, known.largest_side))
         yield Remark(
             "size",
-            f"The bundled model was trained at {small} to {large}; do not expect much of {settings.width}x"
+            f"The bundled model was trained at {small} to {large}; expect poor pictures at {settings.width}x"
             f"{settings.height}.",
         )

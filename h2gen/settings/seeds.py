@@ -45,13 +45,13 @@ def parse_seeds(given: Any, called: str = "seed") -> tuple[int, ...] | None:
             raise refused
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise SettingError(f"{wrong}; {first}-{last} runs backwards, give {last}-{first}.")
+            raise SettingError(f"{wrong}; {first}-{last} runs backwards; give {last}-{first}.")
         if last >= SEEDS:
             raise SettingError(f"{wrong}; give whole numbers from 0 to {SEEDS - 1}.")
         ranges.append(range(first, last + 1))
         total += last + 1 - first
         if total > MOST_SEEDS:
-            raise SettingError(f"{wrong}; that is more than {MOST_SEEDS} seeds, give fewer.")
+            raise SettingError(f"{wrong}; that is more than {MOST_SEEDS} seeds; give fewer.")
     return tuple(dict.fromkeys(seed for each in ranges for seed in each))
 
 

@@ -161,7 +161,7 @@ class GoalResolver:
             best = max(profile.choices, key=lambda each: each.figures.ssim_mean)
             notices = [
                 *notices,
-                f"Nothing in the profile is faster and has a mean SSIM of {self.goal.fidelity:g} (the closest has "
+                f"Nothing faster in the profile reaches a mean SSIM of {self.goal.fidelity:g} (the closest has "
                 f"{below_one(best.figures.ssim_mean, 4)}); making the uncached picture.",
             ]
         else:

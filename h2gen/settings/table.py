@@ -248,7 +248,7 @@ TABLE = (
         in_shell=True,
     ),
     _goal("speedup", "Target speed-up, such as 3, as faithful as possible; needs a profile.", _speedup),
-    _goal("fidelity", "Mean SSIM, such as 0.95, as fast as possible; needs a profile.", _fidelity),
+    _goal("fidelity", "Target mean SSIM, such as 0.95, as fast as possible; needs a profile.", _fidelity),
     _goal("nearest", "If no profile fits, use the nearest.", Rule(bool)),
     Setting(
         "name",

@@ -60,7 +60,7 @@ def _configuration() -> dict[str, Any]:
         if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
             return {}
         if isinstance(error.__cause__, PermissionError):
-            warnings.warn(f"{where} may not be read; using the defaults.", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{where} cannot be read; using the defaults.", RuntimeWarning, stacklevel=3)
             return {}
         raise SettingError(f"{where} cannot be used: {error}.") from error
     for key in data:

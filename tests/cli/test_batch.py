@@ -97,7 +97,8 @@ def test_prompts_read_otherwise_than_meant_are_told_before_they_are_made(
     file = prompts(here, "a cat", "a (big:1.3) cat", "a (red:1.2) dog")
     assert run(["batch", file, "--dry-run"]) == 0
     told = [line for line in capsys.readouterr().err.splitlines() if "plain words" in line]
-    assert told == ["p.txt:2: '(big:1.3)' is read as plain words: there are no prompt weights. And so for 1 more."]
+    weights = "'(big:1.3)' is read as plain words: prompt weights are not supported."
+    assert told == [f"p.txt:2: {weights} The same applies to 1 more."]
 
 
 @pytest.mark.slow

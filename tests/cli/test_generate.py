@@ -349,7 +349,7 @@ BAD: list[tuple[list[str], str]] = [
 if os.name == "posix":
     BAD += [
         (["a cat", "--out", "/proc/nothing"], "Cannot write to the folder"),
-        (["a cat", "--trace", "/dev/null"], "it exists already"),
+        (["a cat", "--trace", "/dev/null"], "it already exists"),
     ]
 
 

@@ -68,9 +68,9 @@ def test_lines_from_a_pipe_are_prompts_and_commands(here: Path) -> None:
         (":sho", "did you mean 'show'"),
         (":unset", "There is no setting ''"),
         (":set num_inference_steps 3", "There is no setting 'num_inference_steps'; use steps."),
-        (":set out a.png", "out is 'a.png'; a shell needs a folder for its pictures."),
+        (":set out a.png", "out is 'a.png'; the shell needs a folder for its pictures."),
         ("set steps 3", "begin with a colon: :set steps 3"),
-        ("a dog --seed 3", "type :set seed 3 first, and then the prompt alone."),
+        ("a dog --seed 3", "type :set seed 3 first, then the prompt alone."),
         ("a dog --num-inference-steps=3", "type :set steps 3 first"),
         (":set steps", "steps needs a value"),
         (":set stps 3", "did you mean 'steps'"),
@@ -177,7 +177,7 @@ def test_what_fails_in_a_pipe_is_told_by_the_exit_status(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-o", "a.png"], "a shell needs a folder"),
+        (["-o", "a.png"], "the shell needs a folder"),
         (["--seed", "x"], "--seed is 'x'"),
         (["--seed", "1-3"], "one seed at a time"),
         (["--steps", "0"], "--steps is 0"),

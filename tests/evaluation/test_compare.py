@@ -103,5 +103,5 @@ def test_a_preset_that_saves_no_time_is_not_saved_in_silence(own_home: Path) -> 
         options = h2gen.CompareOptions(save_preset=name)
         prepared = prepare_comparison("a cat", options=options)
         prepared._write(FinishedRun(replace(found, methods=tuple(methods)), {}, None), watch)
-        told = [event for event in watch.events if "saves no time: 0.97 times as fast" in event]
+        told = [event for event in watch.events if "saves no time: it is 0.97 times as fast" in event]
         assert len(told) == (name == "slow") and f"{name}.toml" in watch.events

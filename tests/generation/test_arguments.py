@@ -99,7 +99,7 @@ def test_a_size_is_given_as_on_the_command_line(tiny: Any, given: dict[str, Any]
 
 def test_a_seed_may_be_text_but_only_one(tiny: Any) -> None:
     assert tiny.settings("a cat", seed="7").seed == tiny.settings("a cat", seed=7).seed == 7
-    with pytest.raises(SettingError, match=r"3 seeds, for one picture.*h2gen\.batch"):
+    with pytest.raises(SettingError, match=r"3 seeds, but only one picture.*h2gen\.batch"):
         tiny.settings("a cat", seed="1-3")
 
 
@@ -144,7 +144,7 @@ def test_a_place_that_cannot_be_written_to_is_reported_before_the_picture_is_mad
         ("output", "did you mean 'out'?"),
         ("torch_dtype", "give 'dtype' to h2gen.load()"),
         ("device", "give 'device' to h2gen.load()"),
-        ("num_images_per_prompt", "it is for one picture, see h2gen.batch()"),
+        ("num_images_per_prompt", "for several pictures, use h2gen.batch()"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_one(tiny: Any, name: str, answer: str) -> None:

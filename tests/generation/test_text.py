@@ -229,7 +229,7 @@ def test_the_message_says_what_reads_all_of_it() -> None:
         "The prompt is truncated to 24 tokens; left out: 'on a yellow background'. "
         "A max-sequence-length of 32 reads all of it."
     )
-    assert "the most there is" in str(Unread("negative", "x" * 1000, 24, 600))
+    assert "the maximum" in str(Unread("negative", "x" * 1000, 24, 600))
     assert str(Unread("prompt", "at night", 512, 600)).endswith("left out: 'at night'.")
 
 
@@ -241,7 +241,7 @@ def test_a_tokenizer_of_another_kind_costs_no_picture(monkeypatch: pytest.Monkey
 
 def test_a_prompt_read_otherwise_than_meant_is_a_warning() -> None:
     session = session_of("flux")
-    with pytest.warns(UserWarning, match=r"'\(big:1.3\)' is read as plain words: there are no prompt weights"):
+    with pytest.warns(UserWarning, match=r"'\(big:1.3\)' is read as plain words: prompt weights are not supported"):
         session.generate("a (big:1.3) cat", seed=1, cfg=1.0, max_sequence_length=32, **SIZE)
 
 

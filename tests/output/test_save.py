@@ -143,8 +143,8 @@ def test_a_picture_that_cannot_be_written_is_put_where_it_can(
         ("", None, "out is empty"),
         ("a\0b", None, "null byte"),
         ("~nobody-of-this-name/x", None, "no such home folder"),
-        ("dangling", None, "a link to nothing"),
-        ("dangling/x.png", None, "a link to nothing"),
+        ("dangling", None, "a broken link"),
+        ("dangling/x.png", None, "a broken link"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_made(

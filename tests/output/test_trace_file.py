@@ -40,7 +40,7 @@ def test_a_full_disk_is_remembered_and_raises_nothing(tmp_path: Path) -> None:
 
 def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match="it exists already"):
+    with pytest.raises(OutputError, match="it already exists"):
         TraceFile.check(tmp_path / "notes.txt")
     with pytest.raises(OutputError, match="Cannot write the trace"):
         TraceFile(tmp_path / "notes.txt", {})

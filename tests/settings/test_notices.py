@@ -22,7 +22,7 @@ def test_a_tolerance_within_its_range_is_not_remarked_on(tolerance: float) -> No
 @pytest.mark.parametrize("tolerance", [0.011, 0.1, 10.0])
 def test_a_tolerance_beyond_its_range_is(tolerance: float) -> None:
     (line,) = notices(tolerance=tolerance)
-    assert line.startswith(f"A tolerance of {tolerance:g} is beyond what it is for, 0.0005 to 0.01:")
+    assert line.startswith(f"A tolerance of {tolerance:g} is outside the useful range, 0.0005 to 0.01;")
     assert "fewer --steps" in line
 
 
@@ -35,7 +35,7 @@ def test_a_tolerance_beyond_its_range_is(tolerance: float) -> None:
         ({"preset": "fast", "plan": "F" * 28}, "--plan replaces the tolerance of the preset 'fast'."),
         (
             {"preset": "fast", "steps": 8},
-            "The preset 'fast' will skip few of 8 steps or none; it is for more steps.",
+            "With 8 steps the preset 'fast' skips few or none; it is meant for more steps.",
         ),
     ],
 )

@@ -25,14 +25,14 @@ def lines(prompt: str, model: str = "tiny", **given: Any) -> list[str]:
     return found
 
 
-WILDCARD = "is read as plain words: there are no wildcards; write one prompt per line of a file."
+WILDCARD = "is read as plain words: wildcards are not supported; write one prompt per line of a file."
 SYNTAX = {
     "a cat <lora:emoji:0.8>": "'<lora:emoji:0.8>' is read as plain words: no LoRA is loaded from a prompt.",
-    "a (big:1.3) cat": "'(big:1.3)' is read as plain words: there are no prompt weights.",
+    "a (big:1.3) cat": "'(big:1.3)' is read as plain words: prompt weights are not supported.",
     "a {red|blue} cat": f"'{{red|blue}}' {WILDCARD}",
     "a __colour__ cat": f"'__colour__' {WILDCARD}",
     "a [cat|dog]": f"'[cat|dog]' {WILDCARD}",
-    "a dog   # a big one": "'# a big one' is read as plain words: a comment has a line of its own.",
+    "a dog   # a big one": "'# a big one' is read as plain words: a comment needs a line of its own.",
     "a dog --seed 3": "'--seed' is read as words of the prompt; give --seed outside the prompt.",
     "a dog --ar 16:9": "'--ar' is read as words of the prompt; give --size outside the prompt.",
     "a dog -n 3": "'-n' is read as words of the prompt; give --count outside the prompt.",
@@ -64,7 +64,7 @@ def test_what_is_only_like_them_is_not_remarked_on(prompt: str) -> None:
 
 def test_marks_in_a_negative_prompt_are_named_too() -> None:
     assert lines("a cat", negative="(ugly:1.4)") == [
-        "'(ugly:1.4)' is read as plain words: there are no prompt weights."
+        "'(ugly:1.4)' is read as plain words: prompt weights are not supported."
     ]
 
 
@@ -99,12 +99,12 @@ def test_everything_that_it_was_taught_is_known() -> None:
 def test_a_size_beyond_the_training_is_told(size: str, remarked: int) -> None:
     found = lines("a cat", size=size)
     assert len(found) == remarked
-    assert all(line.endswith(f"trained at 96x96 to 256x256; do not expect much of {size}.") for line in found)
+    assert all(line.endswith(f"trained at 96x96 to 256x256; expect poor pictures at {size}.") for line in found)
     assert lines("a cat", "dev", size="1024x768") == []
 
 
 def test_a_guidance_that_changes_nothing_is_told(tmp_path: Path) -> None:
-    assert lines("a cat", guidance=7.0) == ["--guidance changes nothing: 'tiny' is not guidance-distilled; use --cfg."]
+    assert lines("a cat", guidance=7.0) == ["--guidance has no effect: 'tiny' is not guidance-distilled; use --cfg."]
     assert len(lines("a cat", "schnell", guidance=3.5)) == 1
     assert lines("a cat", "dev", guidance=7.0) == [] == lines("a cat", guidance=1.0)
     (tmp_path / "transformer").mkdir()
@@ -120,18 +120,18 @@ def test_a_batch_has_one_line_of_each_kind_with_the_first_prompt_and_the_number_
     reading = Reading([Entry(text, f"p.txt:{n}", {}, {}) for n, text in enumerate(texts, 1)])
     jobs = Jobs(reading, {"seed": "1-3", "size": "512x512", "model": "tiny"}, {})
     assert jobs.remarks == [
-        f"p.txt:2: The bundled model does not know 'lighthouse'. {SHOW} And so for 2 more.",
-        "p.txt:3: '(red:1.3)' is read as plain words: there are no prompt weights.",
+        f"p.txt:2: The bundled model does not know 'lighthouse'. {SHOW} The same applies to 2 more.",
+        "p.txt:3: '(red:1.3)' is read as plain words: prompt weights are not supported.",
     ]
     assert [line for line in jobs.notices if "512x512" in line] == [
-        "The bundled model was trained at 96x96 to 256x256; do not expect much of 512x512."
+        "The bundled model was trained at 96x96 to 256x256; expect poor pictures at 512x512."
     ]
 
 
 def test_a_batch_tells_of_a_size_that_was_rounded() -> None:
     reading = Reading([Entry("a cat", f"p.txt:{n}", {"width": 100, "height": 96}, {}) for n in (1, 2)])
     (line,) = Jobs(reading, {"model": "tiny"}, {}).remarks
-    assert line.startswith("p.txt:1: ") and "100x96" in line and line.endswith("And so for 1 more.")
+    assert line.startswith("p.txt:1: ") and "100x96" in line and line.endswith("The same applies to 1 more.")
 
 
 def test_a_damaged_list_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

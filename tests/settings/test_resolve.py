@@ -219,7 +219,7 @@ def test_a_pictures_preset_is_a_name_and_no_path_of_ours(tmp_path: Path) -> None
 def test_a_configuration_that_may_not_be_looked_at_is_none_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with locked(tmp_path) as home, pytest.warns(RuntimeWarning, match=r"may not be read; using the defaults"):
+    with locked(tmp_path) as home, pytest.warns(RuntimeWarning, match=r"cannot be read; using the defaults"):
         monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
         assert plan().resolved["steps"].source == "model default"
 

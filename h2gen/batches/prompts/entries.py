@@ -146,7 +146,7 @@ class Reading:
         for key, value in given.items():
             source = f"{place_of(given, key, whole)}{what}"
             if key in RUN_WIDE:
-                self.wrong(f"{source}: {key} is the same for the whole run; give --{key} on the command line.")
+                self.wrong(f"{source}: {key} applies to the whole run; give --{key} on the command line.")
             elif key not in KEYS:
                 self.wrong(f"{source}: there is no setting {shown(key)}{suggestion(key, KEYS)}")
             elif key == "preset" and any(mark in str(value) for mark in ("/", "\\", ".toml")):

@@ -70,7 +70,7 @@ def read_json(reading: Reading, name: str, data: bytes, key: str) -> None:
 
 def _add(reading: Reading, source: str, item: Any, key: str) -> None:
     if is_deep(item, DEEPEST):
-        reading.wrong(f"{source}: it is nested in more than {DEEPEST} levels; flatten it.")
+        reading.wrong(f"{source}: it is nested more than {DEEPEST} levels deep; flatten it.")
         return
     if isinstance(item, str):
         item = {key: item}

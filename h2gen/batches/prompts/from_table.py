@@ -48,7 +48,7 @@ def read_table(reading: Reading, name: str, data: bytes, key: str, separator: st
                 columns = [cell.strip() for cell in row]
                 kept = _checked_columns(reading, source, columns, key)
             elif len(row) > len(columns):
-                reading.wrong(f"{source}: it has more cells than the header; put text with {separator!r} in quotes.")
+                reading.wrong(f"{source}: it has more cells than the header; quote text that contains {separator!r}.")
             else:
                 cells = {column: cell.strip() for column, cell in zip(columns, row, strict=False) if column in kept}
                 reading.add_item(source, _values(reading, source, cells, key), key)
@@ -68,7 +68,7 @@ def _checked_columns(reading: Reading, source: str, columns: list[str], key: str
         raise SettingError(f"{source}: there is no column {printable(key)!r}; {printable(hint)}.")
     for column, count in Counter(columns).items():
         if count > 1 and column:
-            reading.wrong(f"{source}: there are {count} columns {printable(column)!r}; keep one.")
+            reading.wrong(f"{source}: there are {count} columns called {printable(column)!r}; keep one.")
     return {column for column in columns if column and (column == key or reading.check_key(source, column))}
 
 

@@ -57,7 +57,7 @@ def _read_line(reading: Reading, source: str, text: str) -> None:
         elif key == "prompt" and not prompt:
             prompt = value
         elif key == "prompt" or key in given:
-            reading.wrong(f"{source}: --{name} is a second {key}; keep one.")
+            reading.wrong(f"{source}: --{name} sets {key} again; keep one.")
         else:
             try:
                 given[key] = parsed(key, value, f"--{name}")
@@ -99,7 +99,7 @@ def _unknown(name: str) -> str:
     """Why an option is not read, and what may be meant."""
     shared = meant(name, RUN_WIDE)
     if shared is not None:
-        return f"--{name} is the same for the whole run; give --{shared} on the command line."
+        return f"--{name} applies to the whole run; give --{shared} on the command line."
     close = meant_or_close(name, KEYS) if len(name) > 1 else None
     hint = f"did you mean --{close.replace('_', '-')}?" if close else "leave it out."
-    return f"there is no option --{name}; {hint} A prompt with these words goes into a .jsonl or .yaml file."
+    return f"there is no option --{name}; {hint} To use these words as a prompt, put it in a .jsonl or .yaml file."

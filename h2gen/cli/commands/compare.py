@@ -63,8 +63,9 @@ def compare(
 ) -> None:
     """Compare cached pictures with uncached ones and with simply using fewer steps.
 
-    The first prompt's pictures side by side (NAME-compare.png), the decisions at each step (NAME-decisions.svg) and,
-    of many methods, a chart (NAME-methods.svg) are written to --out, or to the folder of the --report.
+    Writes the first prompt's pictures side by side (NAME-compare.png), the decisions at each step
+    (NAME-decisions.svg) and, for more than four methods, a chart (NAME-methods.svg) to --out, or to the folder of the
+    --report.
 
     Example: h2gen compare "a cat" --tau1 0.05,0.1,0.15 --tau2 0.1,0.2 --report cat
     """

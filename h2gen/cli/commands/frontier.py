@@ -27,7 +27,7 @@ def frontier(
         Path | None,
         options.option(
             "--profile",
-            help="Profile to rank (the one that fits).",
+            help="Profile to rank; default: the one that fits.",
             panel=options.MEASURING,
             metavar="FILE",
         ),

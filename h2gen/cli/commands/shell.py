@@ -89,8 +89,8 @@ def _obey(line: str, state: ShellState, renderer: Renderer, console: Console, sh
         value = state.value(step.changed) if found is None else found.value
         if step.changed == "seed" and found is not None and found.source == "random":
             value = "a new one each time"
-        told = "not set" if value in (None, "") else "on" if value is True else "off" if value is False else value
-        say(console, f"{step.changed.replace('_', '-')} is now {told}", "dim")
+        text = "not set" if value in (None, "") else "on" if value is True else "off" if value is False else value
+        say(console, f"{step.changed.replace('_', '-')} is now {text}", "dim")
         show_notices([notice for notice in request.notices if notice not in shown], console)
         shown |= set(request.notices)
     elif step.action is Action.RENDER and request is not None:
@@ -112,7 +112,7 @@ def _lines(console: Console) -> Iterator[str]:
                 empty = False
                 yield line
         if empty:
-            say(console, "There is nothing to read on stdin; pipe prompts to it, or type them in a terminal.", "yellow")
+            say(console, "There are no prompts on stdin; pipe some to the shell, or run it in a terminal.", "yellow")
         return
     with _history():
         _complete()

@@ -97,7 +97,7 @@ def show_request(
             continue
         table.add_row(name.replace("_", "-"), Text(printable(str(item.value))), Text(item.source))
     for path in paths[:_MOST_PATHS]:
-        taken = "which is replaced" if overwrite else "the name gets a number"
+        taken = "will be replaced" if overwrite else "a number will be added"
         table.add_row("writes", Text(printable(str(path))), f"exists; {taken}" if os.path.lexists(path) else "")
     if len(paths) > _MOST_PATHS:
         table.add_row("", f"and {len(paths) - _MOST_PATHS} more")

@@ -141,7 +141,7 @@ class PreparedTuning:
         fastest = max(choice.figures.speedup for choice in profile.choices)
         speed = next((speed for speed in (3.0, 2.0, 1.5, 1.2) if speed <= fastest), None)
         if speed is None:
-            return "No choice saves time here by the clock, so there is nothing to choose from it."
+            return "No measured setting saves time on this machine, so the profile offers nothing to choose."
         if self.options.profile is not None:
             return f"To choose from it with --speedup or --fidelity, move it to {str(user_folder())!r}."
         goal = "h2gen", "a cat", "--speedup", f"{speed:g}"
