@@ -14,7 +14,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _C = TypeVar("_C", bound=type)
 
 Suggest = Callable[[str, Collection[str]], str | None]
-"""From an unknown name and the known ones to the one that is probably meant."""
+"""Called with an unknown name and the known ones; returns the one that was probably meant."""
 
 
 def check_names(function: str, given: Iterable[str], known: Collection[str], suggest: Suggest | None = None) -> None:
@@ -24,7 +24,7 @@ def check_names(function: str, given: Iterable[str], known: Collection[str], sug
         function: its name, for the message.
         given: names.
         known: names that it has.
-        suggest: finds the name that is meant; by default the one that is spelt most like it.
+        suggest: finds the name that is meant; by default the one with the most similar spelling.
 
     Raises:
         ArgumentError: it has no argument of one of the names.

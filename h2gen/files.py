@@ -71,7 +71,7 @@ def user_folder(kind: str) -> Path:
 
 
 def user_files(kind: str, name: str) -> list[Path]:
-    """The .toml files in a folder of the user's; none if it does not exist or may not be looked into."""
+    """The .toml files in a folder of the user's; none if it does not exist or cannot be read."""
     try:
         return sorted((user_folder(kind) / name).glob("*.toml"))
     except OSError:

@@ -157,7 +157,7 @@ class Jobs:
 
     @cached_property
     def remarks(self) -> list[str]:
-        """What is read otherwise than it was probably meant: the first prompt of each kind, and how many there are."""
+        """Remarks on prompts that are probably not read as meant: the first of each kind, and how many more."""
         found: dict[str, list[Any]] = {}
         for entry, settings, *_ in self._entries:
             rounded = [Remark("rounded", self._rounded[id(settings)])] if id(settings) in self._rounded else []

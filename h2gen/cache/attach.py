@@ -51,7 +51,7 @@ def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], N
         The trace, which grows with every step from now on.
 
     Raises:
-        CacheError: the model cannot be cached, diffusers' own cache is on, or another thread is amid a step.
+        CacheError: the model cannot be cached, diffusers' own cache is on, or another thread is running a step.
     """
     transformer = _transformer_of(target)
     family = family_of(transformer)

@@ -1,4 +1,4 @@
-"""What stands in front of a block during a forward pass, and calls it, or leaves it out."""
+"""Wraps a block during a forward pass: calls it, or skips it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def outside_graphs(function: _Function) -> _Function:
 
 
 def _between_graphs(function: _Function) -> _Function:
-    """The same, but what it calls may be compiled. With ``fullgraph`` torch says so, and since 2.8 what is to do."""
+    """The same, but what it calls may be compiled. With ``fullgraph`` torch fails, since 2.8 with our advice."""
     disable: Any = torch.compiler.disable
     kept = disable(function, recursive=False)
     kept._torchdynamo_disable_msg = (
@@ -35,7 +35,7 @@ def _between_graphs(function: _Function) -> _Function:
 
 
 class _Call(NamedTuple):
-    """A call of a block: what to call it with, the streams before a first one, and the pictures; or what stands in."""
+    """A call of a block: arguments, the streams before a stage's first block, and the pictures; or the output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -46,7 +46,7 @@ class _Call(NamedTuple):
 
 
 class BlockCall:
-    """In front of a block in a pass: the first is a probe, the others are skipped on a hit, the last ends a miss."""
+    """Wraps a block of a stage: the first is a probe, the others are skipped on a hit, the last ends a miss."""
 
     def __init__(self, callers: Callers, stage: Stage, index: int) -> None:
         self._callers, self._stage, self._block = callers, stage, stage.blocks[index]
@@ -56,7 +56,7 @@ class BlockCall:
         self._slot, self._found, self._inner = "", _NOTHING, self._block.forward
 
     def put_on(self) -> None:
-        """In front of everything that is on the block, its compiled code if it has any."""
+        """Wrap the block with everything that is on it, including its compiled code."""
         own = self._block.__dict__
         self._slot = "forward" if own.get("_compiled_call_impl") is None else "_compiled_call_impl"
         self._found, self._inner = own.get(self._slot, _NOTHING), getattr(self._block, self._slot)
@@ -64,7 +64,7 @@ class BlockCall:
 
     def take_off(self) -> None:
         own = self._block.__dict__
-        if own.get(self._slot) is self:  # else a hook of others was taken off during the pass, and this with it
+        if own.get(self._slot) is self:  # otherwise somebody else's hook was removed during the pass, and this with it
             if self._found is _NOTHING:
                 del own[self._slot]
             else:
@@ -91,11 +91,11 @@ class BlockCall:
 
     @outside_graphs
     def _after(self, engine: Engine, call: _Call, output: Any) -> Any:
-        """What the block returns: what it made, or what stands in for the stage's last block."""
+        """The block's output, or what the cache makes of it after a stage's first and last block."""
         family, name = engine.family, self._stage.name
         before, streams = family.block_streams(name, call.args, call.kwargs), family.output_streams(name, output)
         if call.rows is None and {*map(id, streams)} <= {*map(id, before)}:
-            return output  # a hook of others left the block out (diffusers' may even exchange text and image)
+            return output  # somebody else's hook skipped the block (diffusers' may even swap text and image)
         engine.count(call.rows)
         if not (self._is_first or self._is_last):
             return output
@@ -106,7 +106,7 @@ class BlockCall:
         return family.block_output(name, streams)
 
     def _narrowed(self, given: dict[str, Any], engine: Engine, rows: Rows) -> dict[str, Any]:
-        """A block's arguments for some pictures of the batch. After the first block the streams already are."""
+        """A block's arguments for some pictures of the batch; after the first block its streams have only these."""
         pictures, per_picture = engine.pictures, engine.family.per_picture
 
         def has_rows(name: str, value: Any) -> bool:

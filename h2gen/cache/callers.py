@@ -1,4 +1,4 @@
-"""Who calls a transformer that several threads share: each trajectory has an engine of its own."""
+"""The callers of a transformer that several threads share: each trajectory has its own engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from h2gen.cache.inputs import Inputs
 
 
 class Callers:
-    """The engines of one cache, one per trajectory that is under way; a thread that calls again keeps its own.
+    """The engines of one cache, one per trajectory in progress; a thread that calls again keeps its engine.
 
     Args:
         new_engine: makes one.
@@ -31,12 +31,12 @@ class Callers:
 
     @property
     def current(self) -> Engine | None:
-        """The engine of the pass that runs in this thread, if one does and the cache takes part in it."""
+        """The engine of the pass running in this thread; None if there is none, or it runs without the cache."""
         engine = self.own
         return engine if engine is not None and engine.step is not None else None
 
     def engine_for(self, inputs: Inputs) -> Engine:
-        """The engine for a pass that begins: the one that knows its trajectory, else the thread's own."""
+        """The engine for a new pass: the one that follows its trajectory, otherwise the thread's own."""
         with self._lock:
             own = self.own
             idle = [] if own is None else [own]
@@ -48,7 +48,7 @@ class Callers:
             return engine
 
     def forget(self) -> None:
-        """Drop everything that is kept, except by the passes of other threads that run now."""
+        """Drop everything that is kept, except by passes that are running in other threads."""
         for engine in [*self._engines]:
             if engine is self.own or not engine.busy:
                 engine.forget()

@@ -17,7 +17,7 @@ _PAPER = {"tau1": 0.15, "tau2": 0.22}
 _LEFT_OUT: Any = ...
 """Stands for a threshold whose value depends on the other settings; every CacheConfig has numbers."""
 USEFUL_TOLERANCE = 0.0005, 0.01
-"""With less nothing is skipped; with more the picture is another one, and as many plain steps are closer."""
+"""Below, nothing is skipped; above, the picture is a different one, and simply using fewer steps is closer."""
 _THRESHOLD = Rule(float, least=0, advice="give a number from 0 (off) upwards, such as 0.15")
 _COUNT = Rule(int, least=0, advice="give a whole number from 0 (off) upwards")
 RULES: dict[str, Rule] = {

@@ -1,9 +1,9 @@
-"""The glue to diffusers and torch: what a transformer and its blocks get while the cache is on.
+"""The glue to diffusers and torch: hooks on a transformer while the cache is on.
 
-Between two forward passes nothing is on the blocks: each pass puts a ``BlockCall`` in front of each block as it finds
-them, and takes it away at its end. Whatever others do to a model in between (load a LoRA, offload, compile, put hooks
-on or take them off, exchange blocks) can therefore neither drop the cache nor be undone by it. Names, state dicts and
-quantized layers stay as they are, and a block's compiled graph is the one that it has without the cache.
+Between two forward passes nothing is on the blocks: each pass wraps each block in a ``BlockCall`` and unwraps it at
+its end. Whatever others do to a model in between (load a LoRA, offload, compile, add or remove hooks, replace blocks)
+can therefore neither drop the cache nor be undone by it. Names, state dicts and quantized layers stay as they are, and
+a block's compiled graph is the same as without the cache.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from h2gen.errors import CacheError
 
 
 class Attachment:
-    """One cache on one transformer, which can be taken off again.
+    """One cache on one transformer, until it is detached.
 
-    Without arguments it is the one of a copy of a model (``copy.deepcopy``, pickle), which does nothing.
+    Without arguments it does nothing: a copy of a model (``copy.deepcopy``, pickle) gets one like that.
     """
 
     def __init__(self, transformer: nn.Module | None = None, shared: Shared | None = None) -> None:
@@ -52,12 +52,12 @@ class Attachment:
         return Attachment, ()
 
     def closed(self) -> bool:
-        """Whether it is off."""
+        """Whether it has been detached."""
         return self._closed.is_set()
 
     @outside_graphs
     def begin(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pass begins: whatever was done to the model since the last one, the cache goes in front of it."""
+        """Begin a forward pass: wrap the blocks as they are now, whatever was done to the model since the last pass."""
         if self.closed():
             return
         stages = stages_of(transformer)
@@ -68,7 +68,7 @@ class Attachment:
         with self._lock:
             thread = threading.current_thread()
             self._inside.discard(thread)  # a pass of this thread that never ended
-            if self.closed():  # by another thread, meanwhile
+            if self.closed():  # by another thread in the meantime
                 engine.forget()
                 return
             if not self._inside:
@@ -77,7 +77,7 @@ class Attachment:
 
     @outside_graphs
     def end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        """It ends, or has failed: then there is no output."""
+        """End a forward pass; there is no output if it failed."""
         engine = None if self.closed() and not self._inside else self._callers.own
         if engine is None or not engine.busy:
             return output
@@ -93,10 +93,10 @@ class Attachment:
                 engine.forget()
 
     def detach(self, *, replaced: bool = False) -> None:
-        """Take it off. A pass of another thread still ends as it began.
+        """Take the cache off. A pass that another thread has begun keeps it until its end.
 
         Raises:
-            CacheError: it is ``replaced`` by another, and a pass of another thread has not ended.
+            CacheError: another cache is to replace it (``replaced``), and a pass of another thread has not ended.
         """
         with self._lock:
             others = {*self._inside} - {threading.current_thread()}
@@ -130,7 +130,7 @@ class Attachment:
 
     @contextmanager
     def _in_context(self, original: Callable[..., Any], name: str, **details: Any) -> Iterator[None]:
-        """The transformer's ``cache_context``, which also tells the cache the name of the next pass."""
+        """The transformer's ``cache_context``, which also gives the cache the name of the next pass."""
         context = self._shared.context
         with original(name, **details):
             before, context.name = context.name, name
@@ -147,12 +147,12 @@ class Attachment:
 
 
 class Overridden:
-    """A method of a transformer that also does something of ours; the one of a copy of the model does not.
+    """A method of a transformer, wrapped; in a copy of the model it just calls the original one.
 
     Args:
         transformer: gets it, if it has such a method.
         name: of the method.
-        call: is called with the method itself and its arguments.
+        call: is called instead, with the method itself and its arguments.
     """
 
     def __init__(self, transformer: nn.Module, name: str, call: Callable[..., Any] | None = None) -> None:

@@ -42,10 +42,10 @@ class Schedule:
 
 
 class Course:
-    """A call's way through its schedule, as told by the scheduler, which counts its steps on the host.
+    """A call's progress through its schedule, read from the scheduler, which counts its steps on the host.
 
-    So it is known without waiting for the device which step a forward pass belongs to, and whether this scheduler takes
-    the steps of this call at all: another call's stands still.
+    This shows, without waiting for the device, which step a forward pass belongs to, and whether the scheduler takes
+    the steps of this call at all: the scheduler of another call does not advance.
 
     Args:
         scheduler: is not kept alive.
@@ -96,7 +96,7 @@ def course_finder(target: Any) -> Callable[[Callable[[], float]], Course | None]
 
 
 def _of_caller() -> list[Any]:
-    """The schedulers that the nearest caller has which has any, itself or in a pipeline."""
+    """The schedulers of the nearest calling function that has any, directly or in a pipeline."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         found = [each for owner in _configured(frame) for each in _schedulers(owner)]
@@ -111,13 +111,13 @@ def _configured(frame: FrameType) -> list[ConfigMixin]:
     values = frame.f_locals
     found = [value for value in values.values() if isinstance(value, ConfigMixin)]
     copied = sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED
-    if copied and sys.getrefcount(values) == 3:  # the function's, this one's and the call's: nobody else reads it
+    if copied and sys.getrefcount(values) == 3:  # the function, this one and the call hold it; nothing else does
         values.clear()  # or it would keep the values alive until the function returns
     return found
 
 
 def _schedulers(owner: Any) -> Iterator[Any]:
-    """The scheduler that a pipeline has, or that this is, if it is diffusers' own, counts its steps and has any."""
+    """The scheduler of a pipeline, or this one itself, if it is diffusers' own, counts its steps and has any."""
     scheduler = getattr(owner, "scheduler", owner)
     counts = isinstance(scheduler, SchedulerMixin) and hasattr(scheduler, "step_index")
     if counts and getattr(scheduler, "num_inference_steps", None):
@@ -125,7 +125,7 @@ def _schedulers(owner: Any) -> Iterator[Any]:
 
 
 def _course(scheduler: Any, read_timestep: Callable[[], float]) -> Course | None:
-    """A scheduler's course from its coming step, if its timestep is that of the model."""
+    """A scheduler's course from its next step, if the timestep of that step is the model's."""
     timesteps, first = [float(each) for each in scheduler.timesteps.tolist()], scheduler.step_index
     if first is None:
         first = getattr(scheduler, "begin_index", None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from h2gen.cache.step import Step
 
 _MOST_REPEATS = 3
-"""How often a step runs one text. A loop that repeats a step more often does not take steps: it begins again."""
+"""How often a step runs one text at most. If a loop repeats a timestep more often, it has begun again."""
 
 
 class ContextName(threading.local):
@@ -85,7 +85,7 @@ class Tracker:
         if run.course is not None:
             step = run.course.step
             if step == run.step and (repeats == _MOST_REPEATS or (repeats and not same_latents)):
-                inputs.read_timestep()  # a text runs once more in a step, unless the scheduler is that of another call
+                inputs.read_timestep()  # either a text runs again in this step, or the scheduler is another call's
             if step is not None and 0 <= step - run.step <= 1 and run.course.is_at(step, inputs.timestep):
                 return step
             if inputs.read_timestep() > _known(run.timestep):

@@ -160,7 +160,7 @@ class Run:
         if each is None:
             each = Pass(self._context(name, found), len(self._passes), self._new_memory)
             self._passes.append((name, _Same(identity.text), self._watched(identity.text_ids), each))
-        elif each.step < step - 1:  # what it kept is of long ago
+        elif each.step < step - 1:  # what it kept is too old
             each.forget()
         each.step = step
         return each

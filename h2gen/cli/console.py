@@ -15,9 +15,9 @@ from h2gen.errors import PromptWarning
 from h2gen.wording import printable
 
 _PIPE = 1_000_000
-"""Columns of a pipe: what is not read on a screen is never wrapped."""
+"""Columns of a pipe, so that output which is not read on a screen is never wrapped."""
 _WIDEST = 10_000
-"""Columns of a terminal. COLUMNS may say anything."""
+"""The most columns of a terminal; COLUMNS may hold any number."""
 
 
 def make_console() -> Console:
@@ -33,7 +33,7 @@ def stdout() -> Console:
 
 
 def _environ() -> dict[str, str]:
-    """The environment without a size of the terminal that is none: some programs set COLUMNS and LINES to 0."""
+    """The environment without an impossible terminal size: some programs set COLUMNS and LINES to 0."""
 
     def is_size(text: str) -> bool:
         return text.isdecimal() and 0 < int(text[:9]) <= _WIDEST

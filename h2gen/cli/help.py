@@ -25,7 +25,7 @@ _HELP = "Show the options of a command."
 
 
 def default_of(parameter: Any) -> str:
-    """What an option is if it is not given, for the help; empty if there is nothing to say."""
+    """An option's default, for the help; empty if there is none to show."""
     row = BY_NAME.get(parameter.name)
     if parameter.default not in (None, False, ""):
         return str(parameter.default)
@@ -66,7 +66,7 @@ def _first_sentence(text: str | None) -> str:
 
 
 class Command(TyperCommand):
-    """A command with help in sections, the most used options first, and with an answer to surplus arguments."""
+    """A command with help in sections, the most used options first, that explains surplus arguments."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [each for each in self.params if each.param_type_name == "argument"]
@@ -89,7 +89,7 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """Commands under one name; ``show`` is the one for arguments that begin with none of them."""
+    """A group of commands; arguments that begin with none of them go to ``show``."""
 
     @property
     def fallback(self) -> Command:

@@ -104,13 +104,13 @@ _NOT_YET = {
         ["upscale", "upscaler", "hires", "hires-fix", "open", "preview", "show", "eta", "style", "clip-skip"], ""
     ),
 }
-"""Options that people try and that h2gen does not have, each with another way, or an empty text."""
+"""Options that people try and that h2gen does not have, each with an alternative, or an empty text."""
 _CLOSE = 0.75
-"""Likeness of a misspelt option to the one that is meant."""
+"""The least similarity of a misspelled option to the one that was meant."""
 
 
 def other_tools(word: str, context: Any) -> str | None:
-    """What to do instead of a command of other tools; None if the word is none of those."""
+    """The message for a command that only other tools have; None if the word is not one."""
     if word not in _OTHER_TOOLS:
         return None
     said = f"There is no command {word!r}. {_OTHER_TOOLS[word]}"
@@ -118,7 +118,7 @@ def other_tools(word: str, context: Any) -> str | None:
 
 
 def one_dash(arguments: list[str], command: Any) -> str | None:
-    """What to say of ``-model``, which would be read as ``-m odel``; None if no long option has one dash only."""
+    """The message for ``-model``, which would be read as ``-m odel``; None if all long options have two dashes."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     known = {option[1:] for option in _options(command).values() if option.startswith("--")}
     wrong = next((each for each in options if each.partition("=")[0] in known), None)
@@ -126,7 +126,7 @@ def one_dash(arguments: list[str], command: Any) -> str | None:
 
 
 def no_command(word: str) -> str:
-    """What to say of ``h2gen help WORD``."""
+    """The message for ``h2gen help WORD``, if it is not a command."""
     return f"There is no command {printable(word)!r}{did_you_mean(word, COMMANDS)} See 'h2gen --help'."
 
 

@@ -1,4 +1,4 @@
-"""The standard streams: what cannot be shown is spelled in other characters, and what cannot be written ends no run."""
+"""The standard streams: what they cannot encode is replaced, and a failed write does not end a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ERRORS = "h2gen"
 """The name of ``_spelled`` among Python's error handlers."""
 _ASCII = {"≥": ">=", "≤": "<=", "·": "-", "…": ".", **dict.fromkeys("█━╸╺", "#")}
 _ASCII |= dict.fromkeys(map(chr, range(0x2800, 0x2900)), "*")  # the spinner
-"""What our tables show where a stream's encoding lacks their characters; as wide, so that columns stay in place."""
+"""Replacements for characters of our tables that an encoding lacks; equally wide, so that columns stay aligned."""
 
 
 class Output:
@@ -39,8 +39,8 @@ class Output:
 def make_safe() -> Output:
     """Make the standard streams safe to use, whatever the program was started with.
 
-    A path is still printed to stdout as it is, whatever its bytes. A stream that is closed is replaced, so that no
-    file that is opened later gets its number: stdin by one that is empty, which it is too if it cannot be read.
+    A path is still printed to stdout as it is, whatever its bytes. A closed stream is replaced, so that no file opened
+    later gets its descriptor; stdin, if it is closed or cannot be read, by an empty one.
     """
     codecs.register_error(_ERRORS, _spelled)
     for descriptor in range(3):

@@ -1,6 +1,6 @@
 """Chooses what to compare a cache with: fewer steps that run as many blocks, and other caches at equal cost.
 
-Fewer steps that take as long follow once there are medians to choose them by: see ``rivals``.
+Runs of fewer steps that take as long are chosen later, by measured medians: see ``rivals``.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def own_methods(profile: Profile, budgets: Sequence[float]) -> list[Method]:
 
 
 def best_rows(comparison: Comparison, own: Sequence[Method], budgets: Sequence[float]) -> list[Row]:
-    """For each budget the best method of every sort that runs no more blocks, within ``OVER``; the closest
+    """For each budget the best method of each kind that runs no more blocks, within ``OVER``; the closest
 
     first. A method need not use the whole budget: a closer, cheaper one is the better choice for it.
     """

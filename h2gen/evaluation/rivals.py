@@ -42,7 +42,7 @@ def steps_of_time(plain: Mapping[int, float], cached: float) -> int | None:
 
 
 def without_rival(results: Sequence[MethodResult]) -> list[MethodResult]:
-    """H2-Cache's runs that take as long as no uncached run does, by the medians so far."""
+    """H2-Cache's runs that no uncached run matches in time, by the medians so far."""
     times = _plain(results).values()
     cached = [result for result in results if result.kind == "h2"]
     return [result for result in cached if not any(same_time(time, result.seconds.median) for time in times)]
@@ -66,7 +66,7 @@ def _plain(results: Sequence[MethodResult]) -> dict[int, float]:
 
 
 def timing_doubts(results: Sequence[MethodResult]) -> Iterator[str]:
-    """A line if seconds do not follow steps, or a run is faster than its blocks allow: the machine was then busy."""
+    """A line if fewer steps took longer, or a run is faster than its blocks allow: the machine was then busy."""
     reasons = []
     plain = sorted((r.steps, r.seconds.median) for r in results if r.kind in ("reference", "steps"))
     pairs = [(one, other) for one in plain for other in plain if one[0] < other[0] and one[1] > _NOISE * other[1]]

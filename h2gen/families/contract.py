@@ -131,7 +131,7 @@ class Family(ABC):
     # What loading and generating need.
 
     def prefix(self, tensors: Collection[str]) -> str | None:
-        """What stands before this transformer's names in a single file with these, such as ``model.diffusion_model.``.
+        """The prefix of this transformer's names in a single file with these names, such as ``model.diffusion_model.``.
 
         None if the file does not hold this transformer.
         """

@@ -51,7 +51,7 @@ class Flux1(Family):
         return {"prompt_embeds": embeddings, "pooled_prompt_embeds": pooled}
 
     def unread(self, pipe: Any, prompt: str, max_sequence_length: int) -> PromptEnd:
-        """By T5, whose embeddings are the text tokens. CLIP reads 77 tokens, but only for one vector of the whole."""
+        """T5's limit, since its embeddings are the text tokens. CLIP reads 77 tokens, but yields only one vector."""
         return end_of(pipe.tokenizer_2, prompt, max_sequence_length)
 
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:

@@ -17,7 +17,7 @@ _TOO_FEW = "The cache reused nothing: there are too few steps to skip any. To be
 def advice(trace: Trace, cache: CacheConfig) -> str | None:
     """One sentence for the user; None if something was reused, or a plan forbade it.
 
-    It names no value beyond what a setting is for: fewer steps are then closer to the uncached picture.
+    It suggests no value outside a setting's useful range: there, fewer steps are closer to the uncached picture.
     """
     summary, steps = trace.summary, trace.steps
     if summary.full < summary.steps or cache.plan:

@@ -44,7 +44,7 @@ def apply(
     Raises:
         ArgumentError: there is no such setting.
         SettingError, PresetError: a setting or the preset cannot be used.
-        CacheError: the model cannot be cached, diffusers' own cache is on, or another thread is amid a step.
+        CacheError: the model cannot be cached, diffusers' own cache is on, or another thread is running a step.
     """
     return apply_config(target, _resolved("apply", config, settings), on_step=on_step)
 

@@ -81,7 +81,7 @@ def replay_request(
 
 
 def _sourced(request: Request, seed: str | None) -> Request:
-    """The request, whose seed is called random if it is."""
+    """The request; a random seed gets the source ``random``."""
     if seed is not None and parse_seeds(seed) is not None:
         return request
     return replace(request, resolved={**request.resolved, "seed": Resolved(request.settings.seed, "random")})

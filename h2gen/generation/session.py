@@ -372,7 +372,7 @@ class Session:
 
     @contextlib.contextmanager
     def _working(self, settings: Settings) -> Iterator[None]:
-        """Around work on the device: running out of memory is told, unless an interrupt came before it."""
+        """Around work on the device: running out of memory is reported, unless an interrupt came first."""
         if self.pipe is None:
             raise RunError(f"{self.checkpoint.name!r} is not loaded any more, since loading it again failed; restart.")
         try:

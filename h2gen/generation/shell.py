@@ -32,7 +32,7 @@ A line is a prompt. To begin a prompt with a colon, type two colons. Commands:
 
 COMMANDS = ("set", "unset", "show", "seed", "again", "help", "quit")
 _BARE = ("quit", "exit", "q", "help", "?", "show", "again")
-"""Lines that are commands without their colon too: few mean a picture of them."""
+"""Lines that are commands even without the colon: hardly anybody wants a picture of them."""
 _GOALS = ("speedup", "fidelity", "nearest")
 """Options for which a profile chooses the other settings."""
 NAMES = tuple(row.name for row in TABLE if row.in_shell)

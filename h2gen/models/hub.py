@@ -49,7 +49,7 @@ def reach(repo: str, file: str) -> None:
     Without a network this fails at once, while the hub's client retries for half a minute and says so at each try.
 
     Raises:
-        OfflineModeIsEnabled: the hub cannot be reached. What it answers, downloading finds out.
+        OfflineModeIsEnabled: the hub cannot be reached. Its answer does not matter: the download reports errors.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
@@ -65,8 +65,8 @@ def reach(repo: str, file: str) -> None:
 
 
 def is_connection_error(error: BaseException) -> bool:
-    """Whether the network failed, and not what it connects to."""
-    # All errors of the hub's HTTP library are about the connection; the library itself has been replaced before.
+    """Whether the connection failed; an error that the server sends is not one."""
+    # By module name, since the hub's HTTP library has changed before. All its errors are about the connection.
     return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("http")
 
 

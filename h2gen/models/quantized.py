@@ -59,7 +59,7 @@ def check_layout(file: Path, names: Collection[str]) -> None:
 
 
 def check_plain(file: Path) -> None:
-    """Check that the weights of a part, whose configuration mentions no quantization, mean what they say.
+    """Check that the weights of a part, whose configuration mentions no quantization, are ordinary ones.
 
     Raises:
         ModelError: they have scales, or are not floating-point numbers.

@@ -1,4 +1,4 @@
-"""Remarks on prompts and settings that a model reads otherwise than they were probably meant."""
+"""Remarks on prompts and settings that a model probably does not read as they were meant."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SYNTAX = {
     ),
     "comment": (re.compile(r"(?<=\s)#\s.*"), "a comment needs a line of its own"),
 }
-"""Marks of other programs in a prompt, and what to know about each."""
+"""Syntax of other programs in a prompt, and what to say about each."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Remark:
 
 
 def remarks_on(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Iterator[Remark]:
-    """What is read otherwise than it was probably meant, at most one remark of each kind.
+    """Remarks on what is probably not read as it was meant, at most one of each kind.
 
     Args:
         prompt: the text; the settings' own is ignored.

@@ -192,7 +192,7 @@ def profile_key_of(checkpoint: Checkpoint, settings: Settings, content_hash: str
 
 
 def expectation(choice: Choice, profile: Profile) -> str:
-    """One line about what was chosen and what to expect, in the words in which the picture's own figures are told."""
+    """One line about what was chosen and what to expect, worded like the picture's own figures."""
     figures = choice.figures
     what = choice.label
     if not choice.cache.enabled:

@@ -111,7 +111,7 @@ def option_in(text: str, known: Collection[str] = BY_NAME) -> tuple[str, str, st
 
 
 def meant_or_close(name: str, known: Collection[str] = BY_NAME, cutoff: float = 0.6) -> str | None:
-    """As ``meant``, or else the name of ours that is spelt most like it; ``cutoff`` as ``difflib`` has it."""
+    """As ``meant``, or else our name with the most similar spelling; ``cutoff`` as ``difflib`` has it."""
     found = meant(name, known)
     if found is None:
         found = next(iter(difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=cutoff)), None)

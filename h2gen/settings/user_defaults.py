@@ -32,7 +32,7 @@ def config_file() -> Path:
 def user_defaults(environ: Mapping[str, str] = os.environ) -> Layers:
     """What the user has set permanently, the environment before the configuration.
 
-    A configuration that the user may not look at counts as none, with a warning.
+    A configuration that the user has no permission to read is ignored, with a warning.
 
     Raises:
         SettingError: a value cannot be used, or the configuration is damaged.

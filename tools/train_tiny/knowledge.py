@@ -1,4 +1,4 @@
-"""What the bundled model was taught, as ``knows.json`` next to its weights tells h2gen's users."""
+"""What the bundled model was taught, for ``knows.json`` next to its weights."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class Reading:
         (self.entries if right else self.broken).append(Entry(prompt, source, given, defaults, notes))
 
     def add_item(self, source: str, item: Mapping[str, Any], key: str) -> None:
-        """Add an entry from an object, or note its errors. What is not a setting becomes a note."""
+        """Add an entry from an object, or record its errors. What is not a setting becomes a note."""
         notes = {name: value for name, value in item.items() if name != key and not _is_setting(name)}
         for name in notes:
             self.check_key(source, name)
@@ -133,7 +133,7 @@ class Reading:
         self.add(source, item.get(key), given, key=key, notes=json.dumps(kept) if kept else None)
 
     def check_key(self, source: str, name: str) -> bool:
-        """Whether a key is a setting or may be a note; it is an error if a setting was meant by it."""
+        """Whether a key is a setting or may be a note; if it was meant as a setting, an error is recorded."""
         ours = None if _is_setting(name) or f" {name} " in _EVERYDAY else meant_or_close(name, KEYS, cutoff=0.85)
         if ours is not None:
             self.wrong(f"{source}: there is no setting {shown(name)}; did you mean {ours!r}?")

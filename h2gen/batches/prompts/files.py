@@ -27,14 +27,14 @@ KINDS = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
-"""Prompt files by the end of their name."""
+"""Kinds of prompt files by suffix."""
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-"""Byte-order marks of other encodings than UTF-8, the longer ones first."""
+"""Byte-order marks of encodings other than UTF-8, longer ones first."""
 
 
 def read_prompts(

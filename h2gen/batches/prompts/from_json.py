@@ -90,7 +90,7 @@ def _add(reading: Reading, source: str, item: Any, key: str) -> None:
 
 
 def _skip(text: str, at: int) -> int:
-    """The next place that is not blank."""
+    """The next position that is not white space."""
     while at < len(text) and text[at] in " \t\n\r":
         at += 1
     return at

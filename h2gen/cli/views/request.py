@@ -32,7 +32,7 @@ def show_notices(notices: Iterable[str], console: Console) -> None:
 
 
 def show_notice(notice: str, console: Console) -> None:
-    """One line; that about the bundled model only once, and only to somebody at a terminal."""
+    """Show one line; the one about the bundled model only once, and only in a terminal."""
     if notice != BUNDLED_NOTICE or (console.is_terminal and not console.quiet and _first_time()):
         say(console, notice, "dim")
 
@@ -46,7 +46,7 @@ def _first_time() -> bool:
         mark.touch(exist_ok=False)
     except FileExistsError:
         return False
-    except (OSError, RuntimeError):  # where nothing can be kept, say it each time
+    except (OSError, RuntimeError):  # if that cannot be recorded, show it each time
         pass
     return True
 
@@ -71,7 +71,7 @@ def show_request(
         as_json: as one JSON object.
         prompt: the prompt and where it came from; None if there is none, or several.
         seed_source: where the seeds came from, if not from where the request's own did.
-        whole: also what a preset leaves as it is without a cache; JSON has it always.
+        whole: also settings of the cache that are off; JSON always has them.
         paths: of the pictures.
         overwrite: existing files will be replaced.
         more: further keys of the JSON object.

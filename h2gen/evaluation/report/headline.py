@@ -140,8 +140,8 @@ def _rivalry(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -
     same = [_best(_of_same_time(comparison, chosen, kind), metric) for kind in ("steps", "solver")]
     shown = [rival for rival in same if rival is not None]
     if shown:
-        told = "; ".join(_compared(rival, chosen, metric) for rival in shown)
-        sentences.append(f"In the same time, {told}.")
+        compared = "; ".join(_compared(rival, chosen, metric) for rival in shown)
+        sentences.append(f"In the same time, {compared}.")
     else:
         sentences.append("No run with fewer steps took the same time.")
     rival = _rival(comparison, chosen, metric)

@@ -19,7 +19,7 @@ class TuneEstimate:
         pictures: that are made, at most.
         uncached_pictures: that take as long as all of them, since most run few blocks.
         seconds_uncached: of one uncached picture, when it was last measured; None if that is not known.
-        measured_in: the profile that says so.
+        measured_in: the profile that records that.
         profile: the file to be written; * stands for part of the model's hash, unless the user named the file.
     """
 

@@ -100,8 +100,8 @@ def prepare_tuning(
 
 
 def _check_files(path: Path | None) -> None:
-    """Check, before hours are spent, that measurements and profile can be written; the latter overwrites a profile at
-    most. None is the user's own folder."""
+    """Check, before hours are spent, that measurements and profile can be written. An existing file is overwritten only
+    if it is a profile. None is the user's own folder."""
     try:
         check_folder(files.user_folder("cache"))
         if path is None:

@@ -68,7 +68,7 @@ class Choice:
 class Profile:
     """A curve of choices, the fastest first. ``measured`` records how: prompts, device, dtype, scheduler, date.
 
-    ``measured_for`` is what the figures hold for, if the profile stands in for a missing one.
+    ``measured_for`` is what the figures were measured for, if the profile is used instead of a missing one.
     """
 
     path: Path
