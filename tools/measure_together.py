@@ -59,7 +59,7 @@ def main() -> None:
             session.run_together(settings[:1])  # fill the processor's caches
             deciding: AbstractContextManager[Any] = nullcontext()
             if whole:
-                deciding = patch("h2gen.cache.engine.Inputs", Inseparable)
+                deciding = patch("h2gen.cache.hooks.Inputs", Inseparable)
             with deciding:
                 started = time.process_time()
                 results[row] = [

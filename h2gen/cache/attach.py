@@ -101,8 +101,9 @@ def h2_cache(
         if not settings:
             raise CacheError("The cache has no settings here; give a CacheConfig or its fields, or use h2gen.h2_cache.")
         config = CacheConfig(**settings)
+    transformer = _transformer_of(target)  # which a pipeline may exchange
     with _applying:
-        if _attachment(_transformer_of(target)) is not None:
+        if _attachment(transformer) is not None:
             raise CacheError(
                 "H2-Cache is already on this transformer: leave its with block first, or call h2gen.remove()."
             )
@@ -111,4 +112,4 @@ def h2_cache(
         yield trace
         trace.flush(wait=True)
     finally:
-        remove(target)
+        remove(transformer)

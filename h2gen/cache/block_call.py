@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -45,25 +46,37 @@ class _Call(NamedTuple):
     skipped: bool = False
 
 
+@functools.cache
+def _arguments_of(forward: Callable[..., Any]) -> Sequence[str]:
+    """Their names, without self."""
+    return list(inspect.signature(forward).parameters)[1:]
+
+
+def _itself(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
 class BlockCall:
-    """Wraps a block of a stage: the first is a probe, the others are skipped on a hit, the last ends a miss."""
+    """Wraps a block of a stage: the first is a probe, the others are skipped on a hit, the last ends a miss.
+
+    It wraps the block with everything that is on it, including its compiled code. In a copy of the block there is only
+    what it wraps.
+    """
 
     def __init__(self, callers: Callers, stage: Stage, index: int) -> None:
         self._callers, self._stage, self._block = callers, stage, stage.blocks[index]
         self._is_first, self._is_last = index == 0, index == len(stage.blocks) - 1
-        kind: Any = type(getattr(self._block, "_orig_mod", self._block))  # what torch.compile wraps
-        self._names = list(inspect.signature(kind.forward).parameters)[1:]
-        self._slot, self._found, self._inner = "", _NOTHING, self._block.forward
-
-    def put_on(self) -> None:
-        """Wrap the block with everything that is on it, including its compiled code."""
-        own = self._block.__dict__
+        own, self._on = self._block.__dict__, True
         self._slot = "forward" if own.get("_compiled_call_impl") is None else "_compiled_call_impl"
         self._found, self._inner = own.get(self._slot, _NOTHING), getattr(self._block, self._slot)
         own[self._slot] = self
 
+    def __reduce__(self) -> Any:
+        return _itself, (self._inner,)
+
     def take_off(self) -> None:
-        own = self._block.__dict__
+        """Unwrap the block, for good. If hooks were added on top, they still call this one, which then does nothing."""
+        own, self._on = self._block.__dict__, False
         if own.get(self._slot) is self:  # otherwise somebody else's hook was removed during the pass, and this with it
             if self._found is _NOTHING:
                 del own[self._slot]
@@ -72,7 +85,7 @@ class BlockCall:
 
     @_between_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        engine = self._callers.current
+        engine = self._callers.current if self._on else None
         if engine is None:
             return self._inner(*args, **kwargs)
         call = self._before(engine, args, kwargs)
@@ -86,7 +99,9 @@ class BlockCall:
         if engine.skips(self._stage, first=self._is_first):
             return _Call((), {}, (), rows, output=family.block_output(self._stage.name, whole), skipped=True)
         if rows is not None:
-            args, kwargs = (), self._narrowed({**dict(zip(self._names, args, strict=False)), **kwargs}, engine, rows)
+            block: Any = getattr(self._block, "_orig_mod", self._block)  # what torch.compile wraps
+            named = dict(zip(_arguments_of(type(block).forward), args, strict=False))
+            args, kwargs = (), self._narrowed({**named, **kwargs}, engine, rows)
         return _Call(args, kwargs, whole if self._is_first else (), rows)
 
     @outside_graphs

@@ -49,6 +49,8 @@ class Callers:
 
     def forget(self) -> None:
         """Drop everything that is kept, except by passes that are running in other threads."""
-        for engine in [*self._engines]:
+        with self._lock:
+            engines = [*self._engines]
+        for engine in engines:
             if engine is self.own or not engine.busy:
                 engine.forget()

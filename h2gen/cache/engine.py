@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,11 +23,6 @@ from h2gen.cache.trace import Trace
 from h2gen.cache.tracker import ContextName, Tracker
 from h2gen.errors import CacheError
 from h2gen.families import Family
-
-
-def read_inputs(family: Family, stages: Sequence[Stage], arguments: Mapping[str, Any]) -> Inputs:
-    """What the cache needs of a forward pass's arguments."""
-    return Inputs(family, stages, arguments)
 
 
 class Shared(NamedTuple):

@@ -4,6 +4,9 @@ Between two forward passes nothing is on the blocks: each pass wraps each block 
 its end. Whatever others do to a model in between (load a LoRA, offload, compile, add or remove hooks, replace blocks)
 can therefore neither drop the cache nor be undone by it. Names, state dicts and quantized layers stay as they are, and
 a block's compiled graph is the same as without the cache.
+
+After a pass that was interrupted (``KeyboardInterrupt``, unlike an error) torch calls no hook. Its blocks stay wrapped
+until the next pass begins or the cache is taken off.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +22,10 @@ from torch import nn
 
 from h2gen.cache.block_call import BlockCall, outside_graphs
 from h2gen.cache.callers import Callers
-from h2gen.cache.engine import Engine, Shared, read_inputs
+from h2gen.cache.engine import Engine, Shared
+from h2gen.cache.inputs import Inputs
 from h2gen.cache.others import refuse_other_caches
-from h2gen.cache.stages import Stage, stages_of
+from h2gen.cache.stages import stages_of
 from h2gen.errors import CacheError
 
 
@@ -35,7 +39,6 @@ class Attachment:
         self._lock = threading.Lock()
         self._inside: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._calls: list[BlockCall] = []
-        self._blocks: list[nn.Module] = []
         self._closed = threading.Event()
         if transformer is None or shared is None:
             self._closed.set()
@@ -61,19 +64,20 @@ class Attachment:
         if self.closed():
             return
         stages = stages_of(transformer)
-        inputs = read_inputs(self._shared.family, stages, {**dict(zip(self._names, args, strict=False)), **kwargs})
+        inputs = Inputs(self._shared.family, stages, {**dict(zip(self._names, args, strict=False)), **kwargs})
         engine = self._callers.engine_for(inputs)
         engine.begin(stages, inputs)
         refuse_other_caches(transformer, everywhere=engine.step is not None and engine.step.index == 0)
         with self._lock:
-            thread = threading.current_thread()
-            self._inside.discard(thread)  # a pass of this thread that never ended
             if self.closed():  # by another thread in the meantime
                 engine.forget()
                 return
-            if not self._inside:
-                self._put_on(stages)
-            self._inside.add(thread)
+            if not self._others_inside():
+                self._take_off()
+                self._calls = [
+                    BlockCall(self._callers, stage, index) for stage in stages for index in range(len(stage.blocks))
+                ]
+            self._inside.add(threading.current_thread())
 
     @outside_graphs
     def end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
@@ -83,8 +87,10 @@ class Attachment:
             return output
         with self._lock:
             self._inside.discard(threading.current_thread())
-            if not self._inside:
+            if not self._others_inside():
                 self._take_off()
+                if self.closed() and output is not None:  # after an error torch is iterating over the hooks
+                    self._end.remove()
         try:
             return engine.end(output)
         finally:
@@ -99,7 +105,7 @@ class Attachment:
             CacheError: another cache is to replace it (``replaced``), and a pass of another thread has not ended.
         """
         with self._lock:
-            others = {*self._inside} - {threading.current_thread()}
+            others = self._others_inside()
             if others and replaced:
                 raise CacheError("The transformer is running in another thread; apply the cache between two calls.")
             self._closed.set()
@@ -113,20 +119,14 @@ class Attachment:
                 self._end.remove()  # not while the hooks are being called
         self._callers.forget()
 
-    def _put_on(self, stages: Sequence[Stage]) -> None:
-        self._take_off()
-        blocks = [block for stage in stages for block in stage.blocks]
-        if blocks != self._blocks:
-            self._calls = [
-                BlockCall(self._callers, stage, index) for stage in stages for index in range(len(stage.blocks))
-            ]
-            self._blocks = blocks
-        for call in self._calls:
-            call.put_on()
+    def _others_inside(self) -> bool:
+        """Whether a pass of another thread runs; one that never ended may have ended its thread."""
+        return any(thread.is_alive() for thread in {*self._inside} - {threading.current_thread()})
 
     def _take_off(self) -> None:
         for call in self._calls:
             call.take_off()
+        self._calls = []
 
     @contextmanager
     def _in_context(self, original: Callable[..., Any], name: str, **details: Any) -> Iterator[None]:

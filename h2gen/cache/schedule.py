@@ -109,8 +109,10 @@ def _of_caller() -> list[Any]:
 def _configured(frame: FrameType) -> list[ConfigMixin]:
     """The pipelines, schedulers and models among a function's variables."""
     values = frame.f_locals
-    found = [value for value in values.values() if isinstance(value, ConfigMixin)]
+    # By type: isinstance also asks a value for its class, which makes lazy objects of others do their work.
+    found = [value for value in list(values.values()) if issubclass(type(value), ConfigMixin)]
     copied = sys.version_info < (3, 13) and frame.f_code.co_flags & inspect.CO_OPTIMIZED
+    copied = copied and frame.f_trace is None  # a debugger writes the values back into the function
     if copied and sys.getrefcount(values) == 3:  # the function, this one and the call hold it; nothing else does
         values.clear()  # or it would keep the values alive until the function returns
     return found

@@ -154,4 +154,4 @@ class Trace:
                     self.on_step(record)
 
     def __reduce__(self) -> Any:
-        return Trace, (None, self.reference, self.steps)
+        return Trace, (None, self.reference, [*self.steps])

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from h2gen.cache.step import Step
 
 _MOST_REPEATS = 3
-"""How often a step runs one text at most. If a loop repeats a timestep more often, it has begun again."""
+"""How often a step runs one text at most. If a loop repeats a timestep more often, it has begun again: otherwise what
+is kept would grow with every pass."""
 
 
 class ContextName(threading.local):
@@ -81,13 +82,13 @@ class Tracker:
     def _step(self, run: Run, found: Sequence[Pass], inputs: Inputs) -> int | None:
         """The step of a run that a forward pass belongs to, the current or the next one; None if a run begins."""
         repeats = sum(each.step == run.step for each in found)
-        same_latents = run.same_latents(inputs.identity)
+        same_latents, most = run.same_latents(inputs.identity), repeats == _MOST_REPEATS
         if run.course is not None:
             step = run.course.step
-            if step == run.step and (repeats == _MOST_REPEATS or (repeats and not same_latents)):
+            if step == run.step and (most or (repeats and not same_latents)):
                 inputs.read_timestep()  # either a text runs again in this step, or the scheduler is another call's
             if step is not None and 0 <= step - run.step <= 1 and run.course.is_at(step, inputs.timestep):
-                return step
+                return None if most and step == run.step else step
             if inputs.read_timestep() > _known(run.timestep):
                 return None
             self._lose_course(run)
@@ -96,8 +97,8 @@ class Tracker:
         if not isinstance(inputs.timestep, float):
             return run.step + (repeats > 0)
         last = _known(run.timestep)
-        again = inputs.timestep == last and repeats == _MOST_REPEATS
-        return None if inputs.timestep > last or again else run.step + (inputs.timestep < last)
+        begins = inputs.timestep > last or (inputs.timestep == last and most)
+        return None if begins else run.step + (inputs.timestep < last)
 
     def begun_again(self, step: Step) -> bool:
         """Whether a step turns out to be another one, now that the device has finished what was queued.
@@ -113,6 +114,7 @@ class Tracker:
         if step.run.course is not None:
             if not step.run.course.is_at(step.index, timestep):
                 self._lose_course(step.run)
+                step.timestep = timestep
             return False
         run, last = step.run, step.run.before
         step.timestep = run.timestep = timestep

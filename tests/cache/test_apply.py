@@ -315,6 +315,60 @@ def test_nothing_is_left_on_the_blocks_by_a_pass_that_fails() -> None:
     assert [step.blocks_run for step in trace.steps] == [5, 2]
 
 
+def interrupted(model: Any) -> None:
+    """Torch does not call the hooks of a pass that is interrupted."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.transformer_blocks[1].attn.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, 2, named=False)
+    handle.remove()
+
+
+@pytest.mark.parametrize("after", ["nothing", *DISTURBANCES])
+def test_a_pass_that_is_interrupted_is_no_obstacle(after: str) -> None:
+    model = flux()
+    plain, trace = run(model, 2, named=False), apply(model, CacheConfig(plan="FR"))
+    interrupted(model)
+    assert same(run(copy.deepcopy(model), 2, named=False), plain)
+    DISTURBANCES.get(after, lambda _: None)(model)
+    got = run(model, 2, named=False)
+    assert [step.blocks_run for step in trace.steps] == [5, 2]
+    assert same(got[:1], plain[:1]) and not same(got, plain)
+    remove(model)
+    assert same(run(model, 2, named=False), plain)
+
+
+def test_an_interrupted_pass_leaves_nothing_once_the_cache_is_off() -> None:
+    model = flux()
+    before = footprint(model)
+    apply(model, CacheConfig(plan="FR"))
+    interrupted(model)
+    remove(model)
+    assert footprint(model) == before
+
+
+def test_hooks_that_are_put_on_during_a_pass_stay_and_do_not_drop_the_cache() -> None:
+    model = flux()
+    plain, trace = run(model, 3, named=False), apply(model, CacheConfig(plan="FRF"))
+    handle = model.transformer_blocks[0].attn.register_forward_pre_hook(lambda *_: (handle.remove(), offload(model))[0])
+    got = run(model, 3, named=False)
+    assert [step.blocks_run for step in trace.steps][1:] == [2, 5]
+    assert same(got[::2], plain[::2])
+    remove(model)
+    assert same(run(model, 3, named=False), plain)
+
+
+def test_a_pipeline_may_exchange_its_transformer_within_the_block() -> None:
+    pipe = flux_pipeline()
+    first, before = pipe.transformer, footprint(pipe.transformer)
+    with h2_cache(pipe, config=BUSY):
+        pipe.transformer = flux()
+    assert footprint(first) == before
+
+
 def test_a_removed_cache_frees_what_it_kept_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[weakref.ref[torch.Tensor]] = []
     keep = StageMemory.keep_residual

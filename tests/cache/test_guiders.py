@@ -18,7 +18,7 @@ from diffusers.modular_pipelines.flux2.modular_blocks_flux2_klein_base import Fl
 from h2gen.cache import StepRecord, h2_cache
 from tests.cache.drive import flux, latents, position_ids, prompt, same, sigmas
 from tests.cache.test_time import queue_the_time
-from tests.small import flux2_klein_pipeline, quiet, run_kwargs
+from tests.small import flux2_klein_pipeline, quiet, run_kwargs, scheduler
 
 STEPS = 8
 TINY = {"tau1": 1e-12, "tau2": 1e-12}
@@ -133,10 +133,14 @@ def test_a_repeated_text_is_another_pass_of_the_step(copied: bool, begins: int) 
     assert outcomes(trace.steps, "cond 2") in ("F" + "r" * (STEPS - 1 - begins), "FF" + "r" * (STEPS - 2 - begins))
 
 
+@pytest.mark.parametrize("scheduled", [False, True])
 @pytest.mark.usefixtures("timestep_known_to")
-def test_a_step_that_is_repeated_on_and_on_keeps_no_more_than_a_few_passes() -> None:
-    model = flux()
-    inputs = latents(model, 0.5) | position_ids(model) | prompt(model)
+def test_a_step_that_is_repeated_on_and_on_keeps_no_more_than_a_few_passes(scheduled: bool) -> None:
+    model, solver = flux(), scheduler()
+    if scheduled:
+        solver.set_timesteps(2)
+        solver.set_begin_index(1)
+    inputs = latents(model, float(solver.sigmas[1]) if scheduled else 0.5) | position_ids(model) | prompt(model)
     with torch.no_grad(), h2_cache(model, **ALWAYS) as trace:
         outputs = [model(**inputs, return_dict=False)[0] for _ in range(7)]
     assert [step.run for step in trace.steps] == [0, 0, 0, 1, 1, 1, 2]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffusers
@@ -189,6 +190,16 @@ def test_a_plan_for_another_number_of_steps_is_refused_at_the_first(make: Any, l
     assert trace.steps == []
 
 
+@pytest.fixture
+def untraced() -> Iterator[None]:
+    """Not watched by coverage, which is like a debugger to the cache."""
+    before = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(before)
+
+
+@pytest.mark.usefixtures("untraced")
 def test_looking_for_the_caller_keeps_nothing_alive_and_takes_nothing_away() -> None:
     model, dead = flux(), []
 
@@ -208,6 +219,38 @@ def test_looking_for_the_caller_keeps_nothing_alive_and_takes_nothing_away() -> 
     with h2_cache(model, tau1=0.1, tau2=0.1):
         one()
         other()
+
+
+@pytest.mark.usefixtures("untraced")
+def test_a_debugger_may_run_the_model_in_the_middle_of_a_function() -> None:
+    model = flux()
+
+    def stopped() -> str:
+        mine = "own"
+        return mine
+
+    def debugger(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code is stopped.__code__ and event == "line":
+            own_steps(model, [1.0])
+        return debugger
+
+    with h2_cache(model, tau1=0.1, tau2=0.1) as trace:
+        sys.settrace(debugger)
+        assert stopped() == "own"
+        sys.settrace(None)
+    assert len(trace.steps) == 2
+
+
+def test_looking_for_the_caller_does_not_wake_lazy_objects() -> None:
+    class Lazy:
+        @property
+        def __class__(self) -> type:  # type: ignore[override]
+            raise RuntimeError("evaluated")
+
+    model, lazy = flux(), Lazy()
+    with h2_cache(model, tau1=0.1, tau2=0.1):
+        own_steps(model, [1.0])
+    del lazy
 
 
 # Not believed
@@ -278,6 +321,20 @@ def test_a_scheduler_that_stops_moving_is_not_believed_any_longer() -> None:
             if step < 3:
                 solver.step(given["hidden_states"], solver.timesteps[step], given["hidden_states"])
     assert plan_from_steps(trace.steps) == "FFFSFFF"
+
+
+@pytest.mark.usefixtures("timestep_known_to")
+def test_a_step_that_leaves_the_schedule_is_recorded_where_it_is() -> None:
+    model, solver = flux(), scheduler()
+    solver.set_timesteps(STEPS)
+    inputs, sigmas = position_ids(model) | prompt(model), [*solver.sigmas[:4].tolist(), 0.3]
+    told = pytest.warns(RuntimeWarning, match="final_steps has no effect after step")
+    with told, torch.no_grad(), h2_cache(model, tau1=1e-12, tau2=1e-12, final_steps=1) as trace:
+        for step, sigma in enumerate(sigmas):
+            given = latents(model, sigma)
+            model(**given, **inputs)
+            solver.step(given["hidden_states"], solver.timesteps[step], given["hidden_states"])
+    assert [step.sigma for step in trace.steps] == pytest.approx(sigmas)
 
 
 @pytest.mark.usefixtures("timestep_known_to")

@@ -43,7 +43,7 @@ def queue_the_time(monkeypatch: pytest.MonkeyPatch) -> Waits:
                 self.timestep = float(self.timestep) * 1000
             return self.timestep
 
-    monkeypatch.setattr("h2gen.cache.engine.Inputs", Queued)
+    monkeypatch.setattr("h2gen.cache.hooks.Inputs", Queued)
     return found
 
 
