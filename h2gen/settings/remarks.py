@@ -22,7 +22,8 @@ _SYNTAX = {
     "tag": (re.compile(r"<(?:lora|lyco|hypernet)\b[^<>]*>", re.I), "no LoRA is loaded from a prompt"),
     "weight": (re.compile(r"\([^():]*[^():\d]:\s*[0-2]?(?:\.\d+|(?<=[0-2]))\)"), "prompt weights are not supported"),
     "wildcard": (
-        re.compile(r"\{[^{}]*\|[^{}]*\}|\[[^\[\]]*\|[^\[\]]*\]|(?<!\w)__[\w/*-]*\w__(?!\w)"),
+        # Written so that the time does not grow with the square of the length: a prompt may come from anywhere.
+        re.compile(r"\{[^{}|]*\|[^{}]*\}|\[[^\[\]|]*\|[^\[\]]*\]|(?<!\w)__[\w/*-]{0,60}\w__(?!\w)"),
         "wildcards are not supported; write one prompt per line of a file",
     ),
     "comment": (re.compile(r"(?<=\s)#\s.*"), "a comment needs a line of its own"),

@@ -62,6 +62,13 @@ def test_what_is_only_like_them_is_not_remarked_on(prompt: str) -> None:
     assert lines(prompt, "dev") == []
 
 
+@pytest.mark.parametrize("start", ["{" + "|" * 99_000, "[" + "|" * 99_000, "__-" * 33_000])
+def test_a_long_prompt_is_searched_in_no_time(start: str) -> None:
+    """Each takes many seconds if the time grows with the square of the length."""
+    assert not any(WILDCARD in line for line in lines(start))
+    assert any(WILDCARD in line for line in lines(f"{start} {{a|b}}"))
+
+
 def test_marks_in_a_negative_prompt_are_named_too() -> None:
     assert lines("a cat", negative="(ugly:1.4)") == [
         "'(ugly:1.4)' is read as plain words: prompt weights are not supported."
