@@ -78,6 +78,23 @@ def user_files(kind: str, name: str) -> list[Path]:
         return []
 
 
+def check_file(path: Path, added: int = 0) -> None:
+    """Check that a file could be written, as far as its name and its folder go, without creating anything.
+
+    Args:
+        path: the file.
+        added: bytes that may still be added to its name.
+
+    Raises:
+        OutputError: it could not.
+    """
+    if "\0" in path.name:
+        raise OutputError(f"The file name {_short(path.name)} holds a NUL; give another.")
+    if len(os.fsencode(path.name)) + added > LONGEST_NAME:
+        raise OutputError(f"The file name {_short(path.name)} is too long; give one of {LONGEST_NAME - added} bytes.")
+    check_folder(path.parent)
+
+
 def check_folder(folder: Path) -> None:
     """Check that files could be written to a folder, without creating anything.
 
@@ -99,11 +116,11 @@ def check_folder(folder: Path) -> None:
             pass
     except (OSError, ValueError) as error:  # a ValueError is a NUL in it
         reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(f"Cannot write to the folder {_short(folder)}: {reason}; give another.") from error
+        raise OutputError(f"Cannot write to the folder {_short(str(folder))}: {reason}; give another.") from error
 
 
-def _short(path: Path) -> str:
-    text = printable(str(path))
+def _short(path: str) -> str:
+    text = printable(path)
     return repr(text if len(text) <= LONGEST_NAME else f"{text[:40]}...")
 
 

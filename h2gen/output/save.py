@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import OutputError, RunError
-from h2gen.files import check_folder, partial_file, sha256
+from h2gen.files import check_file, check_folder, partial_file, sha256
 from h2gen.output.metadata import save_options
 from h2gen.output.names import is_spellable
 from h2gen.settings.table import FORMATS
@@ -24,7 +24,8 @@ from h2gen.wording import shown
 if TYPE_CHECKING:
     from PIL import Image
 
-_LONGEST_STEM = 240
+_ADDED = 32
+"""Bytes that may be added to the name of a file: a seed, a number, and ``h2gen-`` where it is put if writing fails."""
 _LONGEST_SLUG = 48
 """Characters."""
 _LARGEST_SLUG = 100
@@ -87,15 +88,12 @@ def target_of(out: str | None, format: str | None) -> Target:
     if suffix in _OF_SUFFIX and not os.path.isdir(path):
         if format not in (None, _OF_SUFFIX[suffix]):
             raise OutputError(f"The file {str(path)!r} and the format {format!r} contradict each other; give one.")
-        if len(os.fsencode(path.stem)) > _LONGEST_STEM:
-            raise OutputError(f"The file name {path.name[:20] + '...'!r} is too long; file systems take 255 bytes.")
-        target = Target(path.parent, path.stem, _OF_SUFFIX[suffix], path.suffix[1:])
-    elif suffix in _NOT_WRITTEN and not os.path.isdir(path):
+        check_file(path, _ADDED)
+        return Target(path.parent, path.stem, _OF_SUFFIX[suffix], path.suffix[1:])
+    if suffix in _NOT_WRITTEN and not os.path.isdir(path):
         raise OutputError(f"Cannot write {suffix} files ({str(path)!r}); use .png, .jpg or .webp.")
-    else:
-        target = Target(path, None, format or "png")
-    check_folder(target.folder)
-    return target
+    check_folder(path)
+    return Target(path, None, format or "png")
 
 
 def slug(prompt: str) -> str:

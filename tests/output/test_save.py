@@ -141,7 +141,9 @@ def test_a_picture_that_cannot_be_written_is_put_where_it_can(
         ("x" * 300, None, "too long"),
         ("new/" + "ä" * 130, None, "too long"),
         ("", None, "out is empty"),
+        ("x" * 226 + ".png", None, "too long"),  # a seed and a number may be added
         ("a\0b", None, "null byte"),
+        ("a\0b.png", None, "holds a NUL"),
         ("~nobody-of-this-name/x", None, "no such home folder"),
         ("dangling", None, "a broken link"),
         ("dangling/x.png", None, "a broken link"),

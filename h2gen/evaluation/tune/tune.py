@@ -17,7 +17,7 @@ from h2gen.evaluation.options import MethodOptions
 from h2gen.evaluation.results import Case, Comparison
 from h2gen.evaluation.tune.estimate import TuneEstimate, estimate
 from h2gen.evaluation.tune.options import TuneObserver, TuneOptions, check_steps
-from h2gen.files import check_folder
+from h2gen.files import check_file, check_folder
 from h2gen.settings.profiles import Profile, file_name, read_profile, user_folder, write_profile
 from h2gen.settings.resolve import Request
 from h2gen.settings.speedup import command_for, profile_key_of
@@ -111,9 +111,7 @@ def _check_files(path: Path | None) -> None:
         raise OutputError(f"The measurements cannot be kept: {error.strerror}.") from error
     if path.suffix != ".toml":
         raise SettingError(f"profile is {str(path)!r}; give a file that ends in .toml.")
-    check_folder(path.parent)
-    if len(os.fsencode(path.name)) > files.LONGEST_NAME:
-        raise OutputError(f"The profile's name {path.name[:20] + '...'!r} is too long; give a shorter one.")
+    check_file(path)
     if os.path.exists(path):
         read_profile(path)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import h2gen
-from h2gen.errors import SettingError
+from h2gen.errors import OutputError, SettingError
 from h2gen.evaluation.tune.options import parse_budgets
 from h2gen.settings.profiles import read_profile
 
@@ -46,6 +46,8 @@ def test_wrong_arguments_are_refused_before_a_model_is_loaded(tmp_path: Path) ->
         h2gen.tune(steps=4)
     with pytest.raises(SettingError, match=r"ends in \.toml"):
         h2gen.tune(options=h2gen.TuneOptions(profile=tmp_path / "p.txt"))
+    with pytest.raises(OutputError, match="holds a NUL"):
+        h2gen.tune(options=h2gen.TuneOptions(profile=tmp_path / "a\0b.toml"))
     with pytest.raises(TypeError, match="'step'; did you mean 'steps'"):
         h2gen.tune(step=4)
 
