@@ -13,15 +13,15 @@ from h2gen.errors import ArgumentError, SettingError
 from h2gen.models.catalogue import Checkpoint
 from h2gen.output.save import Target, target_of
 from h2gen.settings.layers import Layers
+from h2gen.settings.notices import notices_about
 from h2gen.settings.remarks import remarks_on
 from h2gen.settings.resolve import resolve_settings
 from h2gen.settings.seeds import parse_seeds
-from h2gen.settings.speedup import Goal, GoalResolver
+from h2gen.settings.speedup import GOAL, Goal, GoalResolver
 from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.values import Settings
 
-GOAL = ("speedup", "fidelity", "nearest")
 SAVING = ("out", "format", "no_metadata", "sidecar", "overwrite")
 _MODEL = ("model", "base", "device", "dtype", "offload")
 _SEVERAL = ("count", "batch_size")
@@ -83,20 +83,35 @@ def choose(
     if goal:
         settings = replace(settings, reference_steps=steps)
     preset = str(resolved["preset"].value) if "preset" in resolved else None
+    notices += notices_about(settings, resolved, layers)
     notices += [remark.text for remark in remarks_on(prompt, settings, checkpoint)]
     return Chosen(settings, preset, (*([rounded] if rounded else []), *notices))
 
 
-def target(given: Mapping[str, Any]) -> Target | None:
-    """Where the picture is saved; None if it is not.
+@dataclass(frozen=True)
+class Saving:
+    """Where a picture is saved, and what is written besides the pixels: the arguments of ``Result.saved``."""
+
+    target: Target
+    metadata: bool
+    sidecar: bool
+    overwrite: bool
+
+
+def saving_of(given: Mapping[str, Any]) -> Saving | None:
+    """How the picture is saved; None if it is not.
 
     Raises:
-        UsageError: it cannot be saved there.
+        UsageError: it cannot be saved there, or something about the file is given without it.
     """
     out = given.get("out")
     if out is None:
+        for name in SAVING:
+            if given.get(name):
+                raise SettingError(f"{name} has no effect without out; give out, or use the result's save().")
         return None
-    return target_of(BY_NAME["out"].check(str(out) if isinstance(out, Path) else out), given.get("format"))
+    target = target_of(BY_NAME["out"].check(str(out) if isinstance(out, Path) else out), given.get("format"))
+    return Saving(target, not given.get("no_metadata"), bool(given.get("sidecar")), bool(given.get("overwrite")))
 
 
 def _check_names(function: str, given: Mapping[str, Any], known: Collection[str]) -> None:

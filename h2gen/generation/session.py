@@ -18,7 +18,7 @@ from h2gen.arguments import names_checked
 from h2gen.cache import StepRecord, Trace, h2_cache
 from h2gen.errors import BadPicture, OutOfMemory, RunError, SettingError
 from h2gen.families import family_of
-from h2gen.generation.arguments import SAVING, CacheChoice, choose, target
+from h2gen.generation.arguments import SAVING, CacheChoice, choose, saving_of
 from h2gen.generation.progress import progress_bar
 from h2gen.generation.relief import advice, free_memory, let_go, load_or_advise
 from h2gen.generation.result import Result
@@ -168,15 +168,14 @@ class Session:
         >>> session.generate("a cat", seed=7, size="16:9", preset="fast", out="pictures").path  # doctest: +SKIP
         """
         chosen = choose("generate", self.checkpoint, prompt, cache, given, SAVING)
-        place = target(given)
+        saving = saving_of(given)
+        if saving is not None and (saving.metadata or saving.sidecar):
+            self.content_hash()  # a damaged checkpoint must not cost a finished picture
         for notice in chosen.notices:
             warnings.warn(notice, stacklevel=2)
         with progress_bar(self.pipe, progress):
             result = replace(self.run(chosen.settings, on_step=on_step), preset=chosen.preset)
-        if place is None:
-            return result
-        more = {name: bool(given.get(name)) for name in ("sidecar", "overwrite")}
-        return result.saved(place, metadata=not given.get("no_metadata"), **more)
+        return result if saving is None else result.saved(**vars(saving))
 
     def run(self, settings: Settings, *, on_step: StepObserver | None = None, tiled: bool = False) -> Result:
         """Make the picture that the settings describe; see ``generate``.
@@ -326,18 +325,11 @@ class Session:
             **family.guidance_arguments(self.pipe, settings.guidance, settings.cfg),
         }
         length = settings.max_sequence_length
-        arguments.update(self._texts([each.prompt for each in together], length))
+        arguments.update(self._encoded.together(self.pipe, [each.prompt for each in together], length))
         if settings.cfg > 1:
-            negative = self._texts([each.negative for each in together], length)
+            negative = self._encoded.together(self.pipe, [each.negative for each in together], length)
             arguments.update({f"negative_{name}": tensor for name, tensor in negative.items()})
         return arguments
-
-    def _texts(self, prompts: Sequence[str], length: int) -> dict[str, torch.Tensor]:
-        """The encoded prompts as arguments of the pipeline, one row per prompt."""
-        encoded = [self._encoded.of(self.pipe, prompt, length) for prompt in prompts]
-        if len(encoded) == 1:
-            return encoded[0]
-        return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
 
     def _denoise(
         self, together: Sequence[Settings], on_step: StepObserver | None, tiled: bool

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from h2gen.errors import SettingError
 from h2gen.settings.resolve import CACHE, IGNORED_BY_PLAN, Request, request_from
 from h2gen.settings.seeds import parse_seeds
-from h2gen.settings.speedup import Goal, GoalResolver, request_for_goal
+from h2gen.settings.speedup import GOAL, Goal, GoalResolver, request_for_goal
 from h2gen.settings.synonyms import meant, option_in
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.user_defaults import user_defaults
@@ -33,8 +33,6 @@ A line is a prompt. To begin a prompt with a colon, type two colons. Commands:
 COMMANDS = ("set", "unset", "show", "seed", "again", "help", "quit")
 _BARE = ("quit", "exit", "q", "help", "?", "show", "again")
 """Lines that are commands even without the colon: hardly anybody wants a picture of them."""
-_GOALS = ("speedup", "fidelity", "nearest")
-"""Options for which a profile chooses the other settings."""
 NAMES = tuple(row.name for row in TABLE if row.in_shell)
 """The settings that can be changed."""
 _FIXED = ("model", "base", "device", "dtype", "offload")
@@ -188,7 +186,7 @@ class ShellState:
         given = [("shell", self._changed if changed is None else changed), ("option", self._given)]
         goal = _goal([values for _, values in given])
         layers: list[tuple[str, Mapping[str, Any]]] = [
-            (source, {name: value for name, value in values.items() if name not in _GOALS}) for source, values in given
+            (source, {name: value for name, value in values.items() if name not in GOAL}) for source, values in given
         ]
         layers += user_defaults()
         if not goal:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,9 +56,12 @@ class EncodedPrompts:
             self._size -= _bytes(self._kept.popitem(last=False)[1])
         return arguments
 
-    def clear(self) -> None:
-        self._kept.clear()
-        self._size = 0
+    def together(self, pipe: Any, prompts: Sequence[str], max_sequence_length: int) -> dict[str, torch.Tensor]:
+        """As ``of``, with one row per prompt."""
+        encoded = [self.of(pipe, prompt, max_sequence_length) for prompt in prompts]
+        if len(encoded) == 1:
+            return encoded[0]
+        return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
 
 
 def unread(pipe: Any, settings: Settings) -> tuple[Unread, ...]:

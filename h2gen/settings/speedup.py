@@ -27,6 +27,9 @@ from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import OFF, Settings
 from h2gen.wording import below_one
 
+GOAL = ("speedup", "fidelity", "nearest")
+"""Options for which a profile chooses the other settings; the fields of ``Goal``."""
+
 
 @dataclass(frozen=True)
 class Goal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import h2gen
 from h2gen.cache import CacheConfig
 from h2gen.cli.app import run
-from h2gen.errors import ArgumentError, CacheError, OutputError, SettingError, UsageError
+from h2gen.errors import ArgumentError, CacheError, ModelError, OutputError, SettingError, UsageError
+from h2gen.models.catalogue import BUNDLED
 from h2gen.output.metadata import read_metadata
 from h2gen.settings.presets import DEFAULT, load_preset
 from h2gen.settings.values import OFF
@@ -115,6 +117,10 @@ def test_a_speed_is_reached_by_the_profile(tiny: Any) -> None:
 def test_lines_that_the_command_line_says_first_are_warnings(tiny: Any) -> None:
     with pytest.warns(UserWarning, match="100x60 is not a multiple of"):
         tiny.generate("a cat", size="100x60", **QUICK)
+    with pytest.warns(UserWarning, match=r"A tolerance of 0\.9 is outside the useful range"):
+        tiny.generate("a cat", tolerance=0.9, **QUICK)
+    with pytest.warns(UserWarning, match="--tolerance replaces the thresholds of the preset 'paper'"):
+        tiny.generate("a cat", preset="paper", tolerance=0.002, **QUICK)
 
 
 def test_a_picture_is_saved_where_it_is_asked_for(tiny: Any, tmp_path: Path) -> None:
@@ -131,6 +137,20 @@ def test_a_place_that_cannot_be_written_to_is_reported_before_the_picture_is_mad
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="not a folder"):
         tiny.generate("a cat", out=tmp_path / "file" / "x.png", on_step=pytest.fail, **QUICK)
+
+
+@pytest.mark.parametrize("name", ["format", "no_metadata", "sidecar", "overwrite"])
+def test_what_only_a_file_has_is_refused_without_one(tiny: Any, name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name} has no effect without out"):
+        tiny.generate("a cat", on_step=pytest.fail, **QUICK, **{name: "jpg" if name == "format" else True})
+
+
+def test_a_checkpoint_that_is_damaged_by_now_costs_no_finished_picture(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(BUNDLED, tmp_path / "copy"))
+    session = h2gen.load(str(folder), device="cpu")
+    (folder / "model_index.json").unlink()
+    with pytest.raises(ModelError, match=r"model_index\.json"):
+        session.generate("a cat", out=tmp_path, on_step=pytest.fail, **QUICK)
 
 
 @pytest.mark.parametrize(
