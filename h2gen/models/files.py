@@ -212,7 +212,7 @@ def read_header(path: Path) -> Header:
             name: Stored(str(value["dtype"]), tuple(int(side) for side in value["shape"]))
             for name, value in tensors.items()
         }
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ModelError(f"{shown(path)} is not a safetensors file: its header is damaged; {AGAIN}.") from error
     if size < end:
         raise ModelError(f"{shown(path)} is cut short: it has {size} of {end} bytes; {AGAIN}.")

@@ -101,7 +101,7 @@ class Scales:
             del tensors[name]
         for layer, config in configs.items():
             weight = f"{layer}.weight"
-            if config.get("format") not in _FORMATS or config.keys() - _HARMLESS or weight not in self._names:
+            if str(config.get("format")) not in _FORMATS or config.keys() - _HARMLESS or weight not in self._names:
                 raise _unknown(file, weight, " ".join(f"{key}={value}" for key, value in config.items()))
             self._dtypes[weight] = _FORMATS[config["format"]]
         for name, stored in tensors.items():

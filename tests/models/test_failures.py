@@ -105,6 +105,7 @@ def test_weights_that_were_cut_short_are_found(broken, size):
         b"\x02\0\0\0\0\0\0\0[]",
         b"\x10\0\0\0\0\0\0\0" + b'{"a":{"shape":1}',
         b"\x08\0\0\0\0\0\0\0" + b'{"a":12}',
+        b"\x39\0\0\0\0\0\0\0" + b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,1e999]}}',
     ],
 )
 def test_weights_that_are_something_else_are_found(broken, data):
