@@ -13,7 +13,6 @@ import typer
 from h2gen.checks import Rule
 from h2gen.cli.completion import values_of
 from h2gen.errors import SettingError, UsageError
-from h2gen.settings.seeds import parse_seeds
 from h2gen.settings.synonyms import option_in
 from h2gen.settings.table import BATCH, BY_NAME, MEASURING, SECTIONS, TABLE, Setting
 from h2gen.wording import printable
@@ -141,6 +140,8 @@ def _parser(rule: Rule, name: str) -> Callable[[Any], Any]:
 
 
 def _seed(text: str) -> str:
+    from h2gen.settings.seeds import parse_seeds  # not for --help: it loads hashlib and secrets
+
     parse_seeds(text, "--seed")
     return text
 

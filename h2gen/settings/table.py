@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from h2gen.cache.config import POLICIES, RULES, CacheConfig
 from h2gen.checks import Rule
 from h2gen.models.choices import DTYPES, OFFLOADS, SOLVERS
-from h2gen.models.defaults import ModelDefaults
 
 LARGEST_SIDE = 8192
 """Pixels. Above it even a tiled decoder needs more memory than any one GPU has."""
@@ -96,9 +95,10 @@ class Setting:
         """What the help and the docs call its value if none is given; empty if there is none."""
         if self.of_cache:
             return "the preset's"
-        if self.name == "size" or self.name in _OF_MODEL:
-            return "the model's"
-        return "random" if self.name == "seed" else str(self.default or "")
+        if self.name == "seed":
+            return "random"
+        of_model = self.name == "size" or (self.per_prompt and self.in_picture and self.default is None)
+        return "the model's" if of_model else str(self.default or "")
 
     @property
     def of_cache(self) -> bool:
@@ -149,7 +149,6 @@ def _behaviour(name: str, help: str, rule: Rule, section: str = OUTPUT, **more: 
     return Setting(name, help, rule, section, **{"is_setting": False, **more})
 
 
-_OF_MODEL = {each.name for each in fields(ModelDefaults)}
 _text = Rule(str, longest=LONGEST_PROMPT)
 _scale = Rule(float, 0, 1000)
 _side = Rule(int, 1, LARGEST_SIDE)

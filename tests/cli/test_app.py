@@ -31,6 +31,12 @@ def test_what_needs_no_model_loads_neither_torch_nor_pil(arguments: list[str]) -
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+def test_the_help_loads_no_families_and_no_cryptography() -> None:
+    code = "import sys\nfrom h2gen.cli.app import run\nrun(['--help'])\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"h2gen.families", "h2gen.models.catalogue", "h2gen.toml", "hashlib"} & set(done.stderr.split())
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["a cat", "-h"], ["--preset", "fast", "--help"]])
 def test_help_shows_the_commands_and_then_the_options_by_how_often_they_are_used(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
