@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from h2gen.models.choices import DEVICES
 from h2gen.settings.table import BY_NAME
-
-DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 def presets(incomplete: str) -> list[str]:
@@ -29,7 +28,7 @@ def values_of(name: str) -> Callable[[str], list[str]] | None:
     Where it finds nothing, the user's shell completes the names of files.
     """
     known: dict[str, Callable[[str], list[str]]] = {"preset": presets, "model": models, "base": models}
-    choices = DEVICES if name == "device" else BY_NAME[name].rule.choices
+    choices = ("auto", *DEVICES) if name == "device" else BY_NAME[name].rule.choices
     if not choices:
         return known.get(name)
 

@@ -25,7 +25,7 @@ from tests.cli.test_app import HEAVY
         ("cat --model k", ["krea", "klein-4b"]),
         ("batch --base sch", ["schnell"]),
         ("cat --solver ", ["own", "unipc", "heun"]),
-        ("cat --device c", ["cpu", "cuda"]),
+        ("cat --device c", ["cuda", "cpu"]),
         ("cat --dtype fp3", ["fp32"]),
         ("shell --offload g", ["group"]),
         ("cat --format ", ["png", "jpg", "webp"]),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2gen.cli.console import say, stdout
+from h2gen.files import user_folder
 from h2gen.settings.layers import Resolved
 from h2gen.settings.resolve import BUNDLED_NOTICE
 from h2gen.settings.values import OFF
@@ -38,15 +39,13 @@ def show_notice(notice: str, console: Console) -> None:
 
 
 def _first_time() -> bool:
-    import platformdirs
-
-    mark = Path(platformdirs.user_cache_dir("h2gen", appauthor=False)) / "greeted"
     try:
+        mark = user_folder("cache") / "greeted"
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch(exist_ok=False)
     except FileExistsError:
         return False
-    except (OSError, RuntimeError):  # if that cannot be recorded, show it each time
+    except OSError:  # if that cannot be recorded, show it each time
         pass
     return True
 
