@@ -1,4 +1,4 @@
-"""A folder that may not be looked into, for whoever runs the tests."""
+"""A folder that cannot be read, whatever user runs the tests."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ class ModelDefaults:
         steps: denoising steps.
         guidance: guidance scale, the input of a guidance-distilled model.
         cfg: scale of true classifier-free guidance; 1 turns it off.
-        max_sequence_length: text tokens that the model sees.
+        max_sequence_length: text tokens that the model reads.
         size_multiple: width and height are multiples of this many pixels.
     """
 

@@ -23,7 +23,7 @@ LONGEST_PROMPT = 100_000
 """Characters; no text encoder reads more than a few hundred words of it."""
 FORMATS = ("png", "jpg", "webp")
 
-BATCH, MEASURING, PICTURE, SPEED, DETAILS = "Batch", "Measuring", "Picture", "Speed", "Picture, in detail"
+BATCH, MEASURING, PICTURE, SPEED, DETAILS = "Batch", "Measuring", "Picture", "Speed", "Picture details"
 MODEL, OUTPUT, CACHE = "Model", "Output", "Cache"
 SECTIONS = (BATCH, MEASURING, PICTURE, SPEED, DETAILS, MODEL, OUTPUT, CACHE)
 """Sections of the help, in its order: what is used most comes first."""
@@ -204,7 +204,7 @@ TABLE = (
         label="The negative prompt",
         default="",
     ),
-    _picture("max_sequence_length", "Prompt tokens that the model sees.", Rule(int, 1, MOST_TOKENS), section=DETAILS),
+    _picture("max_sequence_length", "Prompt tokens that the model reads.", Rule(int, 1, MOST_TOKENS), section=DETAILS),
     Setting(
         "preset",
         "A preset's name or file; see 'h2gen presets'.",
@@ -248,7 +248,7 @@ TABLE = (
     ),
     _goal("speedup", "Target speed-up, such as 3, as faithful as possible; needs a profile.", _speedup),
     _goal("fidelity", "Target mean SSIM, such as 0.95, as fast as possible; needs a profile.", _fidelity),
-    _goal("nearest", "If no profile fits, use the nearest.", Rule(bool)),
+    _goal("nearest", "Use the nearest profile if none fits.", Rule(bool)),
     Setting(
         "name",
         "Names of the pictures: {index:04}-{slug}-{seed}.",

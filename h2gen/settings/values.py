@@ -32,7 +32,7 @@ class Settings:
         guidance: guidance scale that a guidance-distilled model takes as an input.
         cfg: scale of true classifier-free guidance, two passes per step; 1 is off.
         negative: what to steer away from; needs ``cfg`` above 1.
-        max_sequence_length: prompt tokens that the model sees.
+        max_sequence_length: prompt tokens that the model reads.
         cache: thresholds, guards and policies of H2-Cache.
         solver: one of ``SOLVERS``; ``own`` is the checkpoint's.
         reference_steps: steps of the uncached picture that was asked for, if a profile chose other settings to come

@@ -70,7 +70,7 @@ def test_a_picture_of_every_prompt_and_the_same_command_again_makes_nothing(
     assert run(["batch", file, "-o", "out", "--seed", "1,2", *QUICK]) == 0
     out, err = capsys.readouterr()
     assert out == ""
-    assert "4 of 4 pictures exist already" in err
+    assert "4 of 4 pictures already exist" in err
     assert len(pictures(here / "out")) == 4
 
 
@@ -220,7 +220,7 @@ def test_shards_divide_the_work_and_the_whole_knows_their_pictures(
         assert run(["batch", file, "-o", "out", "--shard", shard, "-q", *QUICK]) == 0
         assert len(capsys.readouterr().out.splitlines()) == count
     assert run(["batch", file, "-o", "out", *QUICK]) == 0
-    assert "3 of 3 pictures exist already" in capsys.readouterr().err
+    assert "3 of 3 pictures already exist" in capsys.readouterr().err
     assert [path.name[:4] for path in pictures(here / "out")] == ["0001", "0002", "0003"]
 
 
@@ -262,7 +262,7 @@ def test_a_job_that_fails_is_listed_and_the_run_goes_on(here: Path, capsys: pyte
         line["seed"] for line in listed
     ]
     assert run(["batch", file, *command, "--cfg", "1"]) == 1
-    assert "1 of 3 pictures exist already" in capsys.readouterr().err
+    assert "1 of 3 pictures already exist" in capsys.readouterr().err
 
     # When nothing fails any more, the list is removed.
     file = prompts(here, '{"prompt": "a dog"}', name="p.jsonl")

@@ -79,7 +79,7 @@ def test_a_fidelity_takes_the_fastest_that_is_close_enough(curve: Profile, capsy
     assert settings(capsys, "--fidelity", "0.97")[0]["tau1"] == 0.1
     chosen, said = settings(capsys, "--fidelity", "0.999")
     assert (chosen["tau1"], chosen["tau2"], chosen["plan"]) == (0, 0, "")
-    assert "has a mean SSIM of 0.999 (the closest has 0.9900); making the uncached picture" in said
+    assert "reaches a mean SSIM of 0.999 (the closest has 0.9900); making the uncached picture" in said
 
 
 def test_the_picture_says_how_it_was_made_and_can_be_made_again(
@@ -126,7 +126,7 @@ def test_a_batch_chooses_for_each_situation_once_and_goes_on_with_what_it_chose(
     assert {read_metadata(path).preset for path in pictures} == {None}
     capsys.readouterr()
     assert run(["batch", "p.yaml", "--speedup", "2"]) == 0
-    assert "3 of 3 pictures exist already" in capsys.readouterr().err
+    assert "3 of 3 pictures already exist" in capsys.readouterr().err
 
 
 def test_what_a_prompt_says_itself_contradicts_a_wish_and_a_missing_profile_is_told_once(
@@ -233,7 +233,8 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
         assert shares == sorted(shares, key=lambda pair: pair[1])
     assert all(choice.figures.share <= 0.6 and choice.figures.ssim_mean > 0.3 for choice in made.choices)
     assert "Recording 1 pictures with the model's own solver" in captured.err
-    assert captured.err.splitlines()[-1].startswith(("Now use it: h2gen 'a cat' --speedup ", "No choice saves time"))
+    last = captured.err.splitlines()[-1]
+    assert last.startswith(("Now use it: h2gen 'a cat' --speedup ", "No measured setting saves time"))
     closest = max(choice.figures.ssim_mean for choice in made.choices)
     assert run(["a cat", *SMALL, "--fidelity", str(closest - 0.001), "-q"]) == 0
     assert not list((here.parent / "home").rglob("*.jsonl"))

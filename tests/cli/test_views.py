@@ -56,7 +56,7 @@ def ended(tally: Tally, *made: PictureMade) -> list[str]:
 def test_a_batch_names_existing_pictures_and_skipped_steps_by_different_words_and_no_zeros() -> None:
     steps = Summary(28, 14, 0, 0, 100, 200, 1.0, skipped=14)
     assert ended(Tally(3, made=3, steps=steps)) == ["3 made; est. 2.00x; steps: 50% full, 50% skipped; 0:12 in all."]
-    assert ended(Tally(4, skipped=2, made=1, failed=1))[-1] == "1 made, 2 existed already, 1 failed; 0:12 in all."
+    assert ended(Tally(4, skipped=2, made=1, failed=1))[-1] == "1 made, 2 already existed, 1 failed; 0:12 in all."
     assert ended(Tally(4)) == ["0 made; 0:12 in all."]
 
 

@@ -1,4 +1,4 @@
-"""Advice about a cache that reused nothing: within what a setting is for, or none but fewer steps."""
+"""Advice about a cache that reused nothing: values in the useful range of a setting, otherwise only fewer steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model reads otherwise than it was probably meant gets one line of each kind."""
+"""What a model probably does not read as it was meant gets one line of each kind."""
 
 from __future__ import annotations
 

@@ -82,5 +82,5 @@ def _prompt(argument: str | None, option: str | None) -> str:
         try:
             text = sys.stdin.buffer.read(4 * LONGEST_PROMPT).decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise SettingError("The prompt on stdin is not UTF-8 text.") from error
+            raise SettingError("The prompt on stdin is not UTF-8 text; convert it to UTF-8.") from error
     return options.without_options(clean_prompt(text), "generate")

@@ -32,7 +32,7 @@ def shell(
     quiet: bool = False,
     verbose: bool = False,
 ) -> None:
-    """Keep the model loaded and make a picture of each line. Lines may come from a pipe."""
+    """Keep the model loaded and make a picture from each line. Lines may come from a pipe."""
     from h2gen.cli.console import make_console, say
     from h2gen.cli.views.picture import PictureView
     from h2gen.generation.render import RenderOptions, open_renderer

@@ -54,7 +54,7 @@ class BatchView(View, BatchObserver):
         self._tally, self._workers = tally, workers
         if tally.skipped:
             left = f"making the other {tally.left}" if tally.left else "--redo makes them again"
-            say(self._console, f"{tally.skipped} of {tally.jobs} pictures exist already: {left}.", "dim")
+            say(self._console, f"{tally.skipped} of {tally.jobs} pictures already exist: {left}.", "dim")
         if duplicates:
             text = f"{duplicates} pictures are duplicates of others in this run; each is made once."
             say(self._console, text, "dim")
@@ -166,7 +166,7 @@ class BatchView(View, BatchObserver):
 
 def totals(tally: Tally) -> list[str]:
     """Pictures made, existing and failed; what the cache did for them, with the share of each kind of step."""
-    counts = {"made": tally.made, "existed already": tally.skipped, "failed": tally.failed}
+    counts = {"made": tally.made, "already existed": tally.skipped, "failed": tally.failed}
     parts = [", ".join(f"{count} {word}" for word, count in counts.items() if count) or "0 made"]
     steps = tally.steps
     if steps.steps and steps.blocks_run != steps.blocks_total:

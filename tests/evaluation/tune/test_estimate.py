@@ -58,7 +58,7 @@ def test_a_duration_is_rounded_for_planning(seconds: float, words: str) -> None:
         ((6.0, 2.0), {}, {}, "Now use it: h2gen 'a cat' --speedup 3"),
         ((2.4,), {}, {"steps": 50, "cfg": 1.0}, "Now use it: h2gen 'a cat' --speedup 2 --steps 50 --cfg 1"),
         ((2.4,), {}, {"model": "dev"}, "Now use it: h2gen 'a cat' --speedup 2 --model dev"),
-        ((1.1,), {}, {}, "No choice saves time here by the clock"),
+        ((1.1,), {}, {}, "No measured setting saves time on this machine"),
         ((6.0,), {"profile": Path("mine.toml")}, {}, "To choose from it with --speedup or --fidelity, move it to "),
     ],
 )
