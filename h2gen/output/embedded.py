@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+LARGEST = 2 * 2**20
+"""Bytes of metadata that are written to a file or read from it."""
 KEY = "h2gen"
 """The keyword of the text in a PNG."""
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
@@ -77,7 +79,7 @@ def _decoded(value: str | bytes) -> str:
 
 def _objects(text: str) -> Iterator[str]:
     """The JSON objects in a text that look like ours; one that is damaged too, if it is all of the text."""
-    if '"content_hash"' not in text:
+    if len(text) > LARGEST or '"content_hash"' not in text:
         return
     decoder = json.JSONDecoder()
     for start in islice(re.finditer(r'\{\s*"', text), _TRIES):

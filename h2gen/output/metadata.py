@@ -18,7 +18,7 @@ from h2gen.cache.config import RULES, CacheConfig
 from h2gen.checks import Rule
 from h2gen.errors import MetadataError, SettingError
 from h2gen.models.catalogue import model_name
-from h2gen.output.embedded import ASCII, EXIF_IFD, KEY, USER_COMMENT, text_in
+from h2gen.output.embedded import ASCII, EXIF_IFD, KEY, LARGEST, USER_COMMENT, text_in
 from h2gen.sanitize import sanitize
 from h2gen.settings.table import TABLE
 from h2gen.settings.values import Settings
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from h2gen.generation.session import Session
 
 VERSION = 1
-LARGEST = 2 * 2**20
-"""Bytes of metadata that are written to a file or read from it."""
 _MOST = {"png": 2**20, "jpg": 60_000, "webp": LARGEST}
 """Bytes of metadata per format: Pillow reads at most 1 MiB of text from a PNG, and a JPEG's EXIF holds 64 KiB."""
 

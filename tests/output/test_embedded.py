@@ -15,6 +15,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from h2gen.errors import MetadataError
+from h2gen.output.embedded import LARGEST
 from h2gen.output.metadata import read_metadata
 from h2gen.output.save import encode
 from tests.output.test_metadata import IMAGE, described
@@ -125,3 +126,9 @@ def test_a_text_that_merely_looks_like_it_is_looked_at_a_few_times_only(tmp_path
     path.write_bytes(saved("JPEG", comment=b' {"content_hash"' * 4000))
     with pytest.raises(MetadataError, match="no h2gen metadata"):
         read_metadata(path)
+
+
+def test_a_text_larger_than_any_metadata_is_not_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "a.webp").write_bytes(saved("WEBP", xmp=b" " * LARGEST + UTF8.encode()))
+    with pytest.raises(MetadataError, match="has no h2gen metadata"):
+        read_metadata(tmp_path / "a.webp")
