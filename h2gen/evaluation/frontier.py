@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from h2gen.arguments import fields_checked
+from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.evaluation import builtin_prompts
 from h2gen.evaluation.cases import PromptFiles, split_options, uncached_request
@@ -25,11 +27,13 @@ from h2gen.models.content_hash import content_hash
 from h2gen.settings.profiles import Profile, find_profile, mismatch, read_profile
 from h2gen.settings.resolve import Request
 from h2gen.settings.speedup import command_for, profile_key_of
+from h2gen.settings.synonyms import meant_or_close
 
 BUDGETS = (0.5, 0.33, 0.25, 0.2)
 """Default budgets, as shares of the blocks."""
 
 
+@fields_checked(meant_or_close)
 @dataclass(frozen=True)
 class FrontierOptions:
     """Options of ``h2gen.evaluation.frontier.frontier``, as on the command line.
@@ -52,10 +56,12 @@ class FrontierOptions:
     report: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.limit < 1:
-            raise SettingError(f"limit is {self.limit}; give a whole number from 1 on.")
+        Rule(int, 1).check("limit", self.limit)
         for budget in self.budgets:
             check_budget(budget)
+        for name in ("profile", "report"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from zlib import crc32
 
 from h2gen.cache.config import CacheConfig
 from h2gen.evaluation.peers import EqualCost
+from h2gen.settings.profiles import label_of
 from h2gen.settings.values import OFF
 
 TRUTH_STEPS = 400
@@ -63,21 +64,16 @@ def cache_label(cache: CacheConfig) -> str:
     return f"H2-Cache, {cache.words}" if cache.policies else f"H2-Cache {cache.tau1:g}, {cache.tau2:g}"
 
 
-def steps_label(count: int) -> str:
-    """``14 steps``, ``1 step``."""
-    return f"{count} step{'s' * (count != 1)}"
-
-
 def fewer(count: int, steps: int) -> Method:
     """Uncached in fewer steps, with the model's own solver."""
-    return Method(f"steps {count}", steps_label(count), "steps", count, {"steps": count}, share=count / steps)
+    return Method(f"steps {count}", label_of(OFF, count, "own"), "steps", count, {"steps": count}, share=count / steps)
 
 
 def solver(count: int, steps: int) -> Method:
     """Uncached in fewer steps of a higher-order solver."""
     detail = {"steps": count, "scheduler": "UniPCMultistepScheduler"}
     return Method(
-        f"unipc {count}", f"{steps_label(count)}, UniPC", "solver", count, detail, solver="unipc", share=count / steps
+        f"unipc {count}", label_of(OFF, count, "unipc"), "solver", count, detail, solver="unipc", share=count / steps
     )
 
 

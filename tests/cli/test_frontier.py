@@ -53,7 +53,7 @@ def test_it_shows_a_table_for_each_budget_and_says_how_ours_compare(
 
 
 BAD = [
-    (["--limit", "0"], "limit is 0"),
+    (["--limit", "0"], "limit is 0; give a whole number from 1 upwards"),
     (["--limit", "49"], "there are 48 prompts built in"),
     (["--budgets", "2"], "above 0 and below 1"),
     (["--against", "tailor"], "did you mean 'taylor'"),
