@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from h2gen.cache.identity import Identity
 from h2gen.cache.stages import Stage
-from h2gen.cache.trajectory import Identity
 from h2gen.families import Family
 
 

@@ -23,6 +23,12 @@ _MOST_REPEATS = 3
 is kept would grow with every pass."""
 
 
+_NEW_TENSORS = (
+    "H2-Cache: nothing is reused here, since a run is recognized by its tensors: make the text embeddings, img_ids and "
+    "txt_ids once, before the loop, and not at each step."
+)
+
+
 class ContextName(threading.local):
     """The name that a pipeline gives to this thread's next forward pass, if it gives one (``cache_context``)."""
 
@@ -57,6 +63,8 @@ class Tracker:
         self._config, self._find_course, self._new_memory = config, find_course, new_memory
         self._when_over, self._warn = weakref.WeakMethod(when_over), warn
         self._run: Run | None = None
+        self._single: float | torch.Tensor | None = None
+        """The timestep of the last pass, if it was in the first step of its run."""
 
     def knows(self, inputs: Inputs) -> bool:
         """Whether a forward pass belongs to the current trajectory."""
@@ -75,6 +83,9 @@ class Tracker:
             run, found, step = self._new_run(inputs), [], 0
         if step > run.step:
             run.before, run.timestep = run.timestep, inputs.timestep
+        if not found and run.lost_text:
+            self._say_that_nothing_is_reused()
+        self._single = None if step else inputs.timestep
         each = run.enter(inputs.identity, self._context.name, found, step)
         each.fit(inputs.signature, inputs.pictures)
         return run, each, inputs.timestep if run.schedule is None else run.schedule.timesteps[step]
@@ -92,7 +103,8 @@ class Tracker:
             if inputs.read_timestep() > _known(run.timestep):
                 return None
             self._lose_course(run)
-        if self._config.needs_time or (repeats and (run.repeats or same_latents)):
+        lost = not found and run.lost_text
+        if self._config.needs_time or lost or (repeats and (run.repeats or same_latents)):
             inputs.read_timestep()  # now, while nothing of this pass is queued, rather than halfway through it
         if not isinstance(inputs.timestep, float):
             return run.step + (repeats > 0)
@@ -145,6 +157,8 @@ class Tracker:
 
     def _new_run(self, inputs: Inputs) -> Run:
         self.forget()
+        if self._single is not None and inputs.read_timestep() < _known(self._single):
+            self._say_that_nothing_is_reused()
         course = self._find_course(inputs.read_timestep)
         if course is None:
             self._say_what_has_no_effect("here")
@@ -156,6 +170,10 @@ class Tracker:
     def _lose_course(self, run: Run) -> None:
         run.course = None
         self._say_what_has_no_effect(f"after step {run.step + 1}")
+
+    def _say_that_nothing_is_reused(self) -> None:
+        if self._config.enabled:
+            self._warn(_NEW_TENSORS)
 
     def _say_what_has_no_effect(self, where: str) -> None:
         for name in () if self._config.plan else ("final_steps", "tolerance"):

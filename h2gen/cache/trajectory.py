@@ -9,13 +9,13 @@ stopped half-way leaves anything behind.
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from h2gen.cache.identity import Identity, Same
 from h2gen.cache.memory import Memory
 from h2gen.cache.policies.tolerance import CurvatureEstimate
 from h2gen.cache.schedule import Course, Schedule
@@ -54,30 +54,6 @@ class Pass:
         self.memory = self.new_memory(len(self.since_full))
 
 
-class Identity(NamedTuple):
-    """The tensors that identify a trajectory and one of its passes, by being the same objects at every step; and the
-    latents, which differ from step to step."""
-
-    text: torch.Tensor | None
-    image_ids: torch.Tensor | None
-    text_ids: torch.Tensor | None
-    latents: torch.Tensor | None
-
-
-class _Same:
-    """Remembers which object a tensor is without keeping it alive (a mere ``id`` may be given out again)."""
-
-    def __init__(self, tensor: torch.Tensor | None, when_gone: Callable[[Any], None] | None = None) -> None:
-        self._ref = None if tensor is None else weakref.ref(tensor, when_gone)
-
-    def __call__(self, tensor: torch.Tensor | None) -> bool:
-        return tensor is not None and self._ref is not None and self._ref() is tensor
-
-    @property
-    def gone(self) -> bool:
-        return self._ref is None or self._ref() is None
-
-
 class Run:
     """One trajectory: the passes of its steps, and the tensors that it is recognised by.
 
@@ -109,9 +85,9 @@ class Run:
         self.skipped: set[int] = set()
         """The pictures that skip the current step, in all of its passes."""
         self._when_over, self._new_memory = when_over, new_memory
-        self._passes: list[tuple[str | None, _Same, _Same, Pass]] = []
-        self._image = self._latents = _Same(None)
-        self._living: list[_Same] = []
+        self._passes: list[tuple[str | None, Same, Same, Pass]] = []
+        self._image = self._latents = Same(None)
+        self._living: list[Same] = []
 
     @property
     def schedule(self) -> Schedule | None:
@@ -143,6 +119,11 @@ class Run:
                 found.append(each)
         return found if found or same_image or not self._passes else None
 
+    @property
+    def lost_text(self) -> bool:
+        """Whether the text of an unnamed pass is gone, although the run goes on."""
+        return any(name is None and text.gone for name, text, *_ in self._passes)
+
     def same_latents(self, identity: Identity) -> bool:
         """Whether the last pass had the same latents object."""
         return self._latents(identity.latents)
@@ -153,13 +134,15 @@ class Run:
         A text that a step runs twice goes through changed blocks the second time (skipped layers, perturbed attention),
         so these passes share nothing.
         """
-        self.step, self._latents = step, _Same(identity.latents)
+        self.step, self._latents = step, Same(identity.latents)
         if not self._image(identity.image_ids):  # with reference images some pipelines make new ids at each step
             self._image = self._watched(identity.image_ids)
         each = next((each for each in found if each.step < step), None)
         if each is None:
-            each = Pass(self._context(name, found), len(self._passes), self._new_memory)
-            self._passes.append((name, _Same(identity.text), self._watched(identity.text_ids), each))
+            each = new = Pass(self._context(name, found), len(self._passes), self._new_memory)
+            # Without its text an unnamed pass is never found again.
+            text = Same(identity.text, None if name is not None else lambda _: new.forget())
+            self._passes.append((name, text, self._watched(identity.text_ids), each))
         elif each.step < step - 1:  # what it kept is too old
             each.forget()
         each.step = step
@@ -168,7 +151,9 @@ class Run:
     def _context(self, name: str | None, found: Sequence[Pass]) -> str:
         if found:
             return f"{found[0].context} {len(found) + 1}"
-        texts = sum(" " not in each.context for *_, each in self._passes)
+        texts = sum(
+            " " not in each.context and (each.step == self.step or not text.gone) for _, text, _, each in self._passes
+        )
         return name or ("cond", "uncond", "third")[min(texts, 2)]
 
     def take_curvatures(self, pictures: int) -> dict[int, float]:
@@ -183,8 +168,8 @@ class Run:
             largest[row] = max(largest.get(row, curvature), curvature)
         return largest
 
-    def _watched(self, tensor: torch.Tensor | None) -> _Same:
-        same = _Same(tensor, self._release)
+    def _watched(self, tensor: torch.Tensor | None) -> Same:
+        same = Same(tensor, self._release)
         self._living.append(same)
         return same
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,16 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 from h2gen.cache import CacheConfig, StepRecord, apply, h2_cache, remove
 from tests.cache.drive import latents, position_ids, prompt
+from tests.cache.test_memory import streams
+from tests.cache.test_time import queue_the_time
 from tests.small import flux2_klein_pipeline, flux_pipeline, flux_transformer, run_kwargs
+
+
+@pytest.fixture(params=["the host", "the device"])
+def timestep_known_to(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "the device":
+        queue_the_time(monkeypatch)
+
 
 STEPS = 5
 TAU = {"tau1": 0.35, "tau2": 0.53}
@@ -285,6 +295,35 @@ def test_a_loop_of_ones_own_may_use_the_same_inputs_for_the_next_picture() -> No
     assert [record.structure.outcome.value for record in trace.steps] == ["computed", "reused", "reused"] * 2
 
 
+@pytest.mark.parametrize("new", ["text", "ids", "both"])
+@pytest.mark.usefixtures("timestep_known_to")
+def test_a_loop_that_makes_new_inputs_at_each_step_is_told_and_keeps_nothing(new: str) -> None:
+    model, kept, contexts = flux_transformer(), [], ["cond", "uncond"]
+    ids, texts = position_ids(model), [prompt(model, seed=seed) for seed in (100, 110)]
+    told = pytest.warns(RuntimeWarning, match="nothing is reused here.*before the loop")
+    with told as warned, torch.no_grad(), h2_cache(model, tau1=1e9, tau2=1e9) as trace:
+        for sigma in (1.0, 0.7, 0.4, 0.2):
+            given = latents(model, sigma)
+            for turn in range(2):
+                inputs = position_ids(model) if new != "text" else ids
+                text = prompt(model, seed=100 + 10 * turn) if new != "ids" else texts[turn]
+                model(**given, **inputs, **text)
+                del inputs, text
+            kept.append(len(streams()))
+    assert len(warned) == 1 and kept[1:] == [kept[0]] * 3
+    assert all(record.full for record in trace.steps)
+    if new == "text":
+        assert [(record.step, record.context) for record in trace.steps] == [(s, c) for s in range(4) for c in contexts]
+
+
+def test_calls_of_one_step_are_told_nothing() -> None:
+    pipe = text_to_image()
+    with warnings.catch_warnings(), h2_cache(pipe, **TAU):
+        warnings.simplefilter("error")
+        for _ in range(3):
+            call(pipe, 1)
+
+
 @pytest.mark.parametrize(
     "where", ["transformer_blocks.1", "single_transformer_blocks.0", "single_transformer_blocks.1"]
 )
@@ -338,11 +377,11 @@ def test_a_cache_on_a_pipeline_bears_another_pipeline_with_the_same_transformer(
 
 def test_inputs_of_another_shape_in_mid_trajectory_are_a_miss() -> None:
     model = flux_transformer()
-    with torch.no_grad(), h2_cache(model, tau1=1e9, tau2=1e9) as trace:
+    ids, texts = position_ids(model), {batch: prompt(model, batch) for batch in (1, 2)}
+    with torch.no_grad(), h2_cache(model, tau1=1e9, tau2=1e9) as trace, model.cache_context("cond"):
         for batch, sigma in ((1, 1.0), (1, 0.8), (2, 0.6), (2, 0.4), (1, 0.2)):
-            model(**(latents(model, sigma, batch=batch) | position_ids(model) | prompt(model, batch)))
-    full = [record.full for record in trace.steps]
-    assert full[2] and full[4]
+            model(**(latents(model, sigma, batch=batch) | ids | texts[batch]))
+    assert [record.full for record in trace.steps] == [True, False, True, True, False, False, True]
 
 
 def test_pipelines_that_put_accelerates_hooks_back_between_calls_stay_cached() -> None:
