@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from h2gen.models.catalogue import BUNDLED, Checkpoint
 
@@ -53,17 +53,24 @@ class Vocabulary:
     def unknown(self, prompt: str) -> list[str]:
         """The words of a prompt that no caption had, other than small ones such as "the"."""
         found = dict.fromkeys(_WORD.findall(prompt))
-        return [word for word in found if len(word) > 2 and word.lower() not in self.words | _SMALL_WORDS]
+        known = self.words, _SMALL_WORDS
+        return [word for word in found if len(word) > 2 and not any(word.lower() in words for words in known)]
 
     def closest(self, word: str) -> str | None:
         """The word that is probably meant by an unknown one."""
-        close = difflib.get_close_matches(word.lower(), sorted(self.words), n=1, cutoff=0.75)
-        return close[0] if close else None
+        return _closest(word.lower(), self.words)
 
 
 def vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
     """What a model was taught; None unless it is the bundled one."""
     return _bundled() if checkpoint.kind == "bundled" else None
+
+
+@lru_cache(maxsize=1000)
+def _closest(word: str, words: frozenset[str]) -> str | None:
+    """Remembered, since the prompts of a large batch share most of their words."""
+    close = difflib.get_close_matches(word, sorted(words), n=1, cutoff=0.75)
+    return close[0] if close else None
 
 
 @cache

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -134,7 +135,7 @@ class Reading:
 
     def check_key(self, source: str, name: str) -> bool:
         """Whether a key is a setting or may be a note; if it was meant as a setting, an error is recorded."""
-        ours = None if _is_setting(name) or f" {name} " in _EVERYDAY else meant_or_close(name, KEYS, cutoff=0.85)
+        ours = _meant(name)
         if ours is not None:
             self.wrong(f"{source}: there is no setting {shown(name)}; did you mean {ours!r}?")
         return ours is None
@@ -163,6 +164,12 @@ class Reading:
 
 def _is_setting(name: str) -> bool:
     return name in KEYS or name in RUN_WIDE
+
+
+@lru_cache(maxsize=1000)
+def _meant(name: str) -> str | None:
+    """The setting that was meant by a key which is none. Remembered, since all lines of a file have the same keys."""
+    return None if _is_setting(name) or f" {name} " in _EVERYDAY else meant_or_close(name, KEYS, cutoff=0.85)
 
 
 def _in_order(mistake: str) -> tuple[str, int]:
