@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from h2gen.batches.prompts import Entry, Reading
 from h2gen.batches.prompts.entries import Given, place_of, places_of
@@ -90,6 +90,14 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(match[1]), int(match[2]))
 
 
+class _Shared(NamedTuple):
+    """What all entries with the same settings share, with a notice if their size was rounded."""
+
+    settings: Settings
+    preset: str | None
+    rounded: str | None
+
+
 class Jobs:
     """All jobs of a run, built one by one during iteration; iterating again gives the same ones.
 
@@ -122,9 +130,8 @@ class Jobs:
         self._resolver = GoalResolver(goal, self.request.checkpoint) if goal else None
         self._seeds = _seeds([options])
         self._load_preset = cache(load_preset)
-        self._known: dict[str, tuple[Settings, str | None, str | None]] = {}
-        self._rounded: dict[int, str] = {}
-        self._entries: list[tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]] = []
+        self._known: dict[str, _Shared] = {}
+        self._entries: list[tuple[Entry, _Shared, str, tuple[int, ...] | int]] = []
         self._count = 0
         self._reported: dict[int, bool] = {}
         for entry in reading.entries:
@@ -159,9 +166,9 @@ class Jobs:
     def remarks(self) -> list[str]:
         """Remarks on prompts that are probably not read as meant: the first of each kind, and how many more."""
         found: dict[str, list[Any]] = {}
-        for entry, settings, *_ in self._entries:
-            rounded = [Remark("rounded", self._rounded[id(settings)])] if id(settings) in self._rounded else []
-            for remark in (*rounded, *remarks_on(entry.prompt, settings, self.request.checkpoint)):
+        for entry, shared, *_ in self._entries:
+            rounded = [Remark("rounded", shared.rounded)] if shared.rounded else []
+            for remark in (*rounded, *remarks_on(entry.prompt, shared.settings, self.request.checkpoint)):
                 if remark.text not in self.request.notices:
                     found.setdefault(remark.kind, [f"{entry.source}: {remark.text}", 0])[1] += 1
         return [f"{text} The same applies to {n - 1} more." if n > 1 else text for text, n in found.values()]
@@ -174,17 +181,17 @@ class Jobs:
     def __iter__(self) -> Iterator[Job]:
         index = 0
         occurrences: Counter[str] = Counter()
-        for entry, settings, preset, name, seeds in self._entries:
+        for entry, shared, name, seeds in self._entries:
             if isinstance(seeds, int):
                 first = occurrences[entry.prompt]
                 occurrences[entry.prompt] += seeds
                 seeds = tuple(derived_seed(entry.prompt, first + ordinal) for ordinal in range(seeds))
             for seed in seeds:
                 index += 1
-                own = replace(settings, prompt=entry.prompt, seed=seed)
-                yield Job(index, own, name, preset, entry.notes, entry.source)
+                own = replace(shared.settings, prompt=entry.prompt, seed=seed)
+                yield Job(index, own, name, shared.preset, entry.notes, entry.source)
 
-    def _resolve(self, entry: Entry) -> tuple[Entry, Settings, str | None, str, tuple[int, ...] | int]:
+    def _resolve(self, entry: Entry) -> tuple[Entry, _Shared, str, tuple[int, ...] | int]:
         """Everything about an entry's pictures except their seeds."""
         seeds = self._seeds  # one object, however many seeds and entries there are
         if not {"seed", "count"}.isdisjoint((*entry.given, *entry.defaults)):
@@ -200,10 +207,7 @@ class Jobs:
         )
         if key not in self._known:
             self._known[key] = self._settings(entry)
-        settings, preset, rounded = self._known[key]
-        if rounded is not None:
-            self._rounded[id(settings)] = rounded  # ``_known`` keeps the settings
-        return entry, settings, preset, name, seeds
+        return entry, self._known[key], name, seeds
 
     def _report(self, entry: Entry, reading: Reading) -> None:
         """Report the errors of an entry: each setting that cannot be used by itself, those of the file's defaults once;
@@ -232,8 +236,8 @@ class Jobs:
                 found = True
         return found
 
-    def _settings(self, entry: Entry, alone: bool = False) -> tuple[Settings, str | None, str | None]:
-        """An entry's settings, its preset, and a notice if its size was rounded.
+    def _settings(self, entry: Entry, alone: bool = False) -> _Shared:
+        """What an entry's pictures have in common.
 
         ``alone``: it has only one setting, so a profile need not fit.
         """
@@ -252,7 +256,7 @@ class Jobs:
             entry.prompt, layers, self.request.checkpoint.defaults, self._load_preset
         )
         settings = replace(settings, reference_steps=reference_steps)
-        return settings, resolved["preset"].value if "preset" in resolved else None, rounded
+        return _Shared(settings, resolved["preset"].value if "preset" in resolved else None, rounded)
 
 
 _OWN_KEYS = ("seed", "count", "name")
