@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import NamedTuple
+
+from h2gen.errors import ModelError
+from h2gen.wording import printable
 
 IN_A_BLOCK = re.compile(r"(single_)?(?:transformer_)?blocks\.(\d+)\.|double_blocks\.(\d+)\.")
 """Found in the names of tensors that belong to a block of a transformer."""
@@ -44,6 +48,10 @@ class Kind(NamedTuple):
     what: str
     marks: tuple[str, ...]
     advice: str
+
+    def refusal(self, file: Path) -> ModelError:
+        """The error for a file of this kind that was given as a model."""
+        return ModelError(f"{printable(str(file))!r} is {self.what}, not a model that h2gen loads. {self.advice}.")
 
 
 ONLY = "h2gen makes pictures with FLUX.1, FLUX.2 and Chroma"

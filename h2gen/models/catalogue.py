@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from h2gen.errors import ModelError
+from h2gen.families import recognize
 from h2gen.families.chroma import CHROMA, Chroma
 from h2gen.families.flux1 import DEV, KREA, SCHNELL, Flux1
 from h2gen.families.flux2 import FLUX2_DEV, KLEIN, Flux2
+from h2gen.families.single_file import Kind, other_kind
 from h2gen.models.defaults import FILE, ModelDefaults, folder_defaults, read_defaults
 from h2gen.wording import did_you_mean, printable
 
@@ -192,6 +194,20 @@ def _entry(name: str, entry: CatalogueEntry) -> Checkpoint:
     return Checkpoint(name, "hub", entry.repo, None, entry.defaults)
 
 
+def _other_kind(path: Path) -> Kind | None:
+    """What a file holds that is not a transformer; None if its names do not say."""
+    if path.suffix.lower() != ".safetensors":
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            names = list(file.keys())
+    except (OSError, SafetensorError):
+        return None  # loading it with a base reports what is wrong
+    return other_kind(names, of_a_family=recognize(names) is not None)
+
+
 def _file(name: str, path: Path, base: str | None) -> Checkpoint:
     suffix = path.suffix.lower()
     if suffix in PICKLES:
@@ -201,6 +217,9 @@ def _file(name: str, path: Path, base: str | None) -> Checkpoint:
     if suffix not in WEIGHTS:
         raise ModelError(f"{name!r} is not a model; a single file must be .safetensors or .gguf.")
     if base is None:
+        kind = _other_kind(path)
+        if kind is not None:  # a LoRA or a VAE, which no base helps
+            raise kind.refusal(path)
         raise ModelError(
             f"{name!r} holds only a transformer; name the model that supplies its other parts, such as --base dev."
         )

@@ -65,7 +65,7 @@ def open_file(path: Path) -> SingleFile:
     family = recognize(names)
     kind = other_kind(names, of_a_family=family is not None)
     if kind is not None:
-        raise ModelError(f"{shown(path)} is {kind.what}, not a model that h2gen loads. {kind.advice}.")
+        raise kind.refusal(path)
     if family is None:
         example = f"its first tensor is {printable(names[0])!r}" if names else "it holds no tensors"
         raise ModelError(f"{shown(path)} is not a transformer that h2gen supports ({example}). {ONLY}.")

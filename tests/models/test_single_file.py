@@ -146,6 +146,8 @@ def test_a_lora_is_told_where_loras_go(flux_folder, tmp_path, name):
     message = refusal([name], flux_folder, tmp_path / "style.safetensors")
     assert "style.safetensors' is a LoRA, not a model" in message
     assert "takes no LoRA yet; in Python: session.pipe.load_lora_weights(...)." in message
+    with pytest.raises(ModelError, match=r"style.safetensors' is a LoRA, not a model"):
+        resolve(str(tmp_path / "style.safetensors"))
 
 
 @pytest.mark.parametrize(
