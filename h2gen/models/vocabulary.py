@@ -54,11 +54,17 @@ class Vocabulary:
         """The words of a prompt that no caption had, other than small ones such as "the"."""
         found = dict.fromkeys(_WORD.findall(prompt))
         known = self.words, _SMALL_WORDS
-        return [word for word in found if len(word) > 2 and not any(word.lower() in words for words in known)]
+        named = [word for word in found if len(word) > 2 or _is_uncased(word)]
+        return [word for word in named if not any(word.lower() in words for words in known)]
 
     def closest(self, word: str) -> str | None:
         """The word that is probably meant by an unknown one."""
         return _closest(word.lower(), self.words)
+
+
+def _is_uncased(word: str) -> bool:
+    """Whether its script has no capitals, as Chinese and Japanese; one letter can be a whole word there."""
+    return word.upper() == word.lower()
 
 
 def vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:

@@ -81,6 +81,7 @@ def test_marks_in_a_negative_prompt_are_named_too() -> None:
         ("a lighthouse", f"The bundled model does not know 'lighthouse'. {SHOW}"),
         ("a Catt", f"The bundled model does not know 'Catt'; did you mean 'cat'? {SHOW}"),
         ("un chat noir", f"The bundled model does not know 'chat', 'noir'; did you mean 'cat'? {SHOW}"),
+        ("猫", f"The bundled model does not know '猫'. {SHOW}"),
         ("a cat, photorealistic masterpiece in 4k uhd", "The bundled model does not know 'photorealistic', 'master"),
     ],
 )
