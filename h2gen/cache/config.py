@@ -28,7 +28,7 @@ RULES: dict[str, Rule] = {
     "max_consecutive": _COUNT,
     "forecast": Rule(int, 0, 1, advice="give 0 (reuse the last result) or 1 (extrapolate from the last two)"),
     "plan": Rule(str),
-    "tolerance": _THRESHOLD,
+    "tolerance": Rule(float, least=0, advice="give a number from 0 (off) upwards, such as 0.002"),
     "budget": Rule(bool),
     "hierarchy": Rule(str, choices=("forced", "checked")),
     "max_detail_age": _COUNT,

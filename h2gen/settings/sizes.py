@@ -49,4 +49,6 @@ def parse_size(text: str, defaults: ModelDefaults, called: str = "size") -> tupl
         height = round(math.sqrt(area / shape) / multiple) * multiple
         if 0 < width <= LARGEST_SIDE and 0 < height <= LARGEST_SIDE:
             return width, height, None
-    raise SettingError(f"{called} is {shown(text)}; give pixels such as 1024x768, or a ratio such as 16:9.")
+    raise SettingError(
+        f"{called} is {shown(text)}; give pixels such as 1024x768, a ratio such as 16:9, or one number for a square."
+    )
