@@ -34,6 +34,7 @@ class Rule:
         above: a limit of a number that is not itself included.
         advice: what to give instead of a wrong value; made from the rest if it is empty.
         aliases: other names of choices.
+        numbers: whether a whole number counts as text too, such as the 512 of a square.
         unit: what may stand behind a number in text, such as the x of ``3x``.
     """
 
@@ -46,6 +47,7 @@ class Rule:
     advice: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict, hash=False)
     unit: str = ""
+    numbers: bool = False
 
     def check(self, name: str, value: Any) -> Any:
         """The value, checked; as a float or a tuple if the kind is ``float`` or ``list``.
@@ -58,6 +60,8 @@ class Rule:
             SettingError: it is of another type, out of range or not among the choices.
         """
         self.check_kind(name, value)
+        if self.numbers:
+            value = str(value)
         if self.kind in (int, float):
             most = sys.float_info.max if self.most is None and self.kind is float else self.most
             below = self.least is not None and not value >= self.least
@@ -83,6 +87,8 @@ class Rule:
             SettingError: it is of another type.
         """
         kinds: Any = (int, float) if self.kind is float else (list, tuple) if self.kind is list else self.kind
+        if self.numbers:
+            kinds = (kinds, int)
         if (isinstance(value, bool) and self.kind is not bool) or not isinstance(value, kinds):
             raise self.error(name, value)
         if self.kind is list and not all(isinstance(item, str) for item in value):

@@ -130,7 +130,7 @@ def resolve_settings(
     )
     if "seed" not in resolved:
         resolved["seed"] = Resolved(random_seed(), "random")
-    width, height, rounded = parse_size(resolved["size"].value, model_defaults, _called("size", resolved))
+    width, height, rounded = parse_size(str(resolved["size"].value), model_defaults, _called("size", resolved))
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
     resolved = {row.name: resolved[row.name] for row in TABLE if row.name in resolved}
     values = {name: setting.value for name, setting in resolved.items()}

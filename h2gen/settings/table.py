@@ -178,7 +178,7 @@ TABLE = (
     _picture(
         "size",
         "1024x768, a ratio such as 16:9, or one number for a square.",
-        Rule(str),
+        Rule(str, numbers=True),
         metavar="SIZE",
         in_picture=False,
     ),

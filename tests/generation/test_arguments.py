@@ -89,6 +89,7 @@ def test_the_lower_function_has_no_default_of_its_own() -> None:
     [
         ({"size": "16:9"}, (176, 96)),
         ({"size": "96x64"}, (96, 64)),
+        ({"size": 96}, (96, 96)),
         ({"width": 96, "height": 64}, (96, 64)),
         ({"width": 64}, (64, 128)),
         ({}, (128, 128)),
@@ -204,7 +205,7 @@ def test_a_wrong_name_is_pythons_error_and_ours(error: type[Exception]) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"size": 512}, {"preset": 3}, {"solver": 1}, {"steps": "many"}, {"negative": 3}, {"out": 3}, {"seed": 1.5}],
+    [{"size": 51.2}, {"preset": 3}, {"solver": 1}, {"steps": "many"}, {"negative": 3}, {"out": 3}, {"seed": 1.5}],
 )
 def test_a_value_of_another_type_is_one_line(tiny: Any, given: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=f"{next(iter(given))} is "):
