@@ -24,12 +24,12 @@ h2gen makes pictures with Flux models, and makes them faster with H2-Cache.
 _HELP = "Show the options of a command."
 
 
-def default_of(parameter: Any) -> str:
-    """An option's default, for the help; empty if there is none to show."""
+def default_of(parameter: Any, command: str | None) -> str:
+    """The default of a command's option, for the help; empty if there is none to show."""
     row = BY_NAME.get(parameter.name)
     if parameter.default not in (None, False, ""):
         return str(parameter.default)
-    return row.otherwise if row is not None and row.help == parameter.help else ""
+    return row.otherwise_in(command) if row is not None and row.help == parameter.help else ""
 
 
 def write_options(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
@@ -42,11 +42,12 @@ def write_options(parameters: Iterable[Any], ctx: Any, formatter: Any) -> None:
         title = getattr(parameter, "rich_help_panel", None) or "Options"
         record = parameter.get_help_record(ctx)
         if record is not None:
-            default = default_of(parameter)
+            default = default_of(parameter, ctx.command.name)
             shown = f"  [default: {default}]" if default and title != CACHE else ""
             sections.setdefault(title, []).append((record[0], record[1] + shown))
     for title, records in sections.items():
-        with formatter.section(f"{title} (default: the preset's)" if title == CACHE else title):
+        origin = "picture" if ctx.command.name == "replay" else "preset"
+        with formatter.section(f"{title} (default: the {origin}'s)" if title == CACHE else title):
             formatter.write_dl(records)
 
 

@@ -11,7 +11,7 @@ from h2gen.models.choices import DTYPES
 from h2gen.models.hub import is_complete
 from h2gen.output.metadata import Metadata, Origin, versions
 from h2gen.settings.layers import Layers, Resolved
-from h2gen.settings.table import BY_NAME
+from h2gen.settings.table import BY_NAME, OF_THIS_MACHINE
 from h2gen.settings.user_defaults import user_defaults
 
 
@@ -44,8 +44,7 @@ def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None
     if given.get("model") is None:
         recorded["model"], recorded["base"] = _model(found, mine)
     kept = [
-        (source, {name: value for name, value in values.items() if name in ("out", "format", "device", "offload")})
-        for source, values in mine
+        (source, {name: value for name, value in values.items() if name in OF_THIS_MACHINE}) for source, values in mine
     ]
     return [("option", given), ("picture", recorded), *kept]
 

@@ -100,6 +100,11 @@ class Setting:
         of_model = self.name == "size" or (self.per_prompt and self.in_picture and self.default is None)
         return "the model's" if of_model else str(self.default or "")
 
+    def otherwise_in(self, command: str | None) -> str:
+        """``otherwise``, in the help of a command: replay takes most settings from the picture."""
+        recorded = command == "replay" and self.name not in OF_THIS_MACHINE
+        return "the picture's" if recorded and self.otherwise else self.otherwise
+
     @property
     def of_cache(self) -> bool:
         """Whether it is a field of ``CacheConfig``."""
@@ -149,6 +154,8 @@ def _behaviour(name: str, help: str, rule: Rule, section: str = OUTPUT, **more: 
     return Setting(name, help, rule, section, **{"is_setting": False, **more})
 
 
+OF_THIS_MACHINE = ("device", "offload", "out", "format")
+"""Where to compute and write: replay takes these from here, and all else from the picture."""
 _text = Rule(str, longest=LONGEST_PROMPT)
 _scale = Rule(float, 0, 1000)
 _side = Rule(int, 1, LARGEST_SIDE)

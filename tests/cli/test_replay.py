@@ -251,3 +251,11 @@ def test_replay_needs_a_picture(here: Path) -> None:
     done = h2gen("replay", "gone.png")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "h2gen: There is no file 'gone.png'; check the path.\n"
+
+
+def test_the_help_says_what_comes_from_the_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["replay", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for option, default in {"--seed": "the picture's", "--model": "the picture's", "--offload": "none"}.items():
+        assert f"[default: {default}]" in text.partition(f"{option} ")[2][:140], option
+    assert "Cache (default: the picture's):" in text and "random" not in text

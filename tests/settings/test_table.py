@@ -61,7 +61,8 @@ def test_every_command_has_the_options_of_its_rows_and_their_help_stands_on_one_
             own = command == "compare" and row.name in ("tau1", "tau2", "tolerance")
             assert own or row.helps.get(command, row.help) in text, text
             if row.otherwise and row.help in text and not row.of_cache:
-                assert f"[default: {row.otherwise}]" in " ".join("".join(lines[place : place + 2]).split()), text
+                default = f"[default: {row.otherwise_in(command)}]"
+                assert default in " ".join("".join(lines[place : place + 2]).split()), text
 
 
 def test_the_help_has_a_section_for_every_row() -> None:
