@@ -104,7 +104,8 @@ class Engine:
             step.current.forget()
         current, (structure, detail) = step.current, (step.ran(stage.name) for stage in self._stages)
         full, skipped = structure & detail, {*range(step.pictures)} - {*step.present}
-        if self._policy.skips and (self._config.plan or step.run.schedule is not None):
+        # A schedule may be lost halfway through a step that some pictures skip.
+        if self._policy.skips and (self._config.plan or skipped or step.run.schedule is not None):
             # With the detail reused as it was, the velocity is worse than the line through full ones (1 to 2 dB on the
             # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
             output = self._velocities(step, output, skipped, structure if self._config.forecast else full)

@@ -18,7 +18,7 @@ from diffusers.modular_pipelines import FluxAutoBlocks
 
 from h2gen.cache import h2_cache
 from h2gen.errors import CacheError
-from tests.cache.drive import flux, latents, plan_from_steps, position_ids, prompt
+from tests.cache.drive import flux, latents, noise, plan_from_steps, position_ids, prompt
 from tests.cache.test_time import queue_the_time
 from tests.small import SIZE, flux_pipeline, picture, quiet, run_kwargs, scheduler
 
@@ -335,6 +335,33 @@ def test_a_step_that_leaves_the_schedule_is_recorded_where_it_is() -> None:
             model(**given, **inputs)
             solver.step(given["hidden_states"], solver.timesteps[step], given["hidden_states"])
     assert [step.sigma for step in trace.steps] == pytest.approx(sigmas)
+
+
+@torch.no_grad()
+def two_pictures(model: Any) -> torch.Tensor:
+    """The velocities of a step that leaves the schedule. The first picture hardly moves, the second one jumps."""
+    solver, inputs = scheduler(), position_ids(model, batch=2) | prompt(model, 2)
+    solver.set_timesteps(STEPS)
+    for step, sigma in enumerate(solver.sigmas[:4].tolist()):
+        given = latents(model, sigma - 0.04 * (step == 3), batch=2)
+        given["hidden_states"] = torch.cat([noise(1, 16, 16, seed=0) * (0.9 + 0.1 * sigma), noise(1, 16, 16, seed=step)])
+        velocities = model(**given, **inputs, return_dict=False)[0]
+        solver.step(given["hidden_states"], solver.timesteps[step], given["hidden_states"])
+    return velocities
+
+
+def test_a_picture_is_forecast_although_another_finds_that_the_step_leaves_the_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = flux()
+    with h2_cache(model, plan="FFFS" + "F" * (STEPS - 4)):
+        forecast = two_pictures(model)
+    queue_the_time(monkeypatch)
+    told = pytest.warns(RuntimeWarning, match="tolerance has no effect after step")
+    with told, h2_cache(model, tau1=1e-12, tau2=1e-12, tolerance=0.03) as trace:
+        got = two_pictures(model)
+    assert [step.structure.outcome.value for step in trace.steps[-2:]] == ["skipped", "computed"]
+    assert torch.allclose(got[0], forecast[0]) and not torch.allclose(got[1], forecast[1])
 
 
 @pytest.mark.usefixtures("timestep_known_to")
