@@ -26,8 +26,9 @@ class Callers:
 
     @property
     def own(self) -> Engine | None:
-        """The engine of this thread's last pass."""
-        return cast("Engine | None", getattr(self._thread, "engine", None))
+        """The engine of this thread's last pass, unless its trajectory has gone on in another thread."""
+        engine = cast("Engine | None", getattr(self._thread, "engine", None))
+        return engine if engine is not None and engine.thread == threading.get_ident() else None
 
     @property
     def current(self) -> Engine | None:
@@ -42,7 +43,7 @@ class Callers:
             idle = [] if own is None else [own]
             idle += [engine for engine in self._engines if engine is not own and not engine.busy]
             engine = next((engine for engine in idle if engine.knows(inputs)), own) or self._new_engine()
-            engine.busy = True
+            engine.busy, engine.thread = True, threading.get_ident()
             self._engines.add(engine)
             self._thread.engine = engine
             return engine

@@ -55,6 +55,8 @@ class Engine:
         self.step: Step | None = None
         self.busy = False
         """Whether a pass runs, with or without a step."""
+        self.thread: int | None = None
+        """The thread of the last pass."""
         self._config, self._policy = config, policy_of(config)
         new_memory = partial(Memory, config.forecast, config.tolerance > 0 and not config.plan)
         self.tracker = Tracker(config, find_course, new_memory, self.forget, self._warn, context, numbers)

@@ -87,6 +87,33 @@ def test_a_trajectory_may_change_threads() -> None:
     assert decisions(trace_of_both.steps) == decisions(trace.steps)
 
 
+def test_a_thread_does_not_share_a_trajectory_that_goes_on_in_another() -> None:
+    model = flux()
+    settings = thresholds(model, 0.5, 0.7)
+
+    def alone(seed: int) -> tuple[list[torch.Tensor], list[Any]]:
+        with h2_cache(model, **settings) as trace:
+            return run(model, seed=seed, named=False), decisions(trace.steps)
+
+    wanted = [alone(seed) for seed in (0, 10)]
+    first, second = list(trajectory(model)), list(trajectory(model, seed=10))
+
+    @torch.no_grad()
+    def step(given: dict[str, Any]) -> torch.Tensor:
+        return model(**given, return_dict=False)[0]
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other, h2_cache(model, **settings) as trace:
+        got = [[pool.submit(step, given).result() for pool, (_, given) in zip((one, other), first, strict=False)], []]
+        for (_, left), (_, right) in zip(first[2:], second, strict=False):
+            both = other.submit(step, left), one.submit(step, right)
+            for outputs, future in zip(got, both, strict=True):
+                outputs.append(future.result())
+        got[1] += [one.submit(step, given).result() for _, given in second[-2:]]
+    for index, (outputs, steps) in enumerate(wanted):
+        assert same(got[index], outputs)
+        assert decisions([each for each in trace.steps if each.run == index]) == steps
+
+
 class Paused:
     """A model whose passes wait in their first block, in every thread but this one."""
 

@@ -344,7 +344,9 @@ def two_pictures(model: Any) -> torch.Tensor:
     solver.set_timesteps(STEPS)
     for step, sigma in enumerate(solver.sigmas[:4].tolist()):
         given = latents(model, sigma - 0.04 * (step == 3), batch=2)
-        given["hidden_states"] = torch.cat([noise(1, 16, 16, seed=0) * (0.9 + 0.1 * sigma), noise(1, 16, 16, seed=step)])
+        given["hidden_states"] = torch.cat(
+            [noise(1, 16, 16, seed=0) * (0.9 + 0.1 * sigma), noise(1, 16, 16, seed=step)]
+        )
         velocities = model(**given, **inputs, return_dict=False)[0]
         solver.step(given["hidden_states"], solver.timesteps[step], given["hidden_states"])
     return velocities
