@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
 
 from h2gen.evaluation.number_format import percent, seconds, times
 from h2gen.evaluation.results import MethodResult
@@ -68,11 +69,18 @@ def _plain(results: Sequence[MethodResult]) -> dict[int, float]:
 def timing_doubts(results: Sequence[MethodResult]) -> Iterator[str]:
     """A line if fewer steps took longer, or a run is faster than its blocks allow: the machine was then busy."""
     reasons = []
-    plain = sorted((r.steps, r.seconds.median) for r in results if r.kind in ("reference", "steps"))
-    pairs = [(one, other) for one in plain for other in plain if one[0] < other[0] and one[1] > _NOISE * other[1]]
+    groups = [[r for r in results if r.kind in kinds] for kinds in (("reference", "steps"), ("solver",))]
+    pairs = [
+        (few, many)
+        for group in groups
+        for few, many in permutations(group, 2)
+        if few.share < many.share and few.seconds.median > _NOISE * many.seconds.median
+    ]
     if pairs:
-        (few, slow), (many, fast) = max(pairs, key=lambda pair: pair[0][1] / pair[1][1])
-        reasons.append(f"{few} steps took {seconds(slow)} and {many} steps {seconds(fast)}")
+        few, many = max(pairs, key=lambda pair: pair[0].seconds.median / pair[1].seconds.median)
+        reasons.append(
+            f"{few.label} took {seconds(few.seconds.median)} and {many.label} {seconds(many.seconds.median)}"
+        )
     saving = [r for r in results if r.kind in ("h2", "steps", "solver") and r.share * r.speedup > APART]
     if saving:
         worst = max(saving, key=lambda result: result.share * result.speedup)

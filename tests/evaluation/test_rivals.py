@@ -138,6 +138,7 @@ def test_much_faster_runs_that_are_farther_away_prove_nothing() -> None:
 
 def test_one_timed_run_is_said_to_be_one() -> None:
     assert told(measured([12.0], {16: [12.1]}))[0] == "1.67 times as fast in one timed run, closer than fewer steps"
+    assert told(measured([24.0], {}))[0] == "Slower than without a cache in one timed run"
     assert "one timed run" not in told(measured([12.0] * 2, {16: [12.1]}))[0]
 
 
@@ -146,6 +147,12 @@ def test_seconds_that_do_not_follow_the_steps_are_doubted() -> None:
     (line,) = timing_doubts(found)
     assert "16 steps took 17.1\u00a0s and 20 steps 12.9\u00a0s" in line and "repeat on an idle machine" in line
     assert line in remarks(found, 1, 1)
+
+
+def test_so_are_those_of_another_solver() -> None:
+    found = [*measured([12.0], {14: [10.2]}), result("solver", 5, [13.7]), result("solver", 6, [11.1])]
+    (line,) = timing_doubts(found)
+    assert "5 steps took 13.7\u00a0s and 6 steps 11.1\u00a0s" in line
 
 
 def test_a_run_faster_than_its_blocks_allow_is_doubted() -> None:

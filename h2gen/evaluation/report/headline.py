@@ -44,9 +44,9 @@ def _saves(method: MethodResult) -> bool:
 def _headline(chosen: MethodResult, rival: MethodResult | None, metric: MetricInfo | None) -> str:
     if chosen.kind == "reference":
         return "The uncached pictures, and the methods measured against them"
-    if not _saves(chosen):
-        return "No time saved" if chosen.speedup > 0.98 else "Slower than without a cache"
     once = " in one timed run" if chosen.seconds.runs == 1 else ""
+    if not _saves(chosen):
+        return ("No time saved" if chosen.speedup > 0.98 else "Slower than without a cache") + once
     gain = f"{times(chosen.speedup)} times as fast{once}"
     if chosen.identical == len(chosen.samples):
         return f"{gain}, and identical"
