@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from typer import TyperException
 from typer.core import CompletionItem, TyperCommand, TyperGroup  # type: ignore[attr-defined]
 
 from h2gen.cli import hints
@@ -83,7 +84,12 @@ class Command(TyperCommand):
         if (instead := hints.one_dash(args, self)) and not ctx.resilient_parsing:
             raise UsageError(f"{instead} See '{hints.path_of(ctx)} --help'.")
         ctx.allow_extra_args = True
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, args)
+        except TyperException as error:
+            if getattr(error, "ctx", None) is None:  # so it is if an option lacks its value
+                error.ctx = ctx  # type: ignore[attr-defined]
+            raise
         if rest and not ctx.resilient_parsing:
             raise UsageError(hints.too_many(rest, ctx))
         return rest

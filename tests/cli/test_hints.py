@@ -25,6 +25,7 @@ HINTS: list[tuple[list[str], str]] = [
     (["presets", "show"], "NAME is missing: A preset's name or file. See 'h2gen presets show --help'."),
     (["presets", "balanecd"], "There is no preset 'balanecd'; did you mean 'balanced'?"),
     (["presets", "--foo"], "There is no option --foo. See 'h2gen presets --help'."),
+    (["batch", "x.txt", "--out"], "Option '--out' requires an argument. See 'h2gen batch --help'."),
     (["x", "--seed"], "Option '--seed' requires an argument. See 'h2gen --help'."),
     # Options, by what they mean elsewhere, by spelling, by the command that has them
     (["x", "--width", "512"], "There is no option --width; use --size WIDTHxHEIGHT, such as --size 1024x768."),

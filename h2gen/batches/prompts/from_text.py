@@ -102,4 +102,4 @@ def _unknown(name: str) -> str:
         return f"--{name} applies to the whole run; give --{shared} on the command line."
     close = meant_or_close(name, KEYS) if len(name) > 1 else None
     hint = f"did you mean --{close.replace('_', '-')}?" if close else "leave it out."
-    return f"there is no option --{name}; {hint} To use these words as a prompt, put it in a .jsonl or .yaml file."
+    return f"there is no option --{name}; {hint} To use these words as a prompt, put them in a .jsonl or .yaml file."
