@@ -48,6 +48,14 @@ class Summary:
     def estimated_speedup(self) -> float:
         return 1 / self.share if self.share else math.inf
 
+    def by_outcome(self) -> list[tuple[str, int]]:
+        """Passes per outcome, in the words of the live table; outcomes that did not happen are left out."""
+        return [(kind.replace("_", " "), count) for kind in _KINDS if (count := getattr(self, kind))]
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{count} {word}" for word, count in self.by_outcome())
+        return f"{cost(self.share)}; {self.steps} passes" + (f": {counts}" if counts else "")
+
     def to_json(self) -> dict[str, Any]:
         """The totals as written to a trace file's last line."""
         return {
@@ -60,6 +68,17 @@ class Summary:
             "seconds": self.seconds,
             "not_finite": self.not_finite,
         }
+
+
+def cost(share: float, steps: int | None = None) -> str:
+    """A share of the blocks and the speed-up that it suggests, such as ``47% of blocks, est. 2.13x``.
+
+    Args:
+        share: blocks run, as a share of those of the uncached run that was asked for.
+        steps: of that run, if they have to be said because this one differs in more than its cache.
+    """
+    whole = "blocks" if steps is None else f"the blocks of {steps} steps"
+    return f"{share:.0%} of {whole}" + (f", est. {1 / share:.2f}x" if share else "")
 
 
 def summarize_steps(steps: Iterable[StepRecord]) -> Summary:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from h2gen.cache.outcome_words import cost
+from h2gen.cache.summary import cost
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import Checkpoint, model_name
 from h2gen.models.choices import SOLVERS

@@ -16,7 +16,6 @@ from h2gen.batches.jobs import Job
 from h2gen.batches.messages import PictureMade, Ready
 from h2gen.batches.observer import BatchObserver, Tally
 from h2gen.batches.stop import Level
-from h2gen.cache.outcome_words import by_outcome
 from h2gen.cache.trace import StepRecord
 from h2gen.cli.console import complain, say, say_stopping
 from h2gen.cli.views.live_table import cost_of, steps_table
@@ -171,7 +170,7 @@ def totals(tally: Tally) -> list[str]:
     steps = tally.steps
     if steps.steps and steps.blocks_run != steps.blocks_total:
         parts[0] += f"; est. {steps.estimated_speedup:.2f}x"
-        shares = [f"{count / steps.steps:.0%} {word}" for word, count in by_outcome(steps) if count]
+        shares = [f"{count / steps.steps:.0%} {word}" for word, count in steps.by_outcome()]
         parts.append("steps: " + ", ".join(shares))
     return parts
 

@@ -12,8 +12,8 @@ from rich.text import Text
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.outcome import Outcome
-from h2gen.cache.outcome_words import by_outcome, cost, outcome_of
-from h2gen.cache.summary import Summary, summarize_steps
+from h2gen.cache.outcome_words import outcome_of
+from h2gen.cache.summary import Summary, cost, summarize_steps
 from h2gen.cache.trace import StageRecord, StepRecord
 from h2gen.cli.views.view import View, clock, progress
 
@@ -127,7 +127,7 @@ def counts(summary: Summary, passes: bool = False, reference_steps: int | None =
         passes: they count passes, of which there are several per step.
         reference_steps: as in ``reference_steps``.
     """
-    outcomes = ", ".join(f"{count} {word}" for word, count in by_outcome(summary))
+    outcomes = ", ".join(f"{count} {word}" for word, count in summary.by_outcome())
     return f"{cost(summary.share, reference_steps)}; {'passes: ' if passes else ''}{outcomes}"
 
 
