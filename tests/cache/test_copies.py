@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from h2gen.cache import CacheConfig, apply, h2_cache, remove
-from tests.cache.drive import both_models, flux, run, same, thresholds
+from tests.cache.drive import both_models, flux, run, same, thresholds, untraced
 from tests.cache.test_apply import footprint
 from tests.small import flux_pipeline, run_kwargs
 
@@ -121,6 +121,7 @@ def test_a_trace_can_be_copied(how: Callable[[Any], Any]) -> None:
     assert len(copied.steps) == 2
 
 
+@untraced
 def test_a_model_with_the_cache_on_is_freed_without_a_collection() -> None:
     gc.collect()
     gc.disable()

@@ -15,7 +15,7 @@ from diffusers import FluxImg2ImgPipeline, FluxKontextPipeline, FluxPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 
 from h2gen.cache import CacheConfig, StepRecord, apply, h2_cache, remove
-from tests.cache.drive import latents, position_ids, prompt
+from tests.cache.drive import latents, position_ids, prompt, untraced
 from tests.cache.test_memory import streams
 from tests.cache.test_time import queue_the_time
 from tests.small import flux2_klein_pipeline, flux_pipeline, flux_transformer, run_kwargs
@@ -297,6 +297,7 @@ def test_a_loop_of_ones_own_may_use_the_same_inputs_for_the_next_picture() -> No
 
 @pytest.mark.parametrize("new", ["text", "ids", "both"])
 @pytest.mark.usefixtures("timestep_known_to")
+@untraced
 def test_a_loop_that_makes_new_inputs_at_each_step_is_told_and_keeps_nothing(new: str) -> None:
     model, kept, contexts = flux_transformer(), [], ["cond", "uncond"]
     ids, texts = position_ids(model), [prompt(model, seed=seed) for seed in (100, 110)]

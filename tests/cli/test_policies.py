@@ -34,7 +34,7 @@ def test_a_plan_is_followed_and_written_down(here: Path, capsys: pytest.CaptureF
     assert [cache[name] for name in ("full", "all_reused", "detail_reused", "skipped", "structure_reused")] == [
         2, 1, 1, 1, 1,
     ]  # fmt: skip
-    assert "2 full, 1 detail reused, 1 all reused, 1 structure reused, 1 skipped" in err
+    assert "2 full, 1 detail reused, 1 structure reused, 1 all reused, 1 skipped" in err
     steps = [json.loads(line) for line in (here / "t.jsonl").read_text().splitlines()][1:-1]
     assert [(step["structure"]["outcome"], step["detail"]["outcome"]) for step in steps] == [
         OUTCOMES[letter] for letter in "FFRDSC"
