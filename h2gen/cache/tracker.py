@@ -68,7 +68,8 @@ class Tracker:
 
     def knows(self, inputs: Inputs) -> bool:
         """Whether a forward pass belongs to the current trajectory."""
-        return self._run is not None and self._run.passes_with(inputs.identity, self._context.name) is not None
+        run = self._run  # another thread may end it meanwhile
+        return run is not None and run.passes_with(inputs.identity, self._context.name) is not None
 
     def follow(self, inputs: Inputs) -> tuple[Run, Pass, float | torch.Tensor]:
         """The trajectory and pass that a forward pass continues or begins, and its timestep, 0 to 1000.
