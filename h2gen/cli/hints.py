@@ -31,7 +31,7 @@ _OTHER_TOOLS = {
     ),
     **dict.fromkeys(
         ["doctor", "diagnose", "env", "status", "check", "debug"],
-        "'h2gen \"a cat\" --dry-run' shows all settings, and 'h2gen bench' measures this machine.",
+        "'h2gen \"a cat\" --dry-run -v' shows all settings, and 'h2gen bench' measures this machine.",
     ),
     "version": "'h2gen --version' prints the version.",
     **dict.fromkeys(

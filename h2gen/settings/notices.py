@@ -32,7 +32,7 @@ def notices_about(settings: Settings, resolved: Mapping[str, Resolved], layers: 
         )
     for _, values in layers:
         if values.get("preset") is not None:
-            yield from _about_preset(str(values["preset"]), settings, values.keys() & _given(values))
+            yield from _about_preset(str(values["preset"]), settings, _given(values))
             return
 
 
@@ -52,7 +52,7 @@ def _about_preset(name: str, settings: Settings, given: set[str]) -> Iterator[st
 
 
 def _policy(cache: CacheConfig) -> str:
-    """What decides, in words: a plan, a tolerance or thresholds, each with its value; empty without a cache."""
+    """What decides: ``plan``, ``tolerance`` or ``thresholds``; empty without a cache."""
     if cache.plan:
         return "plan"
     if cache.tolerance:

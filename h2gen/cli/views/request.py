@@ -1,4 +1,4 @@
-"""``--dry-run``: every setting with its value and where it came from; and notices shown before pictures are made."""
+"""``--dry-run``: settings, their values and where they came from; and notices shown before pictures are made."""
 
 from __future__ import annotations
 
