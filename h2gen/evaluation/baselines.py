@@ -5,10 +5,13 @@ Runs of fewer steps that take as long are chosen later, by measured medians: see
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
+from typing import Protocol
 
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import H2GenError, ModelError
@@ -17,13 +20,21 @@ from h2gen.evaluation.fit_budget import fit_to_budget
 from h2gen.evaluation.make_image import ImageMaker
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.options import CompareObserver, MethodOptions
-from h2gen.evaluation.peers import TOLERANCE, Peer, Value, find_equal_cost
-from h2gen.evaluation.rivals import steps_of_share
+from h2gen.evaluation.peers import TOLERANCE, EqualCost, Peer, Value, find_equal_cost
+from h2gen.evaluation.rivals import steps_of_share, steps_within
+from h2gen.models.choices import SOLVERS
 
 PAPER = CacheConfig(0.15, 0.22)
 """The paper's thresholds, which are scaled together to meet a budget."""
 _COUNTED = 8
 """Cases, at most, whose blocks are counted while searching a peer's setting."""
+
+
+class Measured(Protocol):
+    """What is known of an image that was made: the share of the blocks that ran."""
+
+    @property
+    def share(self) -> float: ...
 
 
 class BaselineSearch:
@@ -33,20 +44,37 @@ class BaselineSearch:
         maker: makes the images.
         options: what is compared.
         observer: receives progress events.
+        measure: makes the image of a method and a case, or knows of it already.
+        recall: what is known of it already, or None.
     """
 
-    def __init__(self, maker: ImageMaker, options: MethodOptions, observer: CompareObserver) -> None:
+    def __init__(
+        self,
+        maker: ImageMaker,
+        options: MethodOptions,
+        observer: CompareObserver,
+        measure: Callable[[Method, int], Measured],
+        recall: Callable[[Method, int], Measured | None] = lambda _method, _case: None,
+    ) -> None:
         self._maker, self._options, self._observer = maker, options, observer
+        self._measure, self._recall = measure, recall
         self._steps = maker.settings.steps
+        self._warm = False
         self.notices: list[str] = []
+
+    def warm_up(self) -> None:
+        """Make the program's first image, which takes longer than others."""
+        if not self._warm:
+            self._observer.began("Warming up")
+            self._maker.make(replace(methods.reference(self._steps), steps=min(2, self._steps)), 0)
+            self._warm = True
 
     def methods(self) -> list[Method]:
         """All methods, the reference first. Each has run once, so that no measured run is its first."""
         steps, options = self._steps, self._options
         plain = methods.reference(steps)
         cached = [methods.h2(cache, steps) for cache in options.caches]
-        self._observer.began("Warming up")
-        self._maker.make(replace(plain, steps=min(2, steps)), 0)
+        self.warm_up()
         shares = [(method, share) for method in cached if (share := self._share_of(method)) is not None]
         cached = [method for method, _ in shares]
         counts = set(options.fewer)
@@ -55,11 +83,14 @@ class BaselineSearch:
         chosen = [plain, *cached, *options.methods]
         for count in sorted(counts - {steps}, reverse=True):
             chosen += self.in_steps(count)
-        for budget in options.budgets:
-            chosen += self._for_budget(budget)
         kinds = {method.kind for method in chosen}
         if "steps" in kinds and "solver" not in kinds:
             self.notices.append("UniPC is left out: the model's own scheduler does not support flow matching.")
+        if options.budgets and "steps" in options.at_budgets:
+            chosen += self._within_budgets()
+        if "paper" in options.at_budgets:
+            for budget in options.budgets:
+                chosen += self._paper(budget)
         for peer in options.peers:
             chosen += self._at_equal_cost(peer, cached)
         if options.truth:
@@ -83,15 +114,30 @@ class BaselineSearch:
 
     def _share(self, method: Method) -> float:
         """Share of the blocks that a method runs, on some of the cases."""
-        cases = range(min(_COUNTED, len(self._maker.cases)))
-        return statistics.fmean(self._maker.make(method, case).share for case in cases)
+        return statistics.fmean(self._measure(method, case).share for case in self._counted)
 
-    def _for_budget(self, budget: float) -> Iterator[Method]:
-        """The methods for a budget without h2gen's policies: fewer steps, also with UniPC, and the paper's cache."""
+    @property
+    def _counted(self) -> range:
+        return range(min(_COUNTED, len(self._maker.cases)))
+
+    def _within_budgets(self) -> Iterator[Method]:
+        """Fewer steps within each budget, with each solver that works with the model."""
+        for solver, title in SOLVERS.items():
+            if solver != "own":
+                try:
+                    self._maker.make(methods.solver(min(2, self._steps), self._steps, solver), 0)
+                except ModelError:
+                    reason = "the model's own scheduler does not support flow matching"
+                    self.notices.append(f"{title} is left out: {reason}.")
+                    continue
+            for budget in self._options.budgets:
+                for count in steps_within(budget, self._steps, solver, TOLERANCE):
+                    own = solver == "own"
+                    yield methods.fewer(count, self._steps) if own else methods.solver(count, self._steps, solver)
+
+    def _paper(self, budget: float) -> Iterator[Method]:
+        """The paper's cache within a budget."""
         steps = self._steps
-        count = max(1, int(budget * steps + 1e-9))
-        if count < steps:
-            yield from self.in_steps(count)
         self._observer.began(f"Finding the paper's thresholds for {budget:.0%} of the blocks")
         found = fit_to_budget(PAPER, budget, lambda cache: self._share(methods.h2(cache, steps)), highest=8.0)
         if found is None:
@@ -102,28 +148,50 @@ class BaselineSearch:
     def _at_equal_cost(self, peer: Peer, cached: Sequence[Method]) -> Iterator[Method]:
         """A peer at equal cost with each cached run; cached runs of nearly the same cost share one setting."""
         self._observer.began(f"Finding the setting of {peer.title} that costs as much")
-        cases = range(min(_COUNTED, len(self._maker.cases)))
-
-        def measure(one: Peer, value: Value) -> float:
-            around = lambda pipe: one.applied(pipe, value, steps=self._steps, passes=self._maker.passes)  # noqa: E731
-            return self._share(Method(one.name, one.title, "peer", self._steps, around=around))
-
+        plain = methods.reference(self._steps)
         try:
-            plain = methods.reference(self._steps)
-            ready = peer.calibrated(self._maker.session.pipe, lambda: self._maker.make(plain, 0), steps=self._steps)
-            for target in _distinct([*self._options.budgets, *(self._share(method) for method in cached)]):
-                budget = target in self._options.budgets
-                found = find_equal_cost(ready, target, measure, steps=self._steps, cases=len(cases), budget=budget)
-                if not found.reached:
-                    self.notices.append(
-                        f"{peer.title} cannot run {target:.0%} of the blocks; the closest it gets is {found.share:.0%}."
-                    )
-                yield methods.peer(found, self._steps, self._maker.passes)
+            targets = _distinct([*self._options.budgets, *(self._share(method) for method in cached)])
+            try:  # nothing needs to be calibrated for what is known already
+                found = [self._fitted(peer, target, self._recalled_share) for target in targets]
+                for each, case in product(found, range(len(self._maker.cases))):
+                    self._recalled(methods.peer(each, self._steps, self._maker.passes), case)
+            except _Unknown:
+                ready = peer.calibrated(self._maker.session.pipe, lambda: self._maker.make(plain, 0), steps=self._steps)
+                found = [self._fitted(ready, target, self._share) for target in targets]
         except Exception as error:  # noqa: BLE001 - third-party code must not end the comparison
             self.notices.append(f"{peer.title} is left out: {str(error) or type(error).__name__}")
             return
+        for each in found:
+            if not each.reached:
+                self.notices.append(
+                    f"{peer.title} cannot run {each.target:.0%} of the blocks; the closest it gets is {each.share:.0%}."
+                )
+            yield methods.peer(each, self._steps, self._maker.passes)
         if peer.note:
             self.notices.append(f"{peer.title}: {peer.note}")
+
+    def _fitted(self, peer: Peer, target: float, share: Callable[[Method], float]) -> EqualCost:
+        """A peer's setting for a share of the blocks."""
+
+        def measure(one: Peer, value: Value) -> float:
+            tried = EqualCost(one, value, share=math.nan, target=math.nan, tried=0)
+            return share(methods.peer(tried, self._steps, self._maker.passes))
+
+        budget = target in self._options.budgets
+        return find_equal_cost(peer, target, measure, steps=self._steps, cases=len(self._counted), budget=budget)
+
+    def _recalled_share(self, method: Method) -> float:
+        return statistics.fmean(self._recalled(method, case).share for case in self._counted)
+
+    def _recalled(self, method: Method, case: int) -> Measured:
+        known = self._recall(method, case)
+        if known is None:
+            raise _Unknown
+        return known
+
+
+class _Unknown(Exception):
+    """An image has to be made."""
 
 
 def _distinct(shares: Sequence[float]) -> list[float]:

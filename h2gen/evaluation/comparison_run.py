@@ -8,17 +8,21 @@ fewer steps took as long as a cached run, another is measured, in turns with tha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from h2gen.errors import BadPicture, RunError, SettingError, Stopped
+from h2gen.evaluation import methods as known_methods
 from h2gen.evaluation.baselines import BaselineSearch
+from h2gen.evaluation.kept_samples import KeptSamples, SampleStore
 from h2gen.evaluation.make_image import ImageMaker, MadeImage, load_model
 from h2gen.evaluation.method_results import Tally, method_results, remarks
 from h2gen.evaluation.methods import Method
@@ -35,10 +39,13 @@ from h2gen.settings.values import Settings
 
 ROUNDS = 3
 """How often further numbers of steps are measured, at most."""
+_T = TypeVar("_T")
 _SHARED = ("width", "height", "steps", "guidance", "cfg", "negative", "max_sequence_length")
 
 Choose = Callable[[Sequence[MethodResult], Sequence[MetricInfo]], str]
 """Returns the name of the method that is shown first."""
+Keep = Callable[[Session, str], AbstractContextManager[SampleStore]]
+"""Given the loaded model and its content hash, opens what keeps the samples."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ def run_comparison(
     *,
     choose: Choose = recommended,
     report: Path | None = None,
+    keep: Keep | None = None,
 ) -> FinishedRun:
     """Load the model and compare.
 
@@ -72,6 +80,7 @@ def run_comparison(
         observer: receives progress events.
         choose: picks the method that is shown first.
         report: the report's folder, which gets every image; None keeps none.
+        keep: opens what keeps every sample across runs of the program; None keeps nothing.
 
     Returns:
         All cases that every method finished, even if an error ended the comparison after them.
@@ -82,29 +91,23 @@ def run_comparison(
     """
     session, content_hash = load_model(request)
     observer.loaded(session)
-    run = ComparisonRun(session, cases, settings, metrics, methods, observer=observer, folder=report)
     error: Exception | None = None
-    try:
-        run.run()
-    except KeyboardInterrupt:
-        if not run.finished:
-            raise Stopped("Stopped before all methods had made a picture; there is nothing to compare.") from None
-        error = Stopped(f"Stopped. The figures cover {run.finished} of {len(cases)} pictures per method.")
-    except Exception as problem:
-        if not run.finished:
-            raise
-        error = problem
-    return FinishedRun(run.result(choose, content_hash), run.images, error)
-
-
-class SampleStore(Protocol):
-    """Keeps samples across runs of the program, so that an interrupted comparison can continue."""
-
-    def recall(self, case: int, methods: Sequence[Method]) -> Sequence[Sample] | None:
-        """The samples of a case, one per method, if it was measured before with these methods."""
-
-    def keep(self, case: int, methods: Sequence[Method], samples: Sequence[Sample]) -> None:
-        """Store the samples of a case, one per method."""
+    with nullcontext() if keep is None else keep(session, content_hash) as store:
+        run = ComparisonRun(session, cases, settings, metrics, methods, observer=observer, folder=report, store=store)
+        again = "" if store is None else " Run the same command to continue."
+        try:
+            run.run()
+        except KeyboardInterrupt:
+            if not run.finished:
+                raise Stopped(
+                    f"Stopped before all methods had made a picture; there is nothing to compare.{again}"
+                ) from None
+            error = Stopped(f"Stopped. The figures cover {run.finished} of {len(cases)} pictures per method.{again}")
+        except Exception as problem:
+            if not run.finished:
+                raise
+            error = problem
+        return FinishedRun(run.result(choose, content_hash), run.images, error)
 
 
 class ComparisonRun:
@@ -117,7 +120,8 @@ class ComparisonRun:
         metrics: what images are scored by. The first that measures fidelity decides what is Pareto-optimal.
         methods: what is compared.
         observer: receives progress events.
-        store: of cases that were measured before, whose images are not made again; None keeps nothing.
+        store: keeps each sample as soon as it is known, and has those of images that need not be made again; every
+            method then makes one image per case, however often ``methods`` repeats it. None keeps nothing.
         folder: of the report, where every image is written to ``pictures/CASE-METHOD.png``; None writes none.
     """
 
@@ -135,13 +139,15 @@ class ComparisonRun:
     ) -> None:
         self._session, self._cases, self._settings = session, tuple(cases), settings
         self._metrics, self._methods, self._observer, self._folder = metrics, methods, observer, folder
-        self._store = store
         self._tallies: list[Tally] = []
         self._notices: list[str] = list(metrics.notices)
         self._maker = ImageMaker(session, self._cases, settings, self._notices.append)
         self._first_images: dict[str, Image.Image] = {}
         self._truths: dict[int, Image.Image] = {}
         self._stems: dict[str, str] = {}
+        self._kept: KeptSamples | None = None
+        if store is not None:
+            self._kept = KeptSamples(store, self._maker, self._scored, observer, images=folder is not None)
 
     @property
     def finished(self) -> int:
@@ -161,19 +167,27 @@ class ComparisonRun:
                 cases that were finished before.
             KeyboardInterrupt: the session was interrupted; the same.
         """
-        search = BaselineSearch(self._maker, self._methods, self._observer)
+        kept = self._kept
+        if kept is None:
+            search = BaselineSearch(self._maker, self._methods, self._observer, self._maker.make)
+        else:
+            search = BaselineSearch(self._maker, self._methods, self._observer, kept.sample, kept.recall)
+            search.warm_up()
+            plain = kept.sample(known_methods.reference(self._settings.steps), 0)
+            self._observer.timed(plain.seconds[0])
         methods = search.methods()
         self._notices += search.notices
         self._tallies = [Tally(method) for method in methods]
-        runs = len(self._cases) * sum(map(self._repeats, methods))
+        cases = range(len(self._cases))
+        runs = len(cases) * sum(map(self._repeats, methods))
+        if kept is not None:
+            runs = sum(kept.recall(method, case) is None for method in methods for case in cases)
         self._observer.planned(methods, runs, self._metrics.infos)
-        for index in range(len(self._cases)):
-            known = None if self._store is None else self._store.recall(index, [t.method for t in self._tallies])
-            if known is None:
-                self._measure(index)
+        for case in cases:
+            if kept is None:
+                self._score(case, self._tallies, self._take_turns(case, self._tallies))
             else:
-                for tally, sample in zip(self._tallies, known, strict=True):
-                    self._add(tally, sample)
+                self._take_one_turn(case, kept)
         if self._methods.baselines:
             self._add_rivals(search)
 
@@ -214,6 +228,7 @@ class ComparisonRun:
         results = method_results(self._tallies, finished, self._metrics.infos)
         settings = self._settings.to_json()
         made_with = origin(self._session)
+        kept = () if self._kept is None else self._kept.notices
         return Comparison(
             version=VERSION,
             made=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -228,7 +243,7 @@ class ComparisonRun:
             metrics=self._metrics.infos,
             cases=self._cases[:finished],
             methods=tuple(results),
-            notices=(*self._notices, *remarks(results, finished, len(self._cases))),
+            notices=(*self._notices, *kept, *remarks(results, finished, len(self._cases))),
             chosen=choose(results, self._metrics.infos),
         )
 
@@ -237,12 +252,21 @@ class ComparisonRun:
     def _repeats(self, method: Method) -> int:
         return 1 if method.kind == "truth" else self._methods.repeat
 
-    def _measure(self, case: int) -> None:
-        """Make one case's images by every method, and score them."""
-        made = self._take_turns(case, self._tallies)
-        samples = self._score(case, self._tallies, made)
-        if self._store is not None:
-            self._store.keep(case, [tally.method for tally in self._tallies], samples)
+    def _take_one_turn(self, case: int, kept: KeptSamples) -> None:
+        """Add one case's samples, starting with another method each time; those that are missing are made."""
+        first, *others = self._tallies
+        start = case % max(1, len(others))
+        for tally in [first, *others[start:], *others[:start]]:
+            sample = self._attempt(tally, partial(kept.sample, tally.method, case))
+            if sample is None:
+                continue
+            if self._folder is not None:
+                path = self._write(kept.image(tally.method, case), tally.method, case, self._folder)
+                sample = replace(sample, picture=path)
+            self._add(tally, sample)
+
+    def _scored(self, method: Method, case: int, made: MadeImage, plain: Image.Image) -> Sample:
+        return self._sample(method, case, [made], plain, None)
 
     def _take_turns(self, case: int, tallies: Sequence[Tally]) -> dict[str, list[MadeImage]]:
         """Make one case's images by some methods, in turns, starting with another method each time.
@@ -256,35 +280,38 @@ class ComparisonRun:
             for tally in [*tallies[start:], *tallies[:start]]:
                 name = tally.method.name
                 if repeat < self._repeats(tally.method) and name in made:
-                    one = self._attempt(tally, case)
+                    one = self._attempt(tally, partial(self._maker.make, tally.method, case))
                     if one is None:
                         del made[name]
                     else:
+                        self._observer.ran(tally.method, case, one.seconds)
                         made[name].append(one)
         return made
 
-    def _score(self, case: int, tallies: Sequence[Tally], made: Mapping[str, Sequence[MadeImage]]) -> Sequence[Sample]:
+    def _score(self, case: int, tallies: Sequence[Tally], made: Mapping[str, Sequence[MadeImage]]) -> None:
         """Score one case's images of some methods, and add them to their samples."""
         plain = made["uncached"][0].image
         if "truth" in made:
             self._truths[case] = made["truth"][0].image
         truth = self._truths.get(case)
-        samples = [self._sample(tally.method, case, made[tally.method.name], plain, truth) for tally in tallies]
-        for tally, sample in zip(tallies, samples, strict=True):
+        for tally in [tally for tally in tallies if tally.method.name in made]:
+            image = made[tally.method.name][0].image
+            sample = self._sample(tally.method, case, made[tally.method.name], plain, truth)
+            if self._folder is not None:
+                sample = replace(sample, picture=self._write(image, tally.method, case, self._folder))
             self._add(tally, sample)
             if case == 0:
-                self._first_images[tally.method.name] = made[tally.method.name][0].image
-        return samples
+                self._first_images[tally.method.name] = image
 
     def _add(self, tally: Tally, sample: Sample) -> None:
         tally.samples.append(sample)
         self._observer.scored(tally.method, sample)
 
-    def _attempt(self, tally: Tally, case: int) -> MadeImage | None:
-        """One run; None if the method failed, which then is left out with all its images."""
+    def _attempt(self, tally: Tally, make: Callable[[], _T]) -> _T | None:
+        """What one run made; None if the method failed, which then is left out with all its images."""
         method = tally.method
         try:
-            one = self._maker.make(method, case)
+            return make()
         except BadPicture as error:
             if method.kind in ("reference", "truth"):
                 raise
@@ -295,8 +322,6 @@ class ComparisonRun:
                 raise
             self._leave_out(tally, error)  # third-party code must not end the comparison
             return None
-        self._observer.ran(method, case, one.seconds)
-        return one
 
     def _leave_out(self, tally: Tally, error: Exception) -> None:
         self._tallies = [other for other in self._tallies if other is not tally]
@@ -310,7 +335,7 @@ class ComparisonRun:
         fidelity = {info.name for info in self._metrics.infos if info.fidelity}
         return Sample(
             case=case,
-            picture="" if self._folder is None else self._write(image, method, case, self._folder),
+            picture="",
             scores=self._metrics.measure(image, plain, prompt),
             truth_scores={name: value for name, value in against_truth.items() if name in fidelity},
             seconds=tuple(one.seconds for one in made),

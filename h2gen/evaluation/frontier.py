@@ -5,10 +5,11 @@ Fewer steps, other caches, the paper's cache and h2gen's own are measured on pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from h2gen.arguments import fields_checked
 from h2gen.checks import Rule
@@ -16,21 +17,34 @@ from h2gen.errors import SettingError
 from h2gen.evaluation import builtin_prompts
 from h2gen.evaluation.cases import PromptFiles, split_options, uncached_request
 from h2gen.evaluation.frontier_rows import Row, best_rows, first_shown, own_methods, story
-from h2gen.evaluation.metrics import choose_metrics
+from h2gen.evaluation.methods import Method
+from h2gen.evaluation.metrics import Metrics, choose_metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.peers import Peer, choose_peers, default_peers
 from h2gen.evaluation.recommend import recommended
 from h2gen.evaluation.report import check_report_folder, write_report
 from h2gen.evaluation.results import Case, Comparison
 from h2gen.evaluation.tune.options import check_budget
+from h2gen.files import check_file
 from h2gen.models.content_hash import content_hash
 from h2gen.settings.profiles import Profile, find_profile, mismatch, read_profile
 from h2gen.settings.resolve import Request
 from h2gen.settings.speedup import command_for, profile_key_of
 from h2gen.settings.synonyms import meant_or_close
+from h2gen.wording import did_you_mean
 
-BUDGETS = (0.5, 0.33, 0.25, 0.2)
+if TYPE_CHECKING:
+    from h2gen.evaluation.tune.measurement_log import LoggedSamples
+    from h2gen.generation.session import Session
+
+BUDGETS = (0.5, 0.39, 0.33, 0.25)
 """Default budgets, as shares of the blocks."""
+LOWEST = 0.2
+"""The default budget besides them from ``MANY`` steps on: so few blocks are enough only there."""
+MANY = 40
+
+GROUPS = {"own": "h2gen's own", "paper": "the paper's cache", "steps": "fewer steps", "peers": "other caches"}
+"""What a frontier measures, by the words of ``only``."""
 
 
 @fields_checked(meant_or_close)
@@ -40,28 +54,52 @@ class FrontierOptions:
 
     Args:
         limit: number of prompts, at most.
-        budgets: shares of the blocks.
+        budgets: shares of the blocks; None takes ``BUDGETS``, and ``LOWEST`` from ``MANY`` steps on.
+        only: measure only these of ``GROUPS``, such as ``steps,peers``; None measures all.
         against: other caches, such as ``fb,taylor``; "" for none, None for all that are installed.
         profile: the profile whose settings are h2gen's own; None finds the one that fits.
+        log: the file that keeps what was measured; None takes one in the user's data folder. Several processes may
+            measure different methods into the same file.
         report: write an HTML report into this new folder.
 
     Raises:
-        SettingError: a number is out of range.
+        SettingError: a number is out of range, or ``only`` names something else.
     """
 
     limit: int = 48
-    budgets: Sequence[float] = BUDGETS
+    budgets: Sequence[float] | None = None
+    only: str | None = None
     against: str | None = None
     profile: Path | None = None
+    log: Path | None = None
     report: Path | None = None
 
     def __post_init__(self) -> None:
         Rule(int, 1).check("limit", self.limit)
-        for budget in self.budgets:
+        for budget in self.budgets or ():
             check_budget(budget)
-        for name in ("profile", "report"):
+        groups_of(self.only)
+        for name in ("profile", "log", "report"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
+
+
+def groups_of(only: str | None) -> frozenset[str]:
+    """The words of ``only``, or all of ``GROUPS``.
+
+    Raises:
+        SettingError: a word is unknown, or there is none.
+    """
+    if only is None:
+        return frozenset(GROUPS)
+    words = [word.strip().lower() for word in only.split(",") if word.strip()]
+    for word in words:
+        if word not in GROUPS:
+            known = ", ".join(GROUPS)
+            raise SettingError(f"only is {only!r}: {word!r} is none of {known}{did_you_mean(word, GROUPS)}")
+    if not words:
+        raise SettingError(f"only is {only!r}, which names nothing; choose from {', '.join(GROUPS)}.")
+    return frozenset(words)
 
 
 @dataclass(frozen=True)
@@ -82,6 +120,9 @@ class Frontier:
 
 class FrontierObserver(CompareObserver):
     """Observes a frontier. Override what you need."""
+
+    def resumed(self, log: Path, known: int) -> None:
+        """The log has samples of this many pictures; 0 if it is new."""
 
     def ranked(self, frontier: Frontier) -> None:
         """All figures are measured; the report is written next."""
@@ -137,13 +178,22 @@ def prepare_frontier(
             f"limit is {options.limit}; there are {len(built_in)} prompts built in: give more with --prompts."
         )
     request, cases = uncached_request(settings, prompts, prompt_key, built_in, options.limit)
+    if options.budgets is None:
+        lowest = (LOWEST,) if request.settings.steps >= MANY else ()
+        options = replace(options, budgets=(*BUDGETS, *lowest))
     peers: list[Peer] = []
     notices: list[str] = []
-    if options.against is None:
+    groups = groups_of(options.only)
+    if "peers" not in groups:
+        if options.against is not None and options.against.strip():
+            raise SettingError("--against names other caches, but --only leaves them out; add peers to it.")
+    elif options.against is None:
         peers, notices = default_peers()
     elif options.against.strip():
         peers = choose_peers(options.against)
     check_report_folder(options.report)
+    if options.log is not None:
+        check_file(options.log)
     return PreparedFrontier(request, cases, peers, notices, options)
 
 
@@ -169,12 +219,24 @@ class PreparedFrontier:
         from h2gen.evaluation.comparison_run import run_comparison  # loads torch
 
         observer = observer or FrontierObserver()
-        profile, notices = self._profile()
-        for notice in (*notices, *self._notices):
+        for notice in self._notices:
             observer.notice(notice)
-        budgets, report = self._options.budgets, self._options.report
-        own = own_methods(profile, budgets)
-        chosen = MethodOptions(baselines=False, methods=own, peers=self._peers, budgets=budgets, repeat=1)
+        report, groups = self._options.report, groups_of(self._options.only)
+        budgets = self._options.budgets or BUDGETS
+        own: list[Method] = []
+        if "own" in groups:
+            profile, notices = self._profile()
+            for notice in notices:
+                observer.notice(notice)
+            own = own_methods(profile, budgets)
+        chosen = MethodOptions(
+            baselines=False,
+            methods=own,
+            peers=self._peers,
+            budgets=budgets,
+            at_budgets=groups & {"steps", "paper"},
+            repeat=1,
+        )
         metrics = choose_metrics("psnr,ssim")
         run = run_comparison(
             self.request,
@@ -185,6 +247,7 @@ class PreparedFrontier:
             observer,
             choose=lambda results, metrics: first_shown(results, own) or recommended(results, metrics),
             report=report,
+            keep=lambda session, content_hash: self._keep(session, content_hash, metrics, observer),
         )
         found = Frontier(budgets, best_rows(run.comparison, own, budgets), run.comparison)
         observer.ranked(found)
@@ -193,6 +256,20 @@ class PreparedFrontier:
         if run.error is not None:
             raise run.error
         return found
+
+    @contextmanager
+    def _keep(
+        self, session: Session, content_hash: str, metrics: Metrics, observer: FrontierObserver
+    ) -> Iterator[LoggedSamples]:
+        """The samples kept in the log, and the uncached pictures beside it; with a report all pictures."""
+        from h2gen.evaluation.tune.measurement_log import LoggedSamples, open_shared_log  # loads torch
+
+        key = profile_key_of(self.request.checkpoint, self.request.settings, content_hash)
+        with open_shared_log(key, session, self.request.settings, self._options.log) as log:
+            observer.resumed(log.path, len(log))
+            pictures = log.path.with_name(f"{log.path.name}-pictures")
+            every = self._options.report is not None
+            yield LoggedSamples(log, self.cases, metrics.infos, pictures=pictures, every=every)
 
     def _profile(self) -> tuple[Profile, list[str]]:
         """The profile whose settings are h2gen's own, and notices about it for the user."""

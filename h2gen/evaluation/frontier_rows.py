@@ -106,7 +106,7 @@ def best_rows(comparison: Comparison, own: Sequence[Method], budgets: Sequence[f
             if result.kind in ("reference", "truth") or result.share > budget + OVER:
                 continue
             row = Row(budget, result, _whose(result, names))
-            sort = row.whose, result.name.split()[0] if row.whose == "peer" else "", row.adapts
+            sort = row.whose, result.name.split()[0] if row.whose in ("peer", "solver") else "", row.adapts
             if sort not in best or row.error < best[sort].error:
                 best[sort] = row
         found += sorted(best.values(), key=lambda row: row.error)

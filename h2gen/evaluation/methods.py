@@ -10,11 +10,14 @@ from zlib import crc32
 
 from h2gen.cache.config import CacheConfig
 from h2gen.evaluation.peers import EqualCost
+from h2gen.models.choices import evaluations
 from h2gen.settings.profiles import label_of
 from h2gen.settings.values import OFF
 
 TRUTH_STEPS = 400
 """Euler steps at which the image no longer depends on their number: the solution of the ODE."""
+
+_SCHEDULERS = {"unipc": "UniPCMultistepScheduler", "heun": "FlowMatchHeunDiscreteScheduler"}
 
 Around = Callable[[Any], AbstractContextManager[Any]]
 """Given the pipeline, a context manager to call it in, such as one that puts another cache on it."""
@@ -69,11 +72,16 @@ def fewer(count: int, steps: int) -> Method:
     return Method(f"steps {count}", label_of(OFF, count, "own"), "steps", count, {"steps": count}, share=count / steps)
 
 
-def solver(count: int, steps: int) -> Method:
+def solver(count: int, steps: int, solver: str = "unipc") -> Method:
     """Uncached in fewer steps of a higher-order solver."""
-    detail = {"steps": count, "scheduler": "UniPCMultistepScheduler"}
     return Method(
-        f"unipc {count}", label_of(OFF, count, "unipc"), "solver", count, detail, solver="unipc", share=count / steps
+        name=f"{solver} {count}",
+        label=label_of(OFF, count, solver),
+        kind="solver",
+        steps=count,
+        detail={"steps": count, "scheduler": _SCHEDULERS[solver]},
+        solver=solver,
+        share=evaluations(count, solver) / steps,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +75,8 @@ class MethodOptions:
         fewer: further numbers of uncached steps.
         methods: further methods, as they are.
         peers: other caches, each at the setting where it computes as many blocks as each of ``caches``.
-        budgets: shares of the blocks; for each, fewer steps, the paper's cache and each peer at that cost.
+        budgets: shares of the blocks; for each, ``at_budgets`` and each peer at that cost.
+        at_budgets: ``steps`` for fewer steps with every solver, ``paper`` for the paper's cache.
         truth: also compare with the image of 400 steps.
         repeat: timed runs of each method on each case.
     """
@@ -86,6 +87,7 @@ class MethodOptions:
     methods: Sequence[Method] = ()
     peers: Sequence[Peer] = ()
     budgets: Sequence[float] = ()
+    at_budgets: Collection[str] = ("steps", "paper")
     truth: bool = False
     repeat: int = 3
 
@@ -104,6 +106,9 @@ class CompareObserver:
 
     def began(self, what: str) -> None:
         """Another part of the work begins; ``what`` is its name."""
+
+    def timed(self, seconds: float) -> None:
+        """One uncached image takes this long; only if samples are kept."""
 
     def planned(self, methods: Sequence[Method], runs: int, metrics: Sequence[MetricInfo]) -> None:
         """The methods that will be measured, the number of runs that takes, and the metrics."""

@@ -7,6 +7,7 @@ from itertools import permutations
 
 from h2gen.evaluation.number_format import percent, seconds, times
 from h2gen.evaluation.results import MethodResult
+from h2gen.models.choices import evaluations
 
 APART = 1.1
 """Two median times that differ by at most this factor count as the same time."""
@@ -22,6 +23,21 @@ def same_time(one: float, other: float) -> bool:
 def steps_of_share(share: float, steps: int) -> int:
     """The number of uncached steps that run as many blocks as a share of those of ``steps`` steps."""
     return min(steps, max(1, round(share * steps)))
+
+
+def steps_within(budget: float, steps: int, solver: str, over: float) -> list[int]:
+    """The numbers of a solver's steps next to a budget on either side, without those that exceed it by too much.
+
+    Args:
+        budget: share of what ``steps`` steps of the model's own solver compute.
+        steps: of the uncached run; only fewer are returned.
+        solver: as in ``SOLVERS``; Heun computes twice per step.
+        over: how far a number may exceed the budget, as a share.
+    """
+    shares = {count: evaluations(count, solver) / steps for count in range(1, steps)}
+    below = [count for count, share in shares.items() if share <= budget + 1e-9][-1:]
+    above = [count for count, share in shares.items() if budget + 1e-9 < share][:1]
+    return below + [count for count in above if shares[count] <= budget + over]
 
 
 def steps_of_time(plain: Mapping[int, float], cached: float) -> int | None:

@@ -11,7 +11,14 @@ import pytest
 from h2gen.evaluation.method_results import remarks
 from h2gen.evaluation.report import headline_and_summary
 from h2gen.evaluation.results import MethodResult, Score, timing
-from h2gen.evaluation.rivals import missing_rivals, same_time, steps_of_share, steps_of_time, timing_doubts
+from h2gen.evaluation.rivals import (
+    missing_rivals,
+    same_time,
+    steps_of_share,
+    steps_of_time,
+    steps_within,
+    timing_doubts,
+)
 from tests.evaluation.comparisons import comparison
 
 EXAMPLE = comparison()
@@ -162,3 +169,20 @@ def test_a_run_faster_than_its_blocks_allow_is_doubted() -> None:
 
 def test_sound_timings_are_not_doubted() -> None:
     assert list(timing_doubts(measured([10.8], {14: [10.4], 15: [10.9], 16: [10.8]}))) == []
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps", "solver", "counts"),
+    [
+        (0.5, 28, "own", [14]),  # exactly
+        (0.39, 28, "own", [10, 11]),  # 11 of 28 is 39.3 %
+        (0.33, 28, "unipc", [9]),  # 10 of 28 is 36 %, too much
+        (0.5, 28, "heun", [7]),  # 13 calls; 8 steps make 15, 54 %
+        (0.39, 28, "heun", [5, 6]),  # 9 and 11 calls
+        (0.05, 10, "own", []),
+        (0.09, 10, "own", [1]),
+        (0.99, 4, "own", [3]),
+    ],
+)
+def test_fewer_steps_are_those_next_to_a_budget(budget: float, steps: int, solver: str, counts: list[int]) -> None:
+    assert steps_within(budget, steps, solver, over=0.02) == counts

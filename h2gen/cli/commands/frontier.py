@@ -15,8 +15,12 @@ def frontier(
     prompt_key: options.PromptKey = None,
     limit: Annotated[int, options.option("--limit", help="The first N prompts.", panel=options.MEASURING)] = 48,
     budgets: Annotated[
-        str, options.option("--budgets", help="Shares of the blocks.", panel=options.MEASURING)
-    ] = "0.5,0.33,0.25,0.2",
+        str | None, options.option("--budgets", help="Shares of the blocks: 0.5,0.33,0.2.", panel=options.MEASURING)
+    ] = None,
+    only: Annotated[
+        str | None,
+        options.option("--only", help="Measure only these: own,paper,steps,peers.", panel=options.MEASURING),
+    ] = None,
     against: Annotated[
         str | None,
         options.option(
@@ -32,13 +36,22 @@ def frontier(
             metavar="FILE",
         ),
     ] = None,
+    log: Annotated[
+        Path | None,
+        options.option(
+            "--log",
+            help="Keep the measurements in this file; default: your data folder.",
+            panel=options.MEASURING,
+            metavar="FILE",
+        ),
+    ] = None,
     report: options.Report = None,
     as_json: bool = False,
     quiet: bool = False,
     verbose: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Rank caches and fewer steps at equal compute.
+    """Rank caches and fewer steps at equal compute. If interrupted, the same command continues.
 
     Example: h2gen frontier --steps 50 --report frontier
     """
@@ -50,7 +63,8 @@ def frontier(
 
     console = make_console()
     console.quiet = quiet
-    wanted = FrontierOptions(limit, parse_budgets(budgets), against, profile, report)
+    shares = None if budgets is None else parse_budgets(budgets)
+    wanted = FrontierOptions(limit, shares, only, against, profile, log, report)
     prepared = prepare_frontier(prompts=prompts, prompt_key=prompt_key, options=wanted, **given)
     show_notices(prepared.request.notices, console)
     if dry_run:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from rich.text import Text
 
-from h2gen.cli.console import stdout
+from h2gen.cli.console import say, stdout
 from h2gen.cli.views.compare import CompareView
 from h2gen.cli.views.view import columns
 from h2gen.evaluation.frontier import Frontier, FrontierObserver
@@ -17,6 +18,10 @@ from h2gen.wording import printable
 
 class FrontierView(CompareView, FrontierObserver):
     """Shows the measurement of a frontier, and then its result on stdout."""
+
+    def resumed(self, log: Path, known: int) -> None:
+        what = f"Continuing with the {known} pictures measured in" if known else "Every picture is recorded in"
+        say(self._console, f"{what} {str(log)!r}.", "dim")
 
     def ranked(self, frontier: Frontier) -> None:
         self.stop()

@@ -1,4 +1,4 @@
-"""The measurement log: what tuning has measured so far, on disk, so that an interrupted search can continue."""
+"""The measurement log: what tuning or a frontier has measured so far, on disk, so that it can be continued."""
 
 from __future__ import annotations
 
@@ -7,62 +7,97 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from PIL import Image
 
+import h2gen.cache
 from h2gen.batches.journal import append_line, read_lines
+from h2gen.cache import Outcome, StageRecord, StepRecord
 from h2gen.errors import OutputError
 from h2gen.evaluation.results import IDENTICAL, Case, Sample
 from h2gen.files import user_folder
 from h2gen.output.metadata import origin, versions
+from h2gen.output.save import encode
 from h2gen.settings.profiles import ProfileKey, file_name
 
 if TYPE_CHECKING:
     from h2gen.evaluation.methods import Method
+    from h2gen.evaluation.metrics import MetricInfo
     from h2gen.generation.session import Session
     from h2gen.settings.values import Settings
 
 
 class MeasurementLog:
-    """Values by key, each written as soon as it is known. Use as a context manager, which locks the file.
+    """Values by key, each written as soon as it is known. Use as a context manager.
 
     Args:
         path: JSON Lines: a header, then one object with ``key`` and ``value`` per line. Incomplete lines, which a kill
             leaves behind, are skipped.
-        header: what the values depend on. A log with another header is discarded.
+        header: what the values depend on.
+        shared: several processes may write to it at once, each of which knows what was there when it started; a file
+            with another header is refused. Otherwise the file is locked, and one with another header is discarded.
 
     Raises:
-        OutputError: another process is writing to it, or it cannot be written.
+        OutputError: another process is writing to it, it holds something else, or it cannot be written.
     """
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, header: Mapping[str, Any], *, shared: bool = False) -> None:
         self.path = path
         self._header = json.loads(json.dumps({"notebook": dict(header)}))
-        self._lock = FileLock(path.with_suffix(".lock"))
+        self._shared = shared
+        self._lock = FileLock(path.with_suffix(".lock"), timeout=10 if shared else 0)
         self._values: dict[str, Any] = {}
 
     def __enter__(self) -> MeasurementLog:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(blocking=False)
+            self._lock.acquire()
             lines = list(read_lines(self.path))
             if lines and lines[0] == self._header:
                 self._values = {line["key"]: line["value"] for line in lines[1:] if {"key", "value"} <= line.keys()}
                 self._file = self.path.open("ab", buffering=0)
                 self._file.write(b"\n")  # leaves an incomplete line as it is and starts a new one
             else:
+                if self._shared and self.path.exists() and self.path.stat().st_size:
+                    raise OutputError(self._refusal(lines))
                 self._file = self.path.open("wb", buffering=0)
-                self._write(self._header)
+                append_line(self._file, json.dumps(self._header))
+            if self._shared:
+                self._file = self._reopened()
         except Timeout as error:
             raise OutputError(
-                f"Another process is tuning the same model and writes to {str(self.path)!r}; wait for it to finish."
+                f"Another process measures the same model and writes to {str(self.path)!r}; wait for it to finish."
             ) from error
+        except OutputError:
+            self._lock.release()
+            raise
         except OSError as error:
             self._lock.release()
             raise OutputError(f"Cannot write {str(self.path)!r}: {error.strerror or error}.") from error
         return self
+
+    def _reopened(self) -> Any:
+        """The file for appending, unlocked: another process may append to it too."""
+        self._file.close()
+        self._lock.release()
+        return self.path.open("ab", buffering=0)
+
+    def _refusal(self, lines: Sequence[Mapping[str, Any]]) -> str:
+        """Why a file cannot be continued."""
+        there = lines[0].get("notebook") if lines else None
+        if not isinstance(there, dict):
+            return f"{str(self.path)!r} is not a log of measurements; name another file."
+        here = self._header["notebook"]
+        names = [name for name in here if here[name] != there.get(name)] or ["other settings"]
+        return (
+            f"{str(self.path)!r} has measurements that do not belong with these: {', '.join(names)} differ; name "
+            "another file."
+        )
 
     def __exit__(self, *_error: object) -> None:
         self._file.close()
@@ -74,10 +109,13 @@ class MeasurementLog:
     def get(self, key: str, make: Callable[[], Any]) -> Any:
         """The logged value, or else what ``make`` returns, which is logged; plain JSON."""
         if key not in self._values:
-            value = make()
-            self._write({"key": key, "value": value})
-            self._values[key] = value
+            self.put(key, make())
         return self._values[key]
+
+    def put(self, key: str, value: Any) -> None:
+        """Log a value in place of an earlier one."""
+        self._write({"key": key, "value": value})
+        self._values[key] = value
 
     def recall(self, key: str) -> Any:
         """The logged value, or None."""
@@ -89,7 +127,13 @@ class MeasurementLog:
             self.path.unlink()
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        append_line(self._file, json.dumps(line))
+        try:
+            with self._lock:  # counts, so that it stays locked if it was
+                append_line(self._file, json.dumps(line))
+        except (OSError, Timeout) as error:
+            raise OutputError(
+                f"Cannot write {str(self.path)!r}: {getattr(error, 'strerror', None) or error}."
+            ) from error
 
 
 def open_log(key: ProfileKey, session: Session, settings: Settings) -> MeasurementLog:
@@ -103,51 +147,152 @@ def open_log(key: ProfileKey, session: Session, settings: Settings) -> Measureme
     Raises:
         OutputError: there is no home folder.
     """
+    path = _folder("cache") / "tune" / Path(file_name(key)).with_suffix(".jsonl")
+    return MeasurementLog(path, _header(key, session, settings))
+
+
+def open_shared_log(key: ProfileKey, session: Session, settings: Settings, path: Path | None = None) -> MeasurementLog:
+    """The log of a frontier's measurements, which several processes may write.
+
+    Args:
+        key: the situation, with the model's content hash.
+        session: the loaded model.
+        settings: of every image.
+        path: the file; None takes one in the user's data folder for exactly this model, these settings and versions.
+
+    Raises:
+        OutputError: there is no home folder.
+    """
+    header = _header(key, session, settings)
+    if path is None:
+        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+        path = _folder("data") / "frontier" / f"{Path(file_name(key)).stem}-{digest[:8]}.jsonl"
+    return MeasurementLog(path, header, shared=True)
+
+
+def _folder(kind: str) -> Path:
     try:
-        folder = user_folder("cache") / "tune"
+        return user_folder(kind)
     except OSError as error:
         raise OutputError(f"The measurements cannot be kept: {error.strerror}.") from error
+
+
+def _header(key: ProfileKey, session: Session, settings: Settings) -> dict[str, Any]:
+    """Everything but prompt, seed and method that a picture and its timing depend on."""
     made_with = origin(session)
     shared = {name: value for name, value in settings.to_json().items() if name not in ("prompt", "seed")}
-    header = {
+    return {
         "versions": versions(),
         "model": key.content_hash,
         "device": made_with.device,
         "dtype": made_with.dtype,
         **shared,
     }
-    return MeasurementLog(folder / Path(file_name(key)).with_suffix(".jsonl"), header)
 
 
 class LoggedSamples:
-    """The samples of a comparison in a measurement log, without their traces, so that the comparison can continue.
+    """The samples of a comparison in a measurement log, one per picture, so that the comparison can continue.
 
     Args:
         log: where they are kept.
         cases: of the comparison.
+        metrics: that every sample must have; one with other values is measured again.
+        pictures: a folder for the uncached pictures, which need not be made again then; None keeps none.
+        every: also keep all other pictures there, and H2-Cache's decisions. A sample without them is measured again.
     """
 
-    def __init__(self, log: MeasurementLog, cases: Sequence[Case]) -> None:
-        self._log, self._cases = log, cases
+    def __init__(
+        self,
+        log: MeasurementLog,
+        cases: Sequence[Case],
+        metrics: Sequence[MetricInfo],
+        *,
+        pictures: Path | None = None,
+        every: bool = False,
+    ) -> None:
+        self._log, self._cases, self._pictures, self._every = log, cases, pictures, every
+        self._sources = {metric.name: metric.source for metric in metrics}
+        self._session = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._sessions: set[str] = set()
 
-    def recall(self, case: int, methods: Sequence[Method]) -> Sequence[Sample] | None:
-        found = self._log.recall(self._key(case, methods))
-        return None if found is None else [_sample(case, each) for each in found]
+    @property
+    def notices(self) -> list[str]:
+        """A line if the timings of the samples asked for come from several runs of the program."""
+        if len(self._sessions) < 2:
+            return []
+        first, last = min(self._sessions), max(self._sessions)
+        return [
+            f"The seconds come from {len(self._sessions)} sessions, the first begun at {first}, the last at {last}; "
+            "the machine may have been busier in one than in another, so go by the blocks."
+        ]
 
-    def keep(self, case: int, methods: Sequence[Method], samples: Sequence[Sample]) -> None:
-        self._log.get(self._key(case, methods), lambda: [_plain(sample) for sample in samples])
+    def recall(self, method: Method, case: int) -> Sample | None:
+        """The sample of a picture, if it was measured before."""
+        found = self._log.recall(self._key(method, case))
+        if found is None or any(found["sources"].get(name) != source for name, source in self._sources.items()):
+            return None
+        if self._every and not self._file(method, case).is_file():
+            return None
+        self._sessions.add(found["session"])
+        fields = {name: value for name, value in found.items() if name not in ("sources", "session")}
+        trace = tuple(map(_step, fields.pop("trace")))
+        return Sample(**{**fields, "case": case, "seconds": tuple(found["seconds"]), "trace": trace})
 
-    def _key(self, case: int, methods: Sequence[Method]) -> str:
-        names = "\n".join(method.name for method in methods)
-        where = self._cases[case]
-        return json.dumps(["check", hashlib.sha256(names.encode()).hexdigest(), where.prompt, where.seed])
+    def picture(self, method: Method, case: int) -> Image.Image | None:
+        """A picture that was kept, exactly as it was."""
+        if self._pictures is None:
+            return None
+        try:
+            with Image.open(self._file(method, case)) as image:
+                return image.convert("RGB")
+        except OSError:
+            return None
+
+    def keep(self, method: Method, case: int, sample: Sample, image: Image.Image) -> None:
+        """Write a sample, and its picture if it is one that is kept.
+
+        Raises:
+            OutputError: they cannot be written.
+        """
+        if self._pictures is not None and (self._every or method.kind == "reference"):
+            file = self._file(method, case)
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(encode(image, "png"))
+            except OSError as error:
+                raise OutputError(f"Cannot write {str(file)!r}: {error.strerror or error}.") from error
+        whole = {name: value for name, value in asdict(sample).items() if name != "trace"}
+        whole |= {"picture": "", "scores": {name: min(value, IDENTICAL) for name, value in sample.scores.items()}}
+        trace = [step.to_json() for step in sample.trace] if self._every else []
+        self._log.put(
+            self._key(method, case), {**whole, "trace": trace, "sources": self._sources, "session": self._session}
+        )
+        self._sessions.add(self._session)
+
+    def _file(self, method: Method, case: int) -> Path:
+        assert self._pictures is not None
+        return self._pictures / f"{hashlib.sha256(self._key(method, case).encode()).hexdigest()[:32]}.png"
+
+    def _key(self, method: Method, case: int) -> str:
+        """A method with all its settings, and a case."""
+        detail = {name: value for name, value in method.detail.items() if name != "target_share"}
+        where = [self._cases[case].prompt, self._cases[case].seed]
+        if method.kind == "peer":  # some are calibrated on the first case
+            where += [self._cases[0].prompt, self._cases[0].seed]
+        code = [_own_code()] if method.kind == "h2" else []
+        return json.dumps(["picture", method.name, method.steps, method.solver, detail, *where, *code])
 
 
-def _plain(sample: Sample) -> dict[str, Any]:
-    whole = {name: value for name, value in asdict(sample).items() if name != "trace"}
-    whole["scores"] = {name: min(value, IDENTICAL) for name, value in sample.scores.items()}
-    return whole
+@cache
+def _own_code() -> str:
+    """A digest of H2-Cache's code, which changes in a checkout without a new version."""
+    folder = Path(h2gen.cache.__path__[0])
+    sources = b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))
+    return hashlib.sha256(sources).hexdigest()[:16]
 
 
-def _sample(case: int, found: Mapping[str, Any]) -> Sample:
-    return Sample(**{**found, "case": case, "seconds": tuple(found["seconds"])})
+def _step(found: Mapping[str, Any]) -> StepRecord:
+    stages = {
+        name: StageRecord(found[name]["change"], Outcome(found[name]["outcome"])) for name in ("structure", "detail")
+    }
+    return StepRecord(**{**found, **stages}, run=0)

@@ -168,16 +168,17 @@ class PreparedTuning:
             if len(log):
                 observer.resumed(len(log))
             try:
+                metrics = choose_metrics("psnr,ssim")
                 search = TuneSearch(session, settings, self.searched, self.options, log, observer)
                 methods = search.candidates()
                 run = ComparisonRun(
                     session,
                     self.checked,
                     settings,
-                    choose_metrics("psnr,ssim"),
+                    metrics,
                     MethodOptions(baselines=False, methods=methods, repeat=1),
                     observer=observer,
-                    store=LoggedSamples(log, self.checked),
+                    store=LoggedSamples(log, self.checked, metrics.infos),
                 )
                 run.run()
             except KeyboardInterrupt:

@@ -55,3 +55,35 @@ def test_two_at_once_are_refused_and_a_finished_one_leaves_nothing(tmp_path: Pat
             pass
         book.remove()
     assert not path.exists()
+
+
+def test_several_processes_may_share_a_log(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with (
+        MeasurementLog(path, {"model": "x"}, shared=True) as one,
+        MeasurementLog(path, {"model": "x"}, shared=True) as two,
+    ):
+        one.put("first", 1)
+        two.put("second", [2])
+        one.put("first", 3)
+    with MeasurementLog(path, {"model": "x"}, shared=True) as book:
+        assert (book.recall("first"), book.recall("second"), len(book)) == (3, [2], 2)
+
+
+def test_a_shared_log_is_never_discarded(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with MeasurementLog(path, {"model": "x", "steps": 4}, shared=True) as book:
+        book.put("one", 1)
+    before = path.read_bytes()
+    other = MeasurementLog(path, {"model": "x", "steps": 5}, shared=True)
+    with pytest.raises(OutputError, match="do not belong with these: steps differ; name another file"), other:
+        pass
+    assert path.read_bytes() == before
+    path.write_text("my notes\n")
+    with pytest.raises(OutputError, match="is not a log of measurements; name another file"), other:
+        pass
+    assert path.read_text() == "my notes\n"
+    path.write_text("")
+    with other:
+        other.put("one", 2)
+    assert len(path.read_text().splitlines()) == 2

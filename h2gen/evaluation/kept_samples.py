@@ -1,0 +1,94 @@
+"""The samples of a comparison that can be continued: each is kept as soon as it is known, and made only once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from PIL import Image
+
+from h2gen.evaluation import methods
+from h2gen.evaluation.make_image import ImageMaker, MadeImage
+from h2gen.evaluation.methods import Method
+from h2gen.evaluation.options import CompareObserver
+from h2gen.evaluation.results import Sample
+
+Score = Callable[[Method, int, MadeImage, Image.Image], Sample]
+"""Scores what a method made of a case against the case's uncached image."""
+
+
+class SampleStore(Protocol):
+    """Keeps samples across runs of the program. ``notices`` are lines about them for the reader."""
+
+    @property
+    def notices(self) -> Sequence[str]: ...
+
+    def recall(self, method: Method, case: int) -> Sample | None:
+        """The sample of an image, if it was measured before."""
+
+    def picture(self, method: Method, case: int) -> Image.Image | None:
+        """The image itself, if it was kept."""
+
+    def keep(self, method: Method, case: int, sample: Sample, image: Image.Image) -> None:
+        """Store a sample, and the image if it is one that is kept."""
+
+
+class KeptSamples:
+    """What a store has, and what is missing in it: that is made, scored and stored, one image after the other.
+
+    Args:
+        store: where samples are kept.
+        maker: makes the images.
+        score: scores them.
+        observer: receives progress events.
+        images: whether a sample without its image is missing, because a report will show it.
+    """
+
+    def __init__(
+        self, store: SampleStore, maker: ImageMaker, score: Score, observer: CompareObserver, *, images: bool
+    ) -> None:
+        self._store, self._maker, self._score, self._observer, self._images = store, maker, score, observer, images
+        self._reference = methods.reference(maker.settings.steps)
+        self._plain: tuple[int, Image.Image] | None = None
+
+    @property
+    def notices(self) -> Sequence[str]:
+        return self._store.notices
+
+    def recall(self, method: Method, case: int) -> Sample | None:
+        """A sample that need not be made."""
+        found = self._store.recall(method, case)
+        if found is not None and self._images and self._store.picture(method, case) is None:
+            return None
+        return found
+
+    def sample(self, method: Method, case: int) -> Sample:
+        """A sample, which is made if it is missing.
+
+        Raises:
+            H2GenError: it cannot be made, or cannot be stored.
+        """
+        found = self.recall(method, case)
+        if found is not None:
+            return found
+        plain = None if method.kind == "reference" else self._plain_image(case)
+        made = self._maker.make(method, case)
+        self._observer.ran(method, case, made.seconds)
+        if plain is None:
+            self._plain = case, made.image
+        sample = self._score(method, case, made, plain or made.image)
+        self._store.keep(method, case, sample, made.image)
+        return sample
+
+    def image(self, method: Method, case: int) -> Image.Image:
+        """The image of a sample, if images were asked for."""
+        image = self._store.picture(method, case)
+        return self._maker.make(method, case).image if image is None else image
+
+    def _plain_image(self, case: int) -> Image.Image:
+        """The uncached image of a case: the last one made, the store's, or made once more."""
+        if self._plain is None or self._plain[0] != case:
+            self.sample(self._reference, case)
+        if self._plain is None or self._plain[0] != case:
+            self._plain = case, self.image(self._reference, case)
+        return self._plain[1]
