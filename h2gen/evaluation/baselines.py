@@ -10,17 +10,18 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import product
-from typing import Protocol
+from typing import Any, Protocol
 
 from h2gen.cache.config import CacheConfig
-from h2gen.errors import H2GenError, ModelError
-from h2gen.evaluation import methods
+from h2gen.errors import BadPicture, H2GenError, ModelError
+from h2gen.evaluation import builtin_prompts, methods
 from h2gen.evaluation.fit_budget import fit_to_budget
-from h2gen.evaluation.make_image import ImageMaker
+from h2gen.evaluation.make_image import ImageMaker, MadeImage
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.options import CompareObserver, MethodOptions
-from h2gen.evaluation.peers import TOLERANCE, EqualCost, Peer, Value, find_equal_cost
+from h2gen.evaluation.peers import TOLERANCE, EqualCost, Peer, Value, find_best, find_equal_cost
 from h2gen.evaluation.rivals import steps_of_share, steps_within
 from h2gen.models.choices import SOLVERS
 
@@ -28,6 +29,8 @@ PAPER = CacheConfig(0.15, 0.22)
 """The paper's thresholds, which are scaled together to meet a budget."""
 _COUNTED = 8
 """Cases, at most, whose blocks are counted while searching a peer's setting."""
+_SCORED = 4
+"""Images, of the prompts to search on, that decide between a peer's further settings."""
 
 
 class Measured(Protocol):
@@ -60,6 +63,8 @@ class BaselineSearch:
         self._measure, self._recall = measure, recall
         self._steps = maker.settings.steps
         self._warm = False
+        self._searching = replace(maker, cases=builtin_prompts.cases(builtin_prompts.TUNING, 1000))
+        self._uncached: list[MadeImage] = []
         self.notices: list[str] = []
 
     def warm_up(self) -> None:
@@ -152,12 +157,11 @@ class BaselineSearch:
         try:
             targets = _distinct([*self._options.budgets, *(self._share(method) for method in cached)])
             try:  # nothing needs to be calibrated for what is known already
-                found = [self._fitted(peer, target, self._recalled_share) for target in targets]
-                for each, case in product(found, range(len(self._maker.cases))):
-                    self._recalled(methods.peer(each, self._steps, self._maker.passes), case)
+                found = [self._known(self._fitted(peer, target, self._recalled_share)) for target in targets]
             except _Unknown:
-                ready = peer.calibrated(self._maker.session.pipe, lambda: self._maker.make(plain, 0), steps=self._steps)
-                found = [self._fitted(ready, target, self._share) for target in targets]
+                runs = [partial(self._searching.make, plain, case) for case in range(len(self._searching.cases))]
+                ready = peer.calibrated(self._maker.session.pipe, runs, steps=self._steps)
+                found = [self._at_its_best(self._fitted(ready, target, self._share)) for target in targets]
         except Exception as error:  # noqa: BLE001 - third-party code must not end the comparison
             self.notices.append(f"{peer.title} is left out: {str(error) or type(error).__name__}")
             return
@@ -174,11 +178,45 @@ class BaselineSearch:
         """A peer's setting for a share of the blocks."""
 
         def measure(one: Peer, value: Value) -> float:
+            known = one.share(value, self._steps)
+            if known is not None:
+                return known
             tried = EqualCost(one, value, share=math.nan, target=math.nan, tried=0)
             return share(methods.peer(tried, self._steps, self._maker.passes))
 
         budget = target in self._options.budgets
         return find_equal_cost(peer, target, measure, steps=self._steps, cases=len(self._counted), budget=budget)
+
+    def _at_its_best(self, found: EqualCost) -> EqualCost:
+        """The same setting of a peer, with its further settings as they are best on the prompts to search on."""
+
+        def score(one: Peer) -> float:
+            from h2gen.evaluation.metrics.psnr_ssim import ssim
+
+            if not self._uncached:
+                plain = methods.reference(self._steps)
+                self._uncached = [self._searching.make(plain, case) for case in range(_SCORED)]
+            method = methods.peer(replace(found, peer=one), self._steps, self._maker.passes)
+            try:
+                made = [self._searching.make(method, case) for case in range(_SCORED)]
+            except BadPicture:
+                return -1.0
+            return statistics.fmean(ssim(a.image, b.image) for a, b in zip(made, self._uncached, strict=True))
+
+        if found.share == 1:  # none of them changes anything
+            return found
+        return replace(found, peer=find_best(found.peer, score))
+
+    def _known(self, found: EqualCost) -> EqualCost:
+        """The same setting of a peer, with the further settings at which all its images are known already."""
+        for values in product(*found.peer.choices.values()):
+            changed: dict[str, Any] = dict(zip(found.peer.choices, values, strict=True))
+            tried = replace(found, peer=replace(found.peer, **changed))
+            with suppress(_Unknown):
+                for case in range(len(self._maker.cases)):
+                    self._recalled(methods.peer(tried, self._steps, self._maker.passes), case)
+                return tried
+        raise _Unknown
 
     def _recalled_share(self, method: Method) -> float:
         return statistics.fmean(self._recalled(method, case).share for case in self._counted)

@@ -106,7 +106,7 @@ def peer(found: EqualCost, steps: int, passes: int) -> Method:
     facts = {"source": found.peer.source, "guarded": found.peer.guarded, "target_share": found.target}
     return Method(
         name=" ".join([found.peer.name, *values, *("free" for _ in freed)]),
-        label=", ".join([f"{found.peer.title} {values[0]}", *values[1:], *freed]),
+        label=", ".join([found.peer.label(found.value), *freed]),
         kind="peer",
         steps=steps,
         detail={**settings, "steps": steps, **facts},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from PIL import Image
 
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import SettingError
+from h2gen.evaluation import baselines, builtin_prompts, methods
 from h2gen.evaluation.comparison_run import ComparisonRun
+from h2gen.evaluation.make_image import ImageMaker, MadeImage
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.metrics import MetricInfo, choose_metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
-from h2gen.evaluation.peers import choose_peers
+from h2gen.evaluation.peers import PEERS, EqualCost, choose_peers
 from h2gen.evaluation.recommend import recommended
 from h2gen.evaluation.results import Case, Comparison, Sample
 
@@ -132,6 +135,49 @@ def test_peers_run_at_equal_cost(tiny: Any) -> None:
     # Nothing of a peer is left on the model.
     assert compared(tiny, baselines=False).method("uncached").identical == 2
     assert not tiny.pipe.transformer.is_cache_enabled
+
+
+def test_a_peer_that_was_measured_before_is_neither_fitted_nor_chosen_again(tiny: Any) -> None:
+    peer: Any = PEERS["l2p"]
+    chosen = methods.peer(EqualCost(replace(peer, first=3, ridge=0.1), (4,), 0.5, 0.5, 1), 8, 1)
+    maker = ImageMaker(tiny, CASES, tiny.settings("-", seed=0, steps=8, cfg=1.0, width=64, height=64, cache=None))
+    known = MadeImage(Image.new("RGB", (64, 64)), 1.0, 0.5, ())
+
+    def measure(method: Method, case: int) -> MadeImage:
+        raise AssertionError(f"{method.name} was made")
+
+    search = baselines.BaselineSearch(
+        maker,
+        MethodOptions(baselines=False, peers=[peer], budgets=[0.5], at_budgets=()),
+        CompareObserver(),
+        measure,
+        lambda method, _case: known if method.name == chosen.name else None,
+    )
+    assert [method.name for method in search.methods()] == ["uncached", chosen.name]
+    assert search.notices == []
+
+
+@pytest.mark.slow
+def test_what_a_peer_is_fitted_and_chosen_on_is_not_compared(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, str]] = []
+    make = ImageMaker.make
+
+    def noting(self: ImageMaker, method: Method, case: int) -> MadeImage:
+        made.append((method.kind, self.cases[case].prompt))
+        return make(self, method, case)
+
+    monkeypatch.setattr(ImageMaker, "make", noting)
+    monkeypatch.setattr(builtin_prompts, "TUNING", ("a rose", "a guitar"))
+    monkeypatch.setattr(baselines, "_SCORED", 2)
+    found = compared(tiny, side=64, baselines=False, peers=choose_peers("meancache"))
+    (peer,) = [method for method in found.methods if method.kind == "peer"]
+    assert peer.label == f"MeanCache, {peer.detail['computed_steps']} steps computed"
+    assert peer.share == peer.detail["computed_steps"] / 8
+    compared_prompts = [case.prompt for case in found.cases]
+    asked = [prompt for kind, prompt in made if kind == "peer"]
+    assert sorted(asked[-2:]) == sorted(compared_prompts)  # measured once each, at the end
+    assert set(asked[:-2]) == {"a rose", "a guitar"}
+    assert len(asked) == 2 + 2 * 6  # each setting in turn
 
 
 @pytest.mark.slow

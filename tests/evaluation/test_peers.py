@@ -34,7 +34,7 @@ needs_cache_dit = pytest.mark.skipif(find_spec("cache_dit") is None, reason="cac
 
 
 def named(*names: str) -> list[Any]:
-    return [pytest.param(name, marks=needs_cache_dit if "dbcache" in name else ()) for name in names]
+    return [pytest.param(name, marks=needs_cache_dit if PEERS[name].package == "cache-dit" else ()) for name in names]
 
 
 ALL = named(*PEERS)
@@ -45,7 +45,7 @@ def make(session: h2gen.Session, *, steps: int = STEPS, cfg: float = 1, negative
 
 
 def ready(name: str, session: h2gen.Session, steps: int = STEPS) -> Peer:
-    return PEERS[name].calibrated(session.pipe, lambda: make(session, steps=steps), steps=steps)
+    return PEERS[name].calibrated(session.pipe, [lambda: make(session, steps=steps)], steps=steps)
 
 
 def most_reuse(peer: Peer, steps: int = STEPS) -> Value:
@@ -178,7 +178,7 @@ def test_peers_of_flux2_work_whether_or_not_its_pipeline_sets_contexts(name: str
         arguments["generator"] = torch.Generator().manual_seed(7)
         return np.asarray(pipe(**arguments).images)
 
-    peer = PEERS[name].calibrated(pipe, run, steps=STEPS)
+    peer = PEERS[name].calibrated(pipe, [run], steps=STEPS)
     plain = run()
     with count_blocks(pipe.transformer) as count, peer.applied(pipe, most_reuse(peer), steps=STEPS):
         first, second = run(), run()
@@ -218,7 +218,7 @@ def test_magcache_asks_for_calibration_at_its_number_of_steps(tiny: h2gen.Sessio
     with pytest.raises(CacheError, match="mag is not calibrated for 9 steps"):
         ready("mag", tiny).applied(tiny.pipe, 0.1, steps=9).__enter__()
     with pytest.raises(CacheError, match=r"could not be calibrated: 3 usable ratios for 8 steps"):
-        PEERS["mag"].calibrated(tiny.pipe, lambda: make(tiny, steps=3), steps=STEPS)
+        PEERS["mag"].calibrated(tiny.pipe, [lambda: make(tiny, steps=3)], steps=STEPS)
 
 
 # TaylorSeer.
@@ -386,12 +386,18 @@ def test_the_frontiers_peers_are_those_whose_packages_are_there_and_a_notice_nam
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda _name: True)
-    assert [peer.name for peer in peers.default_peers()[0]] == ["fb", "taylor", "mag", "dbcache", "dbcache-taylor"]
+    fitted = ["meancache", "spectrum", "dpcache", "l2p"]
+    assert [peer.name for peer in peers.default_peers()[0]] == [
+        *("fb", "taylor", "mag", "dbcache", "dbcache-taylor"),
+        *(*fitted, "masks"),
+    ]
     assert peers.default_peers()[1] == []
     monkeypatch.setattr(peers, "find_spec", lambda name: None if name == "cache_dit" else True)
     found, notices = peers.default_peers()
-    assert [peer.name for peer in found] == ["fb", "taylor", "mag"]
-    assert notices == ["DBCache and DBCache+Taylor left out: cache-dit is not installed; run: pip install cache-dit"]
+    assert [peer.name for peer in found] == ["fb", "taylor", "mag", *fitted]
+    assert notices == [
+        "DBCache, DBCache+Taylor and cache-dit's masks left out: cache-dit is not installed; run: pip install cache-dit"
+    ]
 
 
 def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,7 +408,8 @@ def test_a_missing_package_is_named_with_how_to_get_it(monkeypatch: pytest.Monke
 
 
 def test_choosing_loads_neither_torch_nor_diffusers() -> None:
-    program = "import sys; from h2gen.evaluation.peers import choose_peers; choose_peers('fb,mag,taylor,sea,tea'); "
+    program = "import sys; from h2gen.evaluation.peers import PEERS, choose_peers; choose_peers(','.join("
+    program += "name for name, peer in PEERS.items() if peer.package == 'diffusers')); "
     program += "print([name for name in ('torch', 'diffusers', 'cache_dit', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

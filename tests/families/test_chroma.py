@@ -358,7 +358,7 @@ def test_other_caches_that_do_not_work_say_so(pipe: Any, name: str) -> None:
         PEERS[name].applied(pipe, 0.1, steps=STEPS).__enter__()
     if name == "mag":
         with pytest.raises(CacheError, match=r"^mag .* does not work on Chroma; leave it out"):
-            PEERS[name].calibrated(pipe, lambda: call(pipe), steps=STEPS)
+            PEERS[name].calibrated(pipe, [lambda: call(pipe)], steps=STEPS)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Other caches to compare H2-Cache with: FBCache, TeaCache, MagCache, TaylorSeer, SeaCache and DBCache."""
+"""Other caches to compare H2-Cache with, from FBCache to MeanCache: see ``PEERS``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from h2gen.errors import SettingError
 from h2gen.evaluation.peers.base import Peer, Span, Value, contexts, threshold_of
 from h2gen.evaluation.peers.builtin import FirstBlock, Magnitude, Sea, Taylor
 from h2gen.evaluation.peers.dbcache import DualBlock
-from h2gen.evaluation.peers.equal_cost import TOLERANCE, EqualCost, find_equal_cost
+from h2gen.evaluation.peers.equal_cost import TOLERANCE, EqualCost, find_best, find_equal_cost
+from h2gen.evaluation.peers.scheduled import DPCache, LinearPredictor, MeanCache, Spectrum, StepMasks
 from h2gen.wording import did_you_mean
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Value",
     "choose_peers",
     "default_peers",
+    "find_best",
     "find_equal_cost",
 ]
 
@@ -74,6 +76,16 @@ PEERS: dict[str, Peer] = {
         ),
         DualBlock("dbcache", "DBCache"),
         DualBlock("dbcache-taylor", "DBCache+Taylor", taylor=True),
+        MeanCache("meancache", "MeanCache"),
+        Spectrum("spectrum", "Spectrum"),
+        DPCache("dpcache", "DPCache"),
+        LinearPredictor("l2p", "L2P"),
+        StepMasks(
+            "masks",
+            "cache-dit's masks",
+            note="Its steps; they are filled with the last layer's features, or their forecast, without the first "
+            "block that cache-dit computes at each.",
+        ),
     )
 }
 """All peers by name."""
@@ -104,15 +116,22 @@ def default_peers() -> tuple[list[Peer], list[str]]:
     wanted = [PEERS[name] for name in FRONTIER]
     missing = [peer for peer in wanted if not _installed(peer)]
     notices = [
-        f"{' and '.join(peer.title for peer in missing if peer.package == package)} left out: {package} is not "
+        f"{_listed([peer.title for peer in missing if peer.package == package])} left out: {package} is not "
         f"installed; run: pip install {package}"
         for package in dict.fromkeys(peer.package for peer in missing)
     ]
     return [peer for peer in wanted if peer not in missing], notices
 
 
-FRONTIER = ("fb", "taylor", "mag", "dbcache", "dbcache-taylor")
+FRONTIER = (
+    *("fb", "taylor", "mag", "dbcache", "dbcache-taylor"),
+    *("meancache", "spectrum", "dpcache", "l2p", "masks"),
+)
 """The peers that the frontier is measured against."""
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _installed(peer: Peer) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -29,7 +29,8 @@ class Peer(ABC):
     ``title`` is its display name, ``knobs`` are the settings that trade fidelity for speed, as its package calls
     them, and ``note`` says what a reader of a comparison should know. ``guard`` is a setting that forbids reuse
     regardless of the knobs, such as a cap on consecutive steps, and ``guard_words`` says what that is; it is set as the
-    peer's authors advise, unless ``guarded`` is off.
+    peer's authors advise, unless ``guarded`` is off. ``choices`` are values to try of further settings, by field, its
+    authors' own first; they change the fidelity, but not the number of blocks.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Peer(ABC):
     knobs: ClassVar[tuple[str, ...]] = ("threshold",)
     guard: ClassVar[str] = ""
     guard_words: ClassVar[str] = ""
+    choices: ClassVar[Mapping[str, Sequence[float]]] = {}
     span: ClassVar[Span] = Span(0.001, 5.0)
 
     @property
@@ -57,17 +59,25 @@ class Peer(ABC):
         numbers = value if isinstance(value, tuple) else (value,)
         return dict(zip(self.knobs, numbers, strict=True))
 
+    def label(self, value: Value) -> str:
+        """The peer with this value, for display."""
+        return f"{self.title} {', '.join(f'{number:.4g}' for number in self.settings(value).values())}"
+
+    def share(self, value: Value, steps: int) -> float | None:
+        """The share of the blocks that it runs at a value; None if only running it tells."""
+        return None
+
     @property
     def beyond(self) -> Peer | None:
         """The same cache without its guard, for shares that the guard makes unreachable; None if it has none."""
         return replace(self, guarded=False) if self.guard and self.guarded else None
 
-    def calibrated(self, pipe: Any, run: Callable[[], Any], *, steps: int) -> Peer:
+    def calibrated(self, pipe: Any, runs: Sequence[Callable[[], Any]], *, steps: int) -> Peer:
         """The peer calibrated for this model and number of steps; most need no calibration.
 
         Args:
             pipe: the pipeline that the peer will be applied to.
-            run: makes one image with it, in ``steps`` steps.
+            runs: at least one; each makes one image with it, in ``steps`` steps, of a prompt that is not compared.
         """
         return self
 

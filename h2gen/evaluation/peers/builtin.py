@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -91,7 +91,7 @@ class Magnitude(Builtin):
             mag_ratios=list(self.ratios),
         )
 
-    def calibrated(self, pipe: Any, run: Callable[[], Any], *, steps: int) -> Peer:
+    def calibrated(self, pipe: Any, runs: Sequence[Callable[[], Any]], *, steps: int) -> Peer:
         from diffusers import MagCacheConfig
 
         transformer = pipe.transformer
@@ -109,7 +109,7 @@ class Magnitude(Builtin):
             transformer.enable_cache(config)
             handle = transformer.register_forward_hook(note, prepend=True)  # while the context is still set
             try:
-                run()
+                runs[0]()  # one image is what its authors take
             finally:
                 handle.remove()
                 transformer.disable_cache()

@@ -33,7 +33,7 @@ class DualBlock(Peer):
     @contextmanager
     def _on(self, pipe: Any, value: Value, steps: int, passes: int) -> Iterator[None]:
         cache_dit: Any = import_module("cache_dit")
-        with _silence():
+        with quiet():
             config = cache_dit.DBCacheConfig(
                 Fn_compute_blocks=1,
                 Bn_compute_blocks=0,
@@ -51,7 +51,7 @@ class DualBlock(Peer):
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep cache-dit from writing its progress to stdout."""
     loggers = [
         logger

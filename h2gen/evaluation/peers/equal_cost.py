@@ -1,9 +1,10 @@
-"""Finds the setting at which a peer computes as many blocks as another method, to compare them at equal cost."""
+"""Finds the setting at which a peer computes as many blocks as another method, and its best at that cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from h2gen.evaluation.peers.base import Peer, Span, Value
 
@@ -96,6 +97,26 @@ def find_equal_cost(
             break
         value = halve(off > 0)
     return nearest()
+
+
+def find_best(peer: Peer, score: Callable[[Peer], float]) -> Peer:
+    """The peer with its further settings at their best, found one after the other.
+
+    Args:
+        peer: calibrated, if it needs that.
+        score: of a peer's images; higher is better. They must not be those that are compared.
+    """
+    best, highest = peer, None
+    for name, choices in peer.choices.items():
+        for choice in choices:
+            if choice != getattr(best, name):
+                highest = score(best) if highest is None else highest
+                changed: dict[str, Any] = {name: choice}
+                other = replace(best, **changed)
+                found = score(other)
+                if found > highest:
+                    best, highest = other, found
+    return best
 
 
 def _thresholds(span: Span) -> Callable[[bool | None], float | None]:
