@@ -207,6 +207,18 @@ def models_table() -> str:
     return table(("alias", "repository", "licence", "parameters", "download", "default"), *rows)
 
 
+def published_table() -> str:
+    """The published plans that ship with h2gen."""
+    from h2gen.settings.profiles.published import rounded_down, shipped_plans
+
+    rows = []
+    for plan in shipped_plans():
+        method = f"{plan.method} ({plan.paper})" if plan.paper else plan.method
+        speed = rounded_down(plan.estimated_speedup)
+        rows.append((f"{plan.steps}", f"{plan.computed}", speed, method, f"{plan.source} ({plan.licence})"))
+    return table(("steps", "computed", "estimated speed-up", "found by", "published in"), *rows)
+
+
 def memory_table() -> str:
     """What ``--offload auto`` picks for FLUX.1 by the size of the card: arithmetic, not a measurement."""
     from h2gen.models.memory import pick_offload
@@ -243,6 +255,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "packages": packages_table,
     "presets": presets_table,
     "models": models_table,
+    "published": published_table,
     "memory": memory_table,
     "sheet": sheet_table,
 }

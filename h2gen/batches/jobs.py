@@ -247,15 +247,15 @@ class Jobs:
             ("defaults", _sized(_without_seeds(entry.defaults))),
             *self._user_defaults,
         ]
-        reference_steps = None
+        asked: Mapping[str, Any] = {}
         if self._resolver is not None and alone:
             layers = unchosen(self._resolver.goal, layers)
         elif self._resolver is not None:
-            reference_steps, layers = self._resolver.above(layers)
+            asked, layers = self._resolver.above(layers)
         settings, resolved, rounded = resolve_settings(
             entry.prompt, layers, self.request.checkpoint.defaults, self._load_preset
         )
-        settings = replace(settings, reference_steps=reference_steps)
+        settings = replace(settings, **asked)
         return _Shared(settings, resolved["preset"].value if "preset" in resolved else None, rounded)
 
 

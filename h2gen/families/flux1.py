@@ -72,9 +72,13 @@ class Flux1(Family):
         return modulated
 
     def teacache_polynomial(self, transformer: Any) -> tuple[float, ...]:
-        config = transformer.config
-        dev = (config.num_layers, config.num_single_layers) == (19, 38) and config.guidance_embeds
-        return TEACACHE_DEV if dev else super().teacache_polynomial(transformer)
+        return TEACACHE_DEV if is_dev(transformer.config) else super().teacache_polynomial(transformer)
+
+
+def is_dev(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is FLUX.1 [dev]'s or a relative's: its blocks, with guidance distilled into them."""
+    blocks = config.get("num_layers"), config.get("num_single_layers")
+    return blocks == (19, 38) and config.get("guidance_embeds") is True
 
 
 def random_transformer(device: torch.device, dtype: torch.dtype, width: int = 1024, doubles: int = 5) -> nn.Module:

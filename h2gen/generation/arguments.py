@@ -77,11 +77,11 @@ def choose(
     notices: list[str] = []
     if goal:
         resolver = GoalResolver(goal, checkpoint)
-        steps, layers = resolver.above(layers)
+        asked, layers = resolver.above(layers)
         notices += resolver.notices
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
     if goal:
-        settings = replace(settings, reference_steps=steps)
+        settings = replace(settings, **asked)
     preset = str(resolved["preset"].value) if "preset" in resolved else None
     notices += notices_about(settings, resolved, layers)
     notices += [remark.text for remark in remarks_on(prompt, settings, checkpoint)]

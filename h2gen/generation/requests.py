@@ -73,7 +73,10 @@ def replay_request(
     text = found.settings.prompt if prompt is None else clean_prompt(prompt)
     request = request_from(text, layers_of(found, {**given, "seed": None if same else seeds[0]}))
     if request.settings.steps == found.settings.steps and request.settings.solver == found.settings.solver:
-        settings = replace(request.settings, reference_steps=found.settings.reference_steps)
+        asked = dict(found.settings.asked)
+        if request.settings.cache.plan != found.settings.cache.plan:
+            asked.pop("published_plan", None)
+        settings = replace(request.settings, **asked)
         request = replace(request, settings=settings)
     if given.get("preset") is None and not given.get("no_cache"):
         request = replace(request, resolved=relabelled(request.resolved, found.preset))

@@ -43,6 +43,22 @@ def download(repo: str, *, without: str | None = None) -> Path:
     return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=VARIANTS))
 
 
+def transformer_config(repo: str) -> Path:
+    """The file with the configuration of a repository's transformer; only this one is downloaded if it is missing.
+
+    Raises:
+        Exception: one of huggingface_hub's, for ``translated`` to translate.
+    """
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    file = "transformer/config.json"
+    known = try_to_load_from_cache(repo, file)
+    if isinstance(known, str):
+        return Path(known)
+    reach(repo, file)
+    return Path(hf_hub_download(repo, file))
+
+
 def reach(repo: str, file: str) -> None:
     """Ask once for a file of a repository, before anything is downloaded.
 

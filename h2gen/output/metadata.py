@@ -21,7 +21,7 @@ from h2gen.models.catalogue import model_name
 from h2gen.output.embedded import ASCII, EXIF_IFD, KEY, LARGEST, USER_COMMENT, text_in
 from h2gen.sanitize import sanitize
 from h2gen.settings.table import TABLE
-from h2gen.settings.values import Settings
+from h2gen.settings.values import NOT_SETTINGS, Settings
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
     if not isinstance(known, dict) or not all(isinstance(value, str) for value in known.values()):
         raise SettingError("versions must be a table of strings.")
     return Metadata(
-        settings=replace(_settings(raw["settings"]), reference_steps=data.get("reference_steps")),
+        settings=replace(_settings(raw["settings"]), **{name: data.get(name) for name in NOT_SETTINGS}),
         model=name,
         content_hash=_short(model, "content_hash"),
         base=_short(model, "base"),

@@ -29,6 +29,8 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             continue  # as in pictures that are older than the setting
         if name not in ("width", "height") and value != "":
             yield name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)
+    if "published_plan" in found:
+        yield "published plan", str(found["published_plan"])
     for name in ("device", "dtype", "offload", "made"):
         if name in found:
             yield name, str(found[name])

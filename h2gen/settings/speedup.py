@@ -20,8 +20,10 @@ from h2gen.settings.profiles import (
     Choice,
     Profile,
     ProfileKey,
-    find_profile,
+    ProfileSearch,
 )
+from h2gen.settings.profiles.find import NEAREST
+from h2gen.settings.profiles.published import PublishedPlans, published_for
 from h2gen.settings.resolve import CACHE, Request, request_from, resolve_settings
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import OFF, Settings
@@ -100,6 +102,16 @@ def unchosen(goal: Goal, layers: Layers) -> Layers:
     return [("profile", {**asdict(OFF), "solver": "own"}), *left]
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    """What reaches a goal: settings and where they come from, what to record besides, and lines for the user."""
+
+    source: str
+    values: Mapping[str, Any]
+    asked: Mapping[str, Any]
+    notices: list[str]
+
+
 class GoalResolver:
     """Finds the settings that reach a goal, for the pictures of a run; looks up the profile once per ``ProfileKey``.
 
@@ -111,19 +123,19 @@ class GoalResolver:
     def __init__(self, goal: Goal, checkpoint: Checkpoint) -> None:
         self.goal = goal
         self._checkpoint = checkpoint
-        self._chosen: dict[ProfileKey, Mapping[str, Any]] = {}
-        self._notices: dict[ProfileKey, list[str]] = {}
+        self._chosen: dict[ProfileKey, _Chosen] = {}
 
-    def above(self, layers: Layers) -> tuple[int, Layers]:
-        """The steps of the uncached picture, and the layers with the profile's settings before them.
+    def above(self, layers: Layers) -> tuple[Mapping[str, Any], Layers]:
+        """What ``Settings`` records about the choice, by its fields, and the layers with the profile's settings before
+        them.
 
         Raises:
             SettingError: a layer gives a setting that the goal chooses, or there are too few steps.
             ProfileError: there is no profile that fits, or none of its choices reaches the goal.
             UsageError: the layers cannot be used.
         """
-        key, layers = self._with_choice(layers)
-        return key.steps, layers
+        chosen, layers = self._with_choice(layers)
+        return chosen.asked, layers
 
     def request(self, prompt: str, layers: Layers) -> Request:
         """The request of a picture; its notices say what was chosen and what to expect.
@@ -131,48 +143,66 @@ class GoalResolver:
         Raises:
             UsageError: as ``above``.
         """
-        key, layers = self._with_choice(layers)
+        chosen, layers = self._with_choice(layers)
         request = request_from(prompt, layers)
-        settings = replace(request.settings, reference_steps=key.steps)
-        return replace(request, settings=settings, notices=(*request.notices, *self._notices[key]))
+        settings = replace(request.settings, **chosen.asked)
+        return replace(request, settings=settings, notices=(*request.notices, *chosen.notices))
 
     @property
     def notices(self) -> list[str]:
         """Lines about what was chosen so far and what to expect; with the ``ProfileKey`` before them if there are
         several."""
-        several = len(self._notices) > 1
-        return [f"{key}: {line}" if several else line for key, lines in self._notices.items() for line in lines]
+        several = len(self._chosen) > 1
+        return [f"{key}: {line}" if several else line for key, each in self._chosen.items() for line in each.notices]
 
-    def _with_choice(self, layers: Layers) -> tuple[ProfileKey, Layers]:
+    def _with_choice(self, layers: Layers) -> tuple[_Chosen, Layers]:
         base = unchosen(self.goal, layers)
         settings, _, _ = resolve_settings("-", base, self._checkpoint.defaults)
         key = profile_key_of(self._checkpoint, settings)
         if key not in self._chosen:
             self._chosen[key] = self._choose(key, settings)
-        return key, [("profile", self._chosen[key]), *base[1:]]
+        chosen = self._chosen[key]
+        return chosen, [(chosen.source, chosen.values), *base[1:]]
 
-    def _choose(self, key: ProfileKey, settings: Settings) -> Mapping[str, Any]:
+    def _choose(self, key: ProfileKey, settings: Settings) -> _Chosen:
         if key.steps < FEWEST_STEPS:
             raise SettingError(
                 f"{key.model!r} takes {key.steps} steps here, and a cache cannot help below {FEWEST_STEPS}; leave out "
                 f"{self.goal.option}, and give fewer --steps to be faster."
             )
         command = command_for(self._checkpoint, settings)
-        profile, notices = find_profile(key, lambda: self._hash, command, self.goal.nearest)
+        search = ProfileSearch(key, lambda: self._hash)
+        # A user's own profile has the first say; that of another model is farther off than a published plan.
+        profile = search.exact() or (search.nearest(same_weights=True) if self.goal.nearest else None)
+        if profile is None:
+            plans = published_for(self._checkpoint, key, command)
+            if plans is not None:
+                return self._choose_published(plans, search)
+            profile = search.nearest() if self.goal.nearest else None
+        if profile is None:
+            raise search.missing(command, NEAREST)
         choice = self._pick(profile)
+        asked = {"reference_steps": key.steps}
         if choice is None:
             best = max(profile.choices, key=lambda each: each.figures.ssim_mean)
-            notices = [
-                *notices,
+            line = (
                 f"Nothing faster in the profile reaches a mean SSIM of {self.goal.fidelity:g} (the closest has "
-                f"{below_one(best.figures.ssim_mean, 4)}); making the uncached picture.",
-            ]
-        else:
-            notices = [*notices, expectation(choice, profile)]
-        self._notices[key] = notices
-        if choice is None:
-            return {**asdict(OFF), "solver": "own"}
-        return {"steps": choice.steps, "solver": choice.solver, **asdict(choice.cache)}
+                f"{below_one(best.figures.ssim_mean, 4)}); making the uncached picture."
+            )
+            return _Chosen("profile", {**asdict(OFF), "solver": "own"}, asked, [*search.notices, line])
+        values = {"steps": choice.steps, "solver": choice.solver, **asdict(choice.cache)}
+        return _Chosen("profile", values, asked, [*search.notices, expectation(choice, profile)])
+
+    def _choose_published(self, plans: PublishedPlans, search: ProfileSearch) -> _Chosen:
+        if self.goal.speedup is None:
+            raise plans.no_fidelity()
+        plan = plans.for_speedup(self.goal.speedup)
+        notices = [*search.notices, plan.expectation(plans.key, plans.command)]
+        if search.of_model and not self.goal.nearest:
+            notices.append(f"There is a profile of {plans.key.model!r} for other pictures; to {NEAREST}.")
+        values = {"steps": plan.steps, "solver": "own", **asdict(plan.cache)}
+        asked = {"reference_steps": plans.key.steps, "published_plan": plan.words}
+        return _Chosen("published plan", values, asked, notices)
 
     def _pick(self, profile: Profile) -> Choice | None:
         if self.goal.speedup is not None:

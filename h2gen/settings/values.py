@@ -8,6 +8,7 @@ from typing import Any
 from h2gen.arguments import fields_checked
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies.plan import parts_in, steps_in
+from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.settings.synonyms import meant_or_close
@@ -38,6 +39,7 @@ class Settings:
         reference_steps: steps of the uncached picture that was asked for, if a profile chose other settings to come
             close to it; None if it is the one with these ``steps``. It determines no pixel: shares of blocks and
             estimated speed-ups are against it.
+        published_plan: where the cache's plan comes from, if others have published it; it determines no pixel either.
 
     Raises:
         SettingError: a value cannot be used, or contradicts another one.
@@ -55,12 +57,15 @@ class Settings:
     cache: CacheConfig = field(default=OFF)
     solver: str = "own"
     reference_steps: int | None = None
+    published_plan: str | None = None
 
     def __post_init__(self) -> None:
         for name in FIELDS:
             object.__setattr__(self, name, BY_NAME[name].check(getattr(self, name)))
         if self.reference_steps is not None:
             BY_NAME["steps"].check(self.reference_steps, "reference_steps")
+        if self.published_plan is not None:
+            _ORIGIN.check("published_plan", self.published_plan)
         if not self.prompt.strip():
             raise _empty_prompt()
         check_length(self.cache.plan, self.steps, self.solver)
@@ -86,9 +91,9 @@ class Settings:
         return (self.reference_steps or self.steps) * (2 if self.cfg > 1 else 1) / self.passes
 
     @property
-    def asked(self) -> dict[str, int]:
-        """What to record besides the settings: ``reference_steps``, if it is known."""
-        return {} if self.reference_steps is None else {"reference_steps": self.reference_steps}
+    def asked(self) -> dict[str, Any]:
+        """What to record besides the settings: the fields in ``NOT_SETTINGS`` that are known."""
+        return {name: getattr(self, name) for name in NOT_SETTINGS if getattr(self, name) is not None}
 
     def goes_with(self, other: Settings) -> bool:
         """Whether both can be made in one batch: they differ in prompt and seed at most."""
@@ -98,11 +103,16 @@ class Settings:
         """One flat object, with the cache's settings among the others."""
         # Not by asdict, which copies deeply: a batch asks this of every job.
         flat = {**vars(self), **vars(self.cache)}
-        del flat["cache"], flat["reference_steps"]
+        for name in ("cache", *NOT_SETTINGS):
+            del flat[name]
         return flat
 
 
-FIELDS = tuple(each.name for each in fields(Settings) if each.name not in ("cache", "reference_steps"))
+NOT_SETTINGS = ("reference_steps", "published_plan")
+"""The fields of ``Settings`` that say how the settings were chosen."""
+_ORIGIN = Rule(str, longest=500)
+
+FIELDS = tuple(each.name for each in fields(Settings) if each.name not in ("cache", *NOT_SETTINGS))
 """The settings of ``Settings`` that are single values."""
 
 

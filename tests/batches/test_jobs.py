@@ -18,7 +18,7 @@ from h2gen.cache.config import POLICIES
 from h2gen.errors import PromptFileError, SettingError, UsageError
 from h2gen.settings.presets import load_preset
 from h2gen.settings.seeds import derived_seed
-from h2gen.settings.values import Settings
+from h2gen.settings.values import NOT_SETTINGS, Settings
 
 
 @contextmanager
@@ -220,8 +220,9 @@ def test_everything_that_determines_the_picture_is_in_its_id() -> None:
         "negative": "x", "max_sequence_length": 8, "cache": CacheConfig(0.1, 0.2, 1, 2, 4),
         "solver": "heun",
     }  # fmt: skip
-    assert set(others) == {field.name for field in fields(Settings)} - {"reference_steps"}
+    assert set(others) == {field.name for field in fields(Settings)} - {*NOT_SETTINGS}
     assert job_id(SETTINGS, "a", "float32") == job_id(replace(SETTINGS, reference_steps=99), "a", "float32")
+    assert job_id(SETTINGS, "a", "float32") == job_id(replace(SETTINGS, published_plan="by them"), "a", "float32")
     ids = {job_id(SETTINGS, "a", "float32"), job_id(SETTINGS, "b", "float32"), job_id(SETTINGS, "a", "bfloat16")}
     for name, value in others.items():
         extra = {"cfg": 3.0} if name == "negative" else {}

@@ -38,7 +38,23 @@ print(json.dumps([attempt(*words) for words in json.loads(sys.argv[1])] + [
 """
 
 
-def tell(home: Path, attempts: list[list[str]], **environment: str) -> list:
+RELATIVE = """
+import json, sys
+from h2gen.errors import ModelError
+from h2gen.models import resolve
+from h2gen.settings.profiles.published import is_relative
+
+def attempt(name):
+    try:
+        return is_relative(resolve(name))
+    except ModelError as error:
+        return str(error)
+
+print(json.dumps([attempt(name) for name in json.loads(sys.argv[1])]))
+"""
+
+
+def tell(home: Path, attempts: list, story: str = STORY, **environment: str) -> list:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     settings = {
         "HF_HOME": str(home),
@@ -49,7 +65,7 @@ def tell(home: Path, attempts: list[list[str]], **environment: str) -> list:
         "PYTHONPATH": str(Path(h2gen.__file__).parents[1]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", STORY, json.dumps(attempts)],
+        [sys.executable, "-c", story, json.dumps(attempts)],
         capture_output=True, text=True, timeout=120, env=kept | settings | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -152,3 +168,21 @@ def test_without_a_network_one_attempt_and_one_line_are_enough(tmp_path):
 
 def test_what_lies_on_this_machine_is_known_without_a_network(told):
     assert told["offline"][-2:] == [[True, True, False], True]
+
+
+def test_only_the_configuration_is_fetched_to_see_whether_a_repository_is_a_relative_of_dev(tmp_path):
+    for name, blocks in (("tuned", 19), ("other", 8)):
+        (tmp_path / name / "transformer").mkdir(parents=True)
+        config = {"_class_name": "FluxTransformer2DModel", "num_layers": blocks, "num_single_layers": 38}
+        (tmp_path / name / "transformer" / "config.json").write_text(json.dumps(config | {"guidance_embeds": True}))
+        (tmp_path / name / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"large")
+    names = ["someone/tuned", "someone/other", "no/such"]
+    repos = {f"someone/{name}": tmp_path / name for name in ("tuned", "other")}
+    with serve(repos) as (address, asked):
+        tuned, other, missing = tell(tmp_path / "home", names, RELATIVE, HF_ENDPOINT=address)
+    offline = tell(tmp_path / "home", ["someone/tuned", "no/such"], RELATIVE, HF_ENDPOINT=address, HF_HUB_OFFLINE="1")
+    assert (tuned, other) == (True, False) and "no repository 'no/such'" in missing
+    assert offline[0] is True and "go online" in offline[1]
+    assert {path.split("/resolve/main/")[-1] for path in asked if path.startswith("someone")} == {
+        "transformer/config.json"
+    }

@@ -66,6 +66,18 @@ def test_what_a_profile_stood_in_for_is_recorded_and_older_pictures_lack_it(tmp_
             read_metadata(written(tmp_path, {**whole, "reference_steps": wrong}))
 
 
+def test_the_origin_of_a_published_plan_is_recorded_and_checked(tmp_path: Path) -> None:
+    chosen = replace(SETTINGS, published_plan="by them; published, not measured with h2gen")
+    whole = describe(chosen, MADE, seconds=1.5, summary=None)
+    assert whole["published_plan"] == chosen.published_plan and "published_plan" not in whole["settings"]
+    assert read_metadata(written(tmp_path, whole)).settings == chosen
+    assert ("published plan", chosen.published_plan) in metadata_rows(whole)
+    assert "published_plan" not in described()
+    for wrong in (50, True, "x" * 501, ["x"]):
+        with pytest.raises(MetadataError, match="published_plan"):
+            read_metadata(written(tmp_path, {**whole, "published_plan": wrong}))
+
+
 @pytest.mark.parametrize(("count", "told"), [(1, False), (4, True)])
 def test_a_picture_says_that_it_was_made_together_with_others(tmp_path: Path, count: int, told: bool) -> None:
     whole = described(together=count)

@@ -13,7 +13,7 @@ from h2gen.cli.commands import COMMANDS
 from h2gen.settings.resolve import CACHE, Request
 from h2gen.settings.table import BY_NAME, SECTIONS, TABLE
 from h2gen.settings.user_defaults import USER_DEFAULTS
-from h2gen.settings.values import Settings
+from h2gen.settings.values import NOT_SETTINGS, Settings
 
 
 def test_names_are_given_once() -> None:
@@ -21,7 +21,7 @@ def test_names_are_given_once() -> None:
 
 
 def test_the_rows_in_a_picture_are_the_fields_of_its_settings() -> None:
-    own = {each.name for each in fields(Settings)} - {"cache", "reference_steps"}
+    own = {each.name for each in fields(Settings)} - {"cache", *NOT_SETTINGS}
     cached = tuple(each.name for each in fields(CacheConfig))
     assert {row.name for row in TABLE if row.in_picture} == own | set(cached)
     assert CACHE == cached == tuple(RULES)
@@ -30,7 +30,7 @@ def test_the_rows_in_a_picture_are_the_fields_of_its_settings() -> None:
 def test_defaults_are_those_of_the_classes() -> None:
     defaults = asdict(CacheConfig()) | {each.name: each.default for each in fields(Settings)}
     for name, default in defaults.items():
-        if name not in ("cache", "reference_steps") and BY_NAME[name].default is not None:
+        if name not in ("cache", *NOT_SETTINGS) and BY_NAME[name].default is not None:
             assert BY_NAME[name].default == default, name
 
 

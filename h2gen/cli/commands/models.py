@@ -68,7 +68,7 @@ def show(
         str, typer.Argument(help="An alias, such as tiny.", metavar="NAME", autocompletion=completion.models)
     ],
 ) -> None:
-    """Print a model's defaults, and what the bundled one knows."""
+    """Print a model's defaults, published plans for it, and what the bundled one knows."""
     from dataclasses import asdict
 
     from rich.table import Table
@@ -76,6 +76,7 @@ def show(
     from h2gen.cli.console import stdout
     from h2gen.models import CATALOGUE, resolve
     from h2gen.models.vocabulary import vocabulary
+    from h2gen.settings.profiles.published import MODELS, WORDS, summary_lines
 
     checkpoint = resolve(name)
     facts: dict[str, str] = {"model": name}
@@ -87,6 +88,8 @@ def show(
     facts["size"] = f"{defaults.pop('width')}x{defaults.pop('height')}"
     del defaults["size_multiple"]
     facts |= {key.replace("_", " "): f"{value:g}" for key, value in defaults.items()}
+    if entry is not None and entry.name in MODELS:
+        facts["plans"] = f"{'; '.join(summary_lines())}; {WORDS}; for --speedup, without a profile"
     known = vocabulary(checkpoint)
     if known is not None:
         facts["trained at"] = ", ".join(f"{width}x{height}" for width, height in known.shapes)

@@ -29,7 +29,7 @@ def _list(ctx: typer.Context) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from h2gen.cli.console import stdout
+    from h2gen.cli.console import make_console, say, stdout
     from h2gen.settings import presets
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -44,6 +44,15 @@ def _list(ctx: typer.Context) -> None:
         cells = [printable(columns[title]) or "-" for title in titles]
         table.add_row(*(Text(cell) for cell in (printable(name), *cells, printable(preset.description))))
     stdout().print(table)
+    from h2gen.settings.profiles.published import MODELS, WORDS
+
+    models = " and ".join(f"--model {name}" for name in MODELS)
+    lines = (
+        "Speeds and PSNR were measured on the bundled model. For another, measure your own: h2gen tune",
+        f"For {models}, --speedup chooses a plan that is {WORDS}: h2gen models show {MODELS[0]}",
+    )
+    for line in lines:
+        say(make_console(), line, "dim")
 
 
 def _columns(preset: Preset) -> dict[str, str]:

@@ -81,6 +81,8 @@ def show_request(
         settings = {name: {"value": item.value, "source": item.source} for name, item in sorted(resolved.items())}
         found = {"prompt": None if prompt is None else prompt[0], "paths": [str(path) for path in paths]}
         given = {name: value for name, value in found.items() if value}
+        if request.settings.published_plan:
+            given["published_plan"] = request.settings.published_plan
         print(json.dumps({**given, "settings": settings, **(more or {})}))
         return
     from rich.table import Table
@@ -95,6 +97,8 @@ def show_request(
         if not whole and name in _UNCHANGED and item.value == _UNCHANGED[name] and item.source not in _OF_USER:
             continue
         table.add_row(name.replace("_", "-"), Text(printable(str(item.value))), Text(item.source))
+    if request.settings.published_plan:
+        table.add_row("published plan", Text(printable(request.settings.published_plan)), "")
     for path in paths[:_MOST_PATHS]:
         taken = "will be replaced" if overwrite else "a number will be added"
         table.add_row("writes", Text(printable(str(path))), f"exists; {taken}" if os.path.lexists(path) else "")

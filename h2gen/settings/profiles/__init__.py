@@ -1,10 +1,11 @@
 """Profiles: for a model, steps and size, the fidelity at each speed and the settings that reach it.
 
-Profiles of the bundled model ship with h2gen; ``h2gen tune`` makes others.
+Profiles of the bundled model ship with h2gen; ``h2gen tune`` makes others. For FLUX.1 [dev] and its relatives
+``published`` has plans of others.
 """
 
 from h2gen.settings.profiles.files import file_name, list_profiles, read_profile, to_toml, user_folder, write_profile
-from h2gen.settings.profiles.find import find_profile, mismatch
+from h2gen.settings.profiles.find import ProfileSearch, find_profile, mismatch
 from h2gen.settings.profiles.profile import (
     FEWEST_STEPS,
     Choice,
@@ -21,6 +22,7 @@ __all__ = [
     "Figures",
     "Profile",
     "ProfileKey",
+    "ProfileSearch",
     "file_name",
     "find_profile",
     "label_of",

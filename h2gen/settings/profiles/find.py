@@ -10,13 +10,66 @@ from h2gen.errors import ProfileError
 from h2gen.settings.profiles.files import list_profiles
 from h2gen.settings.profiles.profile import Profile, ProfileKey
 
+PICTURES = 500
+"""The time that ``h2gen tune`` takes by default, in uncached pictures; estimated from the blocks that it ran at 20
+steps."""
+HOW_LONG = f"it takes about as long as {PICTURES} pictures, and can be stopped and continued"
+NEAREST = "use the nearest one: --nearest"
+
+
+class ProfileSearch:
+    """The profiles for a key: the one that fits, or the nearest one.
+
+    Args:
+        wanted: the key; its ``content_hash`` is ignored.
+        content_hash: computes the checkpoint's; called only if everything else fits.
+    """
+
+    def __init__(self, wanted: ProfileKey, content_hash: Callable[[], str]) -> None:
+        self._wanted, self._content_hash = wanted, content_hash
+        self._broken: list[str] = []
+        self._profiles = list(list_profiles(self._broken))
+        self._alike = [profile for profile in self._profiles if _nameless(profile.key) == _nameless(wanted)]
+        self.notices = list(self._broken)
+        """For the user: about files that cannot be used, and about the nearest profile once it was looked up."""
+
+    @property
+    def of_model(self) -> bool:
+        """Whether there is a profile of the model, for whatever steps and size."""
+        return any(profile.key.model == self._wanted.model for profile in self._profiles)
+
+    def exact(self) -> Profile | None:
+        """The profile that fits; None if there is none."""
+        real = self._content_hash() if self._alike else ""
+        return next((profile for profile in self._alike if profile.key.content_hash == real), None)
+
+    def nearest(self, same_weights: bool = False) -> Profile | None:
+        """The nearest profile; None if there is none at all, or none of the same weights."""
+        real = self._content_hash() if self._profiles else ""
+        near = [profile for profile in self._profiles if not same_weights or profile.key.content_hash == real]
+        if not near:
+            return None
+        best = min(near, key=lambda profile: _distance(profile.key, self._wanted, real))
+        differences = _differences(best.key, self._wanted, real) or "other pictures"
+        self.notices.append(f"There is no profile for {self._wanted}; using the nearest, made for {differences}.")
+        return replace(best.fitted(self._wanted.steps), measured_for=best.key)
+
+    def missing(self, command: str, or_else: str) -> ProfileError:
+        """The error for a key without a profile; arguments as in ``find_profile``."""
+        known = any(profile.key.model == self._wanted.model for profile in self._alike)
+        reason = f"There is no profile for {self._wanted}"
+        if known:
+            reason = f"The profile for {self._wanted} is for other weights"
+        other = f" Or {or_else}." if self.of_model else ""
+        return ProfileError(" ".join([f"{reason}. Make one: {command} ({HOW_LONG}).{other}", *self._broken]))
+
 
 def find_profile(
     wanted: ProfileKey,
     content_hash: Callable[[], str],
     command: str,
     nearest: bool = False,
-    or_else: str = "use the nearest one: --nearest",
+    or_else: str = NEAREST,
 ) -> tuple[Profile, list[str]]:
     """The profile for a key, and notices about it for the user.
 
@@ -30,31 +83,11 @@ def find_profile(
     Raises:
         ProfileError: there is none; the message says how to make one, and which files cannot be used.
     """
-    notices: list[str] = []
-    profiles = list(list_profiles(notices))
-    alike = [profile for profile in profiles if _nameless(profile.key) == _nameless(wanted)]
-    real = content_hash() if alike or (nearest and profiles) else ""
-    for profile in alike:
-        if profile.key.content_hash == real:
-            return profile, notices
-    if nearest and profiles:
-        best = min(profiles, key=lambda profile: _distance(profile.key, wanted, real))
-        differences = _differences(best.key, wanted, real) or "other pictures"
-        notices.append(f"There is no profile for {wanted}; using the nearest, made for {differences}.")
-        return replace(best.fitted(wanted.steps), measured_for=best.key), notices
-    known = next((p for p in alike if p.key.model == wanted.model), None)
-    reason = f"There is no profile for {wanted}"
-    if known is not None:
-        reason = f"The profile for {wanted} is for other weights"
-    of_model = any(profile.key.model == wanted.model for profile in profiles)
-    other = f" Or {or_else}." if of_model else ""
-    raise ProfileError(" ".join([f"{reason}. Make one: {command} ({_HOW_LONG}).{other}", *notices]))
-
-
-PICTURES = 500
-"""The time that ``h2gen tune`` takes by default, in uncached pictures; estimated from the blocks that it ran at 20
-steps."""
-_HOW_LONG = f"it takes about as long as {PICTURES} pictures, and can be stopped and continued"
+    search = ProfileSearch(wanted, content_hash)
+    found = search.exact() or (search.nearest() if nearest else None)
+    if found is None:
+        raise search.missing(command, or_else)
+    return found, search.notices
 
 
 def _nameless(key: ProfileKey) -> ProfileKey:
