@@ -146,6 +146,7 @@ def prepare(
     sidecar: bool = False,
     speedup: float | None = None,
     fidelity: float | None = None,
+    policy: str = "auto",
     nearest: bool = False,
     **settings: Any,
 ) -> PreparedBatch:
@@ -161,7 +162,7 @@ def prepare(
     check_names("batch", settings, [*(name for name in own if name != "settings"), *_SETTINGS], meant_or_close)
     BY_NAME["batch_size"].check(batch_size, "batch-size")
     part = None if shard is None else parse_shard(shard)
-    goal = Goal(speedup, fidelity, nearest)
+    goal = Goal(speedup, fidelity, policy, nearest)
     jobs = Jobs(_read(prompts, files, prompt_key), settings, goal=goal)
     target = target_of(jobs.request.out, jobs.request.format)
     if target.stem is not None:

@@ -42,15 +42,8 @@ class Probe:
             pooling: ``paper`` or ``stable``.
             family: knows the token grid, which stable pooling reads at a trajectory's first step.
         """
-        before, after = self.before, self.after
-        if stage.name == "structure":
-            before, after = before[-1:], after[-1:]
-        tokens = sum(x.shape[1] for x in after)
-        residual = after[0].new_empty(after[0].shape[0], tokens, after[0].shape[2])
-        start = 0
-        for x, y in zip(before, after, strict=True):
-            torch.sub(y, x, out=residual[:, start : start + x.shape[1]])
-            start += x.shape[1]
+        residual = residual_of(stage.name, self.before, self.after)
+        tokens = residual.shape[1]
         if pooling == "paper":
             return summarize(residual, pooling_kernel(tokens, stage.divisor))
         poolings = step.current.memory.poolings
@@ -59,3 +52,17 @@ class Probe:
             grid = family.token_grid(step.inputs.identity.image_ids, tokens - text)
             poolings[stage.name] = Pooling(layout_of(grid, tokens - text, text), residual)
         return poolings[stage.name](residual)
+
+
+def residual_of(stage: str, before: Streams, after: Streams) -> torch.Tensor:
+    """What a stage's first block added, ``(B, N, D)``: to the image tokens in the structure stage, to text and image
+    tokens in the detail stage."""
+    if stage == "structure":
+        before, after = before[-1:], after[-1:]
+    tokens = sum(x.shape[1] for x in after)
+    residual = after[0].new_empty(after[0].shape[0], tokens, after[0].shape[2])
+    start = 0
+    for x, y in zip(before, after, strict=True):
+        torch.sub(y, x, out=residual[:, start : start + x.shape[1]])
+        start += x.shape[1]
+    return residual

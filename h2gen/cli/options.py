@@ -93,7 +93,7 @@ def _as_typed(message: str, typed: Mapping[str, Any]) -> str:
     name, _, rest = message.partition(" ")
     if name not in typed or not rest.startswith(("is ", "has ")):
         return message
-    return f"{BY_NAME[name].option if name in BY_NAME else '--' + name} {rest}"
+    return f"{BY_NAME[name].option if name in BY_NAME else '--' + name.replace('_', '-')} {rest}"
 
 
 def _place(parameter: inspect.Parameter) -> int:

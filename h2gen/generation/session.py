@@ -148,8 +148,8 @@ class Session:
         The arguments are those of the command line, with its defaults; None means not given. Those about the picture:
         ``seed``, ``size`` (or ``width`` and ``height``), ``steps``, ``solver``, ``guidance``, ``cfg``, ``negative``,
         ``max_sequence_length``. About the cache: ``preset``, ``no_cache``, each field of ``CacheConfig``; or
-        ``speedup`` or ``fidelity``, with ``nearest``. About the file: ``out``, with ``format``, ``no_metadata``,
-        ``sidecar`` and ``overwrite``.
+        ``speedup`` or ``fidelity``, with ``policy`` and ``nearest``. About the file: ``out``, with ``format``,
+        ``no_metadata``, ``sidecar`` and ``overwrite``.
 
         Args:
             prompt: what to paint.

@@ -59,7 +59,7 @@ def start_request(given: Mapping[str, Any], goal: Goal) -> tuple[Request, dict[s
         given["seed"] = None if seeds is None else seeds[0]
     request = request_for_goal("-", [("option", given), *user_defaults()], goal)
     check_folder(request, "--out")
-    goals = {"speedup": goal.speedup, "fidelity": goal.fidelity, "nearest": goal.nearest or None}
+    goals = {"speedup": goal.speedup, "fidelity": goal.fidelity, "policy": goal.policy, "nearest": goal.nearest or None}
     return request, {**given, **goals}
 
 
@@ -253,7 +253,8 @@ def _goal(given: Sequence[Mapping[str, Any]]) -> Goal:
         SettingError: it cannot be reached by any profile.
     """
     nearest = next((values["nearest"] for values in given if values.get("nearest") is not None), False)
+    policy = next((values["policy"] for values in given if values.get("policy") is not None), "auto")
     for values in given:
         if values.get("speedup") is not None or values.get("fidelity") is not None:
-            return Goal(values.get("speedup"), values.get("fidelity"), nearest)
-    return Goal(nearest=nearest)
+            return Goal(values.get("speedup"), values.get("fidelity"), policy, nearest)
+    return Goal(policy=policy, nearest=nearest)

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from h2gen.cache.summary import cost
-from h2gen.errors import SettingError
+from h2gen.errors import ProfileError, SettingError
 from h2gen.models.catalogue import Checkpoint, model_name
 from h2gen.models.choices import SOLVERS
 from h2gen.models.content_hash import content_hash
@@ -17,6 +17,7 @@ from h2gen.models.translate_errors import translated
 from h2gen.settings.layers import Layers
 from h2gen.settings.profiles import (
     FEWEST_STEPS,
+    PLURALS,
     Choice,
     Profile,
     ProfileKey,
@@ -29,13 +30,14 @@ from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import OFF, Settings
 from h2gen.wording import below_one
 
-GOAL = ("speedup", "fidelity", "nearest")
+GOAL = ("speedup", "fidelity", "policy", "nearest")
 """Options for which a profile chooses the other settings; the fields of ``Goal``."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A target: a speed-up, or an SSIM to the uncached picture; and whether the nearest profile will do.
+    """A target: a speed-up, or an SSIM to the uncached picture; the sort of choices to reach it with; and whether the
+    nearest profile will do.
 
     Raises:
         SettingError: it contradicts itself, or is out of range.
@@ -43,6 +45,7 @@ class Goal:
 
     speedup: float | None = None
     fidelity: float | None = None
+    policy: str = "auto"
     nearest: bool = False
 
     def __post_init__(self) -> None:
@@ -50,9 +53,11 @@ class Goal:
             raise SettingError("--speedup and --fidelity contradict each other; give one.")
         if self.nearest and not self:
             raise SettingError("--nearest chooses a profile; also give --speedup or --fidelity.")
-        for name in ("speedup", "fidelity"):
+        for name in ("speedup", "fidelity", "policy"):
             if getattr(self, name) is not None:
-                BY_NAME[name].check(getattr(self, name))
+                object.__setattr__(self, name, BY_NAME[name].check(getattr(self, name)))
+        if self.policy != "auto" and not self:
+            raise SettingError("--policy says what --speedup or --fidelity may choose; also give one of them.")
 
     def __bool__(self) -> bool:
         return self.speedup is not None or self.fidelity is not None
@@ -181,19 +186,30 @@ class GoalResolver:
             profile = search.nearest() if self.goal.nearest else None
         if profile is None:
             raise search.missing(command, NEAREST)
-        choice = self._pick(profile)
+        policy = self.goal.policy
+        if not profile.of(policy):
+            raise _lacks(f"The profile for {profile.key}", policy, command)
+        choice = self._pick(profile, policy)
         asked = {"reference_steps": key.steps}
         if choice is None:
-            best = max(profile.choices, key=lambda each: each.figures.ssim_mean)
+            best = max(profile.of(policy), key=lambda each: each.figures.ssim_mean)
+            where = "in the profile" if policy == "auto" else f"among the profile's {PLURALS[policy]}"
             line = (
-                f"Nothing faster in the profile reaches a mean SSIM of {self.goal.fidelity:g} (the closest has "
+                f"Nothing faster {where} reaches a mean SSIM of {self.goal.fidelity:g} (the closest has "
                 f"{below_one(best.figures.ssim_mean, 4)}); making the uncached picture."
             )
             return _Chosen("profile", {**asdict(OFF), "solver": "own"}, asked, [*search.notices, line])
         values = {"steps": choice.steps, "solver": choice.solver, **asdict(choice.cache)}
-        return _Chosen("profile", values, asked, [*search.notices, expectation(choice, profile)])
+        lines = [expectation(choice, profile, chosen_by_sort=policy != "auto")]
+        if policy != "auto":
+            lines.append(self._against_the_best(choice, profile))
+        return _Chosen("profile", values, asked, [*search.notices, *lines])
 
     def _choose_published(self, plans: PublishedPlans, search: ProfileSearch) -> _Chosen:
+        if self.goal.policy not in ("auto", "plan"):
+            raise _lacks(
+                f"There is no profile for {plans.key}, and what is published for it", self.goal.policy, plans.command
+            )
         if self.goal.speedup is None:
             raise plans.no_fidelity()
         plan = plans.for_speedup(self.goal.speedup)
@@ -204,11 +220,19 @@ class GoalResolver:
         asked = {"reference_steps": plans.key.steps, "published_plan": plan.words}
         return _Chosen("published plan", values, asked, notices)
 
-    def _pick(self, profile: Profile) -> Choice | None:
+    def _pick(self, profile: Profile, policy: str) -> Choice | None:
         if self.goal.speedup is not None:
-            return profile.for_speedup(self.goal.speedup)
+            return profile.for_speedup(self.goal.speedup, policy)
         assert self.goal.fidelity is not None
-        return profile.for_fidelity(self.goal.fidelity)
+        return profile.for_fidelity(self.goal.fidelity, policy)
+
+    def _against_the_best(self, choice: Choice, profile: Profile) -> str:
+        """One line: how the choice of a sort compares with the best of all sorts for the same goal."""
+        best = self._pick(profile, "auto")
+        at = "speed" if self.goal.speedup is not None else "SSIM"
+        if best is None or best == choice:
+            return f"At this {at} nothing in the profile is better."
+        return f"At this {at} the best of all is {best.label}: {_figures(best)}, against {_figures(choice)}."
 
     @cached_property
     def _hash(self) -> str:
@@ -224,13 +248,27 @@ def profile_key_of(checkpoint: Checkpoint, settings: Settings, content_hash: str
     )
 
 
-def expectation(choice: Choice, profile: Profile) -> str:
-    """One line about what was chosen and what to expect, worded like the picture's own figures."""
+def _lacks(what: str, policy: str, command: str) -> ProfileError:
+    return ProfileError(f"{what} has no {PLURALS[policy]}. Measure them: {command}; or leave out --policy.")
+
+
+def _figures(choice: Choice) -> str:
+    figures = choice.figures
+    ssim = below_one(figures.ssim_mean, 4)
+    return f"{figures.speedup:.1f}x with a mean SSIM of {ssim} and {figures.psnr_mean:.1f} dB"
+
+
+def expectation(choice: Choice, profile: Profile, chosen_by_sort: bool = False) -> str:
+    """One line about what was chosen and what to expect, worded like the picture's own figures.
+
+    ``chosen_by_sort``: it had to be of its sort, so that others may be closer.
+    """
     figures = choice.figures
     what = choice.label
     if not choice.cache.enabled:
         solver = "" if choice.solver == "own" else f" of {SOLVERS[choice.solver]}"
-        what = f"{choice.steps} plain steps{solver}, because at this speed no cache is closer"
+        what = f"{choice.steps} plain steps{solver}"
+        what += "" if chosen_by_sort else ", because at this speed no cache is closer"
     count = f" of {profile.pictures}" if profile.pictures else ""
     line = (
         f"Using {what}: {cost(figures.share, profile.key.steps)} ({figures.speedup:.1f}x when measured), with a mean "

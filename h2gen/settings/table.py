@@ -154,6 +154,8 @@ def _behaviour(name: str, help: str, rule: Rule, section: str = OUTPUT, **more: 
     return Setting(name, help, rule, section, **{"is_setting": False, **more})
 
 
+SORTS = ("plan", "tolerance", "thresholds", "steps")
+"""What can decide what is computed: the sorts of choices that a profile holds."""
 OF_THIS_MACHINE = ("device", "offload", "out", "format")
 """Where to compute and write: replay takes these from here, and all else from the picture."""
 _text = Rule(str, longest=LONGEST_PROMPT)
@@ -255,6 +257,11 @@ TABLE = (
     ),
     _goal("speedup", "Target speed-up, such as 3, as faithful as possible; needs a profile.", _speedup),
     _goal("fidelity", "Target mean SSIM, such as 0.95, as fast as possible; needs a profile.", _fidelity),
+    _goal(
+        "policy",
+        "Choose only among: plan, tolerance, thresholds, steps; or auto (all of them).",
+        Rule(str, choices=("auto", *SORTS), aliases={"plans": "plan", "tolerances": "tolerance", "all": "auto"}),
+    ),
     _goal("nearest", "Use the nearest profile if none fits.", Rule(bool)),
     Setting(
         "name",

@@ -24,10 +24,12 @@ from h2gen.settings.profiles import (
     user_folder,
     write_profile,
 )
+from h2gen.settings.table import SORTS
 from tests.cli.programs import h2gen, in_a_terminal, read_until, started, wait_for
 
 SMALL = ["--steps", "10", "--cfg", "1"]
 QUICK = ["tune", *SMALL, "--search", "1", "--check", "2", "--budgets", "0.5,0.3", "--tries", "3"]
+QUICK += ["--threshold-tries", "3"]
 
 
 def figures(speedup: float, ssim: float, share: float | None = None) -> Figures:
@@ -64,6 +66,32 @@ def test_a_speed_takes_the_closest_that_is_fast_enough(curve: Profile, capsys: p
     assert "preset" not in chosen
     assert "Using 5 of 10 steps, 5 skipped: 50% of the blocks of 10 steps, est. 2.00x (2.0x when measured)" in said
     assert "a mean SSIM of 0.960 to the uncached pictures (0.910 for the worst of 12)." in said
+
+
+@pytest.mark.parametrize(
+    ("goal", "policy", "label", "against"),
+    [
+        (("--speedup", "1.1"), "thresholds", "thresholds 0.1", "At this speed nothing in the profile is better."),
+        (("--speedup", "1.1"), "plan", "5 of 10 steps, 5 skipped", "At this speed the best of all is thresholds 0.1: "
+         "1.2x with a mean SSIM of 0.9900 and 30.0 dB, against 2.0x with a mean SSIM of 0.9600 and 30.0 dB."),
+        (("--speedup", "2"), "steps", "3 plain steps of UniPC", "At this speed the best of all is 5 of 10 steps, 5 "
+         "skipped: 2.0x with a mean SSIM of 0.9600 and 30.0 dB, against 3.2x with a mean SSIM of 0.9000 and 30.0 dB."),
+        (("--fidelity", "0.95"), "thresholds", "thresholds 0.1", "At this SSIM the best of all is 5 of 10 steps, 5 "
+         "skipped: 2.0x with a mean SSIM of 0.9600 and 30.0 dB, against 1.2x with a mean SSIM of 0.9900 and 30.0 dB."),
+    ],
+)  # fmt: skip
+def test_a_policy_limits_the_choice_to_its_sort_and_is_compared_with_the_best(
+    curve: Profile,
+    capsys: pytest.CaptureFixture[str],
+    goal: tuple[str, str],
+    policy: str,
+    label: str,
+    against: str,
+) -> None:
+    _, said = settings(capsys, *goal, "--policy", policy)
+    using, compared = said.splitlines()[-2:]
+    assert using.startswith(f"Using {label}: ") and "because" not in using
+    assert compared == against
 
 
 def test_fewer_steps_of_a_better_solver_are_said_to_be_no_cache(
@@ -192,6 +220,10 @@ BAD: list[tuple[list[str], str]] = [
     (["a cat", "--steps", "33", "--cfg", "1", "--speedup", "2"], "There is no profile for 'tiny' at 33 steps, 128x128"),
     (["a cat", "--steps", "33", "--speedup", "2"], "h2gen tune --model tiny --steps 33 (it takes about as long as"),
     (["a cat", "--steps", "4", "--cfg", "1", "--speedup", "2"], "a cache cannot help below 8"),
+    (["a cat", *SMALL, "--speedup", "1.1", "--policy", "tolerance"], "has no tolerances. Measure them: h2gen tune"),
+    (["a cat", *SMALL, "--speedup", "1.5", "--policy", "thresholds"], "allows for thresholds: the maximum is 1.20x"),
+    (["a cat", *SMALL, "--policy", "plan"], "--policy says what --speedup or --fidelity may choose"),
+    (["a cat", *SMALL, "--speedup", "2", "--policy", "x"], "choose auto, plan, tolerance, thresholds or steps"),
     (["tune", "--steps", "4"], "a cache cannot help below 8"),
     (["tune", "--search", "0"], "search is 0"),
     (["tune", "--check", "99"], "24 to check on; give more with --prompts"),
@@ -201,6 +233,7 @@ BAD: list[tuple[list[str], str]] = [
     (["tune", "--prompts", "gone.txt"], "no such file"),
     (["tune", "--profile", "p.txt"], "ends in .toml"),
     (["tune", "--tries", "-1"], "tries is -1"),
+    (["tune", "--threshold-tries", "-1"], "threshold-tries is -1"),
 ]
 
 
@@ -227,9 +260,9 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
     assert made.key.content_hash == content_hash(resolve("tiny"))
     assert made.pictures == 2
     assert [choice["label"] for choice in found["choices"]] == [choice.label for choice in made.choices]
-    for adapting in (False, True):  # each is on the curve of its sort: more blocks, closer
-        sort = [one for one in made.choices if (one.cache.enabled and not one.cache.plan) is adapting]
-        shares = sorted((choice.figures.share, choice.figures.ssim_mean) for choice in sort)
+    for sort in SORTS:  # each is on the curve of its sort: more blocks, closer
+        shares = sorted((choice.figures.share, choice.figures.ssim_mean) for choice in made.of(sort))
+        assert shares or sort == "plan"
         assert shares == sorted(shares, key=lambda pair: pair[1])
     assert all(choice.figures.share <= 0.6 and choice.figures.ssim_mean > 0.3 for choice in made.choices)
     assert "Recording 1 pictures with the model's own solver" in captured.err
@@ -287,8 +320,8 @@ def test_a_dry_run_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str])
     assert run([*QUICK, "--dry-run"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "steps" in out and "tau1" not in out
-    assert "At most 64 pictures, which take as long as 30 uncached ones" in out
+    assert "At most 78 pictures, which take as long as 36 uncached ones" in out
     assert "The profile goes to" in out and "tiny-10-128x128-*.toml" in out
     assert run([*QUICK, "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["estimate"]["pictures"] == 64
+    assert json.loads(capsys.readouterr().out)["estimate"]["pictures"] == 78
     assert not user_folder().exists()

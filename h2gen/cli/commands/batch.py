@@ -35,6 +35,7 @@ def batch(
     batch_size: int = 1,
     speedup: float | None = None,
     fidelity: float | None = None,
+    policy: str = "auto",
     nearest: bool = False,
     no_metadata: bool = False,
     sidecar: bool = False,
@@ -64,6 +65,7 @@ def batch(
         sidecar=sidecar,
         speedup=speedup,
         fidelity=fidelity,
+        policy=policy,
         nearest=nearest,
         **given,
     )

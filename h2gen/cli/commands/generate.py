@@ -29,6 +29,7 @@ def generate(
     replay_decisions: Path | None = None,
     speedup: float | None = None,
     fidelity: float | None = None,
+    policy: str = "auto",
     nearest: bool = False,
     no_metadata: bool = False,
     overwrite: bool = False,
@@ -54,7 +55,7 @@ def generate(
     console.quiet = quiet
     render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite)
     text = _prompt(prompt, prompt_option)
-    request, seeds = generate_request(text, given, Goal(speedup, fidelity, nearest), replay_decisions)
+    request, seeds = generate_request(text, given, Goal(speedup, fidelity, policy, nearest), replay_decisions)
     if prompt and prompt in text and " " not in prompt and did_you_mean(prompt, COMMANDS) != ".":
         say(console, f"Making a picture of {prompt!r}{did_you_mean(prompt, COMMANDS)}", "yellow")
     targets = check_output(request, render_options, seeds)

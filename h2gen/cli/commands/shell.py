@@ -25,6 +25,7 @@ def shell(
     given: options.Given,
     speedup: float | None = None,
     fidelity: float | None = None,
+    policy: str = "auto",
     nearest: bool = False,
     no_metadata: bool = False,
     sidecar: bool = False,
@@ -41,7 +42,7 @@ def shell(
 
     console = make_console()
     console.quiet = quiet
-    request, given = start_request(given, Goal(speedup, fidelity, nearest))
+    request, given = start_request(given, Goal(speedup, fidelity, policy, nearest))
     view = PictureView(console, as_json=as_json, verbose=verbose)
     renderer = open_renderer(request, RenderOptions(None, not no_metadata, sidecar), view)
     if sys.stdin.isatty():

@@ -23,6 +23,14 @@ def tune(
         str | None, options.option("--budgets", help="Shares of the blocks: 0.5,0.33,0.2.", panel=options.MEASURING)
     ] = None,
     tries: Annotated[int, options.option("--tries", help="Variants tried per plan.", panel=options.MEASURING)] = 24,
+    threshold_tries: Annotated[
+        int,
+        options.option(
+            "--threshold-tries",
+            help="Settings of the two-stage cache tried per budget; 0 leaves it out.",
+            panel=options.MEASURING,
+        ),
+    ] = 16,
     profile: Annotated[
         Path | None,
         options.option(
@@ -50,7 +58,7 @@ def tune(
     console = make_console()
     console.quiet = quiet
     shares = BUDGETS if budgets is None else parse_budgets(budgets)
-    wanted = TuneOptions(search, check, shares, tries, profile=profile)
+    wanted = TuneOptions(search, check, shares, tries, threshold_tries=threshold_tries, profile=profile)
     prepared = prepare_tuning(prompts=prompts, prompt_key=prompt_key, options=wanted, **given)
     show_notices(prepared.request.notices, console)
     if dry_run:

@@ -9,8 +9,8 @@ from typing import Any
 from h2gen.errors import SettingError
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.results import IDENTICAL, Comparison, MethodResult, pareto
-from h2gen.evaluation.tune.candidates import is_adaptive
-from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey
+from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey, sort_of
+from h2gen.settings.table import SORTS
 from h2gen.settings.values import OFF
 
 
@@ -19,7 +19,7 @@ def build_profile(
 ) -> Profile:
     """The candidates that no other of the same sort beats in both share of blocks and mean SSIM.
 
-    There are two sorts: those decided beforehand (plans, fewer steps), and those that adapt to each image.
+    Each sort has a curve of its own: plans, tolerances, thresholds and fewer steps.
 
     Args:
         comparison: of the methods and the uncached run, with PSNR and SSIM.
@@ -38,10 +38,10 @@ def build_profile(
             "None of the candidates runs fewer blocks than the uncached run; give smaller --budgets or more --steps."
         )
     choices = []
-    for adaptive in (False, True):
-        sort = [result for result in results if is_adaptive(by_name[result.name].cache) is adaptive]
-        best = pareto([(result.share, result.scores["ssim"].mean) for result in sort])
-        choices += [_choice(by_name[r.name], r) for r, is_best in zip(sort, best, strict=True) if is_best]
+    for sort in SORTS:
+        alike = [result for result in results if sort_of(by_name[result.name].cache) == sort]
+        best = pareto([(result.share, result.scores["ssim"].mean) for result in alike])
+        choices += [_choice(by_name[r.name], r) for r, is_best in zip(alike, best, strict=True) if is_best]
     measured = {
         "pictures": len(comparison.cases),
         "device": comparison.model["device"],

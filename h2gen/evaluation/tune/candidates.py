@@ -1,6 +1,8 @@
-"""What tuning tries for a budget: plans, tolerances, and fewer steps of each solver, as methods of a comparison."""
+"""What tuning tries for a budget, as methods of a comparison: plans, tolerances, thresholds, and fewer steps."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from h2gen.cache import CacheConfig
 from h2gen.evaluation import methods
@@ -8,6 +10,17 @@ from h2gen.evaluation.methods import Method
 from h2gen.models.choices import evaluations
 from h2gen.settings.profiles import label_of
 from h2gen.settings.values import OFF
+
+GUARDS = ("warmup_steps", "final_steps", "max_consecutive")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method as measured on the search's prompts: its share of the blocks, and its mean 1 - SSIM."""
+
+    method: Method
+    share: float
+    error: float
 
 
 def plan_method(plan: str, solver: str) -> Method:
@@ -18,8 +31,9 @@ def plan_method(plan: str, solver: str) -> Method:
 
 
 def adaptive_method(cache: CacheConfig, steps: int) -> Method:
-    """Settings that adapt to each image, such as a tolerance."""
-    return methods.tuned(cache.words, steps, cache, "own")
+    """Settings that adapt to each image: a tolerance, or thresholds."""
+    guards = [f"{name.replace('_', '-')} {getattr(cache, name)}" for name in GUARDS if getattr(cache, name)]
+    return methods.tuned(", ".join([cache.words, *guards]), steps, cache, "own")
 
 
 def fewer_steps(steps: int, solver: str, reference: int) -> Method:

@@ -15,6 +15,7 @@ from h2gen.evaluation.options import CompareObserver
 from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.settings.profiles import FEWEST_STEPS
 from h2gen.settings.synonyms import meant_or_close
+from h2gen.settings.table import SORTS
 
 if TYPE_CHECKING:
     from h2gen.evaluation.methods import Method
@@ -38,7 +39,8 @@ class TuneOptions:
         check: other prompts, on which the best settings are measured.
         budgets: shares of the blocks, above 0 and below 1.
         tries: plans measured while polishing one plan; 0 does not polish.
-        keep: candidates per budget that are measured on the other prompts.
+        keep: candidates per budget that are measured on the other prompts, besides the best of each sort.
+        threshold_tries: settings of the two-stage cache (thresholds) measured per budget; 0 leaves it out.
         profile: the profile's file, which ends in ``.toml``; None is the user's data folder.
 
     Raises:
@@ -50,10 +52,11 @@ class TuneOptions:
     budgets: Sequence[float] = BUDGETS
     tries: int = 24
     keep: int = 3
+    threshold_tries: int = 16
     profile: Path | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("search", 1), ("check", 1), ("tries", 0)):
+        for name, least in (("search", 1), ("check", 1), ("tries", 0), ("threshold_tries", 0)):
             Rule(int, least, 10_000).check(name, getattr(self, name))
         for budget in self.budgets:
             check_budget(budget)
@@ -63,25 +66,30 @@ class TuneOptions:
     @property
     def images_per_prompt(self) -> int:
         """Images that the search makes of each prompt, at most: the uncached and recorded ones, and for each budget
-        those of fewer steps, plans and tolerances."""
+        those of fewer steps, plans, tolerances and thresholds."""
         return 1 + len(SOLVERS) + len(self.budgets) * self._per_budget
 
     @property
     def pictures(self) -> int:
         """Images that are made in all, at most: by the search, and of what it found on the other prompts."""
-        return self.search * self.images_per_prompt + self.check * (1 + len(self.budgets) * (self.keep + 1))
+        return self.search * self.images_per_prompt + self.check * (1 + len(self.budgets) * self._checked_per_budget)
 
     @property
     def uncached_pictures(self) -> int:
         """How many uncached images take as long as all of them, at most."""
         recorded = 1 + sum(evaluations(1000, solver) / 1000 for solver in SOLVERS)
         shares = sum(self.budgets)
-        checked = 1 + shares * (self.keep + 1)
+        checked = 1 + shares * self._checked_per_budget
         return round(self.search * (recorded + shares * self._per_budget) + self.check * checked)
 
     @property
     def _per_budget(self) -> int:
-        return 2 * len(SOLVERS) + self.tries + MOST
+        return 2 * len(SOLVERS) + self.tries + MOST + self.threshold_tries
+
+    @property
+    def _checked_per_budget(self) -> int:
+        """The closest of each budget are of one sort at least, and the best of the other sorts are added."""
+        return self.keep + len(SORTS) - 1 - (self.threshold_tries == 0)
 
 
 class TuneObserver(CompareObserver):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from PIL import Image
@@ -22,24 +23,19 @@ from h2gen.evaluation.make_image import ImageMaker
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.metrics.psnr_ssim import ssim
 from h2gen.evaluation.results import Case
-from h2gen.evaluation.tune.candidates import adaptive_method, fewer_steps, is_adaptive, plan_method
+from h2gen.evaluation.tune.candidates import Candidate, adaptive_method, fewer_steps, plan_method
 from h2gen.evaluation.tune.measurement_log import MeasurementLog
 from h2gen.evaluation.tune.options import MOST_PASSES, TuneObserver, TuneOptions, check_steps
 from h2gen.evaluation.tune.planner import Planner
 from h2gen.evaluation.tune.polish import polish
 from h2gen.evaluation.tune.recording import RecordedRun, recording
+from h2gen.evaluation.tune.stage_changes import StageChanges, recording_changes
+from h2gen.evaluation.tune.threshold_search import ThresholdSearch
 from h2gen.generation.session import Session
 from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.settings.profiles import sort_of
+from h2gen.settings.table import SORTS
 from h2gen.settings.values import OFF, Settings
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A method as measured on the search's prompts: its share of the blocks, and its mean 1 - SSIM."""
-
-    method: Method
-    share: float
-    error: float
 
 
 class TuneSearch:
@@ -76,11 +72,17 @@ class TuneSearch:
         self._steps = settings.steps
         self._blocks = [len(stage.blocks) for stage in stages_of(session.pipe.transformer)]
         self._references: list[Image.Image] = []
+        self._changes: list[StageChanges] = []
+        self._thresholds = ThresholdSearch(
+            lambda cache: statistics.fmean(changes.share(cache) for changes in self._changes),
+            lambda cache: self.measured(adaptive_method(cache, self._steps)),
+            options.threshold_tries,
+        )
 
     def candidates(self) -> list[Method]:
         """The best methods for each budget, which should be measured on other prompts."""
         self._observer.began(f"Making {len(self._cases)} uncached pictures")
-        self._references = [self._make(methods.reference(self._steps), case) for case in range(len(self._cases))]
+        self._references = [self._reference(case) for case in range(len(self._cases))]
         planners = {solver: planner for solver in SOLVERS for planner in self._planners(solver)}
         found: dict[str, Method] = {}
         for budget in self._options.budgets:
@@ -91,8 +93,8 @@ class TuneSearch:
                 self._observer.tried(budget, method, candidate.share, candidate.error)
                 tried.append(candidate)
             tried.sort(key=lambda candidate: candidate.error)
-            adaptive = [candidate for candidate in tried if is_adaptive(candidate.method.cache)]
-            for candidate in (*tried[: self._options.keep], *adaptive[:1]):
+            best = {sort: [each for each in tried if sort_of(each.method.cache) == sort][:1] for sort in SORTS}
+            for candidate in (*tried[: self._options.keep], *chain(*best.values())):
                 found[candidate.method.name] = candidate.method
         return list(found.values())
 
@@ -129,6 +131,11 @@ class TuneSearch:
         found = fit_to_budget(ADAPTIVE, budget, lambda cache: self.measured(adaptive_method(cache, self._steps)).share)
         if found is not None:
             yield adaptive_method(found.cache, self._steps)
+        if self._options.threshold_tries:
+            self._observer.began(f"Searching thresholds for {budget:.0%} of the blocks")
+            best = self._thresholds.within(budget)
+            if best is not None:
+                yield best.method
 
     def _error(self, plan: str, solver: str) -> float:
         return self.measured(plan_method(plan, solver)).error
@@ -189,6 +196,14 @@ class TuneSearch:
 
         score: dict[str, float] = self._log.get(self._key(f"score {method.name}", case), make)
         return score
+
+    def _reference(self, case: int) -> Image.Image:
+        """The uncached image of a case; how its stages change is recorded."""
+        transformer, passes = self._session.pipe.transformer, self._maker.passes
+        with recording_changes(transformer, passes=passes, steps=self._steps) as record:
+            image = self._make(methods.reference(self._steps), case)
+        self._changes.append(record.finish())
+        return image
 
     def _make(self, method: Method, case: int) -> Image.Image:
         image = self._maker.make(method, case).image

@@ -8,16 +8,19 @@ from h2gen.settings.profiles.files import file_name, list_profiles, read_profile
 from h2gen.settings.profiles.find import ProfileSearch, find_profile, mismatch
 from h2gen.settings.profiles.profile import (
     FEWEST_STEPS,
+    PLURALS,
     Choice,
     Figures,
     Profile,
     ProfileKey,
     label_of,
+    sort_of,
     stretched,
 )
 
 __all__ = [
     "FEWEST_STEPS",
+    "PLURALS",
     "Choice",
     "Figures",
     "Profile",
@@ -29,6 +32,7 @@ __all__ = [
     "list_profiles",
     "mismatch",
     "read_profile",
+    "sort_of",
     "stretched",
     "to_toml",
     "user_folder",

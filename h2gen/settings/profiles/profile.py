@@ -15,6 +15,8 @@ from h2gen.settings.table import BY_NAME
 
 FEWEST_STEPS = 8
 """With fewer steps a cache cannot skip any."""
+PLURALS = {"plan": "plans", "tolerance": "tolerances", "thresholds": "thresholds", "steps": "plain fewer steps"}
+"""What messages call the choices of a sort."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Choice:
     cache: CacheConfig
     figures: Figures
 
+    @property
+    def sort(self) -> str:
+        """What decides what is computed, one of ``SORTS``."""
+        return sort_of(self.cache)
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -83,31 +90,44 @@ class Profile:
         count = self.measured.get("pictures")
         return count if isinstance(count, int) and 0 < count < 10**6 else 0
 
-    def for_speedup(self, speedup: float) -> Choice:
+    def of(self, policy: str) -> tuple[Choice, ...]:
+        """The choices of a sort; all of them if it is ``auto``."""
+        return tuple(choice for choice in self.choices if policy in ("auto", choice.sort))
+
+    def for_speedup(self, speedup: float, policy: str = "auto") -> Choice:
         """The choice with the best fidelity among those with at least this speed-up.
+
+        Args:
+            speedup: the least.
+            policy: a sort that the profile has, or ``auto``.
 
         Raises:
             SettingError: it is not above 1.
             ProfileError: no choice is that fast.
         """
         BY_NAME["speedup"].check(speedup)
-        enough = [choice for choice in self.choices if choice.figures.speedup >= speedup]
+        enough = [choice for choice in self.of(policy) if choice.figures.speedup >= speedup]
         if not enough:
-            fastest = max(self.choices, key=lambda choice: choice.figures.speedup)
+            fastest = max(self.of(policy), key=lambda choice: choice.figures.speedup)
+            among = "" if policy == "auto" else f" for {PLURALS[policy]}"
             raise ProfileError(
-                f"speedup is {speedup:g}, faster than the profile for {self.key} allows: the maximum is "
+                f"speedup is {speedup:g}, faster than the profile for {self.key} allows{among}: the maximum is "
                 f"{fastest.figures.speedup:.2f}x ({fastest.label}); give that or less, or fewer --steps."
             )
         return max(enough, key=lambda choice: (choice.figures.ssim_mean, choice.figures.speedup))
 
-    def for_fidelity(self, ssim: float) -> Choice | None:
+    def for_fidelity(self, ssim: float, policy: str = "auto") -> Choice | None:
         """The fastest choice with at least this mean SSIM; None if no choice is faster than the uncached run.
+
+        Args:
+            ssim: the least.
+            policy: a sort, or ``auto``.
 
         Raises:
             SettingError: it is not above 0, or above 1.
         """
         BY_NAME["fidelity"].check(ssim)
-        close = [choice for choice in self.choices if choice.figures.ssim_mean >= ssim and choice.figures.speedup > 1]
+        close = [each for each in self.of(policy) if each.figures.ssim_mean >= ssim and each.figures.speedup > 1]
         return max(close, key=lambda choice: (choice.figures.speedup, choice.figures.ssim_mean), default=None)
 
     def fitted(self, steps: int) -> Profile:
@@ -123,6 +143,13 @@ class Profile:
             label = label_of(cache, fewer, choice.solver) or choice.label
             choices.append(replace(choice, label=label, steps=fewer, cache=cache, figures=figures))
         return replace(self, key=replace(self.key, steps=steps), choices=tuple(choices))
+
+
+def sort_of(cache: CacheConfig) -> str:
+    """What decides what is computed, one of ``SORTS``. A tolerance may have thresholds beside it."""
+    if not cache.enabled:
+        return "steps"
+    return "plan" if cache.plan else "tolerance" if cache.tolerance else "thresholds"
 
 
 def label_of(cache: CacheConfig, steps: int, solver: str) -> str:

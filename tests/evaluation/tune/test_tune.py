@@ -27,7 +27,9 @@ class Watch(h2gen.TuneObserver):
 @pytest.mark.slow
 def test_it_writes_a_profile_and_returns_it_with_its_comparison(tmp_path: Path) -> None:
     watch = Watch()
-    options = h2gen.TuneOptions(search=1, check=1, budgets=(0.5,), tries=0, profile=tmp_path / "p.toml")
+    options = h2gen.TuneOptions(
+        search=1, check=1, budgets=(0.5,), tries=0, threshold_tries=2, profile=tmp_path / "p.toml"
+    )
     found = h2gen.tune(steps=8, cfg=1, size="64x64", options=options, observer=watch)
     assert watch.written == ["p.toml", "p.svg"] and set(watch.tried_at) == {0.5}
     read = read_profile(tmp_path / "p.toml")
