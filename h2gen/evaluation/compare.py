@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from h2gen.batches.jobs import Jobs
 from h2gen.errors import SettingError
 from h2gen.evaluation.cases import PromptFiles, cases_of, read_entries, split_options
+from h2gen.evaluation.effort import Effort, effort
 from h2gen.evaluation.metrics import Metrics, choose_metrics
 from h2gen.evaluation.number_format import times
 from h2gen.evaluation.options import CompareObserver, CompareOptions, MethodOptions
@@ -21,6 +22,7 @@ from h2gen.evaluation.threshold_grid import Values, grid, parse_values
 from h2gen.output.save import target_of
 from h2gen.settings import presets
 from h2gen.settings.resolve import Request
+from h2gen.settings.speedup import profile_key_of
 from h2gen.settings.values import Settings
 
 if TYPE_CHECKING:
@@ -118,23 +120,28 @@ def prepare_comparison(
         truth=options.truth,
         repeat=options.repeat,
     )
-    metrics = choose_metrics(options.metrics, clip_model=options.clip_model)
-    if not metrics.infos:
-        raise SettingError(" ".join(metrics.notices))
-    return PreparedComparison(jobs.remarked_request, cases, shared, metrics, methods, options, target.folder)
+    metrics = None
+    if options.metrics is not None or options.clip_model is not None:
+        metrics = choose_metrics(options.metrics, clip_model=options.clip_model)
+        if not metrics.infos:
+            raise SettingError(" ".join(metrics.notices))
+    request = jobs.remarked_request
+    planned = effort(methods, len(cases), profile_key_of(request.checkpoint, shared))
+    return PreparedComparison(request, cases, planned, shared, metrics, methods, options, target.folder)
 
 
 @dataclass(frozen=True)
 class PreparedComparison:
     """A comparison whose input has been checked. ``run`` loads the model and compares.
 
-    ``request`` is the model with all settings, ``cases`` are the prompts and seeds.
+    ``request`` is the model with all settings, ``cases`` are the prompts and seeds, ``effort`` is what it will take.
     """
 
     request: Request
     cases: Sequence[Case]
+    effort: Effort
     _settings: Settings
-    _metrics: Metrics
+    _metrics: Metrics | None
     _methods: MethodOptions
     _options: CompareOptions
     _out: Path
@@ -153,7 +160,7 @@ class PreparedComparison:
             self.request,
             self.cases,
             self._settings,
-            self._metrics,
+            self._metrics or choose_metrics(),  # which of them there are takes an import of torch
             self._methods,
             observer,
             choose=recommended if row is None else lambda results, _metrics: numbered(results, row),

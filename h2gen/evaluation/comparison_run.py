@@ -1,8 +1,9 @@
 """Runs a comparison: every method makes the image of every case, in turns, and is timed and scored.
 
 Whole pipeline calls are timed, with the device synchronised and the text encoded beforehand. Methods take turns,
-so that a machine that slows down affects all of them; the first run of each method is not counted. Where no number of
-fewer steps took as long as a cached run, another is measured, in turns with that run and the uncached one.
+so that a machine that slows down affects all of them; the first run of each method is not counted. An image is scored
+as soon as it is made. Where no number of fewer steps took as long as a cached run, another is measured, in turns with
+that run and the uncached one.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from h2gen.evaluation.methods import Method
 from h2gen.evaluation.metrics import MetricInfo, Metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.recommend import recommended
+from h2gen.evaluation.repeats import least, wants_another
 from h2gen.evaluation.results import VERSION, Case, Comparison, MethodResult, Sample
 from h2gen.evaluation.rivals import missing_rivals, without_rival
 from h2gen.generation.session import Session
@@ -100,7 +102,7 @@ def run_comparison(
         except KeyboardInterrupt:
             if not run.finished:
                 raise Stopped(
-                    f"Stopped before all methods had made a picture; there is nothing to compare.{again}"
+                    f"Stopped before the methods had made a picture; there is nothing to compare.{again}"
                 ) from None
             error = Stopped(f"Stopped. The figures cover {run.finished} of {len(cases)} pictures per method.{again}")
         except Exception as problem:
@@ -151,8 +153,14 @@ class ComparisonRun:
 
     @property
     def finished(self) -> int:
-        """Number of cases that every method has made."""
-        return min((len(tally.samples) for tally in self._tallies), default=0)
+        """Number of cases that every method has made. In a first case that was cut short, some methods are enough."""
+        return min((len(tally.samples) for tally in self._shown), default=0)
+
+    @property
+    def _shown(self) -> list[Tally]:
+        """The methods that have figures, if there are two to compare; all of them where samples are kept."""
+        made = [tally for tally in self._tallies if tally.samples or self._kept is not None]
+        return made if len(made) >= min(2, len(self._tallies)) else []
 
     @property
     def images(self) -> Mapping[str, Image.Image]:
@@ -179,13 +187,10 @@ class ComparisonRun:
         self._notices += search.notices
         self._tallies = [Tally(method) for method in methods]
         cases = range(len(self._cases))
-        runs = len(cases) * sum(map(self._repeats, methods))
-        if kept is not None:
-            runs = sum(kept.recall(method, case) is None for method in methods for case in cases)
-        self._observer.planned(methods, runs, self._metrics.infos)
+        self._plan(methods)
         for case in cases:
             if kept is None:
-                self._score(case, self._tallies, self._take_turns(case, self._tallies))
+                self._take_turns(case, self._tallies)
             else:
                 self._take_one_turn(case, kept)
         if self._methods.baselines:
@@ -193,7 +198,7 @@ class ComparisonRun:
 
     def _add_rivals(self, search: BaselineSearch) -> None:
         """Measure numbers of fewer steps that the medians so far lack, until each cached run has its rivals."""
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if self._methods.repeat else 1):
             results = method_results(self._tallies, len(self._cases), self._metrics.infos)
             added = [Tally(method) for steps in missing_rivals(results) for method in search.in_steps(steps)]
             if not added:
@@ -201,16 +206,12 @@ class ComparisonRun:
             names = {"uncached", *(result.name for result in without_rival(results))}
             again = [tally for tally in self._tallies if tally.method.name in names]
             turns = [*again, *added]
-            runs = len(self._cases) * self._methods.repeat * len(turns)
-            self._observer.planned([tally.method for tally in turns], runs, self._metrics.infos)
-            for case in range(len(self._cases)):
-                made = self._take_turns(case, turns)
-                for tally in again:
-                    more = tuple(one.seconds for one in made.get(tally.method.name, ()))
-                    tally.samples[case] = replace(tally.samples[case], seconds=tally.samples[case].seconds + more)
-                self._score(case, [tally for tally in added if tally.method.name in made], made)
-            # Only now: an interrupt must not cost the cases that the others have finished.
-            self._tallies += [tally for tally in added if len(tally.samples) == len(self._cases)]
+            self._plan([tally.method for tally in turns])
+            try:
+                for case in range(len(self._cases)):
+                    self._take_turns(case, turns)
+            finally:  # an interrupt must not cost the cases that the others have finished
+                self._tallies += [tally for tally in added if len(tally.samples) == len(self._cases)]
 
     def result(self, choose: Choose = recommended, content_hash: str = "") -> Comparison:
         """All figures so far.
@@ -225,7 +226,9 @@ class ComparisonRun:
         finished = self.finished
         if not finished:
             raise SettingError("No picture has been compared yet; call run() first.")
-        results = method_results(self._tallies, finished, self._metrics.infos)
+        shown = self._shown
+        results = method_results(shown, finished, self._metrics.infos)
+        lacking = [tally.method for tally in self._tallies if tally not in shown]
         settings = self._settings.to_json()
         made_with = origin(self._session)
         kept = () if self._kept is None else self._kept.notices
@@ -243,14 +246,19 @@ class ComparisonRun:
             metrics=self._metrics.infos,
             cases=self._cases[:finished],
             methods=tuple(results),
-            notices=(*self._notices, *kept, *remarks(results, finished, len(self._cases))),
+            notices=(*self._notices, *kept, *remarks(results, finished, len(self._cases), lacking)),
             chosen=choose(results, self._metrics.infos),
         )
 
     # Making and measuring images
 
-    def _repeats(self, method: Method) -> int:
-        return 1 if method.kind == "truth" else self._methods.repeat
+    def _plan(self, methods: Sequence[Method]) -> None:
+        """Tell the observer how often each method will run."""
+        cases, kept = range(len(self._cases)), self._kept
+        runs = {method.name: len(cases) * least(method, self._methods.repeat) for method in methods}
+        if kept is not None:
+            runs = {method.name: sum(kept.recall(method, case) is None for case in cases) for method in methods}
+        self._observer.planned(methods, runs, self._metrics.infos)
 
     def _take_one_turn(self, case: int, kept: KeptSamples) -> None:
         """Add one case's samples, starting with another method each time; those that are missing are made."""
@@ -268,33 +276,40 @@ class ComparisonRun:
     def _scored(self, method: Method, case: int, made: MadeImage, plain: Image.Image) -> Sample:
         return self._sample(method, case, [made], plain, None)
 
-    def _take_turns(self, case: int, tallies: Sequence[Tally]) -> dict[str, list[MadeImage]]:
-        """Make one case's images by some methods, in turns, starting with another method each time.
-
-        Returns:
-            Images by method name, without those of methods that failed.
-        """
+    def _take_turns(self, case: int, tallies: Sequence[Tally]) -> None:
+        """Make and score one case's images by some methods, in turns, starting with another method each time."""
         made: dict[str, list[MadeImage]] = {tally.method.name: [] for tally in tallies}
-        for repeat in range(self._methods.repeat):
-            start = (case + repeat) % len(tallies)
-            for tally in [*tallies[start:], *tallies[:start]]:
-                name = tally.method.name
-                if repeat < self._repeats(tally.method) and name in made:
-                    one = self._attempt(tally, partial(self._maker.make, tally.method, case))
-                    if one is None:
-                        del made[name]
-                    else:
-                        self._observer.ran(tally.method, case, one.seconds)
-                        made[name].append(one)
-        return made
+
+        def again(tally: Tally) -> bool:
+            runs = made.get(tally.method.name)
+            return runs is not None and wants_another(tally.method, [one.seconds for one in runs], self._methods.repeat)
+
+        for turn in count(case):
+            start = turn % len(tallies)
+            turns = [tally for tally in [*tallies[start:], *tallies[:start]] if again(tally)]
+            if not turns:
+                return
+            for tally in turns:
+                one = self._attempt(tally, partial(self._maker.make, tally.method, case))
+                if one is None:
+                    del made[tally.method.name]
+                    continue
+                self._observer.ran(tally.method, case, one.seconds)
+                made[tally.method.name].append(one)
+                if len(tally.samples) > case:
+                    sample = tally.samples[case]
+                    tally.samples[case] = replace(sample, seconds=(*sample.seconds, one.seconds))
+                self._score(case, [other for other in tallies if len(other.samples) <= case], made)
 
     def _score(self, case: int, tallies: Sequence[Tally], made: Mapping[str, Sequence[MadeImage]]) -> None:
-        """Score one case's images of some methods, and add them to their samples."""
+        """Score one case's images of some methods, and add them to their samples, once what they need is made."""
+        if not made["uncached"] or made.get("truth") == []:
+            return
         plain = made["uncached"][0].image
         if "truth" in made:
             self._truths[case] = made["truth"][0].image
         truth = self._truths.get(case)
-        for tally in [tally for tally in tallies if tally.method.name in made]:
+        for tally in [tally for tally in tallies if made.get(tally.method.name)]:
             image = made[tally.method.name][0].image
             sample = self._sample(tally.method, case, made[tally.method.name], plain, truth)
             if self._folder is not None:
@@ -325,6 +340,7 @@ class ComparisonRun:
 
     def _leave_out(self, tally: Tally, error: Exception) -> None:
         self._tallies = [other for other in self._tallies if other is not tally]
+        tally.samples.clear()
         self._notices.append(f"{tally.method.label} is left out: {str(error) or type(error).__name__}")
 
     def _sample(

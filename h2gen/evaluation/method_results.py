@@ -58,8 +58,8 @@ def _scores(samples: Sequence[Mapping[str, float]], metrics: Sequence[MetricInfo
     }
 
 
-def remarks(results: Sequence[MethodResult], finished: int, cases: int) -> list[str]:
-    """Notices that follow from the figures: doubtful timings, peers at another cost, and cases that are missing."""
+def remarks(results: Sequence[MethodResult], finished: int, cases: int, lacking: Sequence[Method] = ()) -> list[str]:
+    """Notices that follow from the figures: doubtful timings, peers at another cost, cases and methods missing."""
     found = list(timing_doubts(results))
     shares = [result.share for result in results if result.kind == "h2"]
     for result in results:
@@ -68,4 +68,6 @@ def remarks(results: Sequence[MethodResult], finished: int, cases: int) -> list[
             found.append(f"{result.label} runs {result.share:.1%} of the blocks, {off:+.1%} from H2-Cache's.")
     if finished < cases:
         found.append(f"Stopped after {finished} of {cases} pictures per method.")
+    if lacking:
+        found.append(f"Stopped before these were measured: {'; '.join(method.label for method in lacking)}.")
     return found

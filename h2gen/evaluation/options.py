@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ class CompareOptions:
 
     Args:
         limit: the first N images only.
-        repeat: timed runs per image.
+        repeat: timed runs per image; None makes two, and a third if those two differ by more than a tenth.
         metrics: names from psnr, ssim, lpips, clip-iqa and clip-score, separated by commas, or ``all``; None takes
             PSNR, SSIM and those of the others whose weights are on this machine.
         clip_model: a CLIP model's folder or hub id.
@@ -44,7 +44,7 @@ class CompareOptions:
     """
 
     limit: int | None = None
-    repeat: int = 3
+    repeat: int | None = None
     metrics: str | None = None
     clip_model: str | None = None
     fewer: str | Sequence[int] | None = None
@@ -78,7 +78,7 @@ class MethodOptions:
         budgets: shares of the blocks; for each, ``at_budgets`` and each peer at that cost.
         at_budgets: ``steps`` for fewer steps with every solver, ``paper`` for the paper's cache.
         truth: also compare with the image of 400 steps.
-        repeat: timed runs of each method on each case.
+        repeat: timed runs of each method on each case; None as in ``CompareOptions``.
     """
 
     caches: Sequence[CacheConfig] = ()
@@ -89,7 +89,7 @@ class MethodOptions:
     budgets: Sequence[float] = ()
     at_budgets: Collection[str] = ("steps", "paper")
     truth: bool = False
-    repeat: int = 3
+    repeat: int | None = None
 
 
 class CompareObserver:
@@ -110,14 +110,17 @@ class CompareObserver:
     def timed(self, seconds: float) -> None:
         """One uncached image takes this long; only if samples are kept."""
 
-    def planned(self, methods: Sequence[Method], runs: int, metrics: Sequence[MetricInfo]) -> None:
-        """The methods that will be measured, the number of runs that takes, and the metrics."""
+    def planned(self, methods: Sequence[Method], runs: Mapping[str, int], metrics: Sequence[MetricInfo]) -> None:
+        """The methods that will be measured, the runs of each by its name, at least, and the metrics.
+
+        Comes once more if further methods turn out to be needed.
+        """
 
     def ran(self, method: Method, case: int, seconds: float) -> None:
         """A measured run is done."""
 
     def scored(self, method: Method, sample: Sample) -> None:
-        """An image has its scores."""
+        """An image has its scores, which come right after its first run."""
 
     def compared(self, comparison: Comparison) -> None:
         """All figures are measured; files are written next."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,15 @@ from rich.console import Console
 from h2gen.batches.jobs import Job
 from h2gen.batches.messages import PictureMade
 from h2gen.batches.observer import Tally
+from h2gen.cache.config import CacheConfig
 from h2gen.cache.summary import Summary
 from h2gen.cli.views.batch import BatchView
+from h2gen.cli.views.compare import CompareView
 from h2gen.cli.views.picture import PictureView
+from h2gen.evaluation.methods import h2, reference
+from h2gen.evaluation.results import Sample
 from h2gen.settings.values import Settings
+from tests.evaluation.comparisons import PSNR
 
 
 def test_a_batch_says_in_which_way_a_picture_is_tried_again() -> None:
@@ -68,3 +74,28 @@ def test_a_batch_in_which_nothing_is_reused_gives_the_advice_of_a_single_picture
     total = Summary(12, 12 - reused, 0, reused, 72 - reused, 72, 3.0)
     told = ended(Tally(3, made=3, steps=total), made, made, made)
     assert len(told) == lines and told[1:] == ["Use fewer steps."][: lines - 1]
+
+
+def compared_so_far(cases: int) -> list[str]:
+    """The lines of a comparison's progress in a pipe."""
+    plain, cached = reference(28), h2(CacheConfig(tolerance=0.002), 28)
+    out = io.StringIO()
+    view = CompareView(Console(file=out, width=200), as_json=False)
+    view.planned([plain, cached], {"uncached": 2 * cases, cached.name: 2 * cases}, [PSNR])
+    for case in range(cases):
+        for method, seconds, psnr in ((plain, 2.0, math.inf), (cached, 1.0, 46.94)):
+            view.ran(method, case, seconds)
+            view.scored(method, Sample(case, "", {"psnr": psnr}, {}, (seconds,), seconds / 2, False))
+    return out.getvalue().splitlines()
+
+
+def test_a_method_is_shown_with_its_figures_as_soon_as_it_has_them_and_the_time_left() -> None:
+    assert compared_so_far(1) == [
+        "Measuring 2 methods in 4 runs ...",
+        "uncached, 28 steps: 2.00 s; about 4 seconds left",
+        "H2-Cache, tolerance 0.002: 1.00 s, 50 % of the blocks, PSNR 46.9 dB",
+    ]
+
+
+def test_of_several_prompts_each_is_one_line_after_the_first() -> None:
+    assert compared_so_far(3)[3:] == ["Prompt 2 ...; about 13 seconds left", "Prompt 3 ...; about 10 seconds left"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from PIL import Image
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import SettingError
 from h2gen.evaluation import baselines, builtin_prompts, methods
+from h2gen.evaluation.baselines import BaselineSearch
 from h2gen.evaluation.comparison_run import ComparisonRun
 from h2gen.evaluation.make_image import ImageMaker, MadeImage
-from h2gen.evaluation.methods import Method
+from h2gen.evaluation.methods import Method, fewer
 from h2gen.evaluation.metrics import MetricInfo, choose_metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.peers import PEERS, EqualCost, choose_peers
@@ -40,8 +41,8 @@ class Watch(CompareObserver):
     def began(self, what: str) -> None:
         self.parts.append(what)
 
-    def planned(self, methods: Sequence[Method], runs: int, metrics: Sequence[MetricInfo]) -> None:
-        self.expected = runs
+    def planned(self, methods: Sequence[Method], runs: Mapping[str, int], metrics: Sequence[MetricInfo]) -> None:
+        self.expected += sum(runs.values())
 
     def ran(self, method: Method, case: int, seconds: float) -> None:
         self.runs.append(method.name)
@@ -193,6 +194,47 @@ def test_stopped_after_a_case_its_figures_are_those_of_that_case(tiny: Any) -> N
     found = made.result(recommended)
     assert len(found.cases) == 1 and "Stopped after 1 of 2 pictures per method." in found.notices
     assert [len(method.samples) for method in found.methods] == [1, 1]
+
+
+def test_stopped_in_the_first_case_the_figures_are_those_of_the_methods_that_made_it(tiny: Any) -> None:
+    def stop(number: int) -> None:
+        if number == 2:
+            tiny.interrupt()
+
+    watch = Watch(stop)
+    made = comparing(tiny, watch, side=64, baselines=False, fewer=[2])
+    with pytest.raises(KeyboardInterrupt):
+        made.run()
+    assert watch.parts[-2:] == ["uncached 0", "h2 0.3 0.3 0"]  # scored as soon as they were made
+    found = made.result(recommended)
+    assert [method.name for method in found.methods] == ["uncached", "h2 0.3 0.3"] and len(found.cases) == 1
+    assert "Stopped before these were measured: 2 steps; 2 steps, UniPC." in found.notices
+
+
+def test_each_method_runs_twice_and_a_third_time_where_its_two_runs_differ(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = ImageMaker.make
+    clock = {"uncached": [1.0, 1.05], "h2 0.3 0.3": [0.5, 0.7, 0.6], "steps 2": [0.2, 0.2]}
+    clock = {name: 2 * times for name, times in clock.items()}  # of two cases
+
+    def timed(maker: ImageMaker, method: Method, case: int) -> MadeImage:
+        one = make(maker, method, case)
+        if method.name in clock and ready:
+            one = replace(one, seconds=clock[method.name].pop(0))
+        return one
+
+    ready: list[bool] = []
+    watch = Watch()
+    monkeypatch.setattr(watch, "planned", lambda *_: ready.append(True))
+    monkeypatch.setattr(ImageMaker, "make", timed)
+    monkeypatch.setattr(BaselineSearch, "in_steps", lambda search, count: iter([fewer(count, 8)]))
+    found = compared(tiny, watch, side=64, baselines=False, fewer=[2], repeat=None)
+    assert {method.name: method.seconds.runs for method in found.methods} == {
+        "uncached": 4, "h2 0.3 0.3": 6, "steps 2": 4
+    }  # fmt: skip
+    assert found.method("h2 0.3 0.3").seconds.median == 0.6
+    assert watch.runs[:7] == ["uncached", "h2 0.3 0.3", "steps 2", "h2 0.3 0.3", "steps 2", "uncached", "h2 0.3 0.3"]
 
 
 def test_nothing_finished_is_no_comparison(tiny: Any) -> None:

@@ -28,7 +28,10 @@ def compare(
     tolerance: Annotated[
         str | None, options.option("--tolerance", help="One tolerance or several.", panel=options.MEASURING)
     ] = None,
-    repeat: Annotated[int, options.option("--repeat", help="Timed runs per picture.", panel=options.MEASURING)] = 3,
+    repeat: Annotated[
+        int | None,
+        options.option("--repeat", help="Timed runs per picture: 2, or 3 if those differ.", panel=options.MEASURING),
+    ] = None,
     metrics: Annotated[
         str | None,
         options.option("--metrics", help="psnr,ssim,lpips,clip-iqa,clip-score, or all.", panel=options.MEASURING),
@@ -70,7 +73,7 @@ def compare(
     Example: h2gen compare "a cat" --tau1 0.05,0.1,0.15 --tau2 0.1,0.2 --report cat
     """
     # Imported here, not above: this module is loaded for every --help.
-    from h2gen.cli.console import make_console, route_warnings
+    from h2gen.cli.console import make_console, route_warnings, say, stdout
     from h2gen.cli.views.request import show_notices, show_request
     from h2gen.evaluation.compare import prepare_comparison
     from h2gen.evaluation.options import CompareOptions
@@ -106,8 +109,14 @@ def compare(
         seeds = [case.seed for case in prepared.cases]
         shown = None if prompt is None else (prompt, "argument")
         source = "prompt" if given["seed"] is None else "option"
-        show_request(prepared.request, seeds, as_json, prompt=shown, seed_source=source, whole=verbose)
+        from rich.text import Text
+
+        more = {"estimate": prepared.effort.to_json()}
+        show_request(prepared.request, seeds, as_json, prompt=shown, seed_source=source, whole=verbose, more=more)
+        if not as_json:
+            stdout().print(Text(f"\n{prepared.effort}"))
         return
+    say(console, str(prepared.effort), "dim")
     from h2gen.cli.views.compare import CompareView
 
     route_warnings(console, verbose)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,8 @@ from rich.text import Text
 
 from h2gen.cli.console import complain, say, say_stopping
 from h2gen.cli.views.view import View, clock, progress
-from h2gen.evaluation.number_format import percent, reading
+from h2gen.evaluation.number_format import duration, percent, reading
+from h2gen.evaluation.number_format import seconds as seconds_in_words
 from h2gen.evaluation.results import score
 from h2gen.generation.interrupt import stop_on_ctrl_c
 from h2gen.wording import printable
@@ -34,28 +35,77 @@ LABEL = 26
 
 
 class ComparisonProgress:
-    """Which runs of a comparison are done, and the figures of each method so far."""
+    """Which runs of a comparison are done, and the figures of each method so far.
 
-    def __init__(self, methods: Sequence[Method], runs: int, metrics: Sequence[MetricInfo]) -> None:
-        self._methods, self._runs, self._metrics = methods, runs, metrics
-        self._done = 0
-        self._seconds: dict[str, list[float]] = {method.name: [] for method in methods}
-        self._samples: dict[str, list[Sample]] = {method.name: [] for method in methods}
+    Args:
+        metrics: what pictures are scored by.
+    """
+
+    def __init__(self, metrics: Sequence[MetricInfo]) -> None:
+        self._metrics = metrics
+        self._methods: dict[str, Method] = {}
+        self._expected: dict[str, int] = {}
+        self._seconds: dict[str, list[float]] = {}
+        self._samples: dict[str, list[Sample]] = {}
         self._began = time.perf_counter()
 
+    def expect(self, methods: Sequence[Method], runs: Mapping[str, int]) -> None:
+        """So many runs of these methods follow, on top of those that are done."""
+        for method in methods:
+            self._methods[method.name] = method
+            done = self._seconds.setdefault(method.name, [])
+            self._samples.setdefault(method.name, [])
+            self._expected[method.name] = len(done) + runs[method.name]
+
     def ran(self, method: Method, seconds: float) -> None:
-        self._done += 1
         self._seconds[method.name].append(seconds)
 
     def scored(self, method: Method, sample: Sample) -> None:
         self._samples[method.name].append(sample)
 
+    @property
+    def done(self) -> int:
+        """Number of runs."""
+        return sum(map(len, self._seconds.values()))
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that the expected runs should take; None before the first one is done.
+
+        A method that has not run yet is judged by its share of the blocks. Scoring takes its part of the time.
+        """
+        spent = sum(map(sum, self._seconds.values()))
+        weight = sum(len(runs) * _weight(self._methods[name]) for name, runs in self._seconds.items())
+        if not spent:
+            return None
+        seconds = 0.0
+        for name, runs in self._seconds.items():
+            each = statistics.median(runs) if runs else spent / weight * _weight(self._methods[name])
+            seconds += each * max(0, self._expected[name] - len(runs))
+        return seconds * max(1.0, (time.perf_counter() - self._began) / spent)
+
+    def figures(self, method: Method) -> str:
+        """What is known of a method so far, in one line: ``14 steps: 0.905 s, 50 % of the blocks, PSNR 46.9 dB``."""
+        made = self._samples[method.name]
+        parts = [seconds_in_words(statistics.median(each for sample in made for each in sample.seconds))]
+        if method.kind != "reference":
+            parts.append(f"{percent(statistics.fmean(sample.share for sample in made))} of the blocks")
+            parts += [
+                f"{metric.title} {reading(metric, self._mean(made, metric))}"
+                for metric in self._metrics[:1]
+                if metric.fidelity
+            ]
+        return f"{method.label}: {', '.join(parts)}"
+
+    @staticmethod
+    def _mean(samples: Sequence[Sample], metric: MetricInfo) -> float:
+        values = [sample.scores[metric.name] for sample in samples if metric.name in sample.scores]
+        return score(values, metric.higher_is_better).mean if values else math.nan
+
     def render(self, width: int, height: int) -> list[RenderableType]:
-        left = ""
-        if self._done:
-            each = (time.perf_counter() - self._began) / self._done
-            left = f"{clock(each * (self._runs - self._done))} left"
-        bar = progress(self._done, self._runs, f"{self._done}/{self._runs} runs", left, width)
+        left = "" if self.left is None else f"{clock(self.left)} left"
+        runs = max(self.done, sum(self._expected.values()))
+        bar = progress(self.done, runs, f"{self.done}/{runs} runs", left, width)
         return [bar, Text(), self._table(width, max(1, height - 7))]
 
     def _table(self, width: int, room: int) -> Table:
@@ -64,16 +114,19 @@ class ComparisonProgress:
         shown = self._metrics if width >= 60 else self._metrics[:1]
         for metric in shown:
             table.add_column(metric.title, justify="right", no_wrap=True)
-        for method in self._methods[:room]:
+        for method in list(self._methods.values())[:room]:
             seconds, samples = self._seconds[method.name], self._samples[method.name]
             cells = [f"{statistics.median(seconds):.3g}" if seconds else ""]
             cells.append(percent(statistics.fmean(sample.share for sample in samples)) if samples else "")
             for metric in shown:
-                values = [sample.scores[metric.name] for sample in samples if metric.name in sample.scores]
-                mean = score(values, metric.higher_is_better).mean if values else math.nan
-                cells.append(reading(metric, mean, unit=False) if values else "")
+                cells.append(reading(metric, self._mean(samples, metric), unit=False) if samples else "")
             table.add_row(Text(printable(method.label)), *cells)
         return table
+
+
+def _weight(method: Method) -> float:
+    """How long a run of a method takes, where the uncached one takes 1; a cache is taken to save half."""
+    return 0.5 if method.share is None else method.share
 
 
 def methods_table(columns: Sequence[tuple[str, str]], width: int, *, whole: bool = False) -> Table:
@@ -126,9 +179,10 @@ class EvaluationView(View):
         self.tell(f"{what} ...")
         self.draw(now=True)
 
-    def planned(self, methods: Sequence[Method], runs: int, metrics: Sequence[MetricInfo]) -> None:
-        self._progress = ComparisonProgress(methods, runs, metrics)
-        self.began(f"Measuring {len(methods)} methods in {runs} runs")
+    def planned(self, methods: Sequence[Method], runs: Mapping[str, int], metrics: Sequence[MetricInfo]) -> None:
+        self._progress = self._progress or ComparisonProgress(metrics)
+        self._progress.expect(methods, runs)
+        self.began(f"Measuring {len(methods)} methods in {sum(runs.values())} runs")
 
     def ran(self, method: Method, case: int, seconds: float) -> None:
         if self._progress is not None:
@@ -138,7 +192,13 @@ class EvaluationView(View):
     def scored(self, method: Method, sample: Sample) -> None:
         if self._progress is not None:
             self._progress.scored(method, sample)
-        self.draw()
+            if sample.case == 0:  # of many prompts, the first shows what to expect
+                left = self._progress.left if method.kind == "reference" else None
+                more = "" if left is None else f"; about {duration(left)} left"
+                self.tell(f"{self._progress.figures(method)}{more}")
+            elif method.kind == "reference" and self._progress.left is not None:
+                self.tell(f"Prompt {sample.case + 1} ...; about {duration(self._progress.left)} left")
+        self.draw(now=True)
 
     def wrote(self, path: Path) -> None:
         say(self._console, str(path), "bold")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from h2gen.evaluation.effort import timed_before
 from h2gen.evaluation.number_format import duration, seconds
 from h2gen.evaluation.tune.options import TuneOptions
-from h2gen.settings.profiles import ProfileKey, file_name, list_profiles, user_folder
+from h2gen.settings.profiles import ProfileKey, file_name, user_folder
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,13 @@ def estimate(options: TuneOptions, key: ProfileKey) -> TuneEstimate:
         options: how much is tried.
         key: what the profile is for; its ``content_hash`` is ignored.
     """
-    known = None
-    for profile in list_profiles([]):
-        alike = (profile.key.model, profile.key.width, profile.key.height) == (key.model, key.width, key.height)
-        once = profile.measured.get("seconds_uncached")
-        if alike and profile.key.guidance_mode == key.guidance_mode and isinstance(once, (int, float)) and once > 0:
-            # Steps take the same time each; the nearest number of steps is the best guide.
-            rate = once / profile.key.steps, profile
-            if known is None or abs(profile.key.steps - key.steps) < abs(known[1].key.steps - key.steps):
-                known = rate
+    known = timed_before(key)
     folder = user_folder()
     named = ProfileKey(key.model, "*", key.steps, key.width, key.height, key.guidance_mode)
     return TuneEstimate(
         pictures=options.pictures,
         uncached_pictures=options.uncached_pictures,
-        seconds_uncached=None if known is None else known[0] * key.steps,
+        seconds_uncached=None if known is None else known[0],
         measured_in="" if known is None else f"the profile {known[1].path.name!r}",
         profile=options.profile or folder / file_name(named),
     )
