@@ -1,11 +1,12 @@
 """Measure the plans that others have published on the bundled model, and choose those that ship with h2gen.
 
-    python -m tools.choose_published                # 10 prompts, about 6 minutes on two idle cores; writes the choice
+    python -m tools.choose_published                # 10 prompts, about ten minutes on two cores; writes the choice
     python -m tools.choose_published --prompts 2 --no-write
 
 Of the plans for the same number of steps with the same number of computed ones, the one with the least mean 1 - SSIM is
 chosen, with h2gen's own forecast at the skipped steps and true guidance 3. Plain fewer steps are shown beside them. The
-pictures are compared with the uncached ones of the same prompts, seeds and steps.
+pictures are compared with the uncached ones of the same prompts, seeds and steps. Then run tools/docs.py for the table in
+docs/tune.md.
 """
 
 from __future__ import annotations
@@ -104,8 +105,10 @@ def main() -> None:
     rows = measure(h2gen.load("tiny"), read_plans(CANDIDATES), prompts)
     print(f"\n{'steps':>5s}  {'computed':>8s}  {'plan':45s} {'psnr':>6s} {'worst':>6s}  1-ssim  worst")
     chosen = best(rows)
+    plain = {(row.steps, row.computed): row.error for row in rows if row.plan is None}
     for row in rows:
-        print(row, "chosen" if row.plan in chosen else "", sep="  ")
+        worse = ", plain steps are closer" if row.error > plain[row.steps, row.computed] else ""
+        print(row, f"chosen{worse}" if row.plan in chosen else "", sep="  ")
     if not options.no_write:
         how = f"{len(prompts)} prompt{'s' * (len(prompts) > 1)}, true guidance {CFG:g}"
         FILE.write_text(to_toml(chosen, how), encoding="utf-8")

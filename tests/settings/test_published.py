@@ -204,3 +204,18 @@ def test_a_profile_that_cannot_be_read_is_told_before_the_plan(weights: str) -> 
     profile.path.write_text("version = 1\n")
     broken, said = asked(Goal(speedup=3)).notices
     assert "cannot be used" in broken and WORDS in said
+
+
+def test_the_candidate_with_the_least_error_of_those_with_as_many_computed_steps_ships(tmp_path: Path) -> None:
+    from tools.choose_published import CANDIDATES, Row, best, to_toml
+
+    candidates = read_plans(CANDIDATES)
+    rows = [Row(each.steps, each.computed, each, [30.0], [0.9 + 0.001 * n]) for n, each in enumerate(candidates)]
+    rows += [Row(50, count, None, [60.0], [0.999]) for count in (21, 13, 9)]
+    chosen = best(rows)
+    assert [(plan.steps, plan.computed) for plan in chosen] == [(plan.steps, plan.computed) for plan in shipped_plans()]
+    for plan in chosen:
+        rivals = [each for each in candidates if (each.steps, each.computed) == (plan.steps, plan.computed)]
+        assert plan == rivals[-1]
+    (tmp_path / "chosen.toml").write_text(to_toml(chosen, "10 prompts, true guidance 3"))
+    assert read_plans(tmp_path / "chosen.toml") == chosen
