@@ -5,8 +5,8 @@
 
 Of the plans for the same number of steps with the same number of computed ones, the one with the least mean 1 - SSIM is
 chosen, with h2gen's own forecast at the skipped steps and true guidance 3. Plain fewer steps are shown beside them. The
-pictures are compared with the uncached ones of the same prompts, seeds and steps. Then run tools/docs.py for the table in
-docs/tune.md.
+pictures are compared with the uncached ones of the same prompts, seeds and steps. Then run
+tools/docs.py for the table in docs/tune.md.
 """
 
 from __future__ import annotations
