@@ -22,14 +22,15 @@ from h2gen.evaluation.make_image import ImageMaker, MadeImage
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.peers import TOLERANCE, EqualCost, Peer, Value, find_best, find_equal_cost
+from h2gen.evaluation.results import Case
 from h2gen.evaluation.rivals import steps_of_share, steps_within
 from h2gen.models.choices import SOLVERS
 
 PAPER = CacheConfig(0.15, 0.22)
 """The paper's thresholds, which are scaled together to meet a budget."""
-_COUNTED = 8
+COUNTED = 8
 """Cases, at most, whose blocks are counted while searching a peer's setting."""
-_SCORED = 4
+SCORED = 4
 """Images, of the prompts to search on, that decide between a peer's further settings."""
 
 
@@ -49,6 +50,7 @@ class BaselineSearch:
         observer: receives progress events.
         measure: makes the image of a method and a case, or knows of it already.
         recall: what is known of it already, or None.
+        remember: returns a method's score on a prompt and seed to search on: the known one, or what the function makes.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class BaselineSearch:
         observer: CompareObserver,
         measure: Callable[[Method, int], Measured],
         recall: Callable[[Method, int], Measured | None] = lambda _method, _case: None,
+        remember: Callable[[Method, Case, Callable[[], float]], float] = lambda _method, _case, make: make(),
     ) -> None:
         self._maker, self._options, self._observer = maker, options, observer
-        self._measure, self._recall = measure, recall
+        self._measure, self._recall, self._remember = measure, recall, remember
         self._steps = maker.settings.steps
         self._warm = False
         self._searching = replace(maker, cases=builtin_prompts.cases(builtin_prompts.TUNING, 1000))
@@ -123,7 +126,7 @@ class BaselineSearch:
 
     @property
     def _counted(self) -> range:
-        return range(min(_COUNTED, len(self._maker.cases)))
+        return range(min(COUNTED, len(self._maker.cases)))
 
     def _within_budgets(self) -> Iterator[Method]:
         """Fewer steps within each budget, with each solver that works with the model."""
@@ -191,21 +194,28 @@ class BaselineSearch:
         """The same setting of a peer, with its further settings as they are best on the prompts to search on."""
 
         def score(one: Peer) -> float:
-            from h2gen.evaluation.metrics.psnr_ssim import ssim
-
-            if not self._uncached:
-                plain = methods.reference(self._steps)
-                self._uncached = [self._searching.make(plain, case) for case in range(_SCORED)]
             method = methods.peer(replace(found, peer=one), self._steps, self._maker.passes)
-            try:
-                made = [self._searching.make(method, case) for case in range(_SCORED)]
-            except BadPicture:
-                return -1.0
-            return statistics.fmean(ssim(a.image, b.image) for a, b in zip(made, self._uncached, strict=True))
+            known = (
+                self._remember(method, self._searching.cases[case], partial(self._searched_ssim, method, case))
+                for case in range(SCORED)
+            )
+            return statistics.fmean(known)
 
         if found.share == 1:  # none of them changes anything
             return found
         return replace(found, peer=find_best(found.peer, score))
+
+    def _searched_ssim(self, method: Method, case: int) -> float:
+        """SSIM to the uncached image, of a prompt to search on; -1 if the image contains NaN."""
+        from h2gen.evaluation.metrics.psnr_ssim import ssim
+
+        if not self._uncached:
+            plain = methods.reference(self._steps)
+            self._uncached = [self._searching.make(plain, each) for each in range(SCORED)]
+        try:
+            return ssim(self._searching.make(method, case).image, self._uncached[case].image)
+        except BadPicture:
+            return -1.0
 
     def _known(self, found: EqualCost) -> EqualCost:
         """The same setting of a peer, with the further settings at which all its images are known already."""

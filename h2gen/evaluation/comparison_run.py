@@ -179,7 +179,7 @@ class ComparisonRun:
         if kept is None:
             search = BaselineSearch(self._maker, self._methods, self._observer, self._maker.make)
         else:
-            search = BaselineSearch(self._maker, self._methods, self._observer, kept.sample, kept.recall)
+            search = BaselineSearch(self._maker, self._methods, self._observer, kept.sample, kept.recall, kept.value)
             search.warm_up()
             plain = kept.sample(known_methods.reference(self._settings.steps), 0)
             self._observer.timed(plain.seconds[0])

@@ -16,7 +16,8 @@ from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.evaluation import builtin_prompts
 from h2gen.evaluation.cases import PromptFiles, split_options, uncached_request
-from h2gen.evaluation.frontier_rows import Row, best_rows, first_shown, own_methods, story
+from h2gen.evaluation.frontier_estimate import FrontierEstimate, estimate
+from h2gen.evaluation.frontier_rows import Row, best_rows, first_shown, own_methods, story, verdicts
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.metrics import Metrics, choose_metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
@@ -115,7 +116,12 @@ class Frontier:
         return [row for row in self.rows if row.budget == budget]
 
     def to_json(self) -> dict[str, Any]:
-        return {"rows": [row.to_json() for row in self.rows], "comparison": self.comparison.to_json()}
+        told = [each for budget in self.budgets for each in verdicts(self.rows, budget)]
+        return {
+            "rows": [row.to_json() for row in self.rows],
+            "verdicts": [each.to_json() for each in told],
+            "comparison": self.comparison.to_json(),
+        }
 
 
 class FrontierObserver(CompareObserver):
@@ -210,6 +216,18 @@ class PreparedFrontier:
     _notices: Sequence[str]
     _options: FrontierOptions
 
+    @property
+    def budgets(self) -> Sequence[float]:
+        """Shares of the blocks."""
+        return self._options.budgets or BUDGETS
+
+    @property
+    def estimate(self) -> FrontierEstimate:
+        """What it would take if nothing were in the log."""
+        return estimate(
+            groups_of(self._options.only), self.budgets, self._peers, len(self.cases), self.request.settings.steps
+        )
+
     def run(self, observer: FrontierObserver | None = None) -> Frontier:
         """Measure, and write the report if one was asked for.
 
@@ -222,7 +240,7 @@ class PreparedFrontier:
         for notice in self._notices:
             observer.notice(notice)
         report, groups = self._options.report, groups_of(self._options.only)
-        budgets = self._options.budgets or BUDGETS
+        budgets = self.budgets
         own: list[Method] = []
         if "own" in groups:
             profile, notices = self._profile()
@@ -237,7 +255,7 @@ class PreparedFrontier:
             at_budgets=groups & {"steps", "paper"},
             repeat=1,
         )
-        metrics = choose_metrics("psnr,ssim")
+        metrics = choose_metrics("psnr,ssim,lpips", download=False)
         run = run_comparison(
             self.request,
             self.cases,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +12,28 @@ from h2gen.evaluation.methods import Method
 from h2gen.evaluation.number_format import percent
 from h2gen.evaluation.report import RankedRow, Ranking, Story
 from h2gen.evaluation.results import IDENTICAL, Comparison, MethodResult
-from h2gen.evaluation.tune.candidates import is_adaptive
-from h2gen.settings.profiles import Profile
+from h2gen.settings.profiles import Profile, sort_of
 
 OVER = 0.02
 """How far a method's share may exceed a budget, as a share of all blocks; costs this close count as equal."""
 
 
+POLICIES = {"tolerance": "the adaptive policy", "plan": "the plan", "thresholds": "the two-stage cache"}
+"""h2gen's own ways to decide what to compute, as ``sort_of`` names them; each is judged on its own."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """One method at one budget. ``whose`` is ours, paper, steps, solver or peer; ``error`` is 1 - mean SSIM."""
+    """One method at one budget.
+
+    ``whose`` is ours, paper, steps, solver or peer; ``policy`` is one of ``POLICIES`` if it is ours, otherwise empty.
+    ``error`` is 1 - mean SSIM.
+    """
 
     budget: float
     result: MethodResult
     whose: str
+    policy: str = ""
 
     @property
     def error(self) -> float:
@@ -42,49 +50,56 @@ class Row:
         return min(scores.mean, IDENTICAL), min(scores.worst, IDENTICAL)
 
     @property
-    def adapts(self) -> bool:
-        """Whether it is h2gen's own and adapts to each image."""
-        return self.whose == "ours" and "plan" not in self.result.detail
+    def lpips(self) -> tuple[float, float] | None:
+        """Mean and worst LPIPS; None if it was not measured."""
+        scores = self.result.scores.get("lpips")
+        return None if scores is None else (scores.mean, scores.worst)
 
     def to_json(self) -> dict[str, Any]:
         mean, worst = self.psnr
+        lpips_mean, lpips_worst = self.lpips or (None, None)
         return {
             "budget": self.budget,
             "method": self.result.name,
             "label": self.result.label,
             "whose": self.whose,
-            "adapts": self.adapts,
+            "policy": self.policy,
             "share": self.result.share,
             "error": self.error,
+            "error_worst": self.worst_error,
             "ssim_worst": self.result.scores["ssim"].worst,
             "psnr_mean": mean,
             "psnr_worst": worst,
+            "lpips_mean": lpips_mean,
+            "lpips_worst": lpips_worst,
             "seconds": self.result.seconds.median,
         }
 
 
-COLUMNS = ("blocks", "1 - SSIM", "worst", "PSNR", "worst")
-"""Titles of what ``cells`` returns."""
+def titles(rows: Sequence[Row]) -> list[str]:
+    """Titles of what ``cells`` returns for these rows."""
+    found = ["blocks", "1 - SSIM", "worst", "PSNR", "worst"]
+    return [*found, "LPIPS", "worst"] if any(row.lpips for row in rows) else found
 
 
 def cells(row: Row) -> list[str]:
     """A row's figures as text."""
     mean, worst = row.psnr
     figures = [f"{row.error:.4f}", f"{row.worst_error:.3f}", f"{mean:.1f}", f"{worst:.1f}"]
+    if row.lpips:
+        figures += [f"{row.lpips[0]:.4f}", f"{row.lpips[1]:.3f}"]
     return [percent(row.result.share), *figures]
 
 
 def own_methods(profile: Profile, budgets: Sequence[float]) -> list[Method]:
-    """For each budget a profile's closest plan, and its closest settings that adapt to each image."""
+    """For each budget a profile's closest settings of each of ``POLICIES``."""
     found: dict[str, Method] = {}
     for budget in budgets:
-        for adaptive in (False, True):
+        for policy in POLICIES:
             fitting = [
                 choice
                 for choice in profile.choices
-                if choice.cache.enabled
-                and choice.figures.share <= budget + OVER / 2
-                and is_adaptive(choice.cache) is adaptive
+                if choice.cache.enabled and choice.figures.share <= budget + OVER / 2 and choice.sort == policy
             ]
             if fitting:
                 best = max(fitting, key=lambda choice: choice.figures.ssim_mean)
@@ -98,78 +113,113 @@ def best_rows(comparison: Comparison, own: Sequence[Method], budgets: Sequence[f
 
     first. A method need not use the whole budget: a closer, cheaper one is the better choice for it.
     """
-    names = {method.name for method in own}
+    policies = {method.name: sort_of(method.cache) for method in own}
     found: list[Row] = []
     for budget in budgets:
-        best: dict[tuple[str, str, bool], Row] = {}
+        best: dict[tuple[str, str], Row] = {}
         for result in comparison.methods:
             if result.kind in ("reference", "truth") or result.share > budget + OVER:
                 continue
-            row = Row(budget, result, _whose(result, names))
-            sort = row.whose, result.name.split()[0] if row.whose in ("peer", "solver") else "", row.adapts
+            row = Row(budget, result, _whose(result, policies), policies.get(result.name, ""))
+            kind = result.name.split()[0] if row.whose in ("peer", "solver") else row.policy
+            sort = row.whose, kind
             if sort not in best or row.error < best[sort].error:
                 best[sort] = row
         found += sorted(best.values(), key=lambda row: row.error)
     return found
 
 
-def _whose(result: MethodResult, own: set[str]) -> str:
+def _whose(result: MethodResult, own: Collection[str]) -> str:
     if result.name in own:
         return "ours"
     return "paper" if result.kind == "h2" else result.kind
 
 
-def against_best(found: Sequence[Row], budget: float) -> tuple[float, Row, Row] | None:
-    """How h2gen compares with the best alternative at a budget; None if either is missing.
+@dataclass(frozen=True)
+class Verdict:
+    """How one of h2gen's own policies compares with the best alternative at a budget.
 
-    Returns:
-        The error of h2gen's adaptive settings, or of its best plan if there are none, as a multiple of the best
-        alternative's error; and both rows.
+    ``rival`` has the smallest mean error of the alternatives, ``worst_rival`` the smallest error at its worst prompt.
     """
+
+    row: Row
+    rival: Row
+    worst_rival: Row
+
+    @property
+    def ratio(self) -> float:
+        """Its error as a multiple of the rival's; infinite if only the rival has none."""
+        return _ratio(self.row.error, self.rival.error)
+
+    @property
+    def worst_ratio(self) -> float:
+        """Its error at its worst prompt as a multiple of the rival's at that one's worst."""
+        return _ratio(self.row.worst_error, self.worst_rival.worst_error)
+
+    def __str__(self) -> str:
+        name = f"{POLICIES[self.row.policy]} ({self.row.result.label})"
+        name = name[0].upper() + name[1:]
+        rival, other = self.rival.result.label, self.worst_rival.result.label
+        if math.isinf(self.ratio):
+            return f"{name} differs from the uncached pictures; the best alternative, {rival}, does not."
+        owner = "that one's" if rival == other else f"that of the best there, {other}"
+        return (
+            f"{name} has {self.ratio:.2f}x the error of the best alternative, {rival}; at the worst prompt "
+            f"{self.worst_ratio:.2f}x {owner}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        ratios = {"ratio": self.ratio, "worst_ratio": self.worst_ratio}
+        return {
+            "budget": self.row.budget,
+            "policy": self.row.policy,
+            "method": self.row.result.name,
+            "rival": self.rival.result.name,
+            "worst_rival": self.worst_rival.result.name,
+            **{name: None if math.isinf(ratio) else ratio for name, ratio in ratios.items()},
+        }
+
+
+def _ratio(one: float, other: float) -> float:
+    return 1.0 if one == other else one / other if other > 0 else math.inf
+
+
+def verdicts(found: Sequence[Row], budget: float) -> list[Verdict]:
+    """A verdict on each of ``POLICIES`` that a budget has; none if there is no alternative."""
     here = [row for row in found if row.budget == budget]
-    own = [row for row in here if row.adapts] or [row for row in here if row.whose == "ours"]
     others = [row for row in here if row.whose in ("steps", "solver", "peer")]
-    if not own or not others:
-        return None
-    best, rival = (min(rows, key=lambda row: row.error) for rows in (own, others))
-    return (best.error / rival.error if rival.error > 0 else math.inf), best, rival
-
-
-def verdict(found: Sequence[Row], budget: float) -> str:
-    """``against_best`` in a sentence; empty if there is nothing to compare."""
-    compared = against_best(found, budget)
-    if compared is None:
-        return ""
-    ratio, best, rival = compared
-    name, other = best.result.label, rival.result.label
-    if best.error == rival.error:
-        return f"{name} is as close as the best alternative here, {other}."
-    if math.isinf(ratio):
-        same = "whose pictures are identical to the uncached ones"
-        return f"{name} is worse than the best alternative here, {other}, {same}."
-    better = "better" if ratio < 1 else "worse"
-    return f"{name} is {better} than the best alternative here, {other} ({ratio:.2f}x its error)."
+    if not others:
+        return []
+    rival = min(others, key=lambda row: row.error)
+    worst = min(others, key=lambda row: row.worst_error)
+    own = {row.policy: row for row in here if row.whose == "ours"}
+    return [Verdict(own[policy], rival, worst) for policy in POLICIES if policy in own]
 
 
 def story(found: Sequence[Row], budgets: Sequence[float]) -> Story:
     """The frontier's report: its conclusion at each budget, as the terminal prints it, and the rankings."""
-    ratios = [compared[0] for budget in budgets if (compared := against_best(found, budget)) is not None]
-    closer = sum(ratio < 1 for ratio in ratios)
+    told = [each for budget in budgets for each in verdicts(found, budget)]
+    counts = []
+    for policy, title in POLICIES.items():
+        ratios = [each.ratio for each in told if each.row.policy == policy]
+        if ratios:
+            counts.append(f"{title} at {sum(ratio < 1 for ratio in ratios)} of {len(ratios)}")
     headline = "Methods ranked at equal compute"
-    if ratios:
-        budget_s = "budget" if len(ratios) == 1 else "budgets"
-        headline = f"H2-Cache is closer than every alternative at {closer} of {len(ratios)} {budget_s}"
-    told = [(budget, verdict(found, budget)) for budget in budgets]
+    if counts:
+        headline = f"Budgets at which H2-Cache is closer than every alternative: {', '.join(counts)}"
     tables = []
     for budget in budgets:
-        rows = [RankedRow(r.result.label, cells(r), r.whose == "ours") for r in found if r.budget == budget]
-        tables.append(Ranking(f"At {percent(budget)} of the blocks", COLUMNS, rows))
-    sentences = [f"At {percent(budget)} of the blocks, {sentence}" for budget, sentence in told if sentence]
+        here = [row for row in found if row.budget == budget]
+        rows = [RankedRow(row.result.label, cells(row), row.whose == "ours") for row in here]
+        tables.append(Ranking(f"At {percent(budget)} of the blocks", titles(here), rows))
+    sentences = [f"At {percent(each.row.budget)} of the blocks: {each}" for each in told]
     return Story("h2gen frontier", headline, sentences, tables)
 
 
 def first_shown(results: Sequence[MethodResult], own: Sequence[Method]) -> str | None:
     """The name of h2gen's own method that the report shows first: one that adapts to each image, if there is one."""
     names = {result.name for result in results}
+    order = list(POLICIES)
     measured = [method for method in own if method.name in names]
-    return next((method.name for method in sorted(measured, key=lambda method: bool(method.cache.plan))), None)
+    ranked = sorted(measured, key=lambda method: order.index(sort_of(method.cache)))
+    return next((method.name for method in ranked), None)

@@ -11,7 +11,7 @@ from h2gen.evaluation import methods
 from h2gen.evaluation.make_image import ImageMaker, MadeImage
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.options import CompareObserver
-from h2gen.evaluation.results import Sample
+from h2gen.evaluation.results import Case, Sample
 
 Score = Callable[[Method, int, MadeImage, Image.Image], Sample]
 """Scores what a method made of a case against the case's uncached image."""
@@ -31,6 +31,9 @@ class SampleStore(Protocol):
 
     def keep(self, method: Method, case: int, sample: Sample, image: Image.Image) -> None:
         """Store a sample, and the image if it is one that is kept."""
+
+    def value(self, method: Method, case: Case, make: Callable[[], float]) -> float:
+        """A method's score on another case: the one that is kept, or else what ``make`` returns, which is kept."""
 
 
 class KeptSamples:
@@ -79,6 +82,10 @@ class KeptSamples:
         sample = self._score(method, case, made, plain or made.image)
         self._store.keep(method, case, sample, made.image)
         return sample
+
+    def value(self, method: Method, case: Case, make: Callable[[], float]) -> float:
+        """A method's score on a case that is only searched on, which is made if it is missing."""
+        return self._store.value(method, case, make)
 
     def image(self, method: Method, case: int) -> Image.Image:
         """The image of a sample, if images were asked for."""

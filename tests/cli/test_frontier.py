@@ -9,6 +9,7 @@ import pytest
 
 from h2gen.cache import CacheConfig
 from h2gen.cli.app import run
+from h2gen.evaluation.frontier import prepare_frontier
 from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey, write_profile
 
 SMALL = ["frontier", "--steps", "10", "--cfg", "1", "--limit", "1", "--budgets", "0.5", "--against", "fb"]
@@ -43,13 +44,26 @@ def test_it_shows_a_table_for_each_budget_and_says_how_ours_compare(
     out = capsys.readouterr().out
     assert "At 50 % of the blocks".replace(" %", "\u00a0%") in out
     sentence = " ".join(out.split())
-    assert "H2-Cache, planned is " in sentence and "than the best alternative here" in sentence
-    assert "x its error)." in sentence
+    assert "The plan (H2-Cache, planned) has " in sentence and "x the error of the best alternative, " in sentence
+    assert "at the worst prompt " in sentence
     page = (here / "rep" / "index.html").read_text()
     assert "h2gen frontier" in page and "h2gen compare" not in page
-    assert "At 50 % of the blocks, H2-Cache, planned is " in page and "of 1 budget</h1>" in page
+    assert "of the blocks: The plan (H2-Cache, planned) has " in page and "the plan at " in page
     figures = json.loads((here / "rep" / "results.json").read_text())
     assert any(method["label"] == "H2-Cache, planned" for method in figures["methods"])
+
+
+def test_a_dry_run_says_how_much_it_is_and_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["frontier", "--steps", "10", "--limit", "2", "--budgets", "0.5", "--only", "steps"]
+    assert run([*small, "--dry-run"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "At most 8 pictures (4 methods, 2 prompts); they take about as long as 5 uncached ones." in out
+    assert run([*small, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["estimate"]["pictures"] == 8
+    for steps, lowest in (("39", 0.25), ("40", 0.2)):
+        prepared = prepare_frontier(steps=int(steps))
+        assert (prepared.estimate.prompts, min(prepared.budgets)) == (48, lowest)
+    assert not list(here.iterdir())
 
 
 BAD = [
@@ -57,6 +71,9 @@ BAD = [
     (["--limit", "49"], "there are 48 prompts built in"),
     (["--budgets", "2"], "above 0 and below 1"),
     (["--against", "tailor"], "did you mean 'taylor'"),
+    (["--only", "peer"], "only is 'peer': 'peer' is none of own, paper, steps, peers; did you mean 'peers'?"),
+    (["--only", ","], "names nothing; choose from own, paper, steps, peers"),
+    (["--only", "steps"], "--against names other caches, but --only leaves them out; add peers to it."),
     (["--prompts", "gone.txt"], "no such file"),
     (["--profile", "gone.toml"], "No such file"),
     (["--steps", "33"], "There is no profile for 'tiny' at 33 steps"),

@@ -9,14 +9,18 @@ import pytest
 
 from h2gen.cache import CacheConfig
 from h2gen.evaluation import methods
-from h2gen.evaluation.frontier_rows import against_best, best_rows, first_shown, own_methods, story, verdict
+from h2gen.evaluation.frontier_estimate import estimate
+from h2gen.evaluation.frontier_rows import best_rows, cells, first_shown, own_methods, story, titles, verdicts
+from h2gen.evaluation.peers import PEERS, choose_peers
 from h2gen.evaluation.results import Comparison, MethodResult, Score
 from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey
 from h2gen.settings.values import OFF
 from tests.evaluation.comparisons import comparison
 
 PLAN = methods.tuned("a plan", 10, CacheConfig(0, 0, plan="FFSSFSSSSS", forecast=1), "own")
-ADAPTS = methods.tuned("thresholds", 10, CacheConfig(0.2, 0.2, forecast=1), "own")
+ADAPTS = methods.tuned("a tolerance", 10, CacheConfig(0, 0, tolerance=0.01, forecast=1), "own")
+STAGES = methods.tuned("thresholds", 10, CacheConfig(0.2, 0.2, forecast=1), "own")
+OWN = [PLAN, ADAPTS, STAGES]
 
 
 def result(name: str, kind: str, share: float, ssim: float, **detail: object) -> MethodResult:
@@ -31,21 +35,24 @@ def measured(*more: MethodResult) -> Comparison:
         result("steps 10", "steps", 0.2, 0.95),
         result("steps 16", "steps", 0.32, 0.97),
         result("unipc 10", "solver", 0.2, 0.98),
+        result("heun 5", "solver", 0.2, 0.94),
         result("taylor 4 3", "peer", 0.31, 0.985),
         result("taylor 6 3", "peer", 0.21, 0.96),
         result("fb 0.2", "peer", 0.3, 0.9),
         result("h2 0.5 0.7", "h2", 0.2, 0.8, tau1=0.5),
         result(PLAN.name, "h2", 0.2, 0.995, plan=PLAN.cache.plan),
-        result(ADAPTS.name, "h2", 0.21, 0.986, tau1=0.2),
+        result(ADAPTS.name, "h2", 0.21, 0.986, tolerance=0.01),
+        result(STAGES.name, "h2", 0.2, 0.975, tau1=0.2),
         *more,
     ]
     return replace(comparison(), methods=tuple(found))
 
 
 def test_each_budget_shows_the_best_of_every_sort_that_it_pays_for() -> None:
-    found = best_rows(measured(), [PLAN, ADAPTS], [0.33, 0.2])
+    found = best_rows(measured(), OWN, [0.33, 0.2])
     names = {budget: [row.result.name for row in found if row.budget == budget] for budget in (0.33, 0.2)}
-    assert set(names[0.2]) == {"steps 10", "unipc 10", "taylor 6 3", "h2 0.5 0.7", PLAN.name, ADAPTS.name}
+    rivals = {"steps 10", "unipc 10", "heun 5", "taylor 6 3"}
+    assert set(names[0.2]) == {*rivals, "h2 0.5 0.7", PLAN.name, ADAPTS.name, STAGES.name}
     assert {"steps 16", "taylor 4 3", "fb 0.2"} <= set(names[0.33])
     assert names[0.2][0] == PLAN.name  # the closest first
     errors = [row.error for row in found if row.budget == 0.2]
@@ -58,25 +65,37 @@ def test_what_is_closer_for_less_is_what_a_budget_buys() -> None:
     assert [row.result.name for row in found if row.whose == "steps"] == ["steps 15"]
 
 
-def test_the_verdict_is_of_what_adapts_against_the_best_other() -> None:
-    found = against_best(best_rows(measured(), [PLAN, ADAPTS], [0.2]), 0.2)
-    assert found is not None
-    ratio, mine, rival = found
-    assert (mine.result.name, rival.result.name) == (ADAPTS.name, "unipc 10")
-    assert ratio == pytest.approx(0.014 / 0.02)
-    found = against_best(best_rows(measured(), [PLAN], [0.2]), 0.2)
-    assert found is not None and found[1].result.name == PLAN.name
-    assert against_best(best_rows(measured(), [], [0.2]), 0.2) is None
+def test_each_policy_is_judged_on_its_own_in_the_mean_and_at_the_worst_prompt() -> None:
+    worse = result("fb 0.4", "peer", 0.2, 0.97)
+    worse = replace(worse, scores={**worse.scores, "ssim": Score(0.97, 0.96, 0)})
+    adaptive, plan, stages = verdicts(best_rows(measured(worse), OWN, [0.2]), 0.2)
+    assert [each.row.result.name for each in (adaptive, plan, stages)] == [ADAPTS.name, PLAN.name, STAGES.name]
+    assert (adaptive.rival.result.name, adaptive.worst_rival.result.name) == ("unipc 10", "fb 0.4")
+    assert [each.ratio for each in (adaptive, plan, stages)] == pytest.approx(
+        [0.014 / 0.02, 0.005 / 0.02, 0.025 / 0.02]
+    )
+    assert adaptive.worst_ratio == pytest.approx(0.114 / 0.04)
+    assert [each.row.policy for each in verdicts(best_rows(measured(), [PLAN], [0.2]), 0.2)] == ["plan"]
+    assert verdicts(best_rows(measured(), [], [0.2]), 0.2) == []
+    only_own = replace(comparison(), methods=tuple(r for r in measured().methods if r.kind in ("reference", "h2")))
+    assert verdicts(best_rows(only_own, OWN, [0.2]), 0.2) == []
+    plain = adaptive.to_json()
+    assert (plain["budget"], plain["policy"], plain["rival"]) == (0.2, "tolerance", "unipc 10")
+    assert plain["ratio"] == pytest.approx(0.7) and plain["worst_ratio"] == pytest.approx(2.85)
 
 
 def test_the_verdict_is_a_sentence_in_plain_words() -> None:
-    found = best_rows(measured(), [PLAN, ADAPTS], [0.2])
-    assert verdict(found, 0.2) == f"{ADAPTS.name} is better than the best alternative here, unipc 10 (0.70x its error)."
-    closer = best_rows(measured(result("steps 9", "steps", 0.2, 0.993)), [PLAN, ADAPTS], [0.2])
-    assert verdict(closer, 0.2).endswith("is worse than the best alternative here, steps 9 (2.00x its error).")
-    same = best_rows(measured(result("steps 9", "steps", 0.2, 1.0)), [PLAN, ADAPTS], [0.2])
-    assert verdict(same, 0.2).endswith("steps 9, whose pictures are identical to the uncached ones.")
-    assert verdict(best_rows(measured(), [], [0.2]), 0.2) == ""
+    adaptive = verdicts(best_rows(measured(), [PLAN, ADAPTS], [0.2]), 0.2)[0]
+    assert str(adaptive) == (
+        f"The adaptive policy ({ADAPTS.name}) has 0.70x the error of the best alternative, unipc 10; at the worst "
+        "prompt 0.95x that one's."
+    )
+    same = replace(result("steps 9", "steps", 0.2, 1.0))
+    same = replace(same, scores={**same.scores, "ssim": Score(1.0, 1.0, 0)})
+    (plan,) = verdicts(best_rows(measured(same), [PLAN], [0.2]), 0.2)
+    told = f"The plan ({PLAN.name}) differs from the uncached pictures; the best alternative, steps 9, does not."
+    assert str(plan) == told
+    assert plan.to_json()["ratio"] is None
 
 
 def test_the_report_concludes_as_the_terminal_does_and_shows_every_budget() -> None:
@@ -84,29 +103,59 @@ def test_the_report_concludes_as_the_terminal_does_and_shows_every_budget() -> N
     found = best_rows(measured(), [PLAN, ADAPTS], budgets)
     told = story(found, budgets)
     assert told.command == "h2gen frontier"
-    assert told.headline == "H2-Cache is closer than every alternative at 2 of 2 budgets"
+    assert told.headline == (
+        "Budgets at which H2-Cache is closer than every alternative: the adaptive policy at 2 of 2, the plan at 2 of 2"
+    )
     assert told.sentences == [
-        f"At {b} of the blocks, {verdict(found, share)}" for b, share in (("33\u00a0%", 0.33), ("20\u00a0%", 0.2))
+        f"At {b} of the blocks: {each}"
+        for b, share in (("33\u00a0%", 0.33), ("20\u00a0%", 0.2))
+        for each in verdicts(found, share)
     ]
     assert [ranking.title for ranking in told.tables] == ["At 33\u00a0% of the blocks", "At 20\u00a0% of the blocks"]
     assert [row.label for row in told.tables[1].rows if row.ours] == [PLAN.name, ADAPTS.name]
     assert story(best_rows(measured(), [], budgets), budgets).headline == "Methods ranked at equal compute"
 
 
+def test_lpips_has_columns_where_it_was_measured() -> None:
+    (row, *_) = best_rows(measured(), OWN, [0.2])
+    assert len(titles([row])) == len(cells(row)) == 5 and row.to_json()["lpips_mean"] is None
+    scores = {**row.result.scores, "lpips": Score(0.0123, 0.2, 0)}
+    row = replace(row, result=replace(row.result, scores=scores))
+    assert titles([row])[5:] == ["LPIPS", "worst"] and cells(row)[5:] == ["0.0123", "0.200"]
+    assert row.to_json()["lpips_worst"] == 0.2
+
+
+def test_the_estimate_counts_every_picture() -> None:
+    # uncached, six own, 14 and 7 steps of two solvers, Heun's 7 and 4; 12 or 13 tries on 8 prompts for each search
+    every = estimate({"own", "paper", "steps", "peers"}, (0.5, 0.25), choose_peers("fb,mag"), 10, 28)
+    assert every.methods == 1 + 6 + (2 + 2 + 2) + 4 + 2
+    assert every.searching == 2 * 8 * (12 + 13 + 13) + 8  # MagCache is calibrated
+    assert every.pictures == 10 * every.methods + every.searching
+    fitted = estimate({"peers"}, (0.5, 0.25), choose_peers("meancache"), 10, 28)
+    tried = 1 + sum(len(values) - 1 for values in PEERS["meancache"].choices.values())
+    assert fitted.searching == 8 + 4 + 2 * 4 * tried
+    only = estimate({"steps"}, (0.5, 0.25), [], 10, 28)
+    assert (only.pictures, only.searching) == (70, 0)
+    assert only.uncached_pictures == round(10 * (1 + 2 * (14 + 7) / 28 + (13 + 7) / 28))
+    assert "At most 70 pictures (7 methods, 10 prompts); they take about as long as " in str(only)
+    assert "616 of them to find settings of other caches" in str(every)
+    assert only.timed(2.0).startswith("An uncached picture takes 2.00\u00a0s, so everything takes about ")
+
+
 def test_the_report_shows_our_own_method_first_and_not_the_papers() -> None:
     results = measured().methods
     assert first_shown(results, [PLAN, ADAPTS]) == ADAPTS.name
-    assert first_shown(results, [PLAN]) == PLAN.name
+    assert first_shown(results, [STAGES, PLAN]) == PLAN.name
     assert first_shown(results, []) is None
 
 
 def test_a_row_is_plain_data() -> None:
     row = best_rows(measured(), [PLAN, ADAPTS], [0.2])[0].to_json()
-    assert (row["whose"], row["adapts"], row["budget"]) == ("ours", False, 0.2)
+    assert (row["whose"], row["policy"], row["budget"]) == ("ours", "plan", 0.2)
     assert row["error"] == pytest.approx(0.005) and row["ssim_worst"] == pytest.approx(0.895)
 
 
-def test_ours_are_a_profiles_best_of_both_sorts_for_each_budget() -> None:
+def test_ours_are_a_profiles_best_of_every_policy_for_each_budget() -> None:
     def choice(label: str, share: float, ssim: float, cache: CacheConfig) -> Choice:
         return Choice(label, 10, "own", cache, Figures(share, 1.0, 1 / share, ssim, ssim, 30.0, 30.0))
 
@@ -116,6 +165,7 @@ def test_ours_are_a_profiles_best_of_both_sorts_for_each_budget() -> None:
         choice("plan", 0.2, 0.99, PLAN.cache),
         choice("poorer", 0.18, 0.9, replace(PLAN.cache, plan="FSSSFSSSSS")),
         choice("adapts", 0.45, 0.98, ADAPTS.cache),
+        choice("stages", 0.5, 0.97, STAGES.cache),
     )
     found = own_methods(Profile(Path("x"), situation, choices, {}), [0.5, 0.2])
-    assert [method.label for method in found] == ["H2-Cache, plan", "H2-Cache, adapts"]
+    assert [method.label for method in found] == ["H2-Cache, adapts", "H2-Cache, plan", "H2-Cache, stages"]

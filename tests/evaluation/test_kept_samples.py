@@ -147,6 +147,15 @@ def test_pictures_and_decisions_come_back_exactly(tmp_path: Path) -> None:
             kept.keep(TUNED, 0, sample(), Image.new("RGB", (8, 8)))
 
 
+def test_scores_of_a_search_are_kept_by_method_and_case(tmp_path: Path) -> None:
+    with MeasurementLog(tmp_path / "a.jsonl", {}) as log:
+        assert opened(log).value(TUNED, Case("a fox", 3), lambda: 0.5) == 0.5
+    with MeasurementLog(tmp_path / "a.jsonl", {}) as log:
+        assert opened(log).value(TUNED, Case("a fox", 3), lambda: 0.7) == 0.5
+        assert opened(log).value(TUNED, Case("a fox", 4), lambda: 0.7) == 0.7
+        assert opened(log).value(methods.fewer(2, 4), Case("a fox", 3), lambda: 0.9) == 0.9
+
+
 def test_timings_of_several_sessions_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with MeasurementLog(path, {}) as log:

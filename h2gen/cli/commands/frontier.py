@@ -56,7 +56,7 @@ def frontier(
     Example: h2gen frontier --steps 50 --report frontier
     """
     # Imported here, not above: this module is loaded for every --help.
-    from h2gen.cli.console import make_console, route_warnings
+    from h2gen.cli.console import make_console, route_warnings, say, stdout
     from h2gen.cli.views.request import show_notices, show_request
     from h2gen.evaluation.frontier import FrontierOptions, prepare_frontier
     from h2gen.evaluation.tune.options import parse_budgets
@@ -69,10 +69,22 @@ def frontier(
     show_notices(prepared.request.notices, console)
     if dry_run:
         seeds = [case.seed for case in prepared.cases]
-        show_request(prepared.request, seeds, as_json, seed_source="prompt", whole=verbose)
+        from rich.text import Text
+
+        show_request(
+            prepared.request,
+            seeds,
+            as_json,
+            seed_source="prompt",
+            whole=verbose,
+            more={"estimate": prepared.estimate.to_json()},
+        )
+        if not as_json:
+            stdout().print(Text(f"\n{prepared.estimate}"))
         return
     from h2gen.cli.views.frontier import FrontierView
 
     route_warnings(console, verbose)
-    with FrontierView(console, as_json) as view:
+    say(console, str(prepared.estimate), "dim")
+    with FrontierView(console, as_json, prepared.estimate) as view:
         prepared.run(view)

@@ -82,7 +82,9 @@ class Metrics:
         return values | {name: measure(image, prompt) for name, measure in self._quality.items()}
 
 
-def choose_metrics(wanted: str | None = None, *, clip_model: str | None = None, device: str = "cpu") -> Metrics:
+def choose_metrics(
+    wanted: str | None = None, *, clip_model: str | None = None, device: str = "cpu", download: bool = True
+) -> Metrics:
     """Find out which of the requested metrics are available.
 
     Args:
@@ -90,6 +92,7 @@ def choose_metrics(wanted: str | None = None, *, clip_model: str | None = None, 
             this machine. Weights are downloaded only for a metric that is named.
         clip_model: a folder in transformers' layout, or a repository on huggingface.co, for CLIP-IQA and CLIP score.
         device: where the models run.
+        download: whether weights may be downloaded at all.
 
     Raises:
         SettingError: a name is unknown, or the list is empty.
@@ -112,7 +115,7 @@ def choose_metrics(wanted: str | None = None, *, clip_model: str | None = None, 
         infos.append(MetricInfo("ssim", "SSIM", "", True, True, library))
         close["ssim"] = psnr_ssim.ssim
     if "lpips" in names:
-        missing = lpips.missing(download=named)
+        missing = lpips.missing(download=named and download)
         if missing is None:
             infos.append(MetricInfo("lpips", "LPIPS", "", False, True, f"{library}, AlexNet"))
             close["lpips"] = lpips.Lpips(device).distance
@@ -122,7 +125,7 @@ def choose_metrics(wanted: str | None = None, *, clip_model: str | None = None, 
     if of_clip:
         try:
             called = clip_model or clip.DEFAULT
-            model = clip.Clip(called, clip.find(called, download=named), device)
+            model = clip.Clip(called, clip.find(called, download=named and download), device)
         except clip.Missing as error:
             if named or clip_model:
                 notices += [f"{name} is left out: {error}" for name in of_clip]

@@ -39,7 +39,7 @@ def missing(*, download: bool) -> str | None:
     if file.is_file():
         return None
     if not download:
-        return f"its weights, {file.name}, are not on this machine; name lpips in --metrics to download them."
+        return f"its weights, {file.name}, are not on this machine; h2gen compare --metrics lpips downloads them."
     from huggingface_hub.constants import is_offline_mode
 
     if is_offline_mode():

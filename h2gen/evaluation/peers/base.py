@@ -72,6 +72,11 @@ class Peer(ABC):
         """The same cache without its guard, for shares that the guard makes unreachable; None if it has none."""
         return replace(self, guarded=False) if self.guard and self.guarded else None
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether ``calibrated`` makes images."""
+        return type(self).calibrated is not Peer.calibrated
+
     def calibrated(self, pipe: Any, runs: Sequence[Callable[[], Any]], *, steps: int) -> Peer:
         """The peer calibrated for this model and number of steps; most need no calibration.
 

@@ -39,8 +39,3 @@ def adaptive_method(cache: CacheConfig, steps: int) -> Method:
 def fewer_steps(steps: int, solver: str, reference: int) -> Method:
     """Fewer steps of a solver, uncached; ``reference`` is the steps of the uncached run."""
     return methods.tuned(label_of(OFF, steps, solver), steps, OFF, solver, evaluations(steps, solver) / reference)
-
-
-def is_adaptive(cache: CacheConfig) -> bool:
-    """Whether the cache adapts to each image, instead of following a plan."""
-    return cache.enabled and not cache.plan

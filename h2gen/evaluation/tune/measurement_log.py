@@ -269,18 +269,23 @@ class LoggedSamples:
         )
         self._sessions.add(self._session)
 
+    def value(self, method: Method, case: Case, make: Callable[[], float]) -> float:
+        """A method's score on another case: the logged one, or else what ``make`` returns."""
+        return float(self._log.get(_key("score", method, case), make))
+
     def _file(self, method: Method, case: int) -> Path:
         assert self._pictures is not None
         return self._pictures / f"{hashlib.sha256(self._key(method, case).encode()).hexdigest()[:32]}.png"
 
     def _key(self, method: Method, case: int) -> str:
         """A method with all its settings, and a case."""
-        detail = {name: value for name, value in method.detail.items() if name != "target_share"}
-        where = [self._cases[case].prompt, self._cases[case].seed]
-        if method.kind == "peer":  # some are calibrated on the first case
-            where += [self._cases[0].prompt, self._cases[0].seed]
-        code = [_own_code()] if method.kind == "h2" else []
-        return json.dumps(["picture", method.name, method.steps, method.solver, detail, *where, *code])
+        return _key("picture", method, self._cases[case])
+
+
+def _key(what: str, method: Method, case: Case) -> str:
+    detail = {name: value for name, value in method.detail.items() if name != "target_share"}
+    code = [_own_code()] if method.kind == "h2" else []
+    return json.dumps([what, method.name, method.steps, method.solver, detail, case.prompt, case.seed, *code])
 
 
 @cache
