@@ -21,7 +21,7 @@ from h2gen.evaluation.fit_budget import fit_to_budget
 from h2gen.evaluation.make_image import ImageMaker, MadeImage
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.options import CompareObserver, MethodOptions
-from h2gen.evaluation.peers import TOLERANCE, EqualCost, Peer, Value, find_best, find_equal_cost
+from h2gen.evaluation.peers import SCORED, TOLERANCE, EqualCost, Peer, Value, find_best, find_equal_cost
 from h2gen.evaluation.results import Case
 from h2gen.evaluation.rivals import steps_of_share, steps_within
 from h2gen.models.choices import SOLVERS
@@ -30,8 +30,6 @@ PAPER = CacheConfig(0.15, 0.22)
 """The paper's thresholds, which are scaled together to meet a budget."""
 COUNTED = 8
 """Cases, at most, whose blocks are counted while searching a peer's setting."""
-SCORED = 4
-"""Images, of the prompts to search on, that decide between a peer's further settings."""
 
 
 class Measured(Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 from h2gen.evaluation.methods import TRUTH_STEPS
 from h2gen.evaluation.number_format import duration, seconds
 from h2gen.evaluation.options import MethodOptions
+from h2gen.evaluation.peers import SCORED, Peer
 from h2gen.evaluation.repeats import LEAST, MOST
 from h2gen.settings.profiles import Profile, ProfileKey, list_profiles
 
@@ -79,7 +80,7 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
     low, high = (times * timed + methods.truth for times in _bounds(methods.repeat))
     once = 1 + _HALF * beside + 2 * sum(methods.fewer) / key.steps
     warm = (2 + 2 * (caches + counts)) / key.steps + _HALF * caches
-    search = _HALF * _TRIES * peers * caches * min(8, prompts)
+    search = sum(_search(peer, caches, prompts) for peer in methods.peers)
     truth = methods.truth * TRUTH_STEPS / key.steps
     known = timed_before(key)
     return Effort(
@@ -91,6 +92,14 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
         seconds_uncached=None if known is None else known[0],
         measured_in="" if known is None else known[1].path.name,
     )
+
+
+def _search(peer: Peer, caches: int, prompts: int) -> float:
+    """How many uncached pictures take as long as finding another cache's settings."""
+    if not peer.choices:
+        return peer.calibration + _HALF * _TRIES * caches * min(8, prompts)
+    tries = 1 + sum(len(values) - 1 for values in peer.choices.values())
+    return peer.calibration + SCORED * (1 + _HALF * tries * caches)
 
 
 def _bounds(repeat: int | None) -> Sequence[int]:

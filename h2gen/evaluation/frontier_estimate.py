@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from h2gen.evaluation.baselines import COUNTED, SCORED
+from h2gen.evaluation.baselines import COUNTED
 from h2gen.evaluation.builtin_prompts import TUNING
 from h2gen.evaluation.fit_budget import MOST as MOST_FITS
 from h2gen.evaluation.number_format import duration, seconds
-from h2gen.evaluation.peers import Peer
+from h2gen.evaluation.peers import SCORED, Peer
 from h2gen.evaluation.peers.equal_cost import MOST, TOLERANCE
 from h2gen.evaluation.rivals import steps_within
 from h2gen.models.choices import SOLVERS, evaluations

@@ -169,7 +169,7 @@ def test_what_a_peer_is_fitted_and_chosen_on_is_not_compared(tiny: Any, monkeypa
 
     monkeypatch.setattr(ImageMaker, "make", noting)
     monkeypatch.setattr(builtin_prompts, "TUNING", ("a rose", "a guitar"))
-    monkeypatch.setattr(baselines, "_SCORED", 2)
+    monkeypatch.setattr(baselines, "SCORED", 2)
     found = compared(tiny, side=64, baselines=False, peers=choose_peers("meancache"))
     (peer,) = [method for method in found.methods if method.kind == "peer"]
     assert peer.label == f"MeanCache, {peer.detail['computed_steps']} steps computed"

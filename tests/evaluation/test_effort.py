@@ -55,6 +55,9 @@ def test_options_say_their_length_in_the_same_way(prompts: int, options: dict[st
 def test_another_cache_takes_a_search_and_its_runs() -> None:
     more = of(peers=choose_peers("fb"))
     assert more.methods == 5 and more.uncached_pictures == pytest.approx(of().uncached_pictures + 3 + 1.5)
+    # Eight to fit, four uncached ones, and four of half the blocks for each of six settings.
+    fitted = of(peers=choose_peers("meancache"))
+    assert fitted.uncached_pictures == pytest.approx(of().uncached_pictures + 8 + 4 + 12 + 1.5)
 
 
 def test_a_model_that_was_never_timed_is_said_to_show_how_long_it_takes() -> None:

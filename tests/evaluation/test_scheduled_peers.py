@@ -170,9 +170,9 @@ def test_a_peer_says_its_source_its_settings_and_its_steps() -> None:
     assert peer.settings((11,)) == {
         "computed_steps": 11,
         "polynomials": 1.0,
+        "warmup": 5,
         "degree": 4,
         "ridge": 0.1,
-        "warmup": 5,
     }
 
 

@@ -12,12 +12,13 @@ from h2gen.errors import SettingError
 from h2gen.evaluation.peers.base import Peer, Span, Value, contexts, threshold_of
 from h2gen.evaluation.peers.builtin import FirstBlock, Magnitude, Sea, Taylor
 from h2gen.evaluation.peers.dbcache import DualBlock
-from h2gen.evaluation.peers.equal_cost import TOLERANCE, EqualCost, find_best, find_equal_cost
+from h2gen.evaluation.peers.equal_cost import SCORED, TOLERANCE, EqualCost, find_best, find_equal_cost
 from h2gen.evaluation.peers.scheduled import DPCache, LinearPredictor, MeanCache, Spectrum, StepMasks
 from h2gen.wording import did_you_mean
 
 __all__ = [
     "PEERS",
+    "SCORED",
     "TOLERANCE",
     "EqualCost",
     "Peer",

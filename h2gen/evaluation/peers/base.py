@@ -30,7 +30,8 @@ class Peer(ABC):
     them, and ``note`` says what a reader of a comparison should know. ``guard`` is a setting that forbids reuse
     regardless of the knobs, such as a cap on consecutive steps, and ``guard_words`` says what that is; it is set as the
     peer's authors advise, unless ``guarded`` is off. ``choices`` are values to try of further settings, by field, its
-    authors' own first; they change the fidelity, but not the number of blocks.
+    authors' own first; they change the fidelity, but not the number of blocks. ``calibration`` is the most images that
+    ``calibrated`` makes.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Peer(ABC):
     guard: ClassVar[str] = ""
     guard_words: ClassVar[str] = ""
     choices: ClassVar[Mapping[str, Sequence[float]]] = {}
+    calibration: ClassVar[int] = 0
     span: ClassVar[Span] = Span(0.001, 5.0)
 
     @property

@@ -76,6 +76,7 @@ class Magnitude(Builtin):
     guard: ClassVar[str] = "max_skip_steps"
     guard_words: ClassVar[str] = "limit on skips in a row"
     span: ClassVar[Span] = Span(0.0001, 20.0)
+    calibration: ClassVar[int] = 1
     config: ClassVar[str] = "MagCacheConfig"
 
     def _config(self, transformer: Any, value: Value, steps: int) -> Any:

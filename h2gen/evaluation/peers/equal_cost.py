@@ -14,6 +14,9 @@ TOLERANCE = 0.02
 MOST = 12
 """Settings tried, at most; each makes one image per case."""
 
+SCORED = 4
+"""Images, of prompts that are not compared, that decide between a peer's further settings."""
+
 
 @dataclass(frozen=True)
 class EqualCost:
