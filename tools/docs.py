@@ -16,6 +16,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,13 +172,18 @@ def packages_table() -> str:
     return table(("package", "what is in it"), *rows)
 
 
+DEFAULTS = asdict(h2gen.CacheConfig())
+"""The settings of the cache at their defaults."""
+
+
 def presets_table() -> str:
     """The shipped presets with their settings and measured figures."""
     rows = []
     for preset in sorted(list_presets(), key=lambda preset: -preset.figures.get("share", 1.0)):
         found = preset.config
-        deciding = {"tau1": found.tau1, "tau2": found.tau2, "tolerance": found.tolerance}
-        settings = ", ".join(f"`{name}` {value:g}" for name, value in deciding.items() if value) or "no cache"
+        given = {name: value for name, value in asdict(found).items() if value != DEFAULTS[name]}
+        given |= {"tau1": found.tau1, "tau2": found.tau2}
+        settings = ", ".join(f"`{name}` {value}" for name, value in given.items() if value) or "no cache"
         figures = preset.figures
         measured = (
             (f"{figures['share']:.0%}", f"{figures['speedup']:.2f}x", f"{figures['psnr_mean']:.1f} dB")

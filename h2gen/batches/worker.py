@@ -12,6 +12,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -140,9 +141,10 @@ def _make(session: Session, model: Model, together: Sequence[Task], connection: 
 
 
 def _made(model: Model, task: Task, result: Result) -> PictureMade:
-    from h2gen.generation.advice import advice
+    from h2gen.generation.advice import advice, tuned_thresholds
     from h2gen.output.picture_file import picture_file
 
+    tuned = partial(tuned_thresholds, result.settings, lambda: model.content_hash)
     file = picture_file(
         replace(result, preset=task.preset),
         replace(result.origin, content_hash=model.content_hash),
@@ -161,5 +163,5 @@ def _made(model: Model, task: Task, result: Result) -> PictureMade:
         result.summary,
         result.nan_with_cache,
         result.unread,
-        None if result.summary is None else advice(result.trace, result.settings.cache),
+        None if result.summary is None else advice(result.trace, result.settings.cache, tuned),
     )

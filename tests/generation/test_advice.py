@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord, Trace
-from h2gen.generation.advice import advice
+from h2gen.generation.advice import advice, tuned_thresholds
+from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey, user_folder, write_profile
+from h2gen.settings.values import Settings
 
 TOLERANCE = CacheConfig(0, 0, tolerance=0.002)
 THRESHOLDS = CacheConfig(0.01, 0.01)
@@ -46,6 +51,37 @@ def test_fewer_steps_are_advised_where_only_a_ruinous_setting_would_skip_one(mad
     assert advice(made, cache) == (
         "The cache reused nothing: there are too few steps to skip any. To be faster, use fewer --steps."
     )
+
+
+def tuned(share: float, **more: Any) -> Choice:
+    cache = CacheConfig(0.1, 0.15, **more)
+    return Choice("x", 8, "own", cache, Figures(share, 1.0, 1 / share, share, share, 40.0, 35.0))
+
+
+def test_thresholds_of_a_profile_come_before_estimates() -> None:
+    made = trace(changes=(None, 0.11, 0.12, 0.13))
+    found = tuned(0.48, forecast=1, budget=True, warmup_steps=2)
+    assert advice(made, THRESHOLDS, lambda: found) == (
+        "The cache reused nothing. As tuned for such pictures, --tau1 0.1 --tau2 0.15 --warmup-steps 2 --forecast 1 "
+        "--budget run 48% of the blocks, with a mean SSIM of 0.4800."
+    )
+    assert str(advice(made, THRESHOLDS)).endswith(" would reuse some stages. 'h2gen tune' finds better ones.")
+
+
+def test_the_profile_that_fits_gives_its_closest_thresholds_of_half_the_blocks() -> None:
+    settings = Settings("a cat", 1, 64, 64, 8)
+    key = ProfileKey("mine", "ab" * 32, 8, 64, 64, "plain")
+    plan = replace(tuned(0.45), cache=CacheConfig(0, 0, plan="FFFFSFSF"))
+    choices = (tuned(0.3), tuned(0.4), plan, tuned(0.8))
+    assert tuned_thresholds(settings, lambda: "ab" * 32) is None
+    write_profile(Profile(user_folder() / "p.toml", key, choices, {}))
+    found = tuned_thresholds(settings, lambda: "ab" * 32)
+    assert found is not None and found.figures.share == 0.4
+    assert tuned_thresholds(settings, lambda: "cd" * 32) is None
+    assert tuned_thresholds(replace(settings, steps=9), lambda: "ab" * 32) is None
+    write_profile(Profile(user_folder() / "p.toml", key, (plan, tuned(0.8), tuned(0.7)), {}))
+    found = tuned_thresholds(settings, lambda: "ab" * 32)
+    assert found is not None and found.figures.share == 0.7
 
 
 def test_thresholds_are_named_as_far_as_they_are_sound() -> None:

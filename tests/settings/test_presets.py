@@ -14,9 +14,15 @@ from tests.locked import locked
 
 def test_the_presets_that_the_readme_promises_are_there_and_say_what_they_are_for() -> None:
     found = {preset.name: preset for preset in list_presets()}
-    assert {"paper", "quality", "balanced", "fast", "off"} <= set(found)
+    assert {"paper", "h2", "quality", "balanced", "fast", "off"} <= set(found)
     assert DEFAULT in found
     assert all(preset.description.endswith(".") for preset in found.values())
+
+
+def test_h2_is_the_papers_two_stages_and_closer_than_its_thresholds() -> None:
+    h2, paper = load_preset("h2"), load_preset("paper")
+    assert h2.config.tau1 and h2.config.tau2 and not (h2.config.plan or h2.config.tolerance)
+    assert h2.figures["share"] <= 0.5 and h2.figures["psnr_mean"] > paper.figures["psnr_mean"] + 3
 
 
 def test_paper_is_what_the_authors_run() -> None:

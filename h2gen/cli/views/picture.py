@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -106,7 +107,7 @@ class PictureView(RenderObserver):
 
     def _conclude(self, picture: SavedPicture) -> None:
         """The last line, and advice if the cache reused nothing."""
-        from h2gen.generation.advice import advice
+        from h2gen.generation.advice import advice, tuned_thresholds
 
         console, result = self._console, picture.result
         if result.nan_with_cache:
@@ -121,7 +122,8 @@ class PictureView(RenderObserver):
             several = any(step.context != steps[0].context for step in steps) or settings.solver == "heun"
             line = f"{line}, {counts(summary, several, reference_steps(settings))}"
         say(console, line, "bold")
-        sentence = advice(result.trace, result.settings.cache)
+        tuned = partial(tuned_thresholds, settings, result.content_hash)
+        sentence = advice(result.trace, settings.cache, tuned)
         if sentence is not None:
             say(console, sentence, "yellow")
 
