@@ -54,7 +54,8 @@ class CacheConfig:
         final_steps: the last N steps of a trajectory are always full. Needs the schedule (see ``apply``).
         max_consecutive: at most N steps in a row without a full one.
         forecast: what is added when a stage is reused: 0 its last residual, as in the paper; 1 the straight line in
-            sigma through its last two, which takes the memory of one more (see ``h2gen.cache.forecast``).
+            sigma through its last two, as far as the stage is seen to follow it, which takes the memory of one more
+            (see ``h2gen.cache.forecast``).
         plan: what to do at each step, one letter per step: F full, D detail reused, C structure reused and detail
             computed, R both reused, S skipped: no block runs, the transformer's output is forecast from the last
             computed ones. Thresholds and guards are then ignored and nothing is measured. Spaces, commas and small

@@ -31,6 +31,7 @@ class Inputs:
         #: What must not change while residuals are kept.
         self.signature = latents.shape, text.shape, latents.dtype, latents.device
         self.text_tokens: int = text.shape[1]
+        self.image_tokens: int = latents.shape[1]
         self.device: torch.device = latents.device
         #: What the model adds between each stage's blocks.
         self.added = {stage.name: family.added_between(stage.name, len(stage.blocks), arguments) for stage in stages}

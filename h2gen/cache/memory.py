@@ -30,9 +30,11 @@ class StageMemory:
         self.spent = [0.0] * pictures
         """With a budget, each picture's changes added up since it was last computed."""
 
-    def keep_residual(self, residual: Sequence[torch.Tensor], sigma: float, step: int, rows: Rows) -> None:
+    def keep_residual(
+        self, residual: Sequence[torch.Tensor], sigma: float, step: int, rows: Rows, own: torch.Tensor | None
+    ) -> None:
         """Remember the residual that some pictures of the batch got at a step."""
-        self.residuals.keep(tuple(residual), sigma, rows)
+        self.residuals.keep(tuple(residual), sigma, rows, own)
         for row in rows:
             self.computed_at[row] = step
 
@@ -56,6 +58,8 @@ class Memory:
         """Of each picture; empty unless steps may be skipped."""
         self.poolings: dict[str, Pooling] = {}
         """Of each stage with stable pooling, which depends on the token grid."""
+        self.own: torch.Tensor | None = None
+        """Which image tokens are those of the picture itself (see ``own_tokens``)."""
 
     def of(self, stage: str) -> StageMemory:
         return self.structure if stage == "structure" else self.detail

@@ -1,4 +1,4 @@
-"""The rows and columns of a picture's tokens, read from the position ids that diffusers' pipelines make."""
+"""A picture's own tokens and their rows and columns, read from the position ids that diffusers' pipelines make."""
 
 from __future__ import annotations
 
@@ -33,3 +33,20 @@ def grid_of(image_ids: torch.Tensor | None, image_tokens: int) -> tuple[int, int
     if (row != row[:, :1]).any() or (column != column[:1]).any() or (columns > 1 and column[0, 0] == column[0, 1]):
         return None
     return own // columns, columns
+
+
+def own_tokens(image_ids: torch.Tensor | None, image_tokens: int, device: torch.device) -> torch.Tensor:
+    """Which image tokens belong to the picture that is being made, ``(N,)``: 1, or 0 for those of reference pictures.
+
+    All, if the ids do not say. Nothing is read.
+
+    Args:
+        image_ids, image_tokens: as in ``grid_of``.
+        device: of the result.
+    """
+    import torch
+
+    ids = image_ids[0] if image_ids is not None and image_ids.ndim == 3 else image_ids
+    if ids is None or ids.shape[0] != image_tokens:
+        return torch.ones(image_tokens, device=device)
+    return (ids[:, 0] == ids[0, 0]).to(device, torch.float32)

@@ -125,14 +125,21 @@ def remember(kept: Kept, name: str, sigma: float, value: torch.Tensor) -> None:
     kept.setdefault(name, []).append((sigma, value))
 
 
-def recall(kept: Kept, name: str, sigma: float, order: int) -> torch.Tensor:
-    """What was computed last, or the straight line through the last two, extended by at most half their distance."""
-    newer, new = kept[name][-1]
-    if order == 0 or len(kept[name]) == 1:
+def recall(kept: Kept, stage: str, stream: str, sigma: float, order: int) -> torch.Tensor:
+    """What was computed last, or the straight line through the last two, extended by at most half their distance; less
+    far if the picture's own tokens followed less than half of the line through the two before."""
+    computed = kept[f"{stage} {stream}"]
+    newer, new = computed[-1]
+    if order == 0 or len(computed) == 1:
         return new
-    older, old = kept[name][-2]
+    older, old = computed[-2]
+    part, own = 1.0, kept["own"][-1][1]
+    if len(computed) > 2:
+        (s0, x0), (s1, x1), (s2, x2) = ((at, x[:, -len(own) :][:, own]) for at, x in kept[f"{stage} image"][-3:])
+        said, did = (x1 - x0) / (s1 - s0) * (s2 - s1), x2 - x1
+        part = min(max(2 * float((did * said).sum() / (said * said).sum()), 0), 1)
     farthest = newer + (newer - older) / 2
-    return new + (new - old) / (newer - older) * (max(sigma, farthest) - newer)
+    return new + part * (new - old) / (newer - older) * (max(sigma, farthest) - newer)
 
 
 def sample_of(
@@ -178,8 +185,8 @@ def two_stages(
 
     # 3. Reuse or run double blocks 1 and on.
     if hit1:
-        e2 = e1 + recall(kept, "structure text", sigma, rules.forecast)
-        h2 = h1 + recall(kept, "structure image", sigma, rules.forecast)
+        e2 = e1 + recall(kept, "structure", "text", sigma, rules.forecast)
+        h2 = h1 + recall(kept, "structure", "image", sigma, rules.forecast)
         for sample in double_samples:
             h2 = h2 + sample
     else:
@@ -213,7 +220,7 @@ def two_stages(
     # 6. Reuse or run single blocks 1 and on.
     text = e.shape[1]
     if hit2:
-        x4 = torch.cat([e3, h3], dim=1) + recall(kept, "detail image", sigma, rules.forecast)
+        x4 = torch.cat([e3, h3], dim=1) + recall(kept, "detail", "image", sigma, rules.forecast)
         e4, h4 = x4[:, :text], x4[:, text:]
         for sample in single_samples:
             h4 = h4 + sample
@@ -462,6 +469,8 @@ class Reference:
         plans = self.rules.plan.split("/")
         letter = plans[min(turn, len(plans) - 1)][step] if self.rules.plan else None
         remember(kept, "pass", sigma, torch.empty(0))
+        pictures = inputs["img_ids"].reshape(-1, *inputs["img_ids"].shape[-2:])[0, :, 0]
+        remember(kept, "own", sigma, pictures == pictures[0])
         if turn == 0:
             free = not any(self.rules.guards(step, self.steps, self.in_a_row[each]) for each in self.passes)
             lines = all(len(self.kept[each].get("velocity", [])) > 1 for each in self.passes)

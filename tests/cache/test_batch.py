@@ -188,7 +188,9 @@ def test_pictures_that_agree_cost_no_kernel_more_than_one_alone(make: Any, polic
         assert len(trace.steps) == copies * len(calls)
         return Counter({name: counted.counts[name] for name in OURS})
 
-    assert count(2) == count(1)
+    assert count(3) == count(2)
+    if not config.get("forecast"):  # whose one number per picture counts as a tensor from two pictures on
+        assert count(2) == count(1)
 
 
 def test_a_pass_of_many_pictures_waits_once_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:

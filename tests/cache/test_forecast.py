@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import CacheConfig, h2_cache
-from h2gen.cache.forecast import FARTHEST, ResidualHistory, extrapolation
+from h2gen.cache.forecast import FARTHEST, ResidualHistory, extrapolation, progress
 from h2gen.errors import SettingError
 from tests.cache.drive import (
     assert_close,
@@ -28,6 +28,7 @@ from tests.cache.drive import (
     thresholds,
 )
 from tests.cache.reference import Rules, reference
+from tests.cache.test_checks import Operations
 from tests.cache.test_memory import still_alive, streams
 from tests.small import flux_pipeline, run_kwargs
 
@@ -58,6 +59,46 @@ def test_a_line_is_not_followed_for_ever() -> None:
     history.keep(line(0.8), 0.8)
     for got, wanted in zip(history.forecast(0.1), line(0.8 - FARTHEST * 0.1), strict=True):
         assert torch.allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ((0, 4, 8), 8 + 4 / 2),  # on the line
+        ((0, 4, 6), 6 + 2 / 2),  # half of it is enough
+        ((0, 4, 5), 5 + 1 / 4),
+        ((0, 4, 3), 3),  # turned round
+        ((0, 4, 20), 20 + 16 / 2),
+        ((4, 4, 5), 5),  # no line to follow
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gaps", [(0.1, 0.1), (0.05, 0.2)], ids=str)
+def test_a_line_is_followed_the_less_the_less_it_was_before(
+    values: tuple[float, ...], wanted: float, gaps: tuple[float, float]
+) -> None:
+    """``values`` with even gaps; with other ones the line through the first two is as far as the third is."""
+    (first, second, third), (before, last) = values, gaps
+    first = second - (second - first) * before / last
+    history, sigma = ResidualHistory(1), 0.9
+    for value, gap in ((first, 0), (second, before), (third, last)):
+        history.keep((torch.full((1, 5, 4), float(value)),), sigma := sigma - gap)
+    (got,) = history.forecast(sigma - 2 * last)
+    assert torch.allclose(got, torch.full_like(got, wanted), atol=1e-4)
+
+
+def test_only_the_pictures_own_tokens_say_how_far() -> None:
+    history, own = ResidualHistory(1), torch.tensor([1.0, 1.0, 0.0])
+    for number, others, sigma in ((0.0, 5.0, 0.9), (4.0, -50.0, 0.8), (5.0, 500.0, 0.7)):
+        parts = ((2, others), (2, number), (1, others))  # text, picture, a reference picture
+        history.keep((torch.cat([torch.full((1, count, 4), at) for count, at in parts], dim=1),), sigma, own=own)
+    assert torch.allclose(history.forecast(0.6)[0][:, 2:4], torch.full((1, 2, 4), 5.25), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_large_residuals_in_half_precision_are_summed_in_single(dtype: torch.dtype) -> None:
+    older, newer, value = (torch.full((2, 4096, 64), at, dtype=dtype) for at in (0, 4000, 5000))
+    assert torch.allclose(progress(value, newer, older, None), torch.full((2,), 0.25), atol=1e-2)
 
 
 def test_order_0_reuses_what_was_computed_last_itself() -> None:
@@ -139,8 +180,30 @@ def test_stages_add_the_line_through_their_last_two_residuals(
     assert_same_decisions(trace.steps, decisions, rel=1e-3)
     assert_close(got, wanted)
     assert len(kinds(decisions)) > 1
-    with h2_cache(model, tau1=rules.tau1, tau2=rules.tau2):
-        assert not same(run(model, passes=passes), got)
+
+
+def test_a_forecast_is_no_reuse() -> None:
+    model = flux()
+    with h2_cache(model, plan="FFRFFRRR"):
+        reused = run(model)
+    with h2_cache(model, plan="FFRFFRRR", forecast=1):
+        got = run(model)
+    assert not torch.equal(got[2], reused[2])
+
+
+def test_what_is_learned_costs_a_few_sums_at_a_computed_step_and_nothing_without_a_forecast() -> None:
+    """Six per stage: three changes and their norms. Nothing is read (see also ``test_plan``)."""
+    counts = []
+    for forecast in (0, 1):
+        model = flux()
+        with h2_cache(model, plan="FFFR", forecast=forecast), Operations() as seen:
+            run(model, 4)
+        counts.append(seen.counts)
+    plainly, cached = counts
+    assert plainly["linalg_vector_norm"] == 0
+    assert cached["linalg_vector_norm"] == 2 * 3
+    assert cached["sub"] - plainly["sub"] == 2 * 3
+    assert cached["lerp"] - plainly["lerp"] == 3  # two streams of the structure, one of the detail
 
 
 def test_until_a_stage_was_computed_twice_a_forecast_is_a_reuse() -> None:
