@@ -46,10 +46,10 @@ def rows(steps: int) -> Iterator[tuple[str, CacheConfig]]:
         ):
             config = CacheConfig(tau1, tau2, warmup_steps=WARMUP, **policies)  # type: ignore[arg-type]
             yield config.words, config
-    for tolerance in (0.0005, 0.001, 0.002, 0.005, 0.01):
+    for tolerance in (0.005, 0.008, 0.016, 0.035, 0.06):
         config = CacheConfig(0, 0, tolerance=tolerance)
         yield config.words, config
-    config = CacheConfig(0.15, 0.22, tolerance=0.001, forecast=1)
+    config = CacheConfig(0.15, 0.22, tolerance=0.008, forecast=1)
     yield config.words, config
 
 

@@ -58,7 +58,7 @@ class Engine:
         self.thread: int | None = None
         """The thread of the last pass."""
         self._config, self._policy = config, policy_of(config)
-        new_memory = partial(Memory, config.forecast, config.tolerance > 0 and not config.plan)
+        new_memory = partial(Memory, config.forecast, config.tolerance > 0)
         self.tracker = Tracker(config, find_course, new_memory, self.forget, self._warn, context, numbers)
         decide = BatchDecision(config, self._policy, self.family, self.tracker.begun_again, self._warn)
         self._method = Method(config, self._policy, decide)

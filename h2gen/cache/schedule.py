@@ -40,6 +40,11 @@ class Schedule:
     def sigmas(self) -> tuple[float, ...]:
         return tuple(timestep / 1000 for timestep in self.timesteps)
 
+    @cached_property
+    def moves(self) -> tuple[float, ...]:
+        """How far each step moves the picture, in sigma; of another solver, how far sigma itself moves."""
+        return self.intervals or tuple(after - before for before, after in pairwise((*self.sigmas, 0.0)))
+
 
 class Course:
     """A call's progress through its schedule, read from the scheduler, which counts its steps on the host.

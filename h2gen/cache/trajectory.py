@@ -17,9 +17,9 @@ import torch
 
 from h2gen.cache.identity import Identity, Same
 from h2gen.cache.memory import Memory
-from h2gen.cache.policies.tolerance import CurvatureEstimate
+from h2gen.cache.policies.tolerance import ErrorEstimate
 from h2gen.cache.schedule import Course, Schedule
-from h2gen.cache.velocity import curvatures
+from h2gen.cache.velocity import error_rates
 
 
 @dataclass
@@ -80,8 +80,8 @@ class Run:
         """Of the current step and of the one before it, as the model was given them."""
         self.repeats = False
         """Whether a step has been seen to run the same text twice with different latents."""
-        self.estimates: dict[int, CurvatureEstimate] = {}
-        """For each picture, from its last computed step (see ``Tolerance``)."""
+        self.estimates: dict[int, ErrorEstimate] = {}
+        """For each picture, since its last computed step (see ``Tolerance``)."""
         self.skipped: set[int] = set()
         """The pictures that skip the current step, in all of its passes."""
         self._when_over, self._new_memory = when_over, new_memory
@@ -156,16 +156,16 @@ class Run:
         )
         return name or ("cond", "uncond", "third")[min(texts, 2)]
 
-    def take_curvatures(self, pictures: int) -> dict[int, float]:
-        """For each picture, the largest curvature that its passes measured at the last computed step, if it is new.
+    def take_error_rates(self, pictures: int) -> dict[int, float]:
+        """For each picture, the largest error rate that its passes measured at the last computed step, if it is new.
 
-        Waits for the device if there is anything to read, once. A curvature that is not finite counts as infinite.
+        Waits for the device if there is anything to read, once. A rate that is not finite counts as infinite.
         """
         measured = [velocities for each in self.passes_of(pictures) for velocities in each.memory.velocities]
         largest: dict[int, float] = {}
-        for place, curvature in curvatures(measured).items():
-            row, curvature = place % pictures, curvature if math.isfinite(curvature) else math.inf
-            largest[row] = max(largest.get(row, curvature), curvature)
+        for place, rate in error_rates(measured).items():
+            row, rate = place % pictures, rate if math.isfinite(rate) else math.inf
+            largest[row] = max(largest.get(row, rate), rate)
         return largest
 
     def _watched(self, tensor: torch.Tensor | None) -> Same:

@@ -1,16 +1,24 @@
 """Skipped steps: the velocity is forecast, and corrected once the next one is computed.
 
 A plain Euler solver moves the picture by ``interval * velocity`` at each step. The velocity of a skipped step is taken
-from the straight line in sigma through the last two computed ones. Once the next velocity is computed, it is known how
-far off that line was, and the line between it and the one before is a better guess for all steps in between. The
-difference is one multiple of one tensor, the prediction error, and is added to the computed velocity, so that the
-picture is where the better line would have brought it. These are the predictor and the corrector of a multistep solver
-(Adams), each one order higher than its number of points, without an extra pass of the model.
+from the line in sigma through the last two computed ones, but only as far along it as the model is seen to follow such
+lines: each computed velocity shows what part of the way predicted for it was the right one, and the next forecasts go
+that part of the way. A part of 1 is the line, and 0 holds the last velocity. It is a number of the picture, not a
+setting: with strong guidance, or early on, it is near 0, and near 1 where the velocity changes smoothly.
+
+Once the next velocity is computed, it is known how far off its forecast was, and the line between it and the one before
+is a better guess for all steps in between. The difference is one multiple of one tensor, the forecast's error, and is
+added to the computed velocity, so that the picture is where the better line would have brought it. Part of a large
+error is only that the picture has been displaced, which the model has begun to make good for: the correction is divided
+by one plus the error's size, relative to the velocity's. These are the predictor and the corrector of a multistep
+solver (Adams), without an extra pass of the model.
+
+Source: predictors and correctors as in Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", III.1; the
+learned part of the way is the least-squares fit of what was just computed, and is h2gen's own.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -19,21 +27,28 @@ from h2gen.cache.pfs import relative_change
 
 
 class VelocityHistory:
-    """The last two computed velocities of a picture with their sigmas, and what was skipped since the last one.
+    """A picture's last computed velocity, its way there from the one before, and what was skipped since.
 
     Args:
-        measured: whether ``take_prediction_error`` will be called.
+        measured: whether ``take_forecast_error`` will be called.
     """
 
     def __init__(self, measured: bool = False) -> None:
         self._measured = measured
-        self._values: deque[tuple[float, torch.Tensor]] = deque(maxlen=2)
+        self._last: tuple[float, torch.Tensor] | None = None
+        """The last computed velocity, after its sigma."""
+        self._way: tuple[float, torch.Tensor] | None = None
+        """How the velocity before became the last one, after how far sigma went."""
+        self._followed: torch.Tensor | None = None
+        """The part of the line that the model followed to the last computed velocity, 0 to 1, in float32 on the
+        velocities' device; None before there was a line."""
         self._skipped_moment = 0.0
         """The sum over skipped steps of their interval times their distance in sigma from the last computed step."""
-        self._prediction_error: tuple[torch.Tensor, float] | None = None
+        self._forecast_error: tuple[torch.Tensor, float] | None = None
 
-    def __len__(self) -> int:
-        return len(self._values)
+    def __bool__(self) -> bool:
+        """Whether there is anything to forecast from."""
+        return self._last is not None
 
     @property
     def pending_correction(self) -> bool:
@@ -41,19 +56,20 @@ class VelocityHistory:
         return self._skipped_moment != 0
 
     def forecast(self, sigma: float, interval: float | None = None) -> torch.Tensor:
-        """The velocity of a skipped step: on the line through the last two, or the last itself if it is the only one.
+        """The velocity of a skipped step; the last computed one itself as long as nothing is known of its way.
 
         Args:
             sigma: of the step, 1 to 0.
             interval: how far the step moves the picture along its velocity, in sigma, negative; None if that is not
                 known, or not all that the solver does. Steps without it are not corrected.
         """
+        assert self._last is not None
         if interval is not None:
-            self._skipped_moment += interval * (sigma - self._values[-1][0])
-        return self._on_line(sigma, *(velocity for _, velocity in self._values))
+            self._skipped_moment += interval * (sigma - self._last[0])
+        return self._forecast(sigma, *self._last)
 
     def keep(self, velocity: torch.Tensor, sigma: float, interval: float | None = None) -> torch.Tensor:
-        """Remember a computed velocity, replacing the older one, or one at the same sigma.
+        """Remember a computed velocity, replacing one at the same sigma.
 
         The tensor itself is kept, not a copy; it must not be written to.
 
@@ -65,46 +81,57 @@ class VelocityHistory:
         Returns:
             The velocity, corrected for the steps that were skipped since the last one.
         """
-        moment, self._skipped_moment, self._prediction_error = self._skipped_moment, 0.0, None
-        corrected = velocity
-        if self._values and self._values[-1][0] == sigma:
-            self._values.pop()  # a solver that calls the model twice at one sigma: two points without a line
-        measuring = self._measured and len(self._values) == 2
-        if self._values and (measuring or (moment and interval)):
-            older, newer = self._values[0][0], self._values[-1][0]
+        moment, self._skipped_moment, self._forecast_error = self._skipped_moment, 0.0, None
+        corrected, last, way = velocity, self._last, self._way
+        self._last = sigma, velocity
+        if last is None:
+            return velocity
+        moved, distance = velocity - last[1], sigma - last[0]
+        if distance == 0:  # a solver that calls the model twice at one sigma: two points without a line
+            self._way = None if way is None else (way[0], way[1] + moved)
+            return velocity
+        if self._measured or (moment and interval):
             # In float32: corrections are multiples of small differences.
-            expected = self._on_line(sigma, *(velocity.float() for _, velocity in self._values))
-            if measuring:
-                self._prediction_error = relative_change(velocity, expected), (sigma - newer) * (sigma - older)
+            forecast = self._forecast(sigma, last[0], last[1].float())
+            error = relative_change(velocity, forecast)
+            if self._measured:
+                self._forecast_error = error, abs(distance)
             if moment and interval:
-                weight = 1 + moment / ((sigma - newer) * interval)
-                corrected = torch.lerp(expected, velocity.float(), weight).to(velocity.dtype)
-        self._values.append((sigma, velocity))
+                # Zero instead of 0 / 0, of a model that gives all zeros.
+                weight = 1 + moment / (distance * interval) / (1 + error.nan_to_num(0.0))
+                corrected = torch.lerp(forecast, velocity.float(), weight).to(velocity.dtype)
+        if way is not None:
+            self._followed = _part_followed(way[1], moved, distance / way[0])
+        self._way = distance, moved
         return corrected
 
-    @property
-    def gap(self) -> float:
-        """The distance in sigma between the two that are kept."""
-        return self._values[0][0] - self._values[-1][0]
+    def _forecast(self, sigma: float, at: float, velocity: torch.Tensor) -> torch.Tensor:
+        """The forecast from the last velocity, which is given in the dtype to compute in, after its sigma."""
+        if self._followed is None or self._way is None:
+            return velocity
+        covered, way = self._way
+        # One kernel, which rounds once.
+        return torch.addcmul(velocity, way.to(velocity.dtype), self._followed, value=(sigma - at) / covered)
 
-    def _on_line(self, sigma: float, *velocities: torch.Tensor) -> torch.Tensor:
-        """At a sigma, on the line through the kept velocities, which are given in the dtype to compute in."""
-        older, newer = velocities[0], velocities[-1]
-        if len(velocities) == 1:
-            return newer
-        # Of half-precision tensors lerp rounds only once, where sums of multiples would round each time.
-        ahead = self._values[-1][0] - sigma
-        return torch.lerp(newer, older, -ahead / self.gap)
-
-    def take_prediction_error(self) -> tuple[torch.Tensor, float] | None:
-        """How far the last computed velocity was from its prediction, relative to its size, and the product of its
-        distances in sigma from the two velocities before. Only once; None if fewer than three were computed."""
-        error, self._prediction_error = self._prediction_error, None
+    def take_forecast_error(self) -> tuple[torch.Tensor, float] | None:
+        """How far the last computed velocity was from its forecast, relative to its size, and the distance in sigma
+        over which that was forecast. Only once; None if it was the first."""
+        error, self._forecast_error = self._forecast_error, None
         return error
 
 
-def curvatures(pictures: Sequence[VelocityHistory]) -> dict[int, float]:
-    """Half the second derivative of the velocity in sigma, relative to its size, at the last computed step.
+def _part_followed(way: torch.Tensor, moved: torch.Tensor, ahead: float) -> torch.Tensor:
+    """The part of the way along a line that comes closest to how the velocity did move, from 0 to 1.
+
+    The line predicts ``ahead * way``, so that the part is ``<moved, way> / <way, way> / ahead``.
+    """
+    flat = way.flatten().float()
+    part = torch.dot(moved.flatten().float(), flat) / torch.dot(flat, flat) / ahead
+    return part.nan_to_num_(0.0).clamp_(0, 1)  # two equal velocities have no line
+
+
+def error_rates(pictures: Sequence[VelocityHistory]) -> dict[int, float]:
+    """How fast forecasts go wrong: the relative error of the last one, divided by the distance in sigma it spanned.
 
     Waits for the device if there is anything to read, once.
 
@@ -114,9 +141,9 @@ def curvatures(pictures: Sequence[VelocityHistory]) -> dict[int, float]:
     Returns:
         By index in ``pictures``, without those that have nothing new.
     """
-    found = {row: error for row, each in enumerate(pictures) if (error := each.take_prediction_error()) is not None}
+    found = {row: error for row, each in enumerate(pictures) if (error := each.take_forecast_error()) is not None}
     if not found:
         return {}
     changes = [change for change, _ in found.values()]
     read = [changes[0].item()] if len(changes) == 1 else torch.stack(changes).tolist()
-    return {row: change / abs(square) for (row, (_, square)), change in zip(found.items(), read, strict=True)}
+    return {row: change / distance for (row, (_, distance)), change in zip(found.items(), read, strict=True)}

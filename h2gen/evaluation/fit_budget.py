@@ -16,6 +16,10 @@ CLOSE = 0.01
 """The search ends once the share is at most this far below the budget."""
 MOST = 12
 """Numbers tried per budget, at most."""
+TOLERANCES = 8
+"""Tolerances tried per budget, at most."""
+_TOLERANCE_RANGE = 1e-3, 0.5
+"""From where next to nothing is skipped to where nothing is computed that need not be."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,10 @@ class FittedCache:
 
 
 def fit_to_budget(
-    family: CacheConfig, budget: float, share_of: Callable[[CacheConfig], float], highest: float = HIGHEST
+    family: CacheConfig,
+    budget: float,
+    share_of: Callable[[CacheConfig], float],
+    highest: float = HIGHEST,
 ) -> FittedCache | None:
     """The settings of a family whose share of the blocks is closest to a budget without exceeding it.
 
@@ -42,9 +49,19 @@ def fit_to_budget(
     Returns:
         None if even the highest number stays above the budget.
     """
-    low, high = LOWEST, highest
+    return _fit(family, budget, share_of, (LOWEST, highest), MOST)
+
+
+def _fit(
+    family: CacheConfig,
+    budget: float,
+    share_of: Callable[[CacheConfig], float],
+    span: tuple[float, float],
+    most: int,
+) -> FittedCache | None:
+    low, high = span
     best: FittedCache | None = None
-    for attempt in range(MOST):
+    for attempt in range(most):
         tau = high if attempt == 0 else (low * high) ** 0.5
         # Few digits, so that they can be retyped.
         number = float(f"{tau:.4g}")
@@ -64,3 +81,8 @@ def fit_to_budget(
         else:
             low = tau
     return best
+
+
+def fit_tolerance(family: CacheConfig, budget: float, share_of: Callable[[CacheConfig], float]) -> FittedCache | None:
+    """The same for a tolerance, whose useful range is narrower."""
+    return _fit(family, budget, share_of, _TOLERANCE_RANGE, TOLERANCES)

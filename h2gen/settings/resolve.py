@@ -202,7 +202,7 @@ def _with_cache(layers: Layers, load_preset: Callable[[str], presets.Preset]) ->
 
 
 IGNORED_BY_PLAN = ("warmup_steps", "final_steps", "max_consecutive", "budget", "hierarchy", "max_detail_age", "pfs")
-"""Settings of the cache that have no effect with a plan."""
+"""Settings of the cache that have no effect with a plan, unless there is a tolerance besides."""
 
 
 def _choose_policy(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
@@ -213,18 +213,18 @@ def _choose_policy(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
             settings of a cache.
     """
     for source, values in layers:
-        others = [name for name in ("tolerance", "tau1", "tau2") if values.get(name) is not None]
-        others = [name for name in others if name != "tolerance" or values[name]]
+        thresholds = [name for name in ("tau1", "tau2") if values.get(name) is not None]
         if values.get("plan") and any(values.get(name) is None for name in CACHE):
+            ignored = () if values.get("tolerance") else IGNORED_BY_PLAN
             plan, *named = (
-                BY_NAME[name].option if source == "option" else name for name in ("plan", *others, *IGNORED_BY_PLAN)
+                BY_NAME[name].option if source == "option" else name for name in ("plan", *thresholds, *ignored)
             )
-            if others:
+            if thresholds:
                 raise SettingError(f"{plan} and {named[0]} contradict each other; give one.")
-            for name, shown in zip(IGNORED_BY_PLAN, named, strict=True):
+            for name, shown in zip(ignored, named, strict=True):
                 if values.get(name) not in (None, BY_NAME[name].default):
                     raise SettingError(f"{shown} has no effect with {plan}; give one.")
-        if values.get("plan") or others:
+        if values.get("plan") or values.get("tolerance") or thresholds:
             values.update(switched_off(values))
             return
 

@@ -439,24 +439,22 @@ class Reference:
         self.in_a_row = dict.fromkeys(passes, 0)
         self.sigmas = sigmas
         self.skipped: dict[str, list[tuple[float, float, torch.Tensor]]] = {name: [] for name in passes}
-        self.bends: list[tuple[int, float]] = []
-        self.due = 0
+        self.rates: list[tuple[int, float]] = []
         self.skip = False
         self.decisions: list[Decision] = []
 
     def is_due(self, step: int) -> bool:
         """Whether no more can be skipped, by what all passes measured at the last computed step."""
-        if not self.bends:
+        if not self.rates or step == self.steps - 1:
             return True
-        last, bend = max(self.bends)[0], max(bend for at, bend in self.bends if at == max(self.bends)[0])
-        if last == step - 1:
-            reach = [
-                end
-                for end in range(step + 1, self.steps)
-                if bend * (self.sigmas[last] - self.sigmas[end]) ** 3 / 6 <= self.rules.tolerance
-            ]
-            self.due = max(reach, default=step)
-        return step >= self.due
+        last = max(self.rates)[0]
+        rate = max(rate for at, rate in self.rates if at == last)
+        skips = range(last + 1, step + 1)
+        displaced = sum(
+            (self.sigmas[each] - self.sigmas[each + 1]) * rate * (self.sigmas[last] - self.sigmas[each])
+            for each in skips
+        )
+        return displaced > self.rules.tolerance
 
     def __call__(
         self, *, return_dict: bool = True, joint_attention_kwargs: dict | None = None, **inputs: object
@@ -480,7 +478,7 @@ class Reference:
         elif not letter and self.skipped[name] and (self.rules.tau1 or self.rules.tau2):
             guarded = True
         if letter == "S":
-            output = line(kept["velocity"], sigma)
+            output = forecast(kept["velocity"], sigma)
             if self.sigmas:
                 self.skipped[name].append((sigma, self.sigmas[step + 1] - self.sigmas[step], output))
             decision = Decision(None, "skipped", None, "skipped")
@@ -494,14 +492,14 @@ class Reference:
 
     def made_good(self, name: str, step: int, sigma: float, velocity: torch.Tensor) -> torch.Tensor:
         """The computed velocity, and the total error of the skipped steps before it."""
-        before = self.kept[name].get("velocity", [])[-2:]
-        if len(before) == 2:
-            surprise = (velocity - line(before, sigma)).abs().mean() / velocity.abs().mean()
-            self.bends.append((step, float(surprise) / ((before[0][0] - sigma) * (before[1][0] - sigma))))
+        before = self.kept[name].get("velocity", [])
         output, self.skipped[name], skipped = velocity, [], self.skipped[name]
+        if before:
+            error = float((velocity - forecast(before, sigma)).abs().mean() / velocity.abs().mean())
+            self.rates.append((step, error / (before[-1][0] - sigma)))
         for at, interval, used in skipped:
             better = line([before[-1], (sigma, velocity)], at)
-            output = output + interval * (better - used) / (self.sigmas[step + 1] - self.sigmas[step])
+            output = output + interval * (better - used) / (self.sigmas[step + 1] - self.sigmas[step]) / (1 + error)
         remember(self.kept[name], "velocity", sigma, velocity)
         return output
 
@@ -510,6 +508,16 @@ def line(points: list[tuple[float, torch.Tensor]], sigma: float) -> torch.Tensor
     """The straight line through the last two points, or the only one."""
     (older, old), (newer, new) = points[-2:] if len(points) > 1 else [points[-1]] * 2
     return new if older == newer else new + (new - old) * (sigma - newer) / (newer - older)
+
+
+def forecast(points: list[tuple[float, torch.Tensor]], sigma: float) -> torch.Tensor:
+    """As far along the line through the last two points as the last one followed the line through those before."""
+    if len(points) < 3:
+        return points[-1][1]
+    (_, before), (newer, new) = points[-2:]
+    way = line(points[:-1], newer) - before
+    part = float(((new - before) * way).sum() / (way * way).sum())
+    return new + min(max(part, 0.0), 1.0) * (line(points, sigma) - new)
 
 
 @contextmanager

@@ -179,7 +179,7 @@ def test_a_configuration_has_the_papers_thresholds_unless_something_else_decides
         (CacheConfig(tolerance=0.01), Tolerance),
         (CacheConfig(0, 0, tolerance=0.01), Tolerance),
         (CacheConfig(plan="FR"), Plan),
-        (CacheConfig(plan="FR", tolerance=0.01), Plan),
+        (CacheConfig(plan="FS", tolerance=0.01), Tolerance),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else value.words,
 )

@@ -19,10 +19,10 @@ def test_a_tolerance_within_its_range_is_not_remarked_on(tolerance: float) -> No
     assert notices(tolerance=tolerance) == []
 
 
-@pytest.mark.parametrize("tolerance", [0.011, 0.1, 10.0])
+@pytest.mark.parametrize("tolerance", [0.061, 0.1, 10.0])
 def test_a_tolerance_beyond_its_range_is(tolerance: float) -> None:
     (line,) = notices(tolerance=tolerance)
-    assert line.startswith(f"A tolerance of {tolerance:g} is outside the useful range, 0.0005 to 0.01;")
+    assert line.startswith(f"A tolerance of {tolerance:g} is outside the useful range, 0.005 to 0.06;")
     assert "fewer --steps" in line
 
 

@@ -18,10 +18,10 @@ Policy = Thresholds | Tolerance | Plan
 
 
 def policy_of(config: CacheConfig) -> Policy:
-    """The policy of a configuration: a plan overrides a tolerance, and a tolerance decides before thresholds."""
-    if config.plan:
-        return Plan(config)
-    return Tolerance(config) if config.tolerance else Thresholds(config)
+    """The policy of a configuration: a tolerance, with a plan or without, decides before a plan or thresholds."""
+    if config.tolerance:
+        return Tolerance(config)
+    return Plan(config) if config.plan else Thresholds(config)
 
 
 def switched_off(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,14 +27,18 @@ _LONGEST = 50_000
 """Letters."""
 
 
-def check_plan(text: str) -> str:
+def check_plan(text: str, *, skips_only: bool = False) -> str:
     """A plan without spaces and commas, in capital letters.
 
     With true guidance each pass may have its own part, separated by ``/``: ``FRRF/FRFR``. A single part applies to all
     passes.
 
+    Args:
+        skips_only: whether there is a tolerance besides: all passes then skip the same steps, and nothing is reused.
+
     Raises:
-        SettingError: a letter is unknown, the first is not F, or the parts differ in length.
+        SettingError: a letter is unknown, the first is not F, the parts differ in length, or the plan does not go with
+            a tolerance.
     """
     plan = "".join(text.replace(",", " ").split()).upper()
     if len(plan) > _LONGEST:
@@ -52,6 +56,8 @@ def check_plan(text: str) -> str:
             raise SettingError(
                 f"plan has {len(parts[0])} steps for one pass and {len(part)} for another; give the same number."
             )
+    if skips_only and not {*plan} <= {"F", "S"}:
+        raise SettingError("plan has more than F and S, which is all that a plan with a tolerance may have.")
     return plan
 
 
@@ -86,7 +92,7 @@ def joined(parts: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """The ``plan`` of a configuration. Thresholds and guards are ignored and nothing is measured."""
+    """The ``plan`` of a configuration without a tolerance. Thresholds and guards are ignored, nothing is measured."""
 
     config: CacheConfig
 
@@ -114,14 +120,14 @@ class Plan:
         Raises:
             CacheError: the plan is for another number of steps, or has more parts than a step has passes.
         """
-        plan, warning = plan_of(self.config.plan, current.index), ""
-        _check_length(len(plan), run, current)
+        warning = ""
+        check_length(self.config.plan, run, current)
         if current.step == 1 and len(run.passes) < parts_in(self.config.plan):
             raise CacheError(
                 f"The plan has {parts_in(self.config.plan)} parts, one per pass, but each step of this run has "
                 f"{len(run.passes)}; give one part per pass, or a single one for all."
             )
-        letter, memory = plan[current.step], current.memory
+        letter, memory = letter_at(self.config.plan, current), current.memory
         needs: dict[str, Sequence[Any]] = {
             "D": (memory.detail.residuals,),
             "C": (memory.structure.residuals,),
@@ -140,7 +146,18 @@ _NOTHING_KEPT = (
 )
 
 
-def _check_length(steps: int, run: Run, current: Pass) -> None:
+def letter_at(plan: str, current: Pass) -> str:
+    """The letter for the step that a pass is at."""
+    return plan_of(plan, current.index)[current.step]
+
+
+def check_length(plan: str, run: Run, current: Pass) -> None:
+    """Check that a plan has a letter for the step that a pass is at.
+
+    Raises:
+        CacheError: it is for another number of steps.
+    """
+    steps = steps_in(plan)
     if (current.step == 0 and run.steps_total not in (None, steps)) or current.step >= steps:
         total = "more" if run.steps_total is None else run.steps_total
         raise CacheError(f"The plan is for {steps} steps, and this run has {total}; give one letter per step.")

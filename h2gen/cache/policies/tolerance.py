@@ -1,9 +1,11 @@
 """A tolerance: whole steps are skipped while the error they cause is estimated to stay below it.
 
-This is the step-size control of ODE solvers, with an error estimate that costs nothing. At each computed step the
-velocity is compared with what the line through the two before it predicted. The difference gives the velocity's
-curvature, half its second derivative. Skipped steps are on such a line, and the integral of its deviation over them is
-how far they displace the picture. Everything here is host numbers.
+This is the step-size control of ODE solvers, with an error estimate that costs nothing. Each computed velocity is
+compared with what was forecast for it. That gives the rate at which forecasts go wrong: their relative error per
+distance in sigma, of the very forecast that is in use, whether it went along a line or held the last velocity. Until
+the next computed step, forecasts are expected to go wrong at the same rate, and the errors of skipped steps, each times
+its interval, add up to how far the picture is displaced. With a plan besides, only steps that it skips are skipped:
+what is known of the schedule beforehand and what a picture shows then decide together. Everything here is host numbers.
 
 Source: error estimates of predictor-corrector pairs, as in Hairer, Norsett, Wanner, "Solving Ordinary Differential
 Equations I", III.7. Choosing the steps of a cache by them is h2gen's own.
@@ -11,10 +13,11 @@ Equations I", III.7. Choosing the steps of a cache by them is h2gen's own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from h2gen.cache.outcome import Decision, Outcome, Outlook
+from h2gen.cache.policies.plan import check_length, letter_at
 from h2gen.cache.policies.thresholds import GUARDED, Thresholds
 
 if TYPE_CHECKING:
@@ -22,37 +25,36 @@ if TYPE_CHECKING:
     from h2gen.cache.trajectory import Pass, Run
 
 _SKIPPED = Outcome.SKIPPED, Outcome.SKIPPED
+UNCORRECTED = 2.0
+"""How much more an error counts with a solver that does not let the next computed step correct it."""
 
 
 @dataclass(frozen=True)
-class CurvatureEstimate:
-    """What a picture's last computed step says about the steps ahead.
+class ErrorEstimate:
+    """What is known of a picture's forecasts since its last computed step.
 
     Args:
         sigma: of that step.
-        curvature: half the second derivative of the velocity in sigma there, relative to the velocity's size.
-        before: None if skipped steps are corrected later, so that they are on the line between the computed steps
-            on both sides; otherwise the distance in sigma between the two points whose line is extended over them.
+        rate: relative error of a forecast per distance in sigma from that step.
+        displacement: how far the steps skipped since then have displaced the picture, in sigma times the velocity's
+            size.
     """
 
     sigma: float
-    curvature: float
-    before: float | None = None
+    rate: float
+    displacement: float = 0.0
 
-    def displacement(self, sigma: float) -> float:
-        """How far the picture is off, in sigma times the velocity's size, if every step until ``sigma`` is skipped.
-
-        The integral over these steps of ``curvature * s * (distance - s)``, or of ``curvature * s * (before + s)``.
-        """
-        distance = self.sigma - sigma
-        if self.before is None:
-            return self.curvature * distance**3 / 6
-        return self.curvature * (distance**3 / 3 + distance**2 * self.before / 2)
+    def after(self, sigma: float, interval: float) -> ErrorEstimate:
+        """What will be known if the step at ``sigma`` is skipped, which moves the picture by ``interval``."""
+        return replace(self, displacement=self.displacement + abs(interval * (self.sigma - sigma)) * self.rate)
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The ``tolerance`` of a configuration. What it does not skip is left to the thresholds, or computed in full."""
+    """The ``tolerance`` of a configuration, and its ``plan`` if it has one besides.
+
+    What it does not skip is left to the thresholds, or computed in full.
+    """
 
     config: CacheConfig
     skips: ClassVar[bool] = True
@@ -74,6 +76,8 @@ class Tolerance:
     def before_step(self, run: Run, current: Pass) -> Outlook:
         """Which pictures skip the coming step, which compute it in full, and which the thresholds decide."""
         errors: list[float | None] = [None for _ in current.since_full]
+        if self.config.plan:
+            check_length(self.config.plan, run, current)
         if run.schedule is None:
             run.skipped = set()
         else:
@@ -95,20 +99,23 @@ class Tolerance:
         return self.thresholds.undecided
 
     def _estimate(self, run: Run, current: Pass) -> None:
-        """Take over what the last computed step of each picture measured, if that is new."""
-        assert run.schedule is not None
-        for row, curvature in run.take_curvatures(len(current.since_full)).items():
-            before = current.memory.velocities[row].gap if run.schedule.intervals is None else None
-            run.estimates[row] = CurvatureEstimate(run.schedule.sigmas[current.step - 1], curvature, before)
+        """Take over what the step before tells of each picture: an error measured, or an error made."""
+        schedule, step = run.schedule, current.step - 1
+        assert schedule is not None
+        for row in run.skipped & run.estimates.keys():
+            run.estimates[row] = run.estimates[row].after(schedule.sigmas[step], schedule.moves[step])
+        once = UNCORRECTED if schedule.intervals is None else 1.0
+        for row, rate in run.take_error_rates(len(current.since_full)).items():
+            run.estimates[row] = ErrorEstimate(schedule.sigmas[step], once * rate)
 
     def _errors(self, run: Run, current: Pass) -> list[float | None]:
         """How far each picture would be off if the coming step were skipped."""
-        assert run.schedule is not None
-        sigmas, rows = run.schedule.sigmas, range(len(current.since_full))
-        if current.step + 1 >= len(sigmas):  # the last step is computed: it corrects the skipped ones before it
+        schedule, step, rows = run.schedule, current.step, range(len(current.since_full))
+        assert schedule is not None
+        if step + 1 >= len(schedule):  # the last step is computed: it corrects the skipped ones before it
             return [None for _ in rows]
-        ahead = sigmas[current.step + 1]
-        return [run.estimates[row].displacement(ahead) if row in run.estimates else None for row in rows]
+        sigma, move = schedule.sigmas[step], schedule.moves[step]
+        return [run.estimates[row].after(sigma, move).displacement if row in run.estimates else None for row in rows]
 
     def _may_skip(self, run: Run, current: Pass, row: int, error: float | None) -> bool:
         """Whether every pass of a picture can skip the coming step; the first pass decides for all of them.
@@ -116,10 +123,13 @@ class Tolerance:
         If all passes of true guidance skip the same steps, their errors are alike, and guidance, which multiplies
         the difference between the passes, does not multiply their errors.
         """
-        passes = run.passes_of(len(current.since_full))
+        plan, passes = self.config.plan, run.passes_of(len(current.since_full))
+        if plan and letter_at(plan, current) != "S":
+            return False
+        if error is None and not plan:  # a plan knows steps of which nothing has been measured yet
+            return False
         return (
-            error is not None
-            and error <= self.config.tolerance
-            and all(len(each.memory.velocities[row]) > 1 for each in passes)
+            (error is None or error <= self.config.tolerance)
+            and all(each.memory.velocities[row] for each in passes)
             and not any(self.thresholds.guards(run, current.step, each.since_full[row]) for each in passes)
         )

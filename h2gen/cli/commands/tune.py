@@ -22,7 +22,7 @@ def tune(
     budgets: Annotated[
         str | None, options.option("--budgets", help="Shares of the blocks: 0.5,0.33,0.2.", panel=options.MEASURING)
     ] = None,
-    tries: Annotated[int, options.option("--tries", help="Variants tried per plan.", panel=options.MEASURING)] = 24,
+    tries: Annotated[int, options.option("--tries", help="Variants tried per plan.", panel=options.MEASURING)] = 12,
     threshold_tries: Annotated[
         int,
         options.option(

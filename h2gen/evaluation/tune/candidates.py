@@ -31,9 +31,10 @@ def plan_method(plan: str, solver: str) -> Method:
 
 
 def adaptive_method(cache: CacheConfig, steps: int) -> Method:
-    """Settings that adapt to each image: a tolerance, or thresholds."""
+    """Settings that adapt to each image: a tolerance, with a plan or without, or thresholds."""
     guards = [f"{name.replace('_', '-')} {getattr(cache, name)}" for name in GUARDS if getattr(cache, name)]
-    return methods.tuned(", ".join([cache.words, *guards]), steps, cache, "own")
+    label = label_of(cache, steps, "own") or ", ".join([cache.words, *guards])
+    return methods.tuned(label, steps, cache, "own")
 
 
 def fewer_steps(steps: int, solver: str, reference: int) -> Method:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from h2gen.arguments import fields_checked
 from h2gen.checks import Rule
 from h2gen.errors import SettingError
-from h2gen.evaluation.fit_budget import MOST
+from h2gen.evaluation.fit_budget import TOLERANCES
 from h2gen.evaluation.options import CompareObserver
 from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.settings.profiles import FEWEST_STEPS
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 BUDGETS = (0.66, 0.5, 0.4, 0.33, 0.25, 0.2, 0.16, 0.125, 0.1)
 """Default budgets, as shares of the blocks of the uncached run."""
 
+_PLANS = 9
+"""Plans that are measured per budget before one is polished, at most: 5 of the model's own solver, 2 of each other."""
 MOST_PASSES = 200
 """Passes per image. The search's tables grow with their third power and take about 300 MB at this number."""
 
@@ -50,7 +52,7 @@ class TuneOptions:
     search: int = 4
     check: int = 12
     budgets: Sequence[float] = BUDGETS
-    tries: int = 24
+    tries: int = 12
     keep: int = 3
     threshold_tries: int = 16
     profile: Path | None = None
@@ -84,7 +86,7 @@ class TuneOptions:
 
     @property
     def _per_budget(self) -> int:
-        return 2 * len(SOLVERS) + self.tries + MOST + self.threshold_tries
+        return len(SOLVERS) + _PLANS + self.tries + 2 * TOLERANCES + self.threshold_tries
 
     @property
     def _checked_per_budget(self) -> int:

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from h2gen.evaluation.tune.forecast_errors import Matrix, displacements
 from h2gen.evaluation.tune.recording import RecordedRun
-from h2gen.evaluation.tune.shortest_path import BestPlans, best_plans, total_error
+from h2gen.evaluation.tune.shortest_path import best_plans, total_error
+
+POWERS = (1, 2)
+"""Powers that the cost of a run of skipped steps is taken to. A higher one evens out the runs: MeanCache (arXiv
+2601.19961) found 4 to 5 best for its own forecast; here the plans of 2 and 4 hardly differ."""
+
+Kinds = Mapping[str, tuple[Matrix, int]]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and the error that it minimises, for any other plan with its letters."""
+
+    plan: str
+    error: Callable[[str], float]
 
 
 class Planner:
     """The best plans for a model with a solver.
+
+    What a run of skipped steps costs is known exactly only for a forecast that is linear in what was computed, and only
+    as long as the other steps are as they were recorded. The learned forecast lies between the last velocity and the
+    line, and how much of an error the model makes good for differs from model to model. So there are several costs: how
+    far the picture is displaced by holding the last velocity, what of that a correction leaves, and the sum of both for
+    the line. Each has a best plan, and measured pictures tell which of them is best.
 
     Args:
         runs: recorded runs of several images with the same sigmas; errors are means over them.
@@ -31,28 +53,45 @@ class Planner:
             errors: Matrix = np.mean([of(run) for run in runs], axis=0)
             return errors
 
-        self._kinds = {
-            "S": (mean(lambda r: displacements(r.velocity, passes, farthest=math.inf, corrected=corrected)), 0),
+        def skipped(order: int, corrected: bool) -> Matrix:
+            return mean(
+                lambda run: displacements(run.velocity, passes, order=order, farthest=math.inf, corrected=corrected)
+            )
+
+        held = skipped(0, False)
+        costs = [(held, 1)]
+        if corrected:
+            left = skipped(0, True) - held
+            left[:, :, -1] = held[:, :, -1]  # nothing corrects what is skipped at the end
+            costs = [(cost, power) for cost in (held, left) for power in POWERS]
+        self._kinds: list[Kinds] = [{"S": (cost**power, 0)} for cost, power in costs]
+        mixed = {
+            "S": (skipped(1, corrected), 0),
             "R": (mean(lambda r: displacements(r.reused, passes, gains=r.gains)), 2),
             "D": (mean(lambda r: displacements(r.detail, passes, gains=r.gains)), first + 1),
         }
         if self._steps * self._full > 4000:  # the tables grow with the budget: with only S it is counted in steps
-            del self._kinds["D"], self._kinds["R"]
-        self._best: BestPlans = best_plans(self._kinds, self._full)
+            del mixed["D"], mixed["R"]
+        self._kinds.append(mixed)
+        self._best = [best_plans(kinds, self._full) for kinds in self._kinds]
 
-    def plan(self, share: float, reference: int) -> str | None:
-        """The plan with the least error for a share of the blocks of an uncached run.
+    def plans(self, share: float, reference: int) -> Iterator[Planned]:
+        """For each cost the plan with the least, for a share of the blocks of an uncached run; none twice.
 
         Args:
             share: the budget.
             reference: passes of the uncached run.
-
-        Returns:
-            None if no plan runs that few blocks.
         """
-        budget = share * reference * self._full
-        return None if budget < self._best.floor else self._best.within(budget).plan
+        budget, seen = share * reference * self._full, set[str]()
+        for kinds, best in zip(self._kinds, self._best, strict=True):
+            if budget < best.floor:
+                continue
+            plan = best.within(budget).plan
+            if plan not in seen:
+                seen.add(plan)
+                yield Planned(plan, partial(_error, kinds=kinds))
 
-    def error(self, plan: str) -> float:
-        """The error that the shortest path minimises, for any plan with its letters."""
-        return total_error(plan, self._kinds)
+
+def _error(plan: str, kinds: Kinds) -> float:
+    """The error of a plan; infinite if it has a letter of another kind."""
+    return total_error(plan, kinds) if {*plan} <= {"F", *kinds} else math.inf

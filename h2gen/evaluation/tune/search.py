@@ -18,7 +18,7 @@ from PIL import Image
 from h2gen.cache.stages import stages_of
 from h2gen.errors import BadPicture, H2GenError, SettingError
 from h2gen.evaluation import methods
-from h2gen.evaluation.fit_budget import ADAPTIVE, fit_to_budget
+from h2gen.evaluation.fit_budget import ADAPTIVE, fit_tolerance
 from h2gen.evaluation.make_image import ImageMaker
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.metrics.psnr_ssim import ssim
@@ -26,7 +26,7 @@ from h2gen.evaluation.results import Case
 from h2gen.evaluation.tune.candidates import Candidate, adaptive_method, fewer_steps, plan_method
 from h2gen.evaluation.tune.measurement_log import MeasurementLog
 from h2gen.evaluation.tune.options import MOST_PASSES, TuneObserver, TuneOptions, check_steps
-from h2gen.evaluation.tune.planner import Planner
+from h2gen.evaluation.tune.planner import Planned, Planner
 from h2gen.evaluation.tune.polish import polish
 from h2gen.evaluation.tune.recording import RecordedRun, recording
 from h2gen.evaluation.tune.stage_changes import StageChanges, recording_changes
@@ -36,6 +36,9 @@ from h2gen.models.choices import SOLVERS, evaluations
 from h2gen.settings.profiles import sort_of
 from h2gen.settings.table import SORTS
 from h2gen.settings.values import OFF, Settings
+
+LEFT_TO_TOLERANCE = 0.03
+"""The least share of the blocks by which a tolerance may exceed its plan."""
 
 
 class TuneSearch:
@@ -72,6 +75,8 @@ class TuneSearch:
         self._steps = settings.steps
         self._blocks = [len(stage.blocks) for stage in stages_of(session.pipe.transformer)]
         self._references: list[Image.Image] = []
+        self._plans: dict[float, str] = {}
+        """The best plans so far that only skip, by their budgets, for the model's own solver."""
         self._changes: list[StageChanges] = []
         self._thresholds = ThresholdSearch(
             lambda cache: statistics.fmean(changes.share(cache) for changes in self._changes),
@@ -85,7 +90,7 @@ class TuneSearch:
         self._references = [self._reference(case) for case in range(len(self._cases))]
         planners = {solver: planner for solver in SOLVERS for planner in self._planners(solver)}
         found: dict[str, Method] = {}
-        for budget in self._options.budgets:
+        for budget in sorted(self._options.budgets):  # a smaller budget's plan is the start of what a larger one tries
             self._observer.began(f"Searching {budget:.0%} of the blocks")
             tried: list[Candidate] = []
             for method in self._for_budget(budget, planners):
@@ -115,27 +120,38 @@ class TuneSearch:
             steps = (most + 1) // 2 if solver == "heun" else most
             if steps >= 1:
                 yield fewer_steps(steps, solver, self._steps)
-        plans: list[tuple[float, str, str, Planner]] = []
+        plans: list[tuple[float, str, Planned]] = []
         for solver, planner in planners.items():
-            plan = None if planner is None else planner.plan(budget, self._steps)
-            if planner is not None and plan is not None and plan.count("F") not in (1, len(plan)):
-                yield plan_method(plan, solver)
-                plans.append((self._error(plan, solver), plan, solver, planner))
+            for planned in () if planner is None else planner.plans(budget, self._steps):
+                if planned.plan.count("F") not in (1, len(planned.plan)):
+                    yield plan_method(planned.plan, solver)
+                    plans.append((self._error(planned.plan, solver), solver, planned))
         if plans and self._options.tries:
             self._observer.began(f"Polishing {budget:.0%} of the blocks")
-            _, plan, solver, planner = min(plans, key=lambda found: found[0])
-            better = polish(plan, lambda plan: self._error(plan, solver), planner.error, self._options.tries)
-            if better.plan != plan:
+            _, solver, best = min(plans, key=lambda found: found[0])
+            better = polish(best.plan, lambda plan: self._error(plan, solver), best.error, self._options.tries)
+            if better.plan != best.plan:
                 yield plan_method(better.plan, solver)
-        self._observer.began(f"Searching a tolerance for {budget:.0%} of the blocks")
-        found = fit_to_budget(ADAPTIVE, budget, lambda cache: self.measured(adaptive_method(cache, self._steps)).share)
-        if found is not None:
-            yield adaptive_method(found.cache, self._steps)
+            if solver == "own" and {*better.plan} == {*"FS"}:
+                self._plans[budget] = better.plan
+        yield from self._adaptive(budget)
         if self._options.threshold_tries:
             self._observer.began(f"Searching thresholds for {budget:.0%} of the blocks")
-            best = self._thresholds.within(budget)
-            if best is not None:
-                yield best.method
+            found = self._thresholds.within(budget)
+            if found is not None:
+                yield found.method
+
+    def _adaptive(self, budget: float) -> Iterator[Method]:
+        """A tolerance alone, and one together with the best plan for a smaller budget, which it adds steps to."""
+        self._observer.began(f"Searching a tolerance for {budget:.0%} of the blocks")
+        smaller = [share for share in self._plans if share <= budget - LEFT_TO_TOLERANCE]
+        for plan in ("", *(self._plans[share] for share in sorted(smaller)[-1:])):
+            family = replace(ADAPTIVE, plan=plan)
+            found = fit_tolerance(
+                family, budget, lambda cache: self.measured(adaptive_method(cache, self._steps)).share
+            )
+            if found is not None:
+                yield adaptive_method(found.cache, self._steps)
 
     def _error(self, plan: str, solver: str) -> float:
         return self.measured(plan_method(plan, solver)).error

@@ -146,19 +146,21 @@ class Profile:
 
 
 def sort_of(cache: CacheConfig) -> str:
-    """What decides what is computed, one of ``SORTS``. A tolerance may have thresholds beside it."""
+    """What decides what is computed, one of ``SORTS``. A tolerance may have a plan or thresholds beside it."""
     if not cache.enabled:
         return "steps"
-    return "plan" if cache.plan else "tolerance" if cache.tolerance else "thresholds"
+    return "tolerance" if cache.tolerance else "plan" if cache.plan else "thresholds"
 
 
 def label_of(cache: CacheConfig, steps: int, solver: str) -> str:
-    """What a choice is called that depends on the number of steps: a plan, or fewer steps; otherwise empty."""
+    """What a choice is called that depends on the number of steps: one with a plan, or fewer steps; otherwise empty."""
     by = "" if solver == "own" else f", {SOLVERS[solver]}"
     if not cache.enabled:
         return f"{steps} step{'s' * (steps != 1)}{by}"
     if not cache.plan or "/" in cache.plan:
         return ""
+    if cache.tolerance:
+        return f"tolerance {cache.tolerance:g}, at least {cache.plan.count('F')} of {len(cache.plan)} steps"
     words = {"S": "skipped", "R": "reused", "D": "with the detail reused", "C": "with the structure reused"}
     parts = [f"{cache.plan.count('F')} of {len(cache.plan)} {'passes' if solver == 'heun' else 'steps'}"]
     parts += [f"{cache.plan.count(letter)} {outcome}" for letter, outcome in words.items() if letter in cache.plan]

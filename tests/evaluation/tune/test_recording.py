@@ -37,17 +37,17 @@ GUIDED = {"negative_prompt": "a dog", "true_cfg_scale": 3.0}
 
 
 @pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("plan", ["FFFFFFSSS", "FSSSSSSSS", "FFFFFFFFS"])
+@pytest.mark.parametrize("plan", ["FFSSSSSSS", "FSSSSSSSS"])
 def test_what_it_foretells_of_a_run_at_the_end_is_what_the_cache_does(guided: bool, plan: str) -> None:
-    """At the end no later step sees the displacement, so the picture moves by exactly that."""
+    """At the end no later step sees the displacement, so the picture moves by exactly that. Nothing is known yet of how
+    far lines are followed."""
     pipe = small.flux_pipeline()
     more = GUIDED if guided else {}
     record, plain = recorded(pipe, 2 if guided else 1, 3.0 if guided else 1.0, **more)
     with h2_cache(pipe, CacheConfig(0, 0, plan=plan)):
         moved = latents(pipe, **more) - plain
     last = plan.rindex("F")
-    found = displacements(record.velocity, record.passes, farthest=math.inf)
-    foretold = found[last, last, 9]  # i1 is the step before the last full one
+    foretold = displacements(record.velocity, record.passes, order=0)[last, last, 9]
     assert float(moved.double().norm()) == pytest.approx(foretold, rel=1e-3)
     assert foretold > 1e-3
 

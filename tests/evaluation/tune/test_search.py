@@ -36,12 +36,24 @@ def recorded(passes: int) -> RecordedRun:
 def test_a_budget_is_of_the_uncached_run_however_many_passes_a_solver_takes(solver: str, share: float) -> None:
     steps = 10
     passes = evaluations(steps, solver)
-    plan = Planner([recorded(passes)], (4, 8), corrected=True).plan(share, steps)
-    assert plan is not None and len(plan) == passes
-    run = 12 * plan.count("F") + 5 * plan.count("D") + 2 * plan.count("R")
-    assert run <= share * 12 * steps
-    assert run > share * 12 * steps - 12  # and used up, as far as possible
-    assert plan_method(plan, solver).steps == steps
+    found = list(Planner([recorded(passes)], (4, 8), corrected=solver == "own").plans(share, steps))
+    plans = [each.plan for each in found]
+    assert plans and len(set(plans)) == len(plans)
+    for plan in plans:
+        assert len(plan) == passes
+        run = 12 * plan.count("F") + 5 * plan.count("D") + 2 * plan.count("R")
+        assert run <= share * 12 * steps
+        assert run > share * 12 * steps - 12  # and used up, as far as possible
+        assert plan_method(plan, solver).steps == steps
+
+
+def test_each_plan_has_the_least_of_its_own_error() -> None:
+    found = list(Planner([recorded(12)], (4, 8), corrected=True).plans(0.4, 12))
+    skipping = [each for each in found if {*each.plan} == {*"FS"}]
+    assert len(skipping) > 1
+    for one in skipping:
+        assert all(one.error(one.plan) <= one.error(other.plan) + 1e-12 for other in skipping)
+    assert skipping[0].error("F" + "D" * 11) == float("inf")
 
 
 def test_too_few_steps_and_too_many_are_told() -> None:
