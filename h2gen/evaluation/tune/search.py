@@ -132,8 +132,12 @@ class TuneSearch:
             better = polish(best.plan, lambda plan: self._error(plan, solver), best.error, self._options.tries)
             if better.plan != best.plan:
                 yield plan_method(better.plan, solver)
-            if solver == "own" and {*better.plan} == {*"FS"}:
-                self._plans[budget] = better.plan
+            plans.append((better.error, solver, replace(best, plan=better.plan)))
+        own = [
+            (error, planned.plan) for error, solver, planned in plans if solver == "own" and {*planned.plan} == {*"FS"}
+        ]
+        if own:
+            self._plans[budget] = min(own)[1]
         yield from self._adaptive(budget)
         if self._options.threshold_tries:
             self._observer.began(f"Searching thresholds for {budget:.0%} of the blocks")
