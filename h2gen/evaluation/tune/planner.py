@@ -95,3 +95,14 @@ class Planner:
 def _error(plan: str, kinds: Kinds) -> float:
     """The error of a plan; infinite if it has a letter of another kind."""
     return total_error(plan, kinds) if {*plan} <= {"F", *kinds} else math.inf
+
+
+def thinned(planned: Planned, steps: int) -> str:
+    """A plan with some of its full steps skipped, those that its error misses least; empty if too few would be left."""
+    plan = planned.plan
+    for _ in range(steps):
+        places = [place for place, letter in enumerate(plan) if letter == "F" and place > 0]
+        if len(places) < 2:
+            return ""
+        plan = min((f"{plan[:place]}S{plan[place + 1 :]}" for place in places), key=planned.error)
+    return plan

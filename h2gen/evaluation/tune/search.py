@@ -26,7 +26,7 @@ from h2gen.evaluation.results import Case
 from h2gen.evaluation.tune.candidates import Candidate, adaptive_method, fewer_steps, plan_method
 from h2gen.evaluation.tune.measurement_log import MeasurementLog
 from h2gen.evaluation.tune.options import MOST_PASSES, TuneObserver, TuneOptions, check_steps
-from h2gen.evaluation.tune.planner import Planned, Planner
+from h2gen.evaluation.tune.planner import Planned, Planner, thinned
 from h2gen.evaluation.tune.polish import polish
 from h2gen.evaluation.tune.recording import RecordedRun, recording
 from h2gen.evaluation.tune.stage_changes import StageChanges, recording_changes
@@ -37,8 +37,8 @@ from h2gen.settings.profiles import sort_of
 from h2gen.settings.table import SORTS
 from h2gen.settings.values import OFF, Settings
 
-LEFT_TO_TOLERANCE = 0.03
-"""The least share of the blocks by which a tolerance may exceed its plan."""
+LEFT_TO_TOLERANCE = 0.04
+"""The share of the steps that a plan leaves to a tolerance."""
 
 
 class TuneSearch:
@@ -75,8 +75,6 @@ class TuneSearch:
         self._steps = settings.steps
         self._blocks = [len(stage.blocks) for stage in stages_of(session.pipe.transformer)]
         self._references: list[Image.Image] = []
-        self._plans: dict[float, str] = {}
-        """The best plans so far that only skip, by their budgets, for the model's own solver."""
         self._changes: list[StageChanges] = []
         self._thresholds = ThresholdSearch(
             lambda cache: statistics.fmean(changes.share(cache) for changes in self._changes),
@@ -90,7 +88,7 @@ class TuneSearch:
         self._references = [self._reference(case) for case in range(len(self._cases))]
         planners = {solver: planner for solver in SOLVERS for planner in self._planners(solver)}
         found: dict[str, Method] = {}
-        for budget in sorted(self._options.budgets):  # a smaller budget's plan is the start of what a larger one tries
+        for budget in self._options.budgets:
             self._observer.began(f"Searching {budget:.0%} of the blocks")
             tried: list[Candidate] = []
             for method in self._for_budget(budget, planners):
@@ -133,23 +131,19 @@ class TuneSearch:
             if better.plan != best.plan:
                 yield plan_method(better.plan, solver)
             plans.append((better.error, solver, replace(best, plan=better.plan)))
-        own = [
-            (error, planned.plan) for error, solver, planned in plans if solver == "own" and {*planned.plan} == {*"FS"}
-        ]
-        if own:
-            self._plans[budget] = min(own)[1]
-        yield from self._adaptive(budget)
+        own = [(error, planned) for error, solver, planned in plans if solver == "own" and {*planned.plan} == {*"FS"}]
+        yield from self._adaptive(budget, min(own, key=lambda found: found[0])[1] if own else None)
         if self._options.threshold_tries:
             self._observer.began(f"Searching thresholds for {budget:.0%} of the blocks")
             found = self._thresholds.within(budget)
             if found is not None:
                 yield found.method
 
-    def _adaptive(self, budget: float) -> Iterator[Method]:
-        """A tolerance alone, and one together with the best plan for a smaller budget, which it adds steps to."""
+    def _adaptive(self, budget: float, best: Planned | None) -> Iterator[Method]:
+        """A tolerance alone, and one together with the best plan less a few steps, which it adds where they help."""
         self._observer.began(f"Searching a tolerance for {budget:.0%} of the blocks")
-        smaller = [share for share in self._plans if share <= budget - LEFT_TO_TOLERANCE]
-        for plan in ("", *(self._plans[share] for share in sorted(smaller)[-1:])):
+        fewer = "" if best is None else thinned(best, max(1, round(LEFT_TO_TOLERANCE * self._steps)))
+        for plan in dict.fromkeys(("", fewer)):
             family = replace(ADAPTIVE, plan=plan)
             found = fit_tolerance(
                 family, budget, lambda cache: self.measured(adaptive_method(cache, self._steps)).share

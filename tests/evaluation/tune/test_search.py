@@ -15,7 +15,7 @@ from h2gen.evaluation.tune.candidates import fewer_steps, plan_method
 from h2gen.evaluation.tune.forecast_errors import SolverPasses
 from h2gen.evaluation.tune.measurement_log import MeasurementLog
 from h2gen.evaluation.tune.options import MOST_PASSES, TuneObserver, TuneOptions, check_steps
-from h2gen.evaluation.tune.planner import Planner
+from h2gen.evaluation.tune.planner import Planner, thinned
 from h2gen.evaluation.tune.recording import RecordedRun
 from h2gen.evaluation.tune.search import TuneSearch
 from h2gen.models.choices import evaluations
@@ -54,6 +54,16 @@ def test_each_plan_has_the_least_of_its_own_error() -> None:
     for one in skipping:
         assert all(one.error(one.plan) <= one.error(other.plan) + 1e-12 for other in skipping)
     assert skipping[0].error("F" + "D" * 11) == float("inf")
+
+
+def test_a_plan_is_thinned_where_its_error_grows_least() -> None:
+    planned = next(Planner([recorded(12)], (4, 8), corrected=True).plans(0.4, 12))
+    assert planned.plan.count("F") == 4
+    once = thinned(planned, 1)
+    others = [planned.plan[:place] + "S" + planned.plan[place + 1 :] for place in range(1, 12)]
+    assert once.count("F") == 3 and once in others
+    assert planned.error(once) == min(planned.error(other) for other in others if other.count("F") == 3)
+    assert thinned(planned, 3) == ""  # a plan of its first step alone would be no plan
 
 
 def test_too_few_steps_and_too_many_are_told() -> None:
