@@ -53,16 +53,17 @@ class CacheConfig:
         warmup_steps: the first N steps of a trajectory are always full.
         final_steps: the last N steps of a trajectory are always full. Needs the schedule (see ``apply``).
         max_consecutive: at most N steps in a row without a full one.
-        forecast: what is added when a stage is reused: 0 its last residual, as in the paper; 1 the straight line in
-            sigma through its last two, as far as the stage is seen to follow it, which takes the memory of one more
-            (see ``h2gen.cache.forecast``).
+        forecast: what is added when a stage is reused: 0 its last residual, as in the paper; 1 an extrapolation of
+            its last two along a line in sigma, as far as the stage was seen to follow it, which takes the memory of one
+            more (see ``h2gen.cache.forecast``).
         plan: what to do at each step, one letter per step: F full, D detail reused, C structure reused and detail
             computed, R both reused, S skipped: no block runs, the transformer's output is forecast from the last
             computed ones. Thresholds and guards are then ignored and nothing is measured. Spaces, commas and small
             letters are accepted. With true guidance all passes follow it, or each its own part (``FRRF/FRFR``). Empty
-            means no plan.
+            means no plan. Together with a tolerance a plan can contain only F and S, and a step is skipped only if both
+            allow it.
         tolerance: steps are skipped as long as each sequence of them displaces the picture by no more than this, in
-            sigma times the velocity's size, as estimated from how wrong the last forecasts were (see
+            sigma times the velocity's size, as estimated from the error of the last forecast (see
             ``h2gen.cache.policies.tolerance``). With Euler's solver the next computed step corrects the skipped ones.
             Steps that are not skipped are left to the thresholds, or computed in full if these are 0. Needs the
             schedule (see ``apply``). 0 switches it off; useful values are 0.005 to 0.06.

@@ -1,7 +1,7 @@
-"""What is added when a stage is reused: its last residual, or the line through its last two, as far as it is followed.
+"""What is added when a stage is reused: its last residual, or a fraction of the line through its last two.
 
-Each computed step shows which part of its line a stage followed since the last one: the least-squares step along the
-secant. Where it followed less than half of it, or turned round, the next line is followed less far, or not at all.
+Each computed step shows what fraction of its line the stage followed since the last one: the least-squares step along
+the secant. If that was less than half, the next extrapolation is shortened; if the stage turned round, it is left out.
 
 Values belong to a batch of pictures, each of which may last have been computed at a different step. Works on plain
 tensors and host numbers: it knows no model and never makes the host wait for the device.
@@ -38,14 +38,14 @@ def extrapolation(older: float, newer: float, sigma: float) -> float:
 
 
 def progress(value: torch.Tensor, newer: torch.Tensor, older: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
-    """How far each picture went beyond ``newer`` in the direction from ``older``, as a part of the distance of the two.
+    """How far each picture moved beyond ``newer`` along the direction from ``older``, as a multiple of their distance.
 
-    The inner product of both changes over the square of the earlier one, from the three sides of their triangle: norms
-    are summed in float32 without copies of the tensors in it.
+    That is the inner product of both changes over the square of the earlier one. It is computed from the three sides of
+    their triangle, because norms are summed in float32 without copying the tensors to it.
 
     Args:
         value, newer, older: ``(B, N, D)``.
-        own: ``(n,)``, 1 for those of the last n tokens that count; None if all do.
+        own: ``(n,)``, for the last n tokens: 1 if it counts, otherwise 0; None if all tokens count.
 
     Returns:
         ``(B,)``, float32; 0 if nothing had changed before.
@@ -61,13 +61,13 @@ def progress(value: torch.Tensor, newer: torch.Tensor, older: torch.Tensor, own:
 
 
 def part_followed(progressed: torch.Tensor, whole: float) -> torch.Tensor:
-    """The part of a line to follow, 0 to 1: all of it if at least half of the last one was followed.
+    """The fraction of a line to follow, 0 to 1: twice that of the last one, so that half is enough to follow it all.
 
-    Less is no reason to follow less in proportion: on the bundled model that lost 0.5 to 1 dB without guidance.
+    Following the same fraction again lost 0.5 to 1 dB on the bundled model without guidance.
 
     Args:
         progressed: see ``progress``.
-        whole: what it would have been on the line.
+        whole: what ``progress`` returns for a value on the line.
     """
     return (progressed * (2 / whole)).clamp(0, 1)
 
@@ -75,9 +75,9 @@ def part_followed(progressed: torch.Tensor, whole: float) -> torch.Tensor:
 class ResidualHistory:
     """The last computed values, each with its sigma: ``order + 1`` of them at most.
 
-    Order 0 forecasts that nothing changes, which is the paper's reuse. Order 1 extends the straight line in sigma
-    through the last two values up to ``FARTHEST``, by the part that ``part_followed`` says once a third was computed,
-    and is like order 0 while there is only one.
+    Order 0 forecasts that nothing changes, which is the paper's reuse. Order 1 extends the line in sigma
+    through the last two values up to ``FARTHEST``, shortened by ``part_followed`` once a third value was computed; it
+    is like order 0 while there is only one.
 
     Its memory at FLUX.1's size (1024x1024: 4096 image and 512 text tokens of 3072 channels in bfloat16), for each pass
     of true guidance: the structure stage keeps 27 MiB per value, the detail stage, whose text is not needed any more,
@@ -91,9 +91,9 @@ class ResidualHistory:
         self._values: deque[Values] = deque(maxlen=order + 1)
         self._sigmas: deque[list[float]] = deque(maxlen=order + 1)
         self._progress: torch.Tensor | None = None
-        """Of each picture, ``(B,)``, when it was last computed with a line to compare with."""
+        """``progress`` of each picture, ``(B,)``, when it was last computed with a line to compare with."""
         self._whole: list[float] = []
-        """What it would have been on the line."""
+        """What it would have been on the line, by picture."""
 
     def __bool__(self) -> bool:
         """Whether there is anything to forecast from."""
@@ -112,7 +112,7 @@ class ResidualHistory:
         The tensors themselves are kept, not copies; they must not be written to.
 
         Args:
-            values: one or more tensors, of the same number and shapes each time; the last one has the picture.
+            values: one or more tensors, of the same number and shapes each time; the last one holds the image tokens.
             sigma: 0 to 1; ignored at order 0.
             rows: the pictures of the batch that were computed; None for all, which is also how a history begins.
             own: which of the last tensor's last tokens are the picture's own (see ``progress``).
@@ -144,7 +144,7 @@ class ResidualHistory:
         self._sigmas.append(sigmas)
 
     def _learn(self, value: torch.Tensor, sigma: float, rows: Rows, lined: Rows, own: torch.Tensor | None) -> None:
-        """Compare what was computed for some pictures with the lines that they had."""
+        """Compare what was computed for some pictures, those in ``lined``, with their lines."""
         if not lined:
             return
         computed = rows_of(value, [rows.index(row) for row in lined])
@@ -160,8 +160,8 @@ class ResidualHistory:
     def forecast(self, sigma: float, rows: Rows | None = None) -> Values:
         """The values at a sigma, for all pictures of the batch or for some.
 
-        One kernel per tensor and three on one number per picture, or none if the last values themselves are the
-        forecast; as many per picture if the pictures' points differ.
+        One kernel per tensor, and three on a tensor of ``(B,)``; none if the last values themselves are the forecast.
+        If the pictures were computed at different steps, that many for each picture.
         """
         rows = range(len(self._sigmas[-1])) if rows is None else rows
         newer = tuple(rows_of(values, rows) for values in self._values[-1])
@@ -181,7 +181,7 @@ class ResidualHistory:
         )
 
     def _weights(self, sigma: float, rows: Rows) -> torch.Tensor | list[float]:
-        """The weights of the pictures' older values: numbers until something was learned, then ``(B,)``."""
+        """The weight of each picture's older value: host numbers until something was learned, then ``(B,)``."""
         lines = [self._weight(row, sigma) for row in rows]
         if self._progress is None:
             return lines

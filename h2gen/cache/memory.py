@@ -59,7 +59,7 @@ class Memory:
         self.poolings: dict[str, Pooling] = {}
         """Of each stage with stable pooling, which depends on the token grid."""
         self.own: torch.Tensor | None = None
-        """Which image tokens are those of the picture itself (see ``own_tokens``)."""
+        """Which image tokens belong to the picture itself (see ``own_tokens``)."""
 
     def of(self, stage: str) -> StageMemory:
         return self.structure if stage == "structure" else self.detail

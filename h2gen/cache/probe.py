@@ -56,7 +56,8 @@ class Probe:
 
 def residual_of(stage: str, before: Streams, after: Streams) -> torch.Tensor:
     """What a stage's first block added, ``(B, N, D)``: to the image tokens in the structure stage, to text and image
-    tokens in the detail stage."""
+    tokens in the detail stage.
+    """
     if stage == "structure":
         before, after = before[-1:], after[-1:]
     tokens = sum(x.shape[1] for x in after)

@@ -42,7 +42,7 @@ class Schedule:
 
     @cached_property
     def moves(self) -> tuple[float, ...]:
-        """How far each step moves the picture, in sigma; of another solver, how far sigma itself moves."""
+        """How far each step moves the picture, in sigma; for solvers other than Euler, the change of sigma itself."""
         return self.intervals or tuple(after - before for before, after in pairwise((*self.sigmas, 0.0)))
 
 

@@ -81,7 +81,7 @@ class Run:
         self.repeats = False
         """Whether a step has been seen to run the same text twice with different latents."""
         self.estimates: dict[int, ErrorEstimate] = {}
-        """For each picture, since its last computed step (see ``Tolerance``)."""
+        """The estimated error of each picture since its last computed step (see ``Tolerance``)."""
         self.skipped: set[int] = set()
         """The pictures that skip the current step, in all of its passes."""
         self._when_over, self._new_memory = when_over, new_memory
@@ -157,7 +157,7 @@ class Run:
         return name or ("cond", "uncond", "third")[min(texts, 2)]
 
     def take_error_rates(self, pictures: int) -> dict[int, float]:
-        """For each picture, the largest error rate that its passes measured at the last computed step, if it is new.
+        """For each picture, the largest error rate of its passes at the last computed step, if not taken before.
 
         Waits for the device if there is anything to read, once. A rate that is not finite counts as infinite.
         """

@@ -1,20 +1,21 @@
 """Skipped steps: the velocity is forecast, and corrected once the next one is computed.
 
-A plain Euler solver moves the picture by ``interval * velocity`` at each step. The velocity of a skipped step is taken
-from the line in sigma through the last two computed ones, but only as far along it as the model is seen to follow such
-lines: each computed velocity shows what part of the way predicted for it was the right one, and the next forecasts go
-that part of the way. A part of 1 is the line, and 0 holds the last velocity. It is a number of the picture, not a
-setting: with strong guidance, or early on, it is near 0, and near 1 where the velocity changes smoothly.
+A plain Euler solver moves the picture by ``interval * velocity`` at each step. The velocity of a skipped step is
+extrapolated along the line in sigma through the last two computed ones, but only by a fraction of the change that the
+line predicts. The fraction is learned: each computed velocity shows what fraction of the change predicted for it really
+happened, and the next forecasts use that fraction. At 1 the forecast is the whole line, at 0 the last velocity is held.
+It is measured for each picture and is not a setting: with strong guidance, or early in a picture, it is near 0; where
+the velocity changes smoothly, it is near 1.
 
-Once the next velocity is computed, it is known how far off its forecast was, and the line between it and the one before
-is a better guess for all steps in between. The difference is one multiple of one tensor, the forecast's error, and is
-added to the computed velocity, so that the picture is where the better line would have brought it. Part of a large
-error is only that the picture has been displaced, which the model has begun to make good for: the correction is divided
-by one plus the error's size, relative to the velocity's. These are the predictor and the corrector of a multistep
-solver (Adams), without an extra pass of the model.
+Once the next velocity is computed, the error of its forecast is known, and the line between it and the one before is a
+better forecast for all steps in between. The two forecasts differ by a multiple of one tensor, that error. It is added
+to the computed velocity, so that the picture ends up where the better line would have brought it. Part of a large error
+is due to the picture having been displaced, and the model already makes up for that part: the correction is divided by
+one plus the relative size of the error. These are the predictor and the corrector of a multistep solver (Adams),
+without an extra pass of the model.
 
-Source: predictors and correctors as in Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", III.1; the
-learned part of the way is the least-squares fit of what was just computed, and is h2gen's own.
+Source: predictors and correctors as in Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", III.1. The
+learned fraction, a least-squares fit to the velocity just computed, is h2gen's own.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from h2gen.cache.pfs import relative_change
 
 
 class VelocityHistory:
-    """A picture's last computed velocity, its way there from the one before, and what was skipped since.
+    """A picture's last computed velocity, its difference from the one before, and what was skipped since.
 
     Args:
         measured: whether ``take_forecast_error`` will be called.
@@ -38,10 +39,10 @@ class VelocityHistory:
         self._last: tuple[float, torch.Tensor] | None = None
         """The last computed velocity, after its sigma."""
         self._way: tuple[float, torch.Tensor] | None = None
-        """How the velocity before became the last one, after how far sigma went."""
+        """The difference of the last two computed velocities, after the difference of their sigmas."""
         self._followed: torch.Tensor | None = None
-        """The part of the line that the model followed to the last computed velocity, 0 to 1, in float32 on the
-        velocities' device; None before there was a line."""
+        """The fraction of the change predicted by the last line that really happened: a scalar from 0 to 1, float32, on
+        the velocities' device; None until there was a line."""
         self._skipped_moment = 0.0
         """The sum over skipped steps of their interval times their distance in sigma from the last computed step."""
         self._forecast_error: tuple[torch.Tensor, float] | None = None
@@ -56,7 +57,7 @@ class VelocityHistory:
         return self._skipped_moment != 0
 
     def forecast(self, sigma: float, interval: float | None = None) -> torch.Tensor:
-        """The velocity of a skipped step; the last computed one itself as long as nothing is known of its way.
+        """The velocity of a skipped step; the last computed one itself until the fraction to extrapolate by is known.
 
         Args:
             sigma: of the step, 1 to 0.
@@ -97,7 +98,7 @@ class VelocityHistory:
             if self._measured:
                 self._forecast_error = error, abs(distance)
             if moment and interval:
-                # Zero instead of 0 / 0, of a model that gives all zeros.
+                # If the model's velocities are all zero, the error is 0 / 0, which counts as 0.
                 weight = 1 + moment / (distance * interval) / (1 + error.nan_to_num(0.0))
                 corrected = torch.lerp(forecast, velocity.float(), weight).to(velocity.dtype)
         if way is not None:
@@ -106,7 +107,7 @@ class VelocityHistory:
         return corrected
 
     def _forecast(self, sigma: float, at: float, velocity: torch.Tensor) -> torch.Tensor:
-        """The forecast from the last velocity, which is given in the dtype to compute in, after its sigma."""
+        """The forecast at ``sigma`` from the last velocity, which was computed at ``at``, in that velocity's dtype."""
         if self._followed is None or self._way is None:
             return velocity
         covered, way = self._way
@@ -114,24 +115,27 @@ class VelocityHistory:
         return torch.addcmul(velocity, way.to(velocity.dtype), self._followed, value=(sigma - at) / covered)
 
     def take_forecast_error(self) -> tuple[torch.Tensor, float] | None:
-        """How far the last computed velocity was from its forecast, relative to its size, and the distance in sigma
-        over which that was forecast. Only once; None if it was the first."""
+        """The relative error of the last computed velocity's forecast, and the distance in sigma that it spanned.
+
+        Returned only once; None if there was no forecast, as for the first velocity.
+        """
         error, self._forecast_error = self._forecast_error, None
         return error
 
 
 def _part_followed(way: torch.Tensor, moved: torch.Tensor, ahead: float) -> torch.Tensor:
-    """The part of the way along a line that comes closest to how the velocity did move, from 0 to 1.
+    """The fraction of a line's predicted change that comes closest to the change that happened, from 0 to 1.
 
-    The line predicts ``ahead * way``, so that the part is ``<moved, way> / <way, way> / ahead``.
+    The line predicts ``ahead * way`` where ``moved`` happened, so by least squares the fraction is
+    ``<moved, way> / <way, way> / ahead``.
     """
     flat = way.flatten().float()
     part = torch.dot(moved.flatten().float(), flat) / torch.dot(flat, flat) / ahead
-    return part.nan_to_num_(0.0).clamp_(0, 1)  # two equal velocities have no line
+    return part.nan_to_num_(0.0).clamp_(0, 1)  # 0 / 0 if the last two velocities are equal
 
 
 def error_rates(pictures: Sequence[VelocityHistory]) -> dict[int, float]:
-    """How fast forecasts go wrong: the relative error of the last one, divided by the distance in sigma it spanned.
+    """How fast the error of forecasts grows: the last one's relative error over the distance in sigma that it spanned.
 
     Waits for the device if there is anything to read, once.
 

@@ -101,9 +101,7 @@ def run_comparison(
             run.run()
         except KeyboardInterrupt:
             if not run.finished:
-                raise Stopped(
-                    f"Stopped before the methods had made a picture; there is nothing to compare.{again}"
-                ) from None
+                raise Stopped(f"Stopped before there was anything to compare.{again}") from None
             error = Stopped(f"Stopped. The figures cover {run.finished} of {len(cases)} pictures per method.{again}")
         except Exception as problem:
             if not run.finished:

@@ -1,4 +1,4 @@
-"""What a comparison will take, told before the model is loaded: methods, pictures, and time if one was timed before."""
+"""Estimates the length of a comparison before the model is loaded: methods, pictures, and time if it is known."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from h2gen.evaluation.repeats import LEAST, MOST
 from h2gen.settings.profiles import Profile, ProfileKey, list_profiles
 
 _HALF = 0.5
-"""Share of the blocks that a cache, and its rivals of the same cost, are taken to run until they are counted."""
+"""Assumed share of the blocks of a cache, and of its rivals at the same cost, before it is counted."""
 _TRIES = 6
-"""Settings usually tried until another cache costs as much; at most twice as many."""
+"""Settings usually tried until another cache costs as much; the maximum is twice as many."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Effort:
     """An estimate.
 
     Args:
-        methods: that are compared, at most.
-        prompts: that each makes a picture of.
-        repeat: timed runs that were asked for; None if nothing was.
-        pictures: the fewest and the most timed ones.
-        uncached_pictures: that take as long as the most and all that is not timed.
-        seconds_uncached: of one uncached picture, when it was last measured; None if that is not known.
-        measured_in: the profile that records that.
+        methods: number of methods compared, at most.
+        prompts: number of prompts; each method makes one picture per prompt.
+        repeat: timed runs per picture; None if the user gave no number.
+        pictures: the smallest and the largest number of timed pictures.
+        uncached_pictures: how many uncached pictures take as long as everything, untimed work included.
+        seconds_uncached: seconds per uncached picture in an earlier measurement; None if there is none.
+        measured_in: the profile with that measurement.
     """
 
     methods: int
@@ -43,7 +43,7 @@ class Effort:
 
     @property
     def seconds(self) -> float | None:
-        """Of all pictures, about."""
+        """Estimated seconds in all."""
         return None if self.seconds_uncached is None else self.uncached_pictures * self.seconds_uncached
 
     def __str__(self) -> str:
@@ -53,7 +53,7 @@ class Effort:
         count = f"{low}" if low == high else f"{low} to {high}"
         whole = f"Comparing {self.methods} methods{prompts}, each timed {often}: {count} pictures"
         if self.seconds is None or self.seconds_uncached is None:
-            return f"{whole}. The first ones show how long that takes."
+            return f"{whole}. The time left is shown once the first is made."
         each = f"{seconds(self.seconds_uncached)} per uncached picture"
         return f"{whole}, about {duration(self.seconds)} ({each} in the profile {self.measured_in!r})."
 
@@ -67,11 +67,11 @@ class Effort:
 
 
 def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
-    """What a comparison will take.
+    """Estimate the length of a comparison.
 
     Args:
         methods: what is compared; without budgets and further methods.
-        prompts: that each method makes a picture of.
+        prompts: number of prompts.
         key: of a profile for these pictures; its ``content_hash`` is ignored.
     """
     caches, counts, peers = len(methods.caches), len(methods.fewer), len(methods.peers)
@@ -95,7 +95,7 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
 
 
 def _search(peer: Peer, caches: int, prompts: int) -> float:
-    """How many uncached pictures take as long as finding another cache's settings."""
+    """The time to find another cache's settings, in uncached pictures."""
     if not peer.choices:
         return peer.calibration + _HALF * _TRIES * caches * min(8, prompts)
     tries = 1 + sum(len(values) - 1 for values in peer.choices.values())
@@ -107,11 +107,12 @@ def _bounds(repeat: int | None) -> Sequence[int]:
 
 
 def timed_before(key: ProfileKey) -> tuple[float, Profile] | None:
-    """Seconds of one uncached picture, and the profile that records them; None if no profile is of such pictures.
+    """Seconds per uncached picture, and the profile that records them; None if there is no profile of such pictures.
+
+    Every step takes the same time, so a profile for another number of steps is scaled; the nearest number is taken.
 
     Args:
-        key: its ``content_hash`` is ignored. Steps take the same time each; the nearest number of steps is the best
-            guide.
+        key: its ``content_hash`` is ignored.
     """
     known: list[tuple[float, Profile]] = []
     for profile in list_profiles([]):

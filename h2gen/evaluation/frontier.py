@@ -41,11 +41,11 @@ if TYPE_CHECKING:
 BUDGETS = (0.5, 0.39, 0.33, 0.25)
 """Default budgets, as shares of the blocks."""
 LOWEST = 0.2
-"""The default budget besides them from ``MANY`` steps on: so few blocks are enough only there."""
+"""An additional default budget from ``MANY`` steps on; with fewer steps it leaves too few to compute."""
 MANY = 40
 
 GROUPS = {"own": "h2gen's own", "paper": "the paper's cache", "steps": "fewer steps", "peers": "other caches"}
-"""What a frontier measures, by the words of ``only``."""
+"""The groups of methods that ``only`` can name, and what each contains."""
 
 
 @fields_checked(meant_or_close)
@@ -59,12 +59,12 @@ class FrontierOptions:
         only: measure only these of ``GROUPS``, such as ``steps,peers``; None measures all.
         against: other caches, such as ``fb,taylor``; "" for none, None for all that are installed.
         profile: the profile whose settings are h2gen's own; None finds the one that fits.
-        log: the file that keeps what was measured; None takes one in the user's data folder. Several processes may
-            measure different methods into the same file.
+        log: the file that records the measurements; None uses one in the user's data folder. Several processes may
+            measure different methods and share the file.
         report: write an HTML report into this new folder.
 
     Raises:
-        SettingError: a number is out of range, or ``only`` names something else.
+        SettingError: a number is out of range, or ``only`` names an unknown group.
     """
 
     limit: int = 48
@@ -86,10 +86,10 @@ class FrontierOptions:
 
 
 def groups_of(only: str | None) -> frozenset[str]:
-    """The words of ``only``, or all of ``GROUPS``.
+    """The groups that ``only`` names, or all of ``GROUPS``.
 
     Raises:
-        SettingError: a word is unknown, or there is none.
+        SettingError: it names an unknown group, or nothing.
     """
     if only is None:
         return frozenset(GROUPS)
@@ -97,9 +97,9 @@ def groups_of(only: str | None) -> frozenset[str]:
     for word in words:
         if word not in GROUPS:
             known = ", ".join(GROUPS)
-            raise SettingError(f"only is {only!r}: {word!r} is none of {known}{did_you_mean(word, GROUPS)}")
+            raise SettingError(f"only is {only!r}, but {word!r} is not one of {known}{did_you_mean(word, GROUPS)}")
     if not words:
-        raise SettingError(f"only is {only!r}, which names nothing; choose from {', '.join(GROUPS)}.")
+        raise SettingError(f"only is {only!r}, which is empty; choose from {', '.join(GROUPS)}.")
     return frozenset(words)
 
 
@@ -128,7 +128,7 @@ class FrontierObserver(CompareObserver):
     """Observes a frontier. Override what you need."""
 
     def resumed(self, log: Path, known: int) -> None:
-        """The log has samples of this many pictures; 0 if it is new."""
+        """Called once, with the number of pictures already in the log; 0 if it is new."""
 
     def ranked(self, frontier: Frontier) -> None:
         """All figures are measured; the report is written next."""
@@ -192,7 +192,7 @@ def prepare_frontier(
     groups = groups_of(options.only)
     if "peers" not in groups:
         if options.against is not None and options.against.strip():
-            raise SettingError("--against names other caches, but --only leaves them out; add peers to it.")
+            raise SettingError("--against names other caches, but --only leaves them out; add peers to --only.")
     elif options.against is None:
         peers, notices = default_peers()
     elif options.against.strip():
@@ -223,7 +223,7 @@ class PreparedFrontier:
 
     @property
     def estimate(self) -> FrontierEstimate:
-        """What it would take if nothing were in the log."""
+        """The length of the measurement if nothing were in the log yet."""
         return estimate(
             groups_of(self._options.only), self.budgets, self._peers, len(self.cases), self.request.settings.steps
         )
@@ -279,7 +279,7 @@ class PreparedFrontier:
     def _keep(
         self, session: Session, content_hash: str, metrics: Metrics, observer: FrontierObserver
     ) -> Iterator[LoggedSamples]:
-        """The samples kept in the log, and the uncached pictures beside it; with a report all pictures."""
+        """Opens the log of the samples, and the folder next to it: uncached pictures, or all of them for a report."""
         from h2gen.evaluation.tune.measurement_log import LoggedSamples, open_shared_log  # loads torch
 
         key = profile_key_of(self.request.checkpoint, self.request.settings, content_hash)

@@ -1,4 +1,4 @@
-"""What a frontier would take: pictures, and how many uncached pictures take as long."""
+"""Estimates the length of a frontier: its pictures, and how many uncached pictures take as long."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class FrontierEstimate:
     """An upper bound, as if nothing were in the log.
 
     Args:
-        pictures: that are made, at most.
-        searching: those of them that serve to find the settings of other caches and of the paper's.
-        uncached_pictures: that take about as long as all of them.
-        prompts: measured.
-        methods: measured, at most.
+        pictures: number of pictures, at most.
+        searching: how many of them are made to find the settings of other caches and of the paper's.
+        uncached_pictures: how many uncached pictures take about as long.
+        prompts: number of prompts measured.
+        methods: number of methods measured, at most.
     """
 
     pictures: int
@@ -38,17 +38,17 @@ class FrontierEstimate:
     methods: int
 
     def __str__(self) -> str:
-        search = f", {self.searching} of them to find settings of other caches" if self.searching else ""
+        search = f", {self.searching} of them to find the settings of other caches" if self.searching else ""
         return (
             f"At most {self.pictures} pictures ({self.methods} methods, {self.prompts} prompts){search}; they take "
             f"about as long as {self.uncached_pictures} uncached ones."
         )
 
     def timed(self, once: float) -> str:
-        """How long it takes, now that the seconds of an uncached picture are known."""
+        """The estimate in seconds, given those of one uncached picture."""
         return (
-            f"An uncached picture takes {seconds(once)}, so everything takes about "
-            f"{duration(self.uncached_pictures * once)} at most, less what is in the log."
+            f"An uncached picture takes {seconds(once)}: about {duration(self.uncached_pictures * once)} in all at "
+            "most, less for pictures that are already measured."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class FrontierEstimate:
 def estimate(
     groups: Collection[str], budgets: Sequence[float], peers: Sequence[Peer], prompts: int, steps: int
 ) -> FrontierEstimate:
-    """What a frontier would take, at most.
+    """Estimate the length of a frontier, at most.
 
     Args:
         groups: what is measured, as in ``GROUPS``.
@@ -79,7 +79,7 @@ def estimate(
         }
         shares += [evaluations(count, solver) / steps for solver, count in counts]
     counted = min(COUNTED, prompts)
-    uncached = searching = 0  # pictures of the searches: of whole calibrations, and for each budget
+    uncached = searching = 0  # pictures made to search: for calibration, uncached, and per budget
     if "paper" in groups:
         shares += budgets
         searching += MOST_FITS * counted
@@ -89,7 +89,7 @@ def estimate(
         searching += SCORED * (len(peer.choices) > 0) + SCORED * sum(len(each) - 1 for each in peer.choices.values())
         searching += 0 if peer.choices else (MOST + 1) * counted
     uncached += SCORED if any(peer.choices for peer in peers) else 0
-    # A search closes in on the budget, from both sides.
+    # The settings that a search tries lie on both sides of the budget, so on average they cost as much.
     longest = uncached + searching * sum(budgets) + prompts * sum(shares)
     searched = uncached + searching * len(budgets)
     return FrontierEstimate(

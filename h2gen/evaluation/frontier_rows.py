@@ -19,7 +19,7 @@ OVER = 0.02
 
 
 POLICIES = {"tolerance": "the adaptive policy", "plan": "the plan", "thresholds": "the two-stage cache"}
-"""h2gen's own ways to decide what to compute, as ``sort_of`` names them; each is judged on its own."""
+"""h2gen's own policies, by the names that ``sort_of`` returns; each is judged separately."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ class Verdict:
 
     @property
     def ratio(self) -> float:
-        """Its error as a multiple of the rival's; infinite if only the rival has none."""
+        """Its error as a multiple of the rival's; infinite if only the rival's is 0."""
         return _ratio(self.row.error, self.rival.error)
 
     @property
     def worst_ratio(self) -> float:
-        """Its error at its worst prompt as a multiple of the rival's at that one's worst."""
+        """Its error at its worst prompt as a multiple of the worst rival's at its worst prompt."""
         return _ratio(self.row.worst_error, self.worst_rival.worst_error)
 
     def __str__(self) -> str:
@@ -161,11 +161,11 @@ class Verdict:
         name = name[0].upper() + name[1:]
         rival, other = self.rival.result.label, self.worst_rival.result.label
         if math.isinf(self.ratio):
-            return f"{name} differs from the uncached pictures; the best alternative, {rival}, does not."
-        owner = "that one's" if rival == other else f"that of the best there, {other}"
+            return f"{name} differs from the uncached pictures; the best alternative, {rival}, is identical to them."
+        there = "" if rival == other else f" that of the best there, {other}"
         return (
-            f"{name} has {self.ratio:.2f}x the error of the best alternative, {rival}; at the worst prompt "
-            f"{self.worst_ratio:.2f}x {owner}."
+            f"{name} has {self.ratio:.2f}x the error of the best alternative, {rival}; at the worst prompt, "
+            f"{self.worst_ratio:.2f}x{there}."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ def _ratio(one: float, other: float) -> float:
 
 
 def verdicts(found: Sequence[Row], budget: float) -> list[Verdict]:
-    """A verdict on each of ``POLICIES`` that a budget has; none if there is no alternative."""
+    """One verdict per policy that has a row at a budget; none if there is no alternative."""
     here = [row for row in found if row.budget == budget]
     others = [row for row in here if row.whose in ("steps", "solver", "peer")]
     if not others:
@@ -203,10 +203,10 @@ def story(found: Sequence[Row], budgets: Sequence[float]) -> Story:
     for policy, title in POLICIES.items():
         ratios = [each.ratio for each in told if each.row.policy == policy]
         if ratios:
-            counts.append(f"{title} at {sum(ratio < 1 for ratio in ratios)} of {len(ratios)}")
+            counts.append(f"{title} at {sum(ratio < 1 for ratio in ratios)} of {len(ratios)} budgets")
     headline = "Methods ranked at equal compute"
     if counts:
-        headline = f"Budgets at which H2-Cache is closer than every alternative: {', '.join(counts)}"
+        headline = f"Closer than every alternative: {', '.join(counts)}"
     tables = []
     for budget in budgets:
         here = [row for row in found if row.budget == budget]

@@ -76,7 +76,7 @@ class Flux1(Family):
 
 
 def is_dev(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is FLUX.1 [dev]'s or a relative's: its blocks, with guidance distilled into them."""
+    """Whether a configuration has the blocks of FLUX.1 [dev] and distilled guidance, as [dev] and its relatives do."""
     blocks = config.get("num_layers"), config.get("num_single_layers")
     return blocks == (19, 38) and config.get("guidance_embeds") is True
 

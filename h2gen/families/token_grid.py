@@ -36,9 +36,9 @@ def grid_of(image_ids: torch.Tensor | None, image_tokens: int) -> tuple[int, int
 
 
 def own_tokens(image_ids: torch.Tensor | None, image_tokens: int, device: torch.device) -> torch.Tensor:
-    """Which image tokens belong to the picture that is being made, ``(N,)``: 1, or 0 for those of reference pictures.
+    """Which image tokens belong to the picture that is being made: ``(N,)``, 1 if so, 0 for reference pictures.
 
-    All, if the ids do not say. Nothing is read.
+    All of them if the ids do not tell. Nothing is read from the device.
 
     Args:
         image_ids, image_tokens: as in ``grid_of``.

@@ -49,7 +49,7 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
     if choice is not None:
         figures = choice.figures
         return (
-            f"The cache reused nothing. As tuned for such pictures, {options_of(choice.cache)} run "
+            f"The cache reused nothing. The profile for such pictures suggests {options_of(choice.cache)}: "
             f"{figures.share:.0%} of the blocks, with a mean SSIM of {below_one(figures.ssim_mean, 4)}."
         )
     if taus:
@@ -58,7 +58,7 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
             return _TOO_FEW
         return (
             f"The cache reused nothing; by the changes it measured, {options} would reuse some stages. 'h2gen tune' "
-            "finds better ones."
+            "finds better thresholds."
         )
     if any(step.structure.outcome is Outcome.GUARDED for step in steps):
         return (

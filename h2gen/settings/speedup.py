@@ -57,7 +57,7 @@ class Goal:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, BY_NAME[name].check(getattr(self, name)))
         if self.policy != "auto" and not self:
-            raise SettingError("--policy says what --speedup or --fidelity may choose; also give one of them.")
+            raise SettingError("--policy limits what --speedup or --fidelity may choose; also give one of them.")
 
     def __bool__(self) -> bool:
         return self.speedup is not None or self.fidelity is not None
@@ -215,7 +215,7 @@ class GoalResolver:
         plan = plans.for_speedup(self.goal.speedup)
         notices = [*search.notices, plan.expectation(plans.key, plans.command)]
         if search.of_model and not self.goal.nearest:
-            notices.append(f"There is a profile of {plans.key.model!r} for other pictures; to {NEAREST}.")
+            notices.append(f"There is a profile of {plans.key.model!r} for other conditions; to {NEAREST}.")
         values = {"steps": plan.steps, "solver": "own", **asdict(plan.cache)}
         asked = {"reference_steps": plans.key.steps, "published_plan": plan.words}
         return _Chosen("published plan", values, asked, notices)

@@ -259,7 +259,7 @@ TABLE = (
     _goal("fidelity", "Target mean SSIM, such as 0.95, as fast as possible; needs a profile.", _fidelity),
     _goal(
         "policy",
-        "Choose only among: plan, tolerance, thresholds, steps; or auto (all of them).",
+        "What may be chosen: plan, tolerance, thresholds, steps, or auto (any of them).",
         Rule(str, choices=("auto", *SORTS), aliases={"plans": "plan", "tolerances": "tolerance", "all": "auto"}),
     ),
     _goal("nearest", "Use the nearest profile if none fits.", Rule(bool)),

@@ -338,6 +338,6 @@ def test_a_plan_and_a_tolerance_skip_what_both_would(more: dict[str, Any]) -> No
 
 
 def test_a_plan_that_reuses_does_not_go_with_a_tolerance() -> None:
-    for plan in ("FDSF", "FSF/FFS"):
-        with pytest.raises(SettingError, match="F and S, which is all that a plan with a tolerance may have"):
+    for plan, what in (("FDRSF", "D, R"), ("FSF/FFS", "several parts")):
+        with pytest.raises(SettingError, match=f"^plan has {what}; with a tolerance, a plan has only F .* and S "):
             CacheConfig(plan=plan, tolerance=0.01)

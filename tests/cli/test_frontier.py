@@ -45,7 +45,7 @@ def test_it_shows_a_table_for_each_budget_and_says_how_ours_compare(
     assert "At 50 % of the blocks".replace(" %", "\u00a0%") in out
     sentence = " ".join(out.split())
     assert "The plan (H2-Cache, planned) has " in sentence and "x the error of the best alternative, " in sentence
-    assert "at the worst prompt " in sentence
+    assert "at the worst prompt, " in sentence
     page = (here / "rep" / "index.html").read_text()
     assert "h2gen frontier" in page and "h2gen compare" not in page
     assert "of the blocks: The plan (H2-Cache, planned) has " in page and "the plan at " in page
@@ -71,9 +71,9 @@ BAD = [
     (["--limit", "49"], "there are 48 prompts built in"),
     (["--budgets", "2"], "above 0 and below 1"),
     (["--against", "tailor"], "did you mean 'taylor'"),
-    (["--only", "peer"], "only is 'peer': 'peer' is none of own, paper, steps, peers; did you mean 'peers'?"),
-    (["--only", ","], "names nothing; choose from own, paper, steps, peers"),
-    (["--only", "steps"], "--against names other caches, but --only leaves them out; add peers to it."),
+    (["--only", "peer"], "only is 'peer', but 'peer' is not one of own, paper, steps, peers; did you mean 'peers'?"),
+    (["--only", ","], "which is empty; choose from own, paper, steps, peers"),
+    (["--only", "steps"], "--against names other caches, but --only leaves them out; add peers to --only."),
     (["--prompts", "gone.txt"], "no such file"),
     (["--profile", "gone.toml"], "No such file"),
     (["--steps", "33"], "There is no profile for 'tiny' at 33 steps"),

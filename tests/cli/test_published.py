@@ -78,7 +78,7 @@ def test_a_batch_says_it_for_each_number_of_steps_before_it_begins(
     captured = capsys.readouterr()
     assert [len(json.loads(line)["settings"]["plan"]) for line in captured.out.splitlines()] == [50, 28]
     assert captured.err.count(WORDS) == 2
-    assert "'small-dev' at 28 steps, 1024x1024: Using a plan by cache-dit" in captured.err
+    assert "'small-dev' at 28 steps, 1024x1024: Using a plan from cache-dit" in captured.err
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_another_cache_takes_a_search_and_its_runs() -> None:
 def test_a_model_that_was_never_timed_is_said_to_show_how_long_it_takes() -> None:
     other = ProfileKey("dev", "", 28, 1024, 1024, "plain")
     assert of(key=other).seconds is None
-    assert str(of(key=other)).endswith("8 to 12 pictures. The first ones show how long that takes.")
+    assert str(of(key=other)).endswith("8 to 12 pictures. The time left is shown once the first is made.")
 
 
 @pytest.mark.parametrize(

@@ -88,13 +88,15 @@ def test_the_verdict_is_a_sentence_in_plain_words() -> None:
     adaptive = verdicts(best_rows(measured(), [PLAN, ADAPTS], [0.2]), 0.2)[0]
     assert str(adaptive) == (
         f"The adaptive policy ({ADAPTS.name}) has 0.70x the error of the best alternative, unipc 10; at the worst "
-        "prompt 0.95x that one's."
+        "prompt, 0.95x."
     )
     same = replace(result("steps 9", "steps", 0.2, 1.0))
     same = replace(same, scores={**same.scores, "ssim": Score(1.0, 1.0, 0)})
     (plan,) = verdicts(best_rows(measured(same), [PLAN], [0.2]), 0.2)
-    told = f"The plan ({PLAN.name}) differs from the uncached pictures; the best alternative, steps 9, does not."
-    assert str(plan) == told
+    assert str(plan) == (
+        f"The plan ({PLAN.name}) differs from the uncached pictures; the best alternative, steps 9, is identical to "
+        "them."
+    )
     assert plan.to_json()["ratio"] is None
 
 
@@ -104,7 +106,7 @@ def test_the_report_concludes_as_the_terminal_does_and_shows_every_budget() -> N
     told = story(found, budgets)
     assert told.command == "h2gen frontier"
     assert told.headline == (
-        "Budgets at which H2-Cache is closer than every alternative: the adaptive policy at 2 of 2, the plan at 2 of 2"
+        "Closer than every alternative: the adaptive policy at 2 of 2 budgets, the plan at 2 of 2 budgets"
     )
     assert told.sentences == [
         f"At {b} of the blocks: {each}"
@@ -138,8 +140,8 @@ def test_the_estimate_counts_every_picture() -> None:
     assert (only.pictures, only.searching) == (70, 0)
     assert only.uncached_pictures == round(10 * (1 + 2 * (14 + 7) / 28 + (13 + 7) / 28))
     assert "At most 70 pictures (7 methods, 10 prompts); they take about as long as " in str(only)
-    assert "616 of them to find settings of other caches" in str(every)
-    assert only.timed(2.0).startswith("An uncached picture takes 2.00\u00a0s, so everything takes about ")
+    assert "616 of them to find the settings of other caches" in str(every)
+    assert only.timed(2.0).startswith("An uncached picture takes 2.00\u00a0s: about ")
 
 
 def test_the_report_shows_our_own_method_first_and_not_the_papers() -> None:

@@ -147,7 +147,9 @@ def test_what_is_said_names_source_and_licence_and_promises_no_fidelity(weights:
     said = request.notices[-1]
     assert request.settings.cache == chosen.cache and request.settings.reference_steps == 50
     assert f"It is {WORDS}: {chosen.source} ({chosen.licence}), for FLUX.1-dev at 50 steps, 1024x1024." in said
-    assert "13 of 50 steps computed, an estimated 3.8x" in said and said.endswith(f"To measure your own: {TUNE}")
+    assert "13 of 50 steps computed, an estimated 3.8x" in said and said.endswith(
+        f"To measure a profile of your own: {TUNE}"
+    )
     assert "SSIM" not in said and "Here it is used" not in said
     assert request.settings.published_plan == chosen.words and WORDS in chosen.words
     assert request.resolved["plan"].source == "published plan"
@@ -192,7 +194,7 @@ def test_the_nearest_is_ones_own_of_the_same_weights_and_never_another_models(we
     own(replace(key(size=768), content_hash=weights))
     request = asked(Goal(speedup=3))
     assert request.settings.published_plan is not None
-    assert request.notices[-1] == "There is a profile of 'dev' for other pictures; to use the nearest one: --nearest."
+    assert request.notices[-1] == "There is a profile of 'dev' for other conditions; to use the nearest one: --nearest."
     request = asked(Goal(speedup=3, nearest=True))
     assert request.settings.published_plan is None and "using the nearest, made for 768x768" in request.notices[-2]
     chroma = asked(Goal(speedup=3, nearest=True), "chroma")

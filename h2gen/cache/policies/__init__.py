@@ -18,7 +18,7 @@ Policy = Thresholds | Tolerance | Plan
 
 
 def policy_of(config: CacheConfig) -> Policy:
-    """The policy of a configuration: a tolerance, with a plan or without, decides before a plan or thresholds."""
+    """The policy of a configuration: a tolerance, with or without a plan, takes precedence over the others."""
     if config.tolerance:
         return Tolerance(config)
     return Plan(config) if config.plan else Thresholds(config)

@@ -34,11 +34,11 @@ def check_plan(text: str, *, skips_only: bool = False) -> str:
     passes.
 
     Args:
-        skips_only: whether there is a tolerance besides: all passes then skip the same steps, and nothing is reused.
+        skips_only: whether there is a tolerance too; then all passes skip the same steps, and no stage is reused.
 
     Raises:
-        SettingError: a letter is unknown, the first is not F, the parts differ in length, or the plan does not go with
-            a tolerance.
+        SettingError: a letter is unknown, the first is not F, the parts differ in length, or the plan cannot be
+            combined with a tolerance.
     """
     plan = "".join(text.replace(",", " ").split()).upper()
     if len(plan) > _LONGEST:
@@ -57,7 +57,11 @@ def check_plan(text: str, *, skips_only: bool = False) -> str:
                 f"plan has {len(parts[0])} steps for one pass and {len(part)} for another; give the same number."
             )
     if skips_only and not {*plan} <= {"F", "S"}:
-        raise SettingError("plan has more than F and S, which is all that a plan with a tolerance may have.")
+        others = ", ".join(sorted({*plan} - {"F", "S", "/"}))
+        raise SettingError(
+            f"plan has {others or 'several parts'}; with a tolerance, a plan has only F (full) and S (skipped), in one "
+            "part for all passes."
+        )
     return plan
 
 
@@ -147,12 +151,12 @@ _NOTHING_KEPT = (
 
 
 def letter_at(plan: str, current: Pass) -> str:
-    """The letter for the step that a pass is at."""
+    """The letter for the current step of a pass."""
     return plan_of(plan, current.index)[current.step]
 
 
 def check_length(plan: str, run: Run, current: Pass) -> None:
-    """Check that a plan has a letter for the step that a pass is at.
+    """Check that a plan has a letter for the current step of a pass.
 
     Raises:
         CacheError: it is for another number of steps.

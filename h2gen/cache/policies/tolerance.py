@@ -1,11 +1,11 @@
 """A tolerance: whole steps are skipped while the error they cause is estimated to stay below it.
 
 This is the step-size control of ODE solvers, with an error estimate that costs nothing. Each computed velocity is
-compared with what was forecast for it. That gives the rate at which forecasts go wrong: their relative error per
-distance in sigma, of the very forecast that is in use, whether it went along a line or held the last velocity. Until
-the next computed step, forecasts are expected to go wrong at the same rate, and the errors of skipped steps, each times
-its interval, add up to how far the picture is displaced. With a plan besides, only steps that it skips are skipped:
-what is known of the schedule beforehand and what a picture shows then decide together. Everything here is host numbers.
+compared with its forecast, which gives the rate at which the error of forecasts grows: relative error per distance in
+sigma. It is the rate of the forecast that is in use, whether that extrapolated or held the last velocity. Until the
+next computed step the error is assumed to grow at the same rate; the errors of the skipped steps, each times its
+interval, add up to the displacement of the picture. With a plan too, only steps that the plan skips can be skipped:
+what is known about the schedule beforehand and what the picture shows decide together. Everything here is host numbers.
 
 Source: error estimates of predictor-corrector pairs, as in Hairer, Norsett, Wanner, "Solving Ordinary Differential
 Equations I", III.7. Choosing the steps of a cache by them is h2gen's own.
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
 _SKIPPED = Outcome.SKIPPED, Outcome.SKIPPED
 UNCORRECTED = 2.0
-"""How much more an error counts with a solver that does not let the next computed step correct it."""
+"""Factor on the estimated error if the solver does not let the next computed step correct it."""
 
 
 @dataclass(frozen=True)
 class ErrorEstimate:
-    """What is known of a picture's forecasts since its last computed step.
+    """The estimated error of one picture since its last computed step.
 
     Args:
         sigma: of that step.
-        rate: relative error of a forecast per distance in sigma from that step.
+        rate: relative error of a forecast, per distance in sigma from that step.
         displacement: how far the steps skipped since then have displaced the picture, in sigma times the velocity's
             size.
     """
@@ -45,13 +45,13 @@ class ErrorEstimate:
     displacement: float = 0.0
 
     def after(self, sigma: float, interval: float) -> ErrorEstimate:
-        """What will be known if the step at ``sigma`` is skipped, which moves the picture by ``interval``."""
+        """The estimate once the step at ``sigma``, which moves the picture by ``interval``, is skipped."""
         return replace(self, displacement=self.displacement + abs(interval * (self.sigma - sigma)) * self.rate)
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The ``tolerance`` of a configuration, and its ``plan`` if it has one besides.
+    """The ``tolerance`` of a configuration, together with its ``plan`` if it has one.
 
     What it does not skip is left to the thresholds, or computed in full.
     """
@@ -99,7 +99,7 @@ class Tolerance:
         return self.thresholds.undecided
 
     def _estimate(self, run: Run, current: Pass) -> None:
-        """Take over what the step before tells of each picture: an error measured, or an error made."""
+        """Update each picture's estimate after a step: by the error that it measured, or by that of skipping it."""
         schedule, step = run.schedule, current.step - 1
         assert schedule is not None
         for row in run.skipped & run.estimates.keys():
@@ -126,7 +126,7 @@ class Tolerance:
         plan, passes = self.config.plan, run.passes_of(len(current.since_full))
         if plan and letter_at(plan, current) != "S":
             return False
-        if error is None and not plan:  # a plan knows steps of which nothing has been measured yet
+        if error is None and not plan:  # a plan may skip before anything has been measured
             return False
         return (
             (error is None or error <= self.config.tolerance)

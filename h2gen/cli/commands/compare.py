@@ -30,7 +30,9 @@ def compare(
     ] = None,
     repeat: Annotated[
         int | None,
-        options.option("--repeat", help="Timed runs per picture: 2, or 3 if those differ.", panel=options.MEASURING),
+        options.option(
+            "--repeat", help="Timed runs per picture; default: 2, and a 3rd if they differ.", panel=options.MEASURING
+        ),
     ] = None,
     metrics: Annotated[
         str | None,

@@ -19,7 +19,7 @@ def frontier(
     ] = None,
     only: Annotated[
         str | None,
-        options.option("--only", help="Measure only these: own,paper,steps,peers.", panel=options.MEASURING),
+        options.option("--only", help="Measure only some of own,paper,steps,peers.", panel=options.MEASURING),
     ] = None,
     against: Annotated[
         str | None,
@@ -40,7 +40,7 @@ def frontier(
         Path | None,
         options.option(
             "--log",
-            help="Keep the measurements in this file; default: your data folder.",
+            help="File that records the measurements; default: in your data folder.",
             panel=options.MEASURING,
             metavar="FILE",
         ),

@@ -68,7 +68,7 @@ def show(
         str, typer.Argument(help="An alias, such as tiny.", metavar="NAME", autocompletion=completion.models)
     ],
 ) -> None:
-    """Print a model's defaults, published plans for it, and what the bundled one knows."""
+    """Print a model's defaults, plans published for it, and what the bundled one knows."""
     from dataclasses import asdict
 
     from rich.table import Table
@@ -89,7 +89,7 @@ def show(
     del defaults["size_multiple"]
     facts |= {key.replace("_", " "): f"{value:g}" for key, value in defaults.items()}
     if entry is not None and entry.name in MODELS:
-        facts["plans"] = f"{'; '.join(summary_lines())}; {WORDS}; for --speedup, without a profile"
+        facts["plans"] = f"{'; '.join(summary_lines())}; {WORDS}; --speedup uses them until you have a profile"
     known = vocabulary(checkpoint)
     if known is not None:
         facts["trained at"] = ", ".join(f"{width}x{height}" for width, height in known.shapes)

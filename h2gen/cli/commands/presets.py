@@ -46,10 +46,10 @@ def _list(ctx: typer.Context) -> None:
     stdout().print(table)
     from h2gen.settings.profiles.published import MODELS, WORDS
 
-    models = " and ".join(f"--model {name}" for name in MODELS)
+    models = " or ".join(f"--model {name}" for name in MODELS)
     lines = (
-        "Speeds and PSNR were measured on the bundled model. For another, measure your own: h2gen tune",
-        f"For {models}, --speedup chooses a plan that is {WORDS}: h2gen models show {MODELS[0]}",
+        "Speed-ups and PSNR were measured on the bundled model. To find settings for another: h2gen tune --model NAME",
+        f"With {models}, --speedup uses a plan that is {WORDS}. To see the plans: h2gen models show {MODELS[0]}",
     )
     for line in lines:
         say(make_console(), line, "dim")

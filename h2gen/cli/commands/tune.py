@@ -27,7 +27,7 @@ def tune(
         int,
         options.option(
             "--threshold-tries",
-            help="Settings of the two-stage cache tried per budget; 0 leaves it out.",
+            help="Two-stage settings tried per budget; 0 skips that search.",
             panel=options.MEASURING,
         ),
     ] = 16,

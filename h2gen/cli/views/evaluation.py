@@ -50,7 +50,7 @@ class ComparisonProgress:
         self._began = time.perf_counter()
 
     def expect(self, methods: Sequence[Method], runs: Mapping[str, int]) -> None:
-        """So many runs of these methods follow, on top of those that are done."""
+        """Expect this many more runs of each method, in addition to those already done."""
         for method in methods:
             self._methods[method.name] = method
             done = self._seconds.setdefault(method.name, [])
@@ -70,9 +70,9 @@ class ComparisonProgress:
 
     @property
     def left(self) -> float | None:
-        """Seconds that the expected runs should take; None before the first one is done.
+        """Estimated seconds for the remaining runs, including scoring; None before the first one is done.
 
-        A method that has not run yet is judged by its share of the blocks. Scoring takes its part of the time.
+        A method that has not run yet is estimated from its share of the blocks.
         """
         spent = sum(map(sum, self._seconds.values()))
         weight = sum(len(runs) * _weight(self._methods[name]) for name, runs in self._seconds.items())
@@ -85,7 +85,7 @@ class ComparisonProgress:
         return seconds * max(1.0, (time.perf_counter() - self._began) / spent)
 
     def figures(self, method: Method) -> str:
-        """What is known of a method so far, in one line: ``14 steps: 0.905 s, 50 % of the blocks, PSNR 46.9 dB``."""
+        """A method's figures so far, in one line: ``14 steps: 0.905 s, 50 % of the blocks, PSNR 46.9 dB``."""
         made = self._samples[method.name]
         parts = [seconds_in_words(statistics.median(each for sample in made for each in sample.seconds))]
         if method.kind != "reference":
@@ -125,7 +125,7 @@ class ComparisonProgress:
 
 
 def _weight(method: Method) -> float:
-    """How long a run of a method takes, where the uncached one takes 1; a cache is taken to save half."""
+    """Estimated duration of a run, relative to the uncached one; a cache is assumed to save half."""
     return 0.5 if method.share is None else method.share
 
 
@@ -192,7 +192,7 @@ class EvaluationView(View):
     def scored(self, method: Method, sample: Sample) -> None:
         if self._progress is not None:
             self._progress.scored(method, sample)
-            if sample.case == 0:  # of many prompts, the first shows what to expect
+            if sample.case == 0:  # with several prompts, the first one's figures are enough
                 left = self._progress.left if method.kind == "reference" else None
                 more = "" if left is None else f"; about {duration(left)} left"
                 self.tell(f"{self._progress.figures(method)}{more}")

@@ -24,7 +24,7 @@ class FrontierView(CompareView, FrontierObserver):
     Args:
         console: where progress and notices go.
         as_json: print the result as JSON instead of tables.
-        estimate: what it takes, at most.
+        estimate: an upper bound on the work.
     """
 
     def __init__(self, console: Console, as_json: bool, estimate: FrontierEstimate) -> None:
@@ -32,7 +32,7 @@ class FrontierView(CompareView, FrontierObserver):
         self._estimate = estimate
 
     def resumed(self, log: Path, known: int) -> None:
-        what = f"Continuing with the {known} pictures measured in" if known else "Every picture is recorded in"
+        what = f"Continuing: {known} pictures are already measured in" if known else "Recording each picture in"
         say(self._console, f"{what} {str(log)!r}.", "dim")
 
     def timed(self, seconds: float) -> None:

@@ -84,8 +84,8 @@ PEERS: dict[str, Peer] = {
         StepMasks(
             "masks",
             "cache-dit's masks",
-            note="Its steps; they are filled with the last layer's features, or their forecast, without the first "
-            "block that cache-dit computes at each.",
+            note="cache-dit chooses the computed steps; the others are filled with the last layer's features, held or "
+            "extrapolated, while cache-dit itself also runs the first block.",
         ),
     )
 }

@@ -5,11 +5,12 @@ or a stage's residual) from the last two computed steps, ``i1 < i2``, at order 1
 
     x_j ~ x_i2 + a_j (x_i2 - x_i1),   a_j = (sigma_j - sigma_i2) / (sigma_i2 - sigma_i1)
 
-with ``a_j`` limited as the cache limits it; which part of a stage's line the cache will follow is not foreseen. The
-errors of the steps between two computed ones add up, as vectors, to the displacement at the end of the run. If the
-cache corrects for it there, what remains is the error of the line between both ends of the run, whose ``a_j`` is
-``(sigma_j - sigma_i2) / (sigma_end - sigma_i2)``, towards ``x_end``. The remainder is added to the uncorrected
-displacement, which the computed step at the end still sees: ranking by only the remainder gives far worse plans.
+with ``a_j`` limited as the cache limits it; the fraction of the line that the cache will learn to follow is not
+predicted. The errors of the steps between two computed ones add up, as vectors, to the displacement at the end of the
+run. If the cache corrects for it there, what remains is the error of the line between both ends of the run, whose
+``a_j`` is ``(sigma_j - sigma_i2) / (sigma_end - sigma_i2)``, towards ``x_end``. The remainder is added to the
+uncorrected displacement, which the computed step at the end still sees: ranking by only the remainder gives far worse
+plans.
 
 All of it is linear in the x, so its norm follows from their Gram matrix, for all triples (i1, i2, end) at once.
 """

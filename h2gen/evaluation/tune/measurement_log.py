@@ -71,7 +71,7 @@ class MeasurementLog:
                 self._file = self._reopened()
         except Timeout as error:
             raise OutputError(
-                f"Another process measures the same model and writes to {str(self.path)!r}; wait for it to finish."
+                f"Another process is measuring the same model and writing to {str(self.path)!r}; wait for it to finish."
             ) from error
         except OutputError:
             self._lock.release()
@@ -91,12 +91,12 @@ class MeasurementLog:
         """Why a file cannot be continued."""
         there = lines[0].get("notebook") if lines else None
         if not isinstance(there, dict):
-            return f"{str(self.path)!r} is not a log of measurements; name another file."
+            return f"{str(self.path)!r} is not a measurement log; give another file."
         here = self._header["notebook"]
         names = [name for name in here if here[name] != there.get(name)] or ["other settings"]
         return (
-            f"{str(self.path)!r} has measurements that do not belong with these: {', '.join(names)} differ; name "
-            "another file."
+            f"{str(self.path)!r} was measured under other conditions ({', '.join(names)}), which cannot be mixed with "
+            "these; give another file."
         )
 
     def __exit__(self, *_error: object) -> None:
@@ -223,7 +223,7 @@ class LoggedSamples:
         first, last = min(self._sessions), max(self._sessions)
         return [
             f"The seconds come from {len(self._sessions)} sessions, the first begun at {first}, the last at {last}; "
-            "the machine may have been busier in one than in another, so go by the blocks."
+            "the machine may not have been equally busy, so compare the shares of blocks instead."
         ]
 
     def recall(self, method: Method, case: int) -> Sample | None:

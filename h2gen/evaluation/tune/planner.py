@@ -14,15 +14,15 @@ from h2gen.evaluation.tune.recording import RecordedRun
 from h2gen.evaluation.tune.shortest_path import best_plans, total_error
 
 POWERS = (1, 2)
-"""Powers that the cost of a run of skipped steps is taken to. A higher one evens out the runs: MeanCache (arXiv
-2601.19961) found 4 to 5 best for its own forecast; here the plans of 2 and 4 hardly differ."""
+"""Powers to which the cost of a run of skipped steps is raised. Higher powers avoid single bad runs: MeanCache (arXiv
+2601.19961) found 4 to 5 best for its own forecast; here 2 and 4 give nearly the same plans."""
 
 Kinds = Mapping[str, tuple[Matrix, int]]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan, and the error that it minimises, for any other plan with its letters."""
+    """A plan, and the function that it minimises: the error of any plan with the same letters."""
 
     plan: str
     error: Callable[[str], float]
@@ -31,11 +31,11 @@ class Planned:
 class Planner:
     """The best plans for a model with a solver.
 
-    What a run of skipped steps costs is known exactly only for a forecast that is linear in what was computed, and only
-    as long as the other steps are as they were recorded. The learned forecast lies between the last velocity and the
-    line, and how much of an error the model makes good for differs from model to model. So there are several costs: how
-    far the picture is displaced by holding the last velocity, what of that a correction leaves, and the sum of both for
-    the line. Each has a best plan, and measured pictures tell which of them is best.
+    The cost of skipping a run of steps is exact only for a forecast that is linear in the computed velocities, and only
+    if the other steps stay as they were recorded. The learned forecast lies between the last velocity and the line, and
+    models differ in how much of an error they make up for. So there are several costs: the displacement of the picture
+    if the last velocity is held, the remainder of that after the correction, and the sum of both for the line. Each has
+    a best plan, and measured pictures decide between these.
 
     Args:
         runs: recorded runs of several images with the same sigmas; errors are means over them.
@@ -76,7 +76,7 @@ class Planner:
         self._best = [best_plans(kinds, self._full) for kinds in self._kinds]
 
     def plans(self, share: float, reference: int) -> Iterator[Planned]:
-        """For each cost the plan with the least, for a share of the blocks of an uncached run; none twice.
+        """The plan with the least total of each cost, for a share of the blocks of an uncached run; without duplicates.
 
         Args:
             share: the budget.
@@ -93,7 +93,7 @@ class Planner:
 
 
 def _error(plan: str, kinds: Kinds) -> float:
-    """The error of a plan; infinite if it has a letter of another kind."""
+    """The error of a plan; infinite if it has a letter without a cost."""
     return total_error(plan, kinds) if {*plan} <= {"F", *kinds} else math.inf
 
 

@@ -109,7 +109,7 @@ class Profile:
         enough = [choice for choice in self.of(policy) if choice.figures.speedup >= speedup]
         if not enough:
             fastest = max(self.of(policy), key=lambda choice: choice.figures.speedup)
-            among = "" if policy == "auto" else f" for {PLURALS[policy]}"
+            among = "" if policy == "auto" else f" with {PLURALS[policy]}"
             raise ProfileError(
                 f"speedup is {speedup:g}, faster than the profile for {self.key} allows{among}: the maximum is "
                 f"{fastest.figures.speedup:.2f}x ({fastest.label}); give that or less, or fewer --steps."

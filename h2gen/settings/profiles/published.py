@@ -74,7 +74,7 @@ class PublishedPlan:
     @property
     def words(self) -> str:
         """Where it comes from, and what it does: what a picture records."""
-        return f"by {self._by}, {self._does}; {WORDS}; {self._origin}"
+        return f"from {self._by}, {self._does}; {WORDS}; {self._origin}"
 
     @property
     def _by(self) -> str:
@@ -96,11 +96,11 @@ class PublishedPlan:
             key: of the pictures that it is used for.
             command: the command that makes a profile for them.
         """
-        line = f"Using a plan by {self._by}: {self._does}. It is {WORDS}: {self._origin}."
+        line = f"Using a plan from {self._by}: {self._does}. It is {WORDS}: {self._origin}."
         other_size = bool(self.size) and self.size != f"{key.width}x{key.height}"
         if self.made_steps or other_size or not _is_dev_itself(key.model):
             line += f" Here it is used for {key}{', stretched to these steps' if self.made_steps else ''}."
-        return f"{line} To measure your own: {command}"
+        return f"{line} To measure a profile of your own: {command}"
 
 
 def rounded_down(speedup: float) -> str:

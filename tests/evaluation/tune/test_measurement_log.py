@@ -76,11 +76,14 @@ def test_a_shared_log_is_never_discarded(tmp_path: Path) -> None:
         book.put("one", 1)
     before = path.read_bytes()
     other = MeasurementLog(path, {"model": "x", "steps": 5}, shared=True)
-    with pytest.raises(OutputError, match="do not belong with these: steps differ; name another file"), other:
+    with (
+        pytest.raises(OutputError, match="under other conditions \\(steps\\), which cannot be mixed"),
+        other,
+    ):
         pass
     assert path.read_bytes() == before
     path.write_text("my notes\n")
-    with pytest.raises(OutputError, match="is not a log of measurements; name another file"), other:
+    with pytest.raises(OutputError, match="is not a measurement log; give another file"), other:
         pass
     assert path.read_text() == "my notes\n"
     path.write_text("")
