@@ -127,7 +127,7 @@ class Engine:
                 parts.append(([row], history.forecast(step.sigma, step.interval)))
                 continue
             own = rows_of(velocity, [row])
-            corrected = history.keep(own, step.sigma, step.interval)
+            corrected = history.keep(own, step.sigma, step.interval, step.own)
             if corrected is not own:
                 parts.append(([row], corrected))
         return self.family.with_velocity(output, replaced(velocity, *parts)) if parts else output

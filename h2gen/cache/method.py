@@ -19,7 +19,6 @@ from h2gen.cache.policies import Policy
 from h2gen.cache.probe import Probe
 from h2gen.cache.stages import Stage
 from h2gen.cache.step import Step
-from h2gen.families.token_grid import own_tokens
 
 StageSteps = Generator[Streams, Streams, Streams]
 
@@ -91,16 +90,8 @@ class Method:
         # The model adds ControlNet's samples after each block, skipped or not: they are not part of the residual.
         for sample in step.inputs.added[stage.name]:
             residual[-1][:, -sample.shape[1] :].sub_(sample)
-        own = self._own(step) if self._config.forecast else None
+        own = step.own if self._config.forecast else None
         step.memory(stage.name).keep_residual(residual, self._sigma(step), step.index, step.running, own)
-
-    @staticmethod
-    def _own(step: Step) -> torch.Tensor:
-        """Which image tokens are the picture's own: all but those of reference pictures."""
-        memory, inputs = step.current.memory, step.inputs
-        if memory.own is None:
-            memory.own = own_tokens(inputs.identity.image_ids, inputs.image_tokens, inputs.device)
-        return memory.own
 
     def _sigma(self, step: Step) -> float:
         """A step's sigma; 0 for the paper's method, which does not read it from the device."""

@@ -13,6 +13,7 @@ from h2gen.cache.outcome import UNDECIDED, Decision, Outcome, Outlook
 from h2gen.cache.stopwatch import Stopwatch
 from h2gen.cache.trace import StageRecord, StepRecord
 from h2gen.cache.trajectory import Pass, Run
+from h2gen.families.token_grid import own_tokens
 
 
 class Step:
@@ -50,6 +51,14 @@ class Step:
     def memory(self, stage: str) -> StageMemory:
         """What the pass keeps of a stage."""
         return self.current.memory.of(stage)
+
+    @property
+    def own(self) -> torch.Tensor:
+        """Which image tokens are the picture's own (see ``own_tokens``)."""
+        memory, inputs = self.current.memory, self.inputs
+        if memory.own is None:
+            memory.own = own_tokens(inputs.identity.image_ids, inputs.image_tokens, inputs.device)
+        return memory.own
 
     def undecided(self, stage: str) -> Rows:
         """The pictures for which the stage's change decides."""

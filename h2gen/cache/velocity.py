@@ -12,7 +12,8 @@ better forecast for all steps in between. The two forecasts differ by a multiple
 to the computed velocity, so that the picture ends up where the better line would have brought it. Part of a large error
 is due to the picture having been displaced, and the model already makes up for that part: the correction is divided by
 one plus the relative size of the error. These are the predictor and the corrector of a multistep solver (Adams),
-without an extra pass of the model.
+without an extra pass of the model. Models return a velocity for the tokens of reference pictures too, which nobody
+uses: neither the fraction nor the error's size depends on them.
 
 Source: predictors and correctors as in Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", III.1. The
 learned fraction, a least-squares fit to the velocity just computed, is h2gen's own.
@@ -69,7 +70,9 @@ class VelocityHistory:
             self._skipped_moment += interval * (sigma - self._last[0])
         return self._forecast(sigma, *self._last)
 
-    def keep(self, velocity: torch.Tensor, sigma: float, interval: float | None = None) -> torch.Tensor:
+    def keep(
+        self, velocity: torch.Tensor, sigma: float, interval: float | None = None, own: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Remember a computed velocity, replacing one at the same sigma.
 
         The tensor itself is kept, not a copy; it must not be written to.
@@ -78,6 +81,8 @@ class VelocityHistory:
             velocity: ``(1, N_img, C)``.
             sigma: of its step.
             interval: as in ``forecast``.
+            own: ``(N_img,)``, 1 for the picture's own tokens and 0 for those of reference pictures; None if all are
+                its own.
 
         Returns:
             The velocity, corrected for the steps that were skipped since the last one.
@@ -94,7 +99,7 @@ class VelocityHistory:
         if self._measured or (moment and interval):
             # In float32: corrections are multiples of small differences.
             forecast = self._forecast(sigma, last[0], last[1].float())
-            error = relative_change(velocity, forecast)
+            error = relative_change(_masked(velocity, own), _masked(forecast, own))
             if self._measured:
                 self._forecast_error = error, abs(distance)
             if moment and interval:
@@ -102,7 +107,7 @@ class VelocityHistory:
                 weight = 1 + moment / (distance * interval) / (1 + error.nan_to_num(0.0))
                 corrected = torch.lerp(forecast, velocity.float(), weight).to(velocity.dtype)
         if way is not None:
-            self._followed = _part_followed(way[1], moved, distance / way[0])
+            self._followed = _part_followed(_masked(way[1], own), moved, distance / way[0])
         self._way = distance, moved
         return corrected
 
@@ -121,6 +126,11 @@ class VelocityHistory:
         """
         error, self._forecast_error = self._forecast_error, None
         return error
+
+
+def _masked(tensor: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    """A tensor with zeros for the tokens of reference pictures."""
+    return tensor if own is None else tensor * own[:, None]
 
 
 def _part_followed(way: torch.Tensor, moved: torch.Tensor, ahead: float) -> torch.Tensor:

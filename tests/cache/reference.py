@@ -478,7 +478,7 @@ class Reference:
         elif not letter and self.skipped[name] and (self.rules.tau1 or self.rules.tau2):
             guarded = True
         if letter == "S":
-            output = forecast(kept["velocity"], sigma)
+            output = forecast(kept["velocity"], sigma, kept["own"][-1][1])
             if self.sigmas:
                 self.skipped[name].append((sigma, self.sigmas[step + 1] - self.sigmas[step], output))
             decision = Decision(None, "skipped", None, "skipped")
@@ -492,10 +492,11 @@ class Reference:
 
     def made_good(self, name: str, step: int, sigma: float, velocity: torch.Tensor) -> torch.Tensor:
         """The computed velocity, and the total error of the skipped steps before it."""
-        before = self.kept[name].get("velocity", [])
+        before, own = self.kept[name].get("velocity", []), self.kept[name]["own"][-1][1]
         output, self.skipped[name], skipped = velocity, [], self.skipped[name]
         if before:
-            error = float((velocity - forecast(before, sigma)).abs().mean() / velocity.abs().mean())
+            off = velocity - forecast(before, sigma, own)
+            error = float(off[:, own].abs().mean() / velocity[:, own].abs().mean())
             self.rates.append((step, error / (before[-1][0] - sigma)))
         for at, interval, used in skipped:
             better = line([before[-1], (sigma, velocity)], at)
@@ -510,13 +511,16 @@ def line(points: list[tuple[float, torch.Tensor]], sigma: float) -> torch.Tensor
     return new if older == newer else new + (new - old) * (sigma - newer) / (newer - older)
 
 
-def forecast(points: list[tuple[float, torch.Tensor]], sigma: float) -> torch.Tensor:
-    """As far along the line through the last two points as the last one followed the line through those before."""
+def forecast(points: list[tuple[float, torch.Tensor]], sigma: float, own: torch.Tensor) -> torch.Tensor:
+    """As far along the line through the last two points as the last one followed the line through those before.
+
+    ``own`` says which tokens show that: all but those of reference pictures.
+    """
     if len(points) < 3:
         return points[-1][1]
     (_, before), (newer, new) = points[-2:]
     way = line(points[:-1], newer) - before
-    part = float(((new - before) * way).sum() / (way * way).sum())
+    part = float(((new - before) * way)[:, own].sum() / (way * way)[:, own].sum())
     return new + min(max(part, 0.0), 1.0) * (line(points, sigma) - new)
 
 

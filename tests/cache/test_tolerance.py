@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline, FluxKontextPipeline
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -111,6 +111,23 @@ def test_the_error_rate_is_that_of_the_last_forecast_and_is_read_once() -> None:
     assert error_rates([velocities]) == {}
 
 
+def test_only_the_pictures_own_tokens_say_how_far_and_how_wrong() -> None:
+    own = torch.tensor([1.0, 1.0, 0.0])
+    alone, beside = VelocityHistory(measured=True), VelocityHistory(measured=True)
+    for step, sigma in enumerate((0.9, 0.8, 0.7)):
+        mine, others = noise(1, 2, 4, seed=step), 100 * noise(1, 1, 4, seed=step + 5)
+        for history, velocity, which in ((alone, mine, None), (beside, torch.cat([mine, others], dim=1), own)):
+            history.keep(velocity, sigma, -0.1, which)
+    rates = error_rates([alone, beside])
+    assert rates[0] == pytest.approx(rates[1], rel=1e-5)
+    assert torch.allclose(alone.forecast(0.6, -0.1), beside.forecast(0.6, -0.1)[:, :2], atol=1e-5)
+    corrected = [
+        history.keep(torch.full((1, tokens, 4), 0.5), 0.5, -0.1, which)
+        for history, tokens, which in ((alone, 2, None), (beside, 3, own))
+    ]
+    assert torch.allclose(corrected[0], corrected[1][:, :2], atol=1e-5)
+
+
 def moved(computed: set[int], velocity: Callable[[float], torch.Tensor], dtype: torch.dtype = torch.float32) -> Any:
     """Where Euler's steps move a picture if some velocities are computed and the others forecast."""
     velocities, picture = VelocityHistory(), torch.zeros(1, 3, 4, dtype=torch.float64)
@@ -168,6 +185,7 @@ KINDS: dict[str, Callable[[], tuple[Any, dict[str, Any], tuple[str, ...]]]] = {
         GUIDED | {"strength": 0.8},
         ("cond", "uncond"),
     ),
+    "reference picture": lambda: (flux_pipeline(FluxKontextPipeline), {}, ("cond",)),
     "FLUX.2 with guidance": lambda: (
         flux2_klein_pipeline(is_distilled=False),
         {"guidance_scale": 3.0},
