@@ -42,8 +42,15 @@ class Schedule:
 
     @cached_property
     def moves(self) -> tuple[float, ...]:
-        """How far each step moves the picture, in sigma; for solvers other than Euler, the change of sigma itself."""
-        return self.intervals or tuple(after - before for before, after in pairwise((*self.sigmas, 0.0)))
+        """How far each step moves the picture along its velocity, in sigma, negative.
+
+        For solvers other than Euler, half of the way from the step before to the step after. This is the trapezoidal
+        rule, which Heun's solver follows with its two passes at one sigma, and UniPC nearly.
+        """
+        if self.intervals is not None:
+            return self.intervals
+        before, after = (self.sigmas[0], *self.sigmas[:-1]), (*self.sigmas[1:], 0.0)
+        return tuple((end - start) / 2 for start, end in zip(before, after, strict=True))
 
 
 class Course:

@@ -17,6 +17,7 @@ from diffusers import FluxFillPipeline, FluxImg2ImgPipeline, VisualClozePipeline
 from diffusers.modular_pipelines import FluxAutoBlocks
 
 from h2gen.cache import h2_cache
+from h2gen.cache.schedule import Schedule
 from h2gen.errors import CacheError
 from tests.cache.drive import flux, latents, noise, plan_from_steps, position_ids, prompt
 from tests.cache.test_time import queue_the_time
@@ -156,6 +157,13 @@ def test_every_pass_of_every_solver_is_a_step(solver: Any) -> None:
     assert outcomes == ["computed"] + ["reused"] * (passes - 4) + ["guarded"] * 3
     assert [step.step for step in trace.steps] == list(range(passes))
     assert {step.context for step in trace.steps} == {"cond"}
+
+
+def test_what_each_of_heuns_passes_moves_is_half_of_its_step() -> None:
+    """The first pass at a sigma ends the step there, the second begins the next."""
+    schedule = Schedule((1000, 800, 800, 500, 500))
+    assert schedule.moves[:4] == pytest.approx((-0.1, -0.1, -0.15, -0.15))
+    assert Schedule((1000, 800, 500), (-0.2, -0.3, -0.5)).moves == (-0.2, -0.3, -0.5)
 
 
 @pytest.mark.usefixtures("timestep_known_to")

@@ -45,8 +45,12 @@ class ErrorEstimate:
     displacement: float = 0.0
 
     def after(self, sigma: float, interval: float) -> ErrorEstimate:
-        """The estimate once the step at ``sigma``, which moves the picture by ``interval``, is skipped."""
-        return replace(self, displacement=self.displacement + abs(interval * (self.sigma - sigma)) * self.rate)
+        """The estimate once the step at ``sigma``, which moves the picture by ``interval``, is skipped.
+
+        A solver that calls the model twice at one sigma has moved the picture in between, by about that much.
+        """
+        distance = self.sigma - sigma or interval
+        return replace(self, displacement=self.displacement + abs(interval * distance) * self.rate)
 
 
 @dataclass(frozen=True)
