@@ -22,7 +22,7 @@ class TraceFile:
     Args:
         path: of a new file.
         settings: for the header.
-        overwrite: replace an existing file.
+        overwrite: replace an existing file, once there is a step to write.
 
     Raises:
         OutputError: the file already exists, or cannot be written.
@@ -32,11 +32,26 @@ class TraceFile:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         try:
-            self._file = path.open("wb" if overwrite else "xb", buffering=0)
+            self._file = path.open("ab" if overwrite else "xb", buffering=0)
         except OSError as error:
             raise _cannot(path, error.strerror or str(error)) from error
-        self._write({"h2gen": __version__, "settings": dict(settings)})
-        self._header = self._file.tell()
+        self._first = {"h2gen": __version__, "settings": dict(settings)}
+        self._header: int | None = None
+        if not self._written:
+            self._begin()
+
+    @property
+    def _written(self) -> int:
+        """Bytes in the file; 0 if it is a pipe or a device."""
+        return self._file.tell() if self._file.seekable() else 0
+
+    def _begin(self) -> None:
+        """Write the header, in place of what an existing file holds."""
+        self._header = 0
+        if self._written:
+            self._file.truncate(0)
+        self._write(self._first)
+        self._header = self._written
 
     @staticmethod
     def check(path: Path, overwrite: bool = False) -> None:
@@ -66,7 +81,7 @@ class TraceFile:
 
     def restart(self) -> None:
         """Drop the steps written so far: the picture is made again from its first step."""
-        if self.error is None:
+        if self.error is None and self._header is not None:
             self._file.truncate(self._header)
             self._file.seek(self._header)
 
@@ -77,6 +92,8 @@ class TraceFile:
         self._file.close()
 
     def _write(self, item: dict[str, Any]) -> None:
+        if self._header is None:
+            self._begin()
         if self.error is None:
             try:
                 self._file.write(json.dumps(item, allow_nan=False).encode() + b"\n")

@@ -47,6 +47,25 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_an_old_trace_is_replaced_by_the_first_step_and_not_before(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text("old\n" * 1000)
+    TraceFile(path, {}, overwrite=True).close(None)
+    file = TraceFile(path, {"prompt": "a cat"}, overwrite=True)
+    file.restart()
+    assert path.read_text() == "old\n" * 1000
+    for _ in range(2):
+        file.on_step(STEP)
+        assert [sorted(json.loads(line))[0] for line in path.read_text().splitlines()] == ["blocks_run", "h2gen"][::-1]
+        file.restart()
+    file.close(Summary())
+    header, summary = [json.loads(line) for line in path.read_text().splitlines()]
+    assert header["settings"] == {"prompt": "a cat"} and "summary" in summary
+    with open(os.devnull, "rb") as before:
+        TraceFile(Path(os.devnull), {}, overwrite=True).close(Summary())
+        assert before.read() == b""
+
+
 @pytest.mark.posix
 def test_a_trace_in_a_folder_that_may_not_be_searched_or_with_too_long_a_name_is_refused(tmp_path: Path) -> None:
     with locked(tmp_path) as folder, pytest.raises(OutputError, match="Permission denied; give another with --trace"):
