@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from h2gen.cache.summary import Summary
 from h2gen.settings.table import BY_NAME
 
 
@@ -21,6 +22,7 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "base" in model:
         yield "base", str(model["base"])
     yield "size", f"{settings['width']}x{settings['height']}"
+    yield "solver", str(settings.pop("solver", BY_NAME["solver"].default))  # older pictures do not name it
     if "preset" in found:
         yield "preset", str(found["preset"])
     for name, value in settings.items():
@@ -34,19 +36,11 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name in ("device", "dtype", "offload", "made"):
         if name in found:
             yield name, str(found[name])
-    if isinstance(found.get("seconds"), (int, float)):
+    if isinstance(found.get("seconds"), (int, float)) and 0 <= found["seconds"] < 1e9:
         yield "seconds", f"{found['seconds']:.2f}"
     cache = found.get("cache")
     if isinstance(cache, dict):
-        cache = {"passes": cache.get("steps"), **cache}  # older pictures call them steps
-    if isinstance(cache, dict) and all(isinstance(cache.get(name), int) for name in ("passes", "full", "all_reused")):
-        share = cache.get("share")
-        asked = found.get("reference_steps")
-        whole = f"the blocks of {asked} steps" if isinstance(asked, int) else "blocks"
-        blocks = f", {share:.0%} of {whole}" if isinstance(share, (int, float)) else ""
-        skipped = f", {cache['skipped']} skipped" if isinstance(cache.get("skipped"), int) and cache["skipped"] else ""
-        parts = f"{cache['full']} of {cache['passes']} passes full, {cache['all_reused']} all reused{skipped}"
-        yield "cache", f"{parts}{blocks}"
+        yield from _cache_row(cache, found.get("reference_steps"))
     if found.get("nan_with_cache") is True or found.get("uncached") is True:  # its name in older pictures
         yield "cache", "it was NaN with the cache, and was made again without it"
     if isinstance(found.get("versions"), dict):
@@ -55,3 +49,18 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for name, value in found["notes"].items():
             text = value if isinstance(value, str) else json.dumps(value)
             yield name, text if len(text) <= 200 else text[:200] + "..."
+
+
+def _cache_row(cache: Mapping[str, Any], reference_steps: Any) -> Iterator[tuple[str, str]]:
+    """The totals of a cache that was on, unless they are damaged. Older pictures lack some of them."""
+    counts = {name: value for name, value in cache.items() if name in vars(Summary()) and type(value) is int}
+    outcomes = Summary(**counts).by_outcome()
+    passes = cache.get("passes", cache.get("steps"))  # older pictures call them steps
+    if not outcomes or type(passes) is not int:
+        return
+    row = f"{passes} passes: {', '.join(f'{count} {word}' for word, count in outcomes)}"
+    share = cache.get("share")
+    if isinstance(share, (int, float)) and 0 <= share <= 1000:
+        whole = f"the blocks of {reference_steps} steps" if isinstance(reference_steps, int) else "blocks"
+        row += f"; {share:.0%} of {whole}"
+    yield "cache", row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -55,11 +56,11 @@ def test_a_picture_says_everything_about_how_it_was_made(tmp_path: Path, format:
 
 def test_what_a_profile_stood_in_for_is_recorded_and_older_pictures_lack_it(tmp_path: Path) -> None:
     chosen = replace(SETTINGS, reference_steps=50)
-    whole = describe(chosen, MADE, seconds=1.5, summary=Summary(28, 10, blocks_run=60, blocks_total=600))
+    whole = describe(chosen, MADE, seconds=1.5, summary=Summary(28, 10, 18, blocks_run=60, blocks_total=600))
     found = read_metadata(written(tmp_path, whole))
     assert whole["reference_steps"] == 50 and "reference_steps" not in whole["settings"]
     assert found.settings == chosen and found.settings.reference == 50 / 28
-    assert ("cache", "10 of 28 passes full, 0 all reused, 10% of the blocks of 50 steps") in metadata_rows(whole)
+    assert ("cache", "28 passes: 10 full, 18 detail reused; 10% of the blocks of 50 steps") in metadata_rows(whole)
     assert "reference_steps" not in described()
     for wrong in ("50", 0, True, 1.5):
         with pytest.raises(MetadataError, match="reference_steps"):
@@ -388,4 +389,17 @@ def test_what_older_pictures_call_otherwise_is_still_shown() -> None:
     old["cache"] = {{"passes": "steps"}.get(key, key): value for key, value in now["cache"].items()}
     old["settings"] = {key: value for key, value in now["settings"].items() if key != "solver"}
     assert list(metadata_rows(old)) == list(metadata_rows(now))
-    assert ("cache", "10 of 28 passes full, 10 all reused, 60% of blocks") in metadata_rows(now)
+    assert ("cache", "28 passes: 10 full, 8 detail reused, 10 all reused; 60% of blocks") in metadata_rows(now)
+    assert ("solver", "own") in metadata_rows(old)
+    unipc = {**now, "settings": {**now["settings"], "solver": "unipc"}}
+    assert [value for name, value in metadata_rows(unipc) if name == "solver"] == ["unipc"]
+
+
+def test_damaged_totals_are_left_out() -> None:
+    now = describe(SETTINGS, MADE, seconds=1.5, summary=Summary(28, 10, 18, 0, 200, 336, 1.4))
+    for damage in ({"passes": "many"}, {"full": [], "detail_reused": None}, {"passes": 10**400, "full": True}):
+        rows = dict(metadata_rows({**now, "cache": {**now["cache"], **damage}}))
+        assert rows.get("cache", "").startswith(("", "28 passes: 18 detail reused"))
+    for share in (10**400, -1, "half", math.nan):
+        odd = {**now, "seconds": 10**400, "cache": {**now["cache"], "share": share}}
+        assert dict(metadata_rows(odd))["cache"] == "28 passes: 10 full, 18 detail reused"
