@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen._version import __version__
 from h2gen.errors import check_docstrings
+from h2gen.wording import did_you_mean
 
 if TYPE_CHECKING:
     from h2gen.batches.api import batch
@@ -80,7 +81,8 @@ def __getattr__(name: str) -> Any:
         if not _LAZY[name].startswith(_WITHOUT_TRANSFORMERS):
             check_docstrings()
         return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hint = "" if name.startswith("_") else did_you_mean(name, __all__).rstrip(".")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

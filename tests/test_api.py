@@ -29,6 +29,15 @@ def test_a_name_that_is_not_there_is_an_attribute_error(module: str) -> None:
         importlib.import_module(module).nonsense  # noqa: B018
 
 
+def test_a_name_that_is_misspelt_is_told_the_right_one() -> None:
+    import h2gen
+
+    with pytest.raises(AttributeError, match=r"has no attribute 'Sesion'; did you mean 'Session'\?$"):
+        h2gen.Sesion  # noqa: B018
+    with pytest.raises(AttributeError, match=r"has no attribute '__wrapped__'$"):
+        h2gen.__wrapped__  # noqa: B018
+
+
 def test_a_notebook_completes_every_public_name() -> None:
     code = "import sys, h2gen; sys.exit(dir(h2gen) != sorted(h2gen.__all__) or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
