@@ -63,7 +63,7 @@ class MeasurementLog:
                 self._file = self.path.open("ab", buffering=0)
                 self._file.write(b"\n")  # leaves an incomplete line as it is and starts a new one
             else:
-                if self._shared and self.path.exists() and self.path.stat().st_size:
+                if self._shared and not self._begun_only():
                     raise OutputError(self._refusal(lines))
                 self._file = self.path.open("wb", buffering=0)
                 append_line(self._file, json.dumps(self._header))
@@ -86,6 +86,14 @@ class MeasurementLog:
         self._file.close()
         self._lock.release()
         return self.path.open("ab", buffering=0)
+
+    def _begun_only(self) -> bool:
+        """Whether there is no file, or nothing but a part of the header, which a kill or a full disk leaves behind."""
+        whole = json.dumps(self._header).encode()
+        if not self.path.exists():
+            return True
+        with self.path.open("rb") as file:
+            return whole.startswith(file.read(len(whole) + 1))
 
     def _refusal(self, lines: Sequence[Mapping[str, Any]]) -> str:
         """Why a file cannot be continued."""

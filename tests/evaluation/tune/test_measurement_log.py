@@ -90,3 +90,23 @@ def test_a_shared_log_is_never_discarded(tmp_path: Path) -> None:
     with other:
         other.put("one", 2)
     assert len(path.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("kept", [0, 1, 20, 30])
+def test_a_shared_log_whose_header_was_cut_off_begins_anew(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "a.jsonl"
+    with MeasurementLog(path, {"model": "x"}, shared=True):
+        pass
+    path.write_bytes(path.read_bytes()[:kept])
+    with MeasurementLog(path, {"model": "x"}, shared=True) as book:
+        assert book.get("one", lambda: 1) == 1
+    with MeasurementLog(path, {"model": "x"}, shared=True) as book:
+        assert book.get("one", never) == 1
+
+
+def test_a_file_of_another_kind_is_refused_even_if_it_is_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("{mine")
+    with pytest.raises(OutputError, match="is not a measurement log"), MeasurementLog(path, {}, shared=True):
+        pass
+    assert path.read_text() == "{mine"
