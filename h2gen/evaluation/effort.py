@@ -24,10 +24,10 @@ class Effort:
     """An estimate.
 
     Args:
-        methods: number of methods compared, at most.
+        methods: number of methods compared. More numbers of steps are added if none takes as long as a cached run.
         prompts: number of prompts; each method makes one picture per prompt.
         repeat: timed runs per picture; None if the user gave no number.
-        pictures: the smallest and the largest number of timed pictures.
+        pictures: the smallest and the largest number of timed pictures, of these methods.
         uncached_pictures: how many uncached pictures take as long as everything, untimed work included.
         seconds_uncached: seconds per uncached picture in an earlier measurement; None if there is none.
         measured_in: the profile with that measurement.
@@ -54,8 +54,7 @@ class Effort:
         whole = f"Comparing {self.methods} methods{prompts}, each timed {often}: {count} pictures"
         if self.seconds is None or self.seconds_uncached is None:
             return f"{whole}. The time left is shown once the first is made."
-        each = f"{seconds(self.seconds_uncached)} per uncached picture"
-        return f"{whole}, about {duration(self.seconds)} ({each} in the profile {self.measured_in!r})."
+        return f"{whole}, about {duration(self.seconds)} ({timing_words(self.seconds_uncached, self.measured_in)})."
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,6 +91,11 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
         seconds_uncached=None if known is None else known[0],
         measured_in="" if known is None else known[1].path.name,
     )
+
+
+def timing_words(seconds_uncached: float, profile: str) -> str:
+    """Where an expected time comes from."""
+    return f"{seconds(seconds_uncached)} per uncached picture in the profile {profile!r}"
 
 
 def _search(peer: Peer, caches: int, prompts: int) -> float:

@@ -1,6 +1,7 @@
 """``h2gen frontier``: at several budgets of blocks, which method is closest to the uncached images.
 
-Fewer steps, other caches, the paper's cache and h2gen's own are measured on prompts that no setting was chosen on.
+Fewer steps, other caches, the paper's cache and h2gen's own are measured on prompts on which nothing was chosen by how
+close it comes. Thresholds of other caches and of the paper's are set so that they run as many blocks there.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from h2gen.errors import SettingError
 from h2gen.evaluation import builtin_prompts
 from h2gen.evaluation.cases import PromptFiles, split_options, uncached_request
 from h2gen.evaluation.frontier_estimate import FrontierEstimate, estimate
-from h2gen.evaluation.frontier_rows import Row, best_rows, first_shown, own_methods, story, verdicts
+from h2gen.evaluation.frontier_rows import Row, best_rows, first_shown, lacking, own_methods, story, verdicts
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.metrics import Metrics, choose_metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
@@ -224,9 +225,9 @@ class PreparedFrontier:
     @property
     def estimate(self) -> FrontierEstimate:
         """The length of the measurement if nothing were in the log yet."""
-        return estimate(
-            groups_of(self._options.only), self.budgets, self._peers, len(self.cases), self.request.settings.steps
-        )
+        settings, groups = self.request.settings, groups_of(self._options.only)
+        found = estimate(groups, self.budgets, self._peers, len(self.cases), settings.steps)
+        return found.expecting(profile_key_of(self.request.checkpoint, settings))
 
     def run(self, observer: FrontierObserver | None = None) -> Frontier:
         """Measure, and write the report if one was asked for.
@@ -244,7 +245,7 @@ class PreparedFrontier:
         own: list[Method] = []
         if "own" in groups:
             profile, notices = self._profile()
-            for notice in notices:
+            for notice in [*notices, *lacking(profile, budgets)]:
                 observer.notice(notice)
             own = own_methods(profile, budgets)
         chosen = MethodOptions(

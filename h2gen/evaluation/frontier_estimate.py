@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from h2gen.evaluation.baselines import COUNTED
 from h2gen.evaluation.builtin_prompts import TUNING
+from h2gen.evaluation.effort import timed_before, timing_words
 from h2gen.evaluation.fit_budget import MOST as MOST_FITS
 from h2gen.evaluation.number_format import duration, seconds
 from h2gen.evaluation.peers import SCORED, Peer
 from h2gen.evaluation.peers.equal_cost import MOST, TOLERANCE
 from h2gen.evaluation.rivals import steps_within
 from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.settings.profiles import ProfileKey
 
 OWN = 3
 """Methods of h2gen's own for each budget, at most: a plan, an adaptive policy, and the two stages."""
@@ -29,6 +31,8 @@ class FrontierEstimate:
         uncached_pictures: how many uncached pictures take about as long.
         prompts: number of prompts measured.
         methods: number of methods measured, at most.
+        seconds_uncached: seconds per uncached picture in an earlier measurement; None if there is none.
+        measured_in: the profile with that measurement.
     """
 
     pictures: int
@@ -36,12 +40,27 @@ class FrontierEstimate:
     uncached_pictures: int
     prompts: int
     methods: int
+    seconds_uncached: float | None = None
+    measured_in: str = ""
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all pictures, at most, about."""
+        return None if self.seconds_uncached is None else self.uncached_pictures * self.seconds_uncached
+
+    def expecting(self, key: ProfileKey) -> FrontierEstimate:
+        """The same with the time that a profile suggests, if there is one of such pictures."""
+        known = timed_before(key)
+        return self if known is None else replace(self, seconds_uncached=known[0], measured_in=known[1].path.name)
 
     def __str__(self) -> str:
         search = f", {self.searching} of them to find the settings of other caches" if self.searching else ""
+        of = f"{self.methods} methods, {self.prompts} prompt{'' if self.prompts == 1 else 's'}"
+        whole = f"At most {self.pictures} pictures ({of}){search}; they take about as long as {self.uncached_pictures} "
+        if self.seconds is None or self.seconds_uncached is None:
+            return f"{whole}uncached ones."
         return (
-            f"At most {self.pictures} pictures ({self.methods} methods, {self.prompts} prompts){search}; they take "
-            f"about as long as {self.uncached_pictures} uncached ones."
+            f"{whole}uncached ones: {duration(self.seconds)} ({timing_words(self.seconds_uncached, self.measured_in)})."
         )
 
     def timed(self, once: float) -> str:
@@ -52,7 +71,7 @@ class FrontierEstimate:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "seconds": self.seconds}
 
 
 def estimate(

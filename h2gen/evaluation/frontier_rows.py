@@ -12,7 +12,7 @@ from h2gen.evaluation.methods import Method
 from h2gen.evaluation.number_format import percent
 from h2gen.evaluation.report import RankedRow, Ranking, Story
 from h2gen.evaluation.results import IDENTICAL, Comparison, MethodResult
-from h2gen.settings.profiles import Profile, sort_of
+from h2gen.settings.profiles import Choice, Profile, sort_of
 
 OVER = 0.02
 """How far a method's share may exceed a budget, as a share of all blocks; costs this close count as equal."""
@@ -96,16 +96,32 @@ def own_methods(profile: Profile, budgets: Sequence[float]) -> list[Method]:
     found: dict[str, Method] = {}
     for budget in budgets:
         for policy in POLICIES:
-            fitting = [
-                choice
-                for choice in profile.choices
-                if choice.cache.enabled and choice.figures.share <= budget + OVER / 2 and choice.sort == policy
-            ]
-            if fitting:
+            if fitting := _within(profile, budget, policy):
                 best = max(fitting, key=lambda choice: choice.figures.ssim_mean)
                 method = methods.tuned(f"H2-Cache, {best.label}", best.steps, best.cache, best.solver)
                 found[method.name] = method
     return list(found.values())
+
+
+def lacking(profile: Profile, budgets: Sequence[float]) -> list[str]:
+    """A line for each of ``POLICIES`` that a profile does not have within some of the budgets."""
+    lines = []
+    for policy, title in POLICIES.items():
+        without = [percent(budget) for budget in budgets if not _within(profile, budget, policy)]
+        if without:
+            lines.append(
+                f"{title[0].upper()}{title[1:]} has no row at {', '.join(without)} of the blocks: the profile "
+                f"{profile.path.name!r} has none that runs so few."
+            )
+    return lines
+
+
+def _within(profile: Profile, budget: float, policy: str) -> list[Choice]:
+    return [
+        choice
+        for choice in profile.choices
+        if choice.cache.enabled and choice.figures.share <= budget + OVER / 2 and choice.sort == policy
+    ]
 
 
 def best_rows(comparison: Comparison, own: Sequence[Method], budgets: Sequence[float]) -> list[Row]:
@@ -139,7 +155,7 @@ def _whose(result: MethodResult, own: Collection[str]) -> str:
 class Verdict:
     """How one of h2gen's own policies compares with the best alternative at a budget.
 
-    ``rival`` has the smallest mean error of the alternatives, ``worst_rival`` the smallest error at its worst prompt.
+    Of the alternatives' rows, ``rival`` has the smallest mean error, ``worst_rival`` the smallest at its worst prompt.
     """
 
     row: Row
@@ -187,7 +203,7 @@ def _ratio(one: float, other: float) -> float:
 def verdicts(found: Sequence[Row], budget: float) -> list[Verdict]:
     """One verdict per policy that has a row at a budget; none if there is no alternative."""
     here = [row for row in found if row.budget == budget]
-    others = [row for row in here if row.whose in ("steps", "solver", "peer")]
+    others = _alternatives(here)
     if not others:
         return []
     rival = min(others, key=lambda row: row.error)
@@ -196,14 +212,19 @@ def verdicts(found: Sequence[Row], budget: float) -> list[Verdict]:
     return [Verdict(own[policy], rival, worst) for policy in POLICIES if policy in own]
 
 
+def _alternatives(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.whose in ("steps", "solver", "peer")]
+
+
 def story(found: Sequence[Row], budgets: Sequence[float]) -> Story:
     """The frontier's report: its conclusion at each budget, as the terminal prints it, and the rankings."""
     told = [each for budget in budgets for each in verdicts(found, budget)]
+    judged = len({row.budget for row in _alternatives(found)})  # also those for which there is no such policy
     counts = []
     for policy, title in POLICIES.items():
         ratios = [each.ratio for each in told if each.row.policy == policy]
         if ratios:
-            counts.append(f"{title} at {sum(ratio < 1 for ratio in ratios)} of {len(ratios)} budgets")
+            counts.append(f"{title} at {sum(ratio < 1 for ratio in ratios)} of {judged} budgets")
     headline = "Methods ranked at equal compute"
     if counts:
         headline = f"Closer than every alternative: {', '.join(counts)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import pytest
 from h2gen.cache import CacheConfig
 from h2gen.evaluation import methods
 from h2gen.evaluation.frontier_estimate import estimate
-from h2gen.evaluation.frontier_rows import best_rows, cells, first_shown, own_methods, story, titles, verdicts
+from h2gen.evaluation.frontier_rows import (
+    best_rows,
+    cells,
+    first_shown,
+    lacking,
+    own_methods,
+    story,
+    titles,
+    verdicts,
+)
 from h2gen.evaluation.peers import PEERS, choose_peers
 from h2gen.evaluation.results import Comparison, MethodResult, Score
 from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey
@@ -116,6 +126,8 @@ def test_the_report_concludes_as_the_terminal_does_and_shows_every_budget() -> N
     assert [ranking.title for ranking in told.tables] == ["At 33\u00a0% of the blocks", "At 20\u00a0% of the blocks"]
     assert [row.label for row in told.tables[1].rows if row.ours] == [PLAN.name, ADAPTS.name]
     assert story(best_rows(measured(), [], budgets), budgets).headline == "Methods ranked at equal compute"
+    cheap = story(best_rows(measured(result("steps 4", "steps", 0.1, 0.9)), [PLAN], [0.2, 0.1]), [0.2, 0.1])
+    assert cheap.headline.endswith("the plan at 1 of 2 budgets")  # there is no plan at 10 % of the blocks, but a rival
 
 
 def test_lpips_has_columns_where_it_was_measured() -> None:
@@ -141,6 +153,10 @@ def test_the_estimate_counts_every_picture() -> None:
     assert only.uncached_pictures == round(10 * (1 + 2 * (14 + 7) / 28 + (13 + 7) / 28))
     assert "At most 70 pictures (7 methods, 10 prompts); they take about as long as " in str(only)
     assert "616 of them to find the settings of other caches" in str(every)
+    known = only.expecting(ProfileKey("tiny", "", 28, 128, 128, "true"))
+    assert known.seconds is not None and known.seconds == known.uncached_pictures * (known.seconds_uncached or 0)
+    assert re.search(r"\d uncached ones: .+ \(.+ per uncached picture in the profile 'tiny-28-128.+'\)\.$", str(known))
+    assert only.expecting(ProfileKey("dev", "", 28, 1024, 1024, "plain")) == only and only.seconds is None
     assert only.timed(2.0).startswith("An uncached picture takes 2.00\u00a0s: about ")
 
 
@@ -171,3 +187,15 @@ def test_ours_are_a_profiles_best_of_every_policy_for_each_budget() -> None:
     )
     found = own_methods(Profile(Path("x"), situation, choices, {}), [0.5, 0.2])
     assert [method.label for method in found] == ["H2-Cache, adapts", "H2-Cache, plan", "H2-Cache, stages"]
+
+
+def test_what_a_profile_lacks_within_a_budget_is_said() -> None:
+    plan = Choice("plan", 10, "own", PLAN.cache, Figures(0.3, 1.0, 3.0, 0.9, 0.9, 30.0, 30.0))
+    profile = Profile(Path("x.toml"), ProfileKey("m", "0" * 64, 10, 64, 64, "plain"), (plan,), {})
+    tolerance, planned, stages = lacking(profile, [0.5, 0.33, 0.2])
+    assert planned == (
+        "The plan has no row at 20\u00a0% of the blocks: the profile 'x.toml' has none that runs so few."
+    )
+    assert "The adaptive policy has no row at 50\u00a0%, 33\u00a0%, 20\u00a0% of the blocks" in tolerance
+    assert stages.startswith("The two-stage cache ")
+    assert len(lacking(profile, [0.5])) == 2

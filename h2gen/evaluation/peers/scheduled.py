@@ -1,7 +1,7 @@
 """Peers that compute some steps whole and forecast the others: MeanCache, DPCache, L2P, Spectrum, cache-dit's masks.
 
-None of them has a package for Flux in diffusers, so all are implemented here, from their papers; each says which. What
-they fit, and their further settings, comes from runs of other prompts than those that are compared.
+None of them has a package for Flux in diffusers, so all are implemented here; each module says from what. What they
+fit, and their further settings, comes from runs of other prompts than those that are compared.
 """
 
 from __future__ import annotations
