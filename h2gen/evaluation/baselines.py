@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any, Protocol
 
 from h2gen.cache.config import CacheConfig
-from h2gen.errors import BadPicture, H2GenError, ModelError
+from h2gen.errors import BadPicture, H2GenError, ModelError, OutputError
 from h2gen.evaluation import builtin_prompts, methods
 from h2gen.evaluation.fit_budget import fit_to_budget
 from h2gen.evaluation.make_image import ImageMaker, MadeImage
@@ -163,6 +163,8 @@ class BaselineSearch:
                 runs = [partial(self._searching.make, plain, case) for case in range(len(self._searching.cases))]
                 ready = peer.calibrated(self._maker.session.pipe, runs, steps=self._steps)
                 found = [self._at_its_best(self._fitted(ready, target, self._share)) for target in targets]
+        except OutputError:  # what was measured cannot be kept
+            raise
         except Exception as error:  # noqa: BLE001 - third-party code must not end the comparison
             self.notices.append(f"{peer.title} is left out: {str(error) or type(error).__name__}")
             return

@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from h2gen.errors import BadPicture, RunError, SettingError, Stopped
+from h2gen.errors import BadPicture, OutputError, SettingError, Stopped
 from h2gen.evaluation import methods as known_methods
 from h2gen.evaluation.baselines import BaselineSearch
 from h2gen.evaluation.kept_samples import KeptSamples, SampleStore
@@ -31,11 +31,11 @@ from h2gen.evaluation.metrics import MetricInfo, Metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.recommend import recommended
 from h2gen.evaluation.repeats import least, wants_another
+from h2gen.evaluation.report_pictures import ReportPictures
 from h2gen.evaluation.results import VERSION, Case, Comparison, MethodResult, Sample
 from h2gen.evaluation.rivals import missing_rivals, without_rival
 from h2gen.generation.session import Session
 from h2gen.output.metadata import origin, versions
-from h2gen.output.save import encode, slug
 from h2gen.settings.resolve import Request
 from h2gen.settings.values import Settings
 
@@ -102,7 +102,9 @@ def run_comparison(
         except KeyboardInterrupt:
             if not run.finished:
                 raise Stopped(f"Stopped before there was anything to compare.{again}") from None
-            error = Stopped(f"Stopped. The figures cover {run.finished} of {len(cases)} pictures per method.{again}")
+            whole = "Stopped before all runs were made; the figures cover those that were."
+            part = f"Stopped. The figures cover {run.finished} of {len(cases)} pictures per method."
+            error = Stopped((part if run.finished < len(cases) else whole) + again)
         except Exception as problem:
             if not run.finished:
                 raise
@@ -138,13 +140,13 @@ class ComparisonRun:
         store: SampleStore | None = None,
     ) -> None:
         self._session, self._cases, self._settings = session, tuple(cases), settings
-        self._metrics, self._methods, self._observer, self._folder = metrics, methods, observer, folder
+        self._metrics, self._methods, self._observer = metrics, methods, observer
+        self._pictures = None if folder is None else ReportPictures(folder)
         self._tallies: list[Tally] = []
         self._notices: list[str] = list(metrics.notices)
         self._maker = ImageMaker(session, self._cases, settings, self._notices.append)
         self._first_images: dict[str, Image.Image] = {}
         self._truths: dict[int, Image.Image] = {}
-        self._stems: dict[str, str] = {}
         self._kept: KeptSamples | None = None
         if store is not None:
             self._kept = KeptSamples(store, self._maker, self._scored, observer, images=folder is not None)
@@ -266,8 +268,8 @@ class ComparisonRun:
             sample = self._attempt(tally, partial(kept.sample, tally.method, case))
             if sample is None:
                 continue
-            if self._folder is not None:
-                path = self._write(kept.image(tally.method, case), tally.method, case, self._folder)
+            if self._pictures is not None:
+                path = self._pictures.write(kept.image(tally.method, case), tally.method, case)
                 sample = replace(sample, picture=path)
             self._add(tally, sample)
 
@@ -287,6 +289,9 @@ class ComparisonRun:
             turns = [tally for tally in [*tallies[start:], *tallies[:start]] if again(tally)]
             if not turns:
                 return
+            repeated = [tally.method for tally in turns if turn - case >= least(tally.method, self._methods.repeat)]
+            if repeated:
+                self._observer.repeated(repeated, case)
             for tally in turns:
                 one = self._attempt(tally, partial(self._maker.make, tally.method, case))
                 if one is None:
@@ -310,8 +315,8 @@ class ComparisonRun:
         for tally in [tally for tally in tallies if made.get(tally.method.name)]:
             image = made[tally.method.name][0].image
             sample = self._sample(tally.method, case, made[tally.method.name], plain, truth)
-            if self._folder is not None:
-                sample = replace(sample, picture=self._write(image, tally.method, case, self._folder))
+            if self._pictures is not None:
+                sample = replace(sample, picture=self._pictures.write(image, tally.method, case))
             self._add(tally, sample)
             if case == 0:
                 self._first_images[tally.method.name] = image
@@ -321,7 +326,10 @@ class ComparisonRun:
         self._observer.scored(tally.method, sample)
 
     def _attempt(self, tally: Tally, make: Callable[[], _T]) -> _T | None:
-        """What one run made; None if the method failed, which then is left out with all its images."""
+        """What one run made; None if the method failed, which then is left out with all its images.
+
+        A full disk is no failure of a method: figures without a rival would not say so.
+        """
         method = tally.method
         try:
             return make()
@@ -331,7 +339,7 @@ class ComparisonRun:
             self._leave_out(tally, error)
             return None
         except Exception as error:
-            if method.kind != "peer":
+            if method.kind != "peer" or isinstance(error, OutputError):
                 raise
             self._leave_out(tally, error)  # third-party code must not end the comparison
             return None
@@ -357,23 +365,3 @@ class ComparisonRun:
             identical=bool(np.array_equal(np.asarray(image), np.asarray(plain))),
             trace=made[0].trace,
         )
-
-    def _write(self, image: Image.Image, method: Method, case: int, folder: Path) -> str:
-        """Write an image for the report; returns its path within it."""
-        path = f"pictures/{case:03}-{self._stem(method)}.png"
-        try:
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(encode(image, "png"))
-        except OSError as error:
-            raise RunError(
-                f"The picture {path!r} could not be written to {str(folder)!r}: {error.strerror or error}."
-            ) from error
-        return path
-
-    def _stem(self, method: Method) -> str:
-        """A method's label as part of a file name, with a number if another method has the same one."""
-        if method.name not in self._stems:
-            stem, taken = slug(method.label), set(self._stems.values())
-            free = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
-            self._stems[method.name] = next(name for name in free if name not in taken)
-        return self._stems[method.name]

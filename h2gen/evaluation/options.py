@@ -116,6 +116,9 @@ class CompareObserver:
         Comes once more if further methods turn out to be needed.
         """
 
+    def repeated(self, methods: Sequence[Method], case: int) -> None:
+        """Each of these methods runs once more than planned on a case, because its runs differ."""
+
     def ran(self, method: Method, case: int, seconds: float) -> None:
         """A measured run is done."""
 

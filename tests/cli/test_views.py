@@ -97,5 +97,28 @@ def test_a_method_is_shown_with_its_figures_as_soon_as_it_has_them_and_the_time_
     ]
 
 
+def test_a_further_run_is_expected_and_announced() -> None:
+    plain, cached = reference(28), h2(CacheConfig(tolerance=0.002), 28)
+    out = io.StringIO()
+    view = CompareView(Console(file=out, width=200), as_json=False)
+    view.planned([plain, cached], {"uncached": 2, cached.name: 2}, [PSNR])
+    for seconds in (1.0, 2.0):
+        view.ran(plain, 0, seconds)
+        view.ran(cached, 0, seconds)
+    progress = view._progress
+    assert progress is not None and progress.left == 0
+    view.repeated([plain, cached], 0)
+    assert progress.left is not None and progress.left >= 3
+    view._console = Console(file=out, width=200)
+    view._console.print(*progress.render(100, 30))
+    told = out.getvalue()
+    assert "Timing 2 methods once more: the runs so far differ by more than a tenth ..." in told
+    assert "4/6 runs" in told
+    view.repeated([cached], 1)  # of many prompts only the first says so
+    assert progress.expected == 7 and out.getvalue().count("once more") == 1
+    view.repeated([cached], 0)
+    assert f"Timing {cached.label} once more" in out.getvalue()
+
+
 def test_of_several_prompts_each_is_one_line_after_the_first() -> None:
     assert compared_so_far(3)[3:] == ["Prompt 2 ...; about 13 seconds left", "Prompt 3 ...; about 10 seconds left"]

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from h2gen.cache.config import CacheConfig
-from h2gen.errors import SettingError
+from h2gen.errors import OutputError, SettingError
 from h2gen.evaluation import baselines, builtin_prompts, methods
 from h2gen.evaluation.baselines import BaselineSearch
 from h2gen.evaluation.comparison_run import ComparisonRun
 from h2gen.evaluation.make_image import ImageMaker, MadeImage
+from h2gen.evaluation.method_results import Tally
 from h2gen.evaluation.methods import Method, fewer
 from h2gen.evaluation.metrics import MetricInfo, choose_metrics
 from h2gen.evaluation.options import CompareObserver, MethodOptions
@@ -36,6 +37,7 @@ class Watch(CompareObserver):
         self.runs: list[str] = []
         self.parts: list[str] = []
         self.expected = 0
+        self.again: list[str] = []
         self._at_run = at_run
 
     def began(self, what: str) -> None:
@@ -43,6 +45,9 @@ class Watch(CompareObserver):
 
     def planned(self, methods: Sequence[Method], runs: Mapping[str, int], metrics: Sequence[MetricInfo]) -> None:
         self.expected += sum(runs.values())
+
+    def repeated(self, methods: Sequence[Method], case: int) -> None:
+        self.again += [f"{method.name} {case}" for method in methods]
 
     def ran(self, method: Method, case: int, seconds: float) -> None:
         self.runs.append(method.name)
@@ -234,7 +239,25 @@ def test_each_method_runs_twice_and_a_third_time_where_its_two_runs_differ(
         "uncached": 4, "h2 0.3 0.3": 6, "steps 2": 4
     }  # fmt: skip
     assert found.method("h2 0.3 0.3").seconds.median == 0.6
+    assert watch.again == ["h2 0.3 0.3 0", "h2 0.3 0.3 1"]
     assert watch.runs[:7] == ["uncached", "h2 0.3 0.3", "steps 2", "h2 0.3 0.3", "steps 2", "uncached", "h2 0.3 0.3"]
+
+
+def test_a_full_disk_is_not_a_failure_of_the_method_that_met_it(tiny: Any) -> None:
+    def full(*_: Any) -> MadeImage:
+        raise OutputError("Cannot write 'log.jsonl': No space left on device.")
+
+    made = comparing(tiny, Watch(), side=64, baselines=False)
+    peer = Tally(methods.peer(EqualCost(PEERS["fb"], 0.1, 0.5, 0.5, 1), 8, 1))
+    made._tallies = [peer]
+    with pytest.raises(OutputError, match="No space left"):
+        made._attempt(peer, full)
+    settings = tiny.settings("-", seed=0, steps=8, cfg=1.0, width=64, height=64, cache=None)
+    options = MethodOptions(baselines=False, peers=choose_peers("fb"), budgets=[0.5], at_budgets=())
+    search = BaselineSearch(ImageMaker(tiny, CASES, settings), options, CompareObserver(), full)
+    with pytest.raises(OutputError, match="No space left"):
+        search.methods()
+    assert search.notices == []
 
 
 def test_nothing_finished_is_no_comparison(tiny: Any) -> None:

@@ -57,6 +57,11 @@ class ComparisonProgress:
             self._samples.setdefault(method.name, [])
             self._expected[method.name] = len(done) + runs[method.name]
 
+    def expect_again(self, methods: Sequence[Method]) -> None:
+        """One more run of each of these methods follows."""
+        for method in methods:
+            self._expected[method.name] += 1
+
     def ran(self, method: Method, seconds: float) -> None:
         self._seconds[method.name].append(seconds)
 
@@ -67,6 +72,11 @@ class ComparisonProgress:
     def done(self) -> int:
         """Number of runs."""
         return sum(map(len, self._seconds.values()))
+
+    @property
+    def expected(self) -> int:
+        """Number of runs, those that are done included."""
+        return sum(self._expected.values())
 
     @property
     def left(self) -> float | None:
@@ -104,7 +114,7 @@ class ComparisonProgress:
 
     def render(self, width: int, height: int) -> list[RenderableType]:
         left = "" if self.left is None else f"{clock(self.left)} left"
-        runs = max(self.done, sum(self._expected.values()))
+        runs = max(self.done, self.expected)
         bar = progress(self.done, runs, f"{self.done}/{runs} runs", left, width)
         return [bar, Text(), self._table(width, max(1, height - 7))]
 
@@ -182,7 +192,17 @@ class EvaluationView(View):
     def planned(self, methods: Sequence[Method], runs: Mapping[str, int], metrics: Sequence[MetricInfo]) -> None:
         self._progress = self._progress or ComparisonProgress(metrics)
         self._progress.expect(methods, runs)
-        self.began(f"Measuring {len(methods)} methods in {sum(runs.values())} runs")
+        self._what = f"Measuring {len(methods)} methods"
+        self.tell(f"{self._what} in {sum(runs.values())} runs ...")
+        self.draw(now=True)
+
+    def repeated(self, methods: Sequence[Method], case: int) -> None:
+        if self._progress is not None:
+            self._progress.expect_again(methods)
+        if case == 0:
+            names = methods[0].label if len(methods) == 1 else f"{len(methods)} methods"
+            self.tell(f"Timing {names} once more: the runs so far differ by more than a tenth ...")
+        self.draw(now=True)
 
     def ran(self, method: Method, case: int, seconds: float) -> None:
         if self._progress is not None:
