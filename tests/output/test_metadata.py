@@ -339,7 +339,7 @@ def test_what_a_later_release_adds_is_no_obstacle(tmp_path: Path) -> None:
 
 POLICIES = {
     "forecast": 1,
-    "plan": "F" + "RS" * 13 + "F",
+    "plan": "F" + "FS" * 13 + "F",
     "tolerance": 0.002,
     "budget": True,
     "hierarchy": "checked",
