@@ -12,8 +12,8 @@ better forecast for all steps in between. The two forecasts differ by a multiple
 to the computed velocity, so that the picture ends up where the better line would have brought it. Part of a large error
 is due to the picture having been displaced, and the model already makes up for that part: the correction is divided by
 one plus the relative size of the error. These are the predictor and the corrector of a multistep solver (Adams),
-without an extra pass of the model. Models return a velocity for the tokens of reference pictures too, which nobody
-uses: neither the fraction nor the error's size depends on them.
+without an extra pass of the model. Models return a velocity for the tokens of reference pictures too, which is not
+used: neither the fraction nor the size of the error depends on it.
 
 Source: predictors and correctors as in Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", III.1. The
 learned fraction, a least-squares fit to the velocity just computed, is h2gen's own.

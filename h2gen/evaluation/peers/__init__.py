@@ -84,8 +84,8 @@ PEERS: dict[str, Peer] = {
         StepMasks(
             "masks",
             "cache-dit's masks",
-            note="cache-dit chooses the computed steps; the others are filled with the last layer's features, held or "
-            "extrapolated, while cache-dit itself also runs the first block.",
+            note="Uses cache-dit's choice of computed steps; the others are filled with the last layer's features, held "
+            "or extrapolated, where cache-dit itself also runs the first block.",
         ),
     )
 }
