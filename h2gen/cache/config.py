@@ -111,6 +111,11 @@ class CacheConfig:
         return self.tau1 > 0 or self.tau2 > 0 or self.tolerance > 0 or bool(self.plan)
 
     @property
+    def plan_alone(self) -> bool:
+        """Whether a plan decides every step: there is no tolerance besides."""
+        return bool(self.plan) and not self.tolerance
+
+    @property
     def needs_time(self) -> bool:
         """Whether the time of every step must be known. The paper's policy does not need it."""
         return bool(self.plan or self.forecast)

@@ -36,7 +36,7 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
         tuned: finds a profile's thresholds for such pictures; called only if the picture had thresholds.
     """
     summary, steps = trace.summary, trace.steps
-    if summary.full < summary.steps or cache.plan:
+    if summary.full < summary.steps or cache.plan_alone:
         return None
     errors = [step.error for step in steps if step.error is not None and math.isfinite(step.error)]
     if errors:

@@ -52,9 +52,6 @@ def _about_preset(name: str, settings: Settings, given: set[str]) -> Iterator[st
 
 
 def _policy(cache: CacheConfig) -> str:
-    """What decides: ``plan``, ``tolerance`` or ``thresholds``; empty without a cache."""
-    if cache.plan:
-        return "plan"
-    if cache.tolerance:
-        return "tolerance"
-    return "thresholds" if cache.enabled else ""
+    """What decides: ``plan``, ``tolerance``, both, or ``thresholds``; empty without a cache."""
+    found = " and ".join(name for name in ("plan", "tolerance") if getattr(cache, name))
+    return found or ("thresholds" if cache.enabled else "")

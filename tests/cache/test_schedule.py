@@ -315,6 +315,16 @@ def test_another_calls_schedule_is_not_believed_and_what_has_no_effect_is_told(
     assert [step.sigma for step in trace.steps[1:STEPS]] == pytest.approx(sigmas[1:])
 
 
+def test_without_a_schedule_a_plan_with_a_tolerance_skips_nothing_and_says_so() -> None:
+    model, sigmas = flux(), [1 - step / 4 for step in range(4)]
+    with (
+        pytest.warns(RuntimeWarning, match="tolerance has no effect here, and the plan beside it skips nothing: "),
+        h2_cache(model, plan="FFSF", tolerance=1e9) as trace,
+    ):
+        own_steps(model, sigmas)
+    assert plan_from_steps(trace.steps) == "FFFF"
+
+
 @pytest.mark.usefixtures("timestep_known_to")
 def test_a_scheduler_that_stops_moving_is_not_believed_any_longer() -> None:
     """The loop takes the first steps of a schedule, and then steps of its own."""

@@ -361,6 +361,14 @@ def test_a_plan_and_a_tolerance_skip_what_both_would(more: dict[str, Any]) -> No
     assert all(letter == "F" for letter, wanted in zip(computed, plan, strict=True) if wanted == "F")
 
 
+def test_only_steps_that_the_plan_skips_are_held_against_the_tolerance() -> None:
+    pipe, plan = flux_pipeline(), "FSFSSSFF"
+    with h2_cache(pipe, plan=plan, tolerance=1e-9) as trace:
+        pipe(**run_kwargs(pipe, steps=8))
+    assert plan_from_steps(trace.steps) == "FSFFFFFF"
+    assert [step.step for step in trace.steps if step.error is not None] == [3, 4, 5]
+
+
 def test_a_plan_that_reuses_does_not_go_with_a_tolerance() -> None:
     for plan, what in (("FDRSF", "D, R"), ("FSF/FFS", "several parts")):
         with pytest.raises(SettingError, match=f"^plan has {what}; with a tolerance, a plan has only F .* and S "):

@@ -100,6 +100,7 @@ def test_what_a_tolerance_decides_by_stands_in_the_place_of_both_stages() -> Non
     assert [column[0] for column in columns_for(100, alone, False)] == [
         "step", "sigma", "error", "outcome", "blocks", "ms",
     ]  # fmt: skip
+    assert columns_for(100, replace(alone, plan="FFSF"), False) == columns_for(100, alone, False)
     assert {"error", "structure", "detail"} <= {column[0] for column in columns_for(100, both, True)}
     assert "error" in [column[0] for column in columns_for(45, both, True)]
     assert error_cell(replace(record(6), error=0.00204), 0.002).plain == "0.0021 > 0.002"

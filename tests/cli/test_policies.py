@@ -141,6 +141,9 @@ def test_a_presets_policies_stand_in_the_list(here: Path, capsys: pytest.Capture
     assert run(["presets"]) == 0
     row = next(line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("mine"))
     assert row == ["mine", "-", "-", "-", "plan", "FFRS,", "forecast", "1", "-", "-"]
+    (user_folder() / "mine.toml").write_text("plan = 'FFSF'\ntolerance = 0.05\nwarmup_steps = 3\n")
+    assert run(["presets"]) == 0
+    assert "mine 0.05 - - plan FFSF, warmup 3 - -" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

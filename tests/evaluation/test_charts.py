@@ -75,6 +75,7 @@ def test_a_tolerances_chart_shows_the_error_that_was_held_against_it() -> None:
         for index, (error, outcome) in enumerate(zip(errors, outcomes, strict=True))
     ]
     svg = decisions_chart(steps, CacheConfig(0, 0, tolerance=0.002))
+    assert decisions_chart(steps, CacheConfig(0, 0, plan="FFSSSF", tolerance=0.002)) == svg
     assert "error if skipped, tolerance 0.002" in svg and "error of the picture if the step is skipped" in svg
     assert path(svg, "structure dots").count("M") == 3 and len(drawn(svg, "tau")) == 1
     assert "step 5: full, 12 of 12 blocks, error if skipped 0.0031" in svg
@@ -83,8 +84,9 @@ def test_a_tolerances_chart_shows_the_error_that_was_held_against_it() -> None:
 def test_a_point_is_named_by_what_decides() -> None:
     like = next(method for method in comparison().methods if method.kind == "h2")
     caches = [CacheConfig(0.1, 0.2), CacheConfig(0, 0, tolerance=0.00204), CacheConfig(0, 0, plan="FSSF/FSSF")]
+    caches.append(CacheConfig(0, 0, plan="FSSF", tolerance=0.05))
     names = [short_label(replace(like, detail={**asdict(cache), "steps": 4})) for cache in caches]
-    assert names == ["0.1 / 0.2", "0.002", "2 of 4"]
+    assert names == ["0.1 / 0.2", "0.002", "2 of 4", "0.05"]
 
 
 def test_every_measured_change_is_a_point_and_a_line_stops_where_none_was_measured() -> None:

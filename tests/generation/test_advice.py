@@ -38,6 +38,12 @@ def test_a_tolerance_that_would_have_skipped_a_step_is_named() -> None:
     )
 
 
+def test_a_plan_with_a_tolerance_that_skipped_nothing_is_told_what_would_have() -> None:
+    made = trace(errors=(None, 0.0068, None))
+    assert "--tolerance 0.0071" in (advice(made, CacheConfig(0, 0, plan="FSF", tolerance=0.002)) or "")
+    assert advice(made, CacheConfig(0, 0, plan="FSF")) is None
+
+
 @pytest.mark.parametrize(
     ("made", "cache"),
     [

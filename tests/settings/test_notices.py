@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,16 @@ def test_a_tolerance_beyond_its_range_is(tolerance: float) -> None:
 )
 def test_what_makes_a_preset_fast_is_not_dropped_in_silence(given: dict[str, Any], line: str) -> None:
     assert notices(**given) == [line]
+
+
+@pytest.mark.parametrize("name", ["plan", "tolerance"])
+def test_of_a_preset_with_a_plan_and_a_tolerance_both_are_named(name: str, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text("plan = 'FSSF'\ntolerance = 0.02\n")
+    given = {"plan": "FFSF", "tolerance": 0.01}
+    (line,) = notices(preset=str(preset), steps=4, **{name: given[name]})
+    assert line == f"--{name} replaces the plan and tolerance of the preset 'mine'."
+    assert notices(preset=str(preset), steps=4, **given) == []
 
 
 @pytest.mark.parametrize(

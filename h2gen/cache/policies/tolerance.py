@@ -113,13 +113,18 @@ class Tolerance:
             run.estimates[row] = ErrorEstimate(schedule.sigmas[step], once * rate)
 
     def _errors(self, run: Run, current: Pass) -> list[float | None]:
-        """How far each picture would be off if the coming step were skipped."""
+        """How far each picture would be off if the coming step were skipped; None where that decides nothing."""
         schedule, step, rows = run.schedule, current.step, range(len(current.since_full))
         assert schedule is not None
-        if step + 1 >= len(schedule):  # the last step is computed: it corrects the skipped ones before it
+        last = step + 1 >= len(schedule)  # it is computed: it corrects the skipped ones before it
+        if last or not self._plan_lets(current):
             return [None for _ in rows]
         sigma, move = schedule.sigmas[step], schedule.moves[step]
         return [run.estimates[row].after(sigma, move).displacement if row in run.estimates else None for row in rows]
+
+    def _plan_lets(self, current: Pass) -> bool:
+        """Whether the plan, if there is one, has the coming step skipped."""
+        return not self.config.plan or letter_at(self.config.plan, current) == "S"
 
     def _may_skip(self, run: Run, current: Pass, row: int, error: float | None) -> bool:
         """Whether every pass of a picture can skip the coming step; the first pass decides for all of them.
@@ -128,7 +133,7 @@ class Tolerance:
         the difference between the passes, does not multiply their errors.
         """
         plan, passes = self.config.plan, run.passes_of(len(current.since_full))
-        if plan and letter_at(plan, current) != "S":
+        if not self._plan_lets(current):
             return False
         if error is None and not plan:  # a plan may skip before anything has been measured
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,14 +62,17 @@ def _columns(preset: Preset) -> dict[str, str]:
 
     config, figures = preset.config, preset.figures
     counts = {"warmup": config.warmup_steps, "final": config.final_steps, "max": config.max_consecutive}
-    guards = [f"{word} {count}" for word, count in counts.items() if count]
-    guards += [word_of(name, value) for name, value in config.policies.items() if name != "tolerance"]
+    guards = [f"{word} {count}" for word, count in counts.items() if count and not config.plan_alone]
+    if config.plan:
+        guards.insert(0, replace(config, tolerance=0.0).words)
+    else:
+        guards += [word_of(name, value) for name, value in config.policies.items() if name != "tolerance"]
     psnr = figures.get("psnr_mean", figures.get("psnr"))
     return {
         "tolerance": f"{config.tolerance:g}" if config.tolerance else "",
         "tau1": f"{config.tau1:g}" if config.tau1 else "",
         "tau2": f"{config.tau2:g}" if config.tau2 else "",
-        "guards": config.words if config.plan else ", ".join(guards),  # a plan overrides everything else
+        "guards": ", ".join(guards),
         "speed": f"{figures['speedup']:.2f}x" if isinstance(figures.get("speedup"), int | float) else "",
         "PSNR": f"{psnr:.1f} dB" if isinstance(psnr, int | float) else "",
     }

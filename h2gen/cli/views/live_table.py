@@ -86,7 +86,7 @@ _GAP = 2
 
 def columns_for(width: int, cache: CacheConfig, contexts: bool) -> list[tuple[str, int, JustifyMethod, int]]:
     """The columns that have something to show and fit into a terminal of this width."""
-    skipping = bool(cache.tolerance and not cache.plan)
+    skipping = bool(cache.tolerance)
     hidden = {"pass": not contexts, "error": not skipping}
     hidden["structure"] = hidden["detail"] = skipping and not (cache.tau1 or cache.tau2)
     columns = [column for column in _COLUMNS if not hidden.get(column[0])]
@@ -109,8 +109,8 @@ def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, conte
             "pass": record.context,
             "sigma": f"{record.sigma:.4f}",
             "error": error_cell(record, cache.tolerance),
-            "structure": stage_cell(record.structure, cache.tau1, bool(cache.plan)),
-            "detail": stage_cell(record.detail, cache.tau2, bool(cache.plan)),
+            "structure": stage_cell(record.structure, cache.tau1, cache.plan_alone),
+            "detail": stage_cell(record.detail, cache.tau2, cache.plan_alone),
             "outcome": Text(word, style=_WORD_STYLES[word]),
             "blocks": f"{record.blocks_run}/{record.blocks_total}",
             "ms": f"{record.seconds * 1000:.1f}",

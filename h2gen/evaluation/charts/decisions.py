@@ -47,7 +47,7 @@ class _Curve:
 
 
 def _curves(cache: CacheConfig) -> list[_Curve]:
-    if cache.plan:
+    if cache.plan_alone:
         return []
     if cache.tolerance and not (cache.tau1 or cache.tau2):
         return [_Curve("structure", "error if skipped", cache.tolerance, "", lambda record: record.error)]

@@ -61,11 +61,11 @@ def glyph(kind: str, size: float = 14.0) -> str:
 def short_label(method: MethodResult) -> str:
     """A short name for a point; for H2-Cache only its policy, such as its thresholds."""
     detail = method.detail
+    if method.kind == "h2" and detail.get("tolerance") and not (detail.get("tau1") or detail.get("tau2")):
+        return f"{detail['tolerance']:.2g}"
     if method.kind == "h2" and detail.get("plan"):
         plan = plan_of(detail["plan"], 0)
         return f"{plan.count('F')} of {len(plan)}"
-    if method.kind == "h2" and detail.get("tolerance") and not (detail.get("tau1") or detail.get("tau2")):
-        return f"{detail['tolerance']:.2g}"
     if method.kind == "h2" and "tau1" in detail and "tau2" in detail:
         return f"{detail['tau1']:g} / {detail['tau2']:g}"
     return "uncached" if method.kind == "reference" else method.label
