@@ -163,7 +163,7 @@ class BaselineSearch:
                 runs = [partial(self._searching.make, plain, case) for case in range(len(self._searching.cases))]
                 ready = peer.calibrated(self._maker.session.pipe, runs, steps=self._steps)
                 found = [self._at_its_best(self._fitted(ready, target, self._share)) for target in targets]
-        except OutputError:  # what was measured cannot be kept
+        except OutputError:  # the log cannot be written, which is no fault of the peer
             raise
         except Exception as error:  # noqa: BLE001 - third-party code must not end the comparison
             self.notices.append(f"{peer.title} is left out: {str(error) or type(error).__name__}")

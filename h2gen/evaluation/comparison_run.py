@@ -102,7 +102,7 @@ def run_comparison(
         except KeyboardInterrupt:
             if not run.finished:
                 raise Stopped(f"Stopped before there was anything to compare.{again}") from None
-            whole = "Stopped before all runs were made; the figures cover those that were."
+            whole = "Stopped before all runs were done; the figures are of those that were."
             part = f"Stopped. The figures cover {run.finished} of {len(cases)} pictures per method."
             error = Stopped((part if run.finished < len(cases) else whole) + again)
         except Exception as problem:
@@ -328,7 +328,7 @@ class ComparisonRun:
     def _attempt(self, tally: Tally, make: Callable[[], _T]) -> _T | None:
         """What one run made; None if the method failed, which then is left out with all its images.
 
-        A full disk is no failure of a method: figures without a rival would not say so.
+        A full disk does not count as a failure of the method: it ends the comparison.
         """
         method = tally.method
         try:

@@ -94,7 +94,7 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
 
 
 def timing_words(seconds_uncached: float, profile: str) -> str:
-    """Where an expected time comes from."""
+    """The measurement that an estimated time is based on."""
     return f"{seconds(seconds_uncached)} per uncached picture in the profile {profile!r}"
 
 

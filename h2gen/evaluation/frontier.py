@@ -1,7 +1,7 @@
 """``h2gen frontier``: at several budgets of blocks, which method is closest to the uncached images.
 
-Fewer steps, other caches, the paper's cache and h2gen's own are measured on prompts on which nothing was chosen by how
-close it comes. Thresholds of other caches and of the paper's are set so that they run as many blocks there.
+Fewer steps, other caches, the paper's cache and h2gen's own are measured on prompts on which no setting was chosen for
+its fidelity. The thresholds of other caches and of the paper's are set by counting the blocks that they run there.
 """
 
 from __future__ import annotations

@@ -45,11 +45,11 @@ class FrontierEstimate:
 
     @property
     def seconds(self) -> float | None:
-        """Of all pictures, at most, about."""
+        """Estimated seconds in all, at most."""
         return None if self.seconds_uncached is None else self.uncached_pictures * self.seconds_uncached
 
     def expecting(self, key: ProfileKey) -> FrontierEstimate:
-        """The same with the time that a profile suggests, if there is one of such pictures."""
+        """The same with the time of an uncached picture, if a profile of such pictures records it."""
         known = timed_before(key)
         return self if known is None else replace(self, seconds_uncached=known[0], measured_in=known[1].path.name)
 

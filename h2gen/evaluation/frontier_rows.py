@@ -104,7 +104,7 @@ def own_methods(profile: Profile, budgets: Sequence[float]) -> list[Method]:
 
 
 def lacking(profile: Profile, budgets: Sequence[float]) -> list[str]:
-    """A line for each of ``POLICIES`` that a profile does not have within some of the budgets."""
+    """A line for each of ``POLICIES`` that a profile lacks within some of the budgets."""
     lines = []
     for policy, title in POLICIES.items():
         without = [percent(budget) for budget in budgets if not _within(profile, budget, policy)]
@@ -219,7 +219,7 @@ def _alternatives(rows: Sequence[Row]) -> list[Row]:
 def story(found: Sequence[Row], budgets: Sequence[float]) -> Story:
     """The frontier's report: its conclusion at each budget, as the terminal prints it, and the rankings."""
     told = [each for budget in budgets for each in verdicts(found, budget)]
-    judged = len({row.budget for row in _alternatives(found)})  # also those for which there is no such policy
+    judged = len({row.budget for row in _alternatives(found)})  # including those that a policy has no row for
     counts = []
     for policy, title in POLICIES.items():
         ratios = [each.ratio for each in told if each.row.policy == policy]

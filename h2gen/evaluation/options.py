@@ -117,7 +117,7 @@ class CompareObserver:
         """
 
     def repeated(self, methods: Sequence[Method], case: int) -> None:
-        """Each of these methods runs once more than planned on a case, because its runs differ."""
+        """These methods run once more on a case than planned, because their runs differ."""
 
     def ran(self, method: Method, case: int, seconds: float) -> None:
         """A measured run is done."""

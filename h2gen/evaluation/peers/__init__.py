@@ -84,8 +84,8 @@ PEERS: dict[str, Peer] = {
         StepMasks(
             "masks",
             "cache-dit's masks",
-            note="Uses cache-dit's choice of computed steps; the others are filled with the last layer's features, held "
-            "or extrapolated, where cache-dit itself also runs the first block.",
+            note="Uses cache-dit's choice of computed steps. At the others the last layer's features are held or "
+            "extrapolated and no block runs, while cache-dit itself runs the first one.",
         ),
     )
 }
