@@ -35,11 +35,11 @@ PROMPTS = (
 
 
 def grid() -> Iterator[tuple[str, h2gen.CacheConfig]]:
-    for tolerance in (0.005, 0.008, 0.012, 0.016, 0.02, 0.025, 0.035, 0.05, 0.07):
+    for tolerance in (0.0015, 0.0025, 0.004, 0.006, 0.0085, 0.012, 0.016, 0.022, 0.03):
         yield "-", h2gen.CacheConfig(0, 0, tolerance=tolerance)
     for tau1, tau2 in itertools.product((0.06, 0.1, 0.15, 0.2), (0.12, 0.17, 0.22)):
         yield "-", h2gen.CacheConfig(tau1, tau2, 3, 1)
-        yield "-", h2gen.CacheConfig(tau1, tau2, 3, 1, tolerance=0.008, forecast=1)
+        yield "-", h2gen.CacheConfig(tau1, tau2, 3, 1, tolerance=0.003, forecast=1)
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -46,10 +46,10 @@ def rows(steps: int) -> Iterator[tuple[str, CacheConfig]]:
         ):
             config = CacheConfig(tau1, tau2, warmup_steps=WARMUP, **policies)  # type: ignore[arg-type]
             yield config.words, config
-    for tolerance in (0.005, 0.008, 0.016, 0.035, 0.06):
+    for tolerance in (0.0015, 0.003, 0.006, 0.012, 0.024):
         config = CacheConfig(0, 0, tolerance=tolerance)
         yield config.words, config
-    config = CacheConfig(0.15, 0.22, tolerance=0.008, forecast=1)
+    config = CacheConfig(0.15, 0.22, tolerance=0.003, forecast=1)
     yield config.words, config
 
 

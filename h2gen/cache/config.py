@@ -16,7 +16,7 @@ _PAPER = {"tau1": 0.15, "tau2": 0.22}
 """What the paper's authors run."""
 _LEFT_OUT: Any = ...
 """Stands for a threshold whose value depends on the other settings; every CacheConfig has numbers."""
-USEFUL_TOLERANCE = 0.005, 0.06
+USEFUL_TOLERANCE = 0.001, 0.03
 """Below, nothing is skipped; above, the picture is a different one, and simply using fewer steps is closer."""
 _THRESHOLD = Rule(float, least=0, advice="give a number from 0 (off) upwards, such as 0.15")
 _COUNT = Rule(int, least=0, advice="give a whole number from 0 (off) upwards")
@@ -28,7 +28,7 @@ RULES: dict[str, Rule] = {
     "max_consecutive": _COUNT,
     "forecast": Rule(int, 0, 1, advice="give 0 (reuse the last result) or 1 (extrapolate from the last two)"),
     "plan": Rule(str),
-    "tolerance": Rule(float, least=0, advice="give a number from 0 (off) upwards, such as 0.02"),
+    "tolerance": Rule(float, least=0, advice="give a number from 0 (off) upwards, such as 0.006"),
     "budget": Rule(bool),
     "hierarchy": Rule(str, choices=("forced", "checked")),
     "max_detail_age": _COUNT,
@@ -66,7 +66,7 @@ class CacheConfig:
             sigma times the velocity's size, as estimated from the error of the last forecast (see
             ``h2gen.cache.policies.tolerance``). With Euler's solver the next computed step corrects the skipped ones.
             Steps that are not skipped are left to the thresholds, or computed in full if these are 0. Needs the
-            schedule (see ``apply``). 0 switches it off; useful values are 0.005 to 0.06.
+            schedule (see ``apply``). 0 switches it off; useful values are 0.001 to 0.03.
         budget: compare the accumulated change with the threshold: the sum of the changes from step to step since the
             last computed step, instead of the change since that step.
         hierarchy: ``forced``, as in the paper: after a structure hit the detail stage is reused without a check; or

@@ -233,7 +233,7 @@ def test_a_dry_run_shows_what_was_given_or_differs_and_all_on_request(
     found = rows("cat", "--warmup-steps", "0")
     assert found["prompt"] == ["cat", "argument"]
     assert found["seed"][1] == "random"
-    assert found["tolerance"] == ["0.002", "preset", "balanced"]
+    assert found["tolerance"] == ["0.006", "preset", "balanced"]
     assert found["warmup-steps"] == ["0", "option"]
     assert not {"tau1", "final-steps", "plan", "pfs"} & set(found)
     assert {"tau1", "final-steps", "plan", "pfs"} < set(rows("cat", "-v"))

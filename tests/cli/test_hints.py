@@ -70,7 +70,7 @@ HINTS: list[tuple[list[str], str]] = [
     (["x", "--steps", "0"], "--steps is 0; give a whole number from 1 to 10000."),
     (["x", "--guidance", "hot"], "--guidance is 'hot'; give a number from 0 to 1000."),
     (["x", "--tau1", "0.05,0.1"], "--tau1 is '0.05,0.1'; give a number from 0 (off) upwards, such as 0.15."),
-    (["x", "--tolerance", "-1"], "--tolerance is -1; give a number from 0 (off) upwards, such as 0.002."),
+    (["x", "--tolerance", "-1"], "--tolerance is -1; give a number from 0 (off) upwards, such as 0.006."),
     (["x", "--speedup", "fast"], "--speedup is 'fast'; give a number above 1, such as 2."),
     (["x", "--seed", ""], "--seed is ''; give whole numbers such as 7, or 1,5,10-13, or random."),
     (["x", "--seed", "99999999999999999999"], "give whole numbers from 0 to 9223372036854775807."),

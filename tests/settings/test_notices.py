@@ -20,10 +20,10 @@ def test_a_tolerance_within_its_range_is_not_remarked_on(tolerance: float) -> No
     assert notices(tolerance=tolerance) == []
 
 
-@pytest.mark.parametrize("tolerance", [0.061, 0.1, 10.0])
+@pytest.mark.parametrize("tolerance", [0.031, 0.1, 10.0])
 def test_a_tolerance_beyond_its_range_is(tolerance: float) -> None:
     (line,) = notices(tolerance=tolerance)
-    assert line.startswith(f"A tolerance of {tolerance:g} is outside the useful range, 0.005 to 0.06;")
+    assert line.startswith(f"A tolerance of {tolerance:g} is outside the useful range, 0.001 to 0.03;")
     assert "fewer --steps" in line
 
 
