@@ -33,7 +33,7 @@ COUNTED = 8
 
 
 class Measured(Protocol):
-    """What is known of an image that was made: the share of the blocks that ran."""
+    """What is known about a finished image: the share of the blocks that ran."""
 
     @property
     def share(self) -> float: ...
@@ -46,9 +46,9 @@ class BaselineSearch:
         maker: makes the images.
         options: what is compared.
         observer: receives progress events.
-        measure: makes the image of a method and a case, or knows of it already.
-        recall: what is known of it already, or None.
-        remember: returns a method's score on a prompt and seed to search on: the known one, or what the function makes.
+        measure: measures a method on a case, or returns the earlier measurement.
+        recall: returns the earlier measurement of a method on a case, or None.
+        remember: returns a method's score on a prompt and seed of the search: the earlier one, or the given function's.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class BaselineSearch:
         plain = methods.reference(self._steps)
         try:
             targets = _distinct([*self._options.budgets, *(self._share(method) for method in cached)])
-            try:  # nothing needs to be calibrated for what is known already
+            try:  # without calibration, if everything was measured before
                 found = [self._known(self._fitted(peer, target, self._recalled_share)) for target in targets]
             except _Unknown:
                 runs = [partial(self._searching.make, plain, case) for case in range(len(self._searching.cases))]
@@ -191,7 +191,7 @@ class BaselineSearch:
         return find_equal_cost(peer, target, measure, steps=self._steps, cases=len(self._counted), budget=budget)
 
     def _at_its_best(self, found: EqualCost) -> EqualCost:
-        """The same setting of a peer, with its further settings as they are best on the prompts to search on."""
+        """The same setting of a peer, with the further settings that are best on the prompts of the search."""
 
         def score(one: Peer) -> float:
             method = methods.peer(replace(found, peer=one), self._steps, self._maker.passes)
@@ -206,7 +206,7 @@ class BaselineSearch:
         return replace(found, peer=find_best(found.peer, score))
 
     def _searched_ssim(self, method: Method, case: int) -> float:
-        """SSIM to the uncached image, of a prompt to search on; -1 if the image contains NaN."""
+        """SSIM to the uncached image on a prompt of the search; -1 if the image contains NaN."""
         from h2gen.evaluation.metrics.psnr_ssim import ssim
 
         if not self._uncached:
@@ -218,7 +218,7 @@ class BaselineSearch:
             return -1.0
 
     def _known(self, found: EqualCost) -> EqualCost:
-        """The same setting of a peer, with the further settings at which all its images are known already."""
+        """The same setting of a peer, with the further settings with which all cases were measured before."""
         for values in product(*found.peer.choices.values()):
             changed: dict[str, Any] = dict(zip(found.peer.choices, values, strict=True))
             tried = replace(found, peer=replace(found.peer, **changed))

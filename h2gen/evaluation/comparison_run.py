@@ -122,8 +122,8 @@ class ComparisonRun:
         metrics: what images are scored by. The first that measures fidelity decides what is Pareto-optimal.
         methods: what is compared.
         observer: receives progress events.
-        store: keeps each sample as soon as it is known, and has those of images that need not be made again; every
-            method then makes one image per case, however often ``methods`` repeats it. None keeps nothing.
+        store: keeps each sample as soon as it is known, and returns those of earlier runs, whose images are not made
+            again; every method then makes one image per case, whatever ``methods.repeat`` is. None keeps nothing.
         folder: of the report, where every image is written to ``pictures/CASE-METHOD.png``; None writes none.
     """
 

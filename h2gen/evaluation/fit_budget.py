@@ -19,7 +19,7 @@ MOST = 12
 TOLERANCES = 8
 """Tolerances tried per budget, at most."""
 _TOLERANCE_RANGE = 1e-3, 0.5
-"""From where next to nothing is skipped to where nothing is computed that need not be."""
+"""At the low end almost nothing is skipped, at the high end everything that can be."""
 
 
 @dataclass(frozen=True)

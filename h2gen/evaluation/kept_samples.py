@@ -1,4 +1,4 @@
-"""The samples of a comparison that can be continued: each is kept as soon as it is known, and made only once."""
+"""The samples of a comparison that can be continued: each is made once, and kept as soon as it is known."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from h2gen.evaluation.options import CompareObserver
 from h2gen.evaluation.results import Case, Sample
 
 Score = Callable[[Method, int, MadeImage, Image.Image], Sample]
-"""Scores what a method made of a case against the case's uncached image."""
+"""Scores a method's image of a case against the uncached one."""
 
 
 class SampleStore(Protocol):
-    """Keeps samples across runs of the program. ``notices`` are lines about them for the reader."""
+    """Keeps samples across runs of the program. ``notices`` are lines about them for the user."""
 
     @property
     def notices(self) -> Sequence[str]: ...
@@ -30,21 +30,21 @@ class SampleStore(Protocol):
         """The image itself, if it was kept."""
 
     def keep(self, method: Method, case: int, sample: Sample, image: Image.Image) -> None:
-        """Store a sample, and the image if it is one that is kept."""
+        """Store a sample, and its image if the store keeps such images."""
 
     def value(self, method: Method, case: Case, make: Callable[[], float]) -> float:
-        """A method's score on another case: the one that is kept, or else what ``make`` returns, which is kept."""
+        """A method's score on another case: the stored one, or that of ``make``, which is then stored."""
 
 
 class KeptSamples:
-    """What a store has, and what is missing in it: that is made, scored and stored, one image after the other.
+    """The samples in a store; those that are missing are made, scored and stored, one image after the other.
 
     Args:
         store: where samples are kept.
         maker: makes the images.
         score: scores them.
         observer: receives progress events.
-        images: whether a sample without its image is missing, because a report will show it.
+        images: whether a sample without its image counts as missing, because a report will show the image.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class KeptSamples:
         return self._store.notices
 
     def recall(self, method: Method, case: int) -> Sample | None:
-        """A sample that need not be made."""
+        """A sample of the store; None if it has to be made."""
         found = self._store.recall(method, case)
         if found is not None and self._images and self._store.picture(method, case) is None:
             return None
@@ -84,7 +84,7 @@ class KeptSamples:
         return sample
 
     def value(self, method: Method, case: Case, make: Callable[[], float]) -> float:
-        """A method's score on a case that is only searched on, which is made if it is missing."""
+        """A method's score on a case of the search, which is made if it is missing."""
         return self._store.value(method, case, make)
 
     def image(self, method: Method, case: int) -> Image.Image:

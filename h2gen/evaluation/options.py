@@ -108,12 +108,12 @@ class CompareObserver:
         """Another part of the work begins; ``what`` is its name."""
 
     def timed(self, seconds: float) -> None:
-        """One uncached image takes this long; only if samples are kept."""
+        """Seconds of one uncached image; called only if samples are kept."""
 
     def planned(self, methods: Sequence[Method], runs: Mapping[str, int], metrics: Sequence[MetricInfo]) -> None:
-        """The methods that will be measured, the runs of each by its name, at least, and the metrics.
+        """The methods that will be measured, the minimum number of runs of each by its name, and the metrics.
 
-        Comes once more if further methods turn out to be needed.
+        Called again if further methods turn out to be needed.
         """
 
     def repeated(self, methods: Sequence[Method], case: int) -> None:
@@ -123,7 +123,7 @@ class CompareObserver:
         """A measured run is done."""
 
     def scored(self, method: Method, sample: Sample) -> None:
-        """An image has its scores, which come right after its first run."""
+        """An image has been scored, right after its first run."""
 
     def compared(self, comparison: Comparison) -> None:
         """All figures are measured; files are written next."""

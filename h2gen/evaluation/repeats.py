@@ -1,4 +1,4 @@
-"""How often a method is timed: as often as was asked for, or until two of its runs agree."""
+"""How often a method is timed: as often as the user asked, or until two runs agree."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     from h2gen.evaluation.methods import Method
 
 LEAST, MOST = 2, 3
-"""Timed runs per image if nothing was asked for: two, and a third where those two differ."""
+"""Timed runs per image by default: two, and a third if those differ."""
 
 
 def least(method: Method, repeat: int | None) -> int:
     """Timed runs of a method on each case, at least.
 
     Args:
-        method: the picture of very many steps is not timed for its own sake: it is made once.
-        repeat: how many were asked for; None if nothing was.
+        method: the image of very many steps (``truth``) is made only once: its time does not matter.
+        repeat: the number that the user gave, or None.
     """
     return 1 if method.kind == "truth" else repeat or LEAST
 

@@ -26,13 +26,13 @@ def steps_of_share(share: float, steps: int) -> int:
 
 
 def steps_within(budget: float, steps: int, solver: str, over: float) -> list[int]:
-    """The numbers of a solver's steps next to a budget on either side, without those that exceed it by too much.
+    """The numbers of a solver's steps just below and just above a budget, if they do not exceed it by too much.
 
     Args:
-        budget: share of what ``steps`` steps of the model's own solver compute.
+        budget: share of the blocks that ``steps`` steps of the model's own solver run.
         steps: of the uncached run; only fewer are returned.
         solver: as in ``SOLVERS``; Heun computes twice per step.
-        over: how far a number may exceed the budget, as a share.
+        over: by how much a number may exceed the budget, as a share.
     """
     shares = {count: evaluations(count, solver) / steps for count in range(1, steps)}
     below = [count for count, share in shares.items() if share <= budget + 1e-9][-1:]

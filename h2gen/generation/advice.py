@@ -22,7 +22,7 @@ _TOO_FEW = "The cache reused nothing: there are too few steps to skip any. To be
 
 
 _HALF = 0.5
-"""Share of the blocks that tuned thresholds run at most, if the profile has such: as estimated ones would."""
+"""Tuned thresholds that run at most this share of the blocks are preferred: estimated ones aim at the same."""
 
 
 def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] = lambda: None) -> str | None:
@@ -33,7 +33,7 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
     Args:
         trace: of the picture.
         cache: its settings.
-        tuned: finds a profile's thresholds for such pictures; called only if the picture had thresholds.
+        tuned: finds a profile's thresholds for such pictures; called only if the picture was made with thresholds.
     """
     summary, steps = trace.summary, trace.steps
     if summary.full < summary.steps or cache.plan_alone:

@@ -44,7 +44,7 @@ def download(repo: str, *, without: str | None = None) -> Path:
 
 
 def transformer_config(repo: str) -> Path:
-    """The file with the configuration of a repository's transformer; only this one is downloaded if it is missing.
+    """The file with the configuration of a repository's transformer, downloaded without any others if it is missing.
 
     Raises:
         Exception: one of huggingface_hub's, for ``translated`` to translate.

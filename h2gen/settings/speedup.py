@@ -36,8 +36,8 @@ GOAL = ("speedup", "fidelity", "policy", "nearest")
 
 @dataclass(frozen=True)
 class Goal:
-    """A target: a speed-up, or an SSIM to the uncached picture; the sort of choices to reach it with; and whether the
-    nearest profile will do.
+    """A target: a speed-up, or an SSIM to the uncached picture; the sort of settings that may reach it; and whether the
+    nearest profile may be used.
 
     Raises:
         SettingError: it contradicts itself, or is out of range.
@@ -109,7 +109,7 @@ def unchosen(goal: Goal, layers: Layers) -> Layers:
 
 @dataclass(frozen=True)
 class _Chosen:
-    """What reaches a goal: settings and where they come from, what to record besides, and lines for the user."""
+    """The choice for a goal: settings and their source, what else to record, and lines for the user."""
 
     source: str
     values: Mapping[str, Any]
@@ -177,7 +177,7 @@ class GoalResolver:
             )
         command = command_for(self._checkpoint, settings)
         search = ProfileSearch(key, lambda: self._hash)
-        # A user's own profile has the first say; that of another model is farther off than a published plan.
+        # A profile of the same weights comes first; one of another model only after the published plans.
         profile = search.exact() or (search.nearest(same_weights=True) if self.goal.nearest else None)
         if profile is None:
             plans = published_for(self._checkpoint, key, command)
@@ -261,7 +261,7 @@ def _figures(choice: Choice) -> str:
 def expectation(choice: Choice, profile: Profile, chosen_by_sort: bool = False) -> str:
     """One line about what was chosen and what to expect, worded like the picture's own figures.
 
-    ``chosen_by_sort``: it had to be of its sort, so that others may be closer.
+    ``chosen_by_sort``: ``--policy`` named its sort, so that settings of other sorts may be closer.
     """
     figures = choice.figures
     what = choice.label

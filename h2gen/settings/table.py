@@ -155,7 +155,7 @@ def _behaviour(name: str, help: str, rule: Rule, section: str = OUTPUT, **more: 
 
 
 SORTS = ("plan", "tolerance", "thresholds", "steps")
-"""What can decide what is computed: the sorts of choices that a profile holds."""
+"""The sorts of settings in a profile, by what decides which steps and blocks are computed."""
 OF_THIS_MACHINE = ("device", "offload", "out", "format")
 """Where to compute and write: replay takes these from here, and all else from the picture."""
 _text = Rule(str, longest=LONGEST_PROMPT)

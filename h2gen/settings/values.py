@@ -39,7 +39,7 @@ class Settings:
         reference_steps: steps of the uncached picture that was asked for, if a profile chose other settings to come
             close to it; None if it is the one with these ``steps``. It determines no pixel: shares of blocks and
             estimated speed-ups are against it.
-        published_plan: where the cache's plan comes from, if others have published it; it determines no pixel either.
+        published_plan: the origin of the cache's plan, if others have published it; it determines no pixel either.
 
     Raises:
         SettingError: a value cannot be used, or contradicts another one.

@@ -1,4 +1,4 @@
-"""Other caches to compare H2-Cache with, from FBCache to MeanCache: see ``PEERS``."""
+"""Other caches to compare H2-Cache with; ``PEERS`` lists them."""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ class Peer(ABC):
     ``title`` is its display name, ``knobs`` are the settings that trade fidelity for speed, as its package calls
     them, and ``note`` says what a reader of a comparison should know. ``guard`` is a setting that forbids reuse
     regardless of the knobs, such as a cap on consecutive steps, and ``guard_words`` says what that is; it is set as the
-    peer's authors advise, unless ``guarded`` is off. ``choices`` are values to try of further settings, by field, its
-    authors' own first; they change the fidelity, but not the number of blocks. ``calibration`` is the most images that
-    ``calibrated`` makes.
+    peer's authors advise, unless ``guarded`` is off. ``choices`` are the values to try of further settings, by field,
+    the authors' own first; they change the fidelity, but not the number of blocks. ``calibration`` is the maximum
+    number of images that ``calibrated`` makes.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Peer(ABC):
         return f"{self.title} {', '.join(f'{number:.4g}' for number in self.settings(value).values())}"
 
     def share(self, value: Value, steps: int) -> float | None:
-        """The share of the blocks that it runs at a value; None if only running it tells."""
+        """The share of the blocks that it runs at a value; None if that is not known without running it."""
         return None
 
     @property
@@ -84,7 +84,7 @@ class Peer(ABC):
 
         Args:
             pipe: the pipeline that the peer will be applied to.
-            runs: at least one; each makes one image with it, in ``steps`` steps, of a prompt that is not compared.
+            runs: at least one; each makes one image in ``steps`` steps, of a prompt that is not compared.
         """
         return self
 

@@ -110,7 +110,7 @@ class Magnitude(Builtin):
             transformer.enable_cache(config)
             handle = transformer.register_forward_hook(note, prepend=True)  # while the context is still set
             try:
-                runs[0]()  # one image is what its authors take
+                runs[0]()  # its authors use one image
             finally:
                 handle.remove()
                 transformer.disable_cache()

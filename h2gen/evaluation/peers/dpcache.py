@@ -1,7 +1,7 @@
 """DPCache (arXiv 2602.22654): dynamic programming over the errors of a Taylor expansion of the last layer's features.
 
 Implemented from published descriptions and code: the cost of skipping from step j to k, where i was computed before j,
-is the sum of the mean absolute errors of the features that the steps up to k are forecast to have, k included.
+is the sum of the mean absolute errors of the features that are forecast for the steps after j, up to and including k.
 """
 
 from __future__ import annotations

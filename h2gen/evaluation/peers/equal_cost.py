@@ -15,7 +15,7 @@ MOST = 12
 """Settings tried, at most; each makes one image per case."""
 
 SCORED = 4
-"""Images, of prompts that are not compared, that decide between a peer's further settings."""
+"""Number of images, of prompts that are not compared, on which a peer's further settings are chosen."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def find_equal_cost(
 
 
 def find_best(peer: Peer, score: Callable[[Peer], float]) -> Peer:
-    """The peer with its further settings at their best, found one after the other.
+    """The peer with the best of its further settings, searched one after the other.
 
     Args:
         peer: calibrated, if it needs that.

@@ -1,8 +1,8 @@
 """L2P (arXiv 2604.26365): a skipped step's output is a linear combination of all outputs before, learned per step.
 
-Implemented from the paper's abstract and its authors' published code. They find the weights by gradient descent that
-begins at holding the last output and ends early; here they are the least-squares solution with a penalty on the
-distance from there.
+Implemented from the paper's abstract and its authors' published code. They find the weights by gradient descent, which
+starts from holding the last output and is stopped early; here they are the least-squares solution with a penalty on the
+distance from that start.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ START = (0, 1, 2, 4)
 
 
 def spread(computed: int, steps: int, starts: Sequence[int]) -> tuple[int, ...]:
-    """Computed steps: some given ones at the start, and the rest at even distances up to the end.
+    """The computed steps: the given ones at the start, and the rest evenly spaced up to the end.
 
-    Where so many are computed that they leave no room for gaps in the start, it has none.
+    If too many are computed to leave gaps at the start, the first steps are all computed.
     """
     starts = starts[:computed]
     if computed - len(starts) > steps - 1 - starts[-1]:
@@ -51,7 +51,7 @@ def products(outputs: Sequence[torch.Tensor]) -> Matrix:
 
 
 def weights(inner: Matrix, known: Sequence[int], step: int, ridge: float) -> Matrix:
-    """The weights with which known outputs, the last one nearest, give a step's; ``(len(known),)``.
+    """The weights that combine known outputs, in order, into that of a step; ``(len(known),)``.
 
     Args:
         inner: the products of all outputs, averaged over trajectories.

@@ -22,7 +22,7 @@ SPANS = (1, 2, 3, 4, 5)
 
 
 def average_velocity(velocities: Sequence[torch.Tensor], sigmas: Sequence[float], start: int, end: int) -> torch.Tensor:
-    """From one step to another, as an Euler solver goes: the way between them over the difference of their sigmas."""
+    """Between two steps, of an Euler solver: the displacement over the difference of the sigmas."""
     way = sum(velocities[step] * (sigmas[step + 1] - sigmas[step]) for step in range(start, end))
     assert isinstance(way, torch.Tensor)
     return way / (sigmas[end] - sigmas[start])
@@ -34,10 +34,10 @@ def slope(
     """J at a step.
 
     Args:
-        moved: the velocities that the steps before it moved with.
+        moved: the velocities that the solver used at the steps before it.
         sigmas: of all steps.
         step: the one at t.
-        span: how many steps before it r is.
+        span: the number of steps from r to it.
         at_start: the velocity at r.
     """
     start = step - span
@@ -88,9 +88,9 @@ class MeanVelocity(Forecaster):
         self._sigmas, self._spans, self._whole = sigmas, spans, whole
         self._next = dict(zip(computed, [*computed[1:], len(sigmas) - 1], strict=True))
         self._known: list[torch.Tensor] = []
-        """By step, the velocity there: as computed, or as estimated."""
+        """By step, the velocity there: computed, or estimated."""
         self._moved: list[torch.Tensor] = []
-        """By step, the velocity that it moves with."""
+        """By step, the velocity that the solver uses there."""
         self._span = 1
         self._dtype = torch.float32
 

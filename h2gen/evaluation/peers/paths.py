@@ -1,4 +1,4 @@
-"""Which steps to compute: cheapest paths of a given number of steps through the costs of skipping those between."""
+"""Chooses the steps to compute: shortest paths with a given number of steps, by the costs of skipping those between."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ Costs = NDArray[np.float64]
 
 
 def longest_gap(steps: int) -> int:
-    """How far apart two computed steps may be: 30 % of the steps, as in the published code of DPCache."""
+    """The maximum distance of two computed steps: 30 % of all steps, as in the published code of DPCache."""
     return max(1, math.ceil(0.3 * steps))
 
 
 def cheapest_path(costs: Costs, computed: int, gap: int) -> tuple[int, ...]:
-    """The computed steps, from step 0, whose costs have the smallest sum.
+    """The computed steps, starting with step 0, with the smallest sum of costs.
 
     Args:
         costs: ``(T + 1, T + 1)``; at ``[i, j]`` that of skipping all steps between i and j. T is the end.
         computed: their number, from 1 to T.
-        gap: how far apart two of them may be, unless no path keeps to it.
+        gap: the maximum distance of two of them; it is raised if no path keeps to it.
     """
     end = len(costs) - 1
     places = np.arange(end + 1)
@@ -46,7 +46,7 @@ def cheapest_path_of_pairs(costs: Costs, computed: int, gap: int, first: int) ->
     """The same where a cost depends on the two computed steps before: ``costs[i, j, k]``, ``(T, T, T + 1)``.
 
     Args:
-        first: that many first steps, at least 2, are computed, and cost nothing.
+        first: number of first steps, at least 2, that are always computed and cost nothing.
     """
     steps = len(costs)
     if computed <= first:
@@ -68,5 +68,5 @@ def cheapest_path_of_pairs(costs: Costs, computed: int, gap: int, first: int) ->
     path = [newer, older]
     for table in reversed(came_from):
         path.append(int(table[path[-1], path[-2]]))
-    # The walk ends at the pair that it began with, the last two of the first steps.
+    # The path ends at the pair that it started from, the last two of the first steps.
     return tuple(range(first - 2)) + tuple(reversed(path))

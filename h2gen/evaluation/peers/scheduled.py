@@ -1,7 +1,7 @@
 """Peers that compute some steps whole and forecast the others: MeanCache, DPCache, L2P, Spectrum, cache-dit's masks.
 
 None of them has a package for Flux in diffusers, so all are implemented here; each module says from what. What they
-fit, and their further settings, comes from runs of other prompts than those that are compared.
+fit, and their further settings, come from prompts that are not compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Sigmas = Callable[[], Sequence[float]]
 
 LEAST = 3
-"""The fewest steps that are computed, if there are as many."""
+"""The minimum number of computed steps, if the image has that many."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Scheduled(Peer):
 
     @abstractmethod
     def forecaster(self, schedule: Sequence[int], steps: int, sigmas: Sigmas) -> Callable[[], Forecaster]:
-        """What makes the forecaster of one pass of one image.
+        """A factory of the forecasters, one per pass of an image.
 
         Args:
             schedule: the computed steps.
             steps: of an image.
-            sigmas: reads those of the current image, one more than steps.
+            sigmas: returns those of the current image, one more than there are steps.
         """
 
     @contextmanager
@@ -89,7 +89,7 @@ class Scheduled(Peer):
             yield
 
     def _for_steps(self, table: NDArray[np.float64] | None, steps: int, ends: int = 0) -> NDArray[np.float64]:
-        """What calibration found, ``(..., steps + ends, ...)`` on axis 1, if it is for this number of steps."""
+        """The calibrated table, whose axis 1 has ``steps + ends`` entries; an error if it is for other steps."""
         if table is None or table.shape[1] != steps + ends:
             raise CacheError(f"{self.name} is not calibrated for {steps} steps; call its calibrated() first.")
         return table
@@ -106,10 +106,10 @@ def _not_fitted(name: str, found: int, steps: int) -> CacheError:
 
 @dataclass(frozen=True)
 class MeanCache(Scheduled):
-    """MeanCache (arXiv 2601.19961): see ``meancache``. ``power`` is what suppresses peaks in the path's costs.
+    """MeanCache (arXiv 2601.19961): see ``meancache``. ``power`` suppresses peaks in the path's costs.
 
-    ``whole`` estimates one velocity for all steps to the next computed one, as in the paper; its authors' code
-    estimates anew at each.
+    With ``whole``, one velocity is estimated for all steps up to the next computed one, as in the paper; its authors'
+    code makes a new estimate at each step.
     """
 
     power: float = 4
@@ -154,7 +154,7 @@ class DPCache(Scheduled):
     """DPCache (arXiv 2602.22654): see ``dpcache``. ``order`` is the Taylor expansion's; the paper's is 2.
 
     The first three steps are computed, as in the paper. The path is the exact optimum; the paper's recursion keeps one
-    predecessor of each step.
+    predecessor per step.
     """
 
     order: int = 2
@@ -197,9 +197,9 @@ class DPCache(Scheduled):
 class LinearPredictor(Scheduled):
     """L2P (arXiv 2604.26365): see ``l2p``.
 
-    ``ridge`` is the penalty on leaving the last output. With ``forecasts`` the outputs that are combined include
-    forecast ones, as in its authors' code; without, only computed ones. ``first`` steps are computed before the rest,
-    which are spread evenly; at 0 the authors' own steps are, or steps that begin like those.
+    ``ridge`` is the penalty on departing from the last output. With ``forecasts``, forecast outputs are combined too,
+    as in its authors' code; without, only computed ones. The first ``first`` steps are computed, and the rest spread
+    evenly; at 0 the authors' own steps are computed, or steps that begin like those.
     """
 
     ridge: float = 1e-3
@@ -252,8 +252,8 @@ class LinearPredictor(Scheduled):
 class Spectrum(Scheduled):
     """Spectrum (arXiv 2603.01623): see ``spectrum``.
 
-    ``polynomials`` is their share of the forecast: 1 in the paper, 0.5 to 1 as its authors advise since. Less is tried
-    too: on the bundled model it is closer.
+    ``polynomials`` is their share of the forecast: 1 in the paper; its authors have since advised 0.5 to 1. Less is
+    tried too, because it is closer on the bundled model.
     """
 
     polynomials: float = 1.0
@@ -285,9 +285,8 @@ class Spectrum(Scheduled):
 class StepMasks(Scheduled):
     """The four masks of computed steps that cache-dit has for any number of steps.
 
-    cache-dit fills the other steps by adding what all blocks but the first one added last, or its forecast by a line;
-    here they are filled with the last layer's features or their forecast by a line (``order`` 1), which saves the first
-    block too.
+    At the other steps cache-dit runs the first block and adds the last residual of all others, held or extrapolated
+    along a line. Here the last layer's features are held or extrapolated (``order`` 1), which saves that block too.
     """
 
     order: int = 0
@@ -312,7 +311,7 @@ class StepMasks(Scheduled):
         return lambda: Taylor(self.order)
 
     def _masks(self, steps: int) -> dict[int, tuple[int, ...]]:
-        """By number of computed steps: all, and cache-dit's."""
+        """The schedules, by number of computed steps: cache-dit's, and one with all steps."""
         from h2gen.evaluation.peers.dbcache import quiet
 
         found = {steps: tuple(range(steps))}

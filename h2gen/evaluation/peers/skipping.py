@@ -20,7 +20,7 @@ from h2gen.evaluation.peers.base import contexts, left_as_found
 from h2gen.families import Family, family_of
 
 Target = Literal["output", "features"]
-"""What is forecast: the transformer's output ``(B, N_img, C)``, or what enters its output layers ``(B, N_img, D)``."""
+"""What is forecast: the transformer's output ``(B, N_img, C)``, or the input of its output layers ``(B, N_img, D)``."""
 
 _HOOK = "h2gen_skipping"
 
@@ -30,7 +30,7 @@ class Forecaster(ABC):
 
     @abstractmethod
     def keep(self, step: int, value: torch.Tensor) -> torch.Tensor:
-        """Take what a step computed; returns what the model uses instead, mostly the same tensor."""
+        """Take what a step computed; returns what the model uses in its place, usually the same tensor."""
 
     @abstractmethod
     def fill(self, step: int) -> torch.Tensor:
@@ -147,7 +147,7 @@ def skipping(
 
 
 def recorded(pipe: Any, target: Target, run: Callable[[], Any]) -> list[list[torch.Tensor]]:
-    """What would be forecast, as each pass of a run computes it: one float32 tensor per step."""
+    """The tensors that would be forecast, as a run computes them: for each pass, one float32 tensor per step."""
     passes: list[_Recorder] = []
 
     def begin() -> Forecaster:
@@ -161,7 +161,7 @@ def recorded(pipe: Any, target: Target, run: Callable[[], Any]) -> list[list[tor
 
 @contextmanager
 def solver_inputs(pipe: Any) -> Iterator[list[torch.Tensor]]:
-    """Collects the velocity that the solver gets at each step, guidance included, while pipelines run in a block."""
+    """Within a ``with`` block, collect the velocity that the solver receives at each step, guidance included."""
     scheduler, found = pipe.scheduler, []
     step = scheduler.step
 

@@ -17,7 +17,7 @@ from h2gen.evaluation.peers.skipping import Forecaster
 
 
 def window_steps(steps: int, warmup: int, window: float, growth: float) -> tuple[int, ...]:
-    """The computed steps: the warm-up, then one after each window; each one makes the window longer."""
+    """The computed steps: the warm-up, then one at the end of each window; windows grow each time."""
     computed = list(range(min(warmup, steps)))
     skipped = 0
     for step in range(warmup, steps):
@@ -31,9 +31,10 @@ def window_steps(steps: int, warmup: int, window: float, growth: float) -> tuple
 
 @lru_cache(maxsize=64)
 def schedule(computed: int, steps: int, warmup: int) -> tuple[int, ...]:
-    """A schedule with that many computed steps, with the warm-up and first window nearest to those asked for.
+    """A schedule with a given number of computed steps, as near as possible to the authors' windows.
 
-    The first window is the authors' 2; its growth is what is searched.
+    The growth of the windows is searched first; a first window other than the authors' 2, or another warm-up than the
+    one given, is used only if no growth leads to that number.
     """
     warmups = sorted(range(1, steps + 1), key=lambda each: (abs(each - warmup), -each))
     for begin in warmups:

@@ -1,4 +1,4 @@
-"""What tuning tries for a budget, as methods of a comparison: plans, tolerances, thresholds, and fewer steps."""
+"""The methods that tuning tries for a budget: plans, tolerances, thresholds, and fewer steps."""
 
 from __future__ import annotations
 

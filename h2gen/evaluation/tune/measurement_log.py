@@ -1,4 +1,4 @@
-"""The measurement log: what tuning or a frontier has measured so far, on disk, so that it can be continued."""
+"""The measurement log: what a tuning or a frontier has measured so far, on disk, so that it can continue."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class MeasurementLog:
         path: JSON Lines: a header, then one object with ``key`` and ``value`` per line. Incomplete lines, which a kill
             leaves behind, are skipped.
         header: what the values depend on.
-        shared: several processes may write to it at once, each of which knows what was there when it started; a file
-            with another header is refused. Otherwise the file is locked, and one with another header is discarded.
+        shared: several processes may write to it at once; each reads only what was there when it started. A file with
+            another header is refused. If not shared, the file is locked, and one with another header is discarded.
 
     Raises:
         OutputError: another process is writing to it, it holds something else, or it cannot be written.
@@ -136,7 +136,7 @@ class MeasurementLog:
 
     def _write(self, line: Mapping[str, Any]) -> None:
         try:
-            with self._lock:  # counts, so that it stays locked if it was
+            with self._lock:  # reentrant: if it was locked before, it stays locked
                 append_line(self._file, json.dumps(line))
         except (OSError, Timeout) as error:
             raise OutputError(
@@ -166,7 +166,7 @@ def open_shared_log(key: ProfileKey, session: Session, settings: Settings, path:
         key: the situation, with the model's content hash.
         session: the loaded model.
         settings: of every image.
-        path: the file; None takes one in the user's data folder for exactly this model, these settings and versions.
+        path: the file; None uses one in the user's data folder, for this model, these settings and these versions.
 
     Raises:
         OutputError: there is no home folder.
@@ -186,7 +186,7 @@ def _folder(kind: str) -> Path:
 
 
 def _header(key: ProfileKey, session: Session, settings: Settings) -> dict[str, Any]:
-    """Everything but prompt, seed and method that a picture and its timing depend on."""
+    """Everything that a picture and its timing depend on, except prompt, seed and method."""
     made_with = origin(session)
     shared = {name: value for name, value in settings.to_json().items() if name not in ("prompt", "seed")}
     return {
@@ -204,9 +204,9 @@ class LoggedSamples:
     Args:
         log: where they are kept.
         cases: of the comparison.
-        metrics: that every sample must have; one with other values is measured again.
-        pictures: a folder for the uncached pictures, which need not be made again then; None keeps none.
-        every: also keep all other pictures there, and H2-Cache's decisions. A sample without them is measured again.
+        metrics: those that every sample must have, from the same source; otherwise it is measured again.
+        pictures: a folder for the uncached pictures, so that they are not made again; None keeps none.
+        every: keep all pictures there, and H2-Cache's decisions. A sample without them is measured again.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ BUDGETS = (0.66, 0.5, 0.4, 0.33, 0.25, 0.2, 0.16, 0.125, 0.1)
 """Default budgets, as shares of the blocks of the uncached run."""
 
 _PLANS = 9
-"""Plans that are measured per budget before one is polished, at most: 5 of the model's own solver, 2 of each other."""
+"""The most plans measured per budget before one is polished: 5 with the model's own solver, 2 with each other one."""
 MOST_PASSES = 200
 """Passes per image. The search's tables grow with their third power and take about 300 MB at this number."""
 
@@ -90,7 +90,7 @@ class TuneOptions:
 
     @property
     def _checked_per_budget(self) -> int:
-        """The closest of each budget are of one sort at least, and the best of the other sorts are added."""
+        """The closest candidates cover at least one sort; the best of each other sort are added."""
         return self.keep + len(SORTS) - 1 - (self.threshold_tries == 0)
 
 

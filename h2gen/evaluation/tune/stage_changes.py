@@ -1,8 +1,8 @@
 """Predicts which blocks thresholds would run, from one uncached run: without making an image per setting.
 
-An uncached run shows how much each stage's indicator changes between any two of its steps. With that, the decisions of
-any thresholds, guards and poolings can be followed step by step, as the cache makes them. They are exact until the
-first reuse, which changes what the later steps see; so what is predicted is measured before it is used.
+An uncached run shows how much each stage's indicator changes between any two of its steps. From that the decisions of
+any thresholds, guards and pooling can be computed step by step, by the cache's own rules. They are exact up to the
+first reuse, which changes what the later steps see; so predicted settings are measured before they are used.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def decisions(cache: CacheConfig, structure: Matrix, detail: Matrix) -> Iterator
 
 
 class _StageState:
-    """What the cache keeps of a stage: the steps that it looked at and computed last."""
+    """What the cache keeps of a stage: the step that it last compared with, and the one that it computed last."""
 
     def __init__(self, tau: float, changes: Matrix) -> None:
         self._tau, self._changes = tau, changes
@@ -88,7 +88,7 @@ class _StageState:
         self.computed_at: int | None = None
 
     def outcome(self, step: int, decision: Decision, budget: bool) -> Outcome:
-        """What becomes of the stage at a step, if ``decision`` is what is known without its change."""
+        """The outcome of the stage at a step, given the decision that can be made without its change."""
         found = decision or Outcome.COMPUTED
         if self._tau > 0 and decision in (UNDECIDED, Outcome.GUARDED):
             change = None
@@ -144,7 +144,7 @@ class ChangesRecording:
         count = self._passes * self._steps
         if len(self._indicators) < count:
             raise RunError(f"The model ran {len(self._indicators)} passes, fewer than the {count} of an image.")
-        last = self._indicators[-count:]  # the image was made again if memory ran out
+        last = self._indicators[-count:]  # if memory ran out, the image was made twice
         structure, detail = (len(stage.blocks) for stage in self._stages)
         return StageChanges(
             [

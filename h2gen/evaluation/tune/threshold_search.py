@@ -1,6 +1,6 @@
-"""Searches the paper's two-stage cache: its thresholds, and what refines them, for one budget after another.
+"""Searches settings of the paper's two-stage cache, thresholds and what refines them, for one budget after another.
 
-Thresholds only matter as a ratio while the search runs: their common factor follows from the budget. It is found on
+The search only varies the ratio of the thresholds; the budget determines their common factor. That is found on
 predicted decisions (``stage_changes``), so that a setting costs one to three measurements.
 """
 
@@ -16,7 +16,7 @@ from h2gen.evaluation.fit_budget import fit_to_budget
 from h2gen.evaluation.tune.candidates import Candidate
 
 PAPER = CacheConfig(0.15, 0.22)
-"""Where the search begins: the paper's thresholds, and nothing that refines them."""
+"""The start of the search: the paper's thresholds, without refinements."""
 RATIOS = ((0.1, 0.2), (0.2, 0.15), (0.15, 0.0), (0.0, 0.22), (0.15, 0.22))
 """Of tau1 to tau2. Without tau1 only the detail is ever reused; without tau2 it is reused when the structure is."""
 MOVES: tuple[tuple[dict[str, Any], ...], ...] = (
@@ -30,7 +30,7 @@ MOVES: tuple[tuple[dict[str, Any], ...], ...] = (
     ({"max_consecutive": 3}, {"max_consecutive": 2}, {"max_consecutive": 0}),
     ({"max_detail_age": 3}, {"max_detail_age": 0}),
 )
-"""What the search tries in turn: for each setting its values, those first that help most often."""
+"""The values that the search tries in turn, by setting; those that help most often come first."""
 _HIGHEST = 8.0
 """The largest factor of the thresholds."""
 _CLOSE = 0.015
@@ -39,7 +39,7 @@ _FITS = 3
 
 
 class ThresholdSearch:
-    """A coordinate search that begins each budget with what it found for the one before.
+    """A coordinate search that starts each budget from the best settings of the one before.
 
     Args:
         predict: the share of the blocks that some settings would run; cheap.
@@ -74,7 +74,7 @@ class ThresholdSearch:
         return best
 
     def _moves(self) -> Iterator[CacheConfig]:
-        """Families one step from the best, which may change meanwhile."""
+        """The families that differ from the best in one setting; the best may change meanwhile."""
         for values in MOVES:
             for value in values:
                 family = replace(self._family, **value)
@@ -82,8 +82,11 @@ class ThresholdSearch:
                     yield family
 
     def _fitted(self, family: CacheConfig, budget: float, least: float) -> Candidate | None:
-        """A family with the thresholds that meet a budget; None if none do, if nothing is left to try, or if it cannot
-        have less than the ``least`` error: it has more even above the budget."""
+        """A family with the thresholds that meet a budget.
+
+        None if no thresholds do, if the tries are used up, or if its error cannot be less than ``least``, because even
+        above the budget it is not.
+        """
         self._tried.add(family)
         best, target, tried = None, budget, set()
         for _ in range(_FITS):

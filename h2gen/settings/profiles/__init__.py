@@ -1,7 +1,7 @@
 """Profiles: for a model, steps and size, the fidelity at each speed and the settings that reach it.
 
 Profiles of the bundled model ship with h2gen; ``h2gen tune`` makes others. For FLUX.1 [dev] and its relatives
-``published`` has plans of others.
+``published`` has plans that others have published.
 """
 
 from h2gen.settings.profiles.files import file_name, list_profiles, read_profile, to_toml, user_folder, write_profile

@@ -31,11 +31,11 @@ class ProfileSearch:
         self._profiles = list(list_profiles(self._broken))
         self._alike = [profile for profile in self._profiles if _nameless(profile.key) == _nameless(wanted)]
         self.notices = list(self._broken)
-        """For the user: about files that cannot be used, and about the nearest profile once it was looked up."""
+        """Lines for the user about files that cannot be used, and about the nearest profile once it was looked up."""
 
     @property
     def of_model(self) -> bool:
-        """Whether there is a profile of the model, for whatever steps and size."""
+        """Whether there is a profile of the model, for any steps and size."""
         return any(profile.key.model == self._wanted.model for profile in self._profiles)
 
     def exact(self) -> Profile | None:

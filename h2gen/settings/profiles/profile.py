@@ -16,7 +16,7 @@ from h2gen.settings.table import BY_NAME
 FEWEST_STEPS = 8
 """With fewer steps a cache cannot skip any."""
 PLURALS = {"plan": "plans", "tolerance": "tolerances", "thresholds": "thresholds", "steps": "plain fewer steps"}
-"""What messages call the choices of a sort."""
+"""The choices of each sort, as messages call them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Choice:
 
     @property
     def sort(self) -> str:
-        """What decides what is computed, one of ``SORTS``."""
+        """Its sort, one of ``SORTS``."""
         return sort_of(self.cache)
 
 
@@ -146,7 +146,7 @@ class Profile:
 
 
 def sort_of(cache: CacheConfig) -> str:
-    """What decides what is computed, one of ``SORTS``. A tolerance may have a plan or thresholds beside it."""
+    """The sort of a cache, one of ``SORTS``. A tolerance may be combined with a plan or thresholds."""
     if not cache.enabled:
         return "steps"
     return "tolerance" if cache.tolerance else "plan" if cache.plan else "thresholds"

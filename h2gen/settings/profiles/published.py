@@ -22,7 +22,7 @@ from h2gen.settings.table import BY_NAME
 from h2gen.toml import read_toml
 
 WORDS = "published, not measured with h2gen"
-"""What is said of these plans wherever they are named."""
+"""What messages say about these plans."""
 MODELS = ("dev", "krea")
 """The models of the catalogue that they apply to: FLUX.1 [dev] and its relatives, with guidance distilled into them."""
 FILE = Path(__file__).with_name("published_plans.toml")
@@ -31,17 +31,17 @@ FILE = Path(__file__).with_name("published_plans.toml")
 
 @dataclass(frozen=True)
 class PublishedPlan:
-    """A plan of others, with its origin.
+    """A plan that others have published, with its origin.
 
     Args:
         plan: one letter per step: F computed, S skipped.
-        method: what found it.
-        paper: of the method; empty if there is none.
+        method: the method that found it.
+        paper: the method's paper; empty if there is none.
         made_for: the model that it was found for.
-        size: that it was found at, such as ``1024x1024``; empty if its authors do not say.
+        size: the size that it was found at, such as ``1024x1024``; empty if its authors do not say.
         source: where it is published.
         licence: of the source.
-        made_steps: the steps that it was published for, if it was stretched to others.
+        made_steps: the number of steps that it was published for, if it was stretched to another; otherwise 0.
     """
 
     plan: str
@@ -73,7 +73,7 @@ class PublishedPlan:
 
     @property
     def words(self) -> str:
-        """Where it comes from, and what it does: what a picture records."""
+        """Its origin and what it does, as a picture records them."""
         return f"from {self._by}, {self._does}; {WORDS}; {self._origin}"
 
     @property
@@ -90,7 +90,7 @@ class PublishedPlan:
         return f"{self.source} ({self.licence}), for {self.made_for} at {self.made_steps or self.steps} steps{size}"
 
     def expectation(self, key: ProfileKey, command: str) -> str:
-        """One line about what was chosen, and for what it was made.
+        """One line about the plan, its origin, and the conditions that it was made for.
 
         Args:
             key: of the pictures that it is used for.
@@ -104,7 +104,7 @@ class PublishedPlan:
 
 
 def rounded_down(speedup: float) -> str:
-    """A speed-up with one decimal, which can be asked for: ``3.8x``."""
+    """A speed-up with one decimal, rounded down so that ``--speedup`` can ask for it: ``3.8x``."""
     return f"{math.floor(speedup * 10) / 10:.1f}x"
 
 
@@ -157,7 +157,7 @@ class PublishedPlans:
         )
 
     def no_fidelity(self) -> ProfileError:
-        """The error for those who ask for a fidelity."""
+        """The error for a goal that is a fidelity."""
         return ProfileError(
             f"--fidelity needs measured figures, and the plans for {self.key} are {WORDS}; give --speedup, or measure: "
             f"{self.command} ({HOW_LONG})."
@@ -168,7 +168,7 @@ def published_for(checkpoint: Checkpoint, key: ProfileKey, command: str) -> Publ
     """The plans for a model; None if they were found for a model of another kind, or true guidance is on.
 
     Args:
-        checkpoint: the model. A repository's configuration is downloaded if it is not here.
+        checkpoint: the model. A repository's configuration is downloaded if it is missing.
         key: of the pictures.
         command: the command that makes a profile for them.
 
