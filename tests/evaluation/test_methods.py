@@ -31,7 +31,7 @@ def test_a_comparison_and_a_frontier_call_the_same_cache_the_same() -> None:
     figures = Figures(0.47, 1.0, 2.0, 0.99, 0.98, 50.0, 48.0)
     profile = Profile(load_preset("balanced").path, key, (Choice(cache.words, 28, "own", cache, figures),), {})
     (mine,) = own_methods(profile, [0.5])
-    assert mine.label == methods.h2(cache, 28).label == "H2-Cache, tolerance 0.002"
+    assert mine.label == methods.h2(cache, 28).label == f"H2-Cache, tolerance {cache.tolerance:g}"
 
 
 @pytest.mark.parametrize(("name", "words"), [("mag", "no limit on skips in a row"), ("dbcache", "no warm-up")])
