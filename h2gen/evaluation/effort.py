@@ -54,7 +54,7 @@ class Effort:
         whole = f"Comparing {self.methods} methods{prompts}, each timed {often}: {count} pictures"
         if self.seconds is None or self.seconds_uncached is None:
             return f"{whole}. The time left is shown once the first is made."
-        return f"{whole}, about {duration(self.seconds)} ({timing_words(self.seconds_uncached, self.measured_in)})."
+        return f"{whole}, about {duration(self.seconds)} {timing_words(self.seconds_uncached, self.measured_in)}."
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -94,8 +94,8 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
 
 
 def timing_words(seconds_uncached: float, profile: str) -> str:
-    """The measurement that an estimated time is based on."""
-    return f"{seconds(seconds_uncached)} per uncached picture in the profile {profile!r}"
+    """The measurement that an estimated time is based on; it may come from another machine."""
+    return f"if an uncached picture takes {seconds(seconds_uncached)} as in the profile {profile!r}"
 
 
 def _search(peer: Peer, caches: int, prompts: int) -> float:

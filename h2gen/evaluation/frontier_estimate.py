@@ -59,9 +59,8 @@ class FrontierEstimate:
         whole = f"At most {self.pictures} pictures ({of}){search}; they take about as long as {self.uncached_pictures} "
         if self.seconds is None or self.seconds_uncached is None:
             return f"{whole}uncached ones."
-        return (
-            f"{whole}uncached ones: {duration(self.seconds)} ({timing_words(self.seconds_uncached, self.measured_in)})."
-        )
+        known = timing_words(self.seconds_uncached, self.measured_in)
+        return f"{whole}uncached ones: {duration(self.seconds)} {known}."
 
     def timed(self, once: float) -> str:
         """The estimate in seconds, given those of one uncached picture."""

@@ -58,7 +58,7 @@ def test_a_dry_run_says_how_much_it_is_and_makes_nothing(here: Path, capsys: pyt
     assert run([*small, "--dry-run"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "At most 8 pictures (4 methods, 2 prompts); they take about as long as 5 uncached ones: " in out
-    assert "per uncached picture in the profile 'tiny-" in out
+    assert "as in the profile 'tiny-" in out
     assert run([*small, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["estimate"]["pictures"] == 8
     for steps, lowest in (("39", 0.25), ("40", 0.2)):

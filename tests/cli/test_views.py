@@ -122,3 +122,19 @@ def test_a_further_run_is_expected_and_announced() -> None:
 
 def test_of_several_prompts_each_is_one_line_after_the_first() -> None:
     assert compared_so_far(3)[3:] == ["Prompt 2 ...; about 13 seconds left", "Prompt 3 ...; about 10 seconds left"]
+
+
+def test_a_narrow_terminal_cuts_names_of_methods_and_no_figures() -> None:
+    plain, cached = reference(28), h2(CacheConfig(tolerance=0.002), 28)
+    view = CompareView(Console(file=io.StringIO()), as_json=False)
+    view.planned([plain, cached], {"uncached": 2, cached.name: 2}, [PSNR])
+    for method, seconds, psnr in ((plain, 0.905, math.inf), (cached, 0.453, 46.94)):
+        view.ran(method, 0, seconds)
+        view.scored(method, Sample(0, "", {"psnr": psnr}, {}, (seconds,), seconds / 2, False))
+    out = io.StringIO()
+    assert view._progress is not None
+    Console(file=out, width=42).print(*view._progress.render(42, 30))
+    title, first, second = [line for line in out.getvalue().splitlines() if line][1:]
+    assert title.split() == ["method", "seconds", "blocks", "PSNR"]
+    assert first.split()[-3:] == ["0.905", "45", "%"]  # its PSNR to itself is no figure
+    assert second.split()[-4:] == ["0.453", "23", "%", "46.9"] and "\u2026" in second

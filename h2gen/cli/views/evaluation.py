@@ -120,8 +120,10 @@ class ComparisonProgress:
 
     def _table(self, width: int, room: int) -> Table:
         """The first ``room`` methods with their figures so far."""
-        table = methods_table([("method", "left"), ("seconds", "right"), ("blocks", "right")], width)
         shown = self._metrics if width >= 60 else self._metrics[:1]
+        figures = sum(len(title) + GAP for title in ("seconds", "blocks", *("identical" for _ in shown)))
+        columns = [("method", "left"), ("seconds", "right"), ("blocks", "right")]
+        table = methods_table(columns, width, longest=max(8, width - figures - GAP))
         for metric in shown:
             table.add_column(metric.title, justify="right", no_wrap=True)
         for method in list(self._methods.values())[:room]:
@@ -129,7 +131,8 @@ class ComparisonProgress:
             cells = [f"{statistics.median(seconds):.3g}" if seconds else ""]
             cells.append(percent(statistics.fmean(sample.share for sample in samples)) if samples else "")
             for metric in shown:
-                cells.append(reading(metric, self._mean(samples, metric), unit=False) if samples else "")
+                known = samples and not (method.kind == "reference" and metric.fidelity)
+                cells.append(reading(metric, self._mean(samples, metric), unit=False) if known else "")
             table.add_row(Text(printable(method.label)), *cells)
         return table
 
@@ -139,21 +142,22 @@ def _weight(method: Method) -> float:
     return 0.5 if method.share is None else method.share
 
 
-def methods_table(columns: Sequence[tuple[str, str]], width: int, *, whole: bool = False) -> Table:
+def methods_table(columns: Sequence[tuple[str, str]], width: int, *, whole: bool = False, longest: int = 1000) -> Table:
     """An empty table of methods with these columns (title, alignment).
 
-    Long names are cut, so that each method stays on one line, or with ``whole`` continue on the next.
+    Long names are cut, so that each method stays on one line, or with ``whole`` continue on the next. ``longest`` is
+    the most characters of a name, so that none of the figures are cut.
     """
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     for title, justify in columns:
-        most = LABEL if title == "method" and width <= NARROW else None
+        most = min(longest, LABEL) if width <= NARROW else longest
         cut = not (whole and title == "method")
         table.add_column(
             title,
             justify="right" if justify == "right" else "left",
             no_wrap=cut,
             overflow="ellipsis" if cut else "fold",
-            max_width=most,
+            max_width=most if title == "method" else None,
         )
     return table
 
