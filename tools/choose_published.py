@@ -3,10 +3,10 @@
     python -m tools.choose_published                # 10 prompts, about ten minutes on two cores; writes the choice
     python -m tools.choose_published --prompts 2 --no-write
 
-Of the plans for the same number of steps with the same number of computed ones, the one with the least mean 1 - SSIM is
-chosen, with h2gen's own forecast at the skipped steps and true guidance 3. Plain fewer steps are shown beside them. The
-pictures are compared with the uncached ones of the same prompts, seeds and steps. Then run
-tools/docs.py for the table in docs/tune.md.
+Of the plans with the same number of steps and of computed steps, the one with the smallest mean 1 - SSIM is chosen,
+measured with h2gen's own forecast at the skipped steps and true guidance 3. Pictures are compared with the uncached
+ones of the same prompts, seeds and steps; plain fewer steps are shown for comparison. Then run tools/docs.py, for the
+table in docs/tune.md.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ CFG = 3.0
 HEAD = """\
 # Plans that others have published for FLUX.1-dev, which --speedup uses for it and its relatives until "h2gen tune" has
 # made a profile. Facts from the sources that each names; nothing here was measured with h2gen on FLUX.1-dev.
-# Written by "python -m tools.choose_published", which chooses one of those with as many computed steps by measuring
-# them on the bundled model: {how}.
+# Written by "python -m tools.choose_published". Of the plans with the same number of computed steps it chooses one by
+# measuring them on the bundled model: {how}.
 
 """
 

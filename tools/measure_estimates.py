@@ -4,8 +4,8 @@
 
 For every skipped step of some pictures, the model is asked afterwards what the velocity would have been there. The
 displacement that a run of skipped steps has caused so far, in sigma times the velocity's size, is then known, and is
-printed and drawn beside the estimate that the tolerance was compared with. With true guidance it is that of the guided
-velocity, which the estimate, made of each pass on its own, does not know.
+printed and drawn against the estimate that was compared with the tolerance. With true guidance the displacement is that
+of the guided velocity, while the estimate is made for each pass separately.
 """
 
 from __future__ import annotations

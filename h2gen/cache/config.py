@@ -112,7 +112,7 @@ class CacheConfig:
 
     @property
     def plan_alone(self) -> bool:
-        """Whether a plan decides every step: there is no tolerance besides."""
+        """Whether a plan alone decides every step, without a tolerance."""
         return bool(self.plan) and not self.tolerance
 
     @property

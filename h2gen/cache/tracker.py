@@ -179,7 +179,7 @@ class Tracker:
     def _say_what_has_no_effect(self, where: str) -> None:
         for name in () if self._config.plan_alone else ("final_steps", "tolerance"):
             if getattr(self._config, name):
-                also = ", and the plan beside it skips nothing" if name == "tolerance" and self._config.plan else ""
+                also = ", so the plan skips nothing" if name == "tolerance" and self._config.plan else ""
                 self._warn(
                     f"H2-Cache: {name} has no effect {where}{also}: the remaining steps are unknown. They are read "
                     "from the scheduler of the diffusers pipeline that runs the transformer, or of a loop that calls "

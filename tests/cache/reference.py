@@ -126,8 +126,8 @@ def remember(kept: Kept, name: str, sigma: float, value: torch.Tensor) -> None:
 
 
 def recall(kept: Kept, stage: str, stream: str, sigma: float, order: int) -> torch.Tensor:
-    """What was computed last, or the straight line through the last two, extended by at most half their distance; less
-    far if the picture's own tokens followed less than half of the line through the two before."""
+    """What was computed last, or the line through the last two, extended by at most half their distance; less far if
+    the picture's own tokens followed less than half of the line before."""
     computed = kept[f"{stage} {stream}"]
     newer, new = computed[-1]
     if order == 0 or len(computed) == 1:
@@ -512,7 +512,7 @@ def line(points: list[tuple[float, torch.Tensor]], sigma: float) -> torch.Tensor
 
 
 def forecast(points: list[tuple[float, torch.Tensor]], sigma: float, own: torch.Tensor) -> torch.Tensor:
-    """As far along the line through the last two points as the last one followed the line through those before.
+    """Along the line through the last two points, by the fraction of the line before that the last point followed.
 
     ``own`` says which tokens show that: all but those of reference pictures.
     """

@@ -74,7 +74,7 @@ def test_a_line_is_not_followed_for_ever() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("gaps", [(0.1, 0.1), (0.05, 0.2)], ids=str)
-def test_a_line_is_followed_the_less_the_less_it_was_before(
+def test_an_extrapolation_is_shortened_if_the_last_line_was_followed_less(
     values: tuple[float, ...], wanted: float, gaps: tuple[float, float]
 ) -> None:
     """``values`` with even gaps; with other ones the line through the first two is as far as the third is."""

@@ -318,7 +318,7 @@ def test_another_calls_schedule_is_not_believed_and_what_has_no_effect_is_told(
 def test_without_a_schedule_a_plan_with_a_tolerance_skips_nothing_and_says_so() -> None:
     model, sigmas = flux(), [1 - step / 4 for step in range(4)]
     with (
-        pytest.warns(RuntimeWarning, match="tolerance has no effect here, and the plan beside it skips nothing: "),
+        pytest.warns(RuntimeWarning, match="tolerance has no effect here, so the plan skips nothing: "),
         h2_cache(model, plan="FFSF", tolerance=1e9) as trace,
     ):
         own_steps(model, sigmas)

@@ -29,7 +29,7 @@ SIGMAS = [1 - step / 10 for step in range(10)]
 # Numbers
 
 
-def test_a_displacement_adds_up_what_forecasts_of_growing_error_do_to_the_picture() -> None:
+def test_the_displacement_is_the_sum_of_growing_errors_times_intervals() -> None:
     estimate = ErrorEstimate(0.9, rate=2.0)
     for sigma, interval in ((0.8, -0.1), (0.7, -0.2), (0.5, -0.1)):
         estimate = estimate.after(sigma, interval)
@@ -69,14 +69,14 @@ def test_what_is_linear_is_forecast_exactly_however_far(places: list[int]) -> No
     assert torch.allclose(velocities.forecast(ahead), start + ahead * slope, atol=1e-4)
 
 
-def test_what_jumps_about_is_held() -> None:
-    """Each velocity goes back on the way of the one before, or off it at a right angle."""
+def test_a_velocity_that_jumps_about_is_held() -> None:
+    """Each change of the velocity reverses the one before, or is at a right angle to it."""
     there, back = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 0.0]]])
     for last in (back, there + torch.tensor([[[0.0, 3.0]]])):
         assert torch.equal(kept((0.9, back), (0.8, there), (0.7, last)).forecast(0.5), last)
 
 
-def test_a_line_followed_half_the_way_is_followed_half_the_way_next_time() -> None:
+def test_a_line_that_was_followed_by_half_is_extrapolated_by_half() -> None:
     first, way, aside = torch.zeros(1, 1, 2), torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 0.2]]])
     second = first + way  # the line says that another way follows over the same distance
     third = second + 0.5 * way + aside
@@ -148,7 +148,7 @@ def moved(computed: set[int], velocity: Callable[[float], torch.Tensor], dtype: 
 
 @given(some=st.sets(st.integers(1, 8)))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_what_was_skipped_is_made_good_for_as_if_it_had_lain_on_the_line_between_computed_steps(
+def test_skipped_steps_are_corrected_towards_the_line_between_computed_steps(
     some: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = sorted({0, 9, *some})
@@ -345,7 +345,7 @@ def test_a_run_that_was_stopped_while_skipping_leaves_nothing_to_the_next() -> N
 
 
 def planned(plan: str, tolerance: float, **more: Any) -> str:
-    """What a plan and a tolerance make of 8 steps together."""
+    """The decisions of a plan and a tolerance together, for 8 steps."""
     pipe = flux_pipeline()
     with h2_cache(pipe, plan=plan, tolerance=tolerance) as trace:
         pipe(**run_kwargs(pipe, steps=8) | more)
@@ -369,7 +369,7 @@ def test_only_steps_that_the_plan_skips_are_held_against_the_tolerance() -> None
     assert [step.step for step in trace.steps if step.error is not None] == [3, 4, 5]
 
 
-def test_a_plan_that_reuses_does_not_go_with_a_tolerance() -> None:
+def test_a_plan_that_reuses_cannot_be_combined_with_a_tolerance() -> None:
     for plan, what in (("FDRSF", "D, R"), ("FSF/FFS", "several parts")):
         with pytest.raises(SettingError, match=f"^plan has {what}; with a tolerance, a plan has only F .* and S "):
             CacheConfig(plan=plan, tolerance=0.01)

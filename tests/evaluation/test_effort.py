@@ -1,4 +1,4 @@
-"""What a comparison will take is told before the model is loaded, and counted as it is then made."""
+"""The length of a comparison is estimated before the model is loaded, and counted as it is then made."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_another_cache_takes_a_search_and_its_runs() -> None:
     assert fitted.uncached_pictures == pytest.approx(of().uncached_pictures + 8 + 4 + 12 + 1.5)
 
 
-def test_a_model_that_was_never_timed_is_said_to_show_how_long_it_takes() -> None:
+def test_without_an_earlier_timing_the_time_left_is_promised_instead() -> None:
     other = ProfileKey("dev", "", 28, 1024, 1024, "plain")
     assert of(key=other).seconds is None
     assert str(of(key=other)).endswith("8 to 12 pictures. The time left is shown once the first is made.")
@@ -83,7 +83,7 @@ def test_the_picture_of_very_many_steps_is_made_once() -> None:
     assert not wants_another(truth(28), [9.0], None)
 
 
-def test_it_is_told_before_torch_is_loaded() -> None:
+def test_the_estimate_is_printed_before_torch_is_loaded() -> None:
     code = (
         "import sys; from h2gen.evaluation.compare import prepare_comparison; "
         "print(prepare_comparison('a cat').effort, 'torch' in sys.modules)"

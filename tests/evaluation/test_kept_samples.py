@@ -68,7 +68,7 @@ def test_only_what_is_new_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stop_costs_the_picture_in_work_at_most(tmp_path: Path) -> None:
+def test_a_stop_loses_at_most_the_current_picture(tmp_path: Path) -> None:
     whole, made = measured(tmp_path / "whole.jsonl")
     log = tmp_path / "log.jsonl"
     stopped, before = measured(log, most=5)

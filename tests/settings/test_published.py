@@ -208,7 +208,7 @@ def test_a_profile_that_cannot_be_read_is_told_before_the_plan(weights: str) -> 
     assert "cannot be used" in broken and WORDS in said
 
 
-def test_the_candidate_with_the_least_error_of_those_with_as_many_computed_steps_ships(tmp_path: Path) -> None:
+def test_of_the_candidates_with_as_many_computed_steps_the_closest_ships(tmp_path: Path) -> None:
     from tools.choose_published import CANDIDATES, Row, best, to_toml
 
     candidates = read_plans(CANDIDATES)

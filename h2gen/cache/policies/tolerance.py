@@ -113,7 +113,7 @@ class Tolerance:
             run.estimates[row] = ErrorEstimate(schedule.sigmas[step], once * rate)
 
     def _errors(self, run: Run, current: Pass) -> list[float | None]:
-        """How far each picture would be off if the coming step were skipped; None where that decides nothing."""
+        """How far each picture would be off if the coming step were skipped; None if it cannot be."""
         schedule, step, rows = run.schedule, current.step, range(len(current.since_full))
         assert schedule is not None
         last = step + 1 >= len(schedule)  # it is computed: it corrects the skipped ones before it
@@ -123,7 +123,7 @@ class Tolerance:
         return [run.estimates[row].after(sigma, move).displacement if row in run.estimates else None for row in rows]
 
     def _plan_lets(self, current: Pass) -> bool:
-        """Whether the plan, if there is one, has the coming step skipped."""
+        """Whether the plan, if there is one, skips the coming step."""
         return not self.config.plan or letter_at(self.config.plan, current) == "S"
 
     def _may_skip(self, run: Run, current: Pass, row: int, error: float | None) -> bool:

@@ -92,7 +92,7 @@ def test_up_to_the_first_reuse_the_prediction_is_what_the_cache_does(guided: boo
     assert compared >= 6
 
 
-def test_an_image_that_was_not_made_is_told_and_the_last_one_counts() -> None:
+def test_a_missing_image_is_an_error_and_of_two_the_last_one_counts() -> None:
     pipe = small.flux_pipeline()
     with recording_changes(pipe.transformer, passes=1, steps=STEPS) as record:
         with pytest.raises(RunError, match="ran 0 passes, fewer than the 9"):
