@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from h2gen.cache.policies.plan import check_plan
 from h2gen.errors import SettingError
 from h2gen.settings.resolve import CACHE, IGNORED_BY_PLAN, Request, request_from
 from h2gen.settings.seeds import parse_seeds
@@ -223,8 +224,10 @@ class ShellState:
             for other in ("preset", *CACHE):
                 changed.pop(other, None)
         elif name in ("preset", "tau1", "tau2", "plan", "tolerance"):
-            # These exclude each other: the latest wins.
+            # These exclude each other: the latest wins. But a tolerance is added to a plan that it can go with.
             kept = ("tau1", "tau2") if name.startswith("tau") else (name,)
+            if name == "tolerance" and {*check_plan(changed.get("plan") or "")} <= {*"FS"}:
+                kept = ("plan", "tolerance")
             for other in (
                 "no_cache",
                 "tau1",

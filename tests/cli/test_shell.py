@@ -115,6 +115,23 @@ def test_a_plan_takes_the_place_of_what_it_ignores() -> None:
         shell.read(":set warmup-steps 2")
 
 
+def test_a_tolerance_is_added_to_a_plan_that_only_skips_and_takes_the_place_of_any_other() -> None:
+    shell, skips = ShellState({}), "F" + 26 * "S" + "F"
+    shell.read(f":set plan {skips.lower()}")
+    step = shell.read(":set tolerance 0.02")
+    assert step.request is not None
+    cache = step.request.settings.cache
+    assert (cache.plan, cache.tolerance) == (skips, 0.02)
+    for line, decides in (
+        (f":set plan {skips}", (skips, 0.0)),  # the latest wins
+        (f":set plan {skips.replace('SF', 'RF')}", (skips.replace("SF", "RF"), 0.0)),
+        (":set tolerance 0.03", ("", 0.03)),
+    ):
+        step = shell.read(line)
+        assert step.request is not None
+        assert (step.request.settings.cache.plan, step.request.settings.cache.tolerance) == decides
+
+
 @pytest.mark.parametrize(
     ("line", "action"),
     [("quit", "quit"), ("exit", "quit"), (" Quit ", "quit"), ("help", "help"), ("?", "help"), ("show", "show")],
