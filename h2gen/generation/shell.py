@@ -166,7 +166,11 @@ class ShellState:
             self._set(name, value)
         elif command == "unset":
             name = self._check_name(rest)
-            self._changed.pop(name, None)
+            # What only says how to reach a goal goes with it.
+            gone = (name, "policy", "nearest") if name in ("speedup", "fidelity") else (name,)
+            changed = {key: value for key, value in self._changed.items() if key not in gone}
+            self._request("-", changed)
+            self._changed = changed
         elif command == "seed":
             name = "seed"
             self._seed(rest)

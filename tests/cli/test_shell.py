@@ -11,7 +11,8 @@ import pytest
 
 from h2gen.cli.completion import in_shell
 from h2gen.errors import SettingError
-from h2gen.generation.shell import ShellState
+from h2gen.generation.shell import Action, ShellState
+from h2gen.models.catalogue import resolve
 from h2gen.output.metadata import read_metadata
 from tests.cli.programs import h2gen, in_a_terminal, read_until
 
@@ -94,7 +95,6 @@ def test_a_mistake_is_one_line_and_the_shell_goes_on(line: str, words: str, caps
     """Without a model, which these tests do not need."""
     from h2gen.cli.views.request import show_request
     from h2gen.errors import H2GenError
-    from h2gen.generation.shell import Action
 
     shell = ShellState({})
     with pytest.raises(H2GenError) as error:
@@ -113,6 +113,18 @@ def test_a_plan_takes_the_place_of_what_it_ignores() -> None:
     assert shell.value("warmup_steps") is None
     with pytest.raises(SettingError, match="warmup_steps has no effect with plan; give one"):
         shell.read(":set warmup-steps 2")
+
+
+def test_what_cannot_be_unset_stays_and_a_goal_is_unset_with_what_belongs_to_it() -> None:
+    shell = ShellState({"plan": "F" * 4})
+    shell.read(f":set plan {'F' * 28}")
+    with pytest.raises(SettingError, match="plan is for 4 steps"):
+        shell.read(":unset plan")
+    assert shell.value("plan") == "F" * 28
+    shell = ShellState({}, resolve("tiny"))
+    for line in (":set speedup 1.5", ":set policy steps", ":set nearest on", ":unset speedup"):
+        shell.read(line)
+    assert shell.read("a cat").action is Action.RENDER
 
 
 def test_a_tolerance_is_added_to_a_plan_that_only_skips_and_takes_the_place_of_any_other() -> None:
@@ -156,8 +168,6 @@ def test_a_changed_setting_is_told_with_what_follows_from_it(here: Path) -> None
 
 
 def test_what_a_profile_chose_is_told_when_a_speed_is_set() -> None:
-    from h2gen.models.catalogue import resolve
-
     shell = ShellState({}, resolve("tiny"))
     step = shell.read(":set speedup 2")
     assert step.request is not None
