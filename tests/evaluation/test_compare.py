@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import h2gen
 from h2gen.errors import SettingError, Stopped
 from h2gen.evaluation.compare import prepare_comparison
 from h2gen.evaluation.comparison_run import FinishedRun
+from h2gen.evaluation.methods import Method
+from h2gen.evaluation.metrics import MetricInfo
 from tests.evaluation.comparisons import comparison
 
 SMALL: dict[str, Any] = {"steps": 6, "cfg": 1, "seed": 7, "size": "64x64", "preset": "paper", "tau1": 0.2, "tau2": 0.3}
@@ -76,6 +79,25 @@ def test_an_interrupted_comparison_still_has_its_finished_pictures(here: Path) -
     with pytest.raises(Stopped, match="figures cover 1 of 2 pictures"):
         h2gen.compare(prompts=here / "p.txt", **SMALL, options=h2gen.CompareOptions(**QUICK), observer=watch)
     assert [case.prompt for case in watch.partial.cases] == ["a cat"]
+
+
+@pytest.mark.slow
+def test_a_stop_once_all_have_a_picture_says_that_runs_are_missing() -> None:
+    class Late(Watch):
+        def planned(self, methods: Sequence[Method], runs: Mapping[str, int], metrics: Sequence[MetricInfo]) -> None:
+            self.methods = len(methods)
+
+        def ran(self, method: Method, case: int, seconds: float) -> None:
+            self.events.append("ran")
+            if self.events.count("ran") == self.methods + 1:
+                self.session.interrupt()
+
+    watch = Late()
+    options = h2gen.CompareOptions(**{**QUICK, "repeat": 3})
+    with pytest.raises(Stopped, match=r"^Stopped before all runs were done; "):
+        h2gen.compare("a cat", **SMALL, options=options, observer=watch)
+    assert len(watch.partial.methods) == watch.methods
+    assert sorted({method.seconds.runs for method in watch.partial.methods}) == [1, 2]
 
 
 def test_wrong_arguments_are_refused_before_a_model_is_loaded() -> None:
