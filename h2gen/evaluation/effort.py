@@ -95,7 +95,7 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
 
 def timing_words(seconds_uncached: float, profile: str) -> str:
     """The measurement that an estimated time is based on; it may come from another machine."""
-    return f"if an uncached picture takes {seconds(seconds_uncached)} as in the profile {profile!r}"
+    return f"if an uncached picture takes {seconds(seconds_uncached)}, as in the profile {profile!r}"
 
 
 def _search(peer: Peer, caches: int, prompts: int) -> float:

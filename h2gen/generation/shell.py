@@ -166,7 +166,7 @@ class ShellState:
             self._set(name, value)
         elif command == "unset":
             name = self._check_name(rest)
-            # What only says how to reach a goal goes with it.
+            # Settings that only say how to reach a goal go with it.
             gone = (name, "policy", "nearest") if name in ("speedup", "fidelity") else (name,)
             changed = {key: value for key, value in self._changed.items() if key not in gone}
             self._request("-", changed)
@@ -228,7 +228,7 @@ class ShellState:
             for other in ("preset", *CACHE):
                 changed.pop(other, None)
         elif name in ("preset", "tau1", "tau2", "plan", "tolerance"):
-            # These exclude each other: the latest wins. But a tolerance is added to a plan that it can go with.
+            # These exclude each other: the latest wins. But a tolerance is added to a plan of only F and S.
             kept = ("tau1", "tau2") if name.startswith("tau") else (name,)
             if name == "tolerance" and {*check_plan(changed.get("plan") or "")} <= {*"FS"}:
                 kept = ("plan", "tolerance")

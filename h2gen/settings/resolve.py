@@ -202,7 +202,7 @@ def _with_cache(layers: Layers, load_preset: Callable[[str], presets.Preset]) ->
 
 
 IGNORED_BY_PLAN = ("warmup_steps", "final_steps", "max_consecutive", "budget", "hierarchy", "max_detail_age", "pfs")
-"""Settings of the cache that have no effect with a plan, unless there is a tolerance besides."""
+"""Settings of the cache that have no effect with a plan, unless there is also a tolerance."""
 
 
 def _choose_policy(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:

@@ -31,7 +31,7 @@ def test_one_prompt_is_compared_within_a_minute_of_uncached_pictures() -> None:
     assert found.uncached_pictures < 10
     words = (
         r"Comparing 4 methods, each timed 2 or 3 times: 8 to 12 pictures, about \d+ seconds if an uncached picture "
-        r"takes \d\.\d\d.s as in the profile 'tiny-28-128x128-.*\.toml'\."
+        r"takes \d\.\d\d.s, as in the profile 'tiny-28-128x128-.*\.toml'\."
     )
     assert re.fullmatch(words, str(found))
     assert found.seconds == found.uncached_pictures * found.seconds_uncached

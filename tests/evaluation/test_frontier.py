@@ -156,7 +156,7 @@ def test_the_estimate_counts_every_picture() -> None:
     known = only.expecting(ProfileKey("tiny", "", 28, 128, 128, "true"))
     assert known.seconds is not None and known.seconds == known.uncached_pictures * (known.seconds_uncached or 0)
     assert re.search(
-        r"\d uncached ones: .+ if an uncached picture takes .+ as in the profile 'tiny-28-128.+'\.$", str(known)
+        r"\d uncached ones: .+ if an uncached picture takes .+, as in the profile 'tiny-28-128.+'\.$", str(known)
     )
     assert only.expecting(ProfileKey("dev", "", 28, 1024, 1024, "plain")) == only and only.seconds is None
     assert only.timed(2.0).startswith("An uncached picture takes 2.00\u00a0s: about ")
