@@ -247,8 +247,13 @@ PIPELINES: dict[str, tuple[Any, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", PIPELINES)
 @pytest.mark.parametrize(
     "policy",
-    [{}, {"tau1": 0, "tau2": 0, "tolerance": 0.05}, {"forecast": 1, "tolerance": 0.05}],
-    ids=["paper", "tolerance", "both"],
+    [
+        {},
+        {"tau1": 0, "tau2": 0, "tolerance": 0.05},
+        {"tau1": 0, "tau2": 0, "tolerance": 0.05, "plan": "FSFSSFSSSSFF"},
+        {"forecast": 1, "tolerance": 0.05},
+    ],
+    ids=["paper", "tolerance", "plan and tolerance", "both"],
 )
 def test_pipelines_make_the_pictures_of_a_batch_as_they_make_each(name: str, policy: dict[str, Any]) -> None:
     make, more = PIPELINES[name]

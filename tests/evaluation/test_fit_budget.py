@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from h2gen.cache import CacheConfig
-from h2gen.evaluation.fit_budget import ADAPTIVE, MOST, fit_to_budget
+from h2gen.evaluation.fit_budget import ADAPTIVE, MOST, TOLERANCES, fit_to_budget, fit_tolerance
 
 FAMILY = CacheConfig(1, 0.5, forecast=1)
 
@@ -38,3 +39,22 @@ def test_a_tolerance_is_searched_over_all_sizes() -> None:
         found = fit_to_budget(ADAPTIVE, 0.3, lambda cache, scale=scale: 1 / (1 + cache.tolerance / scale))  # type: ignore[misc]
         assert found is not None and 0.29 <= found.share <= 0.3
         assert (found.cache.tau1, found.cache.tau2) == (0, 0)
+
+
+@pytest.mark.parametrize("budget", [0.9, 0.5, 0.2])
+def test_a_tolerance_is_found_beside_a_plan_with_few_tries(budget: float) -> None:
+    """Between a thirtieth and all of the steps are computed; the plan stays as it is."""
+    family, asked = replace(ADAPTIVE, plan="FSSF"), []
+
+    def share_of(cache: CacheConfig) -> float:
+        asked.append(cache.tolerance)
+        assert cache.plan == "FSSF"
+        return max(1 / 30, math.ceil(30 / (1 + cache.tolerance / 0.03)) / 30)
+
+    found = fit_tolerance(family, budget, share_of)
+    assert found is not None and budget - 0.08 <= found.share <= budget
+    assert 1 < len(asked) <= TOLERANCES
+
+
+def test_no_tolerance_is_found_where_the_plan_alone_is_above_the_budget() -> None:
+    assert fit_tolerance(replace(ADAPTIVE, plan="FFSF"), 0.5, lambda _: 0.75) is None
