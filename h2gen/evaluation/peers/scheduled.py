@@ -104,6 +104,22 @@ def _not_fitted(name: str, found: int, steps: int) -> CacheError:
     return CacheError(f"{name} could not be calibrated: a run took {found} steps instead of {steps}.")
 
 
+def _mean_over_runs(
+    name: str, pipe: Any, runs: Sequence[Callable[[], Any]], steps: int, measure: Callable[[Sequence[Any]], Any]
+) -> Any:
+    """The mean of what is measured on the velocities that the solver gets in each run, one float32 tensor per step."""
+    from h2gen.evaluation.peers.skipping import solver_inputs
+
+    total: Any = 0.0
+    for run in runs:
+        with solver_inputs(pipe) as velocities:
+            run()
+        if len(velocities) != steps:
+            raise _not_fitted(name, len(velocities), steps)
+        total = total + measure(velocities)
+    return total / len(runs)
+
+
 @dataclass(frozen=True)
 class MeanCache(Scheduled):
     """MeanCache (arXiv 2601.19961): see ``meancache``. ``power`` suppresses peaks in the path's costs.
@@ -137,16 +153,11 @@ class MeanCache(Scheduled):
 
     def calibrated(self, pipe: Any, runs: Sequence[Callable[[], Any]], *, steps: int) -> Peer:
         from h2gen.evaluation.peers.meancache import edge_costs
-        from h2gen.evaluation.peers.skipping import solver_inputs
 
-        total: Any = 0.0
-        for run in runs:
-            with solver_inputs(pipe) as velocities:
-                run()
-            if len(velocities) != steps:
-                raise _not_fitted(self.name, len(velocities), steps)
-            total = total + edge_costs(velocities, pipe.scheduler.sigmas.tolist())
-        return replace(self, costs=total / len(runs))
+        def costs(velocities: Sequence[Any]) -> Any:
+            return edge_costs(velocities, pipe.scheduler.sigmas.tolist())
+
+        return replace(self, costs=_mean_over_runs(self.name, pipe, runs, steps, costs))
 
 
 @dataclass(frozen=True)
@@ -236,16 +247,8 @@ class LinearPredictor(Scheduled):
 
     def calibrated(self, pipe: Any, runs: Sequence[Callable[[], Any]], *, steps: int) -> Peer:
         from h2gen.evaluation.peers.l2p import products
-        from h2gen.evaluation.peers.skipping import solver_inputs
 
-        total: Any = 0.0
-        for run in runs:
-            with solver_inputs(pipe) as outputs:
-                run()
-            if len(outputs) != steps:
-                raise _not_fitted(self.name, len(outputs), steps)
-            total = total + products(outputs)
-        return replace(self, inner=total / len(runs))
+        return replace(self, inner=_mean_over_runs(self.name, pipe, runs, steps, products))
 
 
 @dataclass(frozen=True)
