@@ -26,7 +26,7 @@ from h2gen.evaluation.peers import Peer, choose_peers, default_peers
 from h2gen.evaluation.recommend import recommended
 from h2gen.evaluation.report import check_report_folder, write_report
 from h2gen.evaluation.results import Case, Comparison
-from h2gen.evaluation.tune.options import check_budget
+from h2gen.evaluation.tune.options import parse_budgets
 from h2gen.files import check_file
 from h2gen.models.content_hash import content_hash
 from h2gen.settings.profiles import Profile, find_profile, mismatch, read_profile
@@ -78,8 +78,8 @@ class FrontierOptions:
 
     def __post_init__(self) -> None:
         Rule(int, 1).check("limit", self.limit)
-        for budget in self.budgets or ():
-            check_budget(budget)
+        if self.budgets is not None:
+            object.__setattr__(self, "budgets", parse_budgets(self.budgets))
         groups_of(self.only)
         for name in ("profile", "log", "report"):
             if getattr(self, name) is not None:

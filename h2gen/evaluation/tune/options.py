@@ -60,8 +60,7 @@ class TuneOptions:
     def __post_init__(self) -> None:
         for name, least in (("search", 1), ("check", 1), ("tries", 0), ("threshold_tries", 0)):
             Rule(int, least, 10_000).check(name, getattr(self, name))
-        for budget in self.budgets:
-            check_budget(budget)
+        object.__setattr__(self, "budgets", parse_budgets(self.budgets))
         if self.profile is not None:
             object.__setattr__(self, "profile", Path(self.profile))
 
@@ -110,29 +109,24 @@ class TuneObserver(CompareObserver):
         """The profile is complete; writing its chart comes next."""
 
 
-def parse_budgets(text: str) -> tuple[float, ...]:
-    """Budgets such as ``0.5,0.33``, the largest first.
+def parse_budgets(given: str | Sequence[float]) -> tuple[float, ...]:
+    """Budgets such as ``0.5,0.33``, the largest first, each once.
 
     Raises:
-        SettingError: one is not a number, or not above 0 and below 1.
+        SettingError: there is none, or one is not a number, or not above 0 and below 1.
     """
     try:
-        budgets = tuple(dict.fromkeys(float(part) for part in text.split(",")))
-    except ValueError as error:
-        raise SettingError(f"budgets is {text!r}; give shares of the blocks such as 0.5,0.33,0.2.") from error
+        budgets = sorted(
+            {float(part) for part in (given.split(",") if isinstance(given, str) else given)}, reverse=True
+        )
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"budgets is {given!r}; give shares of the blocks such as 0.5,0.33,0.2.") from error
+    if not budgets:
+        raise SettingError("budgets is empty; give shares of the blocks such as 0.5,0.33,0.2.")
     for budget in budgets:
-        check_budget(budget)
-    return tuple(sorted(budgets, reverse=True))
-
-
-def check_budget(budget: float) -> None:
-    """Check that a budget is a share of the blocks.
-
-    Raises:
-        SettingError: it is not above 0 and below 1.
-    """
-    if not 0 < budget < 1:
-        raise SettingError(f"A budget is {budget:g}; give shares of the blocks above 0 and below 1.")
+        if not 0 < budget < 1:
+            raise SettingError(f"A budget is {budget:g}; give shares of the blocks above 0 and below 1.")
+    return tuple(budgets)
 
 
 def check_steps(model: str, steps: int) -> None:

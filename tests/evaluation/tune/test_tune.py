@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 import h2gen
 from h2gen.errors import OutputError, SettingError
+from h2gen.evaluation.frontier import FrontierOptions
 from h2gen.evaluation.tune.options import parse_budgets
 from h2gen.settings.profiles import read_profile
 
@@ -56,3 +58,13 @@ def test_wrong_arguments_are_refused_before_a_model_is_loaded(tmp_path: Path) ->
 
 def test_budgets_are_read_largest_first_without_repetitions() -> None:
     assert parse_budgets("0.2,0.5,0.2") == (0.5, 0.2)
+
+
+def test_budgets_in_python_are_read_as_on_the_command_line() -> None:
+    for given in ("0.2,0.5,0.2", (0.2, 0.5, 0.2), [0.5, "0.2"]):
+        assert FrontierOptions(budgets=given).budgets == h2gen.TuneOptions(budgets=given).budgets == (0.5, 0.2)  # type: ignore[arg-type]
+    for wrong in (0.5, (), "half", [None], math.nan):
+        with pytest.raises(SettingError, match="shares of the blocks"):
+            FrontierOptions(budgets=wrong)  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="A budget is nan"):
+        FrontierOptions(budgets=[math.nan])
