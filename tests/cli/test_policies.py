@@ -65,6 +65,24 @@ def test_the_decisions_of_a_trace_make_the_same_picture_without_checks(
     assert ["forecast", "1", "trace"] in rows
 
 
+def test_what_a_plan_and_a_tolerance_decided_makes_the_same_picture_again(here: Path) -> None:
+    both = ["--plan", "FSFSSSFF", "--tolerance", "0.02"]
+    size = ["--cfg", "1", "--seed", "7", "--size", "64x64"]
+    assert run(["a cat", "--steps", "8", *size, *both, "--trace", "t.jsonl", "-o", "one.png", "-q"]) == 0
+    cache = read_metadata(here / "one.png").settings.cache
+    assert (cache.plan, cache.tolerance) == ("FSFSSSFF", 0.02)
+    assert run(["replay", "one.png", "-o", "two.png", "-q"]) == 0
+    assert run(["a cat", *size, "--replay-decisions", "t.jsonl", "-o", "three.png", "-q"]) == 0
+    decided = read_metadata(here / "three.png").settings.cache
+    assert decided.tolerance == 0 and "F" in {
+        one for one, two in zip(decided.plan, cache.plan, strict=True) if two == "S"
+    }
+    for again in ("two.png", "three.png"):
+        assert np.array_equal(pixels(here / again), pixels(here / "one.png"))
+    assert run(["replay", "one.png", "-o", "four.png", "-q", "--plan", cache.plan]) == 0
+    assert read_metadata(here / "four.png").settings.cache.tolerance == 0
+
+
 def test_a_traces_decisions_are_stronger_than_what_is_set_for_good(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

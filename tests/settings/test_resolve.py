@@ -80,6 +80,29 @@ def test_a_plan_and_a_threshold_of_the_same_person_contradict_each_other() -> No
         plan(plan=FULL_PLAN, tau2=0.1)
 
 
+@pytest.mark.parametrize(
+    ("given", "decides"),
+    [
+        ({}, ("F" + 26 * "S" + "F", 0.05, 3)),
+        ({"plan": FULL_PLAN, "tolerance": 0.01}, (FULL_PLAN, 0.01, 3)),
+        ({"plan": FULL_PLAN}, (FULL_PLAN, 0.0, 3)),
+        ({"tolerance": 0.01}, ("", 0.01, 3)),
+        ({"tolerance": 0.0}, ("F" + 26 * "S" + "F", 0.0, 3)),
+        ({"plan": ""}, ("", 0.05, 3)),
+        ({"plan": FULL_PLAN, "tolerance": 0.01, "warmup_steps": 5}, (FULL_PLAN, 0.01, 5)),
+    ],
+)
+def test_a_plan_and_a_tolerance_of_the_same_person_decide_together(
+    given: dict[str, Any], decides: tuple[str, float, int], tmp_path: Path
+) -> None:
+    """Either of a stronger one, alone, takes the place of both; switching one off leaves the other."""
+    preset = tmp_path / "both.toml"
+    preset.write_text(f"plan = '{'F' + 26 * 'S' + 'F'}'\ntolerance = 0.05\nwarmup_steps = 3\n")
+    cache = plan(preset=str(preset), **given).settings.cache
+    assert (cache.plan, cache.tolerance, cache.warmup_steps) == decides
+    assert (cache.tau1, cache.tau2) == (0, 0)
+
+
 @pytest.mark.parametrize("steps", [27, 29, 14])
 def test_a_plan_for_another_number_of_steps_is_refused_in_one_line(steps: int) -> None:
     with pytest.raises(SettingError, match=f"for {steps} steps, and steps is 28") as error:
