@@ -45,6 +45,22 @@ def test_it_counts_what_the_trace_of_h2_cache_says(tiny: h2gen.Session, cfg: flo
     assert (count.run, count.total) == (summary.blocks_run, summary.blocks_total)
 
 
+@pytest.mark.parametrize("cfg", [1, 3])
+@pytest.mark.parametrize(
+    "policy", [{"tolerance": 0.03}, {"plan": "FFSRSDSFSS"}, {"plan": "FFSSFSSSFS", "tolerance": 0.02}]
+)
+def test_what_h2_cache_says_of_skipped_steps_is_what_did_not_run(
+    tiny: h2gen.Session, policy: dict[str, Any], cfg: float
+) -> None:
+    config = h2gen.CacheConfig(tau1=0, tau2=0, forecast=1, **policy)
+    with count_blocks(tiny.pipe.transformer) as count:
+        result = tiny.generate("a cat", seed=7, steps=10, cfg=cfg, cache=config)
+    assert result.trace is not None
+    summary = result.trace.summary
+    assert summary.skipped >= 3 * cfg // 2
+    assert (count.run, count.total) == (summary.blocks_run, summary.blocks_total)
+
+
 @pytest.mark.parametrize("make", [flux_pipeline, flux2_klein_pipeline])
 def test_it_counts_the_blocks_of_both_architectures(make: Callable[..., Any]) -> None:
     pipe = make(layers=2, single_layers=3)
