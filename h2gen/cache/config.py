@@ -131,9 +131,9 @@ class CacheConfig:
         """The settings in words: ``tau1 0.1, tau2 0.2, forecast 1, budget``."""
         found = self.policies
         plan = found.pop("plan", "")
-        parts = [f"tau1 {self.tau1:g}", f"tau2 {self.tau2:g}"] if self.tau1 or self.tau2 or not found else []
-        if plan:
-            parts = [f"plan {plan if len(plan) <= _SHOWN else plan[:_SHOWN] + '...'}"]
+        parts = [f"plan {plan if len(plan) <= _SHOWN else plan[:_SHOWN] + '...'}"] if plan else []
+        if not self.plan_alone and (self.tau1 or self.tau2 or not found):
+            parts += [f"tau1 {self.tau1:g}", f"tau2 {self.tau2:g}"]
         return ", ".join(parts + [word_of(name, value) for name, value in found.items()])
 
 

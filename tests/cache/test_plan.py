@@ -329,3 +329,20 @@ def test_a_skipped_step_returns_what_the_model_returns(return_dict: bool) -> Non
         )
     assert type(first) is type(second)
     assert torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (CacheConfig(0.1, 0.2), "tau1 0.1, tau2 0.2"),
+        (CacheConfig(0, 0), "tau1 0, tau2 0"),
+        (CacheConfig(0, 0, tolerance=0.02), "tolerance 0.02"),
+        (CacheConfig(0.1, 0.2, plan="FFRS", forecast=1), "plan FFRS, forecast 1"),  # thresholds have no say
+        (CacheConfig(0, 0, plan="FFSS", tolerance=0.02), "plan FFSS, tolerance 0.02"),
+        (CacheConfig(0.1, 0.2, plan="FFSS", tolerance=0.02), "plan FFSS, tau1 0.1, tau2 0.2, tolerance 0.02"),
+        (CacheConfig(plan="F" + 99 * "S"), f"plan F{59 * 'S'}..."),
+    ],
+    ids=str,
+)
+def test_settings_are_named_if_they_decide(config: CacheConfig, words: str) -> None:
+    assert config.words == words
