@@ -73,6 +73,11 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> str:
     return MINE
 
 
+def test_the_nearest_profile_is_not_looked_for_in_weights_that_are_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speedup, "content_hash", lambda _checkpoint: pytest.fail("would download the model"))
+    assert asked(Goal(3, nearest=True)).settings.published_plan is not None
+
+
 def test_each_plan_that_ships_is_one_of_the_candidates_with_its_origin() -> None:
     candidates = read_plans(Path(__file__).parents[2] / "tools" / "published_plans.toml")
     shipped = list(shipped_plans())

@@ -63,6 +63,11 @@ def list_profiles(broken: list[str] | None = None) -> Iterator[Profile]:
             yield profile
 
 
+def ships(profile: Profile) -> bool:
+    """Whether a profile comes with h2gen."""
+    return profile.path.parent == _SHIPPED
+
+
 def to_toml(profile: Profile) -> str:
     """The profile as the text of its file; settings of a cache at their defaults are left out."""
     import tomli_w

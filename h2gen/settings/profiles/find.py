@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from h2gen.errors import ProfileError
-from h2gen.settings.profiles.files import list_profiles
+from h2gen.settings.profiles.files import list_profiles, ships
 from h2gen.settings.profiles.profile import Profile, ProfileKey
 
 PICTURES = 700
@@ -45,8 +45,11 @@ class ProfileSearch:
 
     def nearest(self, same_weights: bool = False) -> Profile | None:
         """The nearest profile; None if there is none at all, or none of the same weights."""
-        real = self._content_hash() if self._profiles else ""
-        near = [profile for profile in self._profiles if not same_weights or profile.key.content_hash == real]
+        near = self._profiles
+        if same_weights:  # those that ship are of the bundled model: for another, nothing is downloaded to be hashed
+            near = [each for each in near if each.key.model == self._wanted.model or not ships(each)]
+        real = self._content_hash() if near else ""
+        near = [profile for profile in near if not same_weights or profile.key.content_hash == real]
         if not near:
             return None
         best = min(near, key=lambda profile: _distance(profile.key, self._wanted, real))
