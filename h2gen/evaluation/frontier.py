@@ -49,6 +49,9 @@ GROUPS = {"own": "h2gen's own", "paper": "the paper's cache", "steps": "fewer st
 """The groups of methods that ``only`` can name, and what each contains."""
 
 
+_OR_ELSE = "name another one: --profile FILE, or leave out h2gen's own methods: --only steps,paper,peers"
+
+
 @fields_checked(meant_or_close)
 @dataclass(frozen=True)
 class FrontierOptions:
@@ -201,7 +204,10 @@ def prepare_frontier(
     check_report_folder(options.report)
     if options.log is not None:
         check_file(options.log)
-    return PreparedFrontier(request, cases, peers, notices, options)
+    prepared = PreparedFrontier(request, cases, peers, notices, options)
+    if "own" in groups:
+        prepared.profile()
+    return prepared
 
 
 @dataclass(frozen=True)
@@ -244,7 +250,7 @@ class PreparedFrontier:
         budgets = self.budgets
         own: list[Method] = []
         if "own" in groups:
-            profile, notices = self._profile()
+            profile, notices = self.profile()
             for notice in [*notices, *lacking(profile, budgets)]:
                 observer.notice(notice)
             own = own_methods(profile, budgets)
@@ -290,7 +296,7 @@ class PreparedFrontier:
             every = self._options.report is not None
             yield LoggedSamples(log, self.cases, metrics.infos, pictures=pictures, every=every)
 
-    def _profile(self) -> tuple[Profile, list[str]]:
+    def profile(self) -> tuple[Profile, list[str]]:
         """The profile whose settings are h2gen's own, and notices about it for the user."""
         checkpoint, settings = self.request.checkpoint, self.request.settings
         here = profile_key_of(checkpoint, settings)
@@ -298,4 +304,4 @@ class PreparedFrontier:
             given = read_profile(self._options.profile)
             return given.fitted(here.steps), mismatch(given.key, here, content_hash(checkpoint))
         command = command_for(checkpoint, settings)
-        return find_profile(here, lambda: content_hash(checkpoint), command, or_else="name another one: --profile FILE")
+        return find_profile(here, lambda: content_hash(checkpoint), command, or_else=_OR_ELSE)

@@ -62,7 +62,7 @@ def test_a_dry_run_says_how_much_it_is_and_makes_nothing(here: Path, capsys: pyt
     assert run([*small, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["estimate"]["pictures"] == 8
     for steps, lowest in (("39", 0.25), ("40", 0.2)):
-        prepared = prepare_frontier(steps=int(steps))
+        prepared = prepare_frontier(steps=int(steps), only="steps")
         assert (prepared.estimate.prompts, min(prepared.budgets)) == (48, lowest)
     assert not list(here.iterdir())
 
@@ -78,7 +78,10 @@ BAD = [
     (["--prompts", "gone.txt"], "no such file"),
     (["--profile", "gone.toml"], "No such file"),
     (["--steps", "33"], "There is no profile for 'tiny' at 33 steps"),
-    (["--steps", "33"], "Or name another one: --profile FILE."),
+    (
+        ["--steps", "33"],
+        "Or name another one: --profile FILE, or leave out h2gen's own methods: --only steps,paper,peers.",
+    ),
 ]
 
 

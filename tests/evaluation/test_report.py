@@ -289,7 +289,7 @@ def said(found: Comparison) -> tuple[str, str]:
 
 def test_the_finding_tells_the_gain_the_price_and_the_rivals() -> None:
     headline, text = said(comparison(5, 3))
-    assert headline == "1.85 times as fast, closer than fewer steps"
+    assert headline == "1.85 times as fast, closer than fewer steps at that speed"
     assert "in 0.876 s instead of 1.62 s, 1.85 times as fast, running 53 % of the blocks." in text
     assert re.search(r"PSNR is \d\d\.\d dB on average over 3, \d\d\.\d dB at worst \(“a \w+", text)
     assert re.search(r"15 steps without a cache \(0.890 s\) are farther away: \d\d\.\d dB; UniPC, 15 steps", text)

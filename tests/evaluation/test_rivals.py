@@ -144,7 +144,10 @@ def test_much_faster_runs_that_are_farther_away_prove_nothing() -> None:
 
 
 def test_one_timed_run_is_said_to_be_one() -> None:
-    assert told(measured([12.0], {16: [12.1]}))[0] == "1.67 times as fast in one timed run, closer than fewer steps"
+    assert (
+        told(measured([12.0], {16: [12.1]}))[0]
+        == "1.67 times as fast in one timed run, closer than fewer steps at that speed"
+    )
     assert told(measured([24.0], {}))[0] == "Slower than without a cache in one timed run"
     assert "one timed run" not in told(measured([12.0] * 2, {16: [12.1]}))[0]
 

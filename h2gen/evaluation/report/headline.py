@@ -55,7 +55,7 @@ def _headline(chosen: MethodResult, rival: MethodResult | None, metric: MetricIn
     margin = _margin(rival, chosen, metric)
     if margin > _worth(metric):
         return f"{gain}, but {'fewer steps are' if rival.kind == 'steps' else 'another solver is'} closer"
-    return f"{gain}, closer than fewer steps" if margin < -_worth(metric) else f"{gain}, as close as fewer steps"
+    return f"{gain}, {'closer than' if margin < -_worth(metric) else 'as close as'} fewer steps at that speed"
 
 
 def _gain(chosen: MethodResult, reference: MethodResult) -> str:

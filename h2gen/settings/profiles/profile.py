@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,10 @@ class Profile:
         if not enough:
             fastest = max(self.of(policy), key=lambda choice: choice.figures.speedup)
             among = "" if policy == "auto" else f" with {PLURALS[policy]}"
+            most = floor(fastest.figures.speedup * 100) / 100  # what is said can be asked for
             raise ProfileError(
                 f"speedup is {speedup:g}, faster than the profile for {self.key} allows{among}: the maximum is "
-                f"{fastest.figures.speedup:.2f}x ({fastest.label}); give that or less, or fewer --steps."
+                f"{most:.2f}x ({fastest.label}); give that or less, or fewer --steps."
             )
         return max(enough, key=lambda choice: (choice.figures.ssim_mean, choice.figures.speedup))
 
