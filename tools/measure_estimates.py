@@ -31,7 +31,7 @@ SITUATIONS = (
 )
 """Where it is measured, and the colour of each."""
 TOLERANCES = (0.01, 0.03)
-DECADES = -4, 0
+DECADES = -4, -1
 """The chart's range, as powers of ten."""
 
 
@@ -88,7 +88,7 @@ def points(session: h2gen.Session, prompt: str, seed: int, size: str, tolerance:
 def chart(series: Sequence[tuple[str, str, list[Point]]]) -> str:
     """All points on logarithmic axes, with the line on which estimate and displacement are equal."""
     low, high = DECADES
-    box = Box(64, 56, 620, 440, low, high, low, high)
+    box = Box(64, 84, 620, 468, low, high, low, high)
     parts: list[str] = []
     for power in range(low, high + 1):
         label = f"{10.0**power:g}"
@@ -107,15 +107,15 @@ def chart(series: Sequence[tuple[str, str, list[Point]]]) -> str:
         style = f'style="stroke:var(--c-{colour});opacity:.6"'
         parts.append(f'<path class="dots" {style} d="{dots}"/>')
         entries.append((f'<path class="dots" {style} d="M6 0h0"/>', label, 12.0))
-    words = "displacement of the picture, in sigma times the velocity's size: estimated (across) and real (up)"
+    words = "Displacement of the picture by skipped steps: estimated (across) and real (up)"
     parts.append(f'<text x="{n(box.left)}" y="20">{escape(words)}</text>')
     parts += legend(entries, box.left, 40, box.right)[0]
-    return document(640, 470, words, parts, standalone=True)
+    return document(640, 500, words, parts, standalone=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--svg", type=Path)
     options = parser.parse_args()
     session = h2gen.load("tiny")
