@@ -175,7 +175,7 @@ ALL_FIELDS = "{width}x{height}_{steps}_{cfg}_{guidance:.1f}_{tau1}_{tau2}_{toler
 def test_a_picture_is_named_by_its_entry_or_the_run(entry: Any, given: Any, name: str | None) -> None:
     job = jobs(entry, given={"seed": "7", **given})[0]
     made = file_name(job, "0a1b2c3d4e5f", "tiny")
-    assert made == (name or "128x128_28_3.0_1.0_0.0_0.0_0.002_balanced_tiny_0a1b2c3d")
+    assert made == (name or "128x128_28_3.0_1.0_0.0_0.0_0.006_balanced_tiny_0a1b2c3d")
 
 
 @pytest.mark.parametrize(

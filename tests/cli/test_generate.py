@@ -228,7 +228,7 @@ def test_a_dry_run_shows_what_was_given_or_differs_and_all_on_request(
     def rows(*arguments: str) -> dict[str, list[str]]:
         assert run([*arguments, "--dry-run"]) == 0
         lines = capsys.readouterr().out.splitlines()
-        return {line.split()[0]: line.split()[1:] for line in lines}
+        return {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
 
     found = rows("cat", "--warmup-steps", "0")
     assert found["prompt"] == ["cat", "argument"]

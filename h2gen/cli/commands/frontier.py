@@ -53,7 +53,7 @@ def frontier(
 ) -> None:
     """Rank caches and fewer steps at equal compute. If interrupted, the same command continues.
 
-    Example: h2gen frontier --steps 50 --report frontier
+    Example: h2gen frontier --steps 50 --cfg 1 --report frontier
     """
     # Imported here, not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, route_warnings, say, stdout
