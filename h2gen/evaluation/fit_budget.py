@@ -34,7 +34,9 @@ def fit_to_budget(
     family: CacheConfig,
     budget: float,
     share_of: Callable[[CacheConfig], float],
+    lowest: float = LOWEST,
     highest: float = HIGHEST,
+    most: int = MOST,
 ) -> FittedCache | None:
     """The settings of a family whose share of the blocks is closest to a budget without exceeding it.
 
@@ -44,22 +46,14 @@ def fit_to_budget(
         family: its thresholds and tolerance are factors of the number that is searched.
         budget: share of the blocks.
         share_of: makes images with some settings and returns the share of the blocks that ran.
+        lowest: a number that is too small.
         highest: the largest number tried.
+        most: numbers tried, at most.
 
     Returns:
         None if even the highest number stays above the budget.
     """
-    return _fit(family, budget, share_of, (LOWEST, highest), MOST)
-
-
-def _fit(
-    family: CacheConfig,
-    budget: float,
-    share_of: Callable[[CacheConfig], float],
-    span: tuple[float, float],
-    most: int,
-) -> FittedCache | None:
-    low, high = span
+    low, high = lowest, highest
     best: FittedCache | None = None
     for attempt in range(most):
         tau = high if attempt == 0 else (low * high) ** 0.5
@@ -85,4 +79,4 @@ def _fit(
 
 def fit_tolerance(family: CacheConfig, budget: float, share_of: Callable[[CacheConfig], float]) -> FittedCache | None:
     """The same for a tolerance, whose useful range is narrower."""
-    return _fit(family, budget, share_of, _TOLERANCE_RANGE, TOLERANCES)
+    return fit_to_budget(family, budget, share_of, *_TOLERANCE_RANGE, TOLERANCES)

@@ -204,10 +204,22 @@ def prepare_frontier(
     check_report_folder(options.report)
     if options.log is not None:
         check_file(options.log)
-    prepared = PreparedFrontier(request, cases, peers, notices, options)
+    profile = None
     if "own" in groups:
-        prepared.profile()
-    return prepared
+        profile, about = _own_profile(request, options.profile)
+        notices = [*notices, *about]
+    return PreparedFrontier(request, cases, peers, notices, options, profile)
+
+
+def _own_profile(request: Request, given: Path | None) -> tuple[Profile, list[str]]:
+    """The profile whose settings are h2gen's own, and notices about it for the user."""
+    checkpoint, settings = request.checkpoint, request.settings
+    here = profile_key_of(checkpoint, settings)
+    if given is not None:
+        profile = read_profile(given)
+        return profile.fitted(here.steps), mismatch(profile.key, here, content_hash(checkpoint))
+    command = command_for(checkpoint, settings)
+    return find_profile(here, lambda: content_hash(checkpoint), command, or_else=_OR_ELSE)
 
 
 @dataclass(frozen=True)
@@ -222,6 +234,7 @@ class PreparedFrontier:
     _peers: Sequence[Peer]
     _notices: Sequence[str]
     _options: FrontierOptions
+    _profile: Profile | None
 
     @property
     def budgets(self) -> Sequence[float]:
@@ -249,11 +262,10 @@ class PreparedFrontier:
         report, groups = self._options.report, groups_of(self._options.only)
         budgets = self.budgets
         own: list[Method] = []
-        if "own" in groups:
-            profile, notices = self.profile()
-            for notice in [*notices, *lacking(profile, budgets)]:
+        if self._profile is not None:
+            for notice in lacking(self._profile, budgets):
                 observer.notice(notice)
-            own = own_methods(profile, budgets)
+            own = own_methods(self._profile, budgets)
         chosen = MethodOptions(
             baselines=False,
             methods=own,
@@ -295,13 +307,3 @@ class PreparedFrontier:
             pictures = log.path.with_name(f"{log.path.name}-pictures")
             every = self._options.report is not None
             yield LoggedSamples(log, self.cases, metrics.infos, pictures=pictures, every=every)
-
-    def profile(self) -> tuple[Profile, list[str]]:
-        """The profile whose settings are h2gen's own, and notices about it for the user."""
-        checkpoint, settings = self.request.checkpoint, self.request.settings
-        here = profile_key_of(checkpoint, settings)
-        if self._options.profile is not None:
-            given = read_profile(self._options.profile)
-            return given.fitted(here.steps), mismatch(given.key, here, content_hash(checkpoint))
-        command = command_for(checkpoint, settings)
-        return find_profile(here, lambda: content_hash(checkpoint), command, or_else=_OR_ELSE)

@@ -90,7 +90,7 @@ class ThresholdSearch:
         self._tried.add(family)
         best, target, tried = None, budget, set()
         for _ in range(_FITS):
-            fitted = fit_to_budget(family, target, self._predict, _HIGHEST)
+            fitted = fit_to_budget(family, target, self._predict, highest=_HIGHEST)
             if fitted is None:
                 break
             cache = replace(fitted.cache, tau1=_short(fitted.cache.tau1), tau2=_short(fitted.cache.tau2))
