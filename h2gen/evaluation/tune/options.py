@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,17 @@ class TuneOptions:
         object.__setattr__(self, "budgets", parse_budgets(self.budgets))
         if self.profile is not None:
             object.__setattr__(self, "profile", Path(self.profile))
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The options of the command line that say how much is tried, where it is not the default."""
+        words: list[str] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("keep", "profile") and value != field.default:
+                text = ",".join(f"{share:g}" for share in value) if field.name == "budgets" else str(value)
+                words += [f"--{field.name.replace('_', '-')}", text]
+        return tuple(words)
 
     @property
     def images_per_prompt(self) -> int:

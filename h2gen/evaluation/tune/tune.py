@@ -186,7 +186,8 @@ class PreparedTuning:
             comparison = run.result(content_hash=content_hash)
             for notice in search.notices:
                 observer.notice(notice)
-            facts = {"searched": len(self.searched), "command": "h2gen tune"}
+            command = command_for(self.request.checkpoint, settings, "h2gen", "tune", *self.options.arguments)
+            facts = {"searched": len(self.searched), "command": command}
             profile = build_profile(comparison, methods, key, path, facts)
             observer.wrote(write_profile(profile))
             log.remove()
