@@ -35,7 +35,7 @@ def test_it_writes_a_profile_and_returns_it_with_its_comparison(tmp_path: Path) 
     found = h2gen.tune(steps=8, cfg=1, size="64x64", options=options, observer=watch)
     assert watch.written == ["p.toml", "p.svg"] and set(watch.tried_at) == {0.5}
     read = read_profile(tmp_path / "p.toml")
-    made_by = "--steps 8 --size 64x64 --cfg 1 --search 1 --check 1 --budgets 0.5 --tries 0 --threshold-tries 2"
+    made_by = "--search 1 --check 1 --budgets 0.5 --tries 0 --threshold-tries 2 --steps 8 --size 64x64 --cfg 1"
     assert read.measured["command"] == f"h2gen tune {made_by}"
     assert read.key == found.profile.key and read.key.steps == 8
     assert [choice.label for choice in read.choices] == [choice.label for choice in found.profile.choices]
