@@ -48,3 +48,8 @@ def below_one(value: float, digits: int = 3) -> str:
     while digits < 9 and value < 1 <= float(f"{value:.{digits}f}"):
         digits += 1
     return f"{value:.{digits}f}"
+
+
+def count(parameters: int) -> str:
+    """A number of parameters: ``11.9 B``."""
+    return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"

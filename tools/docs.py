@@ -57,10 +57,8 @@ CAPTURES = {
 }
 """The live table's pictures, each with the arguments of the command that it shows."""
 
-# Weights in bf16: 11.9 B parameters in the transformer, 4.76 B in T5, 0.12 B in CLIP, 0.08 B in the autoencoder.
-FLUX1_BYTES = {"transformer": 23.8e9, "text_encoder_2": 9.5e9, "text_encoder": 0.25e9, "vae": 0.17e9}
-Q4_BYTES = {**FLUX1_BYTES, "transformer": 11.9e9 * 4.5 / 8}
-"""The same with a transformer of 4.5 bits per weight, as in a Q4_K_S file."""
+Q4_BITS = 4.5
+"""Bits per weight of a Q4_K_S file."""
 CARDS = (48, 32, 24, 16, 12)
 """GPU memory in GiB."""
 IN_USE = 0.5e9
@@ -199,7 +197,8 @@ def presets_table() -> str:
 
 def models_table() -> str:
     """The models that have an alias."""
-    from h2gen.models.catalogue import CATALOGUE
+    from h2gen.models.entries import CATALOGUE
+    from h2gen.wording import count
 
     rows = []
     for model in CATALOGUE.values():
@@ -208,8 +207,7 @@ def models_table() -> str:
         download = f"{model.download_gb:g} GB" if model.repo else "none"
         defaults = model.defaults
         made_for = f"{defaults.width}x{defaults.height}, {defaults.steps} steps"
-        size = f"{model.parameters / 1e9:.3g} B" if model.parameters >= 1e9 else f"{model.parameters / 1e6:.0f} M"
-        rows.append((f"`{model.name}`", where, licence, size, download, made_for))
+        rows.append((f"`{model.name}`", where, licence, count(model.parameters), download, made_for))
     return table(("alias", "repository", "licence", "parameters", "download", "default"), *rows)
 
 
@@ -227,12 +225,16 @@ def published_table() -> str:
 
 def memory_table() -> str:
     """What ``--offload auto`` picks for FLUX.1 by the size of the card: arithmetic, not a measurement."""
+    from h2gen.models.entries import CATALOGUE
     from h2gen.models.memory import pick_offload
 
+    sixteen_bits = {part.name: part.all * 2 for part in CATALOGUE["dev"].parts}
+    transformer = CATALOGUE["dev"].parts[0]
+    q4 = {**sixteen_bits, transformer.name: int(transformer.all * Q4_BITS / 8)}
     rows = []
     for card in CARDS:
         free = int(card * 2**30 - IN_USE)
-        picks = (pick_offload(free, {name: int(size) for name, size in m.items()}) for m in (FLUX1_BYTES, Q4_BYTES))
+        picks = (pick_offload(free, sizes) for sizes in (sixteen_bits, q4))
         rows.append((f"{card} GB", *(f"`{pick}`" for pick in picks)))
     return table(("card", "`--model dev`", "4-bit `.gguf` with `--base dev`"), *rows)
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 DEV = ModelDefaults()
 SCHNELL = ModelDefaults(steps=4, guidance=0.0, max_sequence_length=256)
-KREA = ModelDefaults(steps=28, guidance=4.5)
+KONTEXT = ModelDefaults(steps=28, guidance=2.5)
+WITH_PICTURE = ModelDefaults(guidance=30.0)
+"""FLUX.1 Fill and Canny."""
+_BY_PIPELINE = {"FluxKontextPipeline": KONTEXT, "FluxFillPipeline": WITH_PICTURE, "FluxControlPipeline": WITH_PICTURE}
 
 TEACACHE_DEV = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
 """TeaCache's published polynomial for FLUX.1 [dev], highest power first: from the input's change to the output's.
@@ -42,7 +45,9 @@ class Flux1(Family):
         return controlnet_samples(stage, blocks, arguments)
 
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
-        return DEV if transformer_config.get("guidance_embeds", True) else SCHNELL
+        if not transformer_config.get("guidance_embeds", True):
+            return SCHNELL
+        return _BY_PIPELINE.get(str(model_index.get("_class_name")), DEV)
 
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         embeddings, pooled, _ = pipe.encode_prompt(

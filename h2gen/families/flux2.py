@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FLUX2_DEV = ModelDefaults(guidance=4.0)
 KLEIN = ModelDefaults(steps=4, guidance=1.0)
+KLEIN_BASE = ModelDefaults(guidance=1.0, cfg=4.0)
 
 
 class Flux2(Family):
@@ -32,7 +33,9 @@ class Flux2(Family):
         return ()
 
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
-        return KLEIN if model_index.get("is_distilled") else FLUX2_DEV
+        if model_index.get("_class_name") != "Flux2KleinPipeline":
+            return FLUX2_DEV
+        return KLEIN if model_index.get("is_distilled") else KLEIN_BASE
 
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         embeddings, _ = pipe.encode_prompt(

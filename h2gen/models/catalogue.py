@@ -1,4 +1,4 @@
-"""The models that h2gen knows by name, and how any other name, folder or file is resolved.
+"""How the name of a model, a folder or a file is resolved.
 
 Nothing imported here loads torch: the command line needs the names before any model.
 """
@@ -13,86 +13,16 @@ from pathlib import Path
 
 from h2gen.errors import ModelError
 from h2gen.families import recognize
-from h2gen.families.chroma import CHROMA, Chroma
-from h2gen.families.flux1 import DEV, KREA, SCHNELL, Flux1
-from h2gen.families.flux2 import FLUX2_DEV, KLEIN, Flux2
 from h2gen.families.single_file import Kind, other_kind
-from h2gen.models.defaults import FILE, ModelDefaults, folder_defaults, read_defaults
+from h2gen.models.defaults import ModelDefaults, folder_defaults
+from h2gen.models.entries import BUNDLED, CATALOGUE, CatalogueEntry
 from h2gen.wording import did_you_mean, printable
 
 __all__ = ["BUNDLED", "CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "model_name", "resolve"]
 
-BUNDLED = Path(__file__).parent / "tiny"
-"""The folder of the checkpoint that ships with h2gen."""
-
 WEIGHTS = (".safetensors", ".gguf")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-
-
-@dataclass(frozen=True)
-class CatalogueEntry:
-    """A model with a short name.
-
-    Args:
-        name: what the user types.
-        repo: its repository on huggingface.co; None for the bundled model.
-        licence: of its weights.
-        parameters: of the transformer only.
-        download_gb: gigabytes downloaded on first use, including text encoders.
-        gated: whether its licence has to be accepted on huggingface.co first.
-        defaults: what its authors recommend.
-        description: one line.
-        family: the title of its family.
-    """
-
-    name: str
-    repo: str | None
-    licence: str
-    parameters: int
-    download_gb: float
-    gated: bool
-    defaults: ModelDefaults
-    description: str
-    family: str = Flux1.title
-
-
-FLUX1_LICENCE = "FLUX.1 [dev] Non-Commercial License"
-
-CATALOGUE: dict[str, CatalogueEntry] = {
-    entry.name: entry
-    for entry in (
-        CatalogueEntry(
-            "tiny", None, "Apache-2.0", 9_000_000, 0.0, False, read_defaults(BUNDLED / FILE),
-            "a very small FLUX.1 trained on emoji; ships with h2gen and runs on a CPU in seconds",
-        ),
-        CatalogueEntry(
-            "dev", "black-forest-labs/FLUX.1-dev", FLUX1_LICENCE, 11_900_000_000, 33.7, True, DEV,
-            "FLUX.1 [dev], guidance-distilled; the model in the paper of H2-Cache",
-        ),
-        CatalogueEntry(
-            "schnell", "black-forest-labs/FLUX.1-schnell", "Apache-2.0", 11_900_000_000, 33.7, True, SCHNELL,
-            "FLUX.1 [schnell], distilled to 4 steps",
-        ),
-        CatalogueEntry(
-            "krea", "black-forest-labs/FLUX.1-Krea-dev", FLUX1_LICENCE, 11_900_000_000, 33.7, True, KREA,
-            "FLUX.1 Krea [dev], tuned for photographs that do not look generated",
-        ),
-        CatalogueEntry(
-            "klein-4b", "black-forest-labs/FLUX.2-klein-4B", "Apache-2.0", 3_900_000_000, 16.0, False, KLEIN,
-            "FLUX.2 [klein] 4B, distilled to 4 steps; the smallest of FLUX.2", Flux2.title,
-        ),
-        CatalogueEntry(
-            "flux2-dev", "black-forest-labs/FLUX.2-dev", "FLUX Non-Commercial License", 32_000_000_000, 113.0, True,
-            FLUX2_DEV,
-            "FLUX.2 [dev]; needs a data-centre GPU or offloading", Flux2.title,
-        ),
-        CatalogueEntry(
-            "chroma", "lodestones/Chroma1-HD", "Apache-2.0", 8_900_000_000, 27.5, False, CHROMA,
-            "Chroma1-HD, made from FLUX.1 [schnell]; takes true guidance and a negative prompt", Chroma.title,
-        ),
-    )
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,7 +85,7 @@ def _whole(name: str, path: Path | None) -> Checkpoint:
     looks_like_path = name.startswith((".", "/", "~"))
     if not looks_like_path and REPO_ID.fullmatch(name):
         twin = next((entry for entry in CATALOGUE.values() if (entry.repo or "").lower() == name.lower()), None)
-        return _entry(name, twin) if twin else Checkpoint(name, "hub", name, None, DEV)
+        return _entry(name, twin) if twin else Checkpoint(name, "hub", name, None, ModelDefaults())
     if looks_like_path or "\\" in name or name.count("/") > 1:
         raise ModelError(f"There is no model folder or file at {name!r}; check the path.")
     raise ModelError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +42,45 @@ def test_an_alias_is_its_repository_with_its_makers_defaults(name):
 
 
 def test_distilled_models_take_four_steps():
-    assert {name for name, entry in CATALOGUE.items() if entry.defaults.steps == 4} == {"schnell", "klein-4b"}
+    four = {name for name, entry in CATALOGUE.items() if entry.defaults.steps == 4}
+    assert four == {"schnell", "klein-4b", "klein-9b"}
+
+
+def test_each_entry_has_what_its_makers_recommend():
+    defaults = {name: (each.steps, each.guidance, each.cfg) for name, each in _defaults().items()}
+    assert defaults == {
+        "tiny": (28, 1.0, 3.0),
+        "dev": (50, 3.5, 1.0),
+        "schnell": (4, 0.0, 1.0),
+        "krea": (28, 4.5, 1.0),
+        "kontext": (28, 2.5, 1.0),
+        "fill": (50, 30.0, 1.0),
+        "depth": (30, 10.0, 1.0),
+        "canny": (50, 30.0, 1.0),
+        "klein-4b": (4, 1.0, 1.0),
+        "klein-base-4b": (50, 1.0, 4.0),
+        "klein-9b": (4, 1.0, 1.0),
+        "klein-base-9b": (50, 1.0, 4.0),
+        "flux2-dev": (50, 4.0, 1.0),
+        "chroma": (40, 0.0, 3.0),
+    }
+
+
+def _defaults():
+    return {name: entry.defaults for name, entry in CATALOGUE.items()}
+
+
+def test_download_sizes_are_those_of_sixteen_bit_weights():
+    sizes = {name: entry.download_gb for name, entry in CATALOGUE.items()}
+    assert sizes | {"dev": 33.7, "klein-4b": 16.0, "klein-9b": 34.7, "flux2-dev": 113, "chroma": 27.5} == sizes
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_catalogue_names_classes_of_diffusers_with_the_arguments_of_their_configurations(name):
+    entry = CATALOGUE[name]
+    assert hasattr(diffusers, entry.index["_class_name"])
+    known = inspect.signature(getattr(diffusers, entry.config["_class_name"]).__init__).parameters
+    assert {*entry.config} - {"_class_name"} <= {*known}
 
 
 def test_a_known_repository_keeps_the_defaults_of_its_alias_in_any_case_of_letters():
@@ -72,7 +112,9 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
     assert resolve("~/flux").location == tmp_path / "flux"
 
 
-@pytest.mark.parametrize("name, meant", [("tny", "tiny"), ("shnell", "schnell"), ("DEV", "dev"), ("klein", "klein-4b")])
+@pytest.mark.parametrize(
+    "name, meant", [("tny", "tiny"), ("shnell", "schnell"), ("DEV", "dev"), ("klein4b", "klein-4b")]
+)
 def test_a_misspelt_alias_is_told_the_closest(name, meant):
     assert f"did you mean {meant!r}?" in refusal(name)
 

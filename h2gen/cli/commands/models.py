@@ -23,27 +23,9 @@ app = typer.Typer(
 def _list(ctx: typer.Context) -> None:
     if ctx.invoked_subcommand is not None:
         return
-    from rich.table import Table
+    from h2gen.cli.views.models import print_catalogue
 
-    from h2gen.cli.console import stdout
-    from h2gen.models import CATALOGUE, is_downloaded
-
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("alias", no_wrap=True)
-    table.add_column("repository", no_wrap=True)
-    table.add_column("licence")
-    table.add_column("params", no_wrap=True, justify="right")
-    table.add_column("download", no_wrap=True, justify="right")
-    for entry in CATALOGUE.values():
-        size = entry.parameters / 1e6
-        table.add_row(
-            entry.name,
-            entry.repo or "bundled",
-            entry.licence + (", gated" if entry.gated else ""),
-            f"{size / 1e3:.1f} B" if size >= 1e3 else f"{size:.0f} M",
-            "-" if entry.repo is None else "downloaded" if is_downloaded(entry) else f"{entry.download_gb:g} GB",
-        )
-    stdout().print(table)
+    print_catalogue()
 
 
 @app.command("path", cls=Command)

@@ -1,0 +1,91 @@
+"""The models that h2gen knows by name, from ``catalogue.toml``. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from h2gen.families import FAMILIES, Family, ModelDefaults
+from h2gen.models.defaults import FILE, read_defaults
+from h2gen.models.footprint import Part
+from h2gen.toml import read_toml
+
+BUNDLED = Path(__file__).parent / "tiny"
+"""The folder of the checkpoint that ships with h2gen."""
+CATALOGUE_FILE = Path(__file__).with_name("catalogue.toml")
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A model with a short name.
+
+    Args:
+        name: what the user types.
+        repo: its repository on huggingface.co; None for the bundled model.
+        licence: of its weights.
+        gated: whether its licence has to be accepted on huggingface.co first.
+        description: one line.
+        index: what its ``model_index.json`` says: the pipeline and, for FLUX.2 [klein], whether it is distilled.
+        config: what its transformer's ``config.json`` says other than the class's own defaults.
+        parts: the numbers of parameters of its parts, the transformer first.
+        defaults: what its authors recommend.
+    """
+
+    name: str
+    repo: str | None
+    licence: str
+    gated: bool
+    description: str
+    index: Mapping[str, Any]
+    config: Mapping[str, Any]
+    parts: tuple[Part, ...]
+    defaults: ModelDefaults
+
+    @cached_property
+    def of_family(self) -> Family:
+        return FAMILIES[self.config["_class_name"]]
+
+    @property
+    def family(self) -> str:
+        """The title of its family."""
+        return self.of_family.title
+
+    @property
+    def parameters(self) -> int:
+        """Of the transformer only."""
+        return self.parts[0].all
+
+    @property
+    def download_gb(self) -> float:
+        """Gigabytes downloaded on first use: all parts, in 16 bits."""
+        size = sum(part.all for part in self.parts) * 2 / 1e9
+        return round(size, 1 if size < 100 else None)
+
+
+def read_catalogue(file: Path = CATALOGUE_FILE) -> Iterator[CatalogueEntry]:
+    """The models in a catalogue, in its order."""
+    found = read_toml(file)
+    for name, row in found["models"].items():
+        parts = [found["parts"][part] for part in row["parts"]]
+        config = {"_class_name": parts[0]["class"], **parts[0].get("config", {})}
+        index = {"_class_name": row["pipeline"], "is_distilled": row.get("distilled", False)}
+        own = {key: type(getattr(ModelDefaults(), key))(value) for key, value in row.get("defaults", {}).items()}
+        bundled = "repo" not in row
+        defaults = read_defaults(BUNDLED / FILE) if bundled else FAMILIES[config["_class_name"]].defaults(config, index)
+        yield CatalogueEntry(
+            name,
+            row.get("repo"),
+            row["licence"],
+            row.get("gated", False),
+            row["description"],
+            index,
+            config,
+            tuple(Part(part["class"], part["all"], part["block"], part["layer"]) for part in parts),
+            replace(defaults, **own),
+        )
+
+
+CATALOGUE: dict[str, CatalogueEntry] = {entry.name: entry for entry in read_catalogue()}
