@@ -1,0 +1,151 @@
+"""Builds the matrix's pipelines and calls them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers import FluxControlNetPipeline
+
+from tests.matrix.rows import Row
+from tests.small import (
+    SIZE,
+    chroma_pipeline,
+    flux2_klein_pipeline,
+    flux2_pipeline,
+    flux_pipeline,
+    mask,
+    picture,
+    quiet,
+    run_kwargs,
+)
+
+STEPS = 6
+STRENGTH = 0.7
+SMALL = {"layers": 2, "single_layers": 3}
+WIDE = {"in_channels": 32, "out_channels": 16}  # latents concatenated with those of a control picture
+
+
+@functools.cache
+def base_of(kind: str, is_distilled: bool = True) -> Any:
+    """A pipeline whose parts the others of its kind share."""
+    return {
+        "FluxControlNet": lambda: flux_pipeline(FluxControlNetPipeline, **SMALL),
+        "FluxControl": lambda: flux_pipeline(diffusers.FluxControlPipeline, **WIDE, **SMALL),
+        "FluxFill": lambda: flux_pipeline(diffusers.FluxFillPipeline, **SMALL),
+        "Flux2Klein": lambda: flux2_klein_pipeline(is_distilled=is_distilled, **SMALL),
+        "Flux2": lambda: flux2_pipeline(**SMALL),
+        "Flux": lambda: flux_pipeline(**SMALL),
+        "Chroma": lambda: chroma_pipeline(**SMALL),
+    }[kind]()
+
+
+KINDS = ("FluxControlNet", "FluxControl", "FluxFill", "Flux2Klein", "Flux2", "Flux", "Chroma")
+
+
+def pipeline_of(row: Row) -> Any:
+    return _pipeline(row.pipeline, row.config.get("is_distilled", True))
+
+
+@functools.cache
+def _pipeline(name: str, is_distilled: bool) -> Any:
+    cls = getattr(diffusers, name)
+    kind = next(kind for kind in KINDS if name.startswith(kind))
+    parts = base_of(kind, is_distilled).components
+    wanted = inspect.signature(cls.__init__).parameters
+    parts = {part: value for part, value in parts.items() if part in wanted}
+    parts["scheduler"] = type(parts["scheduler"]).from_config(parts["scheduler"].config)
+    if "is_distilled" in wanted:
+        parts["is_distilled"] = is_distilled
+    return quiet(cls(**parts))
+
+
+def asked(row: Row, steps: int = STEPS, seed: int = 7, **more: Any) -> dict[str, Any]:
+    """What to call a row's pipeline with."""
+    pipe = pipeline_of(row)
+    kwargs = run_kwargs(pipe, steps=steps, seed=seed)
+    takes = inspect.signature(pipe.__call__).parameters
+    if "strength" in takes and row.pipeline != "FluxFillPipeline":
+        kwargs["strength"] = STRENGTH
+    if "Img2Img" in row.pipeline or "Inpaint" in row.pipeline:
+        kwargs["image"] = picture()
+    if "Inpaint" in row.pipeline:
+        kwargs["mask_image"] = mask()
+    if "guidance_scale" in row.guided:
+        kwargs["guidance_scale"] = 1.0  # otherwise it is true guidance
+    call = dict(row.call)
+    references = [picture(150 + 60 * number) for number in range(call.pop("references", 0))]
+    if references:
+        kwargs |= {"image_reference": references[0]} if "image_reference" in takes else {"image": references}
+    kwargs |= {"output_type": "latent", **call, **more}
+    return {name: value for name, value in kwargs.items() if name in takes}
+
+
+def made(row: Row, **more: Any) -> np.ndarray:
+    """The latents of a row's picture, or of its batch."""
+    images = pipeline_of(row)(**asked(row, **more)).images
+    assert torch.isfinite(images).all()
+    result: np.ndarray = images.float().numpy()
+    return result
+
+
+@functools.cache
+def plain(row: Row, guided: bool = False) -> np.ndarray:
+    """What diffusers makes on its own."""
+    return made(row, **(row.guided if guided else {}))
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((a - b) ** 2)))
+
+
+def steps_of(row: Row) -> int:
+    """The steps that a pipeline runs: at a strength below 1 not all that it is asked for."""
+    return len(asked(row).get("sigmas", range(STEPS))) - (int(STEPS - STEPS * asked(row).get("strength", 1)))
+
+
+def larger(row: Row) -> dict[str, Any]:
+    """What asks for a larger picture of another shape; some pipelines take the size of the picture that they change."""
+    width, height = SIZE, SIZE + 32
+    pictures = {name: asked(row)[name] for name in ("image", "mask_image", "control_image") if name in asked(row)}
+    resized = {name: each.resize((width, height)) for name, each in pictures.items() if not isinstance(each, list)}
+    return {"height": height, "width": width, "max_area": height * width, **resized}
+
+
+@contextmanager
+def counted(model: torch.nn.Module) -> Iterator[Callable[[], int]]:
+    """The blocks that really run, each counted once per picture: a block that is skipped never calls its attention."""
+    runs = []
+
+    def count(_module: Any, _args: Any, output: Any) -> None:
+        runs.append(len(output[0] if isinstance(output, tuple) else output))
+
+    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    hooks = [block.attn.register_forward_hook(count) for block in blocks]
+    try:
+        yield lambda: sum(runs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def lora(pipe: Any) -> Iterator[None]:
+    """A random LoRA, loaded as people load one."""
+    weights, random = {}, torch.Generator().manual_seed(3)
+    for name, module in pipe.transformer.named_modules():
+        if name.endswith(("attn.to_q", "attn.to_qkv_mlp_proj")):
+            sizes = {"lora_A": (4, module.in_features), "lora_B": (module.out_features, 4)}
+            for part, size in sizes.items():
+                weights[f"transformer.{name}.{part}.weight"] = torch.randn(size, generator=random) / 4
+    pipe.load_lora_weights(weights)
+    try:
+        yield
+    finally:
+        pipe.unload_lora_weights()
