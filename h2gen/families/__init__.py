@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from h2gen.errors import CacheError
@@ -12,7 +12,7 @@ from h2gen.families.defaults import ModelDefaults
 from h2gen.families.flux1 import Flux1
 from h2gen.families.flux2 import Flux2
 
-__all__ = ["DEFAULT", "FAMILIES", "PIPELINES", "Family", "ModelDefaults", "family_of", "recognize"]
+__all__ = ["DEFAULT", "FAMILIES", "PIPELINES", "TASKS", "Family", "ModelDefaults", "family_of", "recognize"]
 
 DEFAULT: Family = Flux1()
 """The family of a checkpoint that does not say which it is of."""
@@ -20,7 +20,9 @@ DEFAULT: Family = Flux1()
 FAMILIES: dict[str, Family] = {family.transformer: family for family in (DEFAULT, Flux2(), Chroma())}
 """By the transformer's class in diffusers. A family added here is known everywhere."""
 
-PIPELINES: tuple[str, ...] = tuple(pipeline for family in FAMILIES.values() for pipeline in family.pipelines)
+TASKS: Mapping[str, Mapping[str, str]] = {key: value for each in FAMILIES.values() for key, value in each.tasks.items()}
+"""By the pipeline in diffusers that a checkpoint names: its tasks, each with the pipeline that does it."""
+PIPELINES: tuple[str, ...] = tuple(TASKS)
 """The pipelines in diffusers that h2gen loads."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
@@ -21,7 +21,13 @@ class Chroma(Family):
 
     title = "Chroma"
     transformer = "ChromaTransformer2DModel"
-    pipelines = ("ChromaPipeline",)
+    tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "ChromaPipeline": {
+            "text": "ChromaPipeline",
+            "image": "ChromaImg2ImgPipeline",
+            "inpaint": "ChromaInpaintPipeline",
+        },
+    }
     marks = ("distilled_guidance_layer.",)
     diffusers_caches = frozenset({"TaylorSeerCacheConfig"})
     per_picture = Family.per_picture | {"attention_mask"}

@@ -19,6 +19,7 @@ from h2gen.families.token_grid import grid_of
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch import nn
 
 
@@ -46,9 +47,15 @@ class Family(ABC):
     """Display name, such as ``FLUX.1``."""
     transformer: ClassVar[str]
     """The transformer's class in diffusers, such as ``FluxTransformer2DModel``."""
-    pipelines: ClassVar[tuple[str, ...]]
-    """The text-to-image pipelines in diffusers that h2gen loads, such as ``FluxPipeline``."""
+    tasks: ClassVar[Mapping[str, Mapping[str, str]]]
+    """What checkpoints of this family make pictures from, and the pipeline in diffusers that does it.
 
+    By the pipeline that a checkpoint's ``model_index.json`` names, such as ``FluxPipeline``, then by task: ``text``
+    (only a prompt), ``image`` (image-to-image), ``inpaint``, ``edit`` (reference pictures), ``fill`` (a model made for
+    inpainting). All pipelines of one checkpoint are built from the same parts."""
+
+    most_pictures: ClassVar[Mapping[str, int]] = {}
+    """How many input pictures a pipeline takes, if more than one: by its name."""
     marks: ClassVar[tuple[str, ...]]
     """Parts of tensor names: a single file holds this transformer if any of its tensors has one of them in its name."""
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {}
@@ -181,6 +188,37 @@ class Family(ABC):
         Raises:
             SettingError: the model does not support true guidance.
         """
+
+    def picture_arguments(
+        self,
+        pipe: Any,
+        task: str,
+        size: tuple[int, int],
+        pictures: Sequence[Image.Image] = (),
+        mask: Image.Image | None = None,
+        strength: float | None = None,
+        together: int = 1,
+    ) -> dict[str, Any]:
+        """The pipeline's arguments for the size of its pictures, and for what they are made from besides the prompt.
+
+        Args:
+            pipe: the pipeline of the task.
+            task: one of the checkpoint's ``tasks``.
+            size: width and height, in pixels; a multiple of what the model needs.
+            pictures: in RGB; for ``edit`` of any size, otherwise of ``size``. A second one is a reference.
+            mask: in L, of ``size``, 255 where the picture changes.
+            strength: how much of the schedule runs, above 0 up to 1; None if the task has none.
+            together: pictures in the batch.
+        """
+        arguments: dict[str, Any] = {"width": size[0], "height": size[1]}
+        if pictures:
+            # One for each picture of the batch: the autoencoder's sample is drawn from each one's own seed.
+            arguments["image"] = [pictures[0]] * together
+        if mask is not None:
+            arguments["mask_image"] = [mask] * together
+        if strength is not None:
+            arguments["strength"] = strength
+        return arguments
 
     # What the evaluation needs.
 

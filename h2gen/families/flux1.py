@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from h2gen.errors import SettingError
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
     from torch import nn
 
 DEV = ModelDefaults()
@@ -33,7 +35,16 @@ class Flux1(Family):
 
     title = "FLUX.1"
     transformer = "FluxTransformer2DModel"
-    pipelines = ("FluxPipeline",)
+    tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "FluxPipeline": {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline", "inpaint": "FluxInpaintPipeline"},
+        "FluxKontextPipeline": {
+            "text": "FluxKontextPipeline",
+            "edit": "FluxKontextPipeline",
+            "inpaint": "FluxKontextInpaintPipeline",
+        },
+        "FluxFillPipeline": {"fill": "FluxFillPipeline"},
+    }
+    most_pictures: ClassVar[Mapping[str, int]] = {"FluxKontextInpaintPipeline": 2}
     marks = ("double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.add_q_proj")
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {
         384: ("FLUX.1 Fill", "FluxFillPipeline"),
@@ -60,7 +71,32 @@ class Flux1(Family):
         return end_of(pipe.tokenizer_2, prompt, max_sequence_length)
 
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
+        if cfg > 1 and type(pipe).__name__ == "FluxFillPipeline":
+            raise SettingError(f"cfg is {cfg:g}, but FLUX.1 Fill has no true guidance: use --guidance.")
         return {"guidance_scale": guidance, **({"true_cfg_scale": cfg} if cfg > 1 else {})}
+
+    def picture_arguments(
+        self,
+        pipe: Any,
+        task: str,
+        size: tuple[int, int],
+        pictures: Sequence[Image.Image] = (),
+        mask: Image.Image | None = None,
+        strength: float | None = None,
+        together: int = 1,
+    ) -> dict[str, Any]:
+        if not type(pipe).__name__.startswith("FluxKontext"):
+            return super().picture_arguments(pipe, task, size, pictures, mask, strength, together)
+        # Its autoencoder draws nothing, and it takes one picture for the whole batch.
+        arguments = super().picture_arguments(pipe, task, size, pictures, mask, strength)
+        arguments["max_area"] = size[0] * size[1]  # or it would scale the size to a megapixel
+        if pictures:
+            arguments["image"] = pictures[0]
+        if task == "inpaint":
+            arguments["_auto_resize"] = False  # or the result would have another size
+            if len(pictures) > 1:
+                arguments["image_reference"] = pictures[1]
+        return arguments
 
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
         import torch

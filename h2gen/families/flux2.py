@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.errors import SettingError
 from h2gen.families.contract import Family
@@ -12,6 +12,7 @@ from h2gen.families.prompt_end import PromptEnd, end_of
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 FLUX2_DEV = ModelDefaults(guidance=4.0)
 KLEIN = ModelDefaults(steps=4, guidance=1.0)
@@ -23,7 +24,19 @@ class Flux2(Family):
 
     title = "FLUX.2"
     transformer = "Flux2Transformer2DModel"
-    pipelines = ("Flux2Pipeline", "Flux2KleinPipeline")
+    tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "Flux2Pipeline": {"text": "Flux2Pipeline", "edit": "Flux2Pipeline"},
+        "Flux2KleinPipeline": {
+            "text": "Flux2KleinPipeline",
+            "edit": "Flux2KleinPipeline",
+            "inpaint": "Flux2KleinInpaintPipeline",
+        },
+    }
+    most_pictures: ClassVar[Mapping[str, int]] = {
+        "Flux2Pipeline": 10,
+        "Flux2KleinPipeline": 10,
+        "Flux2KleinInpaintPipeline": 2,
+    }
     marks = ("double_stream_modulation_img.lin",)
     diffusers_caches = frozenset({"MagCacheConfig", "TaylorSeerCacheConfig"})
     per_picture = frozenset({"hidden_states", "encoder_hidden_states", "temb_mod_img", "temb_mod_txt", "temb_mod"})
@@ -45,7 +58,7 @@ class Flux2(Family):
 
     def unread(self, pipe: Any, prompt: str, max_sequence_length: int) -> PromptEnd:
         """The limit counts the chat template around the prompt, too."""
-        if type(pipe).__name__ == "Flux2KleinPipeline":
+        if _is_klein(pipe):
             chat: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
             options = {"add_generation_prompt": True, "enable_thinking": False}
         else:
@@ -57,13 +70,33 @@ class Flux2(Family):
         return end_of(pipe.tokenizer, prompt, max_sequence_length, wrapped)
 
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
-        if type(pipe).__name__ == "Flux2KleinPipeline":  # its guidance_scale is true guidance
+        if _is_klein(pipe):  # its guidance_scale is true guidance
             if cfg > 1 and pipe.config.is_distilled:
                 raise SettingError(f"cfg is {cfg:g}, but this model is distilled and takes no guidance: use 1.")
             return {"guidance_scale": cfg}
         if cfg > 1:
             raise SettingError(f"cfg is {cfg:g}, but FLUX.2-dev has no true guidance: use --guidance.")
         return {"guidance_scale": guidance}
+
+    def picture_arguments(
+        self,
+        pipe: Any,
+        task: str,
+        size: tuple[int, int],
+        pictures: Sequence[Image.Image] = (),
+        mask: Image.Image | None = None,
+        strength: float | None = None,
+        together: int = 1,
+    ) -> dict[str, Any]:
+        # Its autoencoder draws nothing: the same pictures serve the whole batch.
+        arguments = super().picture_arguments(pipe, task, size, pictures, mask, strength)
+        if task == "edit":
+            arguments["image"] = [*pictures]
+        elif task == "inpaint":
+            arguments["image"] = pictures[0]
+            if len(pictures) > 1:
+                arguments["image_reference"] = pictures[1]
+        return arguments
 
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
         inputs = super().example_inputs(transformer, image_tokens, text_tokens)
@@ -76,3 +109,7 @@ class Flux2(Family):
         shift, scale = (modulation if modulation.ndim == 3 else modulation.unsqueeze(1)).chunk(6, dim=-1)[:2]
         modulated: torch.Tensor = (1 + scale) * block.norm1(arguments["hidden_states"]) + shift
         return modulated
+
+
+def _is_klein(pipe: Any) -> bool:
+    return type(pipe).__name__.startswith("Flux2Klein")

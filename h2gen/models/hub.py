@@ -29,7 +29,7 @@ def download(repo: str, *, without: str | None = None) -> Path:
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    folder = _cached(repo)
+    folder = cached(repo)
     if folder is not None and _complete(folder, without):
         return folder
     reach(repo, INDEX)
@@ -88,7 +88,7 @@ def is_connection_error(error: BaseException) -> bool:
 
 def local_path(entry: CatalogueEntry) -> Path | None:
     """The folder of a model of the catalogue; None if it was not downloaded. Does not use the network."""
-    return BUNDLED if entry.repo is None else _cached(entry.repo)
+    return BUNDLED if entry.repo is None else cached(entry.repo)
 
 
 def is_downloaded(entry: CatalogueEntry) -> bool:
@@ -99,11 +99,12 @@ def is_downloaded(entry: CatalogueEntry) -> bool:
 
 def is_complete(repo: str) -> bool:
     """Whether a repository can be loaded without a network. Does not use the network."""
-    folder = _cached(repo)
+    folder = cached(repo)
     return folder is not None and _complete(folder)
 
 
-def _cached(repo: str) -> Path | None:
+def cached(repo: str) -> Path | None:
+    """The folder with what was downloaded of a repository; None if nothing was. Does not use the network."""
     from huggingface_hub import try_to_load_from_cache
 
     index = try_to_load_from_cache(repo, INDEX)

@@ -1,0 +1,102 @@
+"""Tasks: what a model makes a picture from, known before it is loaded, and the pipeline that does it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from h2gen.errors import SettingError
+from h2gen.families import TASKS
+from h2gen.models.catalogue import CATALOGUE, CatalogueEntry, Checkpoint
+
+_STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id", "_progress_bar_config")
+"""What a pipeline remembers about its offloading and its progress bar."""
+
+
+def tasks_of(checkpoint: Checkpoint) -> Mapping[str, str] | None:
+    """The tasks of a checkpoint, each with its pipeline in diffusers; None if they are only known once it is loaded.
+
+    Nothing is loaded or downloaded.
+    """
+    return TASKS.get(_pipeline(checkpoint) or "")
+
+
+def task_of(name: str, tasks: Collection[str] | None, *, pictures: int = 0, mask: bool = False) -> str:
+    """The task of a picture.
+
+    Args:
+        name: of the model, for the message.
+        tasks: of the model; None if they are unknown: the task is then the one that most models have.
+        pictures: number of input pictures.
+        mask: whether there is a mask.
+
+    Raises:
+        SettingError: the model does not have the task; the message says which models do.
+    """
+    if mask and not pictures:
+        raise SettingError("--mask needs the picture that it belongs to; also give --image.")
+    wanted = ("inpaint", "fill") if mask else ("image", "edit") if pictures else ("text",)
+    if tasks is None:
+        return wanted[0]
+    for task in wanted:
+        if task in tasks:
+            return task
+    if "fill" in tasks:
+        raise SettingError(f"{name!r} fills in a part of a picture; give the picture with --image, and a --mask.")
+    what, option = ("inpaint", "--mask") if mask else ("start from a picture", "--image")
+    able = [alias for alias in CATALOGUE if {*wanted} & {*_tasks_of_entry(CATALOGUE[alias])}]
+    raise SettingError(f"{name!r} cannot {what}, so it takes no {option}; these models can: {', '.join(able)}.")
+
+
+def pipeline_for(pipe: Any, name: str) -> Any:
+    """A pipeline of diffusers on the parts of another one: the same weights, scheduler, offloading and progress bar.
+
+    Args:
+        pipe: a loaded pipeline.
+        name: of the other one's class.
+    """
+    import diffusers
+
+    from h2gen.models.load import quiet
+
+    if type(pipe).__name__ == name:
+        return pipe
+    cls = getattr(diffusers, name)
+    known = {**pipe.config, **pipe.components}
+    # Not by ``from_pipe``, which casts the weights that both share.
+    with quiet():
+        other = cls(**{key: known[key] for key in inspect.signature(cls.__init__).parameters if key in known})
+    for key in _STATE:
+        if hasattr(pipe, key):
+            setattr(other, key, getattr(pipe, key))
+    return other
+
+
+def _tasks_of_entry(entry: CatalogueEntry) -> Mapping[str, str]:
+    return TASKS.get(entry.index["_class_name"], {})
+
+
+def _pipeline(checkpoint: Checkpoint) -> str | None:
+    """The pipeline that a checkpoint's ``model_index.json`` names; None if that is not on this machine."""
+    if checkpoint.base is not None:
+        return _pipeline(checkpoint.base)
+    if checkpoint.kind == "hub":
+        for entry in CATALOGUE.values():
+            if entry.repo == checkpoint.location:
+                return str(entry.index["_class_name"])
+        from h2gen.models.hub import cached
+
+        folder = cached(str(checkpoint.location))
+        return None if folder is None else _named_in(folder)
+    return _named_in(Path(checkpoint.location))
+
+
+def _named_in(folder: Path) -> str | None:
+    try:
+        found = json.loads((folder / "model_index.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):  # loading it reports what is wrong
+        return None
+    return str(found.get("_class_name")) if isinstance(found, dict) else None
