@@ -125,15 +125,21 @@ def save_single(transformer: Any, path: Path, *, original: bool = False) -> Path
     return path
 
 
-def save_gguf(transformer: Any, path: Path, kind: str, *, original: bool = False) -> Path:
-    """One .gguf file of kind "Q8_0" or "F16"; what cannot be quantised stays float32, as in the files people share."""
+def save_gguf(transformer: Any, path: Path, kind: str, *, original: bool = False, size: int = 32) -> Path:
+    """One .gguf file of a kind such as "Q8_0"; what cannot be quantised stays float32, as in the files people share.
+
+    Kinds that the gguf package only reads get random blocks.
+
+    Args:
+        size: rows of a multiple of this many weights are quantised.
+    """
     wanted = gguf.GGMLQuantizationType[kind]
     writer = gguf.GGUFWriter(path, "flux")
     weights = original_names(transformer) if original else transformer.state_dict()
     for name, tensor in weights.items():
         data = tensor.detach().numpy().astype(np.float32)
-        if data.ndim == 2 and data.shape[1] % 32 == 0:
-            writer.add_tensor(name, gguf.quants.quantize(data, wanted), raw_dtype=wanted)
+        if data.ndim == 2 and data.shape[1] % size == 0:
+            writer.add_tensor(name, quantized(data, wanted), raw_dtype=wanted)
         else:
             writer.add_tensor(name, data)
     writer.write_header_to_file()
@@ -141,6 +147,17 @@ def save_gguf(transformer: Any, path: Path, kind: str, *, original: bool = False
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def quantized(data: np.ndarray[Any, Any], kind: gguf.GGMLQuantizationType) -> np.ndarray[Any, Any]:
+    """Rows of weights in GGUF's blocks."""
+    try:
+        return gguf.quants.quantize(data, kind)
+    except NotImplementedError:
+        block, stored = gguf.GGML_QUANT_SIZES[kind]
+        # Bytes below 0x10 are small positive numbers where the format has a float16.
+        shape = (data.shape[0], data.shape[1] // block * stored)
+        return np.random.default_rng(0).integers(0, 0x10, shape, dtype=np.uint8)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

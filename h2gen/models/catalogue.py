@@ -16,12 +16,11 @@ from h2gen.families import recognize
 from h2gen.families.single_file import Kind, other_kind
 from h2gen.models.defaults import ModelDefaults, folder_defaults
 from h2gen.models.entries import BUNDLED, CATALOGUE, CatalogueEntry
+from h2gen.models.files import PICKLES, WEIGHTS, tensors_of, transformer_in
 from h2gen.wording import did_you_mean, printable
 
 __all__ = ["BUNDLED", "CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "model_name", "resolve"]
 
-WEIGHTS = (".safetensors", ".gguf")
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -31,9 +30,10 @@ class Checkpoint:
 
     Args:
         name: as the user gave it.
-        kind: "bundled", "hub", "folder" (in diffusers' layout) or "file" (only a transformer).
+        kind: "bundled", "hub", "folder" (in diffusers' layout), "file" (a transformer, and maybe more) or
+            "transformer" (a folder with only a transformer).
         location: the id of the repository for "hub", otherwise a path.
-        base: for a "file", the checkpoint that supplies the other parts.
+        base: for a "file" or a "transformer", the checkpoint that supplies the other parts.
         defaults: for settings that the user does not give.
     """
 
@@ -62,10 +62,22 @@ def resolve(name: str, base: str | None = None) -> Checkpoint:
     path = _path(name)
     if name not in CATALOGUE and path is not None and _is(path.is_file):
         return _file(name, path, base)
+    if base is not None and name not in CATALOGUE and path is not None and _is(path.is_dir):
+        part = transformer_in(path)
+        if part is not None:
+            parts = _parts(base)
+            return Checkpoint(name, "transformer", part, parts, parts.defaults)
     found = _whole(name, path)
     if base is not None:
-        raise ModelError(f"The model {name!r} is not a single file, so it takes no base; leave out the base {base!r}.")
+        raise ModelError(f"The model {name!r} is a whole model, so it takes no base; leave out the base {base!r}.")
     return found
+
+
+def needs_base(name: str) -> bool:
+    """Whether a name refers to a single file or a folder that holds only a transformer."""
+    path = _path(name)
+    folder = name not in CATALOGUE and path is not None and _is(path.is_dir)
+    return name.lower().endswith(WEIGHTS) or bool(folder and path and transformer_in(path))
 
 
 def _whole(name: str, path: Path | None) -> Checkpoint:
@@ -125,16 +137,12 @@ def _entry(name: str, entry: CatalogueEntry) -> Checkpoint:
 
 
 def _other_kind(path: Path) -> Kind | None:
-    """What a file holds that is not a transformer; None if its names do not say."""
-    if path.suffix.lower() != ".safetensors":
-        return None
-    from safetensors import SafetensorError, safe_open
+    """What a file holds that is not a transformer; None if its names do not say.
 
-    try:
-        with safe_open(path, "np") as file:
-            names = list(file.keys())
-    except (OSError, SafetensorError):
-        return None  # loading it with a base reports what is wrong
+    Raises:
+        ModelError: the file is damaged.
+    """
+    names = tensors_of(path).tensors
     return other_kind(names, of_a_family=recognize(names) is not None)
 
 
@@ -153,8 +161,13 @@ def _file(name: str, path: Path, base: str | None) -> Checkpoint:
         raise ModelError(
             f"{name!r} holds only a transformer; name the model that supplies its other parts, such as --base dev."
         )
+    parts = _parts(base)
+    return Checkpoint(name, "file", path, parts, parts.defaults)
+
+
+def _parts(base: str) -> Checkpoint:
+    """The checkpoint that supplies the parts that a file or a folder lacks."""
     other = _path(base)
     if base not in CATALOGUE and other is not None and _is(other.is_file):
         raise ModelError(f"The base {base!r} is a single file too; give a whole model as the base, such as --base dev.")
-    parts = resolve(base)
-    return Checkpoint(name, "file", path, parts, parts.defaults)
+    return resolve(base)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from h2gen.errors import ModelError
@@ -78,25 +78,31 @@ class Identity:
 def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
     """The files that are loaded, each with a name that does not depend on where the checkpoint is stored."""
     if checkpoint.base is not None:
-        yield "transformer-file", Path(checkpoint.location)
-        yield from _folder_files(checkpoint.base, without="transformer")
+        if checkpoint.kind == "transformer":
+            yield from _part_files("transformer", Path(checkpoint.location))
+        else:
+            yield "transformer-file", Path(checkpoint.location)
+        yield from _folder_files(checkpoint.base, without=("transformer",))
     else:
         yield from _folder_files(checkpoint)
 
 
-def _folder_files(checkpoint: Checkpoint, without: str | None = None) -> Iterator[tuple[str, Path]]:
+def _folder_files(checkpoint: Checkpoint, without: Collection[str] = ()) -> Iterator[tuple[str, Path]]:
     hub = checkpoint.kind == "hub"
     folder = download(str(checkpoint.location), without=without) if hub else Path(checkpoint.location)
     yield INDEX, folder / INDEX
     for name in components(read_index(folder)):
-        part = folder / name
-        for path in part.iterdir() if part.is_dir() else ():
-            # An index of shards adds nothing to the weights, or belongs to a precision that is not loaded.
-            if path.suffix[1:] in TEXT and path.is_file() and not path.name.endswith(".index.json"):
-                yield f"{name}/{path.name}", path
-        if name != without and (part / "config.json").is_file():
-            for path in weight_files(part):
-                yield f"{name}/{path.name}", path
+        yield from _part_files(name, folder / name, weights=name not in without)
+
+
+def _part_files(name: str, part: Path, weights: bool = True) -> Iterator[tuple[str, Path]]:
+    for path in part.iterdir() if part.is_dir() else ():
+        # An index of shards adds nothing to the weights, or belongs to a precision that is not loaded.
+        if path.suffix[1:] in TEXT and path.is_file() and ".safetensors.index." not in path.name:
+            yield f"{name}/{path.name}", path
+    if weights and (part / "config.json").is_file():
+        for path in weight_files(part):
+            yield f"{name}/{path.name}", path
 
 
 class _Remembered:

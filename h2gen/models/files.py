@@ -6,7 +6,9 @@ however large it is.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +17,20 @@ from typing import Any, NamedTuple
 from h2gen.errors import ModelError
 from h2gen.families import FAMILIES, PIPELINES
 from h2gen.families.single_file import IN_A_BLOCK
-from h2gen.models.catalogue import PICKLES, WEIGHTS
 from h2gen.wording import printable
 
+WEIGHTS = (".safetensors", ".gguf")
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "tekken.json")
 STEMS = ("diffusion_pytorch_model", "model")
 AGAIN = "download it again"
+OWN_DTYPES = ("bf16", "fp16")
+"""Variants that are preferred, if a part has no weights but variants."""
+_CACHED = re.compile(r"models--([^/\\]+)--([^/\\]+)")
+"""A repository's folder in the cache of the hub."""
 
 
 class Stored(NamedTuple):
@@ -71,6 +78,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     if not (folder / INDEX).is_file():
         single = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in WEIGHTS)
         hint = f"; to use {printable(single[0])!r} in it, give that file, with --base" if single else ""
+        if transformer_in(folder) is not None:
+            hint = "; to use the transformer in it, name the model that supplies the rest, such as --base dev"
         raise ModelError(f"{shown(folder)} is not a checkpoint in diffusers' layout: it has no {INDEX}{hint}.")
     index = read_json(folder / INDEX)
     pipeline = index.get("_class_name")
@@ -96,21 +105,43 @@ def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     return {key: (str(library), str(kind)) for key, (library, kind) in pairs.items() if library is not None}
 
 
+def transformer_in(folder: Path) -> Path | None:
+    """Where in a folder that is not a whole model a transformer of a family is: in itself or in ``transformer``."""
+    if (folder / INDEX).is_file():
+        return None
+    for part in (folder, folder / "transformer"):
+        try:
+            if read_json(part / "config.json").get("_class_name") in FAMILIES:
+                return part
+        except ModelError:
+            continue
+    return None
+
+
+class Weights(NamedTuple):
+    """The safetensors files of one part, and the variant that they are, such as ``fp16``; None for the usual ones."""
+
+    files: list[Path]
+    variant: str | None
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of one part, each checked for completeness.
 
     Raises:
         ModelError: the part has none, a shard is missing, or a file is damaged.
     """
-    for stem in STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            files = _shards(index)
-            break
-        if (folder / f"{stem}.safetensors").is_file():
-            files = [folder / f"{stem}.safetensors"]
-            break
-    else:
+    return find_weights(folder).files
+
+
+def find_weights(folder: Path) -> Weights:
+    """The safetensors files of one part, each checked for completeness; a variant's if it has only variants.
+
+    Raises:
+        ModelError: the part has none, a shard is missing, or a file is damaged.
+    """
+    found = next((each for variant in (None, *_variants(folder)) if (each := _listed(folder, variant))), None)
+    if found is None:
         if any(path.suffix in PICKLES for path in folder.iterdir()):
             raise ModelError(
                 f"{shown(folder)} has its weights only as pickles, which can run code when they are opened; "
@@ -118,11 +149,42 @@ def weight_files(folder: Path) -> list[Path]:
             )
         raise ModelError(
             f"{shown(folder)} has no weights: it holds neither {STEMS[0]}.safetensors nor {STEMS[1]}.safetensors; "
-            f"{AGAIN}."
+            f"{again(folder / '*')}."
         )
-    for file in files:
+    for file in found.files:
         read_header(file)
-    return files
+    return found
+
+
+def _listed(folder: Path, variant: str | None) -> Weights | None:
+    """The files of a variant by the names that diffusers and transformers give them; None if there are none."""
+    dotted = "" if variant is None else f".{variant}"
+    for stem in STEMS:
+        index = folder / f"{stem}.safetensors.index{dotted}.json"
+        if index.is_file():
+            return Weights(_shards(index), variant)
+        if (file := folder / f"{stem}{dotted}.safetensors").is_file():
+            return Weights([file], variant)
+    return None
+
+
+def _variants(folder: Path) -> list[str]:
+    """The variants of a part's weights, the preferred one first."""
+    names = "|".join(STEMS)
+    pattern = re.compile(rf"(?:{names})\.(?:(\w+)\.safetensors|safetensors\.index\.(\w+)\.json)")
+    found = {match[1] or match[2] for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+    return sorted(found, key=lambda name: (name not in OWN_DTYPES, name))
+
+
+def again(path: Path, *, damaged: bool = False) -> str:
+    """What to do about a file or a folder that is missing or damaged: for one from the hub, the command."""
+    parts, force = path.parts, " --force-download" if damaged else ""
+    for index, part in enumerate(parts):
+        if (repo := _CACHED.fullmatch(part)) and parts[index + 1 : index + 2] == ("snapshots",):
+            inside = "/".join(parts[index + 3 :])
+            what = f" --include {printable(inside)!r}" if inside else ""
+            return f"run `hf download {printable(repo[1])}/{printable(repo[2])}{what}{force}`"
+    return AGAIN
 
 
 def report_unused(where: Path, names: Sequence[str], model: str) -> None:
@@ -148,7 +210,7 @@ def report_unused(where: Path, names: Sequence[str], model: str) -> None:
 
 def _unreadable(path: Path, error: OSError) -> ModelError:
     if isinstance(error, FileNotFoundError):
-        return ModelError(f"{shown(path)} is missing; {AGAIN}.")
+        return ModelError(f"{shown(path)} is missing; {again(path)}.")
     return ModelError(f"{shown(path)} cannot be read: {error.strerror or error}; check its permissions.")
 
 
@@ -165,9 +227,10 @@ def check_parts(folder: Path, index: dict[str, Any]) -> None:
     """
     for name in components(index):
         if not (folder / name).is_dir():
-            raise ModelError(f"{shown(folder / name)} is missing; {AGAIN}.")
+            raise ModelError(f"{shown(folder / name)} is missing; {again(folder / name / '*')}.")
         if name.startswith("tokenizer") and not any((folder / name / file).is_file() for file in VOCABULARIES):
-            raise ModelError(f"{shown(folder / name)} has no vocabulary, such as {VOCABULARIES[0]}; {AGAIN}.")
+            mend = again(folder / name / VOCABULARIES[0])
+            raise ModelError(f"{shown(folder / name)} has no vocabulary, such as {VOCABULARIES[0]}; {mend}.")
 
 
 def _shards(index: Path) -> list[Path]:
@@ -182,7 +245,10 @@ def _shards(index: Path) -> list[Path]:
                 f"{AGAIN}."
             )
         if not (index.parent / name).is_file():
-            raise ModelError(f"{shown(index.parent)} is missing the file {name}, one of its {len(names)}; {AGAIN}.")
+            raise ModelError(
+                f"{shown(index.parent)} is missing the file {name}, one of its {len(names)}; "
+                f"{again(index.parent / name)}."
+            )
     return [index.parent / name for name in names]
 
 
@@ -200,10 +266,11 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
     except OSError as error:
         raise _unreadable(path, error) from error
+    mend = again(path, damaged=True)
     if len(start) < 8 or length > LARGEST_HEADER or header[:1] not in (b"{", b""):
-        raise ModelError(f"{shown(path)} is not a safetensors file ({size} bytes); {AGAIN}.")
+        raise ModelError(f"{shown(path)} is not a safetensors file ({size} bytes); {mend}.")
     if len(header) < length:
-        raise ModelError(f"{shown(path)} is cut short: it ends inside its header, after {size} bytes; {AGAIN}.")
+        raise ModelError(f"{shown(path)} is cut short: it ends inside its header, after {size} bytes; {mend}.")
     try:
         tensors = dict(json.loads(header))
         metadata = {str(key): str(value) for key, value in dict(tensors.pop("__metadata__", {})).items()}
@@ -213,7 +280,31 @@ def read_header(path: Path) -> Header:
             for name, value in tensors.items()
         }
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ModelError(f"{shown(path)} is not a safetensors file: its header is damaged; {AGAIN}.") from error
+        raise ModelError(f"{shown(path)} is not a safetensors file: its header is damaged; {mend}.") from error
     if size < end:
-        raise ModelError(f"{shown(path)} is cut short: it has {size} of {end} bytes; {AGAIN}.")
+        raise ModelError(f"{shown(path)} is cut short: it has {size} of {end} bytes; {mend}.")
     return Header(stored, metadata)
+
+
+def tensors_of(path: Path) -> Header:
+    """The header of a .safetensors or .gguf file.
+
+    Raises:
+        ModelError: the file is damaged, or the gguf package is not installed.
+    """
+    return Header(_gguf_tensors(path), {}) if path.suffix.lower() == ".gguf" else read_header(path)
+
+
+def _gguf_tensors(file: Path) -> dict[str, Stored]:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{shown(file)} needs the gguf package; run: pip install gguf.")
+    import gguf
+
+    try:
+        return {
+            tensor.name: Stored(tensor.tensor_type.name, tuple(int(side) for side in reversed(tensor.shape)))
+            for tensor in gguf.GGUFReader(file).tensors
+        }
+    except Exception as error:
+        # The reader checks nothing itself, so numpy, struct and enum errors all mean the same.
+        raise ModelError(f"{shown(file)} is cut short or is not a gguf file; {AGAIN}.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from h2gen.errors import ModelError
@@ -10,10 +11,11 @@ from h2gen.models.files import INDEX, check_parts, components, read_index, weigh
 
 # Other precisions that a repository may hold as well.
 VARIANTS = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.fp8.*"]
+WITH_VARIANTS = ("safetensors", "safetensors.index.*.json")
 TEXT = ("json", "txt", "model", "jinja")
 
 
-def download(repo: str, *, without: str | None = None) -> Path:
+def download(repo: str, *, without: Collection[str] = ()) -> Path:
     """The folder with a repository's pipeline, downloaded if it is not on this machine yet.
 
     A complete download is used without asking the network for a newer one: the same name keeps making the same
@@ -21,7 +23,7 @@ def download(repo: str, *, without: str | None = None) -> Path:
 
     Args:
         repo: such as "black-forest-labs/FLUX.1-dev".
-        without: a part whose weights are not needed.
+        without: parts whose weights are not needed.
 
     Raises:
         ModelError: it holds no pipeline that h2gen loads.
@@ -38,9 +40,13 @@ def download(repo: str, *, without: str | None = None) -> Path:
     patterns = [INDEX]
     for name in components(index):
         patterns += [f"{name}/*.{suffix}" for suffix in TEXT]
-        if name != without:
+        if name not in without:
             patterns.append(f"{name}/*.safetensors")
-    return Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=VARIANTS))
+    folder = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=VARIANTS))
+    bare = [name for name in components(index) if name not in without and _has_no_weights(folder / name)]
+    if bare:  # the repository may hold them in another precision only
+        snapshot_download(repo, allow_patterns=[f"{name}/*.{ending}" for name in bare for ending in WITH_VARIANTS])
+    return folder
 
 
 def transformer_config(repo: str) -> Path:
@@ -111,12 +117,17 @@ def cached(repo: str) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
-def _complete(folder: Path, without: str | None = None) -> bool:
+def _has_no_weights(part: Path) -> bool:
+    """Whether a part that needs weights has no file of them at all."""
+    return (part / "config.json").is_file() and not any(part.glob("*.safetensors"))
+
+
+def _complete(folder: Path, without: Collection[str] = ()) -> bool:
     try:
         index = read_index(folder)
         check_parts(folder, index)
         for name in components(index):
-            if name != without and (folder / name / "config.json").is_file():  # tokenizers and schedulers have none
+            if name not in without and (folder / name / "config.json").is_file():  # tokenizers and schedulers have none
                 weight_files(folder / name)
     except ModelError:
         return False

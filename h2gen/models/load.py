@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.hub import download
 from h2gen.models.memory import apply_offload, check_offload
 from h2gen.models.quantized import check_plain
-from h2gen.models.single_file import check_base, check_family, load_transformer, open_file
+from h2gen.models.single_file import check_base, check_family, check_transformer, load_transformer, open_file
 from h2gen.models.translate_errors import translated
 from h2gen.wording import printable
 
@@ -71,22 +71,30 @@ def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> N
 def _assemble(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     if checkpoint.base is None:
         return _pipeline(_folder(checkpoint), dtype)
+    if checkpoint.kind == "transformer":
+        folder = _folder(checkpoint.base, without=("transformer",))
+        check_transformer(checkpoint, folder)
+        return _pipeline(folder, dtype, transformer=Path(checkpoint.location))
     file = open_file(Path(checkpoint.location))
     check_family(file, checkpoint)
-    folder = _folder(checkpoint.base, without="transformer")
+    folder = _folder(checkpoint.base, without=("transformer",))
     check_base(file, checkpoint, folder)
     with quiet():
         return _pipeline(folder, dtype, transformer=load_transformer(file, folder, dtype))
 
 
-def _folder(checkpoint: Checkpoint, without: str | None = None) -> Path:
+def _folder(checkpoint: Checkpoint, without: Collection[str] = ()) -> Path:
     if checkpoint.kind == "hub":
         return download(str(checkpoint.location), without=without)
     return Path(checkpoint.location)
 
 
 def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
-    """A pipeline from a folder in diffusers' layout. Each part with weights is checked as it is loaded."""
+    """A pipeline from a folder in diffusers' layout. Each part with weights is checked as it is loaded.
+
+    Args:
+        given: parts by name: a loaded one, or a folder that has another one of the same class.
+    """
     import diffusers
     import transformers
 
@@ -100,20 +108,26 @@ def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
                 raise ModelError(
                     f"{files.shown(folder)} needs {library}.{kind}, which this version of {library} lacks; update it."
                 )
-            if name not in given and issubclass(cls, (diffusers.ModelMixin, transformers.PreTrainedModel)):
-                parts[name] = _model(cls, folder / name, dtype)
+            part = given.get(name, folder / name)
+            if isinstance(part, Path) and issubclass(cls, (diffusers.ModelMixin, transformers.PreTrainedModel)):
+                parts[name] = _model(cls, part, dtype)
         return getattr(diffusers, index["_class_name"]).from_pretrained(folder, local_files_only=True, **parts)
 
 
 def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     """One part with weights. diffusers and transformers only warn about missing and unknown ones."""
-    weights = files.weight_files(folder)
+    weights, variant = files.find_weights(folder)
     quantized = files.read_json(folder / "config.json").get("quantization_config")
     for file in () if quantized else weights:
         check_plain(file)
     try:
         model, info = cls.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder,
+            dtype=dtype,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (ValueError, RuntimeError) as error:
         if "expected shape" in str(error) or "mismatched" in str(error):

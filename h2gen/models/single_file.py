@@ -5,8 +5,8 @@ Everything is checked by the file's header and the base's configuration, before 
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,11 @@ def open_file(path: Path) -> SingleFile:
             read.
     """
     gguf = path.suffix.lower() == ".gguf"
-    header = files.Header(_gguf_tensors(path), {}) if gguf else files.read_header(path)
+    header = files.tensors_of(path)
     names = list(header.tensors)
     check_layout(path, names)
+    if gguf:
+        _check_types(path, header.tensors)
     family = recognize(names)
     kind = other_kind(names, of_a_family=family is not None)
     if kind is not None:
@@ -83,6 +85,23 @@ def open_file(path: Path) -> SingleFile:
     return SingleFile(path, family, prefix, tensors, Scales(path, {} if gguf else tensors, configs), tuple(others))
 
 
+def _check_types(path: Path, tensors: Mapping[str, Stored]) -> None:
+    """Check that diffusers can compute with every type of a GGUF file; it has fewer than the gguf package.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
+
+    known = [*(kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES), "F16", "F32"]
+    for name, stored in tensors.items():
+        if stored.dtype not in known:
+            raise ModelError(
+                f"{shown(path)} stores {printable(name)!r} as {stored.dtype}, which diffusers cannot compute with; use "
+                f"a file of one of these types: {', '.join(dict.fromkeys(known))}."
+            )
+
+
 def check_family(file: SingleFile, checkpoint: Checkpoint) -> None:
     """As ``check_base``, as far as can be said before the base is downloaded.
 
@@ -91,7 +110,7 @@ def check_family(file: SingleFile, checkpoint: Checkpoint) -> None:
     """
     entry = CATALOGUE.get(checkpoint.base.name) if checkpoint.base else None
     if entry is not None and entry.family != file.family.title:
-        raise _wrong_family(file, checkpoint, entry.family)
+        raise _wrong_family(file.family, checkpoint, entry.family)
 
 
 def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
@@ -109,7 +128,7 @@ def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
     kind = files.components(files.read_index(folder)).get("transformer", ("", "nothing"))[1]
     family = file.family
     if kind != family.transformer:
-        raise _wrong_family(file, checkpoint, FAMILIES[kind].title if kind in FAMILIES else kind)
+        raise _wrong_family(family, checkpoint, FAMILIES[kind].title if kind in FAMILIES else kind)
     shapes = {tensor: stored.shape for tensor, stored in file.tensors.items()}
     config = files.read_json(folder / "transformer" / "config.json")
     channels = input_channels(shapes)
@@ -124,8 +143,33 @@ def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
             raise ModelError(f"{name} {ours} and its base {base} {theirs}; give another base.")
 
 
-def _wrong_family(file: SingleFile, checkpoint: Checkpoint, found: str) -> ModelError:
-    title, base = file.family.title, checkpoint.base.name if checkpoint.base else None
+_OF_THE_BASE = {"in_channels", "joint_attention_dim", "pooled_projection_dim"}
+"""What a transformer's configuration must have in common with its base's: what the other parts give and take."""
+
+
+def check_transformer(checkpoint: Checkpoint, folder: Path) -> None:
+    """As ``check_base``, for a folder with a transformer, which has its own configuration: its blocks may differ.
+
+    Raises:
+        ModelError: it is of another family than its base, or does not go with the base's other parts.
+    """
+    own = files.read_json(Path(checkpoint.location) / "config.json")
+    theirs = files.read_json(folder / "transformer" / "config.json")
+    family = FAMILIES[str(own["_class_name"])]
+    found = str(theirs.get("_class_name"))
+    if found != family.transformer:
+        raise _wrong_family(family, checkpoint, FAMILIES[found].title if found in FAMILIES else printable(found))
+    base = checkpoint.base.name if checkpoint.base else None
+    for key in own.keys() & theirs.keys() & _OF_THE_BASE:
+        if own[key] != theirs[key]:
+            ours, other = (printable(repr(config[key]))[:40] for config in (own, theirs))
+            raise ModelError(
+                f"{checkpoint.name!r} has the {key} {ours}, and its base {base!r} has {other}; give another base."
+            )
+
+
+def _wrong_family(family: Family, checkpoint: Checkpoint, found: str) -> ModelError:
+    title, base = family.title, checkpoint.base.name if checkpoint.base else None
     bases = [alias for alias, entry in CATALOGUE.items() if entry.family == title and entry.repo]
     return ModelError(
         f"{checkpoint.name!r} is a transformer of {title}, and its base {base!r} is {found}; give a base of {title}, "
@@ -231,18 +275,3 @@ def _read(file: SingleFile) -> dict[str, Any]:
     every = load_gguf_checkpoint(str(file.path)) if file.is_gguf else load_file(file.path)
     others = {*file.others}
     return {name.removeprefix(file.prefix): tensor for name, tensor in every.items() if name not in others}
-
-
-def _gguf_tensors(file: Path) -> dict[str, Stored]:
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{shown(file)} needs the gguf package; run: pip install gguf.")
-    import gguf
-
-    try:
-        return {
-            tensor.name: Stored(tensor.tensor_type.name, tuple(int(side) for side in reversed(tensor.shape)))
-            for tensor in gguf.GGUFReader(file).tensors
-        }
-    except Exception as error:
-        # The reader checks nothing itself, so numpy, struct and enum errors all mean the same.
-        raise ModelError(f"{shown(file)} is cut short or is not a gguf file; {files.AGAIN}.") from error

@@ -10,7 +10,7 @@ from typing import Any
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies import switched_off
 from h2gen.errors import SettingError
-from h2gen.models.catalogue import WEIGHTS, Checkpoint, resolve
+from h2gen.models.catalogue import Checkpoint, needs_base, resolve
 from h2gen.models.choices import split_device
 from h2gen.models.defaults import ModelDefaults
 from h2gen.settings import presets
@@ -249,6 +249,6 @@ def _origin_of_plan(resolved: Mapping[str, Resolved]) -> str:
 def _base(given: Mapping[str, Resolved]) -> str | None:
     """The base, unless it is a user default and the model needs none."""
     base = given.get("base")
-    if base is None or (base.source != "option" and not given["model"].value.lower().endswith(WEIGHTS)):
+    if base is None or (base.source != "option" and not needs_base(given["model"].value)):
         return None
     return str(base.value)

@@ -17,7 +17,8 @@ from h2gen.errors import ModelError
 from h2gen.families.flux1 import DEV, SCHNELL
 from h2gen.families.flux2 import FLUX2_DEV, KLEIN
 from h2gen.models.catalogue import BUNDLED, CATALOGUE, ModelDefaults, resolve
-from tests.checkpoints import edit_json
+from tests import small
+from tests.checkpoints import edit_json, save_single
 
 
 def refusal(*args: str) -> str:
@@ -174,8 +175,8 @@ def test_a_single_file_takes_its_other_parts_and_defaults_from_its_base(tmp_path
 
 
 def test_a_single_file_without_a_base_is_told_of_base(tmp_path):
-    (tmp_path / "flux.gguf").touch()
-    assert "--base dev" in refusal(str(tmp_path / "flux.gguf"))
+    file = save_single(small.flux_transformer(), tmp_path / "flux.safetensors")
+    assert "holds only a transformer" in refusal(str(file)) and "--base dev" in refusal(str(file))
 
 
 def test_a_single_file_cannot_be_a_base(tmp_path):
