@@ -27,8 +27,10 @@ from diffusers import (
     FluxControlPipeline,
     FluxFillPipeline,
     FluxPipeline,
+    FluxPriorReduxPipeline,
     FluxTransformer2DModel,
 )
+from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -42,6 +44,9 @@ from transformers import (
     Qwen2TokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -149,37 +154,60 @@ def chroma_transformer(
     return enliven(model)
 
 
-def controlnet(seed: int = 0, layers: int = 2, single_layers: int = 2) -> FluxControlNetModel:
+def controlnet(seed: int = 0, layers: int = 2, single_layers: int = 2, **overrides: Any) -> FluxControlNetModel:
+    """A ControlNet: a union of ``num_mode`` kinds, or XLabs' with ``conditioning_embedding_channels``."""
+    config = {
+        "in_channels": 4 * LATENTS,
+        "num_layers": layers,
+        "num_single_layers": single_layers,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": HIDDEN,
+        "pooled_projection_dim": HIDDEN,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, 6, 6),
+        **overrides,
+    }
     with seeded(seed), no_warning_of_diffusers_own_import():
-        net = FluxControlNetModel(
-            in_channels=4 * LATENTS,
-            num_layers=layers,
-            num_single_layers=single_layers,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=HIDDEN,
-            pooled_projection_dim=HIDDEN,
-            guidance_embeds=True,
-            axes_dims_rope=(4, 6, 6),
-        )
+        net = FluxControlNetModel(**config)
         # A fresh ControlNet adds nothing: its output layers start at zero.
         for layer in [*net.controlnet_blocks, *net.controlnet_single_blocks, net.controlnet_x_embedder]:
             torch.nn.init.normal_(layer.weight, std=0.1)
     return net.eval()
 
 
+UNION = {"num_mode": 7}
+XLABS = {"in_channels": 64, "single_layers": 0, "patch_size": 2, "conditioning_embedding_channels": 16}
+"""XLabs' ControlNets read the picture's pixels through a few convolutions of 16 channels, and no latents."""
+
+
+def redux_prior(seed: int = 0) -> FluxPriorReduxPipeline:
+    """Redux's own small model: 4 x 4 patches of a picture become 16 text tokens."""
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    with seeded(seed):
+        return quiet(
+            FluxPriorReduxPipeline(
+                image_encoder=SiglipVisionModel(vision).eval(),
+                feature_extractor=SiglipImageProcessor(size={"height": 32, "width": 32}),
+                image_embedder=ReduxImageEncoder(redux_dim=16, txt_in_features=HIDDEN).eval(),
+            )
+        )
+
+
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=3.0)
 
 
-def flux_vae(seed: int = 0) -> AutoencoderKL:
+def flux_vae(seed: int = 0, latent_channels: int = LATENTS) -> AutoencoderKL:
     with seeded(seed):
         return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             block_out_channels=(4, 4, 8, 8),
             layers_per_block=1,
-            latent_channels=LATENTS,
+            latent_channels=latent_channels,
             norm_num_groups=2,
             sample_size=SIZE,
             scaling_factor=1.0,

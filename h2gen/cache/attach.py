@@ -62,7 +62,9 @@ def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], N
         if (before := _attachment(transformer)) is not None:
             before.detach(replaced=True)
         Attachment(
-            transformer, Shared(family, config, find_course, trace, WarnOnce(), ContextName(), itertools.count())
+            transformer,
+            Shared(family, config, find_course, trace, WarnOnce(), ContextName(), itertools.count()),
+            getattr(target, "controlnet", None),
         )
     return trace
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from h2gen.cache.block_call import BlockCall, outside_graphs
 from h2gen.cache.callers import Callers
+from h2gen.cache.controlnet import computed, postponed, without_samples
 from h2gen.cache.engine import Engine, Shared
 from h2gen.cache.inputs import Inputs
 from h2gen.cache.others import refuse_other_caches
@@ -35,7 +36,9 @@ class Attachment:
     Without arguments it does nothing: a copy of a model (``copy.deepcopy``, pickle) gets one like that.
     """
 
-    def __init__(self, transformer: nn.Module | None = None, shared: Shared | None = None) -> None:
+    def __init__(
+        self, transformer: nn.Module | None = None, shared: Shared | None = None, controlnet: Any = None
+    ) -> None:
         self._lock = threading.Lock()
         self._inside: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
         self._calls: list[BlockCall] = []
@@ -50,6 +53,10 @@ class Attachment:
         self._transformer = weakref.ref(transformer)
         Overridden(transformer, "cache_context", self._in_context)
         Overridden(transformer, "_reset_stateful_cache", self._reset)
+        later = None if controlnet is None else postponed(controlnet)
+        self._controlnet = None if later is None else Overridden(controlnet, "forward", later)
+        # After ``begin``, and not in it: a compiled ControlNet must run as it was compiled.
+        self._compute = None if later is None else transformer.register_forward_pre_hook(computed, with_kwargs=True)
 
     def __reduce__(self) -> Any:
         return Attachment, ()
@@ -59,25 +66,29 @@ class Attachment:
         return self._closed.is_set()
 
     @outside_graphs
-    def begin(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Begin a forward pass: wrap the blocks as they are now, whatever was done to the model since the last pass."""
+    def begin(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Begin a forward pass: wrap the blocks as they are now, whatever was done to the model since the last pass.
+
+        Returns the arguments of a skipped step: without samples of a ControlNet, which then does not run.
+        """
         if self.closed():
-            return
+            return None
         stages = stages_of(transformer)
-        inputs = Inputs(self._shared.family, stages, {**dict(zip(self._names, args, strict=False)), **kwargs})
+        inputs = Inputs(self._shared.family, {**dict(zip(self._names, args, strict=False)), **kwargs})
         engine = self._callers.engine_for(inputs)
         engine.begin(stages, inputs)
         refuse_other_caches(transformer, everywhere=engine.step is not None and engine.step.index == 0)
         with self._lock:
             if self.closed():  # by another thread in the meantime
                 engine.forget()
-                return
+                return None
             if not self._others_inside():
                 self._take_off()
                 self._calls = [
                     BlockCall(self._callers, stage, index) for stage in stages for index in range(len(stage.blocks))
                 ]
             self._inside.add(threading.current_thread())
+        return (args, without_samples(kwargs)) if engine.step is not None and engine.step.skipped else None
 
     @outside_graphs
     def end(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
@@ -114,6 +125,9 @@ class Attachment:
             for method in () if transformer is None else [*vars(transformer).values()]:
                 if isinstance(method, Overridden):
                     method.restore()
+            if self._controlnet is not None and self._compute is not None:
+                self._controlnet.restore()
+                self._compute.remove()
             if not others:
                 self._take_off()
                 self._end.remove()  # not while the hooks are being called
@@ -147,7 +161,7 @@ class Attachment:
 
 
 class Overridden:
-    """A method of a transformer, wrapped; in a copy of the model it just calls the original one.
+    """A method of a model, wrapped; in a copy of the model it just calls the original one.
 
     Args:
         transformer: gets it, if it has such a method.

@@ -18,14 +18,15 @@ class Inputs:
 
     Args:
         family: of the transformer.
-        stages: of the transformer.
         arguments: of its forward pass, by name.
     """
 
-    def __init__(self, family: Family, stages: Sequence[Stage], arguments: Mapping[str, Any]) -> None:
+    def __init__(self, family: Family, arguments: Mapping[str, Any]) -> None:
         latents, text, timestep, image_ids, text_ids = family.pass_inputs(arguments)
         self._identity = [None if each is None else weakref.ref(each) for each in (text, image_ids, text_ids, latents)]
         self.pictures: int = latents.shape[0]
+        self._family = family
+        self._controlnet = {name: value for name, value in arguments.items() if name.startswith("controlnet_")}
         #: Whether blocks can run for only some pictures of the batch.
         self.separable = text.shape[0] == self.pictures > 1 and family.can_split(arguments)
         #: What must not change while residuals are kept.
@@ -33,13 +34,15 @@ class Inputs:
         self.text_tokens: int = text.shape[1]
         self.image_tokens: int = latents.shape[1]
         self.device: torch.device = latents.device
-        #: What the model adds between each stage's blocks.
-        self.added = {stage.name: family.added_between(stage.name, len(stage.blocks), arguments) for stage in stages}
         # On CUDA a copy is queued and read later: reading it now would make the host wait for the device.
         first = timestep.detach().flatten()[0]
         queued = first.device.type == "cuda"
         first = first.to("cpu", non_blocking=queued)
         self.timestep: float | torch.Tensor = first if queued else as_timestep(first)
+
+    def added(self, stage: Stage) -> Sequence[torch.Tensor]:
+        """What the model adds between a stage's blocks. A ControlNet that has not run yet runs now."""
+        return self._family.added_between(stage.name, len(stage.blocks), self._controlnet)
 
     def read_timestep(self) -> float:
         """The timestep, 0 to 1000; waits for the device."""

@@ -88,7 +88,7 @@ class Method:
             return  # diffusers' hook on a skipped layer hands the text on as image and the image as text
         residual = [y - x for x, y in zip(first, last, strict=True)]
         # The model adds ControlNet's samples after each block, skipped or not: they are not part of the residual.
-        for sample in step.inputs.added[stage.name]:
+        for sample in step.inputs.added(stage):
             residual[-1][:, -sample.shape[1] :].sub_(sample)
         own = step.own if self._config.forecast else None
         step.memory(stage.name).keep_residual(residual, self._sigma(step), step.index, step.running, own)

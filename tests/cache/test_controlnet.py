@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from diffusers import FluxControlNetPipeline
 
 from h2gen.cache import h2_cache
 from tests.cache.drive import (
@@ -20,7 +22,19 @@ from tests.cache.drive import (
     thresholds,
 )
 from tests.cache.reference import Rules
-from tests.small import flux_transformer
+from tests.small import (
+    UNION,
+    XLABS,
+    controlnet,
+    flux_pipeline,
+    flux_text_encoders,
+    flux_transformer,
+    flux_vae,
+    picture,
+    quiet,
+    run_kwargs,
+    scheduler,
+)
 
 LAYERS, SINGLE_LAYERS, TOKENS, WIDTH = 4, 5, 16, 32
 
@@ -153,3 +167,76 @@ def test_samples_are_not_written_to() -> None:
         run(model, 4, extra=extra)
     after = [sample for name in list(extra)[:2] for sample in extra[name]]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+PLAN = "FSDFSF"
+
+
+def with_nets(*nets: Any, **transformer: Any) -> FluxControlNetPipeline:
+    return quiet(
+        FluxControlNetPipeline(
+            transformer=flux_transformer(**transformer),
+            vae=flux_vae(),
+            scheduler=scheduler(),
+            controlnet=nets[0] if len(nets) == 1 else list(nets),
+            **flux_text_encoders(),
+        )
+    )
+
+
+def make_pipeline(name: str) -> tuple[Any, dict[str, Any]]:
+    """A pipeline, and its arguments besides the usual ones."""
+    if name == "union":
+        return with_nets(controlnet(**UNION)), {"control_mode": 2}
+    if name == "two":
+        scales = {"controlnet_conditioning_scale": [0.6, 0.4]}
+        return with_nets(controlnet(), controlnet(seed=1)), {"control_image": [picture(), picture(9)], **scales}
+    if name == "XLabs":
+        pipe = with_nets(controlnet(**XLABS), in_channels=64)
+        pipe.vae = flux_vae(latent_channels=16)
+        return pipe, {}
+    return with_nets(controlnet(single_layers=2 if name == "one" else 0)), {}
+
+
+@pytest.mark.parametrize("name", ["one", "without single blocks", "union", "two", "XLabs"])
+def test_a_controlnet_runs_only_in_steps_that_are_not_skipped(name: str) -> None:
+    pipe, more = make_pipeline(name)
+    calls: list[int] = []
+    nets = pipe.controlnet.nets if name == "two" else [pipe.controlnet]
+    for net in nets:
+        net.transformer_blocks[0].register_forward_hook(lambda *_: calls.append(1))
+
+    def draw() -> np.ndarray:
+        calls.clear()
+        return pipe(**(run_kwargs(pipe, steps=len(PLAN)) | more)).images
+
+    plain = draw()
+    assert len(calls) == len(PLAN) * len(nets)
+    with h2_cache(pipe, tau1=0, tau2=0):
+        assert np.array_equal(draw(), plain)
+        assert len(calls) == len(PLAN) * len(nets)
+    with h2_cache(pipe.transformer, plan=PLAN):  # which does not know the pipeline, and so no ControlNet
+        wanted = draw()
+    assert len(calls) == len(PLAN) * len(nets)
+    with h2_cache(pipe, plan=PLAN) as trace:
+        assert np.array_equal(draw(), wanted)
+    assert len(calls) == (len(PLAN) - PLAN.count("S")) * len(nets)
+    assert [record.structure.outcome.value == "skipped" for record in trace.steps] == [letter == "S" for letter in PLAN]
+    assert np.array_equal(draw(), plain) and "forward" not in vars(pipe.controlnet)
+
+
+def test_a_controlnet_that_fails_in_a_step_fails_the_call_and_leaves_the_cache_usable() -> None:
+    pipe = flux_pipeline(FluxControlNetPipeline)
+    block, broken = pipe.controlnet.transformer_blocks[0], [True]
+
+    def fail(*_: Any) -> None:
+        if broken[0]:
+            raise RuntimeError("no such luck")
+
+    block.register_forward_pre_hook(fail)
+    with h2_cache(pipe, plan=PLAN) as trace:
+        with pytest.raises(RuntimeError, match="no such luck"):
+            pipe(**run_kwargs(pipe, steps=len(PLAN)))
+        broken[0] = False
+        pipe(**run_kwargs(pipe, steps=len(PLAN)))
+    assert len(trace.steps) == len(PLAN)
