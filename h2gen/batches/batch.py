@@ -26,6 +26,7 @@ from h2gen.models.content_hash import content_hash
 from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.translate_errors import translated
 from h2gen.output.save import keep, sweep
+from h2gen.settings.values import FILES
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,9 @@ class Batch:
         settings = job.settings.to_json()
         if not settings["negative"]:
             del settings["negative"]
+        for name in FILES:
+            if name in settings:
+                settings[name] = [file.typed() for file in getattr(job.settings, name)]
         facts = {"name": name, "source": job.source, "error": error, "id": queued.id}
         notes = json.loads(job.notes) if job.notes else {}
         self._failed_lines[queued.id] = json.dumps({**notes, **settings, **facts})

@@ -210,6 +210,8 @@ class Session:
             SettingError: they differ in something else.
             H2GenError: as ``run``, for all of them.
         """
+        if settings[0].lora:
+            raise SettingError("This version resolves LoRAs but does not load them yet; leave out lora.")
         if not all(settings[0].goes_with(each) for each in settings):
             raise SettingError("Pictures of one batch may differ only in prompt and seed.")
         size = settings[0].width, settings[0].height

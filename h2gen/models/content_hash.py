@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from h2gen.errors import ModelError
-from h2gen.files import user_folder, write_whole
+from h2gen.files import sha256, user_folder, write_whole
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.files import INDEX, components, read_index, weight_files
 from h2gen.models.hub import TEXT, download
@@ -36,6 +37,29 @@ def content_hash(checkpoint: Checkpoint) -> str:
     lines = [f"{name} {remembered.sha256(path)}\n" for name, path in sorted(_files(checkpoint))]
     remembered.write()
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """The hash of one file's contents, 64 hex digits. That of a large file is remembered, as those of checkpoints are.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    state = path.stat()
+    key = (os.path.abspath(path), state.st_size, state.st_mtime_ns, state.st_ino)
+    if key not in _IN_THIS_PROCESS:
+        if state.st_size < _LARGE:
+            _IN_THIS_PROCESS[key] = sha256(path.read_bytes())
+        else:
+            remembered = _Remembered()
+            _IN_THIS_PROCESS[key] = remembered.sha256(path)
+            remembered.write()
+    return _IN_THIS_PROCESS[key]
+
+
+_LARGE = 2**25
+"""Bytes from which on reading a file takes longer than reading and writing all remembered hashes."""
+_IN_THIS_PROCESS: dict[tuple[str, int, int, int], str] = {}
 
 
 def check_bundled(checkpoint: Checkpoint) -> None:

@@ -27,9 +27,12 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "preset", str(found["preset"])
     for name, value in settings.items():
         row = BY_NAME.get(name)
-        if row is not None and row.later and value == row.default:
+        if row is not None and row.later and value in (row.default, []):
             continue  # as in pictures that are older than the setting
-        if name not in ("width", "height") and value != "":
+        if row is not None and row.of_files:
+            for file in row.check(value):
+                yield name, f"{file}  {file.sha256[:12]}"
+        elif name not in ("width", "height") and value != "":
             yield name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)
     if "published_plan" in found:
         yield "published plan", str(found["published_plan"])

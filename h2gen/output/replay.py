@@ -13,6 +13,7 @@ from h2gen.output.metadata import Metadata, Origin, versions
 from h2gen.settings.layers import Layers, Resolved
 from h2gen.settings.table import BY_NAME, OF_THIS_MACHINE
 from h2gen.settings.user_defaults import user_defaults
+from h2gen.settings.values import FILES
 
 
 def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None = None) -> Layers:
@@ -39,6 +40,13 @@ def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None
     }
     if given.get("preset") is not None or given.get("no_cache"):
         recorded = {name: value for name, value in recorded.items() if not BY_NAME[name].of_cache}
+    for name in FILES:
+        files = getattr(found.settings, name)
+        recorded.pop(name, None)
+        if files and given.get(name) is None:
+            recorded[name] = BY_NAME[name].rule.again(BY_NAME[name].option, files, None)
+        elif files:
+            given = {**given, name: BY_NAME[name].rule.again(BY_NAME[name].option, files, given[name])}
     if given.get("cfg") is not None and given["cfg"] <= 1:
         del recorded["negative"]  # it needs true guidance, which the option switches off
     if given.get("model") is None:

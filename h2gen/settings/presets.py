@@ -14,7 +14,9 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies import switched_off
 from h2gen.checks import Rule
 from h2gen.errors import PresetError, SettingError
+from h2gen.settings.inputs import InputFile
 from h2gen.settings.synonyms import suggestion
+from h2gen.settings.table import BY_NAME
 from h2gen.toml import read_toml
 from h2gen.wording import did_you_mean, printable, shown
 
@@ -24,18 +26,21 @@ _HERE = Path(__file__).resolve().parents[1]
 # In a wheel the presets are inside the package, in a checkout next to it.
 _SHIPPED = next((folder for folder in (_HERE / "_presets", _HERE.parent / "presets") if folder.is_dir()), _HERE)
 _SETTINGS = tuple(field.name for field in fields(CacheConfig))
+_FILES = ("lora",)
+"""Settings of files that a preset may give too."""
 _OTHER = {"description": Rule(str), "figures": Rule(dict)}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A named ``CacheConfig``, with what it is for and the figures that were measured with it."""
+    """A named ``CacheConfig``, with what it is for, the figures that were measured with it, and files such as LoRAs."""
 
     name: str
     path: Path
     description: str
     config: CacheConfig
     figures: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, tuple[InputFile, ...]] = field(default_factory=dict)
 
 
 def user_folder() -> Path:
@@ -89,10 +94,10 @@ def read_preset(path: Path) -> Preset:
     except ValueError as error:
         raise PresetError(f"Preset {str(path)!r} cannot be used: {error}.") from error
     for key in data:
-        if key not in (*_SETTINGS, *_OTHER):
+        if key not in (*_SETTINGS, *_FILES, *_OTHER):
             raise PresetError(
-                f"Preset {str(path)!r} has an unknown key {shown(key)}{suggestion(key, _SETTINGS)} "
-                f"Known keys: {', '.join((*_SETTINGS, *_OTHER))}."
+                f"Preset {str(path)!r} has an unknown key {shown(key)}{suggestion(key, (*_SETTINGS, *_FILES))} "
+                f"Known keys: {', '.join((*_SETTINGS, *_FILES, *_OTHER))}."
             )
     try:
         for key, rule in _OTHER.items():
@@ -100,12 +105,14 @@ def read_preset(path: Path) -> Preset:
                 rule.check_kind(key, data[key])
         off = switched_off({"tolerance": data.get("tolerance")})
         config = CacheConfig(**off | {key: data[key] for key in _SETTINGS if key in data})
+        given = {key: BY_NAME[key].beside(path.parent, data[key]) for key in _FILES if key in data}
     except SettingError as error:
         raise PresetError(f"Preset {str(path)!r}: {error}") from error
     missing = [name for name in ("tau1", "tau2") if name not in data and not (config.plan or config.tolerance)]
     if missing:
         raise PresetError(f"Preset {str(path)!r} lacks {' and '.join(missing)}; 0 switches a threshold off.")
-    return Preset(path.stem, path, " ".join(data.get("description", "").split()), config, data.get("figures", {}))
+    description = " ".join(data.get("description", "").split())
+    return Preset(path.stem, path, description, config, data.get("figures", {}), given)
 
 
 def check_new(name: str) -> Path:

@@ -21,14 +21,14 @@ from h2gen.settings.seeds import random_seed
 from h2gen.settings.sizes import parse_size
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.user_defaults import user_defaults
-from h2gen.settings.values import FIELDS, OFF, Settings, check_length
+from h2gen.settings.values import FIELDS, FILES, OFF, Settings, check_length
 
 CACHE = tuple(row.name for row in TABLE if row.of_cache)
 """The settings of the cache."""
 
 _OWN_FIELDS = tuple(name for name in FIELDS if name not in ("prompt", "width", "height"))
 _NOT_RESOLVED = ("no_cache", "count", "name")
-_BUILT_IN = {row.name: row.default for row in TABLE if row.default is not None and not row.of_cache}
+_BUILT_IN = {row.name: row.default for row in TABLE if row.default not in (None, ()) and not row.of_cache}
 
 BUNDLED_NOTICE = (
     "Using the bundled model 'tiny', a very small Flux trained on emoji. "
@@ -132,9 +132,15 @@ def resolve_settings(
         resolved["seed"] = Resolved(random_seed(), "random")
     width, height, rounded = parse_size(str(resolved["size"].value), model_defaults, _called("size", resolved))
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
+    for name in FILES:
+        if name in resolved:
+            files = BY_NAME[name].rule.resolve(_called(name, resolved), resolved[name].value)
+            resolved[name] = Resolved(files, resolved[name].source)
     resolved = {row.name: resolved[row.name] for row in TABLE if row.name in resolved}
     values = {name: setting.value for name, setting in resolved.items()}
-    settings = Settings(prompt=prompt, width=width, height=height, **{name: values[name] for name in _OWN_FIELDS})
+    settings = Settings(
+        prompt=prompt, width=width, height=height, **{name: values[name] for name in _OWN_FIELDS if name in values}
+    )
     cache = CacheConfig(**{name: values[name] for name in CACHE})
     check_length(cache.plan, settings.steps, settings.solver, _origin_of_plan(resolved))
     return replace(settings, cache=cache), resolved, rounded
@@ -194,7 +200,7 @@ def _with_cache(layers: Layers, load_preset: Callable[[str], presets.Preset]) ->
             preset = load_preset(values["preset"])
             whole = True
             complete[-1][1]["preset"] = preset.name
-            complete.append((f"preset {preset.name}", asdict(preset.config)))
+            complete.append((f"preset {preset.name}", {**asdict(preset.config), **preset.files}))
         else:
             whole = all(values.get(name) is not None for name in CACHE)
     _choose_policy(complete)

@@ -29,6 +29,8 @@ _FOREIGN = {
     "negative": "negative_prompt neg neg_prompt negativ uncond unconditional_prompt uc n_prompt",
     "max_sequence_length": "max_tokens max_length max_seq_len max_seq_length max_token_length max_prompt_tokens "
     "sequence_length token_limit t5_max_length t5xxl_max_token_length text_length",
+    "lora": "loras lora_path lora_paths lora_name lora_file lora_files lora_model lora_model_name lora_weights "
+    "network_weights adapter adapters adapter_path",
     "preset": "profile",
     "tolerance": "rel_l1_thresh l1_thresh residual_diff_threshold rdt error_threshold cache_threshold tol",
     "tau1": "tau threshold structure_threshold",

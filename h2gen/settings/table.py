@@ -10,6 +10,7 @@ from typing import Any
 from h2gen.cache.config import POLICIES, RULES, CacheConfig
 from h2gen.checks import Rule
 from h2gen.models.choices import DTYPES, OFFLOADS, SOLVERS
+from h2gen.settings.inputs import FileRule
 
 LARGEST_SIDE = 8192
 """Pixels. Above it even a tiled decoder needs more memory than any one GPU has."""
@@ -106,6 +107,11 @@ class Setting:
         return "the picture's" if recorded and self.otherwise else self.otherwise
 
     @property
+    def of_files(self) -> bool:
+        """Whether its values are files that the picture is made from, as ``InputFile``s."""
+        return isinstance(self.rule, FileRule)
+
+    @property
     def of_cache(self) -> bool:
         """Whether it is a field of ``CacheConfig``."""
         return self.name in RULES
@@ -121,6 +127,10 @@ class Setting:
             SettingError: it cannot be used.
         """
         return self.rule.check(called or self.label or self.name, value)
+
+    def beside(self, folder: Path, value: Any) -> Any:
+        """A checked value that a file in ``folder`` gives: relative paths of input files begin there."""
+        return self.rule.beside(folder, self.name, value) if isinstance(self.rule, FileRule) else value
 
     def parse(self, text: str, called: str = "") -> Any:
         """The value of a text, from the environment or typed in the shell; its range is not checked.
@@ -142,6 +152,11 @@ def _cache(name: str, help: str, **more: Any) -> Setting:
     places = {"per_prompt": True, "in_shell": True, "in_picture": True, "later": name in POLICIES}
     own: dict[str, Any] = {"default": getattr(CacheConfig(), name), "commands": (*_MAKING, "compare")}
     return Setting(name, help, RULES[name], CACHE, **{**places, **own, **more})
+
+
+def _files(name: str, help: str, rule: FileRule, **more: Any) -> Setting:
+    """A row of files that the picture is made from, as ``FILE[:NUMBER]``; the option can be repeated."""
+    return _picture(name, help, rule, **{"default": (), "later": True, **more})
 
 
 def _goal(name: str, help: str, rule: Rule) -> Setting:
@@ -214,6 +229,12 @@ TABLE = (
         default="",
     ),
     _picture("max_sequence_length", "Prompt tokens that the model reads.", Rule(int, 1, MOST_TOKENS), section=DETAILS),
+    _files(
+        "lora",
+        "A LoRA's file or repository, and its scale; can be repeated.",
+        FileRule(what="LoRA", number=Rule(float, -100, 100), scale=1.0),
+        metavar="FILE[:SCALE]",
+    ),
     Setting(
         "preset",
         "A preset's name or file; see 'h2gen presets'.",

@@ -69,4 +69,5 @@ def _configuration() -> dict[str, Any]:
                 f"{where} has an unknown key {shown(key)}{suggestion(key, USER_DEFAULTS)} "
                 f"Known keys: {', '.join(USER_DEFAULTS)}."
             )
-    return {key: USER_DEFAULTS[key].check(value, f"{where}: {key}") for key, value in data.items()}
+    values = {key: USER_DEFAULTS[key].check(value, f"{where}: {key}") for key, value in data.items()}
+    return {key: USER_DEFAULTS[key].beside(path.parent, value) for key, value in values.items()}

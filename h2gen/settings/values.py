@@ -11,6 +11,7 @@ from h2gen.cache.policies.plan import parts_in, steps_in
 from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.settings.inputs import InputFile
 from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import BY_NAME
 
@@ -36,6 +37,7 @@ class Settings:
         max_sequence_length: prompt tokens that the model reads.
         cache: thresholds, guards and policies of H2-Cache.
         solver: one of ``SOLVERS``; ``own`` is the checkpoint's.
+        lora: LoRAs that the model is loaded with, with their scales.
         reference_steps: steps of the uncached picture that was asked for, if a profile chose other settings to come
             close to it; None if it is the one with these ``steps``. It determines no pixel: shares of blocks and
             estimated speed-ups are against it.
@@ -56,12 +58,18 @@ class Settings:
     max_sequence_length: int = 512
     cache: CacheConfig = field(default=OFF)
     solver: str = "own"
+    lora: tuple[InputFile, ...] = ()
     reference_steps: int | None = None
     published_plan: str | None = None
 
     def __post_init__(self) -> None:
         for name in FIELDS:
             object.__setattr__(self, name, BY_NAME[name].check(getattr(self, name)))
+        for name in FILES:
+            if unfound := [file for file in getattr(self, name) if not file.sha256]:
+                raise SettingError(
+                    f"{name} {str(unfound[0])!r} has not been looked for; use h2gen's functions for that."
+                )
         if self.reference_steps is not None:
             BY_NAME["steps"].check(self.reference_steps, "reference_steps")
         if self.published_plan is not None:
@@ -100,11 +108,15 @@ class Settings:
         return replace(other, prompt=self.prompt, seed=self.seed) == self
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object, with the cache's settings among the others."""
+        """One flat object, with the cache's settings among the others; without settings of files that are empty."""
         # Not by asdict, which copies deeply: a batch asks this of every job.
         flat = {**vars(self), **vars(self.cache)}
         for name in ("cache", *NOT_SETTINGS):
             del flat[name]
+        for name in FILES:
+            flat[name] = [file.to_json() for file in flat[name]]
+            if not flat[name]:
+                del flat[name]
         return flat
 
 
@@ -113,7 +125,9 @@ NOT_SETTINGS = ("reference_steps", "published_plan")
 _ORIGIN = Rule(str, longest=500)
 
 FIELDS = tuple(each.name for each in fields(Settings) if each.name not in ("cache", *NOT_SETTINGS))
-"""The settings of ``Settings`` that are single values."""
+"""The settings of ``Settings`` that the table has a row for, apart from the cache's."""
+FILES = tuple(name for name in FIELDS if BY_NAME[name].of_files)
+"""Those that are files."""
 
 
 def _empty_prompt() -> SettingError:

@@ -190,6 +190,7 @@ def test_every_lasting_setting_is_taken_from_the_environment() -> None:
         "negative": "dog",
         "format": "webp",
         "solver": "unipc",
+        "lora": str(Path(__file__)),
     }
     for name in USER_DEFAULTS:
         if name != "base":

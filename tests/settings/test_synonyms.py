@@ -52,7 +52,7 @@ def test_a_name_of_another_program_is_understood(foreign: str, ours: str) -> Non
 
 
 def test_what_nobody_calls_a_setting_is_unknown() -> None:
-    assert [meant(name) for name in ("category", "url", "lora", "", "--")] == [None] * 5
+    assert [meant(name) for name in ("category", "url", "colour", "", "--")] == [None] * 5
 
 
 def test_only_what_can_be_given_is_meant() -> None:

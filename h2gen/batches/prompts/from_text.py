@@ -56,11 +56,12 @@ def _read_line(reading: Reading, source: str, text: str) -> None:
             reading.wrong(f"{source}: {_unknown(name)}")
         elif key == "prompt" and not prompt:
             prompt = value
-        elif key == "prompt" or key in given:
+        elif key == "prompt" or (key in given and not KEYS[key].of_files):
             reading.wrong(f"{source}: --{name} sets {key} again; keep one.")
         else:
             try:
-                given[key] = parsed(key, value, f"--{name}")
+                found = parsed(key, value, f"--{name}")
+                given[key] = [*given[key], *found] if key in given else found
             except SettingError as error:
                 reading.wrong(f"{source}: {error}")
     reading.add(source, prompt, {key: value for key, value in given.items() if value is not None})

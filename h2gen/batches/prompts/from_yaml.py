@@ -132,7 +132,7 @@ def _yaml_settings(reading: Reading, name: str, node: yaml.Node, what: str) -> G
         if key != "prompt" and key not in KEYS:
             values[key] = ""  # the value does not matter: the setting does not exist
             continue
-        is_text = key == "prompt" or KEYS[key].rule.kind is str
+        is_text = key == "prompt" or KEYS[key].rule.kind is str or KEYS[key].of_files
         if is_text and isinstance(value, yaml.ScalarNode):
             values[key] = _text(value)
             continue

@@ -13,7 +13,7 @@ from h2gen.cli.console import say, stdout
 from h2gen.files import user_folder
 from h2gen.settings.layers import Resolved
 from h2gen.settings.resolve import BUNDLED_NOTICE
-from h2gen.settings.values import OFF
+from h2gen.settings.values import FILES, OFF
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
@@ -78,7 +78,11 @@ def show_request(
     source = seed_source or request.resolved["seed"].source
     resolved = {**request.resolved, "seed": Resolved(",".join(map(str, seeds)), source)}
     if as_json:
-        settings = {name: {"value": item.value, "source": item.source} for name, item in sorted(resolved.items())}
+        files = {name: [file.to_json() for file in getattr(request.settings, name)] for name in FILES}
+        settings = {
+            name: {"value": files.get(name, item.value), "source": item.source}
+            for name, item in sorted(resolved.items())
+        }
         found = {"prompt": None if prompt is None else prompt[0], "paths": [str(path) for path in paths]}
         given = {name: value for name, value in found.items() if value}
         if request.settings.published_plan:
@@ -96,7 +100,8 @@ def show_request(
     for name, item in resolved.items():
         if not whole and name in _UNCHANGED and item.value == _UNCHANGED[name] and item.source not in _OF_USER:
             continue
-        table.add_row(name.replace("_", "-"), Text(printable(str(item.value))), Text(item.source))
+        value = (", ".join(map(str, item.value)) or "none") if name in FILES else str(item.value)
+        table.add_row(name.replace("_", "-"), Text(printable(value)), Text(item.source))
     if request.settings.published_plan:
         table.add_row("published plan", Text(printable(request.settings.published_plan)), "")
     for path in paths[:_MOST_PATHS]:
