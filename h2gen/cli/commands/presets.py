@@ -22,6 +22,9 @@ app = typer.Typer(
     no_args_is_help=False,
 )
 
+_NARROW, _NARROWEST = 80, 60
+"""Columns of a terminal below which settings are left out, and below which PSNR is too."""
+
 
 @app.callback()
 def _list(ctx: typer.Context) -> None:
@@ -35,7 +38,9 @@ def _list(ctx: typer.Context) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     found = [(preset, _columns(preset)) for preset in presets.list_presets()]
-    titles = [title for title in _columns(found[0][0]) if any(columns[title] for _, columns in found)]
+    width = stdout().width
+    shown = _columns(found[0][0]) if width >= _NARROW else ("speed", "PSNR") if width >= _NARROWEST else ("speed",)
+    titles = [title for title in shown if any(columns[title] for _, columns in found)]
     table.add_column("preset", no_wrap=True)
     for title in titles:
         table.add_column(title, no_wrap=title != "guards", justify="left" if title == "guards" else "right")

@@ -94,7 +94,7 @@ def show_request(
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for title in ("setting", "value", "from"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold", no_wrap=title == "setting")
     if prompt is not None:
         table.add_row("prompt", Text(printable(prompt[0])), prompt[1])
     for name, item in resolved.items():
