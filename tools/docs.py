@@ -207,8 +207,9 @@ def models_table() -> str:
         download = f"{model.download_gb:g} GB" if model.repo else "none"
         defaults = model.defaults
         made_for = f"{defaults.width}x{defaults.height}, {defaults.steps} steps"
-        rows.append((f"`{model.name}`", where, licence, count(model.parameters), download, made_for))
-    return table(("alias", "repository", "licence", "parameters", "download", "default"), *rows)
+        takes = ", ".join(("text", *model.takes))
+        rows.append((f"`{model.name}`", where, takes, licence, count(model.parameters), download, made_for))
+    return table(("alias", "repository", "takes", "licence", "parameters", "download", "default"), *rows)
 
 
 def published_table() -> str:

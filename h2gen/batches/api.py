@@ -45,7 +45,7 @@ def batch(
         files: prompt files (``.txt``, ``.yaml``, ``.jsonl``, ``.json``, ``.csv``, ``.tsv``), instead of ``prompts``.
         observer: receives progress events.
         options: the options of ``h2gen batch`` by name, such as ``out="pictures"``, ``preset="quality"``,
-            ``seed="1-4"``, ``batch_size=2``, ``redo=True``, ``no_metadata=True``. As on the command line, the
+            ``seed="1-4"``, ``batch_size=2``, ``redo=True``, ``strict=True``. As on the command line, the
             environment and the configuration file supply what is not given.
 
     Raises:
@@ -73,8 +73,8 @@ class PlannedPicture:
 class PreparedBatch:
     """A batch whose options and prompts have been checked. Nothing has been loaded or written."""
 
-    def __init__(self, jobs: Jobs, batch: Batch) -> None:
-        self._jobs, self._batch = jobs, batch
+    def __init__(self, jobs: Jobs, batch: Batch, strict: bool = False) -> None:
+        self._jobs, self._batch, self._strict = jobs, batch, strict
 
     @property
     def notices(self) -> list[str]:
@@ -101,6 +101,7 @@ class PreparedBatch:
         error: H2GenError | None = None
         interrupted = False
         with batch.opened() as tally:
+            self._check_downloaded(observer)
             observer.counted(tally, batch.duplicates, batch.workers)
             if tally.left:
                 with Stop(observer.stopping) as stop:
@@ -132,6 +133,18 @@ class PreparedBatch:
             failures_file=failures_file,
         )
 
+    def _check_downloaded(self, observer: BatchObserver) -> None:
+        """Report what became known of the model when it was downloaded: options that it ignores.
+
+        Raises:
+            SettingError: it ignores one, and that is an error.
+        """
+        if self._strict:
+            self._jobs.check_strict()
+        for remark in self._jobs.find_remarks():
+            if remark not in self._jobs.remarks:
+                observer.remark(remark)
+
 
 def prepare(
     prompts: Iterable[str | Mapping[str, Any]] | None = None,
@@ -148,6 +161,7 @@ def prepare(
     fidelity: float | None = None,
     policy: str = "auto",
     nearest: bool = False,
+    strict: bool = False,
     **settings: Any,
 ) -> PreparedBatch:
     """Check everything about a batch that can be checked before a model is loaded; see ``batch``.
@@ -164,6 +178,8 @@ def prepare(
     part = None if shard is None else parse_shard(shard)
     goal = Goal(speedup, fidelity, policy, nearest)
     jobs = Jobs(_read(prompts, files, prompt_key), settings, goal=goal)
+    if strict:
+        jobs.check_strict()
     target = target_of(jobs.request.out, jobs.request.format)
     if target.stem is not None:
         raise SettingError(f"out is {jobs.request.out!r}; a batch needs a folder for its pictures.")
@@ -171,7 +187,7 @@ def prepare(
 
     options = BatchOptions(part, redo, not no_metadata, sidecar, batch_size)
     devices = _devices(gpus, settings.get("device"))
-    return PreparedBatch(jobs, Batch(jobs, target.folder, target.format, options, devices))
+    return PreparedBatch(jobs, Batch(jobs, target.folder, target.format, options, devices), strict)
 
 
 def _read(

@@ -17,8 +17,9 @@ from h2gen.errors import ProfileError, SettingError, UsageError
 from h2gen.files import sha256
 from h2gen.output import names
 from h2gen.settings.layers import Layers
+from h2gen.settings.model_options import Remark, check_options, check_strict, ignored_options
 from h2gen.settings.presets import load_preset
-from h2gen.settings.remarks import Remark, remarks_on
+from h2gen.settings.remarks import remarks_on
 from h2gen.settings.resolve import Request, request_from, resolve_settings
 from h2gen.settings.seeds import count_seeds, derived_seed, parse_seeds
 from h2gen.settings.speedup import Goal, GoalResolver, unchosen
@@ -167,6 +168,10 @@ class Jobs:
     @cached_property
     def remarks(self) -> list[str]:
         """Remarks on prompts that are probably not read as meant: the first of each kind, and how many more."""
+        return self.find_remarks()
+
+    def find_remarks(self) -> list[str]:
+        """As ``remarks``, with what is known of the model by now: more, once it has been downloaded."""
         found: dict[str, list[Any]] = {}
         for entry, shared, *_ in self._entries:
             rounded = [Remark("rounded", shared.rounded)] if shared.rounded else []
@@ -174,6 +179,19 @@ class Jobs:
                 if remark.text not in self.request.notices:
                     found.setdefault(remark.kind, [f"{entry.source}: {remark.text}", 0])[1] += 1
         return [f"{text} The same applies to {n - 1} more." if n > 1 else text for text, n in found.values()]
+
+    def check_strict(self) -> None:
+        """Check that the model ignores no option, as ``--strict`` asks.
+
+        Raises:
+            SettingError: it ignores one, of the command or of a prompt.
+        """
+        first: dict[str, str] = {}
+        for entry, shared, *_ in self._entries:
+            for remark in ignored_options(shared.settings, self.request.checkpoint):
+                first.setdefault(remark.text, f"{entry.source}: {remark.text}")
+        of_all = [text for text in self.request.ignored if text in first]
+        check_strict([*of_all, *(line for text, line in first.items() if text not in of_all)])
 
     @property
     def remarked_request(self) -> Request:
@@ -258,6 +276,7 @@ class Jobs:
             entry.prompt, layers, self.request.checkpoint.defaults, self._load_preset
         )
         settings = replace(settings, **asked)
+        check_options(settings, self.request.checkpoint)
         return _Shared(settings, resolved["preset"].value if "preset" in resolved else None, rounded)
 
 

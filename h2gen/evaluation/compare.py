@@ -39,6 +39,7 @@ def compare(
     tolerance: Values = None,
     options: CompareOptions | None = None,
     observer: CompareObserver | None = None,
+    strict: bool = False,
     **settings: Any,
 ) -> Comparison:
     """Measure what the cache gains and costs, compared with simply using fewer steps.
@@ -55,6 +56,7 @@ def compare(
         tau1, tau2, tolerance: one value or several; every combination is measured.
         options: what else is compared, how, and which files are written.
         observer: receives progress events.
+        strict: an option that the model ignores is an error.
         settings: named like the command line's options, such as ``model``, ``steps``, ``seed`` or ``preset``; also
             the fields of ``CompareOptions``, which replace those of ``options``.
 
@@ -74,6 +76,7 @@ def compare(
         tau2=tau2,
         tolerance=tolerance,
         options=options,
+        strict=strict,
         **settings,
     )
     if observer is not None:
@@ -91,16 +94,19 @@ def prepare_comparison(
     tau2: Values = None,
     tolerance: Values = None,
     options: CompareOptions | None = None,
+    strict: bool = False,
     **settings: Any,
 ) -> PreparedComparison:
     """Check all arguments of ``compare``; nothing is loaded or written."""
-    own = ("prompt", "prompts", "prompt_key", "tau1", "tau2", "tolerance", "options", "observer")
+    own = ("prompt", "prompts", "prompt_key", "tau1", "tau2", "tolerance", "options", "observer", "strict")
     settings, options = split_options("compare", settings, options or CompareOptions(), own)
     first = {
         name: None if values is None else parse_values(name, values)[0]
         for name, values in (("tau1", tau1), ("tau2", tau2), ("tolerance", tolerance))
     }
     jobs = Jobs(read_entries(prompt, prompts, prompt_key), {**settings, **first})
+    if strict:
+        jobs.check_strict()
     target = target_of(jobs.request.out, "png")
     if target.stem is not None:
         raise SettingError(f"out is {jobs.request.out!r}; a comparison needs a folder for its pictures.")

@@ -9,6 +9,7 @@ from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.flux1 import controlnet_samples
 from h2gen.families.prompt_end import PromptEnd, end_of
+from h2gen.families.unused import NOT_DISTILLED, Unused
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +40,11 @@ class Chroma(Family):
 
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
         return CHROMA
+
+    def unused(
+        self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]
+    ) -> Mapping[str, Unused]:
+        return {"guidance": NOT_DISTILLED}
 
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         embeddings, _, mask, *_ = pipe.encode_prompt(

@@ -12,10 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from h2gen.errors import SettingError
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd
 from h2gen.families.single_file import block_counts, input_channels, takes_guidance
 from h2gen.families.token_grid import grid_of
+from h2gen.families.unused import Unused
 
 if TYPE_CHECKING:
     import torch
@@ -169,6 +171,33 @@ class Family(ABC):
             model_index: of its ``model_index.json``; empty if that cannot be read.
         """
 
+    def stages(self, transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
+        """The numbers of blocks of the structure stage and of the detail stage; None if the config does not say."""
+        counts = [transformer_config.get(key) for key in ("num_layers", "num_single_layers")]
+        return (counts[0], counts[1]) if all(isinstance(count, int) for count in counts) else None  # type: ignore[return-value]
+
+    def unused(
+        self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]
+    ) -> Mapping[str, Unused]:
+        """The settings that a model of this family does not use, by name; it uses all others.
+
+        Args:
+            pipeline: of the task, such as ``FluxPipeline``.
+            transformer_config, model_index: as in ``defaults``.
+        """
+        return {}
+
+    def check_cfg(self, pipe: Any, cfg: float) -> None:
+        """Check that a loaded pipeline takes a scale of true guidance.
+
+        Raises:
+            SettingError: it does not.
+        """
+        name, index = type(pipe).__name__, getattr(pipe, "config", {})
+        unused = self.unused(name, pipe.transformer.config, index).get("cfg")
+        if cfg > 1 and unused is not None:
+            raise SettingError(f"cfg is {cfg:g}, but this model {unused.why}.")
+
     @abstractmethod
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         """A prompt as arguments of the pipeline, such as ``prompt_embeds`` of shape ``(1, tokens, width)``.
@@ -183,11 +212,7 @@ class Family(ABC):
 
     @abstractmethod
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
-        """The pipeline's arguments for distilled guidance and for true classifier-free guidance.
-
-        Raises:
-            SettingError: the model does not support true guidance.
-        """
+        """The pipeline's arguments for distilled guidance and for true classifier-free guidance."""
 
     def picture_arguments(
         self,

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from h2gen.errors import SettingError
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
+from h2gen.families.unused import NO_NEGATIVE, NO_TRUE_GUIDANCE, NOT_DISTILLED, Unused
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,11 @@ KONTEXT = ModelDefaults(steps=28, guidance=2.5)
 WITH_PICTURE = ModelDefaults(guidance=30.0)
 """FLUX.1 Fill and Canny."""
 _BY_PIPELINE = {"FluxKontextPipeline": KONTEXT, "FluxFillPipeline": WITH_PICTURE, "FluxControlPipeline": WITH_PICTURE}
+_WITHOUT_TRUE_GUIDANCE = (
+    "FluxFillPipeline",
+    *("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"),
+    *("FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"),
+)
 
 TEACACHE_DEV = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
 """TeaCache's published polynomial for FLUX.1 [dev], highest power first: from the input's change to the output's.
@@ -60,6 +65,16 @@ class Flux1(Family):
             return SCHNELL
         return _BY_PIPELINE.get(str(model_index.get("_class_name")), DEV)
 
+    def unused(
+        self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]
+    ) -> Mapping[str, Unused]:
+        found: dict[str, Unused] = {}
+        if transformer_config.get("guidance_embeds") is False:
+            found["guidance"] = NOT_DISTILLED
+        if pipeline in _WITHOUT_TRUE_GUIDANCE:
+            found |= {"cfg": NO_TRUE_GUIDANCE, "negative": NO_NEGATIVE}
+        return found
+
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         embeddings, pooled, _ = pipe.encode_prompt(
             prompt=[prompt], prompt_2=None, device=pipe._execution_device, max_sequence_length=max_sequence_length
@@ -71,8 +86,6 @@ class Flux1(Family):
         return end_of(pipe.tokenizer_2, prompt, max_sequence_length)
 
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
-        if cfg > 1 and type(pipe).__name__ == "FluxFillPipeline":
-            raise SettingError(f"cfg is {cfg:g}, but FLUX.1 Fill has no true guidance: use --guidance.")
         return {"guidance_scale": guidance, **({"true_cfg_scale": cfg} if cfg > 1 else {})}
 
     def picture_arguments(
@@ -120,6 +133,17 @@ def is_dev(config: Mapping[str, Any]) -> bool:
     """Whether a configuration has the blocks of FLUX.1 [dev] and distilled guidance, as [dev] and its relatives do."""
     blocks = config.get("num_layers"), config.get("num_single_layers")
     return blocks == (19, 38) and config.get("guidance_embeds") is True
+
+
+def paints_as_dev(config: Mapping[str, Any], index: Mapping[str, Any]) -> bool:
+    """Whether a model is one like [dev] that makes pictures from text: not Kontext, Fill, Depth or Canny.
+
+    Args:
+        config: of its transformer.
+        index: its ``model_index.json``; empty if that is not known.
+    """
+    from_text = index.get("_class_name", "FluxPipeline") == "FluxPipeline"
+    return is_dev(config) and config.get("in_channels") not in Flux1.with_pictures and from_text
 
 
 def random_transformer(device: torch.device, dtype: torch.dtype, width: int = 1024, doubles: int = 5) -> nn.Module:

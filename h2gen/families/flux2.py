@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from h2gen.errors import SettingError
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
+from h2gen.families.unused import NO_GUIDANCE, NO_NEGATIVE, NO_TRUE_GUIDANCE, NOT_DISTILLED, Unused
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,15 @@ class Flux2(Family):
             return FLUX2_DEV
         return KLEIN if model_index.get("is_distilled") else KLEIN_BASE
 
+    def unused(
+        self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]
+    ) -> Mapping[str, Unused]:
+        if not pipeline.startswith("Flux2Klein"):
+            return {"cfg": NO_TRUE_GUIDANCE, "negative": NO_NEGATIVE}
+        if not model_index.get("is_distilled"):
+            return {"guidance": NOT_DISTILLED}
+        return {"guidance": NO_GUIDANCE, "cfg": NO_GUIDANCE._replace(refused=True), "negative": NO_NEGATIVE}
+
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         embeddings, _ = pipe.encode_prompt(
             prompt=[prompt], device=pipe._execution_device, max_sequence_length=max_sequence_length
@@ -70,13 +79,8 @@ class Flux2(Family):
         return end_of(pipe.tokenizer, prompt, max_sequence_length, wrapped)
 
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
-        if _is_klein(pipe):  # its guidance_scale is true guidance
-            if cfg > 1 and pipe.config.is_distilled:
-                raise SettingError(f"cfg is {cfg:g}, but this model is distilled and takes no guidance: use 1.")
-            return {"guidance_scale": cfg}
-        if cfg > 1:
-            raise SettingError(f"cfg is {cfg:g}, but FLUX.2-dev has no true guidance: use --guidance.")
-        return {"guidance_scale": guidance}
+        # The guidance_scale of [klein] is true guidance.
+        return {"guidance_scale": cfg if _is_klein(pipe) else guidance}
 
     def picture_arguments(
         self,

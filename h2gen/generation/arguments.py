@@ -13,6 +13,7 @@ from h2gen.errors import ArgumentError, SettingError
 from h2gen.models.catalogue import Checkpoint
 from h2gen.output.save import Target, target_of
 from h2gen.settings.layers import Layers
+from h2gen.settings.model_options import check_options, check_strict
 from h2gen.settings.notices import notices_about
 from h2gen.settings.remarks import remarks_on
 from h2gen.settings.resolve import resolve_settings
@@ -26,7 +27,7 @@ SAVING = ("out", "format", "no_metadata", "sidecar", "overwrite")
 _MODEL = ("model", "base", "device", "dtype", "offload")
 _SEVERAL = ("count", "batch_size")
 _PICTURE = tuple(row.name for row in TABLE if row.in_picture and row.name != "prompt")
-ARGUMENTS = ("size", *_PICTURE, "preset", "no_cache", *GOAL)
+ARGUMENTS = ("size", *_PICTURE, "preset", "no_cache", "strict", *GOAL)
 """What ``Session.settings`` takes, besides the prompt and a ``CacheConfig``."""
 
 
@@ -66,6 +67,7 @@ def choose(
     """
     _check_names(function, given, (*ARGUMENTS, *more))
     options = {name: value for name, value in given.items() if value is not None and name in ARGUMENTS}
+    strict = bool(options.pop("strict", False))
     goal = Goal(**{name: options.pop(name) for name in GOAL if name in options})
     if cache is None:
         options["no_cache"] = True
@@ -83,8 +85,12 @@ def choose(
     if goal:
         settings = replace(settings, **asked)
     preset = str(resolved["preset"].value) if "preset" in resolved else None
+    check_options(settings, checkpoint)
     notices += notices_about(settings, resolved, layers)
-    notices += [remark.text for remark in remarks_on(prompt, settings, checkpoint)]
+    remarks = list(remarks_on(prompt, settings, checkpoint))
+    notices += [remark.text for remark in remarks]
+    if strict:
+        check_strict([remark.text for remark in remarks if remark.ignored])
     return Chosen(settings, preset, (*([rounded] if rounded else []), *notices))
 
 

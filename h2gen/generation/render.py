@@ -36,6 +36,7 @@ class RenderOptions:
         sidecar: also write it into a ``.toml`` next to each picture.
         batch_size: pictures per batch.
         overwrite: replace existing files.
+        strict: an option that the model ignores is an error.
     """
 
     trace: Path | None = None
@@ -43,6 +44,7 @@ class RenderOptions:
     sidecar: bool = False
     batch_size: int = 1
     overwrite: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,15 @@ def check_output(request: Request, options: RenderOptions, seeds: Sequence[int])
         Where each picture goes.
 
     Raises:
-        SettingError: there are several pictures and a trace.
+        SettingError: there are several pictures and a trace; or, as ``strict`` asks, the model ignores an option.
         OutputError: something could not be written.
     """
     from h2gen.output.save import target_of
     from h2gen.output.trace_file import TraceFile
+    from h2gen.settings.model_options import check_strict
 
+    if options.strict:
+        check_strict(request.ignored)
     target = target_of(request.out, request.format)
     if options.trace is not None:
         if len(seeds) > 1:
@@ -167,6 +172,7 @@ def open_renderer(request: Request, options: RenderOptions, observer: RenderObse
 
     Raises:
         ModelError, DeviceError: it cannot be loaded there.
+        SettingError: it refuses an option, or ignores one and the options are ``strict``.
         OutOfMemory: memory does not suffice for loading it.
     """
     with observer.loading(request):
@@ -175,6 +181,7 @@ def open_renderer(request: Request, options: RenderOptions, observer: RenderObse
 
         session = open_session(request.checkpoint, device=request.device, dtype=request.dtype, offload=request.offload)
     renderer = Renderer(session, options, observer)
+    renderer.check_options(request)
     observer.loaded(renderer)
     return renderer
 
@@ -259,6 +266,22 @@ class Renderer:
         stem = target.name(result.settings.prompt, result.settings.seed)
         path = keep(file.data, target.folder, stem, target.ending, sidecar=file.sidecar, overwrite=options.overwrite)
         return SavedPicture(path, result, file.metadata, file.described, options.trace, trace_error)
+
+    def check_options(self, request: Request) -> None:
+        """Report the options that the model ignores, if that was not known before it was downloaded.
+
+        Raises:
+            SettingError: it refuses one, or ignores one and the options are ``strict``.
+        """
+        from h2gen.settings.model_options import check_options, check_strict, ignored_options
+
+        check_options(request.settings, request.checkpoint)
+        ignored = [each.text for each in ignored_options(request.settings, request.checkpoint)]
+        if self.options.strict:
+            check_strict(ignored)
+        for text in ignored:
+            if text not in request.notices:
+                self._observer.remark(text)
 
     def differences(self, found: Metadata) -> Iterator[str]:
         """How this model differs from what a picture was made with, one line each; see ``output.replay``."""

@@ -46,8 +46,8 @@ def load(
     """Load a model by alias, hub id, folder or file.
 
     Args:
-        model: ``tiny``, ``dev``, ``schnell``, ``krea``, ``klein-4b``, ``flux2-dev``, a hub id, a diffusers folder, or
-            a ``.safetensors`` or ``.gguf`` file that holds only a transformer.
+        model: an alias that ``h2gen models`` lists, such as ``tiny`` or ``dev``; a hub id, a diffusers folder, or a
+            ``.safetensors`` or ``.gguf`` file that holds only a transformer.
         base: the model that supplies the rest of a single file.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
         dtype: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16``, ``fp32``.
@@ -148,7 +148,8 @@ class Session:
         The arguments are those of the command line, with its defaults; None means not given. Those about the picture:
         ``seed``, ``size`` (or ``width`` and ``height``), ``steps``, ``solver``, ``guidance``, ``cfg``, ``negative``,
         ``max_sequence_length``. About the cache: ``preset``, ``no_cache``, each field of ``CacheConfig``; or
-        ``speedup`` or ``fidelity``, with ``policy`` and ``nearest``. About the file: ``out``, with ``format``,
+        ``speedup`` or ``fidelity``, with ``policy`` and ``nearest``. With ``strict`` an option that the model ignores
+        is an error. About the file: ``out``, with ``format``,
         ``no_metadata``, ``sidecar`` and ``overwrite``.
 
         Args:
@@ -318,6 +319,7 @@ class Session:
         """What the pipeline is called with, apart from its noise."""
         settings = together[0]
         family = family_of(self.pipe.transformer)
+        family.check_cfg(self.pipe, settings.cfg)
         arguments: dict[str, Any] = {
             "width": settings.width,
             "height": settings.height,

@@ -51,21 +51,15 @@ def folder_defaults(folder: Path) -> ModelDefaults:
     """
     if os.path.exists(folder / FILE):
         return read_defaults(folder / FILE)
-    config = _read(folder / "transformer" / "config.json")
+    config = read_config(folder / "transformer" / "config.json")
     family = FAMILIES.get(str(config.get("_class_name")), DEFAULT)
-    return family.defaults(config, _read(folder / "model_index.json"))
+    return family.defaults(config, read_config(folder / "model_index.json"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one: loading the model reports what is wrong with the file."""
     try:
         data = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def takes_guidance(folder: Path) -> bool | None:
-    """Whether a local checkpoint's transformer takes a distilled guidance scale; None if its config does not say."""
-    takes = _read(folder / "transformer" / "config.json").get("guidance_embeds")
-    return takes if isinstance(takes, bool) else None

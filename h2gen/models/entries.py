@@ -8,13 +8,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from h2gen.families import FAMILIES, Family, ModelDefaults
+from h2gen.families import FAMILIES, TASKS, Family, ModelDefaults
 from h2gen.models.defaults import FILE, read_defaults
 from h2gen.models.footprint import Part
 from h2gen.toml import read_toml
 
 BUNDLED = Path(__file__).parent / "tiny"
 """The folder of the checkpoint that ships with h2gen."""
+_TAKES: Mapping[str, tuple[str, ...]] = {
+    "text": (),
+    "edit": ("image",),
+    "inpaint": ("image", "mask"),
+    "fill": ("image", "mask"),
+}
+"""By task; other tasks are called like what they take."""
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.toml")
 
 
@@ -29,7 +36,7 @@ class CatalogueEntry:
         gated: whether its licence has to be accepted on huggingface.co first.
         description: one line.
         index: what its ``model_index.json`` says: the pipeline and, for FLUX.2 [klein], whether it is distilled.
-        config: what its transformer's ``config.json`` says other than the class's own defaults.
+        config: what its transformer's ``config.json`` says, but for what the class has by default.
         parts: the numbers of parameters of its parts, the transformer first.
         defaults: what its authors recommend.
     """
@@ -52,6 +59,17 @@ class CatalogueEntry:
     def family(self) -> str:
         """The title of its family."""
         return self.of_family.title
+
+    @property
+    def pipeline(self) -> str:
+        """Its class in diffusers."""
+        return str(self.index["_class_name"])
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What it makes pictures from besides a prompt: ``image``, ``mask`` and so on, as the options are called."""
+        tasks = TASKS.get(self.pipeline, {})
+        return tuple(dict.fromkeys(taken for task in tasks for taken in _TAKES.get(task, (task,))))
 
     @property
     def parameters(self) -> int:

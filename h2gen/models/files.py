@@ -295,6 +295,22 @@ def tensors_of(path: Path) -> Header:
     return Header(_gguf_tensors(path), {}) if path.suffix.lower() == ".gguf" else read_header(path)
 
 
+def bits_of(dtype: str) -> float:
+    """The bits that a weight takes in a file; 16 if the type is unknown.
+
+    Args:
+        dtype: of a ``Stored`` tensor, in the words of safetensors or GGUF.
+    """
+    if "Q" in dtype and importlib.util.find_spec("gguf") is not None:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        if dtype in GGMLQuantizationType.__members__:
+            weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
+            return 8.0 * int(size) / int(weights)
+    number = re.search(r"\d+", dtype)
+    return float(number[0]) if number else 16.0
+
+
 def _gguf_tensors(file: Path) -> dict[str, Stored]:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{shown(file)} needs the gguf package; run: pip install gguf.")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 from h2gen.models.catalogue import Checkpoint
-from h2gen.models.defaults import takes_guidance
 from h2gen.models.vocabulary import vocabulary
+from h2gen.settings.model_options import Remark, ignored_options
 from h2gen.settings.synonyms import meant
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.values import Settings
-from h2gen.wording import printable, shown
+from h2gen.wording import shown
 
 _OPTIONS = {row.name: row.option for row in TABLE if row.commands}
 _SHORT = "".join(row.short[1] for row in TABLE if row.short and row.is_setting)
@@ -29,14 +27,6 @@ _SYNTAX = {
     "comment": (re.compile(r"(?<=\s)#\s.*"), "a comment needs a line of its own"),
 }
 """Syntax of other programs in a prompt, and what to say about each."""
-
-
-@dataclass(frozen=True)
-class Remark:
-    """A line about one prompt; ``kind`` is the same for all prompts with the same fault."""
-
-    kind: str
-    text: str
 
 
 def remarks_on(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Iterator[Remark]:
@@ -57,21 +47,12 @@ def remarks_on(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Itera
         found = pattern.search(prompt) or pattern.search(settings.negative)
         if found is not None:
             yield Remark(kind, f"{shown(found[0])} is read as plain words: {advice}.")
-    yield from _about_guidance(settings, checkpoint)
+    yield from ignored_options(settings, checkpoint)
     yield from _about_vocabulary(prompt, settings, checkpoint)
 
 
 def _short(letter: str) -> str | None:
     return next((name for name in _OPTIONS if BY_NAME[name].short == f"-{letter}"), None)
-
-
-def _about_guidance(settings: Settings, checkpoint: Checkpoint) -> Iterator[Remark]:
-    default = checkpoint.defaults.guidance
-    local = Path(checkpoint.location) if checkpoint.kind in ("bundled", "folder") else None
-    # A model whose default is 0 takes none: FLUX.1 [schnell], Chroma.
-    if settings.guidance != default and (not default or (local is not None and takes_guidance(local) is False)):
-        name = printable(checkpoint.name)
-        yield Remark("guidance", f"--guidance has no effect: {name!r} is not guidance-distilled; use --cfg.")
 
 
 def _about_vocabulary(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Iterator[Remark]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from h2gen.models.choices import split_device
 from h2gen.models.defaults import ModelDefaults
 from h2gen.settings import presets
 from h2gen.settings.layers import Layers, Resolved, merge
+from h2gen.settings.model_options import check_options
 from h2gen.settings.notices import notices_about
 from h2gen.settings.remarks import remarks_on
 from h2gen.settings.seeds import random_seed
@@ -41,7 +42,8 @@ BUNDLED_NOTICE = (
 class Request:
     """Everything that is known before the model is loaded.
 
-    ``resolved`` holds each setting's value and its source; ``notices`` are lines that the user should see.
+    ``resolved`` holds each setting's value and its source; ``notices`` are lines that the user should see, ``ignored``
+    those of them that are about options that the model ignores.
     """
 
     checkpoint: Checkpoint
@@ -53,6 +55,7 @@ class Request:
     format: str | None
     resolved: Mapping[str, Resolved]
     notices: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
 
     @property
     def preset(self) -> str | None:
@@ -88,11 +91,13 @@ def request_from(prompt: str, layers: Layers) -> Request:
     split_device(given["device"].value)  # a wrong name is found even where nothing is loaded
     checkpoint = resolve(given["model"].value, _base(given))
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
+    check_options(settings, checkpoint)
     notices = [rounded] if rounded else []
     if resolved["model"].source == "built in":
         notices.append(BUNDLED_NOTICE)
     notices += notices_about(settings, resolved, layers)
-    notices += [remark.text for remark in remarks_on(prompt, settings, checkpoint)]
+    remarks = list(remarks_on(prompt, settings, checkpoint))
+    notices += [remark.text for remark in remarks]
     values = {name: setting.value for name, setting in resolved.items()}
     return Request(
         checkpoint=checkpoint,
@@ -100,6 +105,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
         format=values.get("format"),
         resolved=resolved,
         notices=tuple(notices),
+        ignored=tuple(remark.text for remark in remarks if remark.ignored),
         **{name: values[name] for name in ("device", "dtype", "offload", "out")},
     )
 
@@ -211,14 +217,14 @@ IGNORED_BY_PLAN = ("warmup_steps", "final_steps", "max_consecutive", "budget", "
 """Settings of the cache that have no effect with a plan, unless there is also a tolerance."""
 
 
-def _choose_policy(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def _choose_policy(layers: list[tuple[str, dict[str, Any]]]) -> None:
     """Let the first layer with a plan, a tolerance or thresholds switch off the others in the layers below.
 
     Raises:
         SettingError: a plan is combined with what contradicts it or has no effect, other than in a record of all
             settings of a cache.
     """
-    for source, values in layers:
+    for place, (source, values) in enumerate(layers):
         thresholds = [name for name in ("tau1", "tau2") if values.get(name) is not None]
         if values.get("plan") and any(values.get(name) is None for name in CACHE):
             ignored = () if values.get("tolerance") else IGNORED_BY_PLAN
@@ -231,7 +237,8 @@ def _choose_policy(layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
                 if values.get(name) not in (None, BY_NAME[name].default):
                     raise SettingError(f"{shown} has no effect with {plan}; give one.")
         if values.get("plan") or values.get("tolerance") or thresholds:
-            values.update(switched_off(values))
+            given = [name for name in ("plan", "tolerance") if values.get(name)] or ["thresholds"]
+            layers.insert(place + 1, (f"off with {' and '.join(given)}", switched_off(values)))
             return
 
 

@@ -374,6 +374,13 @@ TABLE = (
             "bench": "Print JSON instead of tables.",
         },
     ),
+    _behaviour(
+        "strict",
+        "Fail if the model would ignore an option, instead of warning.",
+        Rule(bool),
+        section=MODEL,
+        commands=(*_MAKING, "compare"),
+    ),
     _behaviour("quiet", "Print only results and errors.", Rule(bool), short="-q"),
     _behaviour("verbose", "Show all steps and the libraries' messages.", Rule(bool), short="-v"),
     _behaviour(

@@ -40,6 +40,7 @@ def batch(
     no_metadata: bool = False,
     sidecar: bool = False,
     as_json: bool = False,
+    strict: bool = False,
     quiet: bool = False,
     verbose: bool = False,
     dry_run: bool = False,
@@ -67,6 +68,7 @@ def batch(
         fidelity=fidelity,
         policy=policy,
         nearest=nearest,
+        strict=strict,
         **given,
     )
     if dry_run:

@@ -62,6 +62,7 @@ def compare(
         options.option("--row", help="Row to choose; the recommended one if omitted.", panel=options.MEASURING),
     ] = None,
     as_json: bool = False,
+    strict: bool = False,
     quiet: bool = False,
     verbose: bool = False,
     dry_run: bool = False,
@@ -104,6 +105,7 @@ def compare(
         tau2=tau2,
         tolerance=tolerance,
         options=wanted,
+        strict=strict,
         **given,
     )
     show_notices(prepared.request.notices, console)

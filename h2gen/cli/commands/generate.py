@@ -36,6 +36,7 @@ def generate(
     sidecar: bool = False,
     trace: Path | None = None,
     as_json: bool = False,
+    strict: bool = False,
     quiet: bool = False,
     verbose: bool = False,
     dry_run: bool = False,
@@ -53,7 +54,7 @@ def generate(
 
     console = make_console()
     console.quiet = quiet
-    render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite)
+    render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite, strict)
     text = _prompt(prompt, prompt_option)
     request, seeds = generate_request(text, given, Goal(speedup, fidelity, policy, nearest), replay_decisions)
     if prompt and prompt in text and " " not in prompt and did_you_mean(prompt, COMMANDS) != ".":

@@ -20,12 +20,15 @@ app = typer.Typer(
 
 
 @app.callback()
-def _list(ctx: typer.Context) -> None:
+def _list(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per model.")] = False,
+) -> None:
     if ctx.invoked_subcommand is not None:
         return
     from h2gen.cli.views.models import print_catalogue
 
-    print_catalogue()
+    print_catalogue(as_json=as_json)
 
 
 @app.command("path", cls=Command)
@@ -47,46 +50,18 @@ def path(
 @app.command("show", cls=Command)
 def show(
     name: Annotated[
-        str, typer.Argument(help="An alias, such as tiny.", metavar="NAME", autocompletion=completion.models)
+        str,
+        typer.Argument(
+            help="An alias, a folder, a file or a hub id.", metavar="NAME", autocompletion=completion.models
+        ),
     ],
+    base: Annotated[
+        str | None, typer.Option("--base", help="Model that supplies the rest of a file.", metavar="NAME")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print a model's defaults, plans published for it, and what the bundled one knows."""
-    from dataclasses import asdict
+    """Print what a model takes and needs: tasks, options, defaults, stages, memory. Nothing is loaded."""
+    from h2gen.cli.views.models import print_model
+    from h2gen.settings.describe import describe
 
-    from rich.table import Table
-
-    from h2gen.cli.console import stdout
-    from h2gen.models import CATALOGUE, resolve
-    from h2gen.models.vocabulary import vocabulary
-    from h2gen.settings.profiles.published import MODELS, WORDS, summary_lines
-
-    checkpoint = resolve(name)
-    facts: dict[str, str] = {"model": name}
-    entry = CATALOGUE.get(name)
-    if entry is not None:
-        facts |= {"model": f"{name}: {entry.description}", "repository": entry.repo or "bundled"}
-        facts["licence"] = entry.licence
-    defaults = asdict(checkpoint.defaults)
-    facts["size"] = f"{defaults.pop('width')}x{defaults.pop('height')}"
-    del defaults["size_multiple"]
-    facts |= {key.replace("_", " "): f"{value:g}" for key, value in defaults.items()}
-    if entry is not None and entry.name in MODELS:
-        facts["plans"] = f"{'; '.join(summary_lines())}; {WORDS}; --speedup uses them until you have a profile"
-    known = vocabulary(checkpoint)
-    if known is not None:
-        facts["trained at"] = ", ".join(f"{width}x{height}" for width, height in known.shapes)
-        facts[f"{len(known.things)} things"] = ", ".join(names[0] for names in known.things)
-        facts["also called"] = ", ".join(f"{other} ({names[0]})" for names in known.things for other in names[1:])
-        for title in ("colours", "sizes", "numbers", "layouts", "styles", "backgrounds"):
-            facts[title] = ("; " if title == "styles" else ", ").join(getattr(known, title))
-    console = stdout()
-    if not console.is_terminal:  # a table would fill each line with blanks
-        for title, text in facts.items():
-            console.print(f"{title:20} {text}", soft_wrap=True)
-        return
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column()
-    for title, text in facts.items():
-        table.add_row(title, text)
-    console.print(table)
+    print_model(describe(name, base), as_json=as_json)

@@ -21,6 +21,7 @@ def replay(
     sidecar: bool = False,
     trace: Path | None = None,
     as_json: bool = False,
+    strict: bool = False,
     quiet: bool = False,
     verbose: bool = False,
     dry_run: bool = False,
@@ -37,7 +38,7 @@ def replay(
     console.quiet = quiet
     found = read_metadata(picture)
     request, seeds = replay_request(found, given, prompt)
-    render_options = RenderOptions(trace, not no_metadata, sidecar, overwrite=overwrite)
+    render_options = RenderOptions(trace, not no_metadata, sidecar, overwrite=overwrite, strict=strict)
     targets = check_output(request, render_options, seeds)
     if dry_run:
         show_notices(request.notices, console)

@@ -30,6 +30,7 @@ def shell(
     no_metadata: bool = False,
     sidecar: bool = False,
     as_json: bool = False,
+    strict: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> None:
@@ -38,13 +39,16 @@ def shell(
     from h2gen.cli.views.picture import PictureView
     from h2gen.generation.render import RenderOptions, open_renderer
     from h2gen.generation.shell import ShellState, start_request
+    from h2gen.settings.model_options import check_strict
     from h2gen.settings.speedup import Goal
 
     console = make_console()
     console.quiet = quiet
     request, given = start_request(given, Goal(speedup, fidelity, policy, nearest))
+    if strict:
+        check_strict(request.ignored)
     view = PictureView(console, as_json=as_json, verbose=verbose)
-    renderer = open_renderer(request, RenderOptions(None, not no_metadata, sidecar), view)
+    renderer = open_renderer(request, RenderOptions(None, not no_metadata, sidecar, strict=strict), view)
     if sys.stdin.isatty():
         say(console, "Type a prompt to make a picture; :help lists commands, :quit leaves.", "dim")
     if not _run(ShellState(given, request.checkpoint), renderer, console, set(request.notices)):
@@ -97,6 +101,7 @@ def _obey(line: str, state: ShellState, renderer: Renderer, console: Console, sh
     elif step.action is Action.RENDER and request is not None:
         show_notices([notice for notice in request.notices if notice not in shown], console)
         shown |= set(request.notices)
+        renderer.check_options(request)
         renderer.render([request.settings], [target_of(request.out, request.format)], request.preset)
     return step.action is Action.QUIT
 

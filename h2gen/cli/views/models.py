@@ -1,40 +1,176 @@
-"""``h2gen models``: the table of known models, as wide as the terminal allows."""
+"""``h2gen models``: the table of known models, as wide as the terminal allows, and everything about one of them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from h2gen.cli.console import stdout
 from h2gen.models.entries import CATALOGUE, CatalogueEntry
-from h2gen.wording import count
+from h2gen.settings.profiles.published import WORDS
+from h2gen.wording import count, printable
 
-_WIDE = 110
-"""Columns of a terminal from which on repositories and whole licences are shown."""
+_WIDE, _USUAL, _NARROW = 130, 80, 60
+"""Columns of a terminal from which on repositories and whole licences are shown, and what models take; and below which
+parameters are not."""
 
 
-def print_catalogue() -> None:
-    """The models that have an alias, one per line."""
+def print_catalogue(*, as_json: bool = False) -> None:
+    """The models that have an alias, one per line; as JSON, one object each, as ``print_model`` has it."""
     from rich.table import Table
 
     from h2gen.models.hub import is_downloaded
+    from h2gen.settings.describe import describe
 
+    if as_json:
+        for name in CATALOGUE:
+            print(json.dumps(describe(name)))
+        return
     console = stdout()
-    wide = console.width >= _WIDE
+    wide, narrow = console.width >= _WIDE, console.width < _NARROW
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("alias", no_wrap=True)
     if wide:
         table.add_column("repository", no_wrap=True)
-    table.add_column("params", no_wrap=True, justify="right")
+    if not narrow:
+        table.add_column("params", no_wrap=True, justify="right")
     table.add_column("download", no_wrap=True, justify="right")
     table.add_column("licence")
+    if console.width >= _USUAL:
+        table.add_column("takes besides a prompt")
     for entry in CATALOGUE.values():
         table.add_row(
             entry.name,
             *([entry.repo or "bundled"] if wide else []),
-            count(entry.parameters),
+            *([] if narrow else [count(entry.parameters)]),
             "-" if entry.repo is None else "downloaded" if is_downloaded(entry) else f"{entry.download_gb:g} GB",
             _licence(entry, wide) + (", gated" if entry.gated else ""),
+            *([", ".join(entry.takes)] if console.width >= _USUAL else []),
         )
     console.print(table)
 
 
 def _licence(entry: CatalogueEntry, whole: bool) -> str:
     return "non-commercial" if not whole and "Non-Commercial" in entry.licence else entry.licence
+
+
+_TASKS = {
+    "text": "from a prompt",
+    "image": "from a picture (--image)",
+    "inpaint": "in a part of a picture (--image, --mask)",
+    "edit": "after reference pictures (--image)",
+    "fill": "in a part of a picture (--image, --mask)",
+    "control": "after a control picture (--control)",
+    "controlnet": "with ControlNets (--controlnet)",
+    "redux": "like another picture (--redux)",
+}
+
+
+def print_model(found: Mapping[str, Any], *, as_json: bool = False) -> None:
+    """What ``h2gen.settings.describe`` found of a model, as a table or as one JSON object."""
+    from rich.table import Table
+    from rich.text import Text
+
+    if as_json:
+        print(json.dumps(found))
+        return
+    console = stdout()
+    rows = [(title, printable(text)) for title, text in _rows(found)]
+    if not console.is_terminal:  # a table would fill each line with blanks
+        for title, text in rows:
+            console.print(Text(f"{title:20} {text}"), soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for title, text in rows:
+        table.add_row(title, Text(text))
+    console.print(table)
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "model", ": ".join([found["name"], *([found["description"]] if "description" in found else [])])
+    if "base" in found:
+        yield "base", found["base"]
+    if found.get("repository"):
+        place = "on this machine" if found["here"] else f"{found['download_gb']:g} GB to download"
+        yield "repository", f"{found['repository']}; {place}"
+    elif found["kind"] == "bundled":
+        yield "repository", "bundled with h2gen"
+    elif found["kind"] == "hub" and not found["here"]:
+        yield "repository", "not on this machine; more is known once it has been downloaded"
+    if "licence" in found:
+        page = f"https://huggingface.co/{found['repository']}"
+        yield "licence", found["licence"] + (f"; accept it at {page}" if found["gated"] else "")
+    if "family" in found:
+        size = [count(found["parameters"])] if "parameters" in found else []
+        yield "family", ", ".join([found["family"], *(f"{each} parameters in the transformer" for each in size)])
+    if "defaults" in found:
+        yield from _about_use(found)
+    if "takes_guidance" in found:
+        yield "guidance", "distilled into it" if found["takes_guidance"] else "none distilled into it"
+    if "stages" in found:
+        yield "stages", ", ".join(f"{stage} {blocks} blocks" for stage, blocks in found["stages"].items())
+    if "bases" in found:
+        bases = " or ".join(f"--base {base}" for base in found["bases"])
+        yield "other parts", f"from a base: {bases or 'no alias has this transformer; give its own model with --base'}"
+    if "cache" in found:
+        yield "cache", _about_cache(found["cache"])
+    if "memory" in found:
+        yield "memory", _about_memory(found["memory"])
+    if found.get("published_plans"):
+        plans = "; ".join(found["published_plans"])
+        yield "plans", f"{plans}; {WORDS}; --speedup uses them until you have a profile"
+    elif "published_plans" in found and found["cache"]["helps"] and found["kind"] != "bundled":
+        yield (
+            "plans",
+            f"none published for it; --speedup needs a profile of your own: h2gen tune --model {found['name']}",
+        )
+    if "knows" in found:
+        yield from _about_vocabulary(found["knows"])
+
+
+def _about_use(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Tasks, defaults and options."""
+    defaults = found["defaults"]
+    if "tasks" in found:
+        yield "makes pictures", "; ".join(dict.fromkeys(_TASKS.get(task, task) for task in found["tasks"]))
+    size = f"{defaults['width']}x{defaults['height']}"
+    yield "size", f"{size}; sides are multiples of {defaults['size_multiple']}"
+    options = found.get("options", {})
+    for name in ("steps", "guidance", "cfg", "max_sequence_length"):
+        if options.get(name, {"use": "used"})["use"] == "used":
+            yield name.replace("_", " "), f"{defaults[name]:g}"
+    for use, title in (("used", "uses"), ("ignored", "ignores"), ("refused", "refuses")):
+        names = {name: option.get("why", "") for name, option in options.items() if option["use"] == use}
+        reasons: dict[str, list[str]] = {}
+        for name, why in names.items():
+            reasons.setdefault(why, []).append(f"--{name.replace('_', '-')}")
+        if reasons:
+            yield title, "; ".join(", ".join(each) + (f" (it {why})" if why else "") for why, each in reasons.items())
+
+
+def _about_cache(cache: Mapping[str, Any]) -> str:
+    most = f"of {cache['steps']} steps the preset {cache['preset']!r} can skip {cache['most_reused']} at most"
+    return most if cache["helps"] else f"{most}; at so few steps it saves next to nothing"
+
+
+def _about_memory(memory: Mapping[str, Any]) -> str:
+    sizes = ", ".join(f"{mode} {_size(size)}" for mode, size in memory["bytes"].items())
+    return (
+        f"{sizes}, by --offload; computed from the weights that are on the device at a time, in 16 bits; fp32 takes "
+        "twice as much, and activations come on top"
+    )
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB" if size < 1e7 else f"{size / 1e6:.0f} MB"
+
+
+def _about_vocabulary(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "trained at", ", ".join(known["shapes"])
+    yield f"{len(known['things'])} things", ", ".join(names[0] for names in known["things"])
+    yield "also called", ", ".join(f"{other} ({names[0]})" for names in known["things"] for other in names[1:])
+    for title in ("colours", "sizes", "numbers", "layouts", "styles", "backgrounds"):
+        yield title, ("; " if title == "styles" else ", ").join(known[title])

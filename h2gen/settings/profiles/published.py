@@ -12,7 +12,7 @@ from typing import Any
 
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import ProfileError
-from h2gen.families.flux1 import Flux1, is_dev
+from h2gen.families.flux1 import Flux1, paints_as_dev
 from h2gen.models.catalogue import CATALOGUE, Checkpoint
 from h2gen.models.hub import transformer_config
 from h2gen.models.translate_errors import translated
@@ -194,7 +194,8 @@ def is_relative(checkpoint: Checkpoint) -> bool:
     else:
         file = Path(whole.location) / "transformer" / "config.json"
     config = _read(file)
-    return config.get("_class_name") == Flux1.transformer and is_dev(config)
+    index = _read(file.parents[1] / "model_index.json")
+    return config.get("_class_name") == Flux1.transformer and paints_as_dev(config, index)
 
 
 def summary_lines() -> Iterator[str]:
