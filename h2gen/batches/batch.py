@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from h2gen.batches.jobs import Job, Jobs, Shard, file_name, job_id
@@ -26,6 +27,7 @@ from h2gen.models.content_hash import content_hash
 from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.translate_errors import translated
 from h2gen.output.save import keep, sweep
+from h2gen.settings.inputs import InputFile
 from h2gen.settings.values import FILES
 
 
@@ -188,7 +190,7 @@ class Batch:
             return path
 
         queue = JobQueue(
-            ((id, job) for id, job in self if id not in self._done),
+            self._missing(),
             tally,
             task_of=task_of,
             keep=keep,
@@ -201,6 +203,16 @@ class Batch:
                 queue.run(pool, stop)
             finally:
                 truncated.close()
+
+    def _missing(self) -> Iterator[tuple[str, Job]]:
+        """The jobs to make, in their order, except that those with the same LoRAs follow one another."""
+        missing = ((id, job) for id, job in self if id not in self._done)
+        if not self._jobs.mixes_loras:
+            return missing
+        alike: dict[tuple[InputFile, ...], list[tuple[str, Job]]] = {}
+        for id, job in missing:
+            alike.setdefault(job.settings.lora, []).append((id, job))
+        return chain.from_iterable(alike.values())
 
     def _stem(self, id: str, job: Job) -> str:
         return file_name(job, id, self._model_name)

@@ -194,6 +194,11 @@ class Jobs:
         check_strict([*of_all, *(line for text, line in first.items() if text not in of_all)])
 
     @property
+    def mixes_loras(self) -> bool:
+        """Whether some pictures have other LoRAs than others."""
+        return len({shared.settings.lora for _, shared, *_ in self._entries}) > 1
+
+    @property
     def remarked_request(self) -> Request:
         """The request, with the remarks among its notices."""
         return replace(self.request, notices=(*self.request.notices, *self.remarks))

@@ -54,10 +54,6 @@ _PIPELINE = "in Python, set it up on a pipeline of your own and use h2gen.h2_cac
 _QUANTIZED = "give a file that is already quantized: --model FILE.gguf --base dev"
 _NOT_YET = {
     **dict.fromkeys(
-        ["lora", "loras", "lora-weights", "lora-path", "lora-paths", "lora-scale", "lora-scales"],
-        "in Python: session.pipe.load_lora_weights(...)",
-    ),
-    **dict.fromkeys(
         ["vae", "text-encoder", "text-encoder-2", "clip", "clip-l", "t5", "t5xxl", "te1", "te2"], _PIPELINE
     ),
     **dict.fromkeys(

@@ -55,7 +55,7 @@ class Kind(NamedTuple):
 
 
 ONLY = "h2gen makes pictures with FLUX.1, FLUX.2 and Chroma"
-_LORA = "h2gen's command line takes no LoRA yet; in Python: session.pipe.load_lora_weights(...)"
+_LORA = "Give it with --lora, and as --model the model that it is for"
 _PART = "Give a transformer as the model; the text encoders and the VAE come from the base"
 _PYTHON = "h2gen's command line does not use it; in Python, add it to diffusers' pipeline and call h2gen.h2_cache(pipe)"
 

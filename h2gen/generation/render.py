@@ -283,12 +283,12 @@ class Renderer:
             if text not in request.notices:
                 self._observer.remark(text)
 
-    def differences(self, found: Metadata) -> Iterator[str]:
+    def differences(self, found: Metadata, settings: Settings) -> Iterator[str]:
         """How this model differs from what a picture was made with, one line each; see ``output.replay``."""
         from h2gen.output.metadata import origin
         from h2gen.output.replay import differences
 
-        return differences(found, origin(self.session, self.session.content_hash()))
+        return differences(found, origin(self.session, self.session.content_hash()), settings)
 
     def _make(self, settings: Sequence[Settings], tiled: bool, finished: list[Result]) -> str | None:
         """Add each picture to ``finished`` once it is.

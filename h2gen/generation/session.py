@@ -25,6 +25,7 @@ from h2gen.generation.result import Result
 from h2gen.generation.solvers import solving
 from h2gen.generation.text import EncodedPrompts, unread
 from h2gen.models import Checkpoint, choose_device, choose_dtype, is_out_of_memory, resolve, set_tiling
+from h2gen.models.adapters import Adapters
 from h2gen.models.content_hash import Identity
 from h2gen.models.translate_errors import translated
 from h2gen.output.metadata import origin
@@ -93,7 +94,7 @@ class Session:
         self.offload = offload
         self._place = {"device": device, "dtype": dtype}
         self._lock = threading.RLock()
-        self._encoded = EncodedPrompts()
+        self._encoded, self._adapters = EncodedPrompts(), Adapters()
         self._interrupted = self._observed = False
         self._most: dict[tuple[int, int], int] = {}
         """The largest batch of a size (pixels) that fits into memory, if a larger one did not."""
@@ -211,8 +212,6 @@ class Session:
             SettingError: they differ in something else.
             H2GenError: as ``run``, for all of them.
         """
-        if settings[0].lora:
-            raise SettingError("This version resolves LoRAs but does not load them yet; leave out lora.")
         if not all(settings[0].goes_with(each) for each in settings):
             raise SettingError("Pictures of one batch may differ only in prompt and seed.")
         size = settings[0].width, settings[0].height
@@ -328,10 +327,10 @@ class Session:
             "output_type": "np",
             **family.guidance_arguments(self.pipe, settings.guidance, settings.cfg),
         }
-        length = settings.max_sequence_length
-        arguments.update(self._encoded.together(self.pipe, [each.prompt for each in together], length))
+        length, under = settings.max_sequence_length, self._adapters.of_text
+        arguments.update(self._encoded.together(self.pipe, [each.prompt for each in together], length, under))
         if settings.cfg > 1:
-            negative = self._encoded.together(self.pipe, [each.negative for each in together], length)
+            negative = self._encoded.together(self.pipe, [each.negative for each in together], length, under)
             arguments.update({f"negative_{name}": tensor for name, tensor in negative.items()})
         return arguments
 
@@ -372,6 +371,7 @@ class Session:
         if self.pipe is None:
             raise RunError(f"{self.checkpoint.name!r} is not loaded any more, since loading it again failed; restart.")
         try:
+            self._adapters.use(self.pipe, settings.lora)
             yield
         except Exception as error:
             if not is_out_of_memory(error):

@@ -20,11 +20,15 @@ LARGEST = 2**26
 """Bytes of main memory: 16 prompts of FLUX.1 at 512 tokens. Enough, since all seeds of a prompt follow one another."""
 
 
+Under = tuple[tuple[str, float], ...]
+"""The adapters of the text encoder that a prompt was encoded under, each with its scale."""
+
+
 class EncodedPrompts:
     """The last prompts of one pipeline, up to ``LARGEST`` bytes; the least recently used is dropped first."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, int], dict[str, torch.Tensor]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, Under], dict[str, torch.Tensor]] = OrderedDict()
         self._size = 0
         self._warned: set[Unread] = set()
 
@@ -35,14 +39,14 @@ class EncodedPrompts:
                 self._warned.add(each)
                 warnings.warn(str(each), PromptWarning, stacklevel=4)
 
-    def of(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
+    def of(self, pipe: Any, prompt: str, max_sequence_length: int, under: Under = ()) -> dict[str, torch.Tensor]:
         """A prompt as arguments of the pipeline, such as ``prompt_embeds`` of shape ``(1, tokens, width)``.
 
         The values are those that the pipeline would have computed. Each call returns new tensors: if a prompt is its
         own negative, both passes of guidance must not get the same tensor, because the cache distinguishes passes by
-        it.
+        it. ``under`` is what changes the text encoder.
         """
-        key = (prompt, max_sequence_length)
+        key = (prompt, max_sequence_length, under)
         device = pipe._execution_device
         if key in self._kept:
             self._kept.move_to_end(key)
@@ -56,9 +60,11 @@ class EncodedPrompts:
             self._size -= _bytes(self._kept.popitem(last=False)[1])
         return arguments
 
-    def together(self, pipe: Any, prompts: Sequence[str], max_sequence_length: int) -> dict[str, torch.Tensor]:
+    def together(
+        self, pipe: Any, prompts: Sequence[str], max_sequence_length: int, under: Under = ()
+    ) -> dict[str, torch.Tensor]:
         """As ``of``, with one row per prompt."""
-        encoded = [self.of(pipe, prompt, max_sequence_length) for prompt in prompts]
+        encoded = [self.of(pipe, prompt, max_sequence_length, under) for prompt in prompts]
         if len(encoded) == 1:
             return encoded[0]
         return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}

@@ -13,7 +13,8 @@ from h2gen.output.metadata import Metadata, Origin, versions
 from h2gen.settings.layers import Layers, Resolved
 from h2gen.settings.table import BY_NAME, OF_THIS_MACHINE
 from h2gen.settings.user_defaults import user_defaults
-from h2gen.settings.values import FILES
+from h2gen.settings.values import FILES, Settings
+from h2gen.wording import printable
 
 
 def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None = None) -> Layers:
@@ -85,14 +86,25 @@ def relabelled(resolved: Mapping[str, Resolved], preset: str | None) -> dict[str
     return dict(resolved) if preset is None else {**resolved, "preset": Resolved(preset, "picture")}
 
 
-def differences(found: Metadata, now: Origin) -> Iterator[str]:
-    """One line per difference from when the picture was made; if there are none, the pixels should be the same."""
+def differences(found: Metadata, now: Origin, settings: Settings) -> Iterator[str]:
+    """One line per difference from when the picture was made; if there are none, the pixels should be the same.
+
+    Args:
+        found: the picture's metadata.
+        now: what it is made with now.
+        settings: that it is made with now; only its files are compared, since options change the others.
+    """
     if found.content_hash != now.content_hash:
         was = (found.content_hash or "unknown")[:12]
         yield (
             f"The model {now.name!r} is not the one that made the picture: its hash is {str(now.content_hash)[:12]}, "
             f"the picture's is {was}."
         )
+    for name in FILES:
+        those, these = getattr(found.settings, name), getattr(settings, name)
+        if {each.sha256 for each in those} != {each.sha256 for each in these}:
+            was, here = (", ".join(map(str, each)) or "nothing" for each in (those, these))
+            yield f"The picture was made with the {name} {printable(was)}, and this is with {printable(here)}."
     for what, before, here in (("device", found.device, now.device), ("dtype", found.dtype, now.dtype)):
         if before is not None and before != here:
             yield f"The picture was made on {what} {before}, and this is {here}."

@@ -11,11 +11,14 @@ from typing import Any
 from h2gen.cache.policies.bound import most_reused
 from h2gen.errors import ModelError
 from h2gen.families import TASKS, recognize
+from h2gen.families.lora import read_lora
 from h2gen.families.single_file import ONLY, block_counts, input_channels, other_kind, takes_guidance
 from h2gen.families.unused import Unused
 from h2gen.models.catalogue import CATALOGUE, Checkpoint, resolve
+from h2gen.models.content_hash import file_hash
 from h2gen.models.facts import Facts, entry_of, facts_of
 from h2gen.models.files import WEIGHTS, tensors_of
+from h2gen.models.lora_files import known_lora
 from h2gen.models.memory_needed import memory_needed
 from h2gen.models.vocabulary import Vocabulary, vocabulary
 from h2gen.settings import presets
@@ -51,7 +54,7 @@ def describe(name: str, base: str | None = None) -> dict[str, Any]:
     Raises:
         ModelError: nothing has this name, or it is a file that is not a model.
     """
-    file = Path(name).expanduser()
+    file = known_lora(name) or Path(name).expanduser()
     if base is None and name not in CATALOGUE and file.suffix.lower() in WEIGHTS and file.is_file():
         return {"name": name, "kind": "file", **_about_file(file)}
     checkpoint = resolve(name, base)
@@ -94,6 +97,9 @@ def _about_file(file: Path) -> dict[str, Any]:
     tensors = tensors_of(file).tensors
     family = recognize(tensors)
     kind = other_kind(tensors, of_a_family=family is not None)
+    lora = read_lora({name: each.shape for name, each in tensors.items()})
+    if lora is not None:
+        return {"kind": "LoRA", "lora": {**lora._asdict(), "hash": file_hash(file)}}
     if kind is not None:
         raise kind.refusal(file)
     if family is None:

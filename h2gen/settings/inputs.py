@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from h2gen.checks import Rule
-from h2gen.errors import MetadataError, SettingError
+from h2gen.errors import MetadataError, SettingError, UsageError
 from h2gen.wording import printable, shown
 
 MOST_FILES = 32
@@ -51,6 +51,16 @@ class InputFile:
     def typed(self) -> str:
         """The file as it can be given again on this machine, such as ``canny:/home/me/edges.png:0.8``."""
         return self._with(str(self.name if self.path is None else self.path))
+
+    def opened(self) -> Path:
+        """Where it is.
+
+        Raises:
+            SettingError: only metadata name it.
+        """
+        if self.path is None:
+            raise SettingError(f"{_quoted(self.name)} is only the name of a file in metadata; give the file.")
+        return Path(self.path)
 
     def __str__(self) -> str:
         return self._with(self.name)
@@ -218,7 +228,7 @@ class FileRule(Rule):
         try:
             path, known = self.find(str(item.path))
             return replace(item, name=known, path=path, sha256=self.hashed(path))
-        except SettingError as error:
+        except UsageError as error:
             raise SettingError(f"{name}: {error}") from error
         except OSError as error:
             raise SettingError(f"{name}: {_quoted(item.name)} cannot be read: {error.strerror or error}.") from error
@@ -254,3 +264,19 @@ def _is_file(name: str) -> bool:
 
 def _quoted(name: str) -> str:
     return repr(printable(name))
+
+
+def _find_lora(name: str) -> tuple[Path | str, str]:
+    from h2gen.models.lora_files import find_lora  # not for --help
+
+    return find_lora(name)
+
+
+def _known_lora(name: str) -> Path | str | None:
+    from h2gen.models.lora_files import known_lora
+
+    return known_lora(name)
+
+
+LORA = FileRule(what="LoRA", number=Rule(float, -100, 100), scale=1.0, find=_find_lora, known=_known_lora)
+"""A LoRA's file or repository, with its scale."""

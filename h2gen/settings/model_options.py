@@ -31,8 +31,12 @@ def check_options(settings: Settings, checkpoint: Checkpoint) -> None:
     """Check that a model takes the settings of a picture.
 
     Raises:
-        SettingError: it refuses one.
+        SettingError: it refuses one, or a LoRA is for another model.
     """
+    if settings.lora:
+        from h2gen.models.lora_files import check_loras
+
+        check_loras([(file.opened(), file.name) for file in settings.lora], checkpoint)
     for name, unused, value in _given_in_vain(settings, checkpoint):
         if unused.refused:
             raise SettingError(f"{name} is {shown(value)}, but {_name(checkpoint)} {unused.why}.")

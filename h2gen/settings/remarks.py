@@ -17,7 +17,10 @@ _OPTIONS = {row.name: row.option for row in TABLE if row.commands}
 _SHORT = "".join(row.short[1] for row in TABLE if row.short and row.is_setting)
 _OPTION = re.compile(rf"(?<!\S)(?:--([A-Za-z][\w-]*)|-([{_SHORT}])(?=\s+\S))")
 _SYNTAX = {
-    "tag": (re.compile(r"<(?:lora|lyco|hypernet)\b[^<>]*>", re.I), "no LoRA is loaded from a prompt"),
+    "tag": (
+        re.compile(r"<(?:lora|lyco|hypernet)\b[^<>]*>", re.I),
+        "no LoRA is loaded from a prompt; give --lora FILE:SCALE",
+    ),
     "weight": (re.compile(r"\([^():]*[^():\d]:\s*[0-2]?(?:\.\d+|(?<=[0-2]))\)"), "prompt weights are not supported"),
     "wildcard": (
         # Written so that the time does not grow with the square of the length: a prompt may come from anywhere.

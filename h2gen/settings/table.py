@@ -9,7 +9,7 @@ from typing import Any
 from h2gen.cache.config import POLICIES, RULES, CacheConfig
 from h2gen.checks import Rule
 from h2gen.models.choices import DTYPES, OFFLOADS, SOLVERS
-from h2gen.settings.inputs import FileRule
+from h2gen.settings.inputs import LORA, FileRule
 from h2gen.settings.setting import (
     BATCH,
     CACHE,
@@ -134,7 +134,7 @@ TABLE = (
     _files(
         "lora",
         "A LoRA's file or repository, and its scale; can be repeated.",
-        FileRule(what="LoRA", number=Rule(float, -100, 100), scale=1.0),
+        LORA,
         metavar="FILE[:SCALE]",
     ),
     Setting(

@@ -16,6 +16,7 @@ from h2gen.batches.prompts import Entry, Reading, read_prompts
 from h2gen.cache import CacheConfig
 from h2gen.cache.config import POLICIES
 from h2gen.errors import PromptFileError, SettingError, UsageError
+from h2gen.settings.inputs import InputFile
 from h2gen.settings.presets import load_preset
 from h2gen.settings.seeds import derived_seed
 from h2gen.settings.values import NOT_SETTINGS, Settings
@@ -218,7 +219,7 @@ def test_everything_that_determines_the_picture_is_in_its_id() -> None:
     others = {
         "prompt": "a dog", "seed": 8, "width": 64, "height": 64, "steps": 27, "guidance": 1.0, "cfg": 2.0,
         "negative": "x", "max_sequence_length": 8, "cache": CacheConfig(0.1, 0.2, 1, 2, 4),
-        "solver": "heun",
+        "solver": "heun", "lora": (InputFile("a.safetensors", "0" * 64, 1.0),),
     }  # fmt: skip
     assert set(others) == {field.name for field in fields(Settings)} - {*NOT_SETTINGS}
     assert job_id(SETTINGS, "a", "float32") == job_id(replace(SETTINGS, reference_steps=99), "a", "float32")

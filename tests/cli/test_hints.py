@@ -43,7 +43,7 @@ HINTS: list[tuple[list[str], str]] = [
     (["x", "--stpes", "3"], "There is no option --stpes; did you mean --steps? See 'h2gen --help'."),
     (["x", "--shard", "1/2"], "There is no option --shard here; it belongs to 'h2gen batch'. See 'h2gen --help'."),
     (["tune", "--speedup", "2"], "There is no option --speedup here; it belongs to 'h2gen' and 'h2gen batch'."),
-    (["x", "--lora", "a"], "There is no --lora yet; in Python: session.pipe.load_lora_weights(...)"),
+    (["x", "--lora-path", "a"], "There is no option --lora-path; use --lora."),
     (["x", "--vae", "a"], "There is no --vae yet; in Python"),
     (["x", "--image", "a.png"], "There is no --image yet; in Python"),
     (["x", "--compile"], "There is no --compile yet; in Python"),

@@ -84,7 +84,7 @@ def test_a_picture_says_that_it_was_made_together_with_others(tmp_path: Path, co
     whole = described(together=count)
     found = read_metadata(written(tmp_path, whole))
     assert found.together == told and whole.get("together", 1) == count
-    assert any("in a batch with others" in line for line in differences(found, MADE)) == told
+    assert any("in a batch with others" in line for line in differences(found, MADE, found.settings)) == told
 
 
 def test_a_file_beside_the_picture_says_the_same(tmp_path: Path) -> None:

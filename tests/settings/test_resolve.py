@@ -12,6 +12,7 @@ from h2gen.cache import CacheConfig
 from h2gen.errors import DeviceError, ModelError, PresetError, SettingError, UsageError
 from h2gen.settings.resolve import request_from, resolve_request
 from h2gen.settings.user_defaults import USER_DEFAULTS, config_file
+from tests import loras
 from tests.locked import locked
 
 
@@ -179,7 +180,7 @@ def test_a_mistake_in_the_environment_names_the_variable() -> None:
         plan({"H2GEN_STEPS": "many"})
 
 
-def test_every_lasting_setting_is_taken_from_the_environment() -> None:
+def test_every_lasting_setting_is_taken_from_the_environment(tmp_path: Path) -> None:
     texts = {
         "model": "tiny",
         "preset": "fast",
@@ -190,7 +191,7 @@ def test_every_lasting_setting_is_taken_from_the_environment() -> None:
         "negative": "dog",
         "format": "webp",
         "solver": "unipc",
-        "lora": str(Path(__file__)),
+        "lora": str(loras.save_smallest(tmp_path / "a.safetensors")),
     }
     for name in USER_DEFAULTS:
         if name != "base":

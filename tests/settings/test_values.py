@@ -16,7 +16,7 @@ from h2gen.settings.layers import merge
 from h2gen.settings.seeds import random_seed
 from h2gen.settings.sizes import parse_size
 from h2gen.settings.table import LARGEST_SIDE
-from h2gen.settings.values import NOT_SETTINGS, OFF, Settings
+from h2gen.settings.values import FILES, NOT_SETTINGS, OFF, Settings
 
 DEV = ModelDefaults(width=1024, height=1024, steps=28, guidance=3.5, cfg=1.0, max_sequence_length=512, size_multiple=16)
 GOOD: dict[str, Any] = {"prompt": "a cat", "seed": 0, "width": 64, "height": 64, "steps": 4}
@@ -78,6 +78,7 @@ def test_settings_as_json_are_all_of_them_in_the_order_of_their_fields() -> None
     made = Settings(**GOOD, cfg=3, negative="a dog", cache=CacheConfig(0.1, 0.2, 1), solver="unipc")
     flat = asdict(made)
     assert [flat.pop(name) for name in NOT_SETTINGS] == [None, None]
+    assert [flat.pop(name) for name in FILES] == [()] * len(FILES)  # files are left out if there are none
     assert list(made.to_json().items()) == list((flat | flat.pop("cache")).items())
     assert made.to_json() is not made.to_json()
 

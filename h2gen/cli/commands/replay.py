@@ -49,7 +49,7 @@ def replay(
     from h2gen.cli.views.picture import PictureView
 
     def show_differences(renderer: Renderer) -> None:
-        for line in renderer.differences(found):
+        for line in renderer.differences(found, request.settings):
             say(console, line, "yellow")
 
     view = PictureView(console, as_json=as_json, verbose=verbose, on_loaded=show_differences)

@@ -89,8 +89,21 @@ def print_model(found: Mapping[str, Any], *, as_json: bool = False) -> None:
     console.print(table)
 
 
+def _about_lora(lora: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "LoRA", f"for {lora['family'] or 'an unknown model'}" + (f", width {lora['width']}" if lora["width"] else "")
+    double, single = lora["blocks"]
+    yield "trains", f"{lora['layers']} layers of the {' and '.join(lora['parts'])}, in {double} + {single} blocks"
+    yield "rank", ", ".join(map(str, lora["ranks"])) or "unknown"
+    yield "layout", f"{lora['layout']}, {lora['tensors']} tensors"
+    if lora["unsupported"]:
+        yield "not loaded", f"{lora['unsupported']}, which diffusers does not load"
+    yield "hash", lora["hash"]
+
+
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", ": ".join([found["name"], *([found["description"]] if "description" in found else [])])
+    if "lora" in found:
+        yield from _about_lora(found["lora"])
     if "base" in found:
         yield "base", found["base"]
     if found.get("repository"):

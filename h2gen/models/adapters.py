@@ -1,0 +1,268 @@
+"""LoRAs on a loaded pipeline: loaded by diffusers, checked for completeness, switched on and off, and put back."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from h2gen.errors import ModelError
+from h2gen.families import family_of
+from h2gen.models.load import quiet
+from h2gen.models.lora_files import describe_lora
+from h2gen.models.memory import is_out_of_memory
+from h2gen.wording import printable
+
+MOST_LOADED = 8
+"""LoRAs that stay loaded at once; of those not in use, the one used longest ago is deleted first."""
+_IN_A_LAYER = re.compile(r"\.(lora_[AB]|lokr_\w+)(\.|$)")
+_CONVERSION = (LookupError, RuntimeError, ValueError, AssertionError, NotImplementedError, AttributeError, TypeError)
+
+
+class Lora(Protocol):
+    """A LoRA to use: what messages call it, the hash of its contents, its scale, and where it is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def scale(self) -> float | None: ...
+    def opened(self) -> Path:
+        """Its path. Raises a SettingError if it is unknown."""
+        ...
+
+
+class Adapters:
+    """The LoRAs of one model. They are never fused into its weights, so that taking them off leaves these as they were.
+
+    Args:
+        most: LoRAs that stay loaded at once.
+    """
+
+    def __init__(self, most: int = MOST_LOADED) -> None:
+        self._most = most
+        self._transformer: weakref.ref[Any] | None = None
+        self._loaded: OrderedDict[str, bool] = OrderedDict()
+        """By hash, in the order of use: whether it has layers in a text encoder."""
+        self._active: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def of_text(self) -> tuple[tuple[str, float], ...]:
+        """The hashes and scales of the active LoRAs that change how text is encoded."""
+        return tuple(each for each in self._active if self._loaded[each[0]])
+
+    def use(self, pipe: Any, loras: Sequence[Lora]) -> None:
+        """Let the model compute with these LoRAs, and no others.
+
+        What is loaded already is only switched on. A model that was loaded again gets its LoRAs again.
+
+        Raises:
+            ModelError: one does not fit the model, or only partly.
+        """
+        if self._transformer is None or self._transformer() is not pipe.transformer:
+            self._transformer, self._active = weakref.ref(pipe.transformer), ()
+            self._loaded.clear()
+        # One that is given twice counts twice.
+        scales: dict[str, float] = {}
+        for lora in loras:
+            scales[lora.sha256] = scales.get(lora.sha256, 0.0) + (1.0 if lora.scale is None else lora.scale)
+        if tuple(scales.items()) == self._active:
+            return
+        self._active = ()
+        for lora in loras:
+            if lora.sha256 not in self._loaded:
+                self._loaded[lora.sha256] = _load(pipe, lora)
+            self._loaded.move_to_end(lora.sha256)
+        with quiet():
+            unused = [each for each in self._loaded if each not in scales]
+            for each in unused[: max(0, len(self._loaded) - self._most)]:
+                pipe.delete_adapters(_adapter(each))
+                del self._loaded[each]
+            if scales:
+                pipe.enable_lora()
+                pipe.set_adapters([_adapter(each) for each in scales], [*scales.values()])
+            elif self._loaded:
+                pipe.disable_lora()
+        self._active = tuple(scales.items())
+
+
+def _adapter(sha256: str) -> str:
+    """The name of an adapter in peft, which allows no dots."""
+    return f"h2gen_{sha256[:16]}"
+
+
+def _load(pipe: Any, lora: Lora) -> bool:
+    """Load a LoRA, all of it or nothing; whether it has layers in a text encoder."""
+    path = lora.opened()
+    facts = describe_lora(path)
+    title = family_of(pipe.transformer).title
+    called = f"The LoRA {printable(lora.name)!r}"
+    if not hasattr(pipe, "load_lora_weights"):
+        raise ModelError(f"{called} cannot be used: diffusers has no loader for LoRAs of {title}.")
+    with quiet(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # it means a second LoRA
+        try:
+            converted, dropped, as_is = _converted(pipe, path)
+        except _CONVERSION as error:
+            raise ModelError(
+                f"{called} is {facts}; its names cannot be converted to {title}'s ({printable(str(error))[:200]})."
+            ) from error
+        misfits = [*dropped, *_misfits(pipe, converted)]
+        if misfits:
+            _refuse(called, str(facts), title, misfits, len(converted) + len(dropped))
+        name = _adapter(lora.sha256)
+        before = _layers(pipe, name)
+        try:
+            # From the file if diffusers reads its names: only there is what PEFT was configured with.
+            pipe.load_lora_weights(
+                *([str(path.parent)] if as_is else [converted]),
+                adapter_name=name,
+                **({"weight_name": path.name, "use_safetensors": True, "local_files_only": True} if as_is else {}),
+            )
+        except Exception as error:
+            _take_off(pipe, name)
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(f"{called} cannot be loaded ({printable(str(error))[:200]}); it is {facts}.") from error
+        missing = {_layer(each) for each in converted} - _layers(pipe, name)
+        if missing or before:
+            _take_off(pipe, name)
+            _refuse(called, str(facts), title, sorted(missing), len(converted))
+    return any(each.startswith("text_encoder") for each in converted)
+
+
+def _refuse(called: str, facts: str, title: str, misfits: Sequence[str], total: int) -> None:
+    some = ", ".join(repr(printable(each)) for each in misfits[:2])
+    if len(misfits) >= total:
+        raise ModelError(f"{called} matches nothing in this {title} (such as {some}); it is {facts}.")
+    raise ModelError(
+        f"{called} fits only partly: {len(misfits)} of its {total} tensors have no place in this {title}, such as "
+        f"{some}; it is {facts}."
+    )
+
+
+def _converted(pipe: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str], bool]:
+    """The LoRA's tensors by diffusers' names, the names in the file of those that the conversion dropped, and whether
+    diffusers reads the file by itself."""
+    from safetensors.torch import load_file
+
+    # diffusers only logs what it drops. Autograd knows better: what was used is an ancestor of the result.
+    leaves = {
+        name: tensor.requires_grad_() if tensor.is_floating_point() else tensor
+        for name, tensor in load_file(path).items()
+    }
+    with torch.enable_grad():
+        given = {name: leaves[old].clone() for old, name in _readable(pipe, leaves).items()}
+        found = type(pipe).lora_state_dict(dict(given))
+    converted = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    used = _ancestors(converted.values())
+    dropped = [
+        name
+        for name, tensor in leaves.items()
+        if not name.endswith("alpha") and id(tensor) not in used and tensor.is_floating_point() and tensor.any()
+    ]
+    as_is = given.keys() == leaves.keys() and converted.keys() <= leaves.keys()
+    return _peft_names(pipe, {name: tensor.detach() for name, tensor in converted.items()}), dropped, as_is
+
+
+def _readable(pipe: Any, names: Iterable[str]) -> dict[str, str]:
+    """Names that diffusers' loaders read, of those that they do not: ComfyUI's and PEFT's with ``lora_A``."""
+    if any(".processor." in name for name in names):
+        return {name: name for name in names}
+    plain = {name: re.sub(r"^(base_model\.model|diffusion_model)\.", "", name) for name in names}
+    if any(re.match(r"(double|single)_blocks\.", name) for name in plain.values()):
+        found = {old: old if old.startswith("text") else f"diffusion_model.{name}" for old, name in plain.items()}
+        if "text_encoder" in pipe._lora_loadable_modules:  # FLUX.1's loader, which Chroma has too
+            found = {
+                old: name.replace(".lora_A.", ".lora_down.").replace(".lora_B.", ".lora_up.")
+                for old, name in found.items()
+            }
+        return found
+    return {old: old if name == old else f"transformer.{name}" for old, name in plain.items()}
+
+
+def _ancestors(tensors: Any) -> set[int]:
+    """The ids of the tensors that these were computed from, themselves included."""
+    found = {id(tensor) for tensor in tensors}
+    waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        waiting += [each for each, _ in node.next_functions if each is not None]
+    return found
+
+
+def _peft_names(pipe: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names that the loader gives in the end, so that each names a layer of the model."""
+    from diffusers.utils import (
+        convert_state_dict_to_diffusers,
+        convert_state_dict_to_peft,
+        convert_unet_state_dict_to_peft,
+    )
+
+    text = {name: tensor for name, tensor in tensors.items() if name.startswith("text_encoder.")}
+    rest = {name: tensor for name, tensor in tensors.items() if name not in text and not name.endswith("alpha")}
+    # The conversion forgets the prefix of layers outside the blocks, and the loader then drops them.
+    rest = {name if name.startswith("transformer.") else f"transformer.{name}": t for name, t in rest.items()}
+    if rest and not any(_IN_A_LAYER.search(name) for name in rest):
+        rest = convert_unet_state_dict_to_peft(rest)
+    if text:
+        inner = {name.removeprefix("text_encoder."): tensor for name, tensor in text.items() if "alpha" not in name}
+        inner = convert_state_dict_to_peft(convert_state_dict_to_diffusers(inner))
+        flat = not hasattr(getattr(pipe, "text_encoder", None), "text_model")
+        text = {f"text_encoder.{name.removeprefix('text_model.') if flat else name}": t for name, t in inner.items()}
+    return {**rest, **text}
+
+
+def _misfits(pipe: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """The names of tensors that no layer of the model takes."""
+    modules = {
+        f"{part}.{name}": module
+        for part in ("transformer", "text_encoder")
+        if isinstance(getattr(pipe, part, None), torch.nn.Module)
+        for name, module in getattr(pipe, part).named_modules()
+    }
+    for name, tensor in tensors.items():
+        module = modules.get(_layer(name))
+        inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
+        if module is None or inside is None or not _IN_A_LAYER.search(name):
+            yield name
+        elif ".lora_A." in name and tensor.shape[1] != inside:
+            # diffusers pads the input of a LoRA that was trained before the model got more channels, as Fill has.
+            if tensor.shape[1] > inside or not _layer(name).endswith("x_embedder"):
+                yield name
+        elif ".lora_B." in name and tensor.shape[0] != outside:
+            yield name
+
+
+def _layer(name: str) -> str:
+    return _IN_A_LAYER.split(name)[0]
+
+
+def _layers(pipe: Any, adapter: str) -> set[str]:
+    """The layers that have an adapter of this name."""
+    return {
+        f"{part}.{name}"
+        for part in ("transformer", "text_encoder")
+        if isinstance(getattr(pipe, part, None), torch.nn.Module)
+        for name, module in getattr(pipe, part).named_modules()
+        if adapter in getattr(module, "r", {}) or adapter in getattr(module, "lokr_w1", {})
+    }
+
+
+def _take_off(pipe: Any, adapter: str) -> None:
+    """Remove what a failed load has left behind."""
+    if _layers(pipe, adapter):
+        pipe.delete_adapters(adapter)

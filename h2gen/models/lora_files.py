@@ -1,0 +1,201 @@
+"""LoRA files: found on the disk, in a repository or beside the bundled model, and checked before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from h2gen.errors import ModelError, SettingError
+from h2gen.families import FAMILIES
+from h2gen.families.lora import LoraFacts, read_lora
+from h2gen.families.single_file import other_kind
+from h2gen.models.catalogue import BUNDLED, PICKLES, REPO_ID, WEIGHTS, Checkpoint
+from h2gen.models.defaults import ModelDefaults
+from h2gen.models.facts import facts_of
+from h2gen.models.files import read_header, shown
+from h2gen.models.hub import reach
+from h2gen.models.translate_errors import explain
+from h2gen.wording import did_you_mean, printable
+
+SUFFIX = ".safetensors"
+_USUAL = "pytorch_lora_weights.safetensors"
+"""What diffusers calls the file; a repository that has it is taken to have one LoRA."""
+_OURS = "tiny/"
+
+
+def describe_lora(path: Path) -> LoraFacts:
+    """What a LoRA file is for; only its header is read.
+
+    Raises:
+        ModelError: it is damaged, a pickle, or not a LoRA.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise ModelError(f"{shown(path)} is a pickle, which can run code when it is opened; use a {SUFFIX} file.")
+    if path.suffix.lower() != SUFFIX:
+        raise ModelError(f"{shown(path)} is not a LoRA; give a {SUFFIX} file.")
+    shapes = {name: tensor.shape for name, tensor in read_header(path).tensors.items()}
+    facts = read_lora(shapes)
+    if facts is None:
+        kind = other_kind(shapes, of_a_family=False)
+        what = f", but {kind.what}" if kind else ": none of its tensors is named as in one"
+        raise ModelError(f"{shown(path)} is not a LoRA{what}; check the path.")
+    return facts
+
+
+def check_loras(files: Sequence[tuple[Path, str]], checkpoint: Checkpoint) -> None:
+    """Check that LoRAs are for a checkpoint's family, as far as both can be told before anything is loaded.
+
+    Args:
+        files: of LoRAs, each with the name that messages call it.
+        checkpoint: nothing of it is loaded.
+
+    Raises:
+        SettingError: one is for another model, or for nothing that diffusers can load.
+    """
+    model = facts_of(checkpoint)
+    family = None if model is None else model.family.title
+    width = None if model is None else _width(model.config)
+    for path, name in files:
+        facts = describe_lora(path)
+        called = f"The LoRA {printable(name)!r}"
+        if facts.unsupported:
+            raise SettingError(f"{called} has {facts.unsupported}, which diffusers does not load; use another version.")
+        if facts.control:
+            raise SettingError(
+                f"{called} is a Control LoRA, which also widens the model's input; use --control instead."
+            )
+        if not facts.families or (family is not None and family not in facts.families):
+            ours = f"h2gen makes pictures with {', '.join(each.title for each in FAMILIES.values())}"
+            raise SettingError(f"{called} is {facts}; {f'{checkpoint.name!r} is {family}' if family else ours}.")
+        if width and facts.width and width != facts.width:
+            raise SettingError(
+                f"{called} is {facts}, for a width of {facts.width}; {checkpoint.name!r} is {family} with a width of "
+                f"{width}."
+            )
+
+
+def find_lora(name: str) -> tuple[Path, str]:
+    """Where a LoRA is, downloaded if need be, and its name in metadata.
+
+    Args:
+        name: a path, ``owner/repo``, ``owner/repo/folder/file.safetensors``, or ``tiny/STYLE`` for the bundled model.
+
+    Raises:
+        UsageError: there is none, or it is not a LoRA.
+    """
+    path = _path(name)
+    if path is not None and path.is_dir():
+        raise SettingError(f"{printable(name)!r} is a folder; give a {SUFFIX} file in it.")
+    if path is not None and path.is_file():
+        found, known = Path(os.path.abspath(path)), printable(path.name)
+    elif name.startswith(_OURS):
+        found, known = _bundled(name), name
+    else:
+        repo, file = _split(name)
+        found, file = _downloaded(repo, file)
+        known = f"{repo}/{file}"
+    describe_lora(found)
+    return found, known
+
+
+def known_lora(name: str) -> Path | None:
+    """Where a LoRA with a recorded name is, if it ships with h2gen or was downloaded under that name."""
+    try:
+        if name.startswith(_OURS):
+            return _bundled(name)
+        repo, file = _split(name)
+        return None if file is None else _cached(repo, file)
+    except SettingError:
+        return None
+
+
+def _width(config: Mapping[str, Any]) -> int | None:
+    """Features of a transformer's streams, by its ``config.json``."""
+    heads, each = config.get("num_attention_heads"), config.get("attention_head_dim")
+    return heads * each if isinstance(heads, int) and isinstance(each, int) else None
+
+
+def _path(name: str) -> Path | None:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # the home folder of an unknown user
+        return None
+
+
+def _bundled(name: str) -> Path:
+    files = {f"{_OURS}{path.stem}": path for path in sorted((BUNDLED / "loras").glob(f"*{SUFFIX}"))}
+    if name not in files:
+        known = f" These ship with h2gen: {', '.join(files)}." if files else ""
+        raise SettingError(f"there is no LoRA {printable(name)!r}{did_you_mean(name, files)}{known}")
+    return files[name]
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    """A repository's id, and the file in it if one is named."""
+    owner, _, rest = name.partition("/")
+    repo, _, file = rest.partition("/")
+    if not REPO_ID.fullmatch(f"{owner}/{repo}") or (not file and repo.lower().endswith(WEIGHTS + PICKLES)):
+        raise SettingError(f"there is no file {printable(name)!r}; check the path.")
+    if file and not file.lower().endswith(SUFFIX):
+        raise SettingError(f"there is no file {printable(name)!r}, and in a repository it must be a {SUFFIX} file.")
+    if ".." in file.split("/"):
+        raise SettingError(f"there is no file {printable(name)!r}; check the path.")
+    return f"{owner}/{repo}", file or None
+
+
+def _downloaded(repo: str, file: str | None) -> tuple[Path, str]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        if file is None:
+            file = _chosen(repo, _listed(repo))
+        here = _cached(repo, file)
+        if here is not None:
+            return here, file
+        reach(repo, file)
+        return Path(hf_hub_download(repo, file)), file
+    except SettingError:
+        raise
+    except RemoteEntryNotFoundError as error:
+        raise SettingError(f"the repository {repo!r} has no file {printable(str(file))!r}; check the name.") from error
+    except Exception as error:
+        checkpoint = Checkpoint(f"{repo}/{file}" if file else repo, "hub", repo, None, ModelDefaults())
+        raise SettingError(explain(error, checkpoint)) from error
+
+
+def _chosen(repo: str, names: Sequence[str]) -> str:
+    if _USUAL in names:
+        return _USUAL
+    if len(names) == 1:
+        return names[0]
+    if not names:
+        raise SettingError(f"the repository {repo!r} has no {SUFFIX} file; give one that has a LoRA.")
+    some = ", ".join(printable(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    raise SettingError(f"the repository {repo!r} has {len(names)} files; give one of them as {repo}/FILE: {some}.")
+
+
+def _cached(repo: str, file: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, file)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _listed(repo: str) -> list[str]:
+    """The files of a repository that may be LoRAs; if it cannot be asked, those that were downloaded before."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        reach(repo, _USUAL)
+        names = HfApi().list_repo_files(repo)
+    except OfflineModeIsEnabled as error:
+        try:
+            folder = Path(snapshot_download(repo, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise error from None
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+    return sorted(name for name in names if name.lower().endswith(SUFFIX))
