@@ -88,6 +88,8 @@ class Engine:
         self._trace.flush()
         self._stages = stages
         self.step = Step(run, current, inputs, timestep, outlook)
+        if any(self._policy.tau(stage.name) for stage in stages):
+            _ = self.step.picture_tokens  # queued now, read when a change is measured
 
     @torch.no_grad()
     def end(self, output: Any) -> Any:

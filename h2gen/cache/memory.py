@@ -9,6 +9,7 @@ import torch
 from h2gen.cache.batch import Rows, replaced
 from h2gen.cache.forecast import ResidualHistory
 from h2gen.cache.pfs_stable import Pooling
+from h2gen.cache.picture_tokens import PictureTokens
 from h2gen.cache.velocity import VelocityHistory
 
 
@@ -58,6 +59,8 @@ class Memory:
         """Of each picture; empty unless steps may be skipped."""
         self.poolings: dict[str, Pooling] = {}
         """Of each stage with stable pooling, which depends on the token grid."""
+        self.picture_tokens: PictureTokens | None = None
+        """Their number, if changes are measured."""
         self.own: torch.Tensor | None = None
         """Which image tokens belong to the picture itself (see ``own_tokens``)."""
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 
 CELLS = 256
-"""Cells of the picture: 16 x 16 for a square one, with 2 x 2 tokens per cell at 512x512. Reference pictures have the
-same number in total. Of 16, 64 and 256, this makes the changes depend least on the size (``tools/measure_pfs.py``)."""
+"""Cells of the picture: 16 x 16 for a square one, with 2 x 2 tokens per cell at 512x512. The other pictures of a
+grid that is made as a whole have the same number in total. Of 16, 64 and 256, this makes the changes depend least on
+the size (``tools/measure_pfs.py``)."""
 TEXT_CELLS = 32
 GROUPS = 64
 """Groups of channels."""
@@ -35,7 +36,7 @@ def layout_of(grid: tuple[int, int] | None, image_tokens: int, text_tokens: int)
 
     Args:
         grid: rows and columns of the picture's own tokens, which come first among the image tokens.
-        image_tokens: of the picture and of reference pictures.
+        image_tokens: of the pictures that are being made.
         text_tokens: in the stream before them.
     """
     rows, columns = grid or (image_tokens, 1)

@@ -35,31 +35,36 @@ class Probe:
 
     @torch.no_grad()
     def indicator(self, step: Step, stage: Stage, pooling: str, family: Family) -> torch.Tensor:
-        """The summary of the block's residual, ``(B, cells, groups)``: of the image tokens in the structure stage, of
-        text and image tokens in the detail stage.
+        """The summary of the block's residual, ``(B, cells, groups)``: of the picture's tokens in the structure stage,
+        of text and picture in the detail stage. Reference pictures do not count.
 
         Args:
             pooling: ``paper`` or ``stable``.
             family: knows the token grid, which stable pooling reads at a trajectory's first step.
         """
-        residual = residual_of(stage.name, self.before, self.after)
+        inputs, own = step.inputs, step.picture_tokens.count
+        residual = residual_of(stage.name, self.before, self.after, inputs.image_tokens - own)
         tokens = residual.shape[1]
         if pooling == "paper":
             return summarize(residual, pooling_kernel(tokens, stage.divisor))
         poolings = step.current.memory.poolings
         if stage.name not in poolings:
-            text = 0 if stage.name == "structure" else step.inputs.text_tokens
-            grid = family.token_grid(step.inputs.identity.image_ids, tokens - text)
-            poolings[stage.name] = Pooling(layout_of(grid, tokens - text, text), residual)
+            grid = family.token_grid(inputs.identity.image_ids, inputs.image_tokens)
+            poolings[stage.name] = Pooling(layout_of(grid, own, tokens - own), residual)
         return poolings[stage.name](residual)
 
 
-def residual_of(stage: str, before: Streams, after: Streams) -> torch.Tensor:
+def residual_of(stage: str, before: Streams, after: Streams, references: int = 0) -> torch.Tensor:
     """What a stage's first block added, ``(B, N, D)``: to the image tokens in the structure stage, to text and image
     tokens in the detail stage.
+
+    Args:
+        references: the number of tokens at the end that are left out.
     """
     if stage == "structure":
         before, after = before[-1:], after[-1:]
+    if references:
+        before, after = ((*streams[:-1], streams[-1][:, :-references]) for streams in (before, after))
     tokens = sum(x.shape[1] for x in after)
     residual = after[0].new_empty(after[0].shape[0], tokens, after[0].shape[2])
     start = 0

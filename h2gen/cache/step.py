@@ -10,6 +10,7 @@ from h2gen.cache.batch import Rows
 from h2gen.cache.inputs import Inputs, as_timestep
 from h2gen.cache.memory import StageMemory
 from h2gen.cache.outcome import UNDECIDED, Decision, Outcome, Outlook
+from h2gen.cache.picture_tokens import PictureTokens
 from h2gen.cache.stopwatch import Stopwatch
 from h2gen.cache.trace import StageRecord, StepRecord
 from h2gen.cache.trajectory import Pass, Run
@@ -59,6 +60,14 @@ class Step:
         if memory.own is None:
             memory.own = own_tokens(inputs.identity.image_ids, inputs.image_tokens, inputs.device)
         return memory.own
+
+    @property
+    def picture_tokens(self) -> PictureTokens:
+        """The picture's own tokens among the image tokens. Asked for as the pass begins, it need not be waited for."""
+        memory, inputs = self.current.memory, self.inputs
+        if memory.picture_tokens is None:
+            memory.picture_tokens = PictureTokens(inputs.identity.image_ids, inputs.image_tokens)
+        return memory.picture_tokens
 
     def undecided(self, stage: str) -> Rows:
         """The pictures for which the stage's change decides."""

@@ -49,5 +49,10 @@ def own_tokens(image_ids: torch.Tensor | None, image_tokens: int, device: torch.
     ids = image_ids[0] if image_ids is not None and image_ids.ndim == 3 else image_ids
     if ids is None or ids.shape[0] != image_tokens:
         return torch.ones(image_tokens, device=device)
+    return is_own(ids[:, 0]).to(device, torch.float32)
+
+
+def is_own(numbers: torch.Tensor) -> torch.Tensor:
+    """Whether the picture of this number is the one that is being made: ``(N,)``, from the ids' first column."""
     # The pictures of a grid that is made as a whole (VisualCloze) are counted from 1, reference pictures after a 0.
-    return ((ids[:, 0] == ids[0, 0]) | (ids[0, 0] != 0)).to(device, torch.float32)
+    return (numbers == numbers[0]) | (numbers[0] != 0)

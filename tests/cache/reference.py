@@ -171,8 +171,9 @@ def two_stages(
     What is kept excludes the ControlNet samples: they are inputs of this step, so on a hit each is added once.
     """
     # 1. Probe the structure stage.
+    own = kept["own"][-1][1]  # not the tokens of reference pictures
     e1, h1 = double[0](e, h)
-    r1 = h1 - h
+    r1 = (h1 - h)[:, own]
 
     # 2. Decide.
     if letter:
@@ -202,7 +203,7 @@ def two_stages(
 
     # 4. Probe the detail stage.
     e3, h3 = single[0](e2, h2)
-    r2 = torch.cat([e3, h3], dim=1) - torch.cat([e2, h2], dim=1)
+    r2 = torch.cat([e3 - e2, (h3 - h2)[:, own]], dim=1)
 
     # 5. Decide: after a structure hit the detail stage is a forced hit, unless it is checked or too old.
     since_detail = [at for at, _ in kept["pass"] if "detail image" in kept and at < kept["detail image"][-1][0]]

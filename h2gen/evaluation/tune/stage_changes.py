@@ -21,6 +21,7 @@ from h2gen.cache.decide import decide_by_change, decide_detail_unseen
 from h2gen.cache.outcome import UNDECIDED, Decision, Outcome
 from h2gen.cache.pfs import pooling_kernel, relative_changes, summarize
 from h2gen.cache.pfs_stable import Pooling, layout_of
+from h2gen.cache.picture_tokens import PictureTokens
 from h2gen.cache.policies.guards import is_guarded
 from h2gen.cache.probe import residual_of
 from h2gen.cache.stages import Stage, stages_of
@@ -111,26 +112,29 @@ class ChangesRecording:
         self._family, self._stages = family_of(transformer), stages_of(transformer)
         self._passes, self._steps = passes, steps
         self._image_ids: torch.Tensor | None = None
-        self._text_tokens = 0
+        self._image_tokens = 0
+        self._picture: PictureTokens | None = None
         self._poolings: dict[str, Pooling] = {}
         self._indicators: list[dict[tuple[str, str], torch.Tensor]] = []
 
     def begin(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
         """Called by a hook, before a forward pass."""
-        _, text, _, self._image_ids, _ = self._family.pass_inputs(kwargs)
-        self._text_tokens = text.shape[1]
+        latents, _, _, self._image_ids, _ = self._family.pass_inputs(kwargs)
+        self._image_tokens = latents.shape[1]
+        self._picture = self._picture or PictureTokens(self._image_ids, self._image_tokens)
         self._indicators.append({})
 
     @torch.no_grad()
     def after_first(self, stage: Stage, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """Called by a hook, after a stage's first block."""
         before = self._family.block_streams(stage.name, args, kwargs)
-        residual = residual_of(stage.name, before, self._family.output_streams(stage.name, output))
+        assert self._picture is not None
+        own, after = self._picture.count, self._family.output_streams(stage.name, output)
+        residual = residual_of(stage.name, before, after, self._image_tokens - own)
         tokens = residual.shape[1]
         if stage.name not in self._poolings:
-            text = 0 if stage.name == "structure" else self._text_tokens
-            grid = self._family.token_grid(self._image_ids, tokens - text)
-            self._poolings[stage.name] = Pooling(layout_of(grid, tokens - text, text), residual)
+            grid = self._family.token_grid(self._image_ids, self._image_tokens)
+            self._poolings[stage.name] = Pooling(layout_of(grid, own, tokens - own), residual)
         indicators = summarize(residual, pooling_kernel(tokens, stage.divisor)), self._poolings[stage.name](residual)
         for pooling, indicator in zip(POOLINGS, indicators, strict=True):
             self._indicators[-1][pooling, stage.name] = indicator[0].to("cpu", copy=True)
