@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,8 +21,14 @@ _TAKES: Mapping[str, tuple[str, ...]] = {
     "inpaint": ("image", "mask"),
     "fill": ("image", "mask"),
 }
-"""By task; other tasks are called like what they take."""
+"""By task; other tasks are called like what they take, and ``control image`` takes both."""
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.toml")
+
+
+def inputs_of(tasks: Iterable[str]) -> tuple[str, ...]:
+    """What these tasks take besides a prompt, as the options are called: ``image``, ``mask``, ``control``..."""
+    words = [word for task in tasks for word in task.split()]
+    return tuple(dict.fromkeys(taken for word in words for taken in _TAKES.get(word, (word,))))
 
 
 @dataclass(frozen=True)
@@ -68,8 +74,7 @@ class CatalogueEntry:
     @property
     def takes(self) -> tuple[str, ...]:
         """What it makes pictures from besides a prompt: ``image``, ``mask`` and so on, as the options are called."""
-        tasks = TASKS.get(self.pipeline, {})
-        return tuple(dict.fromkeys(taken for task in tasks for taken in _TAKES.get(task, (task,))))
+        return inputs_of(TASKS.get(self.pipeline, {}))
 
     @property
     def parameters(self) -> int:

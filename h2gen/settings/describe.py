@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -16,6 +15,7 @@ from h2gen.families.single_file import ONLY, block_counts, input_channels, other
 from h2gen.families.unused import Unused
 from h2gen.models.catalogue import CATALOGUE, Checkpoint, resolve
 from h2gen.models.content_hash import file_hash
+from h2gen.models.entries import inputs_of
 from h2gen.models.facts import Facts, entry_of, facts_of
 from h2gen.models.files import WEIGHTS, tensors_of
 from h2gen.models.lora_files import known_lora
@@ -34,14 +34,8 @@ OPTIONS = tuple(
     if row.name != "seed"
 )
 """The settings that a model uses, ignores or refuses."""
-_BY_TASK: Mapping[str, tuple[str, ...]] = {
-    "image": ("image", "edit", "inpaint", "fill"),
-    "mask": ("inpaint", "fill"),
-    "control": ("control",),
-    "controlnet": ("controlnet",),
-    "redux": ("redux",),
-}
-"""Settings that need one of these tasks."""
+_BY_TASK = ("image", "mask", "control", "controlnet")
+"""Those that a model takes if one of its tasks does."""
 
 
 def describe(name: str, base: str | None = None) -> dict[str, Any]:
@@ -137,8 +131,8 @@ def _is_here(checkpoint: Checkpoint) -> bool:
 def _about_family(checkpoint: Checkpoint, facts: Facts) -> dict[str, Any]:
     tasks = TASKS.get(facts.pipeline, {})
     unused: dict[str, Unused] = dict(facts.unused)
-    for name, wanted in _BY_TASK.items():
-        if not {*wanted} & {*tasks}:
+    for name in _BY_TASK:
+        if name not in inputs_of(tasks):
             unused.setdefault(name, Unused(f"has no pipeline for it in {facts.family.title}", refused=True))
     options: dict[str, dict[str, str]] = {}
     for name in OPTIONS:

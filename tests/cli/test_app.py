@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from h2gen import __version__
 from h2gen.cli.app import run
@@ -109,6 +110,19 @@ def test_presets_are_listed_with_what_decides_and_what_was_measured(
     assert run(["presets"]) == 0
     (mine,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("mine"))
     assert mine.split() == ["mine", "-", "0.1", "-", "warmup", "2,", "budget", "-", "-"]
+
+
+@pytest.mark.parametrize("columns", [50, 70])
+def test_in_a_narrow_terminal_presets_and_dry_runs_cut_no_values(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("h2gen.cli.console.stdout", "h2gen.cli.views.request.stdout"):
+        monkeypatch.setattr(module, lambda: Console(width=columns))
+    assert run(["presets"]) == 0 and run(["a cat", "--plan", "F" * 28, "--seed", "7", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= columns and "\u2026" not in out
+    assert "balanced (default)" in out and "2.15x" in out and "max-sequence-length" in out
+    assert out.count("F") >= 28
 
 
 @pytest.mark.parametrize("words", [[], ["list"], ["ls"]])

@@ -341,6 +341,8 @@ BAD: list[tuple[list[str], str]] = [
     (["presets", "show", "fats"], "did you mean 'fast'"),
     (["models", "path", "dve"], "did you mean 'dev'"),
     (["models", "path", "dev"], "not on this machine"),
+    (["models", "path", "someone/flux"], "not on this machine"),
+    (["a cat", "--guidance", "7", "--strict"], "--guidance has no effect"),
     (["bench", "--tokens", "0"], "tokens is 0"),
     (["bench", "--steps", "1"], "--steps"),
 ]

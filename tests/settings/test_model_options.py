@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import pytest
 from h2gen.batches.jobs import Jobs
 from h2gen.batches.prompts import Entry, Reading
 from h2gen.errors import SettingError, UsageError
-from h2gen.families import FAMILIES
+from h2gen.families import FAMILIES, family_of
 from h2gen.families.unused import NO_TRUE_GUIDANCE
 from h2gen.generation.arguments import choose
-from h2gen.generation.render import RenderOptions, check_output
+from h2gen.generation.render import Renderer, RenderObserver, RenderOptions, check_output
 from h2gen.models import hub
 from h2gen.models.catalogue import CATALOGUE, resolve
 from h2gen.models.facts import facts_of
 from h2gen.settings.resolve import resolve_request
 from h2gen.settings.table import BY_NAME
+from tests import small
 
 
 def ignored(model: str, **given: Any) -> list[str]:
@@ -108,6 +110,32 @@ def test_strict_makes_it_an_error_before_anything_is_loaded(tmp_path: Path) -> N
         choose("generate", resolve("schnell"), "a cat", None, {"guidance": 7.0, "strict": True})
     assert str(caught.value) == line
     assert choose("generate", resolve("schnell"), "a cat", None, {"strict": True}).notices == ()
+
+
+def test_what_is_known_only_once_the_model_is_loaded_is_told_then(tiny: Any) -> None:
+    class Seen(RenderObserver):
+        def __init__(self) -> None:
+            self.remarks: list[str] = []
+
+        def remark(self, text: str) -> None:
+            self.remarks.append(text)
+
+    known = resolve_request("a cat", {"model": "tiny", "guidance": 7.0}, {})
+    before = replace(known, notices=(), ignored=())  # as of a repository that was not on this machine
+    seen = Seen()
+    Renderer(tiny, RenderOptions(metadata=False), seen).check_options(before)
+    assert seen.remarks == list(known.ignored)
+    Renderer(tiny, RenderOptions(metadata=False), seen).check_options(known)
+    assert len(seen.remarks) == 1
+    with pytest.raises(SettingError, match="With --strict that is an error"):
+        Renderer(tiny, RenderOptions(metadata=False, strict=True), seen).check_options(before)
+
+
+def test_the_loaded_model_refuses_it_too() -> None:
+    pipe = small.flux_pipeline(diffusers.FluxFillPipeline, layers=1, single_layers=1)
+    with pytest.raises(SettingError, match="cfg is 2, but this model has no true guidance; use --guidance"):
+        family_of(pipe.transformer).check_cfg(pipe, 2.0)
+    family_of(pipe.transformer).check_cfg(pipe, 1.0)
 
 
 def test_a_batch_tells_it_once_with_the_first_prompt() -> None:

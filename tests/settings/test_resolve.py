@@ -42,6 +42,16 @@ def test_an_option_beats_the_environment_beats_the_configuration_beats_the_model
     assert (made.settings.width, made.resolved["size"].source) == (96, "configuration")
 
 
+def test_what_another_policy_switches_off_says_by_what() -> None:
+    made = plan(tolerance=0.01)
+    assert made.resolved["tolerance"].source == "option"
+    assert {made.resolved[name].source for name in ("tau1", "tau2", "plan")} == {"off with tolerance"}
+    made = plan(tau1=0.1)
+    assert (made.resolved["tau1"].source, made.resolved["tolerance"].source) == ("option", "off with thresholds")
+    both = plan(plan="F" + "S" * 26 + "F", tolerance=0.01)
+    assert both.resolved["tau1"].source == "off with plan and tolerance"
+
+
 def test_a_threshold_on_the_command_line_beats_the_preset() -> None:
     made = plan(preset="paper", tau1=0.08)
     assert (made.settings.cache.tau1, made.settings.cache.tau2) == (0.08, 0.22)

@@ -12,6 +12,7 @@ from tools.count_parameters import count
 PARTS = read_toml(CATALOGUE_FILE)["parts"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
 def test_the_catalogue_has_the_counted_numbers(name: str) -> None:
     with small.no_warning_of_diffusers_own_import():

@@ -38,10 +38,11 @@ def path(
     ],
 ) -> None:
     """Print a model's folder."""
-    from h2gen.models import CATALOGUE, local_path, resolve
+    from h2gen.models.catalogue import resolve
+    from h2gen.models.hub import cached
 
     checkpoint = resolve(name)
-    folder = local_path(CATALOGUE[name]) if name in CATALOGUE else Path(checkpoint.location)
+    folder = cached(str(checkpoint.location)) if checkpoint.kind == "hub" else Path(checkpoint.location)
     if folder is None:
         raise ModelError(f"{name!r} is not on this machine yet; it is downloaded for the first picture made with it.")
     print(folder)

@@ -63,7 +63,6 @@ _TASKS = {
     "fill": "in a part of a picture (--image, --mask)",
     "control": "after a control picture (--control)",
     "controlnet": "with ControlNets (--controlnet)",
-    "redux": "like another picture (--redux)",
 }
 
 
@@ -148,7 +147,8 @@ def _about_use(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Tasks, defaults and options."""
     defaults = found["defaults"]
     if "tasks" in found:
-        yield "makes pictures", "; ".join(dict.fromkeys(_TASKS.get(task, task) for task in found["tasks"]))
+        alone = [task for task in found["tasks"] if " " not in task]  # the others do two of these at once
+        yield "makes pictures", "; ".join(dict.fromkeys(_TASKS.get(task, task) for task in alone))
     size = f"{defaults['width']}x{defaults['height']}"
     yield "size", f"{size}; sides are multiples of {defaults['size_multiple']}"
     options = found.get("options", {})
