@@ -11,10 +11,10 @@ from h2gen.errors import ModelError, SettingError
 from h2gen.families import FAMILIES
 from h2gen.families.lora import LoraFacts, read_lora
 from h2gen.families.single_file import other_kind
-from h2gen.models.catalogue import BUNDLED, PICKLES, REPO_ID, WEIGHTS, Checkpoint
+from h2gen.models.catalogue import BUNDLED, REPO_ID, Checkpoint
 from h2gen.models.defaults import ModelDefaults
 from h2gen.models.facts import facts_of
-from h2gen.models.files import read_header, shown
+from h2gen.models.files import PICKLES, WEIGHTS, read_header, shown
 from h2gen.models.hub import reach
 from h2gen.models.translate_errors import explain
 from h2gen.wording import did_you_mean, printable

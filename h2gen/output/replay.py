@@ -45,9 +45,9 @@ def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None
         files = getattr(found.settings, name)
         recorded.pop(name, None)
         if files and given.get(name) is None:
-            recorded[name] = BY_NAME[name].rule.again(BY_NAME[name].option, files, None)
+            recorded[name] = BY_NAME[name].files.again(BY_NAME[name].option, files, None)
         elif files:
-            given = {**given, name: BY_NAME[name].rule.again(BY_NAME[name].option, files, given[name])}
+            given = {**given, name: BY_NAME[name].files.again(BY_NAME[name].option, files, given[name])}
     if given.get("cfg") is not None and given["cfg"] <= 1:
         del recorded["negative"]  # it needs true guidance, which the option switches off
     if given.get("model") is None:

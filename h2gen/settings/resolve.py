@@ -140,7 +140,7 @@ def resolve_settings(
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
     for name in FILES:
         if name in resolved:
-            files = BY_NAME[name].rule.resolve(_called(name, resolved), resolved[name].value)
+            files = BY_NAME[name].files.resolve(_called(name, resolved), resolved[name].value)
             resolved[name] = Resolved(files, resolved[name].source)
     resolved = {row.name: resolved[row.name] for row in TABLE if row.name in resolved}
     values = {name: setting.value for name, setting in resolved.items()}

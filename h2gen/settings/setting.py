@@ -97,6 +97,12 @@ class Setting:
         return "the picture's" if recorded and self.otherwise else self.otherwise
 
     @property
+    def files(self) -> FileRule:
+        """The rule of a setting that is ``of_files``."""
+        assert isinstance(self.rule, FileRule)
+        return self.rule
+
+    @property
     def of_files(self) -> bool:
         """Whether its values are files that the picture is made from, as ``InputFile``s."""
         return isinstance(self.rule, FileRule)
