@@ -118,6 +118,54 @@ def original_names(transformer: Any) -> dict[str, torch.Tensor]:
     return out
 
 
+VAE_NAMES = (
+    (r"\.down_blocks\.(\d)\.resnets\.", r".down.\1.block."),
+    (r"\.down_blocks\.(\d)\.downsamplers\.0\.", r".down.\1.downsample."),
+    (r"\.up_blocks\.(\d)\.resnets\.", lambda match: f".up.{3 - int(match[1])}.block."),
+    (r"\.up_blocks\.(\d)\.upsamplers\.0\.", lambda match: f".up.{3 - int(match[1])}.upsample."),
+    (r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}"),
+    (r"mid_block\.attentions\.0\.", "mid.attn_1."),
+    (r"group_norm", "norm"),
+    (r"to_out\.0", "proj_out"),
+    (r"to_([qkv])\.", r"\1."),
+    (r"conv_norm_out", "norm_out"),
+    (r"conv_shortcut", "nin_shortcut"),
+    (r"^quant_conv", "encoder.quant_conv"),
+    (r"^post_quant_conv", "decoder.post_quant_conv"),
+)
+"""diffusers' names of an autoencoder's layers, and those of FLUX.1's ``ae.safetensors`` and of FLUX.2's."""
+
+
+def original_vae_names(vae: Any) -> dict[str, torch.Tensor]:
+    """An autoencoder's weights as Black Forest Labs name them: the inverse of diffusers' conversion."""
+    out = {}
+    for name, tensor in vae.state_dict().items():
+        linear = ".attentions." in name and tensor.ndim == 2
+        for pattern, other in VAE_NAMES:
+            name = re.sub(pattern, other, name)
+        out[name] = tensor[:, :, None, None] if linear else tensor
+    return {name: tensor.contiguous() for name, tensor in out.items()}
+
+
+def save_gguf_t5(encoder: Any, path: Path, kind: str) -> Path:
+    """A T5 encoder as llama.cpp's converter writes it."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, encoder.config.num_layers)
+    wanted = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(path, "t5encoder")
+    for name, tensor in encoder.state_dict().items():
+        if name == "encoder.embed_tokens.weight":  # the same as shared.weight
+            continue
+        data = tensor.detach().numpy().astype(np.float32)
+        stored = quantized(data, wanted) if data.ndim == 2 and data.shape[1] % 32 == 0 else data
+        raw = wanted if stored is not data else None
+        writer.add_tensor(f"{names.get_name(name.removesuffix('.weight'))}.weight", stored, raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def save_single(transformer: Any, path: Path, *, original: bool = False) -> Path:
     """One .safetensors file, with diffusers' names or the original ones."""
     weights = original_names(transformer) if original else transformer.state_dict()

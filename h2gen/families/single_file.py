@@ -56,7 +56,8 @@ class Kind(NamedTuple):
 
 ONLY = "h2gen makes pictures with FLUX.1, FLUX.2 and Chroma"
 _LORA = "Give it with --lora, and as --model the model that it is for"
-_PART = "Give a transformer as the model; the text encoders and the VAE come from the base"
+_AUTOENCODER = "Give it as --vae, beside a model"
+_ENCODER = "Give it as --text-encoder, beside a model"
 _PYTHON = "h2gen's command line does not use it; in Python, add it to diffusers' pipeline and call h2gen.h2_cache(pipe)"
 
 _LOOK_ALIKE = (
@@ -75,7 +76,7 @@ _OTHER = (
     Kind("a checkpoint of Stable Diffusion or SDXL", (r"\binput_blocks\.", r"\bdown_blocks\.0\.resnets\."), ONLY),
     Kind("FLUX.1 Redux", (r"^redux_",), _PYTHON),
     Kind("PuLID", (r"^pulid_",), _PYTHON),
-    Kind("a VAE", (r"\b(en|de)coder\.(conv_in|up_blocks|down_blocks|up\.|down\.)",), _PART),
+    Kind("a VAE", (r"\b(en|de)coder\.(conv_in|up_blocks|down_blocks|up\.|down\.)",), _AUTOENCODER),
     Kind(
         "a text encoder",
         (
@@ -84,7 +85,7 @@ _OTHER = (
             r"\blayers\.\d+\.self_attn\.",  # Mistral, Qwen
             r"^(enc\.)?blk\.\d+\.",  # the same as .gguf
         ),
-        _PART,
+        _ENCODER,
     ),
     Kind("an embedding", (r"^(emb_params|string_to_param|clip_[lg]|t5xxl|<.*>)$",), _PYTHON),
 )

@@ -24,7 +24,7 @@ from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.values import Settings
 
 SAVING = ("out", "format", "no_metadata", "sidecar", "overwrite")
-_MODEL = ("model", "base", "device", "dtype", "offload")
+_MODEL = ("model", "base", "vae", "text_encoder", "device", "dtype", "offload")
 _SEVERAL = ("count", "batch_size")
 _PICTURE = tuple(row.name for row in TABLE if row.in_picture and row.name != "prompt")
 ARGUMENTS = ("size", *_PICTURE, "preset", "no_cache", "strict", *GOAL)

@@ -40,6 +40,8 @@ def load(
     model: str = "tiny",
     *,
     base: str | None = None,
+    vae: str | None = None,
+    text_encoder: str | Sequence[str] | None = None,
     device: str = "auto",
     dtype: str = "auto",
     offload: str = "none",
@@ -50,6 +52,8 @@ def load(
         model: an alias that ``h2gen models`` lists, such as ``tiny`` or ``dev``; a hub id, a diffusers folder, or a
             ``.safetensors`` or ``.gguf`` file that holds only a transformer.
         base: the model that supplies the rest of a single file.
+        vae: a file to take the autoencoder from.
+        text_encoder: a file to take a text encoder from, or several.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
         dtype: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16``, ``fp32``.
         offload: ``none``, ``model``, ``group``, ``sequential`` or ``auto``.
@@ -63,7 +67,7 @@ def load(
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
     >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
     """
-    return open_session(resolve(model, base), device=device, dtype=dtype, offload=offload)
+    return open_session(resolve(model, base, vae, text_encoder), device=device, dtype=dtype, offload=offload)
 
 
 def open_session(

@@ -36,7 +36,7 @@ _BARE = ("quit", "exit", "q", "help", "?", "show", "again")
 """Lines that are commands even without the colon: hardly anybody wants a picture of them."""
 NAMES = tuple(row.name for row in TABLE if row.in_shell)
 """The settings that can be changed."""
-_FIXED = ("model", "base", "device", "dtype", "offload")
+_FIXED = ("model", "base", "vae", "text_encoder", "device", "dtype", "offload")
 
 
 def start_request(given: Mapping[str, Any], goal: Goal) -> tuple[Request, dict[str, Any]]:

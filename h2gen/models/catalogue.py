@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from h2gen.errors import ModelError
@@ -17,6 +17,7 @@ from h2gen.families.single_file import Kind, other_kind
 from h2gen.models.defaults import ModelDefaults, folder_defaults
 from h2gen.models.entries import BUNDLED, CATALOGUE, CatalogueEntry
 from h2gen.models.files import PICKLES, WEIGHTS, tensors_of, transformer_in
+from h2gen.models.part_files import PartFile, open_parts, sections_beside
 from h2gen.wording import did_you_mean, printable
 
 __all__ = ["BUNDLED", "CATALOGUE", "CatalogueEntry", "Checkpoint", "ModelDefaults", "model_name", "resolve"]
@@ -35,6 +36,7 @@ class Checkpoint:
         location: the id of the repository for "hub", otherwise a path.
         base: for a "file" or a "transformer", the checkpoint that supplies the other parts.
         defaults: for settings that the user does not give.
+        parts: files that take the place of the model's own text encoders and autoencoder.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Checkpoint:
     location: str | Path
     base: Checkpoint | None
     defaults: ModelDefaults
+    parts: tuple[PartFile, ...] = ()
 
 
 def model_name(checkpoint: Checkpoint) -> str:
@@ -49,16 +52,26 @@ def model_name(checkpoint: Checkpoint) -> str:
     return checkpoint.name if checkpoint.kind in ("bundled", "hub") else Path(checkpoint.location).resolve().name
 
 
-def resolve(name: str, base: str | None = None) -> Checkpoint:
+def resolve(
+    name: str, base: str | None = None, vae: str | None = None, text_encoder: str | Sequence[str] | None = None
+) -> Checkpoint:
     """Find the checkpoint that a name refers to: an alias, a single file, a folder or a repository's id, in this order.
 
     Args:
         name: such as "dev", "./my-flux", "flux1-dev-Q4_K_S.gguf" or "owner/name".
         base: for a single file, the model that supplies its text encoders and autoencoder.
+        vae: a file to take the autoencoder from.
+        text_encoder: files to take text encoders from.
 
     Raises:
         ModelError: nothing has this name, a file has no base, or its format is not supported.
     """
+    found = _resolve(name, base)
+    encoders = (text_encoder,) if isinstance(text_encoder, str) else tuple(text_encoder or ())
+    return replace(found, parts=open_parts(vae, encoders)) if vae is not None or encoders else found
+
+
+def _resolve(name: str, base: str | None) -> Checkpoint:
     path = _path(name)
     if name not in CATALOGUE and path is not None and _is(path.is_file):
         return _file(name, path, base)
@@ -158,6 +171,8 @@ def _file(name: str, path: Path, base: str | None) -> Checkpoint:
         kind = _other_kind(path)
         if kind is not None:  # a LoRA or a VAE, which no base helps
             raise kind.refusal(path)
+        if sections_beside(path):
+            raise ModelError(f"{name!r} has no configuration and no tokenizers; name a model that has, as --base dev.")
         raise ModelError(
             f"{name!r} holds only a transformer; name the model that supplies its other parts, such as --base dev."
         )

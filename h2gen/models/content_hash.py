@@ -8,7 +8,8 @@ import json
 import os
 import re
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from h2gen.errors import ModelError
@@ -16,6 +17,7 @@ from h2gen.files import sha256, user_folder, write_whole
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.files import INDEX, components, read_index, weight_files
 from h2gen.models.hub import TEXT, download
+from h2gen.models.part_files import TRANSFORMER, by_component, parts_of
 
 HASH = "content-hash.txt"
 """The file next to the bundled checkpoint that holds its ``content_hash``."""
@@ -70,7 +72,7 @@ def check_bundled(checkpoint: Checkpoint) -> None:
         OSError: the file with its hash is missing.
     """
     shipped = (Path(checkpoint.location) / HASH).read_text("ascii").strip()
-    if content_hash(checkpoint) != shipped:
+    if content_hash(replace(checkpoint, parts=())) != shipped:
         raise ModelError("The bundled model is damaged; reinstall h2gen, or choose another --model.")
 
 
@@ -101,22 +103,21 @@ class Identity:
 
 def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
     """The files that are loaded, each with a name that does not depend on where the checkpoint is stored."""
-    if checkpoint.base is not None:
-        if checkpoint.kind == "transformer":
-            yield from _part_files("transformer", Path(checkpoint.location))
-        else:
-            yield "transformer-file", Path(checkpoint.location)
-        yield from _folder_files(checkpoint.base, without=("transformer",))
-    else:
-        yield from _folder_files(checkpoint)
-
-
-def _folder_files(checkpoint: Checkpoint, without: Collection[str] = ()) -> Iterator[tuple[str, Path]]:
-    hub = checkpoint.kind == "hub"
-    folder = download(str(checkpoint.location), without=without) if hub else Path(checkpoint.location)
+    parts, source = parts_of(checkpoint), checkpoint.base or checkpoint
+    folder = download(str(source.location), parts=parts) if source.kind == "hub" else Path(source.location)
+    index = read_index(folder)
+    given = by_component(parts, index)
+    seen: set[Path] = set()
+    for name, part in sorted(given.items(), key=lambda each: each[1].kind != TRANSFORMER):
+        if part.path.is_dir():
+            yield from _part_files(name, part.path)
+        elif part.path not in seen:  # a whole checkpoint is hashed once
+            seen.add(part.path)
+            yield f"{name}-file", part.path
     yield INDEX, folder / INDEX
-    for name in components(read_index(folder)):
-        yield from _part_files(name, folder / name, weights=name not in without)
+    for name in components(index):
+        if name not in given or not given[name].path.is_dir():
+            yield from _part_files(name, folder / name, weights=name not in given)
 
 
 def _part_files(name: str, part: Path, weights: bool = True) -> Iterator[tuple[str, Path]]:

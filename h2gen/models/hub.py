@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from pathlib import Path
 
 from h2gen.errors import ModelError
 from h2gen.models.catalogue import BUNDLED, CatalogueEntry
 from h2gen.models.files import INDEX, check_parts, components, read_index, weight_files
+from h2gen.models.part_files import PartFile, by_component
 
 # Other precisions that a repository may hold as well.
 VARIANTS = ["*.fp16.*", "*.fp16-*", "*.bf16.*", "*.bf16-*", "*.fp8.*"]
@@ -15,7 +16,7 @@ WITH_VARIANTS = ("safetensors", "safetensors.index.*.json")
 TEXT = ("json", "txt", "model", "jinja")
 
 
-def download(repo: str, *, without: Collection[str] = ()) -> Path:
+def download(repo: str, *, parts: Sequence[PartFile] = ()) -> Path:
     """The folder with a repository's pipeline, downloaded if it is not on this machine yet.
 
     A complete download is used without asking the network for a newer one: the same name keeps making the same
@@ -23,21 +24,31 @@ def download(repo: str, *, without: Collection[str] = ()) -> Path:
 
     Args:
         repo: such as "black-forest-labs/FLUX.1-dev".
-        without: parts whose weights are not needed.
+        parts: files that supply other weights, which are then not needed.
 
     Raises:
         ModelError: it holds no pipeline that h2gen loads.
         Exception: one of huggingface_hub's, for ``translated`` to translate.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     folder = cached(repo)
-    if folder is not None and _complete(folder, without):
+    lacking = "" if folder is None else _lacking(folder, parts)
+    if folder is not None and not lacking:
         return folder
-    reach(repo, INDEX)
+    try:
+        reach(repo, INDEX)
+    except OfflineModeIsEnabled as error:
+        if folder is None:
+            raise
+        raise ModelError(
+            f"{repo!r} is not complete on this machine, and huggingface.co cannot be reached ({lacking.rstrip('.')}); "
+            "go online to download the rest; HF_HUB_OFFLINE must not be set."
+        ) from error
     # The index comes first: it says which other files are needed, and whether h2gen supports the pipeline at all.
     index = read_index(Path(hf_hub_download(repo, INDEX)).parent)
-    patterns = [INDEX]
+    patterns, without = [INDEX], by_component(parts, index)
     for name in components(index):
         patterns += [f"{name}/*.{suffix}" for suffix in TEXT]
         if name not in without:
@@ -122,13 +133,19 @@ def _has_no_weights(part: Path) -> bool:
     return (part / "config.json").is_file() and not any(part.glob("*.safetensors"))
 
 
-def _complete(folder: Path, without: Collection[str] = ()) -> bool:
+def _complete(folder: Path, parts: Sequence[PartFile] = ()) -> bool:
+    return not _lacking(folder, parts)
+
+
+def _lacking(folder: Path, parts: Sequence[PartFile] = ()) -> str:
+    """What keeps a model from being loaded from its folder; empty if nothing does."""
     try:
         index = read_index(folder)
         check_parts(folder, index)
+        without = by_component(parts, index)
         for name in components(index):
             if name not in without and (folder / name / "config.json").is_file():  # tokenizers and schedulers have none
                 weight_files(folder / name)
-    except ModelError:
-        return False
-    return True
+    except ModelError as error:
+        return str(error)
+    return ""

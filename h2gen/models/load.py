@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from h2gen.models.catalogue import Checkpoint
 from h2gen.models.content_hash import check_bundled
 from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.hub import download
+from h2gen.models.load_part import load_part
 from h2gen.models.memory import apply_offload, check_offload
+from h2gen.models.part_files import PartFile, by_component, check_all_fit, parts_of
 from h2gen.models.quantized import check_plain
 from h2gen.models.single_file import check_base, check_family, check_transformer, load_transformer, open_file
 from h2gen.models.translate_errors import translated
@@ -69,31 +71,29 @@ def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> N
 
 
 def _assemble(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
-    if checkpoint.base is None:
-        return _pipeline(_folder(checkpoint), dtype)
+    source, file = checkpoint.base or checkpoint, None
+    if checkpoint.kind == "file":
+        file = open_file(Path(checkpoint.location))
+        check_family(file, checkpoint)
+    parts = parts_of(checkpoint)
+    folder = download(str(source.location), parts=parts) if source.kind == "hub" else Path(source.location)
+    if checkpoint.parts:
+        check_all_fit(checkpoint.parts, files.read_index(folder), source.name)
+    if file is not None:
+        check_base(file, checkpoint, folder)
+        with quiet():
+            return _pipeline(folder, dtype, parts, transformer=load_transformer(file, folder, dtype))
     if checkpoint.kind == "transformer":
-        folder = _folder(checkpoint.base, without=("transformer",))
         check_transformer(checkpoint, folder)
-        return _pipeline(folder, dtype, transformer=Path(checkpoint.location))
-    file = open_file(Path(checkpoint.location))
-    check_family(file, checkpoint)
-    folder = _folder(checkpoint.base, without=("transformer",))
-    check_base(file, checkpoint, folder)
-    with quiet():
-        return _pipeline(folder, dtype, transformer=load_transformer(file, folder, dtype))
+    return _pipeline(folder, dtype, parts)
 
 
-def _folder(checkpoint: Checkpoint, without: Collection[str] = ()) -> Path:
-    if checkpoint.kind == "hub":
-        return download(str(checkpoint.location), without=without)
-    return Path(checkpoint.location)
-
-
-def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
+def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile], **given: Any) -> Any:
     """A pipeline from a folder in diffusers' layout. Each part with weights is checked as it is loaded.
 
     Args:
-        given: parts by name: a loaded one, or a folder that has another one of the same class.
+        files_given: take the place of parts of the folder.
+        given: loaded parts by name.
     """
     import diffusers
     import transformers
@@ -101,16 +101,19 @@ def _pipeline(folder: Path, dtype: torch.dtype, **given: Any) -> Any:
     index = files.read_index(folder)
     files.check_parts(folder, index)
     with quiet():
-        parts = dict(given)
+        parts, others = dict(given), by_component(files_given, index)
         for name, (library, kind) in files.components(index).items():
             cls = getattr(diffusers if library == "diffusers" else transformers, kind, None)
             if cls is None:
                 raise ModelError(
                     f"{files.shown(folder)} needs {library}.{kind}, which this version of {library} lacks; update it."
                 )
-            part = given.get(name, folder / name)
-            if isinstance(part, Path) and issubclass(cls, (diffusers.ModelMixin, transformers.PreTrainedModel)):
-                parts[name] = _model(cls, part, dtype)
+            if name not in given and issubclass(cls, (diffusers.ModelMixin, transformers.PreTrainedModel)):
+                other = others.get(name)
+                if other is not None and other.path.is_file():
+                    parts[name] = load_part(other, cls, folder / name, dtype)
+                else:
+                    parts[name] = _model(cls, folder / name if other is None else other.path, dtype)
         return getattr(diffusers, index["_class_name"]).from_pretrained(folder, local_files_only=True, **parts)
 
 

@@ -19,6 +19,7 @@ from h2gen.families.single_file import ONLY, input_channels, other_kind
 from h2gen.models import files
 from h2gen.models.catalogue import CATALOGUE, Checkpoint
 from h2gen.models.files import Stored, shown
+from h2gen.models.part_files import sections_beside
 from h2gen.models.quantized import Scales, check_layout, read_configs
 from h2gen.wording import printable
 
@@ -190,7 +191,7 @@ def load_transformer(file: SingleFile, folder: Path, dtype: torch.dtype) -> Any:
     """
     import diffusers
 
-    unused = _fit(file, folder)
+    unused = check_fit(file, folder)
     weights = _read(file)
     for name in unused:
         weights.pop(name, None)
@@ -206,7 +207,7 @@ def load_transformer(file: SingleFile, folder: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _fit(file: SingleFile, folder: Path) -> list[str]:
+def check_fit(file: SingleFile, folder: Path) -> list[str]:
     """Convert the file's names on tensors without data, and compare the result with the model.
 
     Returns the names of tensors that the model does not take, all of them reported.
@@ -258,10 +259,11 @@ def _lacks(file: SingleFile, missing: list[str], present: dict[str, Stored]) -> 
 def _report(file: SingleFile, unused: list[str]) -> None:
     parts = [name for name in file.others if name.startswith(_PARTS)]
     files.report_unused(file.path, [*unused, *(name for name in file.others if name not in parts)], file.family.title)
-    if parts:
+    known = tuple(part.prefix.removesuffix("transformer.") for part in sections_beside(file.path))
+    if others := [name for name in parts if not name.startswith(known)]:
         warnings.warn(
-            f"{shown(file.path)} is a whole checkpoint; only its transformer is used. The text encoders and the VAE "
-            "are the base's.",
+            f"{shown(file.path)} also holds {printable(others[0])!r}, a part that h2gen does not know; the base's is "
+            "used.",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -48,6 +48,7 @@ class Origin:
     dtype: str
     offload: str
     base: str | None = None
+    parts: tuple[str, ...] = ()
 
 
 def describe(
@@ -86,6 +87,7 @@ def describe(
             "name": source.name,
             **({"content_hash": source.content_hash} if source.content_hash else {}),
             **({"base": source.base} if source.base else {}),
+            **({"parts": list(source.parts)} if source.parts else {}),
         },
         "device": source.device,
         "dtype": source.dtype,
@@ -114,6 +116,7 @@ def origin(session: Session, content_hash: str | None = None) -> Origin:
         dtype=str(session.dtype).removeprefix("torch."),
         offload=session.offload,
         base=None if base is None else model_name(base),
+        parts=tuple(part.path.name for part in session.checkpoint.parts),
     )
 
 
@@ -195,6 +198,7 @@ class Metadata:
     model: str
     content_hash: str | None
     base: str | None
+    parts: tuple[str, ...]
     dtype: str | None
     device: str | None
     preset: str | None
@@ -283,6 +287,7 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
         model=name,
         content_hash=_short(model, "content_hash"),
         base=_short(model, "base"),
+        parts=tuple(str(_SHORT.check("parts", name)) for name in Rule(list).check("parts", model.get("parts", []))),
         dtype=_short(data, "dtype"),
         device=_short(data, "device"),
         preset=_short(data, "preset"),

@@ -21,6 +21,8 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", f"{model['name']}  {str(model.get('content_hash', ''))[:12]}"
     if "base" in model:
         yield "base", str(model["base"])
+    if isinstance(model.get("parts"), list):
+        yield "parts", ", ".join(map(str, model["parts"]))
     yield "size", f"{settings['width']}x{settings['height']}"
     yield "solver", str(settings.pop("solver", BY_NAME["solver"].default))  # older pictures do not name it
     if "preset" in found:

@@ -50,6 +50,12 @@ def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None
             given = {**given, name: BY_NAME[name].files.again(BY_NAME[name].option, files, given[name])}
     if given.get("cfg") is not None and given["cfg"] <= 1:
         del recorded["negative"]  # it needs true guidance, which the option switches off
+    if found.parts and not given.get("vae") and not given.get("text_encoder"):
+        names = ", ".join(repr(printable(name)) for name in found.parts)
+        raise MetadataError(
+            f"The picture was made with {names} in place of the model's own parts; give the files with --vae or "
+            "--text-encoder."
+        )
     if given.get("model") is None:
         recorded["model"], recorded["base"] = _model(found, mine)
     kept = [

@@ -89,7 +89,8 @@ def request_from(prompt: str, layers: Layers) -> Request:
         if name in given:
             BY_NAME[name].check(given[name].value, _called(name, given))
     split_device(given["device"].value)  # a wrong name is found even where nothing is loaded
-    checkpoint = resolve(given["model"].value, _base(given))
+    files = {name: given[name].value for name in ("vae", "text_encoder") if name in given}
+    checkpoint = resolve(given["model"].value, _base(given), **files)
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
     check_options(settings, checkpoint)
     notices = [rounded] if rounded else []

@@ -288,6 +288,8 @@ def command_for(checkpoint: Checkpoint, settings: Settings, *start: str) -> str:
         words += ["--model", checkpoint.name]
     if checkpoint.base is not None:
         words += ["--base", checkpoint.base.name]
+    for part in checkpoint.parts:
+        words += [part.option, str(part.path)]
     if settings.steps != defaults.steps:
         words += ["--steps", str(settings.steps)]
     if (settings.width, settings.height) != (defaults.width, defaults.height):

@@ -213,6 +213,14 @@ TABLE = (
         metavar="NAME",
         lasting=True,
     ),
+    Setting("vae", "A file to take the autoencoder from, such as ae.safetensors.", Rule(str), MODEL, metavar="FILE"),
+    Setting(
+        "text_encoder",
+        "A file to take a text encoder from (T5, CLIP, ...); can be repeated.",
+        Rule(list),
+        MODEL,
+        metavar="FILE",
+    ),
     Setting(
         "device", "auto, cpu, cuda, cuda:1, mps, xpu.", Rule(str), MODEL, metavar="NAME", default="auto", lasting=True
     ),

@@ -14,8 +14,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @contextmanager
-def serve(repos: dict[str, Path | int]) -> Iterator[tuple[str, list[str]]]:
+def serve(repos: dict[str, Path | int], token: str = "") -> Iterator[tuple[str, list[str]]]:
     """Serve repositories: a folder with files, or a status: 403 for a gated one, 400 for a refusal.
+
+    With a ``token`` all of them are gated for whoever does not send it.
 
     Yields its address, and the paths that are asked for as they are.
     """
@@ -36,6 +38,8 @@ def serve(repos: dict[str, Path | int]) -> Iterator[tuple[str, list[str]]]:
             parts = path.removeprefix("api/models/").split("/")
             repo, rest = repos.get("/".join(parts[:2])), parts[2:]
             asked.append(path)
+            if token and self.headers.get("Authorization") != f"Bearer {token}":
+                repo = 403
             if repo is None:
                 return self.reply(404, b"", body, {"X-Error-Code": "RepoNotFound"})
             if isinstance(repo, int):

@@ -186,3 +186,32 @@ def test_only_the_configuration_is_fetched_to_see_whether_a_repository_is_a_rela
     assert {path.split("/resolve/main/")[-1] for path in asked if path.startswith("someone")} == {
         "transformer/config.json"
     }
+
+
+def test_the_token_goes_with_the_configuration_of_a_gated_base_too(flux_folder, tmp_path):
+    file = checkpoints.save_single(small.flux_transformer(), tmp_path / "flux.safetensors")
+    with serve({"someone/gated": flux_folder}, token="hf_secret") as (address, asked):
+        attempts = [[str(file), "someone/gated"]]
+        told = tell(tmp_path / "home", attempts, HF_ENDPOINT=address, HF_TOKEN="hf_secret")
+        refused = tell(tmp_path / "other", attempts, HF_ENDPOINT=address)
+        first = len(asked)
+        again = tell(tmp_path / "home", attempts, HF_ENDPOINT=address)
+    assert told[0] == again[0] == "FluxPipeline"
+    assert "'someone/gated' is gated" in refused[0] and "hf auth login" in refused[0]
+    assert len(asked) == first  # what is on the disk is not asked for
+
+
+def test_a_repository_that_has_only_variants_is_fetched(tmp_path):
+    small.flux_pipeline().save_pretrained(tmp_path / "half", variant="fp16")
+    with serve({"someone/half": tmp_path / "half"}) as (address, _):
+        assert tell(tmp_path / "home", [["someone/half"]], HF_ENDPOINT=address)[0] == "FluxPipeline"
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nowhere.invalid"], ids=["refused", "no address"])
+def test_what_is_incomplete_without_a_network_is_told_what_is_missing(flux_folder, tmp_path, endpoint):
+    with serve({"someone/flux": flux_folder}) as (address, _):
+        tell(tmp_path, [["someone/flux"]], HF_ENDPOINT=address)
+    next(tmp_path.glob("hub/models--*/snapshots/*/vae/*.safetensors")).unlink()
+    message = tell(tmp_path, [["someone/flux"]], HF_ENDPOINT=endpoint, NO_PROXY="*")[0]
+    assert "'someone/flux' is not complete on this machine, and huggingface.co cannot be reached" in message
+    assert "vae' has no weights" in message and "run `hf download someone/flux --include 'vae/*'`" in message

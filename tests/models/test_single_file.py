@@ -39,13 +39,16 @@ def test_a_prefix_before_all_names_makes_no_difference(flux_folder, tmp_path, pr
 
 
 @pytest.mark.usefixtures("narrow_flux1")
-def test_a_whole_checkpoint_gives_its_transformer_and_says_so(flux_folder, tmp_path):
+def test_an_unknown_part_of_a_whole_checkpoint_is_reported(flux_folder, tmp_path):
     transformer = small.flux_transformer(seed=5)
     plain = load_file(checkpoints.save_single(transformer, tmp_path / "plain.safetensors", original=True))
     whole = {f"model.diffusion_model.{name}": tensor for name, tensor in plain.items()}
-    others = ("text_encoders.clip_l.transformer.text_model.embeddings.x", "vae.decoder.conv_in.weight")
+    others = ("text_encoders.other.x", "vae.y")
     save_file(whole | {name: torch.zeros(1) for name in others}, tmp_path / "flux.safetensors")
-    with pytest.warns(RuntimeWarning, match="is a whole checkpoint; only its transformer is used"):
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"also holds .text_encoders\.other\.x., a part that h2gen does not know; ",
+    ):
         loaded = load(tmp_path / "flux.safetensors", flux_folder).transformer.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in transformer.state_dict().items())
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from h2gen.cli import completion
+from h2gen.cli.commands.models_check import check
 from h2gen.cli.help import Command, Group
 from h2gen.errors import ModelError
 
@@ -66,3 +67,6 @@ def show(
     from h2gen.settings.describe import describe
 
     print_model(describe(name, base), as_json=as_json)
+
+
+app.command("check", cls=Command)(check)

@@ -100,7 +100,9 @@ def show_request(
     for name, item in resolved.items():
         if not whole and name in _UNCHANGED and item.value == _UNCHANGED[name] and item.source not in _OF_USER:
             continue
-        value = (", ".join(map(str, item.value)) or "none") if name in FILES else str(item.value)
+        value = (
+            (", ".join(map(str, item.value)) or "none") if isinstance(item.value, (list, tuple)) else str(item.value)
+        )
         table.add_row(name.replace("_", "-"), Text(printable(value)), Text(item.source))
     if request.settings.published_plan:
         table.add_row("published plan", Text(printable(request.settings.published_plan)), "")
