@@ -36,6 +36,7 @@ PACKAGES = (
 )
 """In the order of the layers, the lowest first."""
 PROMPTS = ("a cat", "a birthday cake", "a butterfly", "a car")
+LORA = "tiny/blueprint"
 VARIED = (
     "three apples", "four ducks", "a flat icon of a rocket", "a cartoon of a frog", "a blue car",
     "a tiny dog on a yellow background", "a tiger on a green background", "a sun above a house",
@@ -278,21 +279,28 @@ def generated(text: str) -> str:
 
 def make_pictures() -> None:
     from diffusers.utils import make_image_grid
-    from PIL import Image
 
     IMAGES.mkdir(exist_ok=True)
     for name, arguments in CAPTURES.items():
         (IMAGES / name).write_text(terminal_picture(*arguments), encoding="utf-8")
     session = h2gen.load("tiny")
-    pair = Image.new("RGB", (128 * len(PROMPTS), 2 * 128), "white")
-    for column, prompt in enumerate(PROMPTS):
-        for row, config in enumerate((None, load_preset(DEFAULT_PRESET).config)):
-            pair.paste(session.generate(prompt, seed=0, cache=config).image, (128 * column, 128 * row))
-    pair.save(IMAGES / "pictures.png", optimize=True)
+    default = load_preset(DEFAULT_PRESET).config
+    rows_of(session, {"cache": None}, {"cache": default}).save(IMAGES / "pictures.png", optimize=True)
+    with_lora = [{"cache": config, "lora": LORA} for config in (None, default)]
+    rows_of(session, {"cache": None}, *with_lora).save(IMAGES / "lora.png", optimize=True)
     sheet = [session.generate(prompt, seed=seed, cache=None).image for seed, prompt in enumerate(sheet_prompts())]
     make_image_grid(sheet, len(sheet) // COLUMNS, COLUMNS).save(IMAGES / "sheet.png", optimize=True)
     shapes = [session.generate(prompt, seed=0, width=w, height=h, cache=None).image for prompt, w, h in SHAPES]
     side_by_side(shapes).save(IMAGES / "shapes.png", optimize=True)
+
+
+def rows_of(session: h2gen.Session, *rows: dict[str, Any]) -> Image.Image:
+    """A row of pictures of ``PROMPTS`` for each of some arguments of ``Session.generate``."""
+    from diffusers.utils import make_image_grid
+
+    pictures = [session.generate(prompt, seed=0, **row).image for row in rows for prompt in PROMPTS]
+    grid: Image.Image = make_image_grid(pictures, len(rows), len(PROMPTS))
+    return grid
 
 
 def side_by_side(pictures: list[Image.Image]) -> Image.Image:

@@ -82,7 +82,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         bf16=False,
         variety=Variety(),
     )
-    patch.setitem(train._PACES, "cpu", pace)
+    patch.setitem(train.PACES, "cpu", pace)
 
 
 class Counter:
@@ -258,7 +258,7 @@ def test_guidance_that_was_always_one_can_be_left_out() -> None:
 
 
 def test_the_shares_of_all_shapes_are_a_whole() -> None:
-    for pace in train._PACES.values():
+    for pace in train.PACES.values():
         assert len(pace.shares) == len(SHAPES) and sum(pace.shares) == pytest.approx(1)
         assert sum(pace.variety.styles) == pytest.approx(1)
 
@@ -267,15 +267,15 @@ def test_the_velocity_of_a_trained_model_is_nearer_than_that_of_a_new_one(made: 
     found = few_sprites()
     torch.manual_seed(0)
     stage, words = Stage(found), text.Text(made)
-    learner = train.Model(words, 64)
+    learner = train.new_model(words, 64)
     vae = autoencoder.load(made / "autoencoder", CPU)
     render = train.Renderer(found, CPU)
-    batches = iter(train.Batches(stage, words, train._PACES["cpu"], 0))
+    batches = iter(train.Batches(stage, words, train.PACES["cpu"], 0))
     optimizers = train._optimizers(learner, 2e-3)
     losses = []
     for _ in range(30):
         batch = next(batches)
-        loss = train._loss(learner, None, batch, train.encode(vae, render, batch))
+        loss = train.loss_of(learner, None, batch, train.encode(vae, render, batch))
         losses.append(loss.item())
         loss.backward()
         for optimizer in optimizers:

@@ -14,6 +14,14 @@ budget continues a finished training. To distil guidance into the model, so that
 \b
     python -m tools.train_tiny distil --minutes 30       # after train; training on undoes it
     python -m tools.train_tiny evaluate --cfg 1 --guidance 3
+
+To teach the bundled model another style with a LoRA:
+
+\b
+    python -m tools.train_tiny data
+    python -m tools.train_tiny lora --minutes 20
+    python -m tools.train_tiny evaluate-lora
+    python -m tools.train_tiny ship-lora --hardware "one CPU core"
 """
 
 from __future__ import annotations
@@ -29,7 +37,7 @@ import torch
 import typer
 
 from tools.train_tiny import autoencoder as autoencoders
-from tools.train_tiny import classifier, evaluate, scenes, ship, sprites, text, train
+from tools.train_tiny import classifier, evaluate, evaluate_lora, lora, scenes, ship, sprites, text, train
 from tools.train_tiny.concepts import concepts
 
 app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
@@ -111,6 +119,36 @@ def evaluate_(
     report = evaluate.evaluate(pipe, model, found, asked, calling, folder / "evaluation", others, unseen)
     for name, value in report.items():
         print(name, value)
+
+
+@app.command("lora")
+def lora_(folder: Folder = _HOME, minutes: Minutes = 20) -> None:
+    """Train a LoRA with which the bundled model draws blueprints.
+
+    On a CPU, the minutes are those of its own time, which does not pass while other programs run.
+    """
+    print(lora.train(sprites.load(folder / "data"), folder / "lora", minutes, _device()))
+
+
+@app.command("evaluate-lora")
+def evaluate_lora_(
+    folder: Folder = _HOME,
+    names: Annotated[int, typer.Option(help="Number of the most common concepts to ask for.")] = 100,
+) -> None:
+    """Generate pictures with the LoRA, measure how they look, compare caches, and write report.json and sheet.png."""
+    file = folder / "lora" / f"{lora.NAME}.safetensors"
+    report = evaluate_lora.evaluate(sprites.load(folder / "data"), names, folder / "lora", file)
+    for name, value in report.items():
+        print(name, value)
+
+
+@app.command("ship-lora")
+def ship_lora_(
+    hardware: Annotated[str, typer.Option(help="Hardware that it was trained on, for the card.")],
+    folder: Folder = _HOME,
+) -> None:
+    """Put the evaluated LoRA beside the bundled model, and its figures into the model's card."""
+    print(lora.ship(folder / "lora", hardware))
 
 
 @app.command("ship")

@@ -60,6 +60,7 @@ class Run:
         restore: takes it back.
         decay: the last share of the budget, in which the learning rate falls; 0 if another training follows.
         every: minutes between two snapshots.
+        processor: the budget is the processor's time, which does not pass while other programs run.
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class Run:
         restore: Callable[[dict[str, Any]], None],
         decay: float = DECAY,
         every: float = 5.0,
+        processor: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._state, self._every = folder, state, every * 60
+        self._now = time.process_time if processor else time.monotonic
         self._snapshot, self._level = folder / "snapshot.pt", folder / "level.pt"
         self.progress = Progress(minutes * 60, decay=decay)
         for path in (self._snapshot, self._level):
@@ -90,12 +93,12 @@ class Run:
         return True
 
     def __iter__(self) -> Iterator[Progress]:
-        last = saved = time.monotonic()
+        last = saved = self._now()
         begun = self.progress.steps
         while self.progress.share < 1:
             level = not self.progress.cooling
             yield self.progress
-            now = time.monotonic()
+            now = self._now()
             self.progress = replace(
                 self.progress, seconds=self.progress.seconds + now - last, steps=self.progress.steps + 1
             )

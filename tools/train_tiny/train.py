@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, FluxPipeline
+from diffusers import AutoencoderTiny, FluxPipeline, FluxTransformer2DModel
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import CLIPTextModel, T5EncoderModel
 
 from tools.train_tiny import autoencoder
 from tools.train_tiny.model import PATCH, assemble, build_transformer, deepened, pack, position_ids, without_guidance
@@ -24,6 +25,8 @@ from tools.train_tiny.scenes import SHAPES, Scene, Stage, Variety
 from tools.train_tiny.sprites import Sprites
 from tools.train_tiny.text import Text, build_encoders
 
+Draw = Callable[[Sequence[Scene], int, int], torch.Tensor]
+"""Draws scenes at a height and width: ``(B, 3, height, width)``, -1 to 1."""
 _LENGTHS = (16, 24, 32, 64, 128, 512)
 _LENGTH_SHARES = (0.6, 0.2, 0.1, 0.07, 0.025, 0.005)
 """Shares of batches padded to at least that many text tokens: few are long, yet every length must work."""
@@ -57,7 +60,7 @@ class Pace:
     variety: Variety
 
 
-_PACES = {
+PACES = {
     "cpu": Pace(
         width=128,
         batch=64,
@@ -126,10 +129,9 @@ class Batches(IterableDataset[Batch]):
 class Model(nn.Module):
     """The trained modules: transformer and both text encoders. Predicts the velocity."""
 
-    def __init__(self, text: Text, width: int, shallow: bool = False) -> None:
+    def __init__(self, clip: CLIPTextModel, t5: T5EncoderModel, transformer: FluxTransformer2DModel) -> None:
         super().__init__()
-        self.clip, self.t5 = build_encoders(text)
-        self.transformer = build_transformer(width, shallow)
+        self.clip, self.t5, self.transformer = clip, t5, transformer
 
     def forward(
         self,
@@ -147,12 +149,17 @@ class Model(nn.Module):
             encoder_hidden_states=embeddings,
             pooled_projections=self.clip(clip).pooler_output,
             timestep=sigma,
-            guidance=guidance,
+            guidance=guidance if self.transformer.config.guidance_embeds else None,
             img_ids=ids,
             txt_ids=embeddings.new_zeros(embeddings.shape[1], 3),
             return_dict=False,
         )[0]
         return velocity
+
+
+def new_model(text: Text, width: int, shallow: bool = False) -> Model:
+    """A model that has learnt nothing yet."""
+    return Model(*build_encoders(text), build_transformer(width, shallow))
 
 
 def train(
@@ -211,14 +218,14 @@ class _Trainer:
 
     def __init__(self, sprites: Sprites, made: Path, device: torch.device, compiled: bool) -> None:
         torch.manual_seed(0)
-        self.pace = _PACES[device.type]
+        self.pace = PACES[device.type]
         self._device, self._compiled = device, compiled
         self._text, self._stage = Text(made), Stage(sprites, self.pace.variety)
         self._render = Renderer(sprites, device)
         self._vae = autoencoder.load(made / "autoencoder", device).to(memory_format=torch.channels_last)
 
     def model(self, width: int | None = None, *, shallow: bool = False) -> Model:
-        model = Model(self._text, width or self.pace.width, shallow).to(self._device)
+        model = new_model(self._text, width or self.pace.width, shallow).to(self._device)
         if self._device.type == "cpu":  # with so few tokens, fused attention makes the backward pass 1.5 times as long
             model.transformer.set_attention_backend("_native_math")
         return model
@@ -261,12 +268,15 @@ class _Trainer:
         for part in (model, teacher):
             if part is not None and self._compiled:
                 part.transformer.compile_repeated_blocks(dynamic=True)
-        torch.manual_seed(run.progress.steps)
-        for progress, (batch, clean) in zip(run, self._latents(run.progress.steps), strict=False):
+        seed = run.progress.steps
+        torch.manual_seed(seed)
+        batches = Batches(self._stage, self._text, self.pace, seed)
+        drawn = latents_of(batches, self.pace, self._vae, self._render, seed)
+        for progress, (batch, clean) in zip(run, drawn, strict=False):
             for optimizer in optimizers:
                 set_rate(optimizer, progress.rate)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.pace.bf16):
-                loss = _loss(model, teacher, batch, clean)
+                loss = loss_of(model, teacher, batch, clean)
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -279,29 +289,28 @@ class _Trainer:
         log.write(run.progress)
         average.hand_over()
 
-    def _latents(self, seed: int) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Batches with their latents ``(B, C, h, w)``, of mean 0 and standard deviation 1; some are repeated later."""
-        workers = self.pace.workers
-        batches: Any = DataLoader(
-            Batches(self._stage, self._text, self.pace, seed),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=8 if workers else None,
-        )
-        kept: deque[tuple[Batch, torch.Tensor]] = deque(maxlen=_KEPT)
-        rng = np.random.default_rng(seed)
-        for batch in batches:
-            latents = encode(self._vae, self._render, batch, self.pace.bf16)
-            yield batch, latents
-            if self.pace.uses > 1:
-                kept.append((batch, latents))
-                for place in rng.integers(len(kept), size=self.pace.uses - 1):
-                    yield kept[place]
+
+def latents_of(
+    batches: Batches, pace: Pace, vae: AutoencoderTiny, render: Draw, seed: int
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Batches with their latents ``(B, C, h, w)``, of mean 0 and standard deviation 1; some are repeated later."""
+    loader: Any = DataLoader(
+        batches, batch_size=None, num_workers=pace.workers, prefetch_factor=8 if pace.workers else None
+    )
+    kept: deque[tuple[Batch, torch.Tensor]] = deque(maxlen=_KEPT)
+    rng = np.random.default_rng(seed)
+    for batch in loader:
+        latents = encode(vae, render, batch, pace.bf16)
+        yield batch, latents
+        if pace.uses > 1:
+            kept.append((batch, latents))
+            for place in rng.integers(len(kept), size=pace.uses - 1):
+                yield kept[place]
 
 
-def encode(vae: AutoencoderTiny, render: Renderer, batch: Batch, bf16: bool = False) -> torch.Tensor:
+def encode(vae: AutoencoderTiny, render: Draw, batch: Batch, bf16: bool = False) -> torch.Tensor:
     """The latents of a batch's scenes, ``(B, C, h, w)``, of mean 0 and standard deviation 1."""
-    with torch.no_grad(), torch.autocast(render.device.type, torch.bfloat16, enabled=bf16):
+    with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16, enabled=bf16):
         latents = vae.encode(render(batch.scenes, batch.height, batch.width)).latents.float()
     scaled: torch.Tensor = (latents - vae.config.shift_factor) * vae.config.scaling_factor
     return scaled
@@ -325,7 +334,7 @@ def _width(snapshot: Path) -> int | None:
     return int(_load(snapshot)["model"]["transformer.x_embedder.weight"].shape[0])
 
 
-def _loss(model: Model, teacher: Model | None, batch: Batch, latents: torch.Tensor) -> torch.Tensor:
+def loss_of(model: Model, teacher: Model | None, batch: Batch, latents: torch.Tensor) -> torch.Tensor:
     """Squared error of the velocity against noise minus picture, or against the teacher's guided velocity."""
     device = latents.device
     with torch.no_grad():
