@@ -225,6 +225,44 @@ def published_table() -> str:
     return table(("steps", "computed", "estimated speed-up", "found by", "published in"), *rows)
 
 
+def support_rows() -> list[tuple[str, str, str, str, str]]:
+    """Model, task, pipelines in diffusers, whether h2gen's own commands have it, and what it was tested on."""
+    from h2gen.families import TASKS
+    from tests.matrix.rows import ROWS, UNTESTED, Row
+
+    tasks = {task for model in TASKS.values() for task in model.items()}
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in (*ROWS, *UNTESTED):
+        grouped.setdefault((row.model, row.task), []).append(row)
+    rows = []
+    for (model, task), found in grouped.items():
+        trained = " and the bundled model" if any(row.trained for row in found) else ""
+        tested = "not tested" if found[0] in UNTESTED else f"random weights{trained}"
+        command = "yes" if any((row.key, row.pipeline) in tasks for row in found) else "only in Python"
+        command = "-" if found[0] in UNTESTED else command
+        rows.append((model, task, ", ".join(f"`{row.pipeline}`" for row in found), command, tested))
+    return rows
+
+
+def support_table() -> str:
+    """What runs, and what it was tested on."""
+    return table(("model", "task", "in diffusers", "`h2gen`", "tested on"), *support_rows())
+
+
+def support_summary() -> str:
+    """The same, a line per model."""
+    models: dict[str, list[tuple[str, str, str, str, str]]] = {}
+    for row in support_rows():
+        models.setdefault(row[0], []).append(row)
+    rows = []
+    for model, found in models.items():
+        tested = [row for row in found if row[4] != "not tested"]
+        parts = [[row[1] for row in tested if row[3] == where] for where in ("yes", "only in Python")]
+        on = max((row[4] for row in tested), key=len, default="not tested")
+        rows.append((model, *(", ".join(part) or "-" for part in parts), on))
+    return table(("model", "from `h2gen`", "in Python", "tested on"), *rows)
+
+
 def memory_table() -> str:
     """What ``--offload auto`` picks for FLUX.1 by the size of the card: arithmetic, not a measurement."""
     from h2gen.models.entries import CATALOGUE
@@ -267,6 +305,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models": models_table,
     "published": published_table,
     "memory": memory_table,
+    "support": support_table,
+    "runs": support_summary,
     "sheet": sheet_table,
 }
 _BLOCK = re.compile(r"(<!-- (\w+): python tools/docs\.py -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -6,15 +6,18 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import diffusers
 import numpy as np
 import torch
 from diffusers import FluxControlNetPipeline
+from diffusers.guiders import ClassifierFreeGuidance
 
 from tests.matrix.rows import Row
 from tests.small import (
+    HIDDEN,
     SIZE,
     chroma_pipeline,
     flux2_klein_pipeline,
@@ -43,14 +46,61 @@ def base_of(kind: str, is_distilled: bool = True) -> Any:
         "Flux2": lambda: flux2_pipeline(**SMALL),
         "Flux": lambda: flux_pipeline(**SMALL),
         "Chroma": lambda: chroma_pipeline(**SMALL),
+        "with an IP-Adapter": with_ip_adapter,
     }[kind]()
+
+
+def with_ip_adapter() -> Any:
+    """A pipeline with a random IP-Adapter, loaded as people load one."""
+    pipe, random = flux_pipeline(**SMALL), torch.Generator().manual_seed(5)
+    width = pipe.transformer.config.joint_attention_dim
+    sizes = {
+        "proj.weight": (4 * width, width),
+        "proj.bias": (4 * width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    projection = {name: torch.randn(size, generator=random) for name, size in sizes.items()}
+    blocks = range(len(pipe.transformer.transformer_blocks))
+    names = [f"{block}.to_{part}_ip" for block in blocks for part in "kv"]
+    attention = {f"{name}.weight": torch.randn(width, width, generator=random) / 4 for name in names}
+    attention |= {f"{name}.bias": torch.randn(width, generator=random) / 4 for name in names}
+    given = {"image_proj": projection, "ip_adapter": attention}
+    pipe.load_ip_adapter(given, weight_name="", image_encoder_pretrained_model_name_or_path=None)
+    return pipe
 
 
 KINDS = ("FluxControlNet", "FluxControl", "FluxFill", "Flux2Klein", "Flux2", "Flux", "Chroma")
 
 
 def pipeline_of(row: Row) -> Any:
-    return _pipeline(row.pipeline, row.config.get("is_distilled", True))
+    if "adapter_pictures" in row.call:
+        return base_of("with an IP-Adapter")
+    return (_modular if row.modular else _pipeline)(row.pipeline, row.config.get("is_distilled", True))
+
+
+@functools.cache
+def _modular(name: str, is_distilled: bool) -> Any:
+    modules = ("flux.modular_blocks_flux", "flux.modular_blocks_flux_kontext", "flux2.modular_blocks_flux2")
+    modules += ("flux2.modular_blocks_flux2_klein", "flux2.modular_blocks_flux2_klein_base")
+    found = (import_module(f"diffusers.modular_pipelines.{module}") for module in modules)
+    blocks = next(getattr(module, name) for module in found if hasattr(module, name))
+    pipe = blocks().init_pipeline()
+    kind = next(kind for kind in KINDS if name.startswith(kind))
+    parts = base_of(kind, is_distilled).components
+    wanted = {*pipe.components} - {"guider"}
+    pipe.update_components(**{part: value for part, value in parts.items() if part in wanted})
+    if "guider" in pipe.components:
+        pipe.update_components(guider=ClassifierFreeGuidance(1.0))  # one pass; others are in test_guiders
+    return quiet(pipe)
+
+
+def _takes(row: Row) -> set[str]:
+    """The arguments of a row's pipeline."""
+    pipe = pipeline_of(row)
+    if row.modular:
+        return {each.name for each in pipe.blocks.inputs if each.name}
+    return {*inspect.signature(pipe.__call__).parameters}
 
 
 @functools.cache
@@ -70,11 +120,13 @@ def asked(row: Row, steps: int = STEPS, seed: int = 7, **more: Any) -> dict[str,
     """What to call a row's pipeline with."""
     pipe = pipeline_of(row)
     kwargs = run_kwargs(pipe, steps=steps, seed=seed)
-    takes = inspect.signature(pipe.__call__).parameters
+    takes = _takes(row)
     if "strength" in takes and row.pipeline != "FluxFillPipeline":
         kwargs["strength"] = STRENGTH
-    if "Img2Img" in row.pipeline or "Inpaint" in row.pipeline:
+    if "Img2Img" in row.pipeline or "Inpaint" in row.pipeline or row.task == "image-to-image":
         kwargs["image"] = picture()
+    elif row.modular:
+        kwargs.pop("strength", None)
     if "Inpaint" in row.pipeline:
         kwargs["mask_image"] = mask()
     if "guidance_scale" in row.guided:
@@ -83,13 +135,18 @@ def asked(row: Row, steps: int = STEPS, seed: int = 7, **more: Any) -> dict[str,
     references = [picture(150 + 60 * number) for number in range(call.pop("references", 0))]
     if references:
         kwargs |= {"image_reference": references[0]} if "image_reference" in takes else {"image": references}
+    if call.pop("adapter_pictures", 0):
+        random = torch.Generator().manual_seed(4)
+        for name in ("ip_adapter_image_embeds", "negative_ip_adapter_image_embeds"):
+            kwargs[name] = [torch.randn(1, 1, HIDDEN, generator=random)]
     kwargs |= {"output_type": "latent", **call, **more}
     return {name: value for name, value in kwargs.items() if name in takes}
 
 
 def made(row: Row, **more: Any) -> np.ndarray:
     """The latents of a row's picture, or of its batch."""
-    images = pipeline_of(row)(**asked(row, **more)).images
+    pipe, kwargs = pipeline_of(row), asked(row, **more)
+    images = pipe(**kwargs, output="latents") if row.modular else pipe(**kwargs).images
     assert torch.isfinite(images).all()
     result: np.ndarray = images.float().numpy()
     return result

@@ -179,7 +179,7 @@ def batch_of(row: Row) -> Mapping[str, Any]:
     return BATCH | two
 
 
-@rows()
+@rows(lambda row: row.batch)
 def test_each_picture_of_a_batch_is_as_alone(row: Row) -> None:
     tau, alone, decided = natural(row), [], []
     for prompt, seed in zip(BATCH["prompt"], (7, 8), strict=True):
@@ -259,17 +259,18 @@ def test_a_run_that_is_stopped_leaves_nothing_behind(row: Row) -> None:
     decided = letters(trace.steps)
     pipe = pipeline_of(row)
     with h2_cache(pipe, **tau) as trace:
-        with pytest.raises(Stopped):
-            made(row, callback_on_step_end=raises)
-        assert np.array_equal(made(row), wanted)
-        made(row, callback_on_step_end=interrupts)
-        assert np.array_equal(made(row), wanted)
         with pytest.raises(Stopped), stopped_in_a_block(row):
             made(row)
         assert np.array_equal(made(row), wanted)
+        if not row.modular:  # these have no callback
+            with pytest.raises(Stopped):
+                made(row, callback_on_step_end=raises)
+            assert np.array_equal(made(row), wanted)
+            made(row, callback_on_step_end=interrupts)
+            assert np.array_equal(made(row), wanted)
         runs = sorted({step.run for step in trace.steps})
         found = [letters([step for step in trace.steps if step.run == run]) for run in runs]
-    assert found == [decided[:2], decided, decided[:2], decided, decided]
+    assert found == [decided, decided[:2], decided, decided[:2], decided][: 1 if row.modular else 5]
     assert np.array_equal(made(row), plain(row))
 
 

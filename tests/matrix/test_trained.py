@@ -1,0 +1,55 @@
+"""Rows that run on the bundled model too: what the default cache makes of a trained model's pictures."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+
+import h2gen
+from h2gen.evaluation.metrics.psnr_ssim import psnr
+from tests.matrix.rows import ROWS, Row
+from tests.small import BUNDLED, mask, picture, quiet
+
+TRAINED = [row for row in ROWS if row.trained]
+SIZE, STEPS = 128, 28
+
+
+@functools.cache
+def base() -> Any:
+    return quiet(diffusers.FluxPipeline.from_pretrained(BUNDLED).to(torch.float32))
+
+
+@functools.cache
+def pipeline_of(row: Row) -> Any:
+    cls = getattr(diffusers, row.pipeline)
+    wanted = inspect.signature(cls.__init__).parameters
+    return quiet(cls(**{name: part for name, part in base().components.items() if name in wanted}))
+
+
+def made(row: Row) -> Image.Image:
+    given: dict[str, Any] = {"image": picture().resize((SIZE, SIZE))} if row.key != "text" else {}
+    if row.key == "inpaint":
+        given["mask_image"] = mask().resize((SIZE, SIZE))
+    if row.key != "text":
+        given["strength"] = 0.8
+    image: Image.Image = pipeline_of(row)(
+        "a cat", height=SIZE, width=SIZE, num_inference_steps=STEPS, guidance_scale=1.0, max_sequence_length=24,
+        generator=torch.Generator().manual_seed(0), output_type="pil", **given,
+    ).images[0]  # fmt: skip
+    return image
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", TRAINED, ids=str)
+def test_the_default_is_near_at_half_the_blocks(row: Row) -> None:
+    wanted = made(row)
+    with h2gen.h2_cache(pipeline_of(row)) as trace:
+        got = made(row)
+    assert trace.summary.share < 0.6
+    assert psnr(got, wanted) > 35
