@@ -51,12 +51,13 @@ class Adapters:
         self._transformer: weakref.ref[Any] | None = None
         self._loaded: OrderedDict[str, bool] = OrderedDict()
         """By hash, in the order of use: whether it has layers in a text encoder."""
-        self._active: tuple[tuple[str, float], ...] = ()
+        self._active: tuple[tuple[str, float], ...] | None = ()
+        """Hashes and scales; None after an error, when nothing is known about the model."""
 
     @property
     def of_text(self) -> tuple[tuple[str, float], ...]:
         """The hashes and scales of the active LoRAs that change how text is encoded."""
-        return tuple(each for each in self._active if self._loaded[each[0]])
+        return tuple(each for each in self._active or () if self._loaded[each[0]])
 
     def use(self, pipe: Any, loras: Sequence[Lora]) -> None:
         """Let the model compute with these LoRAs, and no others.
@@ -75,7 +76,7 @@ class Adapters:
             scales[lora.sha256] = scales.get(lora.sha256, 0.0) + (1.0 if lora.scale is None else lora.scale)
         if tuple(scales.items()) == self._active:
             return
-        self._active = ()
+        self._active = None
         for lora in loras:
             if lora.sha256 not in self._loaded:
                 self._loaded[lora.sha256] = _load(pipe, lora)

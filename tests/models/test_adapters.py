@@ -177,8 +177,10 @@ def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing_behind(
     }[case]  # fmt: skip
     file = loras.save(tmp_path / "odd.safetensors", found)
     adapters = Adapters()
+    good = given(loras.save(tmp_path / "good.safetensors", tensors(pipe)))
+    adapters.use(pipe, [good])
     with pytest.raises(ModelError, match=words) as caught:
-        adapters.use(pipe, [given(file)])
+        adapters.use(pipe, [good, given(file)])
     assert str(caught.value).startswith("The LoRA 'odd.safetensors' ") and "\n" not in str(caught.value)
     adapters.use(pipe, [])
     assert np.array_equal(picture(pipe), plain)
