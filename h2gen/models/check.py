@@ -18,6 +18,7 @@ from h2gen.models.catalogue import Checkpoint, resolve
 from h2gen.models.content_hash import check_bundled
 from h2gen.models.entries import CATALOGUE
 from h2gen.models.files import WEIGHTS, shown
+from h2gen.models.lora_files import describe_lora
 from h2gen.models.part_files import sections
 from h2gen.wording import printable
 
@@ -245,7 +246,8 @@ def _check_file(report: Checked, path: Path) -> None:
         family, parts = recognize(stored), sections(path, stored)
         kind = other_kind(stored, of_a_family=family is not None)
         if kind is not None and kind.what == "a LoRA":
-            return report.add("file", f"a LoRA; complete, {_gb(path.stat().st_size)}; give it as --lora")
+            size = _gb(path.stat().st_size)
+            return report.add("file", f"a LoRA {describe_lora(path)}; complete, {size}; give it as --lora")
         if family is None and parts:
             check_layout(path, stored)
             what = " and ".join(f"{part.title} (give it as {part.option})" for part in parts)

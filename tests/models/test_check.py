@@ -167,8 +167,11 @@ def test_a_single_file_is_told_what_it_holds(flux_folder, tmp_path):
     assert "has 2 + 4 blocks" in problems(check_model(str(wide), str(flux_folder)))["fit"][0]
     save_file(small.flux_vae().state_dict(), tmp_path / "ae.safetensors")
     assert "an autoencoder (give it as --vae)" in check_model(str(tmp_path / "ae.safetensors")).lines[0].text
-    save_file({"x.lora_A.weight": torch.zeros(1)}, tmp_path / "style.safetensors")
-    assert "LoRA" in check_model(str(tmp_path / "style.safetensors")).lines[0].text
+    ends = {"lora_A.weight": torch.zeros(4, 32), "lora_B.weight": torch.zeros(32, 4)}
+    lora = {f"transformer.transformer_blocks.0.attn.add_q_proj.{end}": tensor for end, tensor in ends.items()}
+    save_file(lora, tmp_path / "style.safetensors")
+    text = check_model(str(tmp_path / "style.safetensors")).lines[0].text
+    assert text.startswith("a LoRA for FLUX: rank 4, ") and "; complete, " in text and text.endswith("as --lora")
     checkpoints.truncate(file, -1)
     assert "is cut short" in problems(check_model(str(file)))["file"][0]
 
