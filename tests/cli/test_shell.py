@@ -154,6 +154,7 @@ def test_a_command_is_understood_without_its_colon(line: str, action: str) -> No
 
 def test_a_changed_setting_is_told_with_what_follows_from_it(here: Path) -> None:
     lines = [":set steps 3", ":set size 100x100", ":seed random", ":set", ":show", ":set no-cache on", ":unset steps"]
+    lines += [":set lora tiny/blueprint:0.5", ":set lora none"]
     done = h2gen("shell", "--model", "tiny", "-o", "out", input="\n".join(lines))
     assert done.returncode == 0
     told = done.stderr.splitlines()
@@ -162,6 +163,7 @@ def test_a_changed_setting_is_told_with_what_follows_from_it(here: Path) -> None
     assert "seed is now a new one each time" in told
     assert "no-cache is now on" in told
     assert "steps is now 28" in told
+    assert told[-2:] == ["lora is now tiny/blueprint:0.5", "lora is now none"]
     listed, shown = done.stdout.split("setting")[1:]
     assert "warmup-steps" in listed and "warmup-steps" not in shown
     assert "prompt" not in listed + shown

@@ -78,6 +78,7 @@ def _obey(line: str, state: ShellState, renderer: Renderer, console: Console, sh
     from h2gen.cli.views.request import show_notices, show_request
     from h2gen.generation.shell import HELP, Action
     from h2gen.output.save import target_of
+    from h2gen.wording import printable
 
     step = state.read(line)
     request = step.request
@@ -94,6 +95,8 @@ def _obey(line: str, state: ShellState, renderer: Renderer, console: Console, sh
         value = state.value(step.changed) if found is None else found.value
         if step.changed == "seed" and found is not None and found.source == "random":
             value = "a new one each time"
+        if isinstance(value, tuple):  # files
+            value = ", ".join(printable(str(file)) for file in value) or "none"
         text = "not set" if value in (None, "") else "on" if value is True else "off" if value is False else value
         say(console, f"{step.changed.replace('_', '-')} is now {text}", "dim")
         show_notices([notice for notice in request.notices if notice not in shown], console)
