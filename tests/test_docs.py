@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from h2gen.batches.jobs import Jobs, file_name
 from h2gen.batches.prompts import read_prompts
@@ -64,7 +65,11 @@ def test_every_command_line_is_understood(
     (tmp_path / "docs" / "prompts.txt").write_text("a cat\n")
     (tmp_path / "prompts.txt").write_text("a cat\n")
     (tmp_path / "cute80.jsonl").write_text('{"image_caption": ["a cat"]}\n')
-    assert run(["a cat", "--seed", "7", "--steps", "2", "--cfg", "1"]) == 0
+    for name in ("cat.png", "sofa.png", "house.png", "mask.png"):
+        Image.new("RGB", (128, 128), "white").save(name)
+    quick = ["--steps", "2", "--cfg", "1"]
+    assert run(["a cat", "--seed", "7", *quick]) == 0
+    assert run(["a cat", "--image", "cat.png", "-o", "result.png", *quick]) == 0
     lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
     shown = {tuple(words[1:]) for words in lines if words and words[0] == "h2gen" and "--base" not in words}
     assert len(shown) > 20

@@ -50,6 +50,17 @@ COLUMNS = 8
 """Pictures per row of the sheet."""
 GAP = 6
 """Pixels between the pictures of different shapes."""
+EDITS: dict[str, tuple[tuple[str, int, tuple[int, int, int, int] | None, str, float, int], ...]] = {
+    "image-to-image.png": (
+        ("a cat", 0, None, "a tiger on a green background", 0.75, 1),
+        ("a car", 0, None, "a blue car on a yellow background", 0.75, 1),
+    ),
+    "inpainting.png": (
+        ("a sun above a house", 1, (0, 0, 128, 62), "a rocket above a house", 1.0, 1),
+        ("a tiger beside a palm tree", 0, (66, 0, 128, 128), "a tiger beside a house", 1.0, 1),
+    ),
+}
+"""Pictures made from pictures: the prompt and seed of the input, the box of the mask, the prompt, strength and seed."""
 TERMINAL = 88, 26
 """Columns and lines of the captured terminal."""
 CAPTURES = {
@@ -332,6 +343,34 @@ def make_pictures() -> None:
     make_image_grid(sheet, len(sheet) // COLUMNS, COLUMNS).save(IMAGES / "sheet.png", optimize=True)
     shapes = [session.generate(prompt, seed=0, width=w, height=h, cache=None).image for prompt, w, h in SHAPES]
     side_by_side(shapes).save(IMAGES / "shapes.png", optimize=True)
+    make_edits(session)
+
+
+def make_edits(session: h2gen.Session) -> None:
+    """Inputs, uncached and cached pictures; prints how far the cached ones are from the others, and their blocks."""
+    from PIL import Image, ImageDraw
+
+    from h2gen.evaluation.metrics.psnr_ssim import psnr
+
+    for name, edits in EDITS.items():
+        row = []
+        for prompt, seed, box, wanted, strength, own in edits:
+            before = session.generate(prompt, seed=seed, cache=None).image
+            given: dict[str, Any] = {"image": (before, strength), "seed": own}
+            shown = before
+            if box is not None:
+                mask = Image.new("L", before.size)
+                ImageDraw.Draw(mask).rectangle(box, fill=255)
+                given["mask"] = mask
+                shown = Image.composite(
+                    Image.blend(before, Image.new("RGB", before.size, "magenta"), 0.4), before, mask
+                )
+            plain = session.generate(wanted, cache=None, **given).image
+            cached = session.generate(wanted, **given)
+            assert cached.summary is not None
+            print(f"{name}: {wanted}: {psnr(cached.image, plain):.1f} dB, {cached.summary.share:.0%} of blocks")
+            row += [shown, plain, cached.image]
+        side_by_side(row).save(IMAGES / name, optimize=True)
 
 
 def rows_of(session: h2gen.Session, *rows: dict[str, Any]) -> Image.Image:

@@ -16,6 +16,7 @@ from h2gen.batches.prompts.entries import Given, place_of, places_of
 from h2gen.errors import ProfileError, SettingError, UsageError
 from h2gen.files import sha256
 from h2gen.output import names
+from h2gen.settings.editing import check_inputs
 from h2gen.settings.layers import Layers
 from h2gen.settings.model_options import Remark, check_options, check_strict, ignored_options
 from h2gen.settings.presets import load_preset
@@ -277,11 +278,11 @@ class Jobs:
             layers = unchosen(self._resolver.goal, layers)
         elif self._resolver is not None:
             asked, layers = self._resolver.above(layers)
-        settings, resolved, rounded = resolve_settings(
-            entry.prompt, layers, self.request.checkpoint.defaults, self._load_preset
-        )
+        settings, resolved, rounded = resolve_settings(entry.prompt, layers, self.request.checkpoint, self._load_preset)
         settings = replace(settings, **asked)
         check_options(settings, self.request.checkpoint)
+        if not alone:
+            check_inputs(self.request.checkpoint, settings)
         return _Shared(settings, resolved["preset"].value if "preset" in resolved else None, rounded)
 
 
@@ -289,10 +290,12 @@ _OWN_KEYS = ("seed", "count", "name")
 
 
 def _one_by_one(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each setting, with those that it needs: width and height go together, a negative prompt needs guidance."""
+    """Each setting, with what it needs: width with height, a negative prompt with guidance, a mask with its picture."""
     for key, value in given.items():
         if key == "negative":
             yield key, {key: value, "cfg": 2.0}
+        elif key == "mask" and "image" in given:
+            yield key, {key: value, "image": given["image"]}
         elif key == "width" and "height" in given:
             yield key, {key: value, "height": given["height"]}
         elif key != "height" or "width" not in given:

@@ -44,7 +44,7 @@ _OTHER_TOOLS = {
     ),
     **dict.fromkeys(
         ["edit", "img2img", "i2i", "inpaint", "outpaint"],
-        "h2gen makes pictures from text only; in Python, h2gen.h2_cache(pipe) speeds up other pipelines too.",
+        "Give the picture with --image, and what changes with --mask: h2gen PROMPT --image FILE",
     ),
     **dict.fromkeys(["quit", "exit"], "Nothing is running; :quit leaves 'h2gen shell'."),
 }
@@ -52,24 +52,14 @@ _OTHER_TOOLS = {
 
 _PIPELINE = "in Python, set it up on a pipeline of your own and use h2gen.h2_cache(pipe)"
 _QUANTIZED = "give a file that is already quantized: --model FILE.gguf --base dev"
+_STRENGTH = ("strength", "image-strength", "denoise", "denoising-strength")
+"""Other programs' names for the number behind an input picture."""
 _NOT_YET = {
     **dict.fromkeys(
         ["vae", "text-encoder", "text-encoder-2", "clip", "clip-l", "t5", "t5xxl", "te1", "te2"], _PIPELINE
     ),
     **dict.fromkeys(
         [
-            "image",
-            "init-image",
-            "input-image",
-            "image-path",
-            "img2img",
-            "i2i",
-            "strength",
-            "image-strength",
-            "denoise",
-            "mask",
-            "mask-image",
-            "reference",
             "control-image",
             "controlnet",
             "control",
@@ -177,6 +167,8 @@ def _unknown_option(option: str, context: Any) -> str:
         return f"{said}; use --size WIDTHxHEIGHT, such as --size 1024x768"
     if found is not None:
         return f"{said}; use {known[found]}"
+    if name.lower().replace("_", "-") in _STRENGTH:
+        return f"{said}; give the number behind the picture: --image FILE:0.6"
     other = _NOT_YET.get(name.lower().replace("_", "-"))
     if other is not None:
         return f"There is no {shown} yet" + (f"; {other}" if other else "")

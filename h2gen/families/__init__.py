@@ -11,8 +11,20 @@ from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.flux1 import Flux1
 from h2gen.families.flux2 import Flux2
+from h2gen.families.tasks import STRENGTHS, Limits
 
-__all__ = ["DEFAULT", "FAMILIES", "PIPELINES", "TASKS", "Family", "ModelDefaults", "family_of", "recognize"]
+__all__ = [
+    "DEFAULT",
+    "FAMILIES",
+    "LIMITS",
+    "PIPELINES",
+    "STRENGTHS",
+    "TASKS",
+    "Family",
+    "ModelDefaults",
+    "family_of",
+    "recognize",
+]
 
 DEFAULT: Family = Flux1()
 """The family of a checkpoint that does not say which it is of."""
@@ -22,6 +34,12 @@ FAMILIES: dict[str, Family] = {family.transformer: family for family in (DEFAULT
 
 TASKS: Mapping[str, Mapping[str, str]] = {key: value for each in FAMILIES.values() for key, value in each.tasks.items()}
 """By the pipeline in diffusers that a checkpoint names: its tasks, each with the pipeline that does it."""
+LIMITS: Mapping[str, Limits] = {
+    "": Limits(),
+    **{name: Limits() for tasks in TASKS.values() for name in tasks.values()},
+    **{name: limits for each in FAMILIES.values() for name, limits in each.limits.items()},
+}
+"""By the pipeline that does a task: what it takes. The empty name is that of an unknown one."""
 PIPELINES: tuple[str, ...] = tuple(TASKS)
 """The pipelines in diffusers that h2gen loads."""
 

@@ -16,6 +16,7 @@ from h2gen.errors import SettingError
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd
 from h2gen.families.single_file import block_counts, input_channels, takes_guidance
+from h2gen.families.tasks import Limits
 from h2gen.families.token_grid import grid_of
 from h2gen.families.unused import Unused
 
@@ -56,8 +57,8 @@ class Family(ABC):
     (only a prompt), ``image`` (image-to-image), ``inpaint``, ``edit`` (reference pictures), ``fill`` (a model made for
     inpainting). All pipelines of one checkpoint are built from the same parts."""
 
-    most_pictures: ClassVar[Mapping[str, int]] = {}
-    """How many input pictures a pipeline takes, if more than one: by its name."""
+    limits: ClassVar[Mapping[str, Limits]] = {}
+    """Of pipelines that take more than one input picture, or not every size; by their names."""
     marks: ClassVar[tuple[str, ...]]
     """Parts of tensor names: a single file holds this transformer if any of its tensors has one of them in its name."""
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
+from h2gen.families.tasks import Limits
 from h2gen.families.unused import NO_NEGATIVE, NO_TRUE_GUIDANCE, NOT_DISTILLED, Unused
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Flux1(Family):
         },
         "FluxFillPipeline": {"fill": "FluxFillPipeline"},
     }
-    most_pictures: ClassVar[Mapping[str, int]] = {"FluxKontextInpaintPipeline": 2}
+    limits: ClassVar[Mapping[str, Limits]] = {"FluxKontextInpaintPipeline": Limits(2)}
     marks = ("double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.add_q_proj")
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {
         384: ("FLUX.1 Fill", "FluxFillPipeline"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from h2gen.families.contract import Family
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
+from h2gen.families.tasks import Limits
 from h2gen.families.unused import NO_GUIDANCE, NO_NEGATIVE, NO_TRUE_GUIDANCE, NOT_DISTILLED, Unused
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ class Flux2(Family):
             "inpaint": "Flux2KleinInpaintPipeline",
         },
     }
-    most_pictures: ClassVar[Mapping[str, int]] = {
-        "Flux2Pipeline": 10,
-        "Flux2KleinPipeline": 10,
-        "Flux2KleinInpaintPipeline": 2,
+    limits: ClassVar[Mapping[str, Limits]] = {
+        "Flux2Pipeline": Limits(10),
+        "Flux2KleinPipeline": Limits(10),
+        "Flux2KleinInpaintPipeline": Limits(2, 1024 * 1024),  # it shrinks a larger picture, and makes one of that size
     }
     marks = ("double_stream_modulation_img.lin",)
     diffusers_caches = frozenset({"MagCacheConfig", "TaylorSeerCacheConfig"})

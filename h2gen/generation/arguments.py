@@ -81,7 +81,7 @@ def choose(
         resolver = GoalResolver(goal, checkpoint)
         asked, layers = resolver.above(layers)
         notices += resolver.notices
-    settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
+    settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint)
     if goal:
         settings = replace(settings, **asked)
     preset = str(resolved["preset"].value) if "preset" in resolved else None

@@ -147,15 +147,18 @@ def check_output(request: Request, options: RenderOptions, seeds: Sequence[int])
         Where each picture goes.
 
     Raises:
-        SettingError: there are several pictures and a trace; or, as ``strict`` asks, the model ignores an option.
+        SettingError: there are several pictures and a trace; the model needs an input picture; or, as ``strict`` asks,
+            it ignores an option.
         OutputError: something could not be written.
     """
     from h2gen.output.save import target_of
     from h2gen.output.trace_file import TraceFile
+    from h2gen.settings.editing import check_inputs
     from h2gen.settings.model_options import check_strict
 
     if options.strict:
         check_strict(request.ignored)
+    check_inputs(request.checkpoint, request.settings)
     target = target_of(request.out, request.format)
     if options.trace is not None:
         if len(seeds) > 1:

@@ -17,12 +17,12 @@ import torch
 from h2gen.arguments import names_checked
 from h2gen.cache import StepRecord, Trace, h2_cache
 from h2gen.errors import BadPicture, OutOfMemory, RunError, SettingError
-from h2gen.families import family_of
 from h2gen.generation.arguments import SAVING, CacheChoice, choose, saving_of
 from h2gen.generation.progress import progress_bar
 from h2gen.generation.relief import advice, free_memory, let_go, load_or_advise
 from h2gen.generation.result import Result
 from h2gen.generation.solvers import solving
+from h2gen.generation.tasks import TaskPipelines
 from h2gen.generation.text import EncodedPrompts, unread
 from h2gen.models import Checkpoint, choose_device, choose_dtype, is_out_of_memory, resolve, set_tiling
 from h2gen.models.adapters import Adapters
@@ -100,6 +100,8 @@ class Session:
         self._lock = threading.RLock()
         self._encoded, self._adapters = EncodedPrompts(), Adapters()
         self._interrupted = self._observed = False
+        self._tasks = TaskPipelines(checkpoint.name)
+        self._running: Any = None
         self._most: dict[tuple[int, int], int] = {}
         """The largest batch of a size (pixels) that fits into memory, if a larger one did not."""
         self.tiled_sizes: set[tuple[int, int]] = set()
@@ -115,6 +117,10 @@ class Session:
         """The transformer's dtype."""
         dtype: torch.dtype = self.pipe.transformer.dtype
         return dtype
+
+    def pipeline(self, settings: Settings) -> Any:
+        """The pipeline that makes such a picture; see ``TaskPipelines.of``."""
+        return self._tasks.of(self.pipe, settings)
 
     @cached_property
     def identity(self) -> Identity:
@@ -179,7 +185,7 @@ class Session:
             self.content_hash()  # a damaged checkpoint must not cost a finished picture
         for notice in chosen.notices:
             warnings.warn(notice, stacklevel=2)
-        with progress_bar(self.pipe, progress):
+        with progress_bar(self.pipeline(chosen.settings), progress):
             result = replace(self.run(chosen.settings, on_step=on_step), preset=chosen.preset)
         return result if saving is None else result.saved(**vars(saving))
 
@@ -294,7 +300,8 @@ class Session:
             if offload == self.offload:
                 free_memory()
                 return
-            self.pipe = None  # there is no memory for both
+            self.pipe = self._running = None  # there is no memory for both
+            self._tasks.forget()
             free_memory()
             try:
                 self.pipe, self.offload = load_or_advise(self.checkpoint, offload=offload, **self._place)
@@ -311,8 +318,8 @@ class Session:
         If nothing is running, the next run stops.
         """
         self._interrupted = True
-        if not self._observed and self.pipe is not None:
-            self.pipe._interrupt = True  # the pipeline's own switch: it skips the remaining steps
+        if not self._observed and self._running is not None:
+            self._running._interrupt = True  # the pipeline's own switch: it skips the remaining steps
 
     def forget_interrupt(self) -> None:
         """Undo an ``interrupt`` that came while nothing was running."""
@@ -321,16 +328,7 @@ class Session:
     def _arguments(self, together: Sequence[Settings]) -> dict[str, Any]:
         """What the pipeline is called with, apart from its noise."""
         settings = together[0]
-        family = family_of(self.pipe.transformer)
-        family.check_cfg(self.pipe, settings.cfg)
-        arguments: dict[str, Any] = {
-            "width": settings.width,
-            "height": settings.height,
-            "num_inference_steps": settings.steps,
-            "max_sequence_length": settings.max_sequence_length,
-            "output_type": "np",
-            **family.guidance_arguments(self.pipe, settings.guidance, settings.cfg),
-        }
+        arguments = self._tasks.arguments(self.pipe, together)
         length, under = settings.max_sequence_length, self._adapters.of_text
         arguments.update(self._encoded.together(self.pipe, [each.prompt for each in together], length, under))
         if settings.cfg > 1:
@@ -354,17 +352,18 @@ class Session:
         generator = generators if len(generators) > 1 else generators[0]
         with self._lock, self._working(settings):
             started, self._observed = time.perf_counter(), observed
-            set_tiling(self.pipe, settings.width, settings.height, always=tiled)
+            self._running = pipe = self.pipeline(settings)
+            set_tiling(pipe, settings.width, settings.height, always=tiled)
             cache = (
-                h2_cache(self.pipe, settings.cache, on_step=on_step) if observed else contextlib.nullcontext(Trace())
+                h2_cache(pipe, settings.running_cache, on_step=on_step) if observed else contextlib.nullcontext(Trace())
             )
             arguments = self._arguments(together)
             self._raise_if_interrupted()  # during text encoding: the pipeline resets its switch when it starts
             if observed:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
-            with solving(self.pipe, settings.solver), cache as trace:
+            with solving(pipe, settings.solver), cache as trace:
                 trace.reference = settings.reference
-                pixels = self.pipe(**arguments, generator=generator).images
+                pixels = pipe(**arguments, generator=generator).images
             if not observed:
                 self._raise_if_interrupted()
             return np.asarray(pixels), trace, time.perf_counter() - started

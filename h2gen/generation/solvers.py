@@ -10,6 +10,8 @@ import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 from h2gen.errors import ModelError
+from h2gen.models.choices import evaluations
+from h2gen.settings.values import Settings
 
 
 @contextmanager
@@ -43,14 +45,33 @@ def solving(pipe: Any, solver: str) -> Iterator[None]:
         pipe.scheduler = own
 
 
+def strength_for(settings: Settings) -> float:
+    """The strength to give a pipeline, so that the steps run which the settings say.
+
+    A pipeline takes a solver's passes for its steps, and skips two passes for each: with Heun it would begin too late.
+    """
+    passes, skipped = evaluations(settings.steps, settings.solver), settings.steps - settings.steps_run
+    if passes == settings.steps:
+        return settings.strength
+    return 1 - (skipped + 0.5) / passes if skipped else 1.0
+
+
 def _unipc(own: Any) -> Any:
-    return UniPCMultistepScheduler.from_config(
+    return _UniPC.from_config(
         own.config,
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
         flow_shift=own.config.get("shift", 1.0),
         num_train_timesteps=own.config.get("num_train_timesteps", 1000),
     )
+
+
+class _UniPC(UniPCMultistepScheduler):  # type: ignore[misc]
+    """diffusers' UniPC for pipelines that begin with a noisy picture, which ask flow-matching schedulers for it."""
+
+    def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        noisy: torch.Tensor = self.add_noise(sample, noise, timestep)
+        return noisy
 
 
 class _Heun(FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]

@@ -36,6 +36,14 @@ def evaluations(steps: int, solver: str) -> int:
     return 2 * steps - 1 if solver == "heun" else steps
 
 
+def steps_run(steps: int, strength: float) -> int:
+    """How many of the steps run at a strength, above 0 and up to 1: the last ones, at least one.
+
+    Source: ``get_timesteps`` of diffusers' image-to-image pipelines.
+    """
+    return steps - int(max(steps - min(steps * strength, steps), 0))
+
+
 def split_device(name: str) -> tuple[str, int]:
     """The kind and the index of a device such as "cuda:1"; "auto" is a kind too. Whether it exists is not checked.
 

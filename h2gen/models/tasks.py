@@ -38,17 +38,25 @@ def task_of(name: str, tasks: Collection[str] | None, *, pictures: int = 0, mask
     """
     if mask and not pictures:
         raise SettingError("--mask needs the picture that it belongs to; also give --image.")
-    wanted = ("inpaint", "fill") if mask else ("image", "edit") if pictures else ("text",)
+    wanted = ("inpaint", "fill") if mask else ("image", "edit", "fill") if pictures else ("text", "fill")
     if tasks is None:
         return wanted[0]
     for task in wanted:
         if task in tasks:
             return task
-    if "fill" in tasks:
-        raise SettingError(f"{name!r} fills in a part of a picture; give the picture with --image, and a --mask.")
     what, option = ("inpaint", "--mask") if mask else ("start from a picture", "--image")
-    able = [alias for alias in CATALOGUE if {*wanted} & {*_tasks_of_entry(CATALOGUE[alias])}]
+    able = [alias for alias in CATALOGUE if {*wanted[:2]} & {*_tasks_of_entry(CATALOGUE[alias])}]
     raise SettingError(f"{name!r} cannot {what}, so it takes no {option}; these models can: {', '.join(able)}.")
+
+
+def check_complete(name: str, task: str, *, mask: bool) -> None:
+    """Check that a picture of this task can be made, and nothing is missing.
+
+    Raises:
+        SettingError: a picture and a mask are.
+    """
+    if task == "fill" and not mask:
+        raise SettingError(f"{name!r} fills in a part of a picture; give the picture with --image, and a --mask.")
 
 
 def pipeline_for(pipe: Any, name: str) -> Any:

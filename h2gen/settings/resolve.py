@@ -12,8 +12,8 @@ from h2gen.cache.policies import switched_off
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import Checkpoint, needs_base, resolve
 from h2gen.models.choices import split_device
-from h2gen.models.defaults import ModelDefaults
 from h2gen.settings import presets
+from h2gen.settings.editing import inputs_of
 from h2gen.settings.layers import Layers, Resolved, merge
 from h2gen.settings.model_options import check_options
 from h2gen.settings.notices import notices_about
@@ -91,7 +91,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     split_device(given["device"].value)  # a wrong name is found even where nothing is loaded
     files = {name: given[name].value for name in ("vae", "text_encoder") if name in given}
     checkpoint = resolve(given["model"].value, _base(given), **files)
-    settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint.defaults)
+    settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint)
     check_options(settings, checkpoint)
     notices = [rounded] if rounded else []
     if resolved["model"].source == "built in":
@@ -114,10 +114,10 @@ def request_from(prompt: str, layers: Layers) -> Request:
 def resolve_settings(
     prompt: str,
     layers: Layers,
-    model_defaults: ModelDefaults,
+    checkpoint: Checkpoint,
     load_preset: Callable[[str], presets.Preset] = presets.load_preset,
 ) -> tuple[Settings, dict[str, Resolved], str | None]:
-    """The settings of one picture, the source of each, and a notice if its size had to be rounded.
+    """The settings of one picture, the source of each, and a notice if its size or its input had to be adapted.
 
     A preset comes right after the layer that names it: options given with it override it, and it overrides
     the layers below. A preset's file is recorded by its name, since its path is private.
@@ -126,7 +126,7 @@ def resolve_settings(
         UsageError: something cannot be used; see the subclasses for what.
     """
     check_texts(layers)
-    defaults = asdict(model_defaults)
+    defaults = asdict(checkpoint.defaults)
     del defaults["size_multiple"]
     size = f"{defaults.pop('width')}x{defaults.pop('height')}"
     resolved = merge(
@@ -137,19 +137,25 @@ def resolve_settings(
     )
     if "seed" not in resolved:
         resolved["seed"] = Resolved(random_seed(), "random")
-    width, height, rounded = parse_size(str(resolved["size"].value), model_defaults, _called("size", resolved))
+    width, height, rounded = parse_size(str(resolved["size"].value), checkpoint.defaults, _called("size", resolved))
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
     for name in FILES:
         if name in resolved:
             files = BY_NAME[name].files.resolve(_called(name, resolved), resolved[name].value)
             resolved[name] = Resolved(files, resolved[name].source)
+    inputs = inputs_of(checkpoint, resolved)
+    if inputs is not None:
+        resolved["image"] = Resolved(inputs.image, resolved["image"].source)
+        resolved["size"] = Resolved(inputs.size, inputs.source)
+        width, height = (int(side) for side in inputs.size.split("x"))
+        rounded = " ".join(filter(None, (rounded, *inputs.notices))) or None
     resolved = {row.name: resolved[row.name] for row in TABLE if row.name in resolved}
     values = {name: setting.value for name, setting in resolved.items()}
     settings = Settings(
         prompt=prompt, width=width, height=height, **{name: values[name] for name in _OWN_FIELDS if name in values}
     )
     cache = CacheConfig(**{name: values[name] for name in CACHE})
-    check_length(cache.plan, settings.steps, settings.solver, _origin_of_plan(resolved))
+    check_length(cache.plan, settings.steps, settings.solver, _origin_of_plan(resolved), settings.strength)
     return replace(settings, cache=cache), resolved, rounded
 
 

@@ -162,7 +162,7 @@ class GoalResolver:
 
     def _with_choice(self, layers: Layers) -> tuple[_Chosen, Layers]:
         base = unchosen(self.goal, layers)
-        settings, _, _ = resolve_settings("-", base, self._checkpoint.defaults)
+        settings, _, _ = resolve_settings("-", base, self._checkpoint)
         key = profile_key_of(self._checkpoint, settings)
         if key not in self._chosen:
             self._chosen[key] = self._choose(key, settings)

@@ -31,6 +31,8 @@ _FOREIGN = {
     "sequence_length token_limit t5_max_length t5xxl_max_token_length text_length",
     "lora": "loras lora_path lora_paths lora_name lora_file lora_files lora_model lora_model_name lora_weights "
     "network_weights adapter adapters adapter_path",
+    "image": "init_image input_image init_img reference reference_image ref_image img2img i2i",
+    "mask": "mask_image inpaint_mask mask_img",
     "preset": "profile",
     "tolerance": "rel_l1_thresh l1_thresh residual_diff_threshold rdt error_threshold cache_threshold tol",
     "tau1": "tau threshold structure_threshold",

@@ -10,6 +10,7 @@ from h2gen.cache.config import POLICIES, RULES, CacheConfig
 from h2gen.checks import Rule
 from h2gen.models.choices import DTYPES, OFFLOADS, SOLVERS
 from h2gen.settings.inputs import LORA, FileRule
+from h2gen.settings.pictures import PictureRule
 from h2gen.settings.setting import (
     BATCH,
     CACHE,
@@ -63,6 +64,12 @@ def _files(name: str, help: str, rule: FileRule, **more: Any) -> Setting:
     return _picture(name, help, rule, **{"default": (), "later": True, **more})
 
 
+def _input(name: str, help: str, rule: FileRule, metavar: str = "FILE") -> Setting:
+    """A row of input pictures."""
+    places = {"section": PICTURE, "commands": (*_MAKING, "compare"), "lasting": False}
+    return _files(name, help, rule, metavar=metavar, **places)
+
+
 def _goal(name: str, help: str, rule: Rule) -> Setting:
     """A row that makes a profile choose settings."""
     return Setting(name, help, rule, SPEED, commands=("generate", "batch", "shell"), in_shell=True, is_setting=False)
@@ -77,6 +84,7 @@ SORTS = ("plan", "tolerance", "thresholds", "steps")
 """The sorts of settings in a profile, by what decides which steps and blocks are computed."""
 _text = Rule(str, longest=LONGEST_PROMPT)
 _scale = Rule(float, 0, 1000)
+_strength = Rule(float, above=0, most=1, advice="give a strength above 0 and up to 1, such as 0.6")
 _side = Rule(int, 1, LARGEST_SIDE)
 _speedup = Rule(float, above=1, most=1000, advice="give a number above 1, such as 2", unit="x")
 _fidelity = Rule(float, above=0, most=1, advice="give an SSIM above 0 and up to 1, such as 0.95")
@@ -137,6 +145,13 @@ TABLE = (
         LORA,
         metavar="FILE[:SCALE]",
     ),
+    _input(
+        "image",
+        "Start from a picture, or use it as a reference; can be repeated.",
+        PictureRule(number=_strength),
+        "FILE[:STRENGTH]",
+    ),
+    _input("mask", "Change only the part of --image that is white here.", PictureRule(what="mask", several=False)),
     Setting(
         "preset",
         "A preset's name or file; see 'h2gen presets'.",

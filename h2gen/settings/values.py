@@ -7,10 +7,10 @@ from typing import Any
 
 from h2gen.arguments import fields_checked
 from h2gen.cache.config import CacheConfig
-from h2gen.cache.policies.plan import parts_in, steps_in
+from h2gen.cache.policies.plan import end_of_plan, parts_in, steps_in
 from h2gen.checks import Rule
 from h2gen.errors import SettingError
-from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.models.choices import SOLVERS, evaluations, steps_run
 from h2gen.settings.inputs import InputFile
 from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import BY_NAME
@@ -38,6 +38,9 @@ class Settings:
         cache: thresholds, guards and policies of H2-Cache.
         solver: one of ``SOLVERS``; ``own`` is the checkpoint's.
         lora: LoRAs that the model is loaded with, with their scales.
+        image: pictures that this one is made from. A first one with a strength, from above 0 to 1, is changed: only the
+            last steps run, that part of them. Those without one are references.
+        mask: the part of the first one that changes.
         reference_steps: steps of the uncached picture that was asked for, if a profile chose other settings to come
             close to it; None if it is the one with these ``steps``. It determines no pixel: shares of blocks and
             estimated speed-ups are against it.
@@ -59,6 +62,8 @@ class Settings:
     cache: CacheConfig = field(default=OFF)
     solver: str = "own"
     lora: tuple[InputFile, ...] = ()
+    image: tuple[InputFile, ...] = ()
+    mask: tuple[InputFile, ...] = ()
     reference_steps: int | None = None
     published_plan: str | None = None
 
@@ -76,7 +81,7 @@ class Settings:
             _ORIGIN.check("published_plan", self.published_plan)
         if not self.prompt.strip():
             raise _empty_prompt()
-        check_length(self.cache.plan, self.steps, self.solver)
+        check_length(self.cache.plan, self.steps, self.solver, strength=self.strength)
         parts = parts_in(self.cache.plan)
         if parts > (2 if self.cfg > 1 else 1):
             passes = "two passes with true guidance" if self.cfg > 1 else "one pass without true guidance (cfg above 1)"
@@ -89,14 +94,33 @@ class Settings:
             )
 
     @property
+    def strength(self) -> float:
+        """The part of the schedule that runs, its end: 1 unless an input picture is changed."""
+        return next((file.scale for file in self.image if file.scale is not None), 1.0)
+
+    @property
+    def steps_run(self) -> int:
+        """The number of steps that run."""
+        return steps_run(self.steps, self.strength)
+
+    @property
     def passes(self) -> int:
         """The number of forward passes of the transformer."""
-        return evaluations(self.steps, self.solver) * (2 if self.cfg > 1 else 1)
+        return evaluations(self.steps_run, self.solver) * (2 if self.cfg > 1 else 1)
 
     @property
     def reference(self) -> float:
         """Passes of the uncached run that was asked for, with the model's own solver, per pass of this one."""
-        return (self.reference_steps or self.steps) * (2 if self.cfg > 1 else 1) / self.passes
+        asked = steps_run(self.reference_steps or self.steps, self.strength)
+        return asked * (2 if self.cfg > 1 else 1) / self.passes
+
+    @property
+    def running_cache(self) -> CacheConfig:
+        """The cache for the steps that run: a plan for all steps without those that do not."""
+        passes = evaluations(self.steps_run, self.solver)
+        if not self.cache.plan or steps_in(self.cache.plan) == passes:
+            return self.cache
+        return replace(self.cache, plan=end_of_plan(self.cache.plan, passes))
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -134,21 +158,29 @@ def _empty_prompt() -> SettingError:
     return SettingError("The prompt is empty; describe a picture, such as 'a cat'.")
 
 
-def check_length(plan: str, steps: int, solver: str, origin: str = "") -> None:
+def check_length(plan: str, steps: int, solver: str, origin: str = "", strength: float = 1.0) -> None:
     """Check that a plan has one letter per forward pass of the solver.
+
+    If an input picture is changed, it may be for all steps or only for those that run.
 
     Args:
         plan: as ``CacheConfig`` holds it; nothing is checked if it is empty.
-        steps, solver: of the picture.
+        steps, solver, strength: of the picture.
         origin: where the plan comes from, for the message.
 
     Raises:
         SettingError: it has more letters, or fewer.
     """
     letters, passes = steps_in(plan), evaluations(steps, solver)
-    if not plan or letters == passes:
+    run = evaluations(steps_run(steps, strength), solver)
+    if not plan or letters in (passes, run):
         return
     whose = f" (from {origin})" if origin else ""
+    if run != passes:
+        raise SettingError(
+            f"plan{whose} has {letters} letters; give one for each of all {passes} passes, or of the {run} that a "
+            f"strength of {strength:g} leaves, or an empty plan."
+        )
     if passes == steps:
         raise SettingError(
             f"plan{whose} is for {letters} steps, and steps is {steps}; give one letter per step, or an empty plan."

@@ -12,7 +12,7 @@ import pytest
 from h2gen.errors import SettingError
 from h2gen.families import FAMILIES, TASKS
 from h2gen.models.catalogue import Checkpoint, ModelDefaults, resolve
-from h2gen.models.tasks import pipeline_for, task_of, tasks_of
+from h2gen.models.tasks import check_complete, pipeline_for, task_of, tasks_of
 from tests.small import flux2_klein_pipeline, flux_pipeline
 
 
@@ -27,7 +27,7 @@ def test_every_pipeline_that_a_family_names_exists_and_takes_the_arguments_of_it
             assert hasattr(diffusers, pipeline), (task, pipeline)
     for family in FAMILIES.values():
         ours = {pipeline for tasks in family.tasks.values() for pipeline in tasks.values()}
-        assert family.most_pictures.keys() <= ours
+        assert family.limits.keys() <= ours
 
 
 def test_a_models_tasks_are_known_before_it_is_loaded(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_what_a_model_cannot_do_is_said_with_those_that_can() -> None:
     with pytest.raises(SettingError, match="'flux2-dev' cannot inpaint, so it takes no --mask; these models can: tiny"):
         task_of("flux2-dev", TASKS["Flux2Pipeline"], pictures=1, mask=True)
     with pytest.raises(SettingError, match="give the picture with --image, and a --mask"):
-        task_of("fill", TASKS["FluxFillPipeline"])
+        check_complete("fill", task_of("fill", TASKS["FluxFillPipeline"]), mask=False)
     with pytest.raises(SettingError, match="also give --image"):
         task_of("tiny", TASKS["FluxPipeline"], mask=True)
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -70,12 +71,14 @@ class Entry:
 class Reading:
     """What was read from prompt files: entries, and errors as lines with file, line number and key.
 
-    ``broken`` are entries with an error, whose other settings are still to be checked.
+    ``broken`` are entries with an error, whose other settings are still to be checked. ``folder`` is that of the file
+    being read, in which relative paths of pictures and LoRAs begin; None if there is no file.
     """
 
     entries: list[Entry] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)
     broken: list[Entry] = field(default_factory=list)
+    folder: Path | None = None
 
     def wrong(self, mistake: str) -> None:
         """Note an error.
@@ -156,7 +159,7 @@ class Reading:
                 try:
                     if key != "seed":  # seeds have their own syntax, checked when they are read
                         KEYS[key].check(value)
-                    right[key] = value
+                    right[key] = value if self.folder is None else KEYS[key].beside(self.folder, value)
                 except SettingError as error:
                     self.wrong(f"{source}: {error}")
         return Given(right, places_of(given))

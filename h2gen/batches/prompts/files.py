@@ -54,6 +54,7 @@ def read_prompts(
         before = len(reading.entries), len(reading.mistakes)
         # Folders distinguish files of the same name.
         name = printable(Path(path).name if names[Path(path).name] == 1 else path) or repr(path)
+        reading.folder = None if path == "-" else Path(path).parent
         try:
             name, kind, data = _fetch(path, name, stdin)
             if kind == "yaml":

@@ -94,6 +94,11 @@ def joined(parts: Iterable[str]) -> str:
     return distinct[0] if len(set(distinct)) == 1 else "/".join(distinct)
 
 
+def end_of_plan(plan: str, steps: int) -> str:
+    """The plan of a run that begins in the middle of the schedule: its last letters. The first step is full."""
+    return joined("F" + part[len(part) - steps + 1 :] for part in plan.split("/"))
+
+
 @dataclass(frozen=True)
 class Plan:
     """The ``plan`` of a configuration without a tolerance. Thresholds and guards are ignored, nothing is measured."""

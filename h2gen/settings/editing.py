@@ -1,0 +1,139 @@
+"""What a picture is made from besides the prompt: the task, how strongly the input changes, and the size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from h2gen.errors import SettingError
+from h2gen.families import LIMITS, STRENGTHS
+from h2gen.families.tasks import LEAST_SIDE, MOST_ASPECT
+from h2gen.models.catalogue import Checkpoint
+from h2gen.models.tasks import check_complete, task_of, tasks_of
+from h2gen.settings.inputs import InputFile
+from h2gen.settings.layers import Resolved
+from h2gen.wording import printable
+
+if TYPE_CHECKING:
+    from h2gen.settings.values import Settings
+
+_SHAPE = 1.02
+"""How much wider or higher than its picture a mask may be, relatively: programs round sizes."""
+
+
+class Inputs(NamedTuple):
+    """The input pictures of one picture.
+
+    Args:
+        image: with their strengths, if the task has one.
+        size: of the picture, such as ``1024x768``.
+        source: of the size.
+        notices: lines that the user should see.
+    """
+
+    image: tuple[InputFile, ...]
+    size: str
+    source: str
+    notices: tuple[str, ...]
+
+
+def check_inputs(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Check that nothing is missing that a picture with these settings is made from.
+
+    Raises:
+        SettingError: the model needs a picture and a mask.
+    """
+    mask = bool(settings.mask)
+    task = task_of(checkpoint.name, tasks_of(checkpoint), pictures=len(settings.image), mask=mask)
+    check_complete(checkpoint.name, task, mask=mask)
+
+
+def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Inputs | None:
+    """Open the input pictures, and find out what follows from them; None if there are none.
+
+    Args:
+        checkpoint: of the model.
+        resolved: all settings; the files are found and hashed, the size is ``1024x768``.
+
+    Raises:
+        SettingError: the model makes nothing from them, or one of them cannot be opened or used.
+    """
+    files: tuple[InputFile, ...] = resolved["image"].value if "image" in resolved else ()
+    masks: tuple[InputFile, ...] = resolved["mask"].value if "mask" in resolved else ()
+    if not files and not masks:
+        return None
+    tasks = tasks_of(checkpoint)
+    task = task_of(checkpoint.name, tasks, pictures=len(files), mask=bool(masks))
+    from h2gen.settings.pictures import open_picture, size_like
+
+    limits = LIMITS.get((tasks or {}).get(task, ""), LIMITS[""])
+    if tasks is not None and len(files) > limits.pictures:
+        most = "one picture" if limits.pictures == 1 else f"at most {limits.pictures} pictures"
+        raise SettingError(f"--image is given {len(files)} times; {checkpoint.name!r} takes {most} here.")
+    image = tuple(_with_strength(file, task if place == 0 else "edit") for place, file in enumerate(files))
+    sizes = [open_picture(file).size for file in files]
+    if task == "edit":
+        for file, own in zip(files, sizes, strict=True):
+            _check_reference(file, own)
+    size, source = str(resolved["size"].value), resolved["size"].source
+    if source == "model default":
+        width, height = size_like(sizes[0], checkpoint.defaults)
+        size, source = f"{width}x{height}", "image"
+    wanted = tuple(int(side) for side in size.split("x"))
+    if limits.pixels is not None and math.prod(wanted) > limits.pixels:
+        side = math.isqrt(limits.pixels)
+        raise SettingError(
+            f"size is {size}, and {checkpoint.name!r} inpaints at most as many pixels as {side}x{side} has; give a "
+            "smaller --size."
+        )
+    notices = list(_about_frames(files))
+    for mask in masks:
+        _check_mask(mask, open_picture(mask, mask=True).size, files[0], sizes[0])
+    if task != "edit" and sizes[0] != wanted:
+        notices.append(_resized(files[0], sizes[0], wanted))
+    return Inputs(image, size, source, tuple(notices))
+
+
+def _with_strength(file: InputFile, task: str) -> InputFile:
+    """The file with its strength, or the task's default; a reference has none."""
+    if task in STRENGTHS:
+        return file if file.scale is not None else replace(file, scale=STRENGTHS[task])
+    if file.scale is not None:
+        raise SettingError(
+            f"--image {str(file)!r} has a strength, and this model takes the picture as a reference, which has none; "
+            f"give {file.name!r} alone."
+        )
+    return file
+
+
+def _check_reference(file: InputFile, size: tuple[int, int]) -> None:
+    if min(size) < LEAST_SIDE or max(size) > MOST_ASPECT * min(size):
+        raise SettingError(
+            f"--image {printable(file.name)!r} is {size[0]}x{size[1]}; a reference needs at least {LEAST_SIDE} pixels "
+            f"per side, and no side more than {MOST_ASPECT} times the other."
+        )
+
+
+def _check_mask(mask: InputFile, size: tuple[int, int], picture: InputFile, of: tuple[int, int]) -> None:
+    shape = size[0] * of[1] / (size[1] * of[0])
+    if not 1 / _SHAPE <= shape <= _SHAPE:
+        raise SettingError(
+            f"--mask {printable(mask.name)!r} is {size[0]}x{size[1]}, and {printable(picture.name)!r} is "
+            f"{of[0]}x{of[1]}; give a mask in the shape of the picture."
+        )
+
+
+def _about_frames(files: Sequence[InputFile]) -> Iterator[str]:
+    from h2gen.settings.pictures import open_picture
+
+    for file in files:
+        if open_picture(file).animated:
+            yield f"{printable(file.name)!r} is animated; only its first frame is used."
+
+
+def _resized(file: InputFile, size: tuple[int, int], wanted: tuple[int, ...]) -> str:
+    shape = size[0] * wanted[1] / (size[1] * wanted[0])
+    cut = "" if 1 / _SHAPE <= shape <= _SHAPE else "cut and "
+    return f"{printable(file.name)!r} is {size[0]}x{size[1]}; it is {cut}resized to {wanted[0]}x{wanted[1]}."
