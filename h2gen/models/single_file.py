@@ -174,7 +174,7 @@ def _wrong_family(family: Family, checkpoint: Checkpoint, found: str) -> ModelEr
     bases = [alias for alias, entry in CATALOGUE.items() if entry.family == title and entry.repo]
     return ModelError(
         f"{checkpoint.name!r} is a transformer of {title}, and its base {base!r} is {found}; give a base of {title}, "
-        f"such as {' or '.join(bases)}."
+        f"such as {' or '.join([*bases[:1], *bases[1:][-1:]])}."
     )
 
 
