@@ -17,7 +17,7 @@ from tests import small
 CALL = {"num_inference_steps": 8, "width": 64, "height": 64, "max_sequence_length": 16}
 
 
-@pytest.mark.parametrize(("solver", "kind"), [("unipc", "UniPCMultistep"), ("heun", "_Heun")])
+@pytest.mark.parametrize(("solver", "kind"), [("unipc", "_UniPC"), ("heun", "_Heun")])
 def test_the_picture_is_another_and_the_pipeline_as_before(tiny: Any, solver: str, kind: str) -> None:
     settings = tiny.settings("a cat", seed=1, steps=6, cfg=1.0, cache=None)
     own, before = tiny.pipe.scheduler, np.asarray(tiny.run(settings).image)
