@@ -81,8 +81,52 @@ FUSED = {
 }
 
 
+FLUX3_NAMES = {
+    "timestep_embedder.linear_1": "time_in.in_layer",
+    "timestep_embedder.linear_2": "time_in.out_layer",
+    "target_timestep_embedder.linear_1": "ref_time_in.in_layer",
+    "target_timestep_embedder.linear_2": "ref_time_in.out_layer",
+    "proj_out": "final_layer.image.linear",
+}
+FLUX3_PARTS = {
+    "x_embedders.": "emb_in.",
+    "context_embedder": "txt_in",
+    "single_transformer_blocks.": "single_blocks.",
+    "attn.to_q": "q_proj",
+    "attn.to_k": "k_proj",
+    "attn.to_v": "v_proj",
+    "attn.to_out.0": "attn_out",
+    "attn.norm_q": "norm.query_norm",
+    "attn.norm_k": "norm.key_norm",
+    "ff.linear_in": "mlp_in",
+    "ff.linear_out": "mlp_out",
+}
+
+
+def flux3_names(transformer: Any) -> dict[str, torch.Tensor]:
+    """As ``original_names``, of FLUX.3, whose layers are not fused."""
+    out = {}
+    for name, tensor in transformer.state_dict().items():
+        stem, ending = name.rsplit(".", 1)
+        if stem == "norm_out.linear":
+            scale, shift = tensor.chunk(2)
+            out["final_layer.image.adaLN_modulation.1.weight"] = torch.cat([shift, scale])
+            continue
+        new = FLUX3_NAMES.get(stem, stem)
+        if new.startswith("mode_blocks."):
+            new = f"content_{new}"
+        if "_modulations." in new:
+            new = new.replace(".linear", ".lin")
+        for ours, theirs in FLUX3_PARTS.items():
+            new = new.replace(ours, theirs)
+        out[f"{new}.{'scale' if '_norm' in new.rsplit('.', 1)[-1] else ending}"] = tensor
+    return out
+
+
 def original_names(transformer: Any) -> dict[str, torch.Tensor]:
     """A transformer's weights as Black Forest Labs name and fuse them: the inverse of diffusers' conversion."""
+    if type(transformer).__name__.startswith("Flux3"):
+        return flux3_names(transformer)
     flux2 = type(transformer).__name__.startswith("Flux2")
     top, double, single = (
         (FLUX2_NAMES, FLUX2_DOUBLE, FLUX2_SINGLE) if flux2 else (FLUX1_NAMES, FLUX1_DOUBLE, FLUX1_SINGLE)

@@ -6,6 +6,7 @@ real ones do, so a 64 x 64 picture is 16 image tokens.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ from diffusers import (
     Flux2KleinPipeline,
     Flux2Pipeline,
     Flux2Transformer2DModel,
+    Flux3DistilledModularPipeline,
+    Flux3ModularPipeline,
+    Flux3Transformer2DModel,
     FluxControlNetModel,
     FluxControlNetPipeline,
     FluxControlPipeline,
@@ -31,6 +35,7 @@ from diffusers import (
     FluxTransformer2DModel,
 )
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -44,6 +49,8 @@ from transformers import (
     Qwen2TokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -122,6 +129,26 @@ def flux2_transformer(
     }
     with seeded(seed):
         return enliven(Flux2Transformer2DModel(**config))
+
+
+def flux3_transformer(
+    seed: int = 0, layers: int = 2, single_layers: int = 6, flow_map: bool = False, **overrides: Any
+) -> Flux3Transformer2DModel:
+    config = {
+        "in_channels": 4 * LATENTS,
+        "cond_in_channels": 4 * LATENTS,
+        "num_layers": layers,
+        "num_single_layers": single_layers,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 8 * ENCODER2_WIDTH,
+        "timestep_channels": 32,
+        "axes_dims_rope": (4, 4, 4, 4),
+        "flow_map": flow_map,
+        **overrides,
+    }
+    with seeded(seed):
+        return enliven(Flux3Transformer2DModel(**config))
 
 
 @contextmanager
@@ -363,6 +390,89 @@ def flux2_pipeline(
             tokenizer=tokens,
         )
     )
+
+
+class Processor:
+    """Stands in for FLUX.3's processor of text and pictures, which needs torchvision; only text goes through it."""
+
+    def __init__(self) -> None:
+        self.tokenizer = byte_tokenizer()
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+        return self.tokenizer.apply_chat_template(*args, **kwargs)
+
+    def save_pretrained(self, folder: str) -> None:
+        self.tokenizer.save_pretrained(folder)
+
+
+def flux3_text_encoder(seed: int = 0) -> Qwen3VLForConditionalGeneration:
+    tokens = byte_tokenizer()
+    text = {
+        "vocab_size": len(tokens),
+        "hidden_size": ENCODER2_WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+        "pad_token_id": tokens.pad_token_id,
+        "tie_word_embeddings": True,
+    }
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": ENCODER2_WIDTH,
+        "num_position_embeddings": 16, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
+    with seeded(seed):
+        return Qwen3VLForConditionalGeneration(config).eval()
+
+
+def flux3_pipeline(
+    *, seed: int = 0, transformer: Flux3Transformer2DModel | None = None, flow_map: bool = False, **overrides: Any
+) -> Any:
+    """A modular pipeline of FLUX.3, as diffusers makes it, without the further model that rewrites prompts."""
+    cls = Flux3DistilledModularPipeline if flow_map else Flux3ModularPipeline
+    with no_warnings_of_diffusers():
+        blocks = cls().blocks
+        blocks.sub_blocks.pop("prompt_upsampler")
+        pipe = cls(blocks=blocks)
+        pipe.update_components(
+            transformer=flux3_transformer(seed, flow_map=flow_map, **overrides) if transformer is None else transformer,
+            vae=flux2_vae(seed),
+            scheduler=scheduler(),
+            text_encoder=flux3_text_encoder(seed),
+            tokenizer=Processor(),
+        )
+    return pipe
+
+
+@contextmanager
+def no_warnings_of_diffusers() -> Iterator[None]:
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)
+
+
+def save_flux3(pipe: Any, folder: Path) -> Path:
+    """Save a modular pipeline as diffusers does, in a folder that names its parts like a repository on the hub."""
+    repo, index = "black-forest-labs/flux-3-image-klein-base", {}
+    for name in ("transformer", "vae", "text_encoder", "tokenizer", "scheduler"):
+        part = getattr(pipe, name)
+        part.save_pretrained(str(folder / name))
+        library = "transformers" if name in ("text_encoder", "tokenizer") else "diffusers"
+        kind = "Qwen3VLProcessor" if name == "tokenizer" else type(part).__name__
+        spec = {"pretrained_model_name_or_path": repo, "subfolder": name, "variant": None, "revision": None}
+        index[name] = [library, kind, {"type_hint": [library, kind], **spec}]
+    # Of another model, which rewrites prompts.
+    index["prompt_upsampler"] = [None, None, {**spec, "type_hint": ["transformers", "Qwen3_5ForConditionalGeneration"]}]
+    names = {"_class_name": type(pipe).__name__, "_blocks_class_name": type(pipe.blocks).__name__}
+    (folder / "modular_model_index.json").write_text(json.dumps({**names, "_diffusers_version": "0.42.1", **index}))
+    return folder
 
 
 def quiet(pipe: Any) -> Any:

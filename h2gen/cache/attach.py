@@ -57,16 +57,32 @@ def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], N
     family = family_of(transformer)
     stages_of(transformer)
     refuse_other_caches(transformer, everywhere=True)
+    warn = WarnOnce()
+    if family.mean_velocity(transformer.config):  # type: ignore[arg-type]
+        config = without_forecasts(config, warn)
     trace, find_course = Trace(on_step), course_finder(target)
     with _applying:
         if (before := _attachment(transformer)) is not None:
             before.detach(replaced=True)
         Attachment(
             transformer,
-            Shared(family, config, find_course, trace, WarnOnce(), ContextName(), itertools.count()),
+            Shared(family, config, find_course, trace, warn, ContextName(), itertools.count()),
             getattr(target, "controlnet", None),
         )
     return trace
+
+
+def without_forecasts(config: CacheConfig, warn: Callable[[str], None]) -> CacheConfig:
+    """The settings without those that forecast a model's output or residuals from other steps; says which these are."""
+    plan = config.plan.replace("S", "F")
+    found = [name for name in ("tolerance", "forecast") if getattr(config, name)]
+    if found or plan != config.plan:
+        names = " and ".join([*found, *(["S in the plan"] if plan != config.plan else [])])
+        warn(
+            f"H2-Cache: without effect on this model: {names}. It is distilled to jump from one time to another, and "
+            "such jumps cannot be forecast from each other; for speed, use fewer --steps."
+        )
+    return replace(config, plan="" if config.tolerance else plan, tolerance=0.0, forecast=0)
 
 
 def remove(target: Any) -> None:

@@ -74,6 +74,11 @@ class BlockCall:
     def __reduce__(self) -> Any:
         return _itself, (self._inner,)
 
+    @property
+    def replaced(self) -> Any:
+        """What was in the place of the block's own ``forward`` before; None if nothing."""
+        return None if self._found is _NOTHING else self._found
+
     def take_off(self) -> None:
         """Unwrap the block, for good. If hooks were added on top, they still call this one, which then does nothing."""
         own, self._on = self._block.__dict__, False
@@ -95,14 +100,16 @@ class BlockCall:
     def _before(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         """What to call the block with, or what it returns if it is skipped."""
         family = engine.family
-        whole, rows = family.block_streams(self._stage.name, args, kwargs), engine.rows(first=self._is_first)
-        if engine.skips(self._stage, first=self._is_first):
-            return _Call((), {}, (), rows, output=family.block_output(self._stage.name, whole), skipped=True)
+        stage, first = self._stage, self._is_first
+        whole, rows = family.block_streams(stage.name, args, kwargs), engine.rows(stage, first=first)
+        if engine.skips(stage, first=first):
+            streams = engine.instead(stage, whole, first=first)
+            return _Call((), {}, (), rows, output=family.block_output(stage.name, streams), skipped=True)
         if rows is not None:
             block: Any = getattr(self._block, "_orig_mod", self._block)  # what torch.compile wraps
             named = dict(zip(_arguments_of(type(block).forward), args, strict=False))
             args, kwargs = (), self._narrowed({**named, **kwargs}, engine, rows)
-        return _Call(args, kwargs, whole if self._is_first else (), rows)
+        return _Call(args, kwargs, whole if first else (), rows)
 
     @outside_graphs
     def _after(self, engine: Engine, call: _Call, output: Any) -> Any:
@@ -111,7 +118,7 @@ class BlockCall:
         before, streams = family.block_streams(name, call.args, call.kwargs), family.output_streams(name, output)
         if call.rows is None and {*map(id, streams)} <= {*map(id, before)}:
             return output  # somebody else's hook skipped the block (diffusers' may even swap text and image)
-        engine.count(call.rows)
+        engine.count(self._stage, call.rows)
         if not (self._is_first or self._is_last):
             return output
         if self._is_first:

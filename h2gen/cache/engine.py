@@ -63,6 +63,7 @@ class Engine:
         decide = BatchDecision(config, self._policy, self.family, self.tracker.begun_again, self._warn)
         self._method = Method(config, self._policy, decide)
         self._stages: Sequence[Stage] = ()
+        self._own: Sequence[Stage] = ()
         self._stage_steps: StageSteps | None = None
 
     # The transformer's forward pass begins and ends.
@@ -71,7 +72,7 @@ class Engine:
         """Whether a forward pass belongs to the current trajectory."""
         return self.tracker.knows(inputs)
 
-    def begin(self, stages: Sequence[Stage], inputs: Inputs) -> None:
+    def begin(self, stages: Sequence[Stage], inputs: Inputs, own: Sequence[Stage] = ()) -> None:
         """Find out which step of which trajectory this is, and what is known beforehand."""
         if self.step is not None:  # the previous pass never ended: what it kept is half a step
             self.forget()
@@ -86,7 +87,7 @@ class Engine:
         if not inputs.separable and len({*outlook.outcomes}) > 1:
             outlook = outlook._replace(outcomes=[self._policy.undecided] * inputs.pictures)
         self._trace.flush()
-        self._stages = stages
+        self._stages, self._own = stages, own
         self.step = Step(run, current, inputs, timestep, outlook)
         if any(self._policy.tau(stage.name) for stage in stages):
             _ = self.step.picture_tokens  # queued now, read when a change is measured
@@ -114,10 +115,13 @@ class Engine:
             # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
             output = self._velocities(step, output, skipped, structure if self._config.forecast else full)
         step.watch.stop()
-        total = sum(len(stage.blocks) for stage in self._stages)
+        total = sum(len(stage.blocks) * step.inputs.parts.get(stage.name, 1) for stage in (*self._stages, *self._own))
+        exact = sum(
+            len(stage.blocks) * step.inputs.parts[stage.name] for stage in self._own if stage.name in step.exact
+        )
         for row in range(step.pictures):
             current.since_full[row] = 0 if row in full else current.since_full[row] + 1
-            self._trace.add(FinishedStep(step, row, step.blocks_run[row], total))
+            self._trace.add(FinishedStep(step, row, step.blocks_run[row], total, exact if row in step.present else 0))
         return output
 
     def _velocities(self, step: Step, output: Any, skipped: set[int], fresh: set[int]) -> Any:
@@ -146,30 +150,40 @@ class Engine:
         """In the batch."""
         return 1 if self.step is None else self.step.pictures
 
-    def rows(self, *, first: bool) -> Rows | None:
+    def rows(self, stage: Stage, *, first: bool) -> Rows | None:
         """The pictures of the batch that a stage's first block, or the next one after it, runs for; None for all."""
-        if self.step is None:
+        if self.step is None or stage.name in self.step.inputs.constants:  # a result that is kept is kept for all
             return None
         rows = self.step.present if first else self.step.running
         return None if len(rows) == self.step.pictures else rows
 
     def skips(self, stage: Stage, *, first: bool = False) -> bool:
         """Whether the stage's first block, or the blocks after it, are skipped in this step."""
-        return self.step is not None and (self.step.skipped or not (first or self.step.ran(stage.name)))
+        if self.step is None:
+            return False
+        if self.step.skipped or stage.name in self.step.exact:
+            return True
+        return not (first or stage.own or self.step.ran(stage.name))
 
-    def count(self, rows: Rows | None) -> None:
-        """A block has run for some pictures of the batch; None for all."""
+    def instead(self, stage: Stage, streams: Streams, *, first: bool) -> Streams:
+        """What a block that is skipped returns: what it was given, or the kept result of all blocks of its stage."""
+        if self.step is None or not first or stage.name not in self.step.exact:
+            return streams
+        return (self.step.current.memory.results.of(stage.name),)
+
+    def count(self, stage: Stage, rows: Rows | None) -> None:
+        """A block of a stage has run for some pictures of the batch; None for all."""
         if self.step is not None:
             for row in range(self.step.pictures) if rows is None else rows:
-                self.step.blocks_run[row] += 1
+                self.step.blocks_run[row] += self.step.inputs.parts.get(stage.name, 1)
 
     def after_first(self, stage: Stage, probe: Probe) -> Streams:
         """The streams to continue with: those of the pictures that need the other blocks, or, if none does, all as
         the last block would have left them."""
         if self.step is None:
             return probe.after
-        steps = self._method.structure_stage if stage.name == "structure" else self._method.detail_stage
-        self._stage_steps = steps(self.step, stage, probe)
+        named = {"structure": self._method.structure_stage, "detail": self._method.detail_stage}
+        self._stage_steps = named.get(stage.name, self._method.own_stage)(self.step, stage, probe)
         return self._advance(None)
 
     def after_last(self, after: Streams) -> Streams:

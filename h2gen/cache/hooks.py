@@ -26,7 +26,7 @@ from h2gen.cache.controlnet import computed, postponed, without_samples
 from h2gen.cache.engine import Engine, Shared
 from h2gen.cache.inputs import Inputs
 from h2gen.cache.others import refuse_other_caches
-from h2gen.cache.stages import stages_of
+from h2gen.cache.stages import own_stages_of, stages_of
 from h2gen.errors import CacheError
 
 
@@ -73,10 +73,10 @@ class Attachment:
         """
         if self.closed():
             return None
-        stages = stages_of(transformer)
-        inputs = Inputs(self._shared.family, {**dict(zip(self._names, args, strict=False)), **kwargs})
+        stages, own = stages_of(transformer), own_stages_of(transformer)
+        inputs = Inputs(self._shared.family, {**dict(zip(self._names, args, strict=False)), **kwargs}, own)
         engine = self._callers.engine_for(inputs)
-        engine.begin(stages, inputs)
+        engine.begin(stages, inputs, own)
         refuse_other_caches(transformer, everywhere=engine.step is not None and engine.step.index == 0)
         with self._lock:
             if self.closed():  # by another thread in the meantime
@@ -85,7 +85,9 @@ class Attachment:
             if not self._others_inside():
                 self._take_off()
                 self._calls = [
-                    BlockCall(self._callers, stage, index) for stage in stages for index in range(len(stage.blocks))
+                    BlockCall(self._callers, stage, index)
+                    for stage in (*own, *stages)
+                    for index in range(len(stage.blocks))
                 ]
             self._inside.add(threading.current_thread())
         return (args, without_samples(kwargs)) if engine.step is not None and engine.step.skipped else None

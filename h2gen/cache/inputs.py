@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
+from h2gen.cache.exact import Constants
 from h2gen.cache.identity import Identity
 from h2gen.cache.stages import Stage
 from h2gen.families import Family
+from h2gen.families.contract import PassInputs
 
 
 class Inputs:
@@ -19,10 +22,12 @@ class Inputs:
     Args:
         family: of the transformer.
         arguments: of its forward pass, by name.
+        own: its blocks that see one kind of tokens only.
     """
 
-    def __init__(self, family: Family, arguments: Mapping[str, Any]) -> None:
-        latents, text, timestep, image_ids, text_ids = family.pass_inputs(arguments)
+    def __init__(self, family: Family, arguments: Mapping[str, Any], own: Sequence[Stage] = ()) -> None:
+        given = family.pass_inputs(arguments)
+        latents, text, timestep, image_ids, text_ids, references = given
         self._identity = [None if each is None else weakref.ref(each) for each in (text, image_ids, text_ids, latents)]
         self.pictures: int = latents.shape[0]
         self._family = family
@@ -30,10 +35,22 @@ class Inputs:
         #: Whether blocks can run for only some pictures of the batch.
         self.separable = text.shape[0] == self.pictures > 1 and family.can_split(arguments)
         #: What must not change while residuals are kept.
-        self.signature = latents.shape, text.shape, latents.dtype, latents.device
+        self.signature = (
+            latents.shape, text.shape, latents.dtype, latents.device, None if references is None else references.shape
+        )  # fmt: skip
         self.text_tokens: int = text.shape[1]
         self.image_tokens: int = latents.shape[1]
+        self.reference_tokens: int = 0 if references is None else references.shape[1]
         self.device: torch.device = latents.device
+        #: What an own block of each kind counts as, in blocks of a stage.
+        self.parts = parts_of(given) if own else {}
+        constants = family.constants(arguments) if own else {}
+        #: What the results of own blocks that are the same at every step are computed from.
+        self.constants = {
+            stage.name: Constants((*constants[stage.name], *map(_changed_forward, stage.blocks)))
+            for stage in own
+            if stage.name in constants
+        }
         # On CUDA a copy is queued and read later: reading it now would make the host wait for the device.
         first = timestep.detach().flatten()[0]
         queued = first.device.type == "cuda"
@@ -56,6 +73,19 @@ class Inputs:
         return Identity(*(None if ref is None else ref() for ref in self._identity))
 
 
+def parts_of(given: PassInputs) -> dict[str, float]:
+    """The part of all tokens that each kind has, which is what a block that sees only these counts as."""
+    references = 0 if given.references is None else given.references.shape[1]
+    tokens: dict[str, int] = {"text": given.text.shape[1], "image": given.latents.shape[1], "references": references}
+    return {kind: count / sum(tokens.values()) for kind, count in tokens.items()}
+
+
 def as_timestep(sigma: torch.Tensor) -> float:
     """The timestep, 0 to 1000, of what the model is given, 0 to 1."""
     return float(sigma.float() * 1000)
+
+
+def _changed_forward(block: nn.Module) -> Any:
+    """What others have put in place of a block's ``forward`` (diffusers' hooks do); None if nothing."""
+    forward = block.__dict__.get("forward")
+    return getattr(forward, "replaced", forward)  # ours, if another thread's pass is running

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from h2gen.cache.batch import Rows, replaced
+from h2gen.cache.exact import Results
 from h2gen.cache.forecast import ResidualHistory
 from h2gen.cache.pfs_stable import Pooling
 from h2gen.cache.picture_tokens import PictureTokens
@@ -61,6 +62,8 @@ class Memory:
         """Of each stage with stable pooling, which depends on the token grid."""
         self.picture_tokens: PictureTokens | None = None
         """Their number, if changes are measured."""
+        self.results = Results()
+        """Of blocks whose result is the same at every step."""
         self.own: torch.Tensor | None = None
         """Which image tokens belong to the picture itself (see ``own_tokens``)."""
 

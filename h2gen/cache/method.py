@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import torch
+from torch.nn import functional as F
 
 from h2gen.cache.batch import Rows, Streams, merged
 from h2gen.cache.config import CacheConfig
@@ -54,6 +55,19 @@ class Method:
         #    after this stage, so that the last stream is enough.
         return (yield from self._reuse_or_run(step, stage, probe))
 
+    def own_stage(self, step: Step, stage: Stage, probe: Probe) -> StageSteps:
+        """The blocks before the stages that see one kind of tokens only: they run unless their result is known."""
+        constants = step.inputs.constants.get(stage.name)
+        if constants is not None:
+            last = yield probe.after
+            if self._config.enabled:
+                step.current.memory.results.keep(stage.name, constants, last[0])
+            return last
+        step.running = [*step.present]
+        whole = probe.whole if len(step.present) < step.pictures else ()
+        last = yield probe.take(step, step.present)
+        return merged(whole, [(step.present, last)]) if whole else last
+
     def _reuse_or_run(self, step: Step, stage: Stage, probe: Probe) -> StageSteps:
         """Add the kept residual for the hits; run the other blocks for the misses, and keep what they add."""
         computed = step.ran(stage.name)
@@ -91,6 +105,8 @@ class Method:
         for sample in step.inputs.added(stage):
             residual[-1][:, -sample.shape[1] :].sub_(sample)
         own = step.own if self._config.forecast else None
+        if own is not None and step.inputs.reference_tokens:
+            own = F.pad(own, (0, step.inputs.reference_tokens))
         step.memory(stage.name).keep_residual(residual, self._sigma(step), step.index, step.running, own)
 
     def _sigma(self, step: Step) -> float:

@@ -43,7 +43,7 @@ class Probe:
             family: knows the token grid, which stable pooling reads at a trajectory's first step.
         """
         inputs, own = step.inputs, step.picture_tokens.count
-        residual = residual_of(stage.name, self.before, self.after, inputs.image_tokens - own)
+        residual = residual_of(stage.name, self.before, self.after, inputs.image_tokens - own + inputs.reference_tokens)
         tokens = residual.shape[1]
         if pooling == "paper":
             return summarize(residual, pooling_kernel(tokens, stage.divisor))

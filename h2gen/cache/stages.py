@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
@@ -16,12 +15,20 @@ from h2gen.families import family_of
 class Stage:
     """A sequence of blocks that is computed or reused as a whole.
 
-    ``divisor`` is the number of tokens at which the paper's PFS begins to pool.
+    Args:
+        name: ``structure`` or ``detail``; of the blocks that see one kind of tokens only, that kind.
+        blocks: in the order in which the model calls them.
+        divisor: the number of tokens at which the paper's PFS begins to pool; 0 for blocks that no threshold decides.
     """
 
-    name: Literal["structure", "detail"]
+    name: str
     blocks: Sequence[nn.Module]
-    divisor: int
+    divisor: int = 0
+
+    @property
+    def own(self) -> bool:
+        """Whether its blocks see one kind of tokens only, and belong to neither of the two stages."""
+        return not self.divisor
 
 
 def stages_of(transformer: nn.Module) -> tuple[Stage, Stage]:
@@ -37,3 +44,8 @@ def stages_of(transformer: nn.Module) -> tuple[Stage, Stage]:
             f"structure and {len(detail)} for the detail."
         )
     return Stage("structure", structure, 2048), Stage("detail", detail, 384)
+
+
+def own_stages_of(transformer: nn.Module) -> tuple[Stage, ...]:
+    """The blocks that come before the stages and see one kind of tokens only; most families have none."""
+    return tuple(Stage(kind, blocks) for kind, blocks in family_of(transformer).own_blocks(transformer).items())

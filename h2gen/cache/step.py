@@ -40,8 +40,10 @@ class Step:
         """The pictures that any block runs for."""
         self.running = self.present
         """The pictures that the current stage's next block runs for."""
-        self.blocks_run = [0] * len(structure)
-        """The blocks that have run for each picture so far."""
+        self.blocks_run: list[float] = [0] * len(structure)
+        """The blocks that have run for each picture so far; one that sees a part of the tokens counts as that part."""
+        self.exact: set[str] = set() if self.skipped else current.memory.results.known(inputs.constants)
+        """The own blocks, by kind, whose kept result is still the same."""
         self.watch = Stopwatch(inputs.device)
 
     @property
@@ -102,7 +104,7 @@ class Step:
 class FinishedStep:
     """A picture's step whose duration and timestep may not be known yet."""
 
-    def __init__(self, step: Step, picture: int, blocks_run: int, blocks_total: int) -> None:
+    def __init__(self, step: Step, picture: int, blocks_run: float, blocks_total: float, exact: float = 0) -> None:
         self._watch, self._timestep, self._pictures = step.watch, step.timestep, step.pictures
         self._rest: dict[str, Any] = {
             "run": step.run.index,
@@ -112,8 +114,9 @@ class FinishedStep:
                 stage: StageRecord(changes[picture], step.outcome(stage, picture))
                 for stage, changes in step.changes.items()
             },
-            "blocks_run": blocks_run,
-            "blocks_total": blocks_total,
+            "blocks_run": _number(blocks_run),
+            "blocks_total": _number(blocks_total),
+            "exact": _number(exact),
             "picture": picture,
             "error": step.errors[picture],
         }
@@ -126,3 +129,9 @@ class FinishedStep:
         seconds = self._watch.seconds / self._pictures  # waits; the timestep's copy was queued before its end
         timestep = self._timestep if isinstance(self._timestep, float) else as_timestep(self._timestep)
         return StepRecord(timestep=timestep, sigma=timestep / 1000, seconds=seconds, **self._rest)
+
+
+def _number(blocks: float) -> float:
+    """A sum of blocks and parts of blocks, without what rounding left of it."""
+    rounded = round(blocks, 4)
+    return int(rounded) if rounded == int(rounded) else rounded

@@ -19,19 +19,21 @@ class Summary:
 
     ``blocks_total`` are the blocks of the uncached run that was asked for, ``share`` is the blocks run as a share of
     them, ``estimated_speedup`` its inverse, ``seconds`` what the passes took, and ``not_finite`` the number of changes
-    that were NaN or Inf.
+    that were NaN or Inf. ``blocks_exact`` are the blocks that did not run because their result is the same at every
+    step; blocks that see only a part of the tokens count as that part.
     """
 
     steps: int = 0
     full: int = 0
     detail_reused: int = 0
     all_reused: int = 0
-    blocks_run: int = 0
-    blocks_total: int = 0
+    blocks_run: float = 0
+    blocks_total: float = 0
     seconds: float = 0.0
     not_finite: int = 0
     structure_reused: int = 0
     skipped: int = 0
+    blocks_exact: float = 0
 
     def __add__(self, other: Summary) -> Summary:
         return Summary(**{name: getattr(self, name) + getattr(other, name) for name in vars(self)})
@@ -48,13 +50,18 @@ class Summary:
     def estimated_speedup(self) -> float:
         return 1 / self.share if self.share else math.inf
 
+    @property
+    def exactly(self) -> str:
+        """``; 6% of blocks reused exactly``, or nothing."""
+        return f"; {self.blocks_exact / self.blocks_total:.1%} of blocks reused exactly" if self.blocks_exact else ""
+
     def by_outcome(self) -> list[tuple[str, int]]:
         """Passes per outcome, in the words of the live table; outcomes that did not happen are left out."""
         return [(kind.replace("_", " "), count) for kind in _KINDS if (count := getattr(self, kind))]
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {word}" for word, count in self.by_outcome())
-        return f"{cost(self.share)}; {self.steps} passes" + (f": {counts}" if counts else "")
+        return f"{cost(self.share)}; {self.steps} passes" + (f": {counts}" if counts else "") + self.exactly
 
     def to_json(self) -> dict[str, Any]:
         """The totals as written to a trace file's last line."""
@@ -67,6 +74,7 @@ class Summary:
             "estimated_speedup": self.estimated_speedup if self.share else None,
             "seconds": self.seconds,
             "not_finite": self.not_finite,
+            **({"blocks_exact": self.blocks_exact} if self.blocks_exact else {}),
         }
 
 
@@ -90,5 +98,6 @@ def summarize_steps(steps: Iterable[StepRecord]) -> Summary:
         blocks_run=sum(record.blocks_run for record in records),
         blocks_total=sum(record.blocks_total for record in records),
         seconds=sum(record.seconds for record in records),
+        blocks_exact=sum(record.exact for record in records),
         not_finite=sum(stage.not_finite for record in records for stage in (record.structure, record.detail)),
     )

@@ -39,7 +39,9 @@ class StepRecord:
     among which the pass's ``seconds`` are divided evenly. ``context`` is ``cond`` or ``uncond`` under true
     classifier-free guidance, and ``cond 2`` where a step runs the prompt a second time, through changed blocks.
     ``timestep`` runs from 1000 to 0, ``sigma`` from 1 to 0. ``error`` is compared with a tolerance: how far the picture
-    would be off if the step were skipped; None if not known, or without a tolerance.
+    would be off if the step were skipped; None if not known, or without a tolerance. ``exact`` are the blocks that did
+    not run because their result is the same at every step, bit for bit. A block that sees only a part of the tokens
+    counts as that part of a block.
     """
 
     run: int
@@ -49,15 +51,16 @@ class StepRecord:
     sigma: float
     structure: StageRecord
     detail: StageRecord
-    blocks_run: int
-    blocks_total: int
+    blocks_run: float
+    blocks_total: float
     seconds: float
     picture: int = 0
     error: float | None = None
+    exact: float = 0
 
     @property
     def full(self) -> bool:
-        """Whether every block ran."""
+        """Whether every block ran whose result could have changed."""
         return self.structure.outcome.ran and self.detail.outcome.ran
 
     @property
@@ -87,10 +90,12 @@ class StepRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The step as written to a trace file. A change that is not finite becomes null: JSON has no NaN."""
-        values = {name: value for name, value in vars(self).items() if name not in ("run", "picture", "error")}
+        values = {name: value for name, value in vars(self).items() if name not in ("run", "picture", "error", "exact")}
         values |= {"structure": self.structure.to_json(), "detail": self.detail.to_json()}
         if self.picture:
             values["picture"] = self.picture
+        if self.exact:
+            values["exact"] = self.exact
         if self.error is not None and math.isfinite(self.error):
             values["error"] = self.error
         return values

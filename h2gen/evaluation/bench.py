@@ -6,6 +6,7 @@ a prompt. Runs are interleaved, the first of each kind is not counted, and media
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -23,6 +24,7 @@ from h2gen.families import family_of
 from h2gen.families.flux1 import random_transformer
 from h2gen.generation.session import open_session
 from h2gen.models import choose_device, choose_dtype, resolve
+from h2gen.settings.table import MOST_TOKENS
 
 _ALWAYS, _NEVER = 1e30, 1e-30
 """A threshold above every change, and one below every change."""
@@ -38,11 +40,12 @@ class BenchReport:
     ``plain`` is a step without the cache; ``full``, ``detail_reused`` and ``all_reused`` are steps with it, including
     the checks; ``skipped`` is a step in which a plan runs no block; ``checks`` is the summaries and changes of both
     stages in one step. The speed-ups compare whole runs in which one step of four is full and the others reuse
-    everything.
+    everything. ``exact`` are the blocks of a step that never run after the first one, because their result is the same
+    at every step. ``skipped`` is NaN for a model whose steps cannot be forecast.
     """
 
     parameters: int
-    blocks: int
+    blocks: float
     image_tokens: int
     text_tokens: int
     device: str
@@ -57,6 +60,7 @@ class BenchReport:
     checks: float
     estimated_speedup: float
     measured_speedup: float
+    exact: float = 0.0
 
     @property
     def checks_share(self) -> float:
@@ -69,7 +73,8 @@ class BenchReport:
         return self.measured_speedup / self.estimated_speedup
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "checks_share": self.checks_share, "kept": self.kept}
+        skipped = None if math.isnan(self.skipped) else self.skipped  # JSON has no NaN
+        return {**asdict(self), "skipped": skipped, "checks_share": self.checks_share, "kept": self.kept}
 
 
 def bench(
@@ -108,7 +113,7 @@ def bench(
     return measure(
         transformer,
         image_tokens=tokens or defaults.width * defaults.height // defaults.size_multiple**2,
-        text_tokens=defaults.max_sequence_length,
+        text_tokens=min(defaults.max_sequence_length, MOST_TOKENS),
         steps=steps,
         repeats=repeat,
     )
@@ -168,11 +173,13 @@ def measure(
         checks=_checks(transformer, inputs),
         estimated_speedup=1 / share,
         measured_speedup=statistics.median(plain) / statistics.median(cached),
+        exact=records["check"][-1].exact,
     )
 
 
 def _median(steps: Iterable[StepRecord]) -> float:
-    return statistics.median(step.seconds for step in steps)
+    seconds = [step.seconds for step in steps]
+    return statistics.median(seconds) if seconds else math.nan
 
 
 @torch.no_grad()

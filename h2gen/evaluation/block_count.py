@@ -6,6 +6,7 @@ report. H2-Cache's own totals, which a comparison takes from its trace, are test
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,11 +23,11 @@ class BlockCount:
     A block counts in two halves, one for its attention and one for its feed-forward layers, because some caches
     (TaylorSeer by default) reuse only its attention. That is close to their true cost: at 1024x1024 attention is 47 %
     of the multiply-adds of a FLUX.1 double-stream block and 40 % of a single-stream block. A single-stream block of
-    FLUX.2 has both in one layer and counts as a whole.
+    FLUX.2 has both in one layer and counts as a whole. A block that sees only a part of the tokens counts as that part.
     """
 
     run: float = 0.0
-    total: int = 0
+    total: float = 0
 
     @property
     def share(self) -> float:
@@ -48,25 +49,33 @@ def count_blocks(transformer: nn.Module) -> Iterator[BlockCount]:
     ...     image = pipe("a cat").images[0]
     >>> count.run, count.total  # doctest: +SKIP
     """
-    from h2gen.cache.stages import stages_of
+    from h2gen.cache.inputs import parts_of
+    from h2gen.cache.stages import own_stages_of, stages_of
+    from h2gen.families import family_of
 
-    blocks = [block for stage in stages_of(transformer) for block in stage.blocks]
+    own = own_stages_of(transformer)
+    blocks = [(block, stage) for stage in (*stages_of(transformer), *own) for block in stage.blocks]
+    names = list(inspect.signature(transformer.forward).parameters)
     count = BlockCount()
+    parts: dict[str, float] = {}
 
-    def passed(*_: Any) -> None:
-        count.total += len(blocks)
+    def passed(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        if own:
+            given = {**dict(zip(names, args, strict=False)), **kwargs}
+            parts.update(parts_of(family_of(transformer).pass_inputs(given)))
+        count.total += sum(parts.get(stage.name, 1) for _, stage in blocks)
 
-    def ran(part: float) -> Any:
+    def ran(kind: str, part: float) -> Any:
         def hook(*_: Any) -> None:
-            count.run += part
+            count.run += part * parts.get(kind, 1)
 
         return hook
 
-    handles = [transformer.register_forward_pre_hook(passed)]
+    handles = [transformer.register_forward_pre_hook(passed, with_kwargs=True)]
     try:
-        for block in blocks:
+        for block, stage in blocks:
             layers = _witnesses(block)
-            handles += [layer.register_forward_pre_hook(ran(1 / len(layers))) for layer in layers]
+            handles += [layer.register_forward_pre_hook(ran(stage.name, 1 / len(layers))) for layer in layers]
         yield count
     finally:
         for handle in handles:

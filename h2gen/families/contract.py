@@ -41,6 +41,9 @@ class PassInputs(NamedTuple):
     """``(B,)`` or a single one, from 1 (noise) to 0."""
     image_ids: torch.Tensor | None
     text_ids: torch.Tensor | None
+    references: torch.Tensor | None = None
+    """Tokens of reference pictures, ``(B, N_ref, C)``, of a model that takes them apart from the latents. In its
+    streams they come after the image tokens."""
 
 
 class Family(ABC):
@@ -59,6 +62,8 @@ class Family(ABC):
 
     limits: ClassVar[Mapping[str, Limits]] = {}
     """Of pipelines that take more than one input picture, or not every size; by their names."""
+    pads_text: ClassVar[bool] = True
+    """Whether ``encode`` pads all texts to one length, so that different prompts fit into one batch."""
     marks: ClassVar[tuple[str, ...]]
     """Parts of tensor names: a single file holds this transformer if any of its tensors has one of them in its name."""
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {}
@@ -81,6 +86,31 @@ class Family(ABC):
     def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
         """The blocks of the structure stage and of the detail stage, in the order in which the model calls them."""
         return list(transformer.transformer_blocks), list(transformer.single_transformer_blocks)  # type: ignore[arg-type]
+
+    def own_blocks(self, transformer: nn.Module) -> Mapping[str, Sequence[nn.Module]]:
+        """Blocks before the stages that see tokens of one kind only: by kind, ``text``, ``image`` or ``references``.
+
+        They belong to no stage. A block takes the tokens, ``(B, N, D)``, as its first argument and returns them.
+        """
+        return {}
+
+    def constants(self, arguments: Mapping[str, Any]) -> Mapping[str, tuple[Any, ...]]:
+        """What alone decides the result of the own blocks of a kind, tensors and other values.
+
+        Only for kinds whose result is the same at every step as long as these values are. Own blocks of other kinds
+        depend on the timestep.
+
+        Args:
+            arguments: of the transformer's forward pass.
+        """
+        return {}
+
+    def mean_velocity(self, transformer_config: Mapping[str, Any]) -> bool:
+        """Whether a transformer returns the mean velocity on the way to a target time, not the one at its own time.
+
+        Such outputs cannot be forecast from those of other steps, which were on the way to other times.
+        """
+        return False
 
     def pass_inputs(self, arguments: Mapping[str, Any]) -> PassInputs:
         """What the cache reads of a forward pass's arguments, by their names in the transformer's ``forward``."""

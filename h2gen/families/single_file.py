@@ -54,7 +54,7 @@ class Kind(NamedTuple):
         return ModelError(f"{printable(str(file))!r} is {self.what}, not a model that h2gen loads. {self.advice}.")
 
 
-ONLY = "h2gen makes pictures with FLUX.1, FLUX.2 and Chroma"
+ONLY = "h2gen makes pictures with FLUX.1, FLUX.2, FLUX.3 and Chroma"
 _LORA = "Give it with --lora, and as --model the model that it is for"
 _AUTOENCODER = "Give it as --vae, beside a model"
 _ENCODER = "Give it as --text-encoder, beside a model"
@@ -72,7 +72,6 @@ _LOOK_ALIKE = (
 """Kinds with tensors that are named like a family's."""
 
 _OTHER = (
-    Kind("a transformer of FLUX.3", (r"early_stream_modulations\.",), ONLY),
     Kind("a checkpoint of Stable Diffusion or SDXL", (r"\binput_blocks\.", r"\bdown_blocks\.0\.resnets\."), ONLY),
     Kind("FLUX.1 Redux", (r"^redux_",), _PYTHON),
     Kind("PuLID", (r"^pulid_",), _PYTHON),

@@ -23,7 +23,7 @@ from h2gen.generation.relief import advice, free_memory, let_go, load_or_advise
 from h2gen.generation.result import Result
 from h2gen.generation.solvers import solving
 from h2gen.generation.tasks import TaskPipelines
-from h2gen.generation.text import EncodedPrompts, unread
+from h2gen.generation.text import EncodedPrompts, of_one_length, unread
 from h2gen.models import Checkpoint, choose_device, choose_dtype, is_out_of_memory, resolve, set_tiling
 from h2gen.models.adapters import Adapters
 from h2gen.models.content_hash import Identity
@@ -229,7 +229,9 @@ class Session:
         try:
             while len(results) < len(settings):
                 first = len(results)
-                part = settings[first : first + self._most.get(size, len(settings))]
+                fitting = settings[first : first + self._most.get(size, len(settings))]
+                with self._lock, self._working(settings[0]):
+                    part = of_one_length(self._encoded, self.pipe, fitting)
                 renumbered = None if on_step is None else _counted_from(first, on_step)
                 if (made := self._run(part, renumbered, tiled)) is not None:
                     for result in made:
@@ -252,11 +254,9 @@ class Session:
                 raise
             return None
         traces = [trace] * len(settings) if not trace.steps or len(settings) == 1 else trace.of_each_picture()
-        count = len(settings)
-        return (
-            self._finished(each, picture, tiled, trace=own_trace, seconds=seconds / count, together=count)
-            for each, picture, own_trace in zip(settings, pixels, traces, strict=True)
-        )
+        facts = {"seconds": seconds / len(settings), "together": len(settings)}
+        pictures = zip(settings, pixels, traces, strict=True)
+        return (self._finished(each, picture, tiled, trace=own, **facts) for each, picture, own in pictures)
 
     def _finished(self, settings: Settings, pixels: np.ndarray[Any, Any], tiled: bool, **facts: Any) -> Result:
         """A picture from its pixels, ``(H, W, 3)``; if they are NaN it is made again, singly and uncached."""

@@ -10,6 +10,7 @@ import torch
 from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
 
 from h2gen.errors import ModelError
+from h2gen.families import family_of
 from h2gen.models.choices import evaluations
 from h2gen.settings.values import Settings
 
@@ -24,7 +25,7 @@ def solving(pipe: Any, solver: str) -> Iterator[None]:
             Heun takes two, except in the last step.
 
     Raises:
-        ModelError: the pipeline's scheduler does not support flow matching.
+        ModelError: the pipeline's scheduler does not support flow matching, or the model returns no velocity to solve.
 
     Sources: UniPC is Zhao et al., arXiv 2302.04867; Heun's method as in Karras et al., arXiv 2206.00364; both as
     implemented in diffusers.
@@ -33,6 +34,11 @@ def solving(pipe: Any, solver: str) -> Iterator[None]:
     if solver == "own":
         yield
         return
+    if family_of(pipe.transformer).mean_velocity(pipe.transformer.config):
+        raise ModelError(
+            f"--solver {solver}: this model is distilled to jump from one time to the next, which only its own solver "
+            "does; leave out --solver."
+        )
     if not type(own).__name__.startswith("FlowMatch"):
         raise ModelError(
             f"--solver {solver}: the model's scheduler, {type(own).__name__}, does not support flow matching; "

@@ -7,7 +7,7 @@ from typing import Any
 
 from h2gen.families import STRENGTHS, TASKS, family_of
 from h2gen.generation.solvers import strength_for
-from h2gen.models.tasks import check_complete, pipeline_for, task_of
+from h2gen.models.tasks import check_complete, name_of, pipeline_for, task_of
 from h2gen.settings.values import Settings
 
 
@@ -34,7 +34,7 @@ class TaskPipelines:
         """
         tasks = _tasks(pipe)
         name = tasks[self._task(tasks, settings)]
-        if name == type(pipe).__name__:
+        if name == name_of(pipe):
             return pipe
         if name not in self._others:
             self._others[name] = pipeline_for(pipe, name)
@@ -74,7 +74,7 @@ class TaskPipelines:
 
 
 def _tasks(pipe: Any) -> dict[str, str]:
-    name = type(pipe).__name__
+    name = name_of(pipe)
     return {**TASKS.get(name, {"text": name})}
 
 

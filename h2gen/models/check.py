@@ -137,11 +137,11 @@ def _folder(report: Checked, checkpoint: Checkpoint) -> Path | None:
     """Where a model is; None, and reported, if it is not on this machine."""
     if checkpoint.kind != "hub":
         return Path(checkpoint.location)
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    index = try_to_load_from_cache(str(checkpoint.location), files.INDEX)
-    folder = Path(index).parent if isinstance(index, str) else None
+    from h2gen.models.hub import cached
+
+    folder = cached(str(checkpoint.location))
     entry = CATALOGUE.get(checkpoint.name)
     size = entry.download_gb * 1e9 if entry is not None else 0
     here = sum(file.stat().st_size for file in folder.rglob("*.safetensors") if file.is_file()) if folder else 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from h2gen.errors import ModelError
 from h2gen.files import sha256, user_folder, write_whole
 from h2gen.models.catalogue import Checkpoint
-from h2gen.models.files import INDEX, components, read_index, weight_files
+from h2gen.models.files import components, index_of, read_index, weight_files
 from h2gen.models.hub import TEXT, download
 from h2gen.models.part_files import TRANSFORMER, by_component, parts_of
 
@@ -114,7 +114,7 @@ def _files(checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:
         elif part.path not in seen:  # a whole checkpoint is hashed once
             seen.add(part.path)
             yield f"{name}-file", part.path
-    yield INDEX, folder / INDEX
+    yield index_of(folder).name, index_of(folder)
     for name in components(index):
         if name not in given or not given[name].path.is_dir():
             yield from _part_files(name, folder / name, weights=name not in given)

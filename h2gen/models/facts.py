@@ -13,8 +13,9 @@ from h2gen.families.unused import Unused
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.defaults import read_config
 from h2gen.models.entries import CATALOGUE, CatalogueEntry
+from h2gen.models.files import index_of
 
-CONFIG, INDEX = "transformer/config.json", "model_index.json"
+CONFIG = "transformer/config.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def facts_of(checkpoint: Checkpoint) -> Facts | None:
     if folder is None:
         return None
     own = Path(checkpoint.location, "config.json") if checkpoint.kind == "transformer" else folder / CONFIG
-    config, index = (_read(file, _changed(file)) for file in (own, folder / INDEX))
+    config, index = (_read(file, _changed(file)) for file in (own, index_of(folder)))
     family = FAMILIES.get(str(config.get("_class_name")))
     return None if family is None else Facts(family, index, config, folder, entry)
 

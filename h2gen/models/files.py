@@ -22,9 +22,13 @@ from h2gen.wording import printable
 WEIGHTS = (".safetensors", ".gguf")
 PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 INDEX = "model_index.json"
+MODULAR_INDEX = "modular_model_index.json"
+"""The index of a modular pipeline, in place of the other one."""
 LIBRARIES = ("diffusers", "transformers")
 LARGEST_HEADER = 100_000_000  # bytes; the safetensors format's own limit
 VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model", "tekken.json")
+_OF_MODULAR = ("transformer", "text_encoder", "tokenizer", "vae", "scheduler")
+"""Parts of a modular pipeline that are loaded. Others, such as a model that rewrites prompts, are left out."""
 STEMS = ("diffusion_pytorch_model", "model")
 AGAIN = "download it again"
 OWN_DTYPES = ("bf16", "fp16")
@@ -69,25 +73,32 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def index_of(folder: Path) -> Path:
+    """The file that is a checkpoint's index."""
+    modular = folder / MODULAR_INDEX
+    return modular if modular.is_file() and not (folder / INDEX).is_file() else folder / INDEX
+
+
 def read_index(folder: Path) -> dict[str, Any]:
-    """A checkpoint's ``model_index.json``, checked: a pipeline that h2gen loads, made of diffusers' own parts only.
+    """A checkpoint's index, checked: of a pipeline that h2gen loads, made of diffusers' own parts only.
 
     Raises:
         ModelError: the file is missing, names another pipeline, or takes a part from another library.
     """
-    if not (folder / INDEX).is_file():
+    path = index_of(folder)
+    if not path.is_file():
         single = sorted(path.name for path in folder.glob("*") if path.suffix.lower() in WEIGHTS)
         hint = f"; to use {printable(single[0])!r} in it, give that file, with --base" if single else ""
         if transformer_in(folder) is not None:
             hint = "; to use the transformer in it, name the model that supplies the rest, such as --base dev"
         raise ModelError(f"{shown(folder)} is not a checkpoint in diffusers' layout: it has no {INDEX}{hint}.")
-    index = read_json(folder / INDEX)
+    index = read_json(path)
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
         known = components(index).get("transformer", ("", ""))[1] in FAMILIES
         hint = " In Python, load it with diffusers and call h2gen.h2_cache(pipe)." if known else ""
         raise ModelError(
-            f"{shown(folder)} is not a text-to-image checkpoint that h2gen supports: its {INDEX} says "
+            f"{shown(folder)} is not a text-to-image checkpoint that h2gen supports: its {path.name} says "
             f"{printable(repr(pipeline))}; h2gen loads {', '.join(PIPELINES)}.{hint}"
         )
     for name, (library, kind) in components(index).items():
@@ -102,12 +113,17 @@ def read_index(folder: Path) -> dict[str, Any]:
 def components(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     """The parts that an index names, each with its library and class; empty parts are left out."""
     pairs = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
+    for name in _OF_MODULAR:
+        value = index.get(name)
+        if isinstance(value, list) and len(value) == 3:  # not loaded when it was saved: only a hint at the type
+            hint = value[2].get("type_hint") if isinstance(value[2], dict) else None
+            pairs[name] = value[:2] if value[0] is not None or not isinstance(hint, list) else hint
     return {key: (str(library), str(kind)) for key, (library, kind) in pairs.items() if library is not None}
 
 
 def transformer_in(folder: Path) -> Path | None:
     """Where in a folder that is not a whole model a transformer of a family is: in itself or in ``transformer``."""
-    if (folder / INDEX).is_file():
+    if index_of(folder).is_file():
         return None
     for part in (folder, folder / "transformer"):
         try:

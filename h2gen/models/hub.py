@@ -7,7 +7,7 @@ from pathlib import Path
 
 from h2gen.errors import ModelError
 from h2gen.models.catalogue import BUNDLED, CatalogueEntry
-from h2gen.models.files import INDEX, check_parts, components, read_index, weight_files
+from h2gen.models.files import INDEX, MODULAR_INDEX, check_parts, components, read_index, weight_files
 from h2gen.models.part_files import PartFile, by_component
 
 # Other precisions that a repository may hold as well.
@@ -31,7 +31,7 @@ def download(repo: str, *, parts: Sequence[PartFile] = ()) -> Path:
         Exception: one of huggingface_hub's, for ``translated`` to translate.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 
     folder = cached(repo)
     lacking = "" if folder is None else _lacking(folder, parts)
@@ -47,8 +47,15 @@ def download(repo: str, *, parts: Sequence[PartFile] = ()) -> Path:
             "go online to download the rest; HF_HUB_OFFLINE must not be set."
         ) from error
     # The index comes first: it says which other files are needed, and whether h2gen supports the pipeline at all.
-    index = read_index(Path(hf_hub_download(repo, INDEX)).parent)
-    patterns, without = [INDEX], by_component(parts, index)
+    try:
+        found = Path(hf_hub_download(repo, INDEX))
+    except EntryNotFoundError as error:
+        try:
+            found = Path(hf_hub_download(repo, MODULAR_INDEX))
+        except EntryNotFoundError:
+            raise error from None
+    index = read_index(found.parent)
+    patterns, without = [found.name], by_component(parts, index)
     for name in components(index):
         patterns += [f"{name}/*.{suffix}" for suffix in TEXT]
         if name not in without:
@@ -124,8 +131,11 @@ def cached(repo: str) -> Path | None:
     """The folder with what was downloaded of a repository; None if nothing was. Does not use the network."""
     from huggingface_hub import try_to_load_from_cache
 
-    index = try_to_load_from_cache(repo, INDEX)
-    return Path(index).parent if isinstance(index, str) else None
+    for name in (INDEX, MODULAR_INDEX):
+        index = try_to_load_from_cache(repo, name)
+        if isinstance(index, str):
+            return Path(index).parent
+    return None
 
 
 def _has_no_weights(part: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from h2gen.errors import ModelError, check_docstrings
+from h2gen.families import family_of
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.content_hash import check_bundled
@@ -100,6 +101,7 @@ def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile],
 
     index = files.read_index(folder)
     files.check_parts(folder, index)
+    modular = files.index_of(folder).name == files.MODULAR_INDEX
     with quiet():
         parts, others = dict(given), by_component(files_given, index)
         for name, (library, kind) in files.components(index).items():
@@ -114,7 +116,23 @@ def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile],
                     parts[name] = load_part(other, cls, folder / name, dtype)
                 else:
                     parts[name] = _model(cls, folder / name if other is None else other.path, dtype)
+            elif modular and name == "scheduler":
+                parts[name] = cls.from_pretrained(folder / name, local_files_only=True)
+        if modular:
+            return _modular_pipeline(folder, parts)
         return getattr(diffusers, index["_class_name"]).from_pretrained(folder, local_files_only=True, **parts)
+
+
+def _modular_pipeline(folder: Path, parts: dict[str, Any]) -> Any:
+    """A modular pipeline of these parts, called like a classic one. Which it is, its transformer says."""
+    import diffusers
+
+    from h2gen.models.modular import ChatTokenizer, ModularPipe
+
+    family: Any = family_of(parts["transformer"])
+    pipeline = getattr(diffusers, family.pipeline(parts["transformer"].config))()
+    pipeline.update_components(**parts, tokenizer=ChatTokenizer(folder / "tokenizer"))
+    return ModularPipe(pipeline)
 
 
 def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:

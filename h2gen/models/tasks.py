@@ -11,6 +11,7 @@ from typing import Any
 from h2gen.errors import SettingError
 from h2gen.families import TASKS
 from h2gen.models.catalogue import CATALOGUE, CatalogueEntry, Checkpoint
+from h2gen.models.files import index_of
 
 _STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id", "_progress_bar_config")
 """What a pipeline remembers about its offloading and its progress bar."""
@@ -59,6 +60,11 @@ def check_complete(name: str, task: str, *, mask: bool) -> None:
         raise SettingError(f"{name!r} fills in a part of a picture; give the picture with --image, and a --mask.")
 
 
+def name_of(pipe: Any) -> str:
+    """The class of a pipeline in diffusers; of a modular one, what it is behind the interface of a classic one."""
+    return type(getattr(pipe, "pipeline", pipe)).__name__
+
+
 def pipeline_for(pipe: Any, name: str) -> Any:
     """A pipeline of diffusers on the parts of another one: the same weights, scheduler, offloading and progress bar.
 
@@ -70,7 +76,7 @@ def pipeline_for(pipe: Any, name: str) -> Any:
 
     from h2gen.models.load import quiet
 
-    if type(pipe).__name__ == name:
+    if name_of(pipe) == name:
         return pipe
     cls = getattr(diffusers, name)
     known = {**pipe.config, **pipe.components}
@@ -104,7 +110,7 @@ def _pipeline(checkpoint: Checkpoint) -> str | None:
 
 def _named_in(folder: Path) -> str | None:
     try:
-        found = json.loads((folder / "model_index.json").read_text("utf-8"))
+        found = json.loads(index_of(folder).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):  # loading it reports what is wrong
         return None
     return str(found.get("_class_name")) if isinstance(found, dict) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def describe(name: str, base: str | None = None) -> dict[str, Any]:
     found["defaults"] = asdict(checkpoint.defaults)
     if facts is not None:
         found |= _about_family(checkpoint, facts)
-    found["cache"] = _about_cache(checkpoint)
+    found["cache"] = _about_cache(checkpoint, facts)
     if facts is not None:
         found["published_plans"] = list(summary_lines()) if is_relative(checkpoint) else []
     needed = None if facts is None else memory_needed(checkpoint, facts)
@@ -98,6 +98,7 @@ def _about_file(file: Path) -> dict[str, Any]:
         raise kind.refusal(file)
     if family is None:
         raise ModelError(f"{printable(str(file))!r} is not a transformer that h2gen supports. {ONLY}.")
+    counted = dict(zip(("num_layers", "num_single_layers"), block_counts(tensors), strict=True))
     prefix = family.prefix(tensors) or ""
     shapes = {name.removeprefix(prefix): each.shape for name, each in tensors.items() if name.startswith(prefix)}
     count, channels = sum(prod(shape) for shape in shapes.values()), input_channels(shapes)
@@ -111,7 +112,7 @@ def _about_file(file: Path) -> dict[str, Any]:
     return {
         "family": family.title,
         "parameters": count,
-        "stages": dict(zip(("structure", "detail"), block_counts(shapes), strict=True)),
+        "stages": dict(zip(("structure", "detail"), family.stages(counted) or (), strict=True)),
         "takes_guidance": takes_guidance(shapes),
         "bases": bases,
     }
@@ -151,15 +152,18 @@ def _about_family(checkpoint: Checkpoint, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _about_cache(checkpoint: Checkpoint) -> dict[str, Any]:
+def _about_cache(checkpoint: Checkpoint, facts: Facts | None) -> dict[str, Any]:
     """What the default preset could skip at the model's number of steps."""
     preset = presets.load_preset(presets.DEFAULT)
-    steps = checkpoint.defaults.steps
+    steps, config = checkpoint.defaults.steps, preset.config
+    if facts is not None and facts.family.mean_velocity(facts.config):  # whose steps cannot be forecast
+        config = replace(config, tolerance=0.0, plan="")
+    most = most_reused(config, steps)
     return {
         "preset": preset.name,
         "steps": steps,
-        "most_reused": most_reused(preset.config, steps),
-        "helps": steps >= FEWEST_STEPS,
+        "most_reused": most,
+        "helps": steps >= FEWEST_STEPS and most > 0,
     }
 
 

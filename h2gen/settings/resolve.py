@@ -9,6 +9,7 @@ from typing import Any
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies import switched_off
+from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import Checkpoint, needs_base, resolve
 from h2gen.models.choices import split_device
@@ -20,7 +21,7 @@ from h2gen.settings.notices import notices_about
 from h2gen.settings.remarks import remarks_on
 from h2gen.settings.seeds import random_seed
 from h2gen.settings.sizes import parse_size
-from h2gen.settings.table import BY_NAME, TABLE
+from h2gen.settings.table import BY_NAME, MOST_TOKENS, TABLE
 from h2gen.settings.user_defaults import user_defaults
 from h2gen.settings.values import FIELDS, FILES, OFF, Settings, check_length
 
@@ -129,6 +130,7 @@ def resolve_settings(
     defaults = asdict(checkpoint.defaults)
     del defaults["size_multiple"]
     size = f"{defaults.pop('width')}x{defaults.pop('height')}"
+    tokens = Rule(int, 1, max(MOST_TOKENS, checkpoint.defaults.max_sequence_length))
     resolved = merge(
         _with_cache(
             [*layers, ("model default", {**defaults, "size": size}), ("built in", _BUILT_IN)],
@@ -137,6 +139,8 @@ def resolve_settings(
     )
     if "seed" not in resolved:
         resolved["seed"] = Resolved(random_seed(), "random")
+    name = "max_sequence_length"
+    tokens.check(_called(name, resolved), resolved[name].value)
     width, height, rounded = parse_size(str(resolved["size"].value), checkpoint.defaults, _called("size", resolved))
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
     for name in FILES:

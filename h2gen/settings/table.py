@@ -37,7 +37,9 @@ LARGEST_SIDE = 8192
 """Pixels. Above it even a tiled decoder needs more memory than any one GPU has."""
 MOST_STEPS = 10_000
 MOST_TOKENS = 512
-"""Of text: what FLUX.1's pipelines take."""
+"""Of text: what FLUX.1's and FLUX.2's pipelines take."""
+LONGEST_TEXT = 8192
+"""Tokens: what any model takes. One that takes more than ``MOST_TOKENS`` has that as its default."""
 SEEDS = 2**63
 MOST_SEEDS = 100_000
 """Of one prompt."""
@@ -138,7 +140,7 @@ TABLE = (
         label="The negative prompt",
         default="",
     ),
-    _picture("max_sequence_length", "Prompt tokens that the model reads.", Rule(int, 1, MOST_TOKENS), section=DETAILS),
+    _picture("max_sequence_length", "Prompt tokens that the model reads.", Rule(int, 1, LONGEST_TEXT), section=DETAILS),
     _files(
         "lora",
         "A LoRA's file or repository, and its scale; can be repeated.",

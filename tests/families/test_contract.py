@@ -17,6 +17,7 @@ TRANSFORMERS: dict[str, Callable[..., Any]] = {
     "FluxTransformer2DModel": small.flux_transformer,
     "Flux2Transformer2DModel": small.flux2_transformer,
     "ChromaTransformer2DModel": small.chroma_transformer,
+    "Flux3Transformer2DModel": small.flux3_transformer,
 }
 
 
@@ -59,7 +60,7 @@ def test_a_single_file_is_recognised_and_fits_its_own_config(name: str) -> None:
     for tensors in (transformer.state_dict(), checkpoints.original_names(transformer)):
         assert recognize(tensors.keys()) is family
         assert family.file_traits(shapes(tensors)) == family.config_traits(transformer.config)
-    other = TRANSFORMERS[name](layers=2)
+    other = TRANSFORMERS[name](layers=1)
     assert family.file_traits(shapes(other.state_dict())) != family.config_traits(transformer.config)
 
 
@@ -72,7 +73,7 @@ def test_a_single_file_of_no_family_is_not_recognised() -> None:
 @torch.no_grad()
 def test_example_inputs_run_and_the_modulated_input_is_what_attention_sees(name: str) -> None:
     transformer, family = TRANSFORMERS[name](), FAMILIES[name]
-    first = transformer.transformer_blocks[0]
+    first = family.block_lists(transformer)[0][0]
     expected: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []
     handles = [
@@ -88,4 +89,24 @@ def test_example_inputs_run_and_the_modulated_input_is_what_attention_sees(name:
     for handle in handles:
         handle.remove()
     assert output.shape == inputs["hidden_states"].shape == (1, 16, 16)
-    assert torch.equal(expected[0], seen[0])
+    assert torch.equal(expected[0], seen[0][:, -16:])  # blocks of FLUX.3 join text and image before
+
+
+def test_a_single_file_of_flux3_tells_the_base_model_from_the_distilled_one() -> None:
+    family = FAMILIES["Flux3Transformer2DModel"]
+    for flow_map, word in ((False, "is not distilled"), (True, "is distilled")):
+        transformer = small.flux3_transformer(flow_map=flow_map)
+        for tensors in (transformer.state_dict(), checkpoints.original_names(transformer)):
+            assert family.file_traits(shapes(tensors)) == ("has 2 + 6 blocks", word)
+            assert family.config_traits(transformer.config) == ("has 2 + 6 blocks", word)
+
+
+def test_the_stages_of_flux3_are_a_third_and_the_rest_of_its_joint_blocks() -> None:
+    family = FAMILIES["Flux3Transformer2DModel"]
+    for joint, structure in ((28, 9), (6, 2), (3, 1)):
+        transformer = small.flux3_transformer(single_layers=joint, num_attention_heads=1)
+        first, second = family.block_lists(transformer)
+        assert [*first, *second] == list(transformer.single_transformer_blocks) and len(first) == structure
+        assert {kind: len(blocks) for kind, blocks in family.own_blocks(transformer).items()} == {
+            "text": 2, "image": 2, "references": 2
+        }  # fmt: skip

@@ -64,6 +64,8 @@ def test_each_entry_has_what_its_makers_recommend():
         "klein-base-9b": (50, 1.0, 4.0),
         "flux2-dev": (50, 4.0, 1.0),
         "chroma": (40, 0.0, 3.0),
+        "flux3-klein-base": (50, 0.0, 3.5),
+        "flux3-klein": (16, 0.0, 1.0),
     }
 
 

@@ -35,6 +35,9 @@ def test_a_models_tasks_are_known_before_it_is_loaded(tmp_path: Path) -> None:
     assert {*(tasks_of(resolve("klein-4b")) or ())} == {"text", "edit", "inpaint"}
     assert {*(tasks_of(resolve("flux2-dev")) or ())} == {"text", "edit"}
     assert {*(tasks_of(folder_of(tmp_path, "FluxFillPipeline")) or ())} == {"fill"}
+    (tmp_path / "model_index.json").rename(tmp_path / "modular_model_index.json")
+    assert {*(tasks_of(Checkpoint("mine", "folder", tmp_path, None, ModelDefaults())) or ())} == {"fill"}
+    assert {*(tasks_of(resolve("flux3-klein")) or ())} == {"text", "edit"}
     assert tasks_of(resolve("nobody/has-this")) is None
     assert tasks_of(resolve("fill")) == {"fill": "FluxFillPipeline"}
 

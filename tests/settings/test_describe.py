@@ -142,3 +142,19 @@ def test_a_model_is_described_without_torch() -> None:
     code = "import sys; from h2gen.settings.describe import describe; describe('dev'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
+
+
+def test_flux3_is_cut_within_its_joint_blocks_and_its_distilled_model_is_not_promised_a_cache() -> None:
+    base, distilled = describe("flux3-klein-base"), describe("flux3-klein")
+    assert base["stages"] == distilled["stages"] == {"structure": 9, "detail": 19}
+    assert (base["tasks"].keys(), base["defaults"]["cfg"]) == ({"text", "edit"}, 3.5)
+    assert base["cache"]["helps"] and base["cache"]["most_reused"] > 0
+    assert (distilled["cache"]["helps"], distilled["cache"]["most_reused"]) == (False, 0)
+    uses = {name: distilled["options"][name]["use"] for name in ("cfg", "negative", "solver", "guidance", "steps")}
+    assert uses == {
+        "cfg": "refused",
+        "negative": "refused",
+        "solver": "refused",
+        "guidance": "ignored",
+        "steps": "used",
+    }

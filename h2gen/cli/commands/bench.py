@@ -105,7 +105,7 @@ def _print_report(name: str, measured: BenchReport) -> None:
 
     out = stdout()
     out.print(
-        f"{printable(name)}: {measured.parameters / 1e6:.0f} M parameters, {measured.blocks} blocks, "
+        f"{printable(name)}: {measured.parameters / 1e6:.0f} M parameters, {measured.blocks:g} blocks, "
         f"{measured.image_tokens} + {measured.text_tokens} tokens, {measured.device} {measured.dtype}; "
         f"medians of {measured.repeats} runs of {measured.steps} steps"
     )
@@ -121,9 +121,15 @@ def _print_report(name: str, measured: BenchReport) -> None:
         ("skipped", measured.skipped),
         ("both checks only", measured.checks),
     ):
-        table.add_row(outcome, f"{seconds * 1000:.2f}", f"{seconds / measured.plain:.2%}")
+        if seconds == seconds:  # NaN if a model has no such step
+            table.add_row(outcome, f"{seconds * 1000:.2f}", f"{seconds / measured.plain:.2%}")
     out.print(table)
     out.print(
         f"One full step in four, all others reused: {measured.measured_speedup:.2f}x measured, "
         f"{measured.estimated_speedup:.2f}x estimated from the blocks that ran ({measured.kept:.0%} of the estimate)."
     )
+    if measured.exact:
+        out.print(
+            f"{measured.exact:.3g} of the {measured.blocks:g} blocks run in the first step only: their result is the "
+            "same at every step."
+        )

@@ -112,7 +112,7 @@ def steps_table(records: list[StepRecord], cache: CacheConfig, width: int, conte
             "structure": stage_cell(record.structure, cache.tau1, cache.plan_alone),
             "detail": stage_cell(record.detail, cache.tau2, cache.plan_alone),
             "outcome": Text(word, style=_WORD_STYLES[word]),
-            "blocks": f"{record.blocks_run}/{record.blocks_total}",
+            "blocks": f"{record.blocks_run:.3g}/{record.blocks_total:.3g}",
             "ms": f"{record.seconds * 1000:.1f}",
         }
         table.add_row(*(cells[title] for title, *_ in columns))
@@ -128,7 +128,7 @@ def counts(summary: Summary, passes: bool = False, reference_steps: int | None =
         reference_steps: as in ``reference_steps``.
     """
     outcomes = ", ".join(f"{count} {word}" for word, count in summary.by_outcome())
-    return f"{cost(summary.share, reference_steps)}; {'passes: ' if passes else ''}{outcomes}"
+    return f"{cost(summary.share, reference_steps)}; {'passes: ' if passes else ''}{outcomes}{summary.exactly}"
 
 
 def reference_steps(settings: Settings) -> int | None:

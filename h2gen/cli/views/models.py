@@ -38,7 +38,7 @@ def print_catalogue(*, as_json: bool = False) -> None:
     table.add_column("download", no_wrap=True, justify="right")
     table.add_column("licence")
     if console.width >= _USUAL:
-        table.add_column("takes besides a prompt")
+        table.add_column("besides a prompt")
     for entry in CATALOGUE.values():
         table.add_row(
             entry.name,
@@ -52,7 +52,8 @@ def print_catalogue(*, as_json: bool = False) -> None:
 
 
 def _licence(entry: CatalogueEntry, whole: bool) -> str:
-    return "non-commercial" if not whole and "Non-Commercial" in entry.licence else entry.licence
+    short = {"Non-Commercial": "non-commercial", "Kommunity": "Kommunity"}
+    return entry.licence if whole else next((short[word] for word in short if word in entry.licence), entry.licence)
 
 
 _TASKS = {

@@ -221,7 +221,8 @@ def _hits(box: Box, records: list[StepRecord], curves: Sequence[_Curve]) -> list
     for index, record in enumerate(records):
         digits = 3 if len(curves) > 1 else 4
         changes = "".join(f", {curve.name} {value:.{digits}f}" for curve in curves for value in curve.values([record]))
-        words = f"step {index + 1}: {outcome_of(record)}, {record.blocks_run} of {record.blocks_total} blocks{changes}"
+        blocks = f"{record.blocks_run:.3g} of {record.blocks_total:.3g} blocks"
+        words = f"step {index + 1}: {outcome_of(record)}, {blocks}{changes}"
         parts.append(
             f'<rect class="hit" x="{n(box.x(index))}" y="{n(box.top)}" width="{wide}" height="{high}">'
             f"<title>{words}</title></rect>"

@@ -112,15 +112,16 @@ class ChangesRecording:
         self._family, self._stages = family_of(transformer), stages_of(transformer)
         self._passes, self._steps = passes, steps
         self._image_ids: torch.Tensor | None = None
-        self._image_tokens = 0
+        self._image_tokens = self._references = 0
         self._picture: PictureTokens | None = None
         self._poolings: dict[str, Pooling] = {}
         self._indicators: list[dict[tuple[str, str], torch.Tensor]] = []
 
     def begin(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
         """Called by a hook, before a forward pass."""
-        latents, _, _, self._image_ids, _ = self._family.pass_inputs(kwargs)
-        self._image_tokens = latents.shape[1]
+        inputs = self._family.pass_inputs(kwargs)
+        self._image_ids, self._image_tokens = inputs.image_ids, inputs.latents.shape[1]
+        self._references = 0 if inputs.references is None else inputs.references.shape[1]
         self._picture = self._picture or PictureTokens(self._image_ids, self._image_tokens)
         self._indicators.append({})
 
@@ -130,7 +131,7 @@ class ChangesRecording:
         before = self._family.block_streams(stage.name, args, kwargs)
         assert self._picture is not None
         own, after = self._picture.count, self._family.output_streams(stage.name, output)
-        residual = residual_of(stage.name, before, after, self._image_tokens - own)
+        residual = residual_of(stage.name, before, after, self._image_tokens - own + self._references)
         tokens = residual.shape[1]
         if stage.name not in self._poolings:
             grid = self._family.token_grid(self._image_ids, self._image_tokens)
