@@ -290,12 +290,14 @@ _OWN_KEYS = ("seed", "count", "name")
 
 
 def _one_by_one(given: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each setting, with what it needs: width with height, a negative prompt with guidance, a mask with its picture."""
+    """Each setting, with what it needs: width with height, a negative prompt with guidance, a mask with its picture, a
+    ControlNet with its control picture."""
+    together = {"mask": ("image",), "control": ("controlnet",), "controlnet": ("control",), "redux_model": ("redux",)}
     for key, value in given.items():
         if key == "negative":
             yield key, {key: value, "cfg": 2.0}
-        elif key == "mask" and "image" in given:
-            yield key, {key: value, "image": given["image"]}
+        elif key in together:
+            yield key, {key: value, **{other: given[other] for other in together[key] if other in given}}
         elif key == "width" and "height" in given:
             yield key, {key: value, "height": given["height"]}
         elif key != "height" or "width" not in given:

@@ -60,9 +60,6 @@ _NOT_YET = {
     ),
     **dict.fromkeys(
         [
-            "control-image",
-            "controlnet",
-            "control",
             "ip-adapter",
             "compile",
             "torch-compile",

@@ -58,7 +58,8 @@ class Family(ABC):
 
     By the pipeline that a checkpoint's ``model_index.json`` names, such as ``FluxPipeline``, then by task: ``text``
     (only a prompt), ``image`` (image-to-image), ``inpaint``, ``edit`` (reference pictures), ``fill`` (a model made for
-    inpainting). All pipelines of one checkpoint are built from the same parts."""
+    inpainting), ``control`` (a model made for control pictures) and ``controlnet``, both also followed by ``image`` or
+    ``inpaint``. All pipelines of one checkpoint are built from the same parts."""
 
     limits: ClassVar[Mapping[str, Limits]] = {}
     """Of pipelines that take more than one input picture, or not every size; by their names."""
@@ -69,6 +70,8 @@ class Family(ABC):
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {}
     """Models of this transformer that take a picture besides the text: by input channels, the model's name and its
     pipeline in diffusers."""
+    redux: ClassVar[str | None] = None
+    """The pipeline in diffusers that turns a picture into text tokens, if there is one."""
     diffusers_caches: ClassVar[frozenset[str]] = frozenset()
     """Which of diffusers' own caches work on this transformer, by config class, such as ``MagCacheConfig``."""
 
@@ -275,6 +278,25 @@ class Family(ABC):
         if strength is not None:
             arguments["strength"] = strength
         return arguments
+
+    def control_arguments(
+        self,
+        task: str,
+        pictures: Sequence[Image.Image],
+        nets: Sequence[tuple[float, int | None]] = (),
+    ) -> dict[str, Any]:
+        """The pipeline's arguments for control pictures; only for families with such a task.
+
+        Args:
+            task: ``control`` or ``controlnet``, alone or followed by what else the picture is made from.
+            pictures: in RGB, of the picture's size; one per ControlNet.
+            nets: the scale of each ControlNet, and its mode if it is a union; empty for ``control``.
+        """
+        raise NotImplementedError
+
+    def with_redux(self, encoded: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What ``encode`` returned, with Redux's tokens, ``(1, tokens, width)``; only for families with ``redux``."""
+        raise NotImplementedError
 
     # What the evaluation needs.
 

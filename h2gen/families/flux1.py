@@ -29,6 +29,9 @@ _WITHOUT_TRUE_GUIDANCE = (
     *("FluxControlNetImg2ImgPipeline", "FluxControlNetInpaintPipeline"),
 )
 
+REDUX = "FluxPriorReduxPipeline"
+"""Redux's own small model: a picture becomes text tokens."""
+
 TEACACHE_DEV = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)
 """TeaCache's published polynomial for FLUX.1 [dev], highest power first: from the input's change to the output's.
 
@@ -42,15 +45,28 @@ class Flux1(Family):
     title = "FLUX.1"
     transformer = "FluxTransformer2DModel"
     tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {
-        "FluxPipeline": {"text": "FluxPipeline", "image": "FluxImg2ImgPipeline", "inpaint": "FluxInpaintPipeline"},
+        "FluxPipeline": {
+            "text": "FluxPipeline",
+            "image": "FluxImg2ImgPipeline",
+            "inpaint": "FluxInpaintPipeline",
+            "controlnet": "FluxControlNetPipeline",
+            "controlnet image": "FluxControlNetImg2ImgPipeline",
+            "controlnet inpaint": "FluxControlNetInpaintPipeline",
+        },
         "FluxKontextPipeline": {
             "text": "FluxKontextPipeline",
             "edit": "FluxKontextPipeline",
             "inpaint": "FluxKontextInpaintPipeline",
         },
         "FluxFillPipeline": {"fill": "FluxFillPipeline"},
+        "FluxControlPipeline": {
+            "control": "FluxControlPipeline",
+            "control image": "FluxControlImg2ImgPipeline",
+            "control inpaint": "FluxControlInpaintPipeline",
+        },
     }
     limits: ClassVar[Mapping[str, Limits]] = {"FluxKontextInpaintPipeline": Limits(2)}
+    redux = REDUX
     marks = ("double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.add_q_proj")
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {
         384: ("FLUX.1 Fill", "FluxFillPipeline"),
@@ -111,6 +127,30 @@ class Flux1(Family):
             if len(pictures) > 1:
                 arguments["image_reference"] = pictures[1]
         return arguments
+
+    def control_arguments(
+        self,
+        task: str,
+        pictures: Sequence[Image.Image],
+        nets: Sequence[tuple[float, int | None]] = (),
+    ) -> dict[str, Any]:
+        if not nets:
+            return {"control_image": pictures[0]}
+        scales, modes = [scale for scale, _ in nets], [mode for _, mode in nets]
+        if len(nets) > 1:
+            return {
+                "control_image": [*pictures],
+                "controlnet_conditioning_scale": scales,
+                "control_mode": modes,
+            }
+        mode = {} if modes[0] is None else {"control_mode": modes[0]}
+        return {"control_image": pictures[0], "controlnet_conditioning_scale": scales[0], **mode}
+
+    def with_redux(self, encoded: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        import torch
+
+        text = encoded["prompt_embeds"]
+        return {**encoded, "prompt_embeds": torch.cat([text, tokens.expand(len(text), -1, -1)], dim=1)}
 
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
         import torch

@@ -60,9 +60,12 @@ _AUTOENCODER = "Give it as --vae, beside a model"
 _ENCODER = "Give it as --text-encoder, beside a model"
 _PYTHON = "h2gen's command line does not use it; in Python, add it to diffusers' pipeline and call h2gen.h2_cache(pipe)"
 
+_CONTROLNET = "Give it with --controlnet, next to a --model such as dev and a picture with --control"
+_REDUX = "Give a picture with --redux; h2gen then loads Redux from its repository, or from the folder in --redux-model"
+
 _LOOK_ALIKE = (
     Kind("a LoRA", (r"lora_", r"\.lora", r"\.(lokr|hada)_w", r"\.oft_", r"\.dora_scale", r"\.diff(_b)?$"), _LORA),
-    Kind("a ControlNet", (r"controlnet_", r"control_model\.", r"input_hint_block"), _PYTHON),
+    Kind("a ControlNet", (r"controlnet_", r"control_model\.", r"input_hint_block"), _CONTROLNET),
     Kind("an IP-Adapter", (r"\bip_adapter", r"^image_proj\."), _PYTHON),
     Kind("a transformer of Stable Diffusion 3", (r"\bjoint_blocks\.", r"\bpos_embed\.proj\."), ONLY),
     Kind("a transformer of Qwen-Image", (r"\btxt_norm\.", r"\btxt_in\.text_norm\."), ONLY),
@@ -73,7 +76,7 @@ _LOOK_ALIKE = (
 
 _OTHER = (
     Kind("a checkpoint of Stable Diffusion or SDXL", (r"\binput_blocks\.", r"\bdown_blocks\.0\.resnets\."), ONLY),
-    Kind("FLUX.1 Redux", (r"^redux_",), _PYTHON),
+    Kind("FLUX.1 Redux", (r"^redux_",), _REDUX),
     Kind("PuLID", (r"^pulid_",), _PYTHON),
     Kind("a VAE", (r"\b(en|de)coder\.(conv_in|up_blocks|down_blocks|up\.|down\.)",), _AUTOENCODER),
     Kind(

@@ -120,7 +120,7 @@ class Session:
 
     def pipeline(self, settings: Settings) -> Any:
         """The pipeline that makes such a picture; see ``TaskPipelines.of``."""
-        return self._tasks.of(self.pipe, settings)
+        return self._tasks.of(self.pipe, settings, self.offload)
 
     @cached_property
     def identity(self) -> Identity:
@@ -160,8 +160,7 @@ class Session:
         ``seed``, ``size`` (or ``width`` and ``height``), ``steps``, ``solver``, ``guidance``, ``cfg``, ``negative``,
         ``max_sequence_length``. About the cache: ``preset``, ``no_cache``, each field of ``CacheConfig``; or
         ``speedup`` or ``fidelity``, with ``policy`` and ``nearest``. With ``strict`` an option that the model ignores
-        is an error. About the file: ``out``, with ``format``,
-        ``no_metadata``, ``sidecar`` and ``overwrite``.
+        is an error. About the file: ``out``, with ``format``, ``no_metadata``, ``sidecar`` and ``overwrite``.
 
         Args:
             prompt: what to paint.
@@ -328,9 +327,10 @@ class Session:
     def _arguments(self, together: Sequence[Settings]) -> dict[str, Any]:
         """What the pipeline is called with, apart from its noise."""
         settings = together[0]
-        arguments = self._tasks.arguments(self.pipe, together)
+        arguments = self._tasks.arguments(self.pipe, together, self.offload)
         length, under = settings.max_sequence_length, self._adapters.of_text
-        arguments.update(self._encoded.together(self.pipe, [each.prompt for each in together], length, under))
+        text = self._encoded.together(self.pipe, [each.prompt for each in together], length, under)
+        arguments.update(self._tasks.with_redux(self.pipe, settings, text))
         if settings.cfg > 1:
             negative = self._encoded.together(self.pipe, [each.negative for each in together], length, under)
             arguments.update({f"negative_{name}": tensor for name, tensor in negative.items()})

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +57,18 @@ def file_hash(path: Path) -> str:
             _IN_THIS_PROCESS[key] = remembered.sha256(path)
             remembered.write()
     return _IN_THIS_PROCESS[key]
+
+
+def files_hash(paths: Sequence[Path]) -> str:
+    """The hash of a model's weights: of its only file, or of the names and hashes of several, 64 hex digits.
+
+    Raises:
+        OSError: one of them cannot be read.
+    """
+    if len(paths) == 1:
+        return file_hash(paths[0])
+    lines = [f"{path.parent.name}/{path.name} {file_hash(path)}\n" for path in sorted(paths)]
+    return sha256("".join(lines).encode())
 
 
 _LARGE = 2**25

@@ -20,6 +20,8 @@ _TAKES: Mapping[str, tuple[str, ...]] = {
     "edit": ("image",),
     "inpaint": ("image", "mask"),
     "fill": ("image", "mask"),
+    "controlnet": ("control", "controlnet"),
+    "redux": ("redux", "redux_model"),
 }
 """By task; other tasks are called like what they take, and ``control image`` takes both."""
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.toml")

@@ -115,7 +115,7 @@ def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile],
                 if other is not None and other.path.is_file():
                     parts[name] = load_part(other, cls, folder / name, dtype)
                 else:
-                    parts[name] = _model(cls, folder / name if other is None else other.path, dtype)
+                    parts[name] = load_model(cls, folder / name if other is None else other.path, dtype)
             elif modular and name == "scheduler":
                 parts[name] = cls.from_pretrained(folder / name, local_files_only=True)
         if modular:
@@ -135,7 +135,7 @@ def _modular_pipeline(folder: Path, parts: dict[str, Any]) -> Any:
     return ModularPipe(pipeline)
 
 
-def _model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
+def load_model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     """One part with weights. diffusers and transformers only warn about missing and unknown ones."""
     weights, variant = files.find_weights(folder)
     quantized = files.read_json(folder / "config.json").get("quantization_config")

@@ -75,21 +75,46 @@ def offload_groups(pipe: Any, device: torch.device) -> None:
     Only the transformer is split into blocks: diffusers does not find the blocks of text encoders, and would load a
     whole encoder at once; and an autoencoder is called by ``decode``, which a hook on its ``forward`` does not see.
     """
-    from diffusers.hooks import apply_group_offloading
-
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            blocks = name == "transformer"
-            apply_group_offloading(
-                part,
-                onload_device=device,
-                offload_device=torch.device("cpu"),
-                offload_type="block_level" if blocks else "leaf_level",
-                num_blocks_per_group=1 if blocks else None,
-                # With a stream each block prefetches the next one. If a cache skips that one, it stays on the device,
-                # and the block after it is never fetched.
-                use_stream=False,
-            )
+            _offload_group(part, device, blocks=name == "transformer")
+
+
+def _offload_group(part: torch.nn.Module, device: torch.device, *, blocks: bool) -> None:
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        part,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="block_level" if blocks else "leaf_level",
+        num_blocks_per_group=1 if blocks else None,
+        # With a stream each block prefetches the next one. If a cache skips that one, it stays on the device, and the
+        # block after it is never fetched.
+        use_stream=False,
+    )
+
+
+def place_part(part: torch.nn.Module, pipe: Any, mode: str) -> None:
+    """Put a part in main memory where the parts of a pipeline are, such as a ControlNet that is added to it.
+
+    Args:
+        part: of a pipeline on the parts of ``pipe``.
+        pipe: is on its device.
+        mode: its offloading, never "auto".
+    """
+    device = torch.device(pipe._execution_device)
+    if mode == "none" or device.type == "cpu":
+        part.to(device)
+    elif mode == "group":
+        _offload_group(part, device, blocks=False)
+    else:
+        import accelerate
+
+        if mode == "model":  # a pipeline does this itself at the end of each call, with all of its parts
+            accelerate.cpu_offload_with_hook(part, device)
+        else:
+            accelerate.cpu_offload(part, device, offload_buffers=True)
 
 
 def component_bytes(pipe: Any) -> dict[str, int]:

@@ -135,9 +135,10 @@ def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
     channels = input_channels(shapes)
     if channels is not None and channels in family.with_pictures and channels != config.get("in_channels"):
         title, pipeline = family.with_pictures[channels]
+        bases = [alias for alias, entry in CATALOGUE.items() if entry.index["_class_name"] == pipeline]
         raise ModelError(
-            f"{name} is {title}, which takes a picture besides the prompt, and h2gen's command line takes none; in "
-            f"Python, load it into diffusers' {pipeline} and call h2gen.h2_cache(pipe)."
+            f"{name} is {title}, which takes a picture besides the prompt, and its base {base} does not; give "
+            f"--base {' or '.join(bases)}."
         )
     for ours, theirs in zip(family.file_traits(shapes), family.config_traits(config), strict=True):
         if ours != theirs and "None" not in ours + theirs:

@@ -25,7 +25,15 @@ def tasks_of(checkpoint: Checkpoint) -> Mapping[str, str] | None:
     return TASKS.get(_pipeline(checkpoint) or "")
 
 
-def task_of(name: str, tasks: Collection[str] | None, *, pictures: int = 0, mask: bool = False) -> str:
+def task_of(
+    name: str,
+    tasks: Collection[str] | None,
+    *,
+    pictures: int = 0,
+    mask: bool = False,
+    control: int = 0,
+    controlnet: int = 0,
+) -> str:
     """The task of a picture.
 
     Args:
@@ -33,13 +41,22 @@ def task_of(name: str, tasks: Collection[str] | None, *, pictures: int = 0, mask
         tasks: of the model; None if they are unknown: the task is then the one that most models have.
         pictures: number of input pictures.
         mask: whether there is a mask.
+        control: number of control pictures.
+        controlnet: number of ControlNets.
 
     Raises:
         SettingError: the model does not have the task; the message says which models do.
     """
     if mask and not pictures:
         raise SettingError("--mask needs the picture that it belongs to; also give --image.")
-    wanted = ("inpaint", "fill") if mask else ("image", "edit", "fill") if pictures else ("text", "fill")
+    from_picture = ("image", "edit", "fill") if pictures else ("text", "fill")
+    wanted: tuple[str, ...] = ("inpaint", "fill") if mask else from_picture
+    if control or controlnet:
+        check_control(name, tasks, control, controlnet)
+        prefix = "controlnet" if controlnet else "control"
+        wanted = (prefix if wanted[0] == "text" else f"{prefix} {wanted[0]}",)
+    elif tasks is not None and "control" in tasks:
+        wanted = ("control",)  # what is missing is reported by ``check_complete``
     if tasks is None:
         return wanted[0]
     for task in wanted:
@@ -50,12 +67,52 @@ def task_of(name: str, tasks: Collection[str] | None, *, pictures: int = 0, mask
     raise SettingError(f"{name!r} cannot {what}, so it takes no {option}; these models can: {', '.join(able)}.")
 
 
-def check_complete(name: str, task: str, *, mask: bool) -> None:
+def check_control(
+    name: str, tasks: Collection[str] | None, control: int, controlnet: int, *, complete: bool = True
+) -> None:
+    """Check that a model follows control pictures, by itself or with ControlNets.
+
+    Args:
+        name, tasks, control, controlnet: as in ``task_of``.
+        complete: nothing is given later, such as the ControlNet in a shell after its control picture.
+
+    Raises:
+        SettingError: it does not; the message says which models do.
+    """
+    prefix, what, how = (
+        ("controlnet", "takes no --controlnet", "take one")
+        if controlnet
+        else ("control", "follows no --control picture by itself", "do")
+    )
+    if controlnet and not control:
+        raise SettingError("--controlnet needs a picture to follow; also give --control.")
+    if tasks is None or prefix in tasks:
+        if prefix == "control" and control > 1:
+            raise SettingError(f"--control is given {control} times; {name!r} follows one picture.")
+        if prefix == "controlnet" and controlnet not in (1, control):
+            raise SettingError(
+                f"There are {controlnet} ControlNets and {control} control pictures; give one --control per "
+                "--controlnet, or several to one union."
+            )
+        return
+    if not complete and prefix == "control" and "controlnet" in tasks:
+        return
+    able = [alias for alias, entry in CATALOGUE.items() if prefix in _tasks_of_entry(entry)]
+    nets = "; or give it a --controlnet" if prefix == "control" and "controlnet" in tasks else ""
+    raise SettingError(f"{name!r} {what}; these models {how}: {', '.join(able)}{nets}.")
+
+
+def check_complete(name: str, task: str, *, mask: bool, control: int = 1) -> None:
     """Check that a picture of this task can be made, and nothing is missing.
 
     Raises:
-        SettingError: a picture and a mask are.
+        SettingError: a picture and a mask are, or a control picture.
     """
+    if task == "control" and not control:
+        raise SettingError(
+            f"{name!r} follows a picture; give it with --control canny:FILE, for which h2gen finds the edges, or "
+            "--control FILE, used as it is."
+        )
     if task == "fill" and not mask:
         raise SettingError(f"{name!r} fills in a part of a picture; give the picture with --image, and a --mask.")
 
@@ -65,12 +122,13 @@ def name_of(pipe: Any) -> str:
     return type(getattr(pipe, "pipeline", pipe)).__name__
 
 
-def pipeline_for(pipe: Any, name: str) -> Any:
+def pipeline_for(pipe: Any, name: str, **more: Any) -> Any:
     """A pipeline of diffusers on the parts of another one: the same weights, scheduler, offloading and progress bar.
 
     Args:
         pipe: a loaded pipeline.
         name: of the other one's class.
+        more: parts that the loaded one lacks, by name.
     """
     import diffusers
 
@@ -79,7 +137,7 @@ def pipeline_for(pipe: Any, name: str) -> Any:
     if name_of(pipe) == name:
         return pipe
     cls = getattr(diffusers, name)
-    known = {**pipe.config, **pipe.components}
+    known = {**pipe.config, **pipe.components, **more}
     # Not by ``from_pipe``, which casts the weights that both share.
     with quiet():
         other = cls(**{key: known[key] for key in inspect.signature(cls.__init__).parameters if key in known})

@@ -34,7 +34,7 @@ OPTIONS = tuple(
     if row.name != "seed"
 )
 """The settings that a model uses, ignores or refuses."""
-_BY_TASK = ("image", "mask", "control", "controlnet")
+_BY_TASK = ("image", "mask", "control", "controlnet", "redux", "redux_model")
 """Those that a model takes if one of its tasks does."""
 
 
@@ -130,7 +130,7 @@ def _is_here(checkpoint: Checkpoint) -> bool:
 
 
 def _about_family(checkpoint: Checkpoint, facts: Facts) -> dict[str, Any]:
-    tasks = TASKS.get(facts.pipeline, {})
+    tasks = {**TASKS.get(facts.pipeline, {}), **({"redux": facts.family.redux} if facts.family.redux else {})}
     unused: dict[str, Unused] = dict(facts.unused)
     for name in _BY_TASK:
         if name not in inputs_of(tasks):
@@ -146,7 +146,7 @@ def _about_family(checkpoint: Checkpoint, facts: Facts) -> dict[str, Any]:
     return {
         "family": facts.family.title,
         "pipeline": facts.pipeline,
-        "tasks": dict(tasks),
+        "tasks": tasks,
         "options": options,
         **({} if stages is None else {"stages": dict(zip(("structure", "detail"), stages, strict=True))}),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from h2gen.errors import SettingError
 from h2gen.families import LIMITS, STRENGTHS
@@ -45,9 +45,9 @@ def check_inputs(checkpoint: Checkpoint, settings: Settings) -> None:
     Raises:
         SettingError: the model needs a picture and a mask.
     """
-    mask = bool(settings.mask)
-    task = task_of(checkpoint.name, tasks_of(checkpoint), pictures=len(settings.image), mask=mask)
-    check_complete(checkpoint.name, task, mask=mask)
+    given = settings.inputs
+    task = task_of(checkpoint.name, tasks_of(checkpoint), **given)
+    check_complete(checkpoint.name, task, mask=given["mask"], control=given["control"])
 
 
 def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Inputs | None:
@@ -62,10 +62,13 @@ def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Input
     """
     files: tuple[InputFile, ...] = resolved["image"].value if "image" in resolved else ()
     masks: tuple[InputFile, ...] = resolved["mask"].value if "mask" in resolved else ()
+    controls: tuple[InputFile, ...] = resolved["control"].value if "control" in resolved else ()
+    nets: tuple[InputFile, ...] = resolved["controlnet"].value if "controlnet" in resolved else ()
     if not files and not masks:
         return None
     tasks = tasks_of(checkpoint)
-    task = task_of(checkpoint.name, tasks, pictures=len(files), mask=bool(masks))
+    given: Any = {"control": len(controls), "controlnet": len(nets)}
+    task = task_of(checkpoint.name, tasks, pictures=len(files), mask=bool(masks), **given)
     from h2gen.settings.pictures import open_picture, size_like
 
     limits = LIMITS.get((tasks or {}).get(task, ""), LIMITS[""])
@@ -92,7 +95,7 @@ def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Input
     for mask in masks:
         _check_mask(mask, open_picture(mask, mask=True).size, files[0], sizes[0])
     if task != "edit" and sizes[0] != wanted:
-        notices.append(_resized(files[0], sizes[0], wanted))
+        notices.append(resized(files[0], sizes[0], wanted))
     return Inputs(image, size, source, tuple(notices))
 
 
@@ -133,7 +136,8 @@ def _about_frames(files: Sequence[InputFile]) -> Iterator[str]:
             yield f"{printable(file.name)!r} is animated; only its first frame is used."
 
 
-def _resized(file: InputFile, size: tuple[int, int], wanted: tuple[int, ...]) -> str:
+def resized(file: InputFile, size: tuple[int, int], wanted: tuple[int, ...]) -> str:
+    """What is said about an input picture that has another size than the one that is made, in pixels."""
     shape = size[0] * wanted[1] / (size[1] * wanted[0])
     cut = "" if 1 / _SHAPE <= shape <= _SHAPE else "cut and "
     return f"{printable(file.name)!r} is {size[0]}x{size[1]}; it is {cut}resized to {wanted[0]}x{wanted[1]}."

@@ -14,6 +14,7 @@ from h2gen.errors import SettingError
 from h2gen.models.catalogue import Checkpoint, needs_base, resolve
 from h2gen.models.choices import split_device
 from h2gen.settings import presets
+from h2gen.settings.controls import check_controls, with_redux_model
 from h2gen.settings.editing import inputs_of
 from h2gen.settings.layers import Layers, Resolved, merge
 from h2gen.settings.model_options import check_options
@@ -143,6 +144,7 @@ def resolve_settings(
     tokens.check(_called(name, resolved), resolved[name].value)
     width, height, rounded = parse_size(str(resolved["size"].value), checkpoint.defaults, _called("size", resolved))
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
+    with_redux_model(resolved)
     for name in FILES:
         if name in resolved:
             files = BY_NAME[name].files.resolve(_called(name, resolved), resolved[name].value)
@@ -151,8 +153,9 @@ def resolve_settings(
     if inputs is not None:
         resolved["image"] = Resolved(inputs.image, resolved["image"].source)
         resolved["size"] = Resolved(inputs.size, inputs.source)
-        width, height = (int(side) for side in inputs.size.split("x"))
-        rounded = " ".join(filter(None, (rounded, *inputs.notices))) or None
+    about = (*(() if inputs is None else inputs.notices), *check_controls(checkpoint, resolved))
+    width, height = (int(side) for side in str(resolved["size"].value).split("x"))
+    rounded = " ".join(filter(None, (rounded, *about))) or None
     resolved = {row.name: resolved[row.name] for row in TABLE if row.name in resolved}
     values = {name: setting.value for name, setting in resolved.items()}
     settings = Settings(

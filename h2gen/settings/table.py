@@ -26,6 +26,7 @@ from h2gen.settings.setting import (
 )
 from h2gen.settings.setting import MAKES as _MAKING
 from h2gen.settings.setting import MEASURES as _MEASURING
+from h2gen.settings.side_models import CONTROL, CONTROLNET, REDUX_MODEL
 
 __all__ = [
     "BATCH", "BY_NAME", "CACHE", "DETAILS", "FORMATS", "LARGEST_SIDE", "LONGEST_PROMPT", "MEASURING", "MODEL",
@@ -87,6 +88,7 @@ SORTS = ("plan", "tolerance", "thresholds", "steps")
 _text = Rule(str, longest=LONGEST_PROMPT)
 _scale = Rule(float, 0, 1000)
 _strength = Rule(float, above=0, most=1, advice="give a strength above 0 and up to 1, such as 0.6")
+_weight = Rule(float, -100, 100)
 _side = Rule(int, 1, LARGEST_SIDE)
 _speedup = Rule(float, above=1, most=1000, advice="give a number above 1, such as 2", unit="x")
 _fidelity = Rule(float, above=0, most=1, advice="give an SSIM above 0 and up to 1, such as 0.95")
@@ -154,6 +156,34 @@ TABLE = (
         "FILE[:STRENGTH]",
     ),
     _input("mask", "Change only the part of --image that is white here.", PictureRule(what="mask", several=False)),
+    _input(
+        "control",
+        "Picture to follow; canny:FILE finds its edges, FILE is used as is.",
+        CONTROL,
+        "[KIND:]FILE",
+    ),
+    _files(
+        "controlnet",
+        "What follows it: a ControlNet's file, folder or repository.",
+        CONTROLNET,
+        section=PICTURE,
+        commands=(*_MAKING, "compare"),
+        metavar="NAME[:SCALE]",
+    ),
+    _input(
+        "redux",
+        "Read a picture like a prompt, by FLUX.1 Redux; can be repeated.",
+        PictureRule(what="Redux picture", number=_weight),
+        "FILE[:SCALE]",
+    ),
+    _files(
+        "redux_model",
+        "Redux's own model: redux, a folder or a repository.",
+        REDUX_MODEL,
+        section=MODEL,
+        commands=(*_MAKING, "compare"),
+        metavar="NAME",
+    ),
     Setting(
         "preset",
         "A preset's name or file; see 'h2gen presets'.",

@@ -41,6 +41,10 @@ class Settings:
         image: pictures that this one is made from. A first one with a strength, from above 0 to 1, is changed: only the
             last steps run, that part of them. Those without one are references.
         mask: the part of the first one that changes.
+        control: pictures whose lines, depths or poses this one follows, with their kinds.
+        controlnet: what follows them, with their scales, if the model itself does not.
+        redux: pictures that are read like a prompt, with their weights.
+        redux_model: what reads them.
         reference_steps: steps of the uncached picture that was asked for, if a profile chose other settings to come
             close to it; None if it is the one with these ``steps``. It determines no pixel: shares of blocks and
             estimated speed-ups are against it.
@@ -64,6 +68,10 @@ class Settings:
     lora: tuple[InputFile, ...] = ()
     image: tuple[InputFile, ...] = ()
     mask: tuple[InputFile, ...] = ()
+    control: tuple[InputFile, ...] = ()
+    controlnet: tuple[InputFile, ...] = ()
+    redux: tuple[InputFile, ...] = ()
+    redux_model: tuple[InputFile, ...] = ()
     reference_steps: int | None = None
     published_plan: str | None = None
 
@@ -92,6 +100,12 @@ class Settings:
             raise SettingError(
                 f"A negative prompt has no effect with cfg {self.cfg:g}; also give a cfg above 1, such as 3."
             )
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The numbers of input files that decide on the task, as ``task_of`` takes them."""
+        numbers = {"pictures": len(self.image), "control": len(self.control), "controlnet": len(self.controlnet)}
+        return {**numbers, "mask": bool(self.mask)}
 
     @property
     def strength(self) -> float:

@@ -64,6 +64,7 @@ _TASKS = {
     "fill": "in a part of a picture (--image, --mask)",
     "control": "after a control picture (--control)",
     "controlnet": "with ControlNets (--controlnet)",
+    "redux": "like another picture (--redux)",
 }
 
 
