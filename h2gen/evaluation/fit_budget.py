@@ -80,3 +80,24 @@ def fit_to_budget(
 def fit_tolerance(family: CacheConfig, budget: float, share_of: Callable[[CacheConfig], float]) -> FittedCache | None:
     """The same for a tolerance, whose useful range is narrower."""
     return fit_to_budget(family, budget, share_of, *_TOLERANCE_RANGE, TOLERANCES)
+
+
+def guard(plan: str, share_of: Callable[[CacheConfig], float]) -> CacheConfig:
+    """A plan with the lowest tolerance that still adds no step to it in the images of ``share_of``.
+
+    In other images it adds some where more goes wrong than in any of these.
+
+    Args:
+        plan: of full and skipped steps.
+        share_of: makes images with some settings and returns the share of the blocks that ran.
+    """
+    (low, high), fewest = _TOLERANCE_RANGE, None
+    for attempt in range(TOLERANCES):
+        tau = high if attempt == 0 else (low * high) ** 0.5
+        cache = replace(ADAPTIVE, plan=plan, tolerance=float(f"{tau:.4g}"))
+        share = share_of(cache)
+        if fewest is None or share <= fewest + 1e-9:
+            fewest, high, found = share, tau, cache
+        else:
+            low = tau
+    return found

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from h2gen.cache import CacheConfig
-from h2gen.evaluation.fit_budget import ADAPTIVE, MOST, TOLERANCES, fit_to_budget, fit_tolerance
+from h2gen.evaluation.fit_budget import ADAPTIVE, MOST, TOLERANCES, fit_to_budget, fit_tolerance, guard
 
 FAMILY = CacheConfig(1, 0.5, forecast=1)
 
@@ -58,3 +58,17 @@ def test_a_tolerance_is_found_beside_a_plan_with_few_tries(budget: float) -> Non
 
 def test_no_tolerance_is_found_where_the_plan_alone_is_above_the_budget() -> None:
     assert fit_tolerance(replace(ADAPTIVE, plan="FFSF"), 0.5, lambda _: 0.75) is None
+
+
+def test_a_guard_has_the_lowest_tolerance_that_adds_nothing_to_the_plan() -> None:
+    """In these images the plan's largest estimate is 0.02: a lower tolerance adds steps."""
+    asked = []
+
+    def share_of(cache: CacheConfig) -> float:
+        asked.append(cache)
+        assert (cache.tau1, cache.tau2, cache.plan) == (0, 0, "FSSF")
+        return 0.5 if cache.tolerance >= 0.02 else 0.75
+
+    found = guard("FSSF", share_of)
+    assert 0.02 <= found.tolerance < 0.022 and found in asked
+    assert len(asked) <= TOLERANCES

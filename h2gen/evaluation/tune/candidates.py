@@ -30,11 +30,11 @@ def plan_method(plan: str, solver: str) -> Method:
     return methods.tuned(label_of(cache, steps, solver), steps, cache, solver)
 
 
-def adaptive_method(cache: CacheConfig, steps: int) -> Method:
+def adaptive_method(cache: CacheConfig, steps: int, solver: str = "own") -> Method:
     """Settings that adapt to each image: a tolerance, with a plan or without, or thresholds."""
     guards = [f"{name.replace('_', '-')} {getattr(cache, name)}" for name in GUARDS if getattr(cache, name)]
-    label = label_of(cache, steps, "own") or ", ".join([cache.words, *guards])
-    return methods.tuned(label, steps, cache, "own")
+    label = label_of(cache, steps, solver) or ", ".join([cache.words, *guards])
+    return methods.tuned(label, steps, cache, solver)
 
 
 def fewer_steps(steps: int, solver: str, reference: int) -> Method:

@@ -96,7 +96,7 @@ class TuneOptions:
 
     @property
     def _per_budget(self) -> int:
-        return len(SOLVERS) + _PLANS + self.tries + 2 * TOLERANCES + self.threshold_tries
+        return len(SOLVERS) + _PLANS + 2 * self.tries + 4 * TOLERANCES + self.threshold_tries
 
     @property
     def _checked_per_budget(self) -> int:

@@ -10,15 +10,17 @@ import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
+from h2gen.cache.config import CacheConfig
 from h2gen.cache.stages import stages_of
 from h2gen.errors import BadPicture, H2GenError, SettingError
 from h2gen.evaluation import methods
-from h2gen.evaluation.fit_budget import ADAPTIVE, fit_tolerance
+from h2gen.evaluation.fit_budget import ADAPTIVE, fit_tolerance, guard
 from h2gen.evaluation.make_image import ImageMaker
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.metrics.psnr_ssim import ssim
@@ -118,38 +120,46 @@ class TuneSearch:
             steps = (most + 1) // 2 if solver == "heun" else most
             if steps >= 1:
                 yield fewer_steps(steps, solver, self._steps)
-        plans: list[tuple[float, str, Planned]] = []
+        plans: list[_Tried] = []
         for solver, planner in planners.items():
             for planned in () if planner is None else planner.plans(budget, self._steps):
                 if planned.plan.count("F") not in (1, len(planned.plan)):
                     yield plan_method(planned.plan, solver)
-                    plans.append((self._error(planned.plan, solver), solver, planned))
-        if plans and self._options.tries:
+                    plans.append(_Tried(self._error(planned.plan, solver), solver, planned))
+        if self._options.tries:
             self._observer.began(f"Polishing {budget:.0%} of the blocks")
-            _, solver, best = min(plans, key=lambda found: found[0])
-            better = polish(best.plan, lambda plan: self._error(plan, solver), best.error, self._options.tries)
-            if better.plan != best.plan:
-                yield plan_method(better.plan, solver)
-            plans.append((better.error, solver, replace(best, plan=better.plan)))
-        own = [(error, planned) for error, solver, planned in plans if solver == "own" and {*planned.plan} == {*"FS"}]
-        yield from self._adaptive(budget, min(own, key=lambda found: found[0])[1] if own else None)
+            for tried in _closest(plans):
+                better = self._polished(tried)
+                yield plan_method(better.planned.plan, better.solver)
+                plans.append(better)
+        yield from self._adaptive(budget, [tried for tried in _closest(plans) if {*tried.planned.plan} == {*"FS"}])
         if self._options.threshold_tries:
             self._observer.began(f"Searching thresholds for {budget:.0%} of the blocks")
             found = self._thresholds.within(budget)
             if found is not None:
                 yield found.method
 
-    def _adaptive(self, budget: float, best: Planned | None) -> Iterator[Method]:
-        """A tolerance alone, and one together with the best plan less a few steps, which it adds where they help."""
+    def _polished(self, tried: _Tried) -> _Tried:
+        plan, solver = tried.planned.plan, tried.solver
+        better = polish(plan, lambda other: self._error(other, solver), tried.planned.error, self._options.tries)
+        return _Tried(better.error, solver, replace(tried.planned, plan=better.plan))
+
+    def _adaptive(self, budget: float, plans: Sequence[_Tried]) -> Iterator[Method]:
+        """A tolerance alone; one together with the best plan less a few steps, which it adds where they help; and one
+        that guards each of the plans, which have full and skipped steps only."""
         self._observer.began(f"Searching a tolerance for {budget:.0%} of the blocks")
-        fewer = "" if best is None else thinned(best, max(1, round(LEFT_TO_TOLERANCE * self._steps)))
-        for plan in dict.fromkeys(("", fewer)):
-            family = replace(ADAPTIVE, plan=plan)
-            found = fit_tolerance(
-                family, budget, lambda cache: self.measured(adaptive_method(cache, self._steps)).share
-            )
+
+        def share_of(cache: CacheConfig, solver: str = "own") -> float:
+            return self.measured(adaptive_method(cache, self._steps, solver)).share
+
+        few = max(1, round(LEFT_TO_TOLERANCE * self._steps))
+        for plan in dict.fromkeys(("", *(thinned(each.planned, few) for each in plans if each.solver == "own"))):
+            found = fit_tolerance(replace(ADAPTIVE, plan=plan), budget, share_of)
             if found is not None:
                 yield adaptive_method(found.cache, self._steps)
+        for each in plans:
+            guarded = guard(each.planned.plan, partial(share_of, solver=each.solver))
+            yield adaptive_method(guarded, self._steps, each.solver)
 
     def _error(self, plan: str, solver: str) -> float:
         return self.measured(plan_method(plan, solver)).error
@@ -227,3 +237,18 @@ class TuneSearch:
     def _key(self, what: str, case: int) -> str:
         where = self._cases[case]
         return json.dumps([what, where.prompt, where.seed])
+
+
+class _Tried(NamedTuple):
+    """A plan that was measured with a solver, and its mean 1 - SSIM."""
+
+    error: float
+    solver: str
+    planned: Planned
+
+
+def _closest(plans: Sequence[_Tried]) -> list[_Tried]:
+    """The best of all plans, and the best with full and skipped steps only of the model's own solver: one or two."""
+    own = [tried for tried in plans if tried.solver == "own" and {*tried.planned.plan} == {*"FS"}]
+    best = [min(some, key=lambda tried: tried.error) for some in (plans, own) if some]
+    return best[: 2 if best[:1] != best[1:] else 1]

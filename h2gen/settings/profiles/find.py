@@ -10,7 +10,7 @@ from h2gen.errors import ProfileError
 from h2gen.settings.profiles.files import list_profiles, ships
 from h2gen.settings.profiles.profile import Profile, ProfileKey
 
-PICTURES = 700
+PICTURES = 850
 """The time that ``h2gen tune`` takes by default, in uncached pictures; estimated from the blocks that it ran at 20
 steps."""
 HOW_LONG = f"it takes about as long as {PICTURES} pictures, and can be stopped and continued"

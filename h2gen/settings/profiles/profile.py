@@ -161,10 +161,11 @@ def label_of(cache: CacheConfig, steps: int, solver: str) -> str:
         return f"{steps} step{'s' * (steps != 1)}{by}"
     if not cache.plan or "/" in cache.plan:
         return ""
+    passes = "passes" if solver == "heun" else "steps"
     if cache.tolerance:
-        return f"tolerance {cache.tolerance:g}, at least {cache.plan.count('F')} of {len(cache.plan)} steps"
+        return f"tolerance {cache.tolerance:g}, at least {cache.plan.count('F')} of {len(cache.plan)} {passes}{by}"
     words = {"S": "skipped", "R": "reused", "D": "with the detail reused", "C": "with the structure reused"}
-    parts = [f"{cache.plan.count('F')} of {len(cache.plan)} {'passes' if solver == 'heun' else 'steps'}"]
+    parts = [f"{cache.plan.count('F')} of {len(cache.plan)} {passes}"]
     parts += [f"{cache.plan.count(letter)} {outcome}" for letter, outcome in words.items() if letter in cache.plan]
     return ", ".join(parts) + by
 

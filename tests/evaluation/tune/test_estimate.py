@@ -21,10 +21,10 @@ TINY = ProfileKey("tiny", "", 28, 128, 128, "true")
 
 def test_pictures_are_counted_and_weighed_by_their_blocks() -> None:
     small = TuneOptions(search=1, check=2, budgets=(0.5,), tries=2, threshold_tries=4)
-    assert small.pictures == 1 * (1 + 3 + (3 + 9 + 2 + 16 + 4)) + 2 * (1 + 6)
-    assert small.uncached_pictures == round(1 + 1 + 1 + 2 + 0.5 * 34 + 2 * (1 + 0.5 * 6))
+    assert small.pictures == 1 * (1 + 3 + (3 + 9 + 4 + 32 + 4)) + 2 * (1 + 6)
+    assert small.uncached_pictures == round(1 + 1 + 1 + 2 + 0.5 * 52 + 2 * (1 + 0.5 * 6))
     without = replace(small, threshold_tries=0)
-    assert without.pictures == 1 * (1 + 3 + (3 + 9 + 2 + 16)) + 2 * (1 + 5)
+    assert without.pictures == 1 * (1 + 3 + (3 + 9 + 4 + 32)) + 2 * (1 + 5)
     assert PICTURES <= TuneOptions().uncached_pictures <= 1.5 * PICTURES
 
 
@@ -37,7 +37,7 @@ def test_time_is_told_where_a_picture_of_the_model_was_timed_before() -> None:
     assert "minutes at " in str(found) and "'tiny-28-128x128-guided-" in str(found)
     unknown = estimate(TuneOptions(), replace(TINY, model="dev"))
     assert unknown.seconds is None and "at most" not in str(unknown).partition("uncached ones")[2]
-    assert str(unknown).startswith("At most 2692 pictures, which take as long as 839 uncached ones. The profile goes")
+    assert str(unknown).startswith("At most 3700 pictures, which take as long as 1144 uncached ones. The profile goes")
 
 
 def test_the_profiles_place_is_told_before_its_models_hash_is_known() -> None:
