@@ -17,6 +17,7 @@ from h2gen.errors import ProfileError, SettingError, UsageError
 from h2gen.files import sha256
 from h2gen.output import names
 from h2gen.settings.editing import check_inputs
+from h2gen.settings.inputs import InputFile
 from h2gen.settings.layers import Layers
 from h2gen.settings.model_options import Remark, check_options, check_strict, ignored_options
 from h2gen.settings.presets import load_preset
@@ -229,7 +230,10 @@ class Jobs:
             if (not isinstance(seeds, int) and len(seeds) > 1) or (isinstance(seeds, int) and seeds > 1):
                 name = name if names.distinguishes(name) else f"{name}-{{seed}}"
         key = repr(
-            [sorted((k, v) for k, v in layer.items() if k not in _OWN_KEYS) for layer in (entry.given, entry.defaults)]
+            [
+                sorted((k, _whole(v)) for k, v in layer.items() if k not in _OWN_KEYS)
+                for layer in (entry.given, entry.defaults)
+            ]
         )
         if key not in self._known:
             self._known[key] = self._settings(entry)
@@ -284,6 +288,13 @@ class Jobs:
         if not alone:
             check_inputs(self.request.checkpoint, settings)
         return _Shared(settings, resolved["preset"].value if "preset" in resolved else None, rounded)
+
+
+def _whole(value: Any) -> Any:
+    """A value that only equal ones have the same repr of: files of one name may be in different folders."""
+    if not isinstance(value, tuple):
+        return value
+    return [(each, str(each.path)) if isinstance(each, InputFile) else each for each in value]
 
 
 _OWN_KEYS = ("seed", "count", "name")

@@ -153,6 +153,16 @@ def test_each_prompt_of_a_file_can_have_its_own(files: Path, name: str, text: st
     assert [str(item) for item in second.settings.lora] == ["c.safetensors:2"]
 
 
+def test_files_of_one_name_in_two_folders_are_two_files(files: Path) -> None:
+    loras.save_smallest(files / "sub" / "a.safetensors", 9.0)
+    for folder in (files, files / "sub"):
+        (folder / "p.jsonl").write_text('{"prompt": "a cat", "lora": "a.safetensors"}')
+    first, second = Jobs(read_prompts(["p.jsonl", "sub/p.jsonl"]), {}, {})
+    assert first.settings.lora[0].path == files / "a.safetensors"
+    assert second.settings.lora[0].path == files / "sub" / "a.safetensors"
+    assert first.settings.lora != second.settings.lora
+
+
 def test_a_missing_file_in_a_prompt_file_is_reported_with_its_line(files: Path) -> None:
     reading = Reading()
     reading.add_item("p.jsonl:1", {"prompt": "a cat", "lora": "missing.safetensors", "steps": 0}, "prompt")
