@@ -68,9 +68,11 @@ def original(found: Delta) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 def in_layout(layout: str, found: Delta) -> dict[str, torch.Tensor]:
     """A LoRA's tensors as a file of this layout names them."""
     tensors: dict[str, torch.Tensor] = {}
-    if layout == "diffusers":
+    before = {"diffusers": "transformer.", "prefixed": "diffusion_model.", "bare": ""}
+    if layout in before:
         for name, (a, b) in found.items():
-            tensors |= {f"transformer.{name}.lora_A.weight": a, f"transformer.{name}.lora_B.weight": b}
+            start = before[layout] + name
+            tensors |= {f"{start}.lora_A.weight": a, f"{start}.lora_B.weight": b}
     elif layout == "xlabs":
         for name, (a, b) in original(found).items():
             lists, block, layer = name.split(".", 2)
@@ -87,6 +89,20 @@ def in_layout(layout: str, found: Delta) -> dict[str, torch.Tensor]:
                 start = {"comfy": "diffusion_model.", "bfl": "", "peft": "base_model.model."}[layout] + name
                 tensors |= {f"{start}.lora_A.weight": a, f"{start}.lora_B.weight": b}
     return tensors
+
+
+def with_alphas(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same LoRA, with an alpha of half the rank and first factors that are twice as large."""
+    found = dict(tensors)
+    for name, tensor in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            found |= {name: 2 * tensor, name.replace("lora_A.weight", "alpha"): torch.tensor(len(tensor) / 2)}
+    return found
+
+
+def in_kohyas_words(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same, with ``lora_down`` and ``lora_up``."""
+    return {name.replace("lora_A", "lora_down").replace("lora_B", "lora_up"): each for name, each in tensors.items()}
 
 
 def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> Path:

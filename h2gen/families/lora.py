@@ -153,11 +153,11 @@ def _family(shapes: Shapes) -> tuple[str, tuple[str, ...]]:
 
 def _ratio(shapes: Shapes) -> int | None:
     """Outputs per input of a layer that differs between FLUX.1 and FLUX.2, in the original names."""
-    for name, shape in shapes.items():
-        if re.search(r"(single_blocks[._]\d+[._]linear1|double_blocks[._]\d+[._]img_mlp[._]0)\b", name) and re.search(
-            _UP, name
-        ):
-            width = next((shapes[other][1] for other in shapes if _END.sub("", other) == _END.sub("", name)
+    differs = r"(single_blocks[._]\d+[._]linear1|double_blocks[._]\d+[._]img_mlp[._]0)\b"
+    factors = {name: shape for name, shape in shapes.items() if len(shape) == 2 and re.search(differs, name)}
+    for name, shape in factors.items():
+        if re.search(_UP, name):
+            width = next((each[1] for other, each in factors.items() if _END.sub("", other) == _END.sub("", name)
                           and re.search(_DOWN, other)), 0)  # fmt: skip
             return shape[0] // width if width else None
     return None

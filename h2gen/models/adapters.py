@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 import weakref
@@ -11,17 +12,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from diffusers.utils import logging as of_diffusers
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from h2gen.errors import ModelError
 from h2gen.families import family_of
+from h2gen.models.content_hash import file_hash
+from h2gen.models.files import again
 from h2gen.models.load import quiet
 from h2gen.models.lora_files import describe_lora
 from h2gen.models.memory import is_out_of_memory
+from h2gen.models.translate_errors import brief
 from h2gen.wording import printable
 
 MOST_LOADED = 8
 """LoRAs that stay loaded at once; of those not in use, the one used longest ago is deleted first."""
 _IN_A_LAYER = re.compile(r"\.(lora_[AB]|lokr_\w+)(\.|$)")
+_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+_DOWN = (".lora_A.weight", ".lora_down.weight")
 _CONVERSION = (LookupError, RuntimeError, ValueError, AssertionError, NotImplementedError, AttributeError, TypeError)
 
 
@@ -103,17 +112,24 @@ def _load(pipe: Any, lora: Lora) -> bool:
     """Load a LoRA, all of it or nothing; whether it has layers in a text encoder."""
     path = lora.opened()
     facts = describe_lora(path)
+    if file_hash(path) != lora.sha256:
+        raise ModelError(f"The LoRA {printable(lora.name)!r} has changed since this command began; run it again.")
     title = family_of(pipe.transformer).title
     called = f"The LoRA {printable(lora.name)!r}"
     if not hasattr(pipe, "load_lora_weights"):
         raise ModelError(f"{called} cannot be used: diffusers has no loader for LoRAs of {title}.")
     with quiet(), warnings.catch_warnings():
+        of_diffusers.set_verbosity(logging.CRITICAL)  # it logs each error that it raises
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # it means a second LoRA
         try:
             converted, dropped, as_is = _converted(pipe, path)
+        except SafetensorError as error:
+            raise ModelError(
+                f"{called} is damaged: its header does not fit its tensors; {again(path, damaged=True)}."
+            ) from error
         except _CONVERSION as error:
             raise ModelError(
-                f"{called} is {facts}; its names cannot be converted to {title}'s ({printable(str(error))[:200]})."
+                f"{called} is {facts}; its names cannot be converted to {title}'s ({brief(error)})."
             ) from error
         misfits = [*dropped, *_misfits(pipe, converted)]
         if misfits:
@@ -127,11 +143,11 @@ def _load(pipe: Any, lora: Lora) -> bool:
                 adapter_name=name,
                 **({"weight_name": path.name, "use_safetensors": True, "local_files_only": True} if as_is else {}),
             )
-        except Exception as error:
+        except BaseException as error:
             _take_off(pipe, name)
-            if is_out_of_memory(error):
+            if not isinstance(error, Exception) or is_out_of_memory(error):
                 raise
-            raise ModelError(f"{called} cannot be loaded ({printable(str(error))[:200]}); it is {facts}.") from error
+            raise ModelError(f"{called} cannot be loaded ({brief(error)}); it is {facts}.") from error
         missing = {_layer(each) for each in converted} - _layers(pipe, name)
         if missing or before:
             _take_off(pipe, name)
@@ -152,15 +168,14 @@ def _refuse(called: str, facts: str, title: str, misfits: Sequence[str], total: 
 def _converted(pipe: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str], bool]:
     """The LoRA's tensors by diffusers' names, the names in the file of those that the conversion dropped, and whether
     diffusers reads the file by itself."""
-    from safetensors.torch import load_file
-
     # diffusers only logs what it drops. Autograd knows better: what was used is an ancestor of the result.
-    leaves = {
-        name: tensor.requires_grad_() if tensor.is_floating_point() else tensor
-        for name, tensor in load_file(path).items()
-    }
-    with torch.enable_grad():
-        given = {name: leaves[old].clone() for old, name in _readable(pipe, leaves).items()}
+    with torch.inference_mode(False), torch.enable_grad():
+        leaves = {
+            name: tensor.requires_grad_() if tensor.is_floating_point() else tensor
+            for name, tensor in load_file(path).items()
+        }
+        scaled = _with_alphas(leaves)
+        given = {name: scaled[old].clone() for old, name in _readable(pipe, scaled).items()}
         found = type(pipe).lora_state_dict(dict(given))
     converted = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
     used = _ancestors(converted.values())
@@ -173,20 +188,38 @@ def _converted(pipe: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str
     return _peft_names(pipe, {name: tensor.detach() for name, tensor in converted.items()}), dropped, as_is
 
 
+def _with_alphas(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with each layer's alpha in its first factor. diffusers does that for Kohya's names; for others it
+    depends on the loader, and some drop it."""
+    scaled = dict(tensors)
+    for name in [name for name in tensors if name.endswith(".alpha") and not name.startswith("lora_")]:
+        layer = name.removesuffix(".alpha")
+        down = next((layer + end for end in _DOWN if layer + end in tensors), None)
+        if down is not None:
+            scaled[down] = tensors[down] * (scaled.pop(name).item() / tensors[down].shape[0])
+    return scaled
+
+
 def _readable(pipe: Any, names: Iterable[str]) -> dict[str, str]:
-    """Names that diffusers' loaders read, of those that they do not: ComfyUI's and PEFT's with ``lora_A``."""
+    """Names that diffusers' loaders read, of those that they do not, such as ComfyUI's and PEFT's."""
     if any(".processor." in name for name in names):
         return {name: name for name in names}
     plain = {name: re.sub(r"^(base_model\.model|diffusion_model)\.", "", name) for name in names}
     if any(re.match(r"(double|single)_blocks\.", name) for name in plain.values()):
         found = {old: old if old.startswith("text") else f"diffusion_model.{name}" for old, name in plain.items()}
         if "text_encoder" in pipe._lora_loadable_modules:  # FLUX.1's loader, which Chroma has too
-            found = {
+            return {
                 old: name.replace(".lora_A.", ".lora_down.").replace(".lora_B.", ".lora_up.")
                 for old, name in found.items()
             }
-        return found
-    return {old: old if name == old else f"transformer.{name}" for old, name in plain.items()}
+        return {old: _in_peft(name) for old, name in found.items()}
+    ours = {old: name != old or name.startswith(_BLOCKS) for old, name in plain.items()}
+    found = {old: f"transformer.{name}" if ours[old] else old for old, name in plain.items()}
+    return {old: _in_peft(name) if "transformer_blocks." in name else name for old, name in found.items()}
+
+
+def _in_peft(name: str) -> str:
+    return name.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
 
 
 def _ancestors(tensors: Any) -> set[int]:
@@ -238,7 +271,8 @@ def _misfits(pipe: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
     for name, tensor in tensors.items():
         module = modules.get(_layer(name))
         inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
-        if module is None or inside is None or not _IN_A_LAYER.search(name):
+        flat = tensor.ndim != 2 and name.endswith(("lora_A.weight", "lora_B.weight"))
+        if module is None or inside is None or flat or not _IN_A_LAYER.search(name):
             yield name
         elif ".lora_A." in name and tensor.shape[1] != inside:
             # diffusers pads the input of a LoRA that was trained before the model got more channels, as Fill has.

@@ -140,7 +140,7 @@ def _split(name: str) -> tuple[str, str | None]:
         raise SettingError(f"there is no file {printable(name)!r}; check the path.")
     if file and not file.lower().endswith(SUFFIX):
         raise SettingError(f"there is no file {printable(name)!r}, and in a repository it must be a {SUFFIX} file.")
-    if ".." in file.split("/"):
+    if file and ("\\" in file or not {"", ".", ".."}.isdisjoint(file.split("/"))):
         raise SettingError(f"there is no file {printable(name)!r}; check the path.")
     return f"{owner}/{repo}", file or None
 

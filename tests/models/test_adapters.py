@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,20 @@ def test_the_other_families_take_theirs(make: Callable[[], Any], tmp_path: Path,
     Adapters().use(pipe, [given(file)])
     loras.merged(other.transformer, delta)
     assert np.abs(picture(pipe) - picture(other)).max() < 1e-4 < np.abs(picture(pipe) - plain).max()
+
+
+@pytest.mark.parametrize("make", [small.flux_pipeline, small.flux2_klein_pipeline])
+@pytest.mark.parametrize("layout", ["diffusers", "comfy", "prefixed", "bare"])
+def test_an_alpha_counts_whatever_the_names_are(make: Callable[[], Any], tmp_path: Path, layout: str) -> None:
+    pipe, other = make(), make()
+    delta = loras.delta(pipe.transformer, ATTENTION)
+    tensors = loras.in_layout(layout, delta)
+    loras.merged(other.transformer, delta)
+    right = picture(other)
+    for each in (tensors, loras.with_alphas(tensors), loras.in_kohyas_words(loras.with_alphas(tensors))):
+        file = loras.save(tmp_path / "style.safetensors", each)
+        Adapters().use(pipe, [given(file)])
+        assert np.abs(picture(pipe) - right).max() < 1e-4
 
 
 def test_layers_outside_the_blocks_are_loaded_too(pipe: Any, tmp_path: Path) -> None:
@@ -157,7 +172,8 @@ def tensors(pipe: Any, **changes: Any) -> dict[str, torch.Tensor]:
     [
         ("elsewhere", "matches nothing in this FLUX.1"), ("one more", "fits only partly: 2 of its 18 tensors"),
         ("too wide", "fits only partly"), ("dropped", "fits only partly: 1 of its"),
-        ("kohya", "cannot be converted"), ("half", r"cannot be loaded|fits only partly"),
+        ("kohya", "cannot be converted"), ("flat", "fits only partly: 1 of its"),
+        ("half", r"cannot be loaded|fits only partly"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing_behind(
@@ -173,6 +189,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing_behind(
         "too wide": tensors(pipe, **{f"{inside}.lora_A.weight": torch.ones(4, 64)}),
         "dropped": tensors(pipe, **{f"{inside}.lora_magnitude_vector": torch.ones(32)}),
         "kohya": {f"{odd}.lora_down.weight": torch.ones(4, 32), f"{odd}.lora_up.weight": torch.ones(32, 4)},
+        "flat": tensors(pipe, **{f"{inside}.lora_A.weight": torch.ones(128)}),
         "half": tensors(pipe, **{f"{inside}.lora_B.weight": None}),
     }[case]  # fmt: skip
     file = loras.save(tmp_path / "odd.safetensors", found)
@@ -184,6 +201,47 @@ def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing_behind(
     assert str(caught.value).startswith("The LoRA 'odd.safetensors' ") and "\n" not in str(caught.value)
     adapters.use(pipe, [])
     assert np.array_equal(picture(pipe), plain)
+
+
+def test_one_that_changed_or_is_damaged_is_refused_in_one_line(pipe: Any, tmp_path: Path) -> None:
+    file = loras.save(tmp_path / "a.safetensors", tensors(pipe))
+    before = given(file)
+    file.write_bytes(file.read_bytes().replace(b'"F32"', b'"F99"'))
+    with pytest.raises(ModelError, match=r"'a\.safetensors' has changed since this command began"):
+        Adapters().use(pipe, [before])
+    with pytest.raises(ModelError, match=r"'a\.safetensors' is damaged: its header does not fit its tensors"):
+        Adapters().use(pipe, [given(file)])
+
+
+def test_an_interrupt_while_one_is_loaded_leaves_nothing_behind(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, file = picture(pipe), given(loras.save(tmp_path / "a.safetensors", tensors(pipe)))
+    load, adapters = type(pipe).load_lora_weights, Adapters()
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        load(*args, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(pipe), "load_lora_weights", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            adapters.use(pipe, [file])
+    adapters.use(pipe, [])
+    assert np.array_equal(picture(pipe), plain)
+    with torch.inference_mode():
+        adapters.use(pipe, [file])
+    assert not np.array_equal(picture(pipe), plain)
+
+
+def test_what_diffusers_logs_about_one_that_it_refuses_is_not_printed(
+    pipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    file = tensors(pipe, **{"transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.ones(32, 9)})
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        Adapters().use(pipe, [given(loras.save(tmp_path / "a.safetensors", file))])
+    assert not caplog.records
 
 
 @pytest.fixture(scope="module")

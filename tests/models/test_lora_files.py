@@ -119,6 +119,19 @@ def test_what_is_no_lora_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_shapes_that_no_lora_has_are_no_traceback(tmp_path: Path) -> None:
+    for shape in ((), (4,)):
+        names = ("single_blocks.0.linear1.lora_down.weight", "single_blocks.0.linear1.lora_up.weight")
+        assert describe_lora(shapes(tmp_path / "a.safetensors", dict.fromkeys(names, shape))).width is None
+
+
+@pytest.mark.parametrize("name", ["o/r//x.safetensors", "o/r/.\\x.safetensors", "o/r/./x.safetensors"])
+def test_a_path_in_a_repository_stays_in_it(name: str) -> None:
+    with pytest.raises(SettingError, match="there is no file"):
+        find_lora(name)
+    assert known_lora(name) is None
+
+
 @pytest.mark.parametrize("name", ["tiny/nothing", "o/r/../x.safetensors", "styles/a.safetensors", "o/r/a.ckpt", "x"])
 def test_a_name_that_is_nothing_is_refused_without_a_network(name: str) -> None:
     with pytest.raises(SettingError, match="there is no"):
