@@ -67,7 +67,8 @@ class InputFile:
 
     def _with(self, file: str) -> str:
         kind = f"{self.kind}:" if self.kind else ""
-        return f"{kind}{file}" if self.scale is None else f"{kind}{file}:{self.scale:g}"
+        number = "" if self.scale is None else f":{self.scale!r}".removesuffix(".0")
+        return f"{kind}{file}{number}"
 
 
 def find_file(name: str) -> tuple[Path | str, str]:
@@ -181,7 +182,7 @@ class FileRule(Rule):
 
         def moved(item: InputFile) -> InputFile:
             there = None if item.path is None else folder / _expanded(str(item.path))
-            return replace(item, path=there) if there is not None and there.is_file() else item
+            return replace(item, path=there) if there is not None and _is_file(str(there)) else item
 
         return tuple(moved(item) for item in self.check(name, value))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -63,8 +64,9 @@ class PictureRule(FileRule):
         if type(item).__module__.split(".")[0] != "PIL":
             return super()._checked(name, item)
         held = Held("a PIL image")
-        held.image = item.copy()  # as it is now: the caller may draw on it later
-        return InputFile("a PIL image", _hash_of(item), path=held)
+        with _one_line(str(held)):  # it may not be decoded yet
+            held.image = item.copy()  # as it is now: the caller may draw on it later
+        return InputFile("a PIL image", _hash_of(held.image), path=held)
 
 
 def _is_pair(item: Any) -> bool:
@@ -89,6 +91,8 @@ class Opened:
         return self.image.size
 
 
+_one_at_a_time = threading.Lock()
+"""For ``_kept``, which all sessions share."""
 _kept: OrderedDict[tuple[str, bool], Opened] = OrderedDict()
 """By hash, and whether it is used as a mask; the least recently used first."""
 
@@ -105,6 +109,11 @@ def open_picture(item: InputFile, *, mask: bool = False) -> Opened:
         SettingError: it cannot be read or decoded, is too large, is not the one that was hashed, or is a mask without
             anything to change.
     """
+    with _one_at_a_time:
+        return _opened(item, mask)
+
+
+def _opened(item: InputFile, mask: bool) -> Opened:
     key = (item.sha256, mask)
     if key in _kept:
         _kept.move_to_end(key)
@@ -241,5 +250,6 @@ def _too_large(shown: str, size: str = "") -> SettingError:
 
 def _hash_of(image: Image.Image) -> str:
     """The hash of a picture's pixels, which has no file."""
-    head = f"{image.mode} {image.width}x{image.height} ".encode()
+    colours = (image.getpalette("RGB"), image.info.get("transparency")) if image.mode in ("P", "PA") else ""
+    head = f"{image.mode} {image.width}x{image.height} {colours or ''}".encode()
     return hashlib.sha256(head + image.tobytes()).hexdigest()

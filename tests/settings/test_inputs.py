@@ -163,6 +163,12 @@ def test_files_of_one_name_in_two_folders_are_two_files(files: Path) -> None:
     assert first.settings.lora != second.settings.lora
 
 
+def test_a_file_can_be_given_again_with_the_same_number(files: Path) -> None:
+    (item,) = RULE.resolve("lora", "a.safetensors:0.123456789")
+    assert RULE.resolve("lora", item.typed()) == (item,)
+    assert RULE.beside(files, "lora", "a" * 300)[0].name == "a" * 300
+
+
 def test_a_missing_file_in_a_prompt_file_is_reported_with_its_line(files: Path) -> None:
     reading = Reading()
     reading.add_item("p.jsonl:1", {"prompt": "a cat", "lora": "missing.safetensors", "steps": 0}, "prompt")

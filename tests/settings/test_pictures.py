@@ -181,3 +181,15 @@ def test_fitting_keeps_the_aspect_and_cuts_the_rest_off() -> None:
     assert np.asarray(image)[10, 2].tolist() == [255, 0, 0] and np.asarray(image)[10, 17].tolist() == [0, 0, 255]
     same = halves()
     assert fitted(same, (8, 4)) is same
+
+
+def test_picture_objects_with_other_colours_or_cut_short_are_told_apart() -> None:
+    one, other = Image.new("P", (2, 2)), Image.new("P", (2, 2))
+    one.putpalette([255, 0, 0])
+    other.putpalette([0, 0, 255])
+    assert open_picture(found(one)).image.getpixel((0, 0)) == (255, 0, 0)
+    assert open_picture(found(other)).image.getpixel((0, 0)) == (0, 0, 255)
+    Image.effect_noise((64, 64), 50).save("whole.png")
+    Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:900])
+    with pytest.raises(SettingError, match="a PIL image is damaged or cut short"):
+        found(Image.open("cut.png"))
