@@ -270,8 +270,18 @@ def support_summary() -> str:
         tested = [row for row in found if row[4] != "not tested"]
         parts = [[row[1] for row in tested if row[3] == where] for where in ("yes", "only in Python")]
         on = max((row[4] for row in tested), key=len, default="not tested")
-        rows.append((model, *(", ".join(part) or "-" for part in parts), on))
+        rows.append((model, *(", ".join(_shortened(part)) or "-" for part in parts), on))
     return table(("model", "from `h2gen`", "in Python", "tested on"), *rows)
+
+
+def _shortened(tasks: list[str]) -> list[str]:
+    """Tasks whose names begin with another's are told with it: ``ControlNet (also image-to-image, inpainting)``."""
+    roots = [task for task in tasks if not any(task.startswith(f"{other} ") for other in tasks)]
+    short = []
+    for root in roots:
+        also = [task.removeprefix(f"{root} ") for task in tasks if task.startswith(f"{root} ")]
+        short.append(f"{root} (also {', '.join(also)})" if also else root)
+    return short
 
 
 def memory_table() -> str:

@@ -129,6 +129,9 @@ WAYS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+WITH_REDUX = {"flux": "FluxPipeline", "control": "FluxControlPipeline"}
+
+
 def files(here: Path, given: dict[str, Any]) -> dict[str, Any]:
     """The settings with whole paths."""
 
@@ -170,7 +173,7 @@ def test_the_cache_off_is_plain_diffusers_bit_for_bit_and_on_it_decides(
     assert np.array_equal(np.asarray(again.image), np.asarray(wanted))
 
 
-@pytest.mark.parametrize("model", ["flux", "control"])
+@pytest.mark.parametrize("model", WITH_REDUX)
 @pytest.mark.parametrize(("scale", "weight"), [("", 1.0), (":0.5", 0.5)])
 def test_redux_adds_its_tokens_to_the_prompt_as_diffusers_does(
     model: str, scale: str, weight: float, here: Path, sessions: dict[str, Any]

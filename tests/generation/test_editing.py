@@ -1,4 +1,4 @@
-"""Input pictures in a session: each pipeline is called as by hand, in batches too, and no run leaves anything."""
+"""Input pictures in a session, or none: each pipeline is called as by hand, in batches too; no run leaves anything."""
 
 from __future__ import annotations
 
@@ -62,6 +62,11 @@ CASES: Mapping[str, tuple[str, list[Image.Image], float | None, bool, str, dict[
         {"image": ONE, "mask_image": MASK, "strength": 0.5},
     ),
     "flux2": ("Flux2Pipeline", [ONE, OTHER], None, False, "Flux2Pipeline", {"image": [ONE, OTHER]}),
+    "text": ("FluxPipeline", [], None, False, "FluxPipeline", {}),
+    "chroma text": ("ChromaPipeline", [], None, False, "ChromaPipeline", {}),
+    "kontext text": ("FluxKontextPipeline", [], None, False, "FluxKontextPipeline", AREA),
+    "klein text": ("Flux2KleinPipeline", [], None, False, "Flux2KleinPipeline", {}),
+    "flux2 text": ("Flux2Pipeline", [], None, False, "Flux2Pipeline", {}),
 }  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -84,12 +89,12 @@ def new_session(name: str) -> Session:
 
 def settings_of(case: str, *, steps: int = 5, **more: Any) -> Settings:
     name, pictures, strength, mask, *_ = CASES[case]
-    first, *others = PictureRule().resolve("--image", pictures)
+    files = PictureRule().resolve("--image", pictures) if pictures else ()
     return Settings(
         "a cat", 7, small.SIZE, small.SIZE, steps,
         guidance=1.0,
         max_sequence_length=LENGTHS.get(name, 16),
-        image=(replace(first, scale=strength), *others),
+        image=(*(replace(file, scale=strength) for file in files[:1]), *files[1:]),
         mask=PictureRule().resolve("--mask", [MASK]) if mask else (),
         **{"cache": OFF, **more},
     )  # fmt: skip

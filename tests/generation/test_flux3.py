@@ -24,6 +24,9 @@ from tests.matrix.drive import lora
 FAST: dict[str, Any] = {"steps": 6, "size": "64", "seed": 7}
 NEVER = CacheConfig(1e-12, 1e-12)
 KINDS = {False: "base", True: "distilled"}
+NAMES = {"Flux3ModularPipeline": False, "Flux3DistilledModularPipeline": True}
+COUNTS = (0, 2)
+"""Of reference pictures."""
 both = pytest.mark.parametrize("flow_map", KINDS, ids=KINDS.values())
 
 
@@ -276,11 +279,16 @@ def test_a_lora_reaches_the_texts_blocks_and_leaves_without_a_trace(sessions: An
     assert np.array_equal(pixels(session.generate("a cat", cache=NEVER, **FAST)), wanted)
 
 
-def test_the_command_line_gives_it_reference_pictures(folders: Any, tmp_path: Path) -> None:
-    small.picture().save(tmp_path / "one.png")
-    small.picture(200).save(tmp_path / "two.png")
-    session = h2gen.load(str(folders[False]), device="cpu")
-    images = [str(tmp_path / "one.png"), str(tmp_path / "two.png")]
-    made = session.generate("a cat", image=images, cache=NEVER, **FAST)
-    assert np.array_equal(pixels(made), plain(False, image=[small.picture(), small.picture(200)]))
-    assert made.summary.blocks_exact > 0
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("count", COUNTS)
+def test_a_session_gives_it_reference_pictures(folders: Any, tmp_path: Path, name: str, count: int) -> None:
+    flow_map, pictures = NAMES[name], [small.picture(), small.picture(200)][:count]
+    session = h2gen.load(str(folders[flow_map]), device="cpu")
+    images = [tmp_path / f"{number}.png" for number in range(count)]
+    for picture, file in zip(pictures, images, strict=True):
+        picture.save(file)
+    given = {"image": [*map(str, images)]} if images else {}
+    made = session.generate("a cat", cache=NEVER, **given, **FAST)
+    assert session.pipe.transformer.config.flow_map == flow_map
+    assert np.array_equal(pixels(made), plain(flow_map, **({"image": pictures} if pictures else {})))
+    assert (made.summary.blocks_exact > 0) == (not flow_map)

@@ -22,10 +22,12 @@ from tests.small import (
     chroma_pipeline,
     flux2_klein_pipeline,
     flux2_pipeline,
+    flux3_pipeline,
     flux_pipeline,
     mask,
     picture,
     quiet,
+    redux_prior,
     run_kwargs,
 )
 
@@ -46,6 +48,8 @@ def base_of(kind: str, is_distilled: bool = True) -> Any:
         "Flux2": lambda: flux2_pipeline(**SMALL),
         "Flux": lambda: flux_pipeline(**SMALL),
         "Chroma": lambda: chroma_pipeline(**SMALL),
+        "Flux3Distilled": lambda: flux3_pipeline(flow_map=True),
+        "Flux3": flux3_pipeline,
         "with an IP-Adapter": with_ip_adapter,
     }[kind]()
 
@@ -76,7 +80,17 @@ KINDS = ("FluxControlNet", "FluxControl", "FluxFill", "Flux2Klein", "Flux2", "Fl
 def pipeline_of(row: Row) -> Any:
     if "adapter_pictures" in row.call:
         return base_of("with an IP-Adapter")
+    if row.pipeline.startswith("Flux3"):
+        return _unguided("Flux3Distilled" if "Distilled" in row.pipeline else "Flux3")
     return (_modular if row.modular else _pipeline)(row.pipeline, row.config.get("is_distilled", True))
+
+
+@functools.cache
+def _unguided(kind: str) -> Any:
+    pipe = base_of(kind)
+    if "guider" in pipe.components:
+        pipe.update_components(guider=ClassifierFreeGuidance(1.0))
+    return quiet(pipe)
 
 
 @functools.cache
@@ -135,18 +149,51 @@ def asked(row: Row, steps: int = STEPS, seed: int = 7, **more: Any) -> dict[str,
     references = [picture(150 + 60 * number) for number in range(call.pop("references", 0))]
     if references:
         kwargs |= {"image_reference": references[0]} if "image_reference" in takes else {"image": references}
+    if call.pop("redux", 0):
+        kwargs |= _with_redux(pipe, more.get("prompt", kwargs["prompt"]))
+        more = {**more, "prompt": None}
     if call.pop("adapter_pictures", 0):
         random = torch.Generator().manual_seed(4)
         for name in ("ip_adapter_image_embeds", "negative_ip_adapter_image_embeds"):
             kwargs[name] = [torch.randn(1, 1, HIDDEN, generator=random)]
-    kwargs |= {"output_type": "latent", **call, **more}
+    # FLUX.3 always decodes.
+    kwargs |= {"output_type": "pt" if row.pipeline.startswith("Flux3") else "latent", **call, **more}
     return {name: value for name, value in kwargs.items() if name in takes}
 
 
-def made(row: Row, **more: Any) -> np.ndarray:
+def _with_redux(pipe: Any, prompt: str | list[str]) -> dict[str, Any]:
+    """Embeddings of a prompt, followed by the tokens of a picture."""
+    with torch.no_grad():
+        text, pooled, _ = pipe.encode_prompt(prompt, None, max_sequence_length=16)
+    tokens = _redux_tokens().expand(len(text), -1, -1)
+    return {"prompt_embeds": torch.cat([text, tokens], 1), "pooled_prompt_embeds": pooled}
+
+
+@functools.cache
+def _redux_tokens() -> torch.Tensor:
+    prior = redux_prior()
+    with torch.no_grad():
+        tokens: torch.Tensor = prior.image_embedder(prior.encode_image(picture(), "cpu", 1)).image_embeds
+    return tokens
+
+
+@contextmanager
+def _guided_by(pipe: Any, scale: float | None) -> Iterator[None]:
+    if scale is None:
+        yield
+        return
+    before, pipe.guider.guidance_scale = pipe.guider.guidance_scale, scale
+    try:
+        yield
+    finally:
+        pipe.guider.guidance_scale = before
+
+
+def made(row: Row, guider_scale: float | None = None, **more: Any) -> np.ndarray:
     """The latents of a row's picture, or of its batch."""
     pipe, kwargs = pipeline_of(row), asked(row, **more)
-    images = pipe(**kwargs, output="latents") if row.modular else pipe(**kwargs).images
+    with _guided_by(pipe, guider_scale):
+        images = pipe(**kwargs, output="latents") if row.modular else pipe(**kwargs).images
     assert torch.isfinite(images).all()
     result: np.ndarray = images.float().numpy()
     return result
@@ -176,15 +223,28 @@ def larger(row: Row) -> dict[str, Any]:
 
 
 @contextmanager
-def counted(model: torch.nn.Module) -> Iterator[Callable[[], int]]:
-    """The blocks that really run, each counted once per picture: a block that is skipped never calls its attention."""
-    runs = []
+def counted(model: torch.nn.Module) -> Iterator[Callable[[], float]]:
+    """The blocks that really run, each counted once per picture: a block that is skipped never calls its attention.
+
+    A block that sees one kind of tokens only counts by its share of the tokens that the joint blocks see.
+    """
+    runs: list[float] = []
+    parts: list[tuple[int, int]] = []
 
     def count(_module: Any, _args: Any, output: Any) -> None:
-        runs.append(len(output[0] if isinstance(output, tuple) else output))
+        streams = output if isinstance(output, tuple) else (output,)
+        runs.extend(pictures * tokens / streams[0].shape[1] for pictures, tokens in parts)
+        parts.clear()
+        runs.append(len(streams[0]))
 
-    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    def count_part(_module: Any, _args: Any, output: torch.Tensor) -> None:
+        parts.append((len(output), output.shape[1]))
+
+    blocks = [*getattr(model, "transformer_blocks", ()), *model.single_transformer_blocks]
+    own = [*getattr(model, "txt_mode_blocks", ())]
+    own += [block for mode in getattr(model, "mode_blocks", {}).values() for block in mode]
     hooks = [block.attn.register_forward_hook(count) for block in blocks]
+    hooks += [block.attn.register_forward_hook(count_part) for block in own]
     try:
         yield lambda: sum(runs)
     finally:

@@ -12,6 +12,7 @@ from typing import Any
 
 TRUE_CFG = {"negative_prompt": "a dog", "true_cfg_scale": 3.0}
 GUIDED = {"negative_prompt": "a dog", "guidance_scale": 3.0}
+BY_GUIDER = {"negative_prompt": "a dog", "guider_scale": 3.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +23,15 @@ class Row:
         model: as people call it.
         task: in words.
         key: of the task in ``Family.tasks``; empty if h2gen itself, unlike Python, has no such task.
-        pipeline: its class in diffusers, or that of the blocks of a modular pipeline.
+        pipeline: its class in diffusers; of a modular pipeline the class of its blocks, unless h2gen loads it too.
         config: of the small checkpoint, beyond the defaults of ``tests/small.py``.
-        guided: the arguments that turn true guidance on; empty if the pipeline has none.
+        guided: the arguments that turn true guidance on; empty if the pipeline has none. ``guider_scale`` is set on the
+            guider of a modular pipeline.
         call: further arguments. ``references`` stands for that number of pictures.
         batch: whether it makes two pictures in one call.
+        one_prompt: whether all pictures of a call have the same prompt.
         one_decision: whether the pictures of a batch share their decisions.
+        forecasts: whether steps can be skipped, by a plan or a tolerance.
         trained: whether a test also runs it on the bundled model, which is trained.
         quick: whether its tests are among the fast ones.
     """
@@ -40,21 +44,24 @@ class Row:
     guided: Mapping[str, Any] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
     batch: bool = True
+    one_prompt: bool = False
     one_decision: bool = False
+    forecasts: bool = True
     trained: bool = False
     quick: bool = False
 
     @property
     def modular(self) -> bool:
-        return self.pipeline.endswith("Blocks")
+        return self.pipeline.endswith(("Blocks", "ModularPipeline"))
 
     def __str__(self) -> str:
-        modular = " modular" if self.modular else ""
+        modular = " modular" if self.modular and not self.key else ""
         return f"{self.model} {self.task}{modular}".replace(", ", " ").replace(" ", "-")
 
 
 FLUX1 = "FLUX.1"
 BASE = {"is_distilled": False}
+FLUX3, FLUX3_DISTILLED = "Flux3ModularPipeline", "Flux3DistilledModularPipeline"
 ROWS = (
     Row(FLUX1, "text", "text", "FluxPipeline", guided=TRUE_CFG, trained=True, quick=True),
     Row(FLUX1, "image-to-image", "image", "FluxImg2ImgPipeline", guided=TRUE_CFG, trained=True, quick=True),
@@ -70,6 +77,7 @@ ROWS = (
     Row(FLUX1, "ControlNet", "controlnet", "FluxControlNetPipeline", guided=TRUE_CFG, one_decision=True, quick=True),
     Row(FLUX1, "ControlNet image-to-image", "controlnet image", "FluxControlNetImg2ImgPipeline", one_decision=True),
     Row(FLUX1, "ControlNet inpainting", "controlnet inpaint", "FluxControlNetInpaintPipeline", one_decision=True),
+    Row(FLUX1, "Redux", "text", "FluxPipeline", call={"redux": 1}),
     Row(FLUX1, "IP-Adapter", "", "FluxPipeline", guided=TRUE_CFG, call={"adapter_pictures": 1}, one_decision=True),
     Row(FLUX1, "text", "", "FluxAutoBlocks"),
     Row(FLUX1, "image-to-image", "", "FluxAutoBlocks", batch=False),
@@ -91,6 +99,11 @@ ROWS = (
     Row("FLUX.2 klein base", "inpainting", "inpaint", "Flux2KleinInpaintPipeline", BASE, guided=GUIDED),
     Row("FLUX.2 klein base", "text", "", "Flux2KleinBaseAutoBlocks", BASE),
     Row("FLUX.2 klein base", "references", "", "Flux2KleinBaseAutoBlocks", BASE, call={"references": 1}),
+    Row("FLUX.3 klein base", "text", "text", FLUX3, guided=BY_GUIDER, one_prompt=True, quick=True),
+    Row("FLUX.3 klein base", "references", "edit", FLUX3, guided=BY_GUIDER, call={"references": 2}, one_prompt=True),
+    Row("FLUX.3 klein", "text", "text", FLUX3_DISTILLED, one_prompt=True, forecasts=False),
+    Row("FLUX.3 klein", "references", "edit", FLUX3_DISTILLED, call={"references": 1}, one_prompt=True,
+        forecasts=False),
     Row("Chroma", "text", "text", "ChromaPipeline", guided=GUIDED, quick=True),
     Row("Chroma", "image-to-image", "image", "ChromaImg2ImgPipeline", guided=GUIDED),
     Row("Chroma", "inpainting", "inpaint", "ChromaInpaintPipeline", guided=GUIDED),

@@ -10,7 +10,10 @@ import diffusers
 import pytest
 
 from h2gen.families import FAMILIES, TASKS
-from tests.matrix.rows import ROWS, UNTESTED
+from tests.generation import test_controls as controls
+from tests.generation import test_editing as editing
+from tests.generation import test_flux3 as flux3
+from tests.matrix.rows import ROWS, UNTESTED, Row
 from tools.docs import support_rows
 
 DIFFUSERS = Path(diffusers.__file__).parent
@@ -34,7 +37,13 @@ def pipelines_of_the_families() -> set[str]:
 def test_every_pipeline_that_runs_a_familys_transformer_is_in_the_table() -> None:
     found = pipelines_of_the_families()
     assert len(found) > 20
-    assert found == {row.pipeline for row in (*ROWS, *UNTESTED)}
+    assert found == {blocks_of(row.pipeline) for row in (*ROWS, *UNTESTED)}
+
+
+def blocks_of(pipeline: str) -> str:
+    """The blocks of a modular pipeline; of another one, its own name."""
+    name: str = getattr(getattr(diffusers, pipeline, None), "default_blocks_name", pipeline)
+    return name
 
 
 @pytest.mark.parametrize("loaded", TASKS)
@@ -44,6 +53,28 @@ def test_every_task_of_the_families_is_tested(loaded: str) -> None:
         # A model that only edits makes a picture from text alone too, by the same code.
         also = {"text": "edit"}.get(key, key)
         assert {(key, pipeline), (also, pipeline)} & tested, f"{key} with {pipeline}"
+
+
+def run_by_sessions() -> set[tuple[str, str]]:
+    """The pipelines that tests run through a session, each with what they give it."""
+    edited = {(name, "pictures" if pictures else "text") for _, pictures, *_, name, _ in editing.CASES.values()}
+    controlled = {(name, "pictures") for _, name, *_ in controls.WAYS.values()}
+    redux = {(name, "redux") for name in controls.WITH_REDUX.values()}
+    modular = {(name, "pictures" if count else "text") for name in flux3.NAMES for count in flux3.COUNTS}
+    return edited | controlled | redux | modular
+
+
+def given_to(row: Row) -> str:
+    return "redux" if "redux" in row.call else "text" if row.key == "text" else "pictures"
+
+
+def test_what_h2gen_has_itself_is_run_by_a_session_in_a_test() -> None:
+    told = {(model, task) for model, task, _, h2gen, _ in support_rows() if h2gen == "yes"}
+    rows = [row for row in ROWS if row.key]
+    assert {(row.model, row.task) for row in rows} == told
+    assert {(row.pipeline, given_to(row)) for row in rows} <= run_by_sessions()
+    known = {(name, "text" if key == "text" else "pictures") for tasks in TASKS.values() for key, name in tasks.items()}
+    assert known <= run_by_sessions()
 
 
 def test_no_row_is_there_twice() -> None:
