@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -82,8 +83,8 @@ def check_model(name: str, base: str | None = None, *, hashes: bool = True, on_r
     Raises:
         ModelError: there is no such model or file.
     """
-    path = Path(name).expanduser() if name else Path()
-    if name not in CATALOGUE and path.suffix.lower() in WEIGHTS and path.is_file():
+    path = Path(os.path.expanduser(name))
+    if name not in CATALOGUE and path.suffix.lower() in WEIGHTS and os.path.isfile(path):
         report = Checked(name, "file", str(path))
         _check_file(report, path)
         if base is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,9 +90,9 @@ def open_parts(vae: str | None, text_encoders: Sequence[str]) -> tuple[PartFile,
 
 
 def _open(what: str, name: str) -> PartFile:
-    path = Path(name).expanduser()
-    if not path.is_file():
-        folder = "; give the file in it" if path.is_dir() else "; check the path"
+    path = Path(os.path.expanduser(name))
+    if not os.path.isfile(path):  # unlike the path's own method it takes any name
+        folder = "; give the file in it" if os.path.isdir(path) else "; check the path"
         raise ModelError(f"There is no file {printable(name)!r} for the {what}{folder}.")
     if path.suffix.lower() not in WEIGHTS:
         raise ModelError(f"{printable(name)!r} is not a .safetensors or .gguf file; give the {what} as one of these.")

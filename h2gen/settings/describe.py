@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -48,8 +49,8 @@ def describe(name: str, base: str | None = None) -> dict[str, Any]:
     Raises:
         ModelError: nothing has this name, or it is a file that is not a model.
     """
-    file = known_lora(name) or Path(name).expanduser()
-    if base is None and name not in CATALOGUE and file.suffix.lower() in WEIGHTS and file.is_file():
+    file = known_lora(name) or Path(os.path.expanduser(name))
+    if base is None and name not in CATALOGUE and file.suffix.lower() in WEIGHTS and os.path.isfile(file):
         return {"name": name, "kind": "file", **_about_file(file)}
     checkpoint = resolve(name, base)
     facts = facts_of(checkpoint)

@@ -228,3 +228,13 @@ def test_options_name_the_files(tmp_path):
     checkpoint = resolve_request("a cat", given, {}).checkpoint
     assert [part.kind for part in checkpoint.parts] == ["VAE", "T5"]
     assert resolve_request("a cat", {"model": "tiny", "text_encoder": []}, {}).checkpoint.parts == ()
+
+
+@pytest.mark.parametrize("name", ["~nobody/x.safetensors", f"{'x' * 300}.safetensors"])
+def test_names_that_the_system_cannot_look_up_are_no_files(name):
+    from h2gen.models.check import check_model
+    from h2gen.settings.describe import describe
+
+    for look in (lambda: resolve("tiny", vae=name), lambda: check_model(name), lambda: describe(name)):
+        with pytest.raises(ModelError, match="There is no"):
+            look()
