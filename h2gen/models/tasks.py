@@ -110,8 +110,8 @@ def check_complete(name: str, task: str, *, mask: bool, control: int = 1) -> Non
     """
     if task == "control" and not control:
         raise SettingError(
-            f"{name!r} follows a picture; give it with --control canny:FILE, for which h2gen finds the edges, or "
-            "--control FILE, used as it is."
+            f"{name!r} follows a picture; give it with --control FILE, used as it is, or, for a model that follows "
+            "edges, --control canny:FILE, for which h2gen finds them."
         )
     if task == "fill" and not mask:
         raise SettingError(f"{name!r} fills in a part of a picture; give the picture with --image, and a --mask.")

@@ -41,13 +41,23 @@ def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None
     }
     if given.get("preset") is not None or given.get("no_cache"):
         recorded = {name: value for name, value in recorded.items() if not BY_NAME[name].of_cache}
+    missing = []
     for name in FILES:
         files = getattr(found.settings, name)
         recorded.pop(name, None)
-        if files and given.get(name) is None:
-            recorded[name] = BY_NAME[name].files.again(BY_NAME[name].option, files, None)
-        elif files:
-            given = {**given, name: BY_NAME[name].files.again(BY_NAME[name].option, files, given[name])}
+        if not files:
+            continue
+        try:
+            again = BY_NAME[name].files.again(BY_NAME[name].option, files, given.get(name))
+        except MetadataError as error:
+            missing.append(str(error))  # all that lack are told at once
+        else:
+            if given.get(name) is None:
+                recorded[name] = again
+            else:
+                given = {**given, name: again}
+    if missing:
+        raise MetadataError("\n".join(missing))
     if given.get("cfg") is not None and given["cfg"] <= 1:
         del recorded["negative"]  # it needs true guidance, which the option switches off
     if found.parts and not given.get("vae") and not given.get("text_encoder"):

@@ -167,7 +167,7 @@ def test_a_shell_takes_a_control_picture_and_then_its_controlnet(models: Path) -
 def test_a_control_model_without_a_picture_says_what_it_needs(models: Path) -> None:
     made = h2gen("a cat", *making(models / "follows"))
     assert made.returncode == 2
-    assert "follows a picture; give it with --control canny:FILE" in made.stderr
+    assert "follows a picture; give it with --control FILE" in made.stderr
 
 
 def test_a_single_file_of_a_control_model_loads_on_the_whole_model_of_its_kind(models: Path, tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ def test_a_picture_from_a_picture_is_made_again_from_the_same_file_under_any_nam
     shown = capsys.readouterr().out
     assert "in.png:0.7" in shown and "mask.png" in shown and str(here) not in shown
     assert run(["replay", "out.png"]) == 2, "a picture does not make h2gen open a file"
-    assert "give the file again with --image" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "give the file again with --image" in told and "give the file again with --mask" in told
     Path("in.png").rename("renamed.png")
     assert run(["replay", "out.png", "--image", "renamed.png", "--mask", "mask.png", "-o", "again.png", "-q"]) == 0
     assert np.array_equal(pixels("again.png"), pixels("out.png"))
