@@ -62,7 +62,7 @@ class BaselineSearch:
     ) -> None:
         self._maker, self._options, self._observer = maker, options, observer
         self._measure, self._recall, self._remember = measure, recall, remember
-        self._steps = maker.settings.steps
+        self._steps, self._steps_run = maker.settings.steps, maker.settings.steps_run
         self._warm = False
         self._searching = replace(maker, cases=builtin_prompts.cases(builtin_prompts.TUNING, 1000))
         self._uncached: list[MadeImage] = []
@@ -161,7 +161,8 @@ class BaselineSearch:
                 found = [self._known(self._fitted(peer, target, self._recalled_share)) for target in targets]
             except _Unknown:
                 runs = [partial(self._searching.make, plain, case) for case in range(len(self._searching.cases))]
-                ready = peer.calibrated(self._maker.session.pipe, runs, steps=self._steps)
+                pipe = self._maker.session.pipeline(self._maker.settings)
+                ready = peer.calibrated(pipe, runs, steps=self._steps_run)
                 found = [self._at_its_best(self._fitted(ready, target, self._share)) for target in targets]
         except OutputError:  # the log cannot be written, which is no fault of the peer
             raise
@@ -173,7 +174,7 @@ class BaselineSearch:
                 self.notices.append(
                     f"{peer.title} cannot run {each.target:.0%} of the blocks; the closest it gets is {each.share:.0%}."
                 )
-            yield methods.peer(each, self._steps, self._maker.passes)
+            yield methods.peer(each, self._steps, self._maker.passes, self._steps_run)
         if peer.note:
             self.notices.append(f"{peer.title}: {peer.note}")
 
@@ -181,20 +182,20 @@ class BaselineSearch:
         """A peer's setting for a share of the blocks."""
 
         def measure(one: Peer, value: Value) -> float:
-            known = one.share(value, self._steps)
+            known = one.share(value, self._steps_run)
             if known is not None:
                 return known
             tried = EqualCost(one, value, share=math.nan, target=math.nan, tried=0)
-            return share(methods.peer(tried, self._steps, self._maker.passes))
+            return share(methods.peer(tried, self._steps, self._maker.passes, self._steps_run))
 
         budget = target in self._options.budgets
-        return find_equal_cost(peer, target, measure, steps=self._steps, cases=len(self._counted), budget=budget)
+        return find_equal_cost(peer, target, measure, steps=self._steps_run, cases=len(self._counted), budget=budget)
 
     def _at_its_best(self, found: EqualCost) -> EqualCost:
         """The same setting of a peer, with the further settings that are best on the prompts of the search."""
 
         def score(one: Peer) -> float:
-            method = methods.peer(replace(found, peer=one), self._steps, self._maker.passes)
+            method = methods.peer(replace(found, peer=one), self._steps, self._maker.passes, self._steps_run)
             known = (
                 self._remember(method, self._searching.cases[case], partial(self._searched_ssim, method, case))
                 for case in range(SCORED)
@@ -224,7 +225,7 @@ class BaselineSearch:
             tried = replace(found, peer=replace(found.peer, **changed))
             with suppress(_Unknown):
                 for case in range(len(self._maker.cases)):
-                    self._recalled(methods.peer(tried, self._steps, self._maker.passes), case)
+                    self._recalled(methods.peer(tried, self._steps, self._maker.passes, self._steps_run), case)
                 return tried
         raise _Unknown
 

@@ -105,7 +105,8 @@ class ImageMaker:
         self._succeeded = True
         if result.nan_with_cache:
             raise BadPicture(f"The picture of {where.prompt!r} contains NaN.")
-        share = 1 / settings.reference if method.share is None else method.share
+        # At a strength below 1 only a part of each method's steps run, rounded up.
+        share = 1 / settings.reference if method.share is None or settings.strength < 1 else method.share
         if counted is not None:
             share = counted.share
         elif result.summary is not None:
@@ -118,5 +119,5 @@ class ImageMaker:
             counted = None
             if method.kind == "peer":
                 counted = stack.enter_context(count_blocks(self.session.pipe.transformer))
-            stack.enter_context(method.around(self.session.pipe))
+            stack.enter_context(method.around(self.session.pipeline(settings)))
             return self.session.run(settings, tiled=tiled), counted

@@ -98,8 +98,14 @@ def tuned(label: str, steps: int, cache: CacheConfig, solver: str, share: float 
     return Method(" ".join(words), label, kind, steps, detail, cache, solver, share)
 
 
-def peer(found: EqualCost, steps: int, passes: int) -> Method:
-    """Another cache, at the setting that the equal-cost search found."""
+def peer(found: EqualCost, steps: int, passes: int, steps_run: int | None = None) -> Method:
+    """Another cache, at the setting that the equal-cost search found.
+
+    Args:
+        steps: of the whole schedule.
+        passes: per step.
+        steps_run: those that run, if an input picture is changed at a strength.
+    """
     settings = found.peer.settings(found.value)
     values = [f"{value:.4g}" for value in settings.values()]
     freed = [] if found.peer.guarded else [f"no {found.peer.guard_words}"]
@@ -110,5 +116,5 @@ def peer(found: EqualCost, steps: int, passes: int) -> Method:
         kind="peer",
         steps=steps,
         detail={**settings, "steps": steps, **facts},
-        around=lambda pipe: found.peer.applied(pipe, found.value, steps=steps, passes=passes),
+        around=lambda pipe: found.peer.applied(pipe, found.value, steps=steps_run or steps, passes=passes),
     )

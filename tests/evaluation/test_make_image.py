@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import h2gen
 from h2gen.errors import OutOfMemory
 from h2gen.evaluation import methods
 from h2gen.evaluation.make_image import ImageMaker
+from h2gen.evaluation.peers import PEERS, EqualCost
 from h2gen.evaluation.results import Case
 
 
@@ -51,3 +54,17 @@ def test_an_interrupt_is_not_forgotten_when_the_same_image_runs_out_of_memory(mo
     with pytest.raises(KeyboardInterrupt):
         maker.make(methods.reference(2), 0)
     assert len(attempts) == 1
+
+
+def test_an_input_picture_is_compared_in_its_own_pipeline_and_by_the_steps_that_run() -> None:
+    session, pipes = h2gen.load("tiny"), []
+    image = (Image.new("RGB", (64, 64), "orange"), 0.5)
+    settings = session.settings("-", seed=0, steps=6, size=64, cfg=1.0, cache=None, image=image)
+    maker = ImageMaker(session, [Case("a cat", 1)], settings)
+    assert settings.steps_run == 3
+    assert maker.make(methods.reference(6), 0).share == 1
+    assert maker.make(methods.fewer(3, 6), 0).share == pytest.approx(2 / 3)  # 1.5 steps, rounded up
+    sea = methods.peer(EqualCost(PEERS["sea"], 100.0, 0.5, 0.5, 1), 6, 1, settings.steps_run)
+    with_pipe = replace(sea, around=lambda pipe: pipes.append(type(pipe).__name__) or sea.around(pipe))
+    assert maker.make(with_pipe, 0).share == pytest.approx(2 / 3)  # its first and its last step run
+    assert pipes == ["FluxImg2ImgPipeline"]

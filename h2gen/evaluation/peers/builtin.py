@@ -192,9 +192,10 @@ class Sea(Builtin):
         )
 
     def _where(self, pipe: Any) -> dict[str, Any]:
-        index = pipe.scheduler.step_index or 0
+        begin = pipe.scheduler.begin_index or 0  # the first step that runs, if an input picture is changed
+        index = begin if pipe.scheduler.step_index is None else pipe.scheduler.step_index
         return {
-            "step_index": index,
+            "step_index": index - begin,
             "sigma": float(pipe.scheduler.sigmas[index]),
             "num_inference_steps": pipe.num_timesteps,
         }
