@@ -55,17 +55,7 @@ _QUANTIZED = "give a file that is already quantized: --model FILE.gguf --base de
 _STRENGTH = ("strength", "image-strength", "denoise", "denoising-strength")
 """Other programs' names for the number behind an input picture."""
 _NOT_YET = {
-    **dict.fromkeys(
-        ["vae", "text-encoder", "text-encoder-2", "clip", "clip-l", "t5", "t5xxl", "te1", "te2"], _PIPELINE
-    ),
-    **dict.fromkeys(
-        [
-            "ip-adapter",
-            "compile",
-            "torch-compile",
-        ],
-        _PIPELINE,
-    ),
+    **dict.fromkeys(["ip-adapter", "compile", "torch-compile"], _PIPELINE),
     **dict.fromkeys(
         [
             "fp8",

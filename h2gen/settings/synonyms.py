@@ -52,6 +52,8 @@ _FOREIGN = {
     "ckpt_name ckpt_path checkpoint_path sd_model sd_model_checkpoint unet unet_name transformer repo repo_id "
     "model_version diffusion_model gguf",
     "base": "base_model base_model_id base_repo components",
+    "vae": "vae_path vae_file vae_model autoencoder ae",
+    "text_encoder": "text_encoder_2 text_encoders te1 te2 clip clip_l clip_name clip_path t5 t5xxl t5xxl_path",
     "device": "cuda gpu cpu device_map gpu_id torch_device",
     "dtype": "torch_dtype precision data_type half fp16 bf16 fp32 bfloat16 float16 float32",
     "offload": "cpu_offload enable_model_cpu_offload enable_sequential_cpu_offload model_cpu_offload low_ram "
