@@ -30,6 +30,10 @@ def notices_about(settings: Settings, resolved: Mapping[str, Resolved], layers: 
             f"A tolerance of {tolerance:g} is outside the useful range, {low:g} to {high:g}; expect a different "
             "picture. At that speed, fewer --steps are closer to the uncached one."
         )
+    changed = [name for name in ("lora", "image", "control", "controlnet", "redux") if getattr(settings, name)]
+    if changed and source in ("profile", "published plan"):
+        options = " or ".join(BY_NAME[name].option for name in changed)
+        yield f"The {source} does not know what {options} changes; its figures are a rough guide here."
     for _, values in layers:
         if values.get("preset") is not None:
             yield from _about_preset(str(values["preset"]), settings, _given(values))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from h2gen.settings.resolve import resolve_request
+from h2gen.cache.config import CacheConfig
+from h2gen.settings.resolve import request_from, resolve_request
 
 
 def notices(**given: Any) -> list[str]:
@@ -67,3 +70,11 @@ def test_of_a_preset_with_a_plan_and_a_tolerance_both_are_named(name: str, tmp_p
 )
 def test_what_is_meant_is_not_remarked_on(given: dict[str, Any]) -> None:
     assert notices(**given) == []
+
+
+def test_a_profiles_figures_are_a_rough_guide_with_what_it_was_not_measured_with(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "cat.png")
+    layers: Any = [("profile", asdict(CacheConfig(tolerance=0.002))), ("option", {"image": str(tmp_path / "cat.png")})]
+    line = "The profile does not know what --image changes; its figures are a rough guide here."
+    assert line in request_from("a cat", layers).notices
+    assert line not in request_from("a cat", layers[:1]).notices
