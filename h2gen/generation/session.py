@@ -119,8 +119,9 @@ class Session:
         return dtype
 
     def pipeline(self, settings: Settings) -> Any:
-        """The pipeline that makes such a picture; see ``TaskPipelines.of``."""
-        return self._tasks.of(self.pipe, settings, self.offload)
+        """The pipeline that makes such a picture; see ``TaskPipelines.of``. Waits for other threads."""
+        with self._lock, self._working(settings):
+            return self._tasks.of(self.pipe, settings, self.offload)
 
     @cached_property
     def identity(self) -> Identity:
@@ -230,7 +231,7 @@ class Session:
                 first = len(results)
                 fitting = settings[first : first + self._most.get(size, len(settings))]
                 with self._lock, self._working(settings[0]):
-                    part = of_one_length(self._encoded, self.pipe, fitting)
+                    part = of_one_length(self._encoded, self.pipe, fitting, self._adapters.of_text)
                 renumbered = None if on_step is None else _counted_from(first, on_step)
                 if (made := self._run(part, renumbered, tiled)) is not None:
                     for result in made:
@@ -349,21 +350,19 @@ class Session:
         observed = settings.cache.enabled or on_step is not None
         # On the CPU, so that a seed gives the same noise on every device.
         generators = [torch.Generator("cpu").manual_seed(each.seed) for each in together]
-        generator = generators if len(generators) > 1 else generators[0]
         with self._lock, self._working(settings):
             started, self._observed = time.perf_counter(), observed
-            self._running = pipe = self.pipeline(settings)
+            self._running = pipe = self._tasks.of(self.pipe, settings, self.offload)
             set_tiling(pipe, settings.width, settings.height, always=tiled)
-            cache = (
-                h2_cache(pipe, settings.running_cache, on_step=on_step) if observed else contextlib.nullcontext(Trace())
-            )
+            off = contextlib.nullcontext(Trace())
+            cache = h2_cache(pipe, settings.running_cache, on_step=on_step) if observed else off
             arguments = self._arguments(together)
             self._raise_if_interrupted()  # during text encoding: the pipeline resets its switch when it starts
             if observed:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
             with solving(pipe, settings.solver), cache as trace:
                 trace.reference = settings.reference
-                pixels = pipe(**arguments, generator=generator).images
+                pixels = pipe(**arguments, generator=generators if len(generators) > 1 else generators[0]).images
             if not observed:
                 self._raise_if_interrupted()
             return np.asarray(pixels), trace, time.perf_counter() - started
@@ -384,6 +383,8 @@ class Session:
             raise OutOfMemory(
                 f"Out of memory on {self.device} at {size}; {advice(self.device.type, self.offload)}."
             ) from error
+        finally:
+            self._running = None  # it may hold ControlNets that the next picture does not need
 
     def _stop_if_interrupted(self, _pipe: Any, _step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         self._raise_if_interrupted()

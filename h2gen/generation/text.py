@@ -70,12 +70,14 @@ class EncodedPrompts:
         return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
 
 
-def of_one_length(encoded: EncodedPrompts, pipe: Any, together: Sequence[Settings]) -> Sequence[Settings]:
+def of_one_length(
+    encoded: EncodedPrompts, pipe: Any, together: Sequence[Settings], under: Under = ()
+) -> Sequence[Settings]:
     """The first of the pictures whose prompts fit into one batch: all, unless the model's texts differ in length."""
     if len(together) == 1 or family_of(pipe.transformer).pads_text:
         return together
     lengths = [
-        {name: tensor.shape for name, tensor in encoded.of(pipe, each.prompt, each.max_sequence_length).items()}
+        {name: tensor.shape for name, tensor in encoded.of(pipe, each.prompt, each.max_sequence_length, under).items()}
         for each in together
     ]
     return together[: next((index for index, each in enumerate(lengths) if each != lengths[0]), len(together))]

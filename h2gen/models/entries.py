@@ -76,7 +76,8 @@ class CatalogueEntry:
     @property
     def takes(self) -> tuple[str, ...]:
         """What it makes pictures from besides a prompt: ``image``, ``mask`` and so on, as the options are called."""
-        return inputs_of(TASKS.get(self.pipeline, {}))
+        reads = self.of_family.redux and self.repo  # Redux's tokens are too wide for the bundled model
+        return (*inputs_of(TASKS.get(self.pipeline, {})), *(["redux"] if reads else []))
 
     @property
     def parameters(self) -> int:

@@ -95,6 +95,7 @@ _one_at_a_time = threading.Lock()
 """For ``_kept``, which all sessions share."""
 _kept: OrderedDict[tuple[str, bool], Opened] = OrderedDict()
 """By hash, and whether it is used as a mask; the least recently used first."""
+_keeping = threading.Lock()
 
 
 def open_picture(item: InputFile, *, mask: bool = False) -> Opened:
@@ -115,18 +116,20 @@ def open_picture(item: InputFile, *, mask: bool = False) -> Opened:
 
 def _opened(item: InputFile, mask: bool) -> Opened:
     key = (item.sha256, mask)
-    if key in _kept:
-        _kept.move_to_end(key)
-        return _kept[key]
+    with _keeping:
+        if key in _kept:
+            _kept.move_to_end(key)
+            return _kept[key]
     shown = repr(printable(item.name))
     with _one_line(shown):
         opened = _open(item, shown)
         opened = Opened(_as_mask(opened.image) if mask else _as_rgb(opened.image), opened.animated)
     if mask and int(opened.image.getextrema()[1]) < _HALF:  # type: ignore[arg-type]
         raise SettingError(f"The mask {shown} is black, so nothing would change; paint white what should change.")
-    _kept[key] = opened
-    while sum(math.prod(each.size) for each in _kept.values()) > _MOST_KEPT and len(_kept) > 1:
-        _kept.popitem(last=False)
+    with _keeping:
+        _kept[key] = opened
+        while sum(math.prod(each.size) for each in _kept.values()) > _MOST_KEPT and len(_kept) > 1:
+            _kept.popitem(last=False)
     return opened
 
 
