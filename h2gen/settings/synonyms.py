@@ -34,7 +34,7 @@ _FOREIGN = {
     "image": "init_image input_image init_img reference reference_image ref_image img2img i2i",
     "mask": "mask_image inpaint_mask mask_img",
     "control": "control_image control_images control_picture conditioning_image guide_image",
-    "controlnet": "control_net controlnets controlnet_model controlnet_path controlnet_name",
+    "controlnet": "controlnets controlnet_model controlnet_path controlnet_name",
     "redux": "redux_image redux_images style_image image_prompt",
     "redux_model": "redux_path redux_folder",
     "preset": "profile",
