@@ -53,7 +53,7 @@ _OTHER_TOOLS = {
 _PIPELINE = "in Python, set it up on a pipeline of your own and use h2gen.h2_cache(pipe)"
 _QUANTIZED = "give a file that is already quantized: --model FILE.gguf --base dev"
 _STRENGTH = ("strength", "image-strength", "denoise", "denoising-strength")
-"""Other programs' names for the number behind an input picture."""
+"""Other programs' names for the strength of an input picture."""
 _NOT_YET = {
     **dict.fromkeys(["ip-adapter", "compile", "torch-compile"], _PIPELINE),
     **dict.fromkeys(
@@ -155,7 +155,7 @@ def _unknown_option(option: str, context: Any) -> str:
     if found is not None:
         return f"{said}; use {known[found]}"
     if name.lower().replace("_", "-") in _STRENGTH:
-        return f"{said}; give the number behind the picture: --image FILE:0.6"
+        return f"{said}; put the number after the picture: --image FILE:0.6"
     other = _NOT_YET.get(name.lower().replace("_", "-"))
     if other is not None:
         return f"There is no {shown} yet" + (f"; {other}" if other else "")

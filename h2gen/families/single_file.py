@@ -55,9 +55,9 @@ class Kind(NamedTuple):
 
 
 ONLY = "h2gen makes pictures with FLUX.1, FLUX.2, FLUX.3 and Chroma"
-_LORA = "Give it with --lora, and as --model the model that it is for"
-_AUTOENCODER = "Give it as --vae, beside a model"
-_ENCODER = "Give it as --text-encoder, beside a model"
+_LORA = "Give it with --lora, together with the model that it is for"
+_AUTOENCODER = "Give it with --vae, together with a model"
+_ENCODER = "Give it with --text-encoder, together with a model"
 _PYTHON = "h2gen's command line does not use it; in Python, add it to diffusers' pipeline and call h2gen.h2_cache(pipe)"
 
 _CONTROLNET = "Give it with --controlnet, next to a --model such as dev and a picture with --control"

@@ -20,4 +20,4 @@ class Unused(NamedTuple):
 NOT_DISTILLED = Unused("is not guidance-distilled; use --cfg")
 NO_GUIDANCE = Unused("is distilled and takes no guidance; leave it out")
 NO_TRUE_GUIDANCE = Unused("has no true guidance; use --guidance", refused=True)
-NO_NEGATIVE = Unused("has no true guidance, which a negative prompt needs", refused=True)
+NO_NEGATIVE = Unused("has no true guidance, which a negative prompt needs; leave it out", refused=True)

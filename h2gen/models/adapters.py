@@ -35,7 +35,7 @@ _CONVERSION = (LookupError, RuntimeError, ValueError, AssertionError, NotImpleme
 
 
 class Lora(Protocol):
-    """A LoRA to use: what messages call it, the hash of its contents, its scale, and where it is."""
+    """A LoRA to use: its name for messages, the hash of its contents, its scale, and where it is."""
 
     @property
     def name(self) -> str: ...
@@ -49,7 +49,7 @@ class Lora(Protocol):
 
 
 class Adapters:
-    """The LoRAs of one model. They are never fused into its weights, so that taking them off leaves these as they were.
+    """The LoRAs of one model. They are never fused into its weights, which therefore never change.
 
     Args:
         most: LoRAs that stay loaded at once.
@@ -79,7 +79,7 @@ class Adapters:
         if self._transformer is None or self._transformer() is not pipe.transformer:
             self._transformer, self._active = weakref.ref(pipe.transformer), ()
             self._loaded.clear()
-        # One that is given twice counts twice.
+        # The scales of a LoRA that is given twice add up.
         scales: dict[str, float] = {}
         for lora in loras:
             scales[lora.sha256] = scales.get(lora.sha256, 0.0) + (1.0 if lora.scale is None else lora.scale)
@@ -109,7 +109,7 @@ def _adapter(sha256: str) -> str:
 
 
 def _load(pipe: Any, lora: Lora) -> bool:
-    """Load a LoRA, all of it or nothing; whether it has layers in a text encoder."""
+    """Load all of a LoRA or nothing. Returns whether it has layers in a text encoder."""
     path = lora.opened()
     facts = describe_lora(path)
     if file_hash(path) != lora.sha256:
@@ -137,7 +137,7 @@ def _load(pipe: Any, lora: Lora) -> bool:
         name = _adapter(lora.sha256)
         before = _layers(pipe, name)
         try:
-            # From the file if diffusers reads its names: only there is what PEFT was configured with.
+            # From the file if diffusers reads its names: only the file has PEFT's configuration.
             pipe.load_lora_weights(
                 *([str(path.parent)] if as_is else [converted]),
                 adapter_name=name,
@@ -158,9 +158,9 @@ def _load(pipe: Any, lora: Lora) -> bool:
 def _refuse(called: str, facts: str, title: str, misfits: Sequence[str], total: int) -> None:
     some = ", ".join(repr(printable(each)) for each in misfits[:2])
     if len(misfits) >= total:
-        raise ModelError(f"{called} matches nothing in this {title} (such as {some}); it is {facts}.")
+        raise ModelError(f"{called} does not fit this {title}: no layer matches {some}; it is {facts}.")
     raise ModelError(
-        f"{called} fits only partly: {len(misfits)} of its {total} tensors have no place in this {title}, such as "
+        f"{called} fits this {title} only partly: no layer matches {len(misfits)} of its {total} tensors, such as "
         f"{some}; it is {facts}."
     )
 
@@ -223,7 +223,7 @@ def _in_peft(name: str) -> str:
 
 
 def _ancestors(tensors: Any) -> set[int]:
-    """The ids of the tensors that these were computed from, themselves included."""
+    """The ids of these tensors and of those that they were computed from."""
     found = {id(tensor) for tensor in tensors}
     waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     seen = set()
@@ -239,7 +239,7 @@ def _ancestors(tensors: Any) -> set[int]:
 
 
 def _peft_names(pipe: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names that the loader gives in the end, so that each names a layer of the model."""
+    """The tensors by the loader's final names, which name layers of the model."""
     from diffusers.utils import (
         convert_state_dict_to_diffusers,
         convert_state_dict_to_peft,

@@ -172,7 +172,7 @@ def _file(name: str, path: Path, base: str | None) -> Checkpoint:
         if kind is not None:  # a LoRA or a VAE, which no base helps
             raise kind.refusal(path)
         if sections_beside(path):
-            raise ModelError(f"{name!r} has no configuration and no tokenizers; name a model that has, as --base dev.")
+            raise ModelError(f"{name!r} lacks configurations and tokenizers; name a model that has them: --base dev.")
         raise ModelError(
             f"{name!r} holds only a transformer; name the model that supplies its other parts, such as --base dev."
         )

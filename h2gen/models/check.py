@@ -24,7 +24,7 @@ from h2gen.models.part_files import sections
 from h2gen.wording import printable
 
 OnRead = Callable[[Path, int, int], None]
-"""Called while a file is hashed: with the file, the bytes read of all files, and their sum."""
+"""Called while a file is hashed: with the file, the bytes read so far of all files, and their total size."""
 _BLOCK = 2**22
 _WITHOUT_WEIGHTS = re.compile(r"(Tokenizer\w*|Scheduler|Processor\w*|Extractor\w*)$")
 """Found in the classes of parts without weights."""
@@ -50,7 +50,7 @@ class Line:
 
 @dataclass
 class Checked:
-    """What was found out about a model. ``ok`` unless something keeps it from being loaded."""
+    """What was found out about a model. ``ok`` if nothing keeps it from being loaded."""
 
     name: str
     kind: str
@@ -62,11 +62,11 @@ class Checked:
         return all(line.ok for line in self.lines)
 
     def add(self, subject: str, text: str) -> None:
-        """Something that is right."""
+        """Report something that is right."""
         self.lines.append(Line(subject, True, text))
 
     def wrong(self, subject: str, message: object, fix: str = "") -> None:
-        """Something that is wrong; a message of ours ends with what to do."""
+        """Report something that is wrong. The fix, unless it is given, follows the message's last semicolon."""
         problem, _, advice = str(message).rstrip(".").rpartition("; ")
         self.lines.append(Line(subject, False, problem if not fix and problem else str(message), fix or advice))
 
@@ -111,7 +111,7 @@ def check_model(name: str, base: str | None = None, *, hashes: bool = True, on_r
 def _check_bundled(report: Checked, checkpoint: Checkpoint) -> None:
     try:
         check_bundled(checkpoint)
-        report.add("hash", "all files are as they were shipped")
+        report.add("hash", "all files are as shipped")
     except ModelError as error:
         report.wrong("hash", error)
 
@@ -126,7 +126,7 @@ def _check_licence(report: Checked, gated: bool, licence: str, repo: str) -> Non
     from h2gen.models.hub import is_complete
 
     if is_complete(repo):
-        return report.add("licence", f"{licence}; gated; no token is set, and none is needed: it is downloaded")
+        return report.add("licence", f"{licence}; gated; no token is set, but the model is already downloaded")
     return report.wrong(
         "licence",
         f"{licence}; gated, and no token is set",
@@ -194,7 +194,7 @@ def _check_json(file: Path) -> None:
 
 
 def _check_part(report: Checked, name: str, part: Path) -> None:
-    """A part with weights: its files are complete, and those of a part of diffusers are what its config says."""
+    """Check a part with weights: its files are complete, and for a class of diffusers they match its config."""
     try:
         config = files.read_json(part / "config.json")
         found, variant = files.find_weights(part)
@@ -205,11 +205,11 @@ def _check_part(report: Checked, name: str, part: Path) -> None:
     size = sum(file.stat().st_size for file in found)
     count = f"{_files(len(found))}, {_gb(size)}"
     kind = f" ({variant})" if variant else ""
-    return report.add(name, f"{count}{kind}; complete" + ("; its tensors are those of its config.json" if fits else ""))
+    return report.add(name, f"{count}{kind}; complete" + ("; its tensors match its config.json" if fits else ""))
 
 
 def _check_shapes(part: Path, config: dict[str, Any], stored: dict[str, files.Stored]) -> bool:
-    """Compare a part's tensors with its class, without weights. Returns whether it could be compared."""
+    """Compare a part's tensors with its class, without loading weights. Returns whether that was possible."""
     import diffusers
     import torch
 
@@ -231,14 +231,14 @@ def _check_shapes(part: Path, config: dict[str, Any], stored: dict[str, files.St
         )
     if other := [name for name, shape in wanted.items() if stored[name].shape != shape]:
         raise ModelError(
-            f"{shown(part)} has weights of other shapes than its config.json says, such as {printable(other[0])!r}; "
+            f"{shown(part)} has weights whose shapes differ from its config.json, such as {printable(other[0])!r}; "
             f"{files.again(part / '*', damaged=True)}."
         )
     return True
 
 
 def _check_file(report: Checked, path: Path) -> None:
-    """A single file: what it holds, whether it is complete and whether h2gen reads its layout."""
+    """Check a single file: what it holds, whether it is complete, and whether h2gen reads its layout."""
     from h2gen.models.quantized import check_layout
     from h2gen.models.single_file import open_file
 
@@ -248,10 +248,10 @@ def _check_file(report: Checked, path: Path) -> None:
         kind = other_kind(stored, of_a_family=family is not None)
         if kind is not None and kind.what == "a LoRA":
             size = _gb(path.stat().st_size)
-            return report.add("file", f"a LoRA {describe_lora(path)}; complete, {size}; give it as --lora")
+            return report.add("file", f"a LoRA {describe_lora(path)}; complete, {size}; use it with --lora")
         if family is None and parts:
             check_layout(path, stored)
-            what = " and ".join(f"{part.title} (give it as {part.option})" for part in parts)
+            what = " and ".join(f"{part.title} (use it with {part.option})" for part in parts)
         else:
             what = f"a transformer of {open_file(path).family.title}"
             inside = [part.title for part in parts if part.prefix]
@@ -277,7 +277,7 @@ def _check_with_base(report: Checked, name: str, base: str) -> None:
         if folder is not None:
             check_base(file, checkpoint, folder)
             check_fit(file, folder)
-            report.add("fit", "the file's tensors are those of its base")
+            report.add("fit", "the file's tensors match its base")
     except ModelError as error:
         report.wrong("fit", error)
 
@@ -298,15 +298,15 @@ def _check_hashes(report: Checked, folder: Path, on_read: OnRead) -> None:
         if hasher.hexdigest() != digest:
             wrong += 1
             mend = files.again(file, damaged=True)
-            report.wrong("hash", f"{shown(file)} is not what the hub sent: its hash differs; {mend}")
+            report.wrong("hash", f"{shown(file)} is not the file that the hub sent: its hash differs; {mend}")
     if not known:
         report.add("hash", "no hashes are known for these files")
     elif not wrong:
-        report.add("hash", f"{_files(len(known))}, {_gb(size)}, as the hub sent them")
+        report.add("hash", f"{_files(len(known))}, {_gb(size)}; they match the hub's hashes")
 
 
 def _known_hash(folder: Path, file: Path) -> str | None:
-    """The hash of a file that came from the hub: in its cache the name of the linked file, elsewhere in a note."""
+    """The hash of a file from the hub: in the hub's cache, the linked file's name; elsewhere, from a metadata file."""
     if not file.is_file() or ".cache" in file.relative_to(folder).parts:
         return None
     digest = ""

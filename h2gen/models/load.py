@@ -93,7 +93,7 @@ def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile],
     """A pipeline from a folder in diffusers' layout. Each part with weights is checked as it is loaded.
 
     Args:
-        files_given: take the place of parts of the folder.
+        files_given: files that replace parts of the folder.
         given: loaded parts by name.
     """
     import diffusers
@@ -152,7 +152,7 @@ def load_model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
         )
     except (ValueError, RuntimeError) as error:
         if "expected shape" in str(error) or "mismatched" in str(error):
-            message = f"{files.shown(folder)} has weights of other shapes than its config.json says; {files.AGAIN}."
+            message = f"{files.shown(folder)} has weights whose shapes differ from its config.json; {files.AGAIN}."
             raise ModelError(message) from error
         raise
     missing = sorted(info["missing_keys"])

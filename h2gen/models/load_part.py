@@ -142,4 +142,4 @@ def _lacks(part: PartFile, missing: list[str]) -> ModelError:
 
 
 def _other_size(part: PartFile) -> ModelError:
-    return ModelError(f"{shown(part.path)} is {part.title} of another size than the model's; give another file.")
+    return ModelError(f"{shown(part.path)} is {part.title}, but not of the model's size; give another file.")

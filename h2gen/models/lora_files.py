@@ -21,7 +21,7 @@ from h2gen.wording import did_you_mean, printable
 
 SUFFIX = ".safetensors"
 _USUAL = "pytorch_lora_weights.safetensors"
-"""What diffusers calls the file; a repository that has it is taken to have one LoRA."""
+"""diffusers' name for the file; a repository that has it is assumed to hold one LoRA."""
 _OURS = "tiny/"
 
 
@@ -45,11 +45,11 @@ def describe_lora(path: Path) -> LoraFacts:
 
 
 def check_loras(files: Sequence[tuple[Path, str]], checkpoint: Checkpoint) -> None:
-    """Check that LoRAs are for a checkpoint's family, as far as both can be told before anything is loaded.
+    """Check that LoRAs are for a checkpoint's family, as far as that is known before anything is loaded.
 
     Args:
-        files: of LoRAs, each with the name that messages call it.
-        checkpoint: nothing of it is loaded.
+        files: of LoRAs, each with its name for messages.
+        checkpoint: the model; it is not loaded.
 
     Raises:
         SettingError: one is for another model, or for nothing that diffusers can load.
@@ -67,7 +67,7 @@ def check_loras(files: Sequence[tuple[Path, str]], checkpoint: Checkpoint) -> No
                 f"{called} is a Control LoRA, which also widens the model's input; use --control instead."
             )
         if not facts.families or (family is not None and family not in facts.families):
-            ours = f"h2gen makes pictures with {', '.join(each.title for each in FAMILIES.values())}"
+            ours = f"h2gen supports {', '.join(each.title for each in FAMILIES.values())}"
             raise SettingError(f"{called} is {facts}; {f'{checkpoint.name!r} is {family}' if family else ours}.")
         if width and facts.width and width != facts.width:
             raise SettingError(
@@ -139,7 +139,7 @@ def _split(name: str) -> tuple[str, str | None]:
     if not REPO_ID.fullmatch(f"{owner}/{repo}") or (not file and repo.lower().endswith(WEIGHTS + PICKLES)):
         raise SettingError(f"there is no file {printable(name)!r}; check the path.")
     if file and not file.lower().endswith(SUFFIX):
-        raise SettingError(f"there is no file {printable(name)!r}, and in a repository it must be a {SUFFIX} file.")
+        raise SettingError(f"there is no file {printable(name)!r}; in a repository, name a {SUFFIX} file.")
     if file and ("\\" in file or not {"", ".", ".."}.isdisjoint(file.split("/"))):
         raise SettingError(f"there is no file {printable(name)!r}; check the path.")
     return f"{owner}/{repo}", file or None
@@ -172,9 +172,9 @@ def _chosen(repo: str, names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     if not names:
-        raise SettingError(f"the repository {repo!r} has no {SUFFIX} file; give one that has a LoRA.")
+        raise SettingError(f"the repository {repo!r} has no {SUFFIX} file; give a repository with a LoRA.")
     some = ", ".join(printable(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
-    raise SettingError(f"the repository {repo!r} has {len(names)} files; give one of them as {repo}/FILE: {some}.")
+    raise SettingError(f"the repository {repo!r} has {len(names)} {SUFFIX} files; give one as {repo}/FILE: {some}.")
 
 
 def _cached(repo: str, file: str) -> Path | None:

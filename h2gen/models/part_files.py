@@ -102,11 +102,11 @@ def _open(what: str, name: str) -> PartFile:
     if family is None and len(fitting) == 1 and len(parts) == 1:
         return fitting[0]
     if family is not None:
-        is_a = f"a transformer of {family.title}; give it as --model"
+        is_a = f"a transformer of {family.title}; give it with --model"
     elif len(parts) == 1:
-        is_a = f"{parts[0].title}; give it as {parts[0].option}"
+        is_a = f"{parts[0].title}; give it with {parts[0].option}"
     elif parts:
-        is_a = "a whole checkpoint; give files that hold one part each"
+        is_a = "a file with several parts; give a file for each part"
     else:
         other = other_kind(names, of_a_family=False)
         is_a = f"{other.what if other else 'something else'}; give another file"
@@ -166,13 +166,13 @@ def check_all_fit(parts: Sequence[PartFile], index: Mapping[str, Any], base: str
         base: the model's name.
 
     Raises:
-        ModelError: it has not.
+        ModelError: it lacks one.
     """
     used = by_component(parts, index).values()
     for part in parts:
         if part not in used:
             has = [_TITLES[_kind_of(cls)] for name, (_, cls) in components(dict(index)).items() if "text_enc" in name]
             raise ModelError(
-                f"{shown(part.path)} is {part.title}, and {base!r} has none, but {' and '.join(has) or 'no others'}; "
+                f"{shown(part.path)} is {part.title}, but {base!r} has {' and '.join(has) or 'no text encoder'}; "
                 "leave it out, or give another file."
             )

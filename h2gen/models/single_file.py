@@ -166,7 +166,7 @@ def check_transformer(checkpoint: Checkpoint, folder: Path) -> None:
         if own[key] != theirs[key]:
             ours, other = (printable(repr(config[key]))[:40] for config in (own, theirs))
             raise ModelError(
-                f"{checkpoint.name!r} has the {key} {ours}, and its base {base!r} has {other}; give another base."
+                f"{checkpoint.name!r} has {key} {ours}, but its base {base!r} has {other}; give another base."
             )
 
 

@@ -38,7 +38,7 @@ def task_of(
 
     Args:
         name: of the model, for the message.
-        tasks: of the model; None if they are unknown: the task is then the one that most models have.
+        tasks: of the model; None if they are unknown: then the task that most models have is assumed.
         pictures: number of input pictures.
         mask: whether there is a mask.
         control: number of control pictures.
@@ -103,10 +103,10 @@ def check_control(
 
 
 def check_complete(name: str, task: str, *, mask: bool, control: int = 1) -> None:
-    """Check that a picture of this task can be made, and nothing is missing.
+    """Check that no input of a task is missing.
 
     Raises:
-        SettingError: a picture and a mask are, or a control picture.
+        SettingError: the task needs a picture and a mask, or a control picture.
     """
     if task == "control" and not control:
         raise SettingError(
@@ -114,7 +114,9 @@ def check_complete(name: str, task: str, *, mask: bool, control: int = 1) -> Non
             "edges, --control canny:FILE, for which h2gen finds them."
         )
     if task == "fill" and not mask:
-        raise SettingError(f"{name!r} fills in a part of a picture; give the picture with --image, and a --mask.")
+        raise SettingError(
+            f"{name!r} fills in part of a picture; give the picture with --image and the part with --mask."
+        )
 
 
 def name_of(pipe: Any) -> str:
@@ -123,7 +125,7 @@ def name_of(pipe: Any) -> str:
 
 
 def pipeline_for(pipe: Any, name: str, **more: Any) -> Any:
-    """A pipeline of diffusers on the parts of another one: the same weights, scheduler, offloading and progress bar.
+    """Another pipeline of diffusers with a loaded one's parts: the same weights, scheduler, offloading, progress bar.
 
     Args:
         pipe: a loaded pipeline.

@@ -108,7 +108,7 @@ def differences(found: Metadata, now: Origin, settings: Settings) -> Iterator[st
     Args:
         found: the picture's metadata.
         now: what it is made with now.
-        settings: that it is made with now; only its files are compared, since options change the others.
+        settings: that it is made with now; only input files are compared, because options change the others on purpose.
     """
     if found.content_hash != now.content_hash:
         was = (found.content_hash or "unknown")[:12]
@@ -120,7 +120,7 @@ def differences(found: Metadata, now: Origin, settings: Settings) -> Iterator[st
         those, these = getattr(found.settings, name), getattr(settings, name)
         if {each.sha256 for each in those} != {each.sha256 for each in these}:
             was, here = (", ".join(map(str, each)) or "nothing" for each in (those, these))
-            yield f"The picture was made with the {name} {printable(was)}, and this is with {printable(here)}."
+            yield f"The picture was made with the {name} {printable(was)}; this one uses {printable(here)}."
     for what, before, here in (("device", found.device, now.device), ("dtype", found.dtype, now.dtype)):
         if before is not None and before != here:
             yield f"The picture was made on {what} {before}, and this is {here}."

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from h2gen.settings.values import Settings
 
 _SHAPE = 1.02
-"""How much wider or higher than its picture a mask may be, relatively: programs round sizes."""
+"""The aspect ratios of a picture and its mask may differ by this factor: programs round sizes."""
 
 
 class Inputs(NamedTuple):
-    """The input pictures of one picture.
+    """The input pictures of a picture.
 
     Args:
-        image: with their strengths, if the task has one.
-        size: of the picture, such as ``1024x768``.
-        source: of the size.
+        image: the files; with their strengths, if the task has one.
+        size: the size of the picture, such as ``1024x768``.
+        source: where the size comes from.
         notices: lines that the user should see.
     """
 
@@ -40,7 +40,7 @@ class Inputs(NamedTuple):
 
 
 def check_inputs(checkpoint: Checkpoint, settings: Settings) -> None:
-    """Check that nothing is missing that a picture with these settings is made from.
+    """Check that no input picture or mask is missing for these settings.
 
     Raises:
         SettingError: the model needs a picture and a mask.
@@ -51,14 +51,14 @@ def check_inputs(checkpoint: Checkpoint, settings: Settings) -> None:
 
 
 def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Inputs | None:
-    """Open the input pictures, and find out what follows from them; None if there are none.
+    """Open the input pictures, and derive strengths and the size from them; None if there are none.
 
     Args:
         checkpoint: of the model.
         resolved: all settings; the files are found and hashed, the size is ``1024x768``.
 
     Raises:
-        SettingError: the model makes nothing from them, or one of them cannot be opened or used.
+        SettingError: the model does not take them, or one of them cannot be opened or used.
     """
     files: tuple[InputFile, ...] = resolved["image"].value if "image" in resolved else ()
     masks: tuple[InputFile, ...] = resolved["mask"].value if "mask" in resolved else ()
@@ -74,7 +74,8 @@ def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Input
     limits = LIMITS.get((tasks or {}).get(task, ""), LIMITS[""])
     if tasks is not None and len(files) > limits.pictures:
         most = "one picture" if limits.pictures == 1 else f"at most {limits.pictures} pictures"
-        raise SettingError(f"--image is given {len(files)} times; {checkpoint.name!r} takes {most} here.")
+        also = " with --mask" if masks else ""
+        raise SettingError(f"--image is given {len(files)} times; {checkpoint.name!r} takes {most}{also}.")
     image = tuple(_with_strength(file, task if place == 0 else "edit") for place, file in enumerate(files))
     sizes = [open_picture(file).size for file in files]
     if task == "edit":
@@ -88,8 +89,8 @@ def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Input
     if limits.pixels is not None and math.prod(wanted) > limits.pixels:
         side = math.isqrt(limits.pixels)
         raise SettingError(
-            f"size is {size}, and {checkpoint.name!r} inpaints at most as many pixels as {side}x{side} has; give a "
-            "smaller --size."
+            f"size is {size}, but {checkpoint.name!r} inpaints at most {limits.pixels} pixels, such as {side}x{side}; "
+            "give a smaller --size."
         )
     notices = list(_about_frames(files))
     for mask in masks:
@@ -105,8 +106,8 @@ def _with_strength(file: InputFile, task: str) -> InputFile:
         return file if file.scale is not None else replace(file, scale=STRENGTHS[task])
     if file.scale is not None:
         raise SettingError(
-            f"--image {str(file)!r} has a strength, and this model takes the picture as a reference, which has none; "
-            f"give {file.name!r} alone."
+            f"--image {str(file)!r} has a strength, but this model uses the picture as a reference, which has none; "
+            f"give {file.name!r} without a number."
         )
     return file
 
@@ -114,8 +115,8 @@ def _with_strength(file: InputFile, task: str) -> InputFile:
 def _check_reference(file: InputFile, size: tuple[int, int]) -> None:
     if min(size) < LEAST_SIDE or max(size) > MOST_ASPECT * min(size):
         raise SettingError(
-            f"--image {printable(file.name)!r} is {size[0]}x{size[1]}; a reference needs at least {LEAST_SIDE} pixels "
-            f"per side, and no side more than {MOST_ASPECT} times the other."
+            f"--image {printable(file.name)!r} is {size[0]}x{size[1]}; both sides of a reference need at least "
+            f"{LEAST_SIDE} pixels, and one may be at most {MOST_ASPECT} times as long as the other."
         )
 
 
@@ -123,8 +124,8 @@ def _check_mask(mask: InputFile, size: tuple[int, int], picture: InputFile, of: 
     shape = size[0] * of[1] / (size[1] * of[0])
     if not 1 / _SHAPE <= shape <= _SHAPE:
         raise SettingError(
-            f"--mask {printable(mask.name)!r} is {size[0]}x{size[1]}, and {printable(picture.name)!r} is "
-            f"{of[0]}x{of[1]}; give a mask in the shape of the picture."
+            f"--mask {printable(mask.name)!r} is {size[0]}x{size[1]}, but {printable(picture.name)!r} is "
+            f"{of[0]}x{of[1]}; give a mask with the picture's aspect ratio."
         )
 
 
@@ -139,5 +140,5 @@ def _about_frames(files: Sequence[InputFile]) -> Iterator[str]:
 def resized(file: InputFile, size: tuple[int, int], wanted: tuple[int, ...]) -> str:
     """What is said about an input picture that has another size than the one that is made, in pixels."""
     shape = size[0] * wanted[1] / (size[1] * wanted[0])
-    cut = "" if 1 / _SHAPE <= shape <= _SHAPE else "cut and "
-    return f"{printable(file.name)!r} is {size[0]}x{size[1]}; it is {cut}resized to {wanted[0]}x{wanted[1]}."
+    cropped = "" if 1 / _SHAPE <= shape <= _SHAPE else "cropped and "
+    return f"{printable(file.name)!r} ({size[0]}x{size[1]}) is {cropped}resized to {wanted[0]}x{wanted[1]}."

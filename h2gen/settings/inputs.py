@@ -16,7 +16,7 @@ from h2gen.wording import printable, shown
 MOST_FILES = 32
 """Of one setting."""
 _NONE = "none"
-"""Given instead of a file, it takes away what a preset or the configuration gives."""
+"""Given instead of a file, it overrides what a preset or the configuration gives."""
 _NAME = Rule(str, longest=500)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -27,10 +27,10 @@ class InputFile:
 
     Args:
         name: what metadata keep: a repository's id with the file in it, or the last part of a path.
-        sha256: of its contents, 64 hex digits; empty as long as nothing has looked for the file.
-        scale: the number behind the colon, such as the scale of a LoRA; None if the model decides.
+        sha256: of its contents, 64 hex digits; empty until the file has been looked for.
+        scale: the number after the colon, such as the scale of a LoRA; None if the model decides.
         kind: the word before the file, such as "canny"; empty if the setting has none.
-        path: where it is; None if only metadata name it. It is recorded nowhere.
+        path: where it is; None if only metadata name it. It is never recorded.
     """
 
     name: str = field(compare=False)
@@ -44,7 +44,7 @@ class InputFile:
         return {"name": self.name, **self.identity()}
 
     def identity(self) -> dict[str, Any]:
-        """What it does to a picture, whatever its name: the hash, the number and the kind, if it has them."""
+        """What determines its effect, so not its name: the hash, and the number and the kind if it has them."""
         scale = {} if self.scale is None else {"scale": self.scale}
         return {"sha256": self.sha256, **scale, **({"kind": self.kind} if self.kind else {})}
 
@@ -172,13 +172,13 @@ class FileRule(Rule):
             names = " and ".join(_quoted(each.name) for each in missing)
             hashes = ", ".join(f"{each.sha256[:12]}..." for each in missing)
             raise MetadataError(
-                f"The picture was made with the {self.what} {names} (SHA-256 {hashes}), which h2gen does not look for "
-                f"by itself; give the file again with {name}, or {name} {_NONE} to leave it out."
+                f"The picture was made with the {self.what} {names} (SHA-256 {hashes}); give the file again with "
+                f"{name}, or leave it out with {name} {_NONE}."
             )
         return tuple(file for file in found if file is not None)
 
     def beside(self, folder: Path, name: str, value: Any) -> tuple[InputFile, ...]:
-        """The files that a file in ``folder`` gives: relative paths begin there, if they exist there."""
+        """The files that a file in ``folder`` names: relative paths start there, if they exist there."""
 
         def moved(item: InputFile) -> InputFile:
             there = None if item.path is None else folder / _expanded(str(item.path))
@@ -246,7 +246,7 @@ class FileRule(Rule):
     @property
     def _form(self) -> str:
         kinds = f"one of {', '.join(self.kinds)}, a colon and " if self.kinds else ""
-        return f"{kinds}a {self.what}'s path{', with :NUMBER behind it if need be' if self.number else ''}"
+        return f"{kinds}a {self.what}'s path{', if need be followed by :NUMBER' if self.number else ''}"
 
 
 def _expanded(name: str) -> Path:

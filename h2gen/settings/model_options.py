@@ -60,8 +60,9 @@ def check_strict(ignored: Sequence[str]) -> None:
         SettingError: there is one.
     """
     if ignored:
-        more = f" {len(ignored) - 1} more are ignored." if len(ignored) > 1 else ""
-        raise SettingError(f"{ignored[0]}{more} With --strict that is an error.")
+        others = len(ignored) - 1
+        more = f" {others} more {'is' if others == 1 else 'are'} ignored." if others else ""
+        raise SettingError(f"{ignored[0]}{more} With --strict this is an error.")
 
 
 def _given_in_vain(settings: Settings, checkpoint: Checkpoint) -> Iterator[tuple[str, Unused, Any]]:

@@ -1,4 +1,4 @@
-"""Opens pictures that others made: checked before they are decoded, upright, in RGB, in the size that is needed.
+"""Open input pictures: checked before they are decoded, upright, in RGB, in the size that is needed.
 
 A picture file may come from anywhere. Only formats with a plain decoder are opened. The size in pixels is read from the
 header, and a picture with more than ``MOST_PIXELS`` is never decoded.
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from h2gen.models.defaults import ModelDefaults
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What is opened. No other decoder of Pillow ever sees a file: some of them run programs, such as PostScript's."""
+"""What is opened. No other decoder of Pillow ever reads a file: some of them, such as PostScript's, run programs."""
 MOST_PIXELS = 2**27
 """134 megapixels: more than a camera's sensor has, and half a gigabyte once decoded."""
 LARGEST = 2**29
-"""Bytes of a file: such a picture, stored without compression."""
+"""Bytes of a file: the largest picture, stored without compression."""
 _MOST_KEPT = 2**25
-"""Pixels of all pictures that are kept decoded: most pictures of a batch are made from the same ones."""
+"""Pixels of all pictures that stay decoded: the pictures of a batch often share their inputs."""
 _HALF = 128
 """The least value of a mask where the picture changes."""
 _WHITE = 250
@@ -103,12 +103,12 @@ def open_picture(item: InputFile, *, mask: bool = False) -> Opened:
 
     Args:
         item: the file.
-        mask: whether it is a mask: white changes, black stays. Of a picture with transparent parts these change, as if
-            they had been erased; but if all that is visible is white, that changes, as if it had been painted.
+        mask: whether it is a mask: white changes, black stays. Transparent parts change too, as if they had been
+            erased; but if everything visible is white, the visible part changes, as if it had been painted.
 
     Raises:
-        SettingError: it cannot be read or decoded, is too large, is not the one that was hashed, or is a mask without
-            anything to change.
+        SettingError: it cannot be read or decoded, is too large, is not the one that was hashed, or is a mask
+            without white.
     """
     with _one_at_a_time:
         return _opened(item, mask)
@@ -134,7 +134,7 @@ def _opened(item: InputFile, mask: bool) -> Opened:
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture in another size, its aspect kept: what does not fit is cut off at two opposite sides."""
+    """The picture in another size with its aspect ratio; what does not fit is cropped on two opposite sides."""
     from PIL import Image, ImageOps
 
     if image.size == size:
@@ -143,7 +143,7 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def size_like(size: tuple[int, int], defaults: ModelDefaults) -> tuple[int, int]:
-    """The size in which a picture like one of this size is made: at most the area that the model was made for."""
+    """The size of a picture made from one of this size: scaled down to the model's default area, and rounded."""
     scale = min(1.0, math.sqrt(defaults.width * defaults.height / math.prod(size)))
     multiple = defaults.size_multiple
     width, height = (max(1, round(side * scale / multiple)) * multiple for side in size)
@@ -166,7 +166,7 @@ def _open(item: InputFile, shown: str) -> Opened:
         except UnidentifiedImageError as error:
             *others, last = FORMATS
             raise SettingError(
-                f"{shown} is not a picture that h2gen opens ({', '.join(others)} or {last}); convert it."
+                f"{shown} is not a picture that h2gen can read ({', '.join(others)} or {last}); convert it."
             ) from error
         except Image.DecompressionBombError as error:
             raise _too_large(shown) from error
@@ -233,7 +233,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _one_line(shown: str) -> Iterator[None]:
-    """Whatever a decoder raises as one line."""
+    """Turn whatever a decoder raises into a one-line error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its size in pixels, which is checked, or odd metadata

@@ -19,7 +19,7 @@ _OPTION = re.compile(rf"(?<!\S)(?:--([A-Za-z][\w-]*)|-([{_SHORT}])(?=\s+\S))")
 _SYNTAX = {
     "tag": (
         re.compile(r"<(?:lora|lyco|hypernet)\b[^<>]*>", re.I),
-        "no LoRA is loaded from a prompt; give --lora FILE:SCALE",
+        "LoRAs are not loaded from prompts; give --lora FILE:SCALE",
     ),
     "weight": (re.compile(r"\([^():]*[^():\d]:\s*[0-2]?(?:\.\d+|(?<=[0-2]))\)"), "prompt weights are not supported"),
     "wildcard": (

@@ -145,7 +145,7 @@ TABLE = (
     _picture("max_sequence_length", "Prompt tokens that the model reads.", Rule(int, 1, LONGEST_TEXT), section=DETAILS),
     _files(
         "lora",
-        "A LoRA's file or repository, and its scale; can be repeated.",
+        "A LoRA's file or repository, with its scale; can be repeated.",
         LORA,
         metavar="FILE[:SCALE]",
     ),
@@ -155,7 +155,7 @@ TABLE = (
         PictureRule(number=_strength),
         "FILE[:STRENGTH]",
     ),
-    _input("mask", "Change only the part of --image that is white here.", PictureRule(what="mask", several=False)),
+    _input("mask", "Change only the part of --image that is white in FILE.", PictureRule(what="mask", several=False)),
     _input(
         "control",
         "Picture to follow; canny:FILE finds its edges, FILE is used as is.",
@@ -260,10 +260,10 @@ TABLE = (
         metavar="NAME",
         lasting=True,
     ),
-    Setting("vae", "A file to take the autoencoder from, such as ae.safetensors.", Rule(str), MODEL, metavar="FILE"),
+    Setting("vae", "File that supplies the autoencoder, such as ae.safetensors.", Rule(str), MODEL, metavar="FILE"),
     Setting(
         "text_encoder",
-        "A file to take a text encoder from (T5, CLIP, ...); can be repeated.",
+        "File that supplies a text encoder (T5, CLIP, ...); can be repeated.",
         Rule(list),
         MODEL,
         metavar="FILE",

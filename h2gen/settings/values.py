@@ -38,9 +38,9 @@ class Settings:
         cache: thresholds, guards and policies of H2-Cache.
         solver: one of ``SOLVERS``; ``own`` is the checkpoint's.
         lora: LoRAs that the model is loaded with, with their scales.
-        image: pictures that this one is made from. A first one with a strength, from above 0 to 1, is changed: only the
-            last steps run, that part of them. Those without one are references.
-        mask: the part of the first one that changes.
+        image: input pictures. If the first one has a strength, above 0 and up to 1, this picture starts from it, and
+            only that share of the steps runs, the last ones. Pictures without a strength are references.
+        mask: the part of the first input picture that changes.
         control: pictures whose lines, depths or poses this one follows, with their kinds.
         controlnet: what follows them, with their scales, if the model itself does not.
         redux: pictures that are read like a prompt, with their weights.
@@ -81,7 +81,7 @@ class Settings:
         for name in FILES:
             if unfound := [file for file in getattr(self, name) if not file.sha256]:
                 raise SettingError(
-                    f"{name} {str(unfound[0])!r} has not been looked for; use h2gen's functions for that."
+                    f"{name} {str(unfound[0])!r} has not been opened; give it to a session's generate instead."
                 )
         if self.reference_steps is not None:
             BY_NAME["steps"].check(self.reference_steps, "reference_steps")
@@ -109,7 +109,7 @@ class Settings:
 
     @property
     def strength(self) -> float:
-        """The part of the schedule that runs, its end: 1 unless an input picture is changed."""
+        """The share of the schedule that runs, at its end: 1 unless the picture starts from an input picture."""
         return next((file.scale for file in self.image if file.scale is not None), 1.0)
 
     @property
@@ -130,7 +130,7 @@ class Settings:
 
     @property
     def running_cache(self) -> CacheConfig:
-        """The cache for the steps that run: a plan for all steps without those that do not."""
+        """The cache for the steps that run: of a plan for all steps, only the last letters."""
         passes = evaluations(self.steps_run, self.solver)
         if not self.cache.plan or steps_in(self.cache.plan) == passes:
             return self.cache
@@ -192,8 +192,8 @@ def check_length(plan: str, steps: int, solver: str, origin: str = "", strength:
     whose = f" (from {origin})" if origin else ""
     if run != passes:
         raise SettingError(
-            f"plan{whose} has {letters} letters; give one for each of all {passes} passes, or of the {run} that a "
-            f"strength of {strength:g} leaves, or an empty plan."
+            f"plan{whose} has {letters} letters; give {passes}, one per pass, or {run}, one per pass that runs at "
+            f"strength {strength:g}, or an empty plan."
         )
     if passes == steps:
         raise SettingError(

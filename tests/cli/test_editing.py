@@ -53,5 +53,5 @@ def test_a_file_that_is_no_picture_is_one_line_and_nothing_is_written(
     Path("in.svg").write_text("<svg/>")
     assert run(["a cat", "--image", "in.svg", "-o", "out.png", *QUICK]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "'in.svg' is not a picture that h2gen opens" in err
+    assert err.count("\n") == 1 and "'in.svg' is not a picture that h2gen can read" in err
     assert not Path("out.png").exists()

@@ -43,7 +43,7 @@ def test_a_picture_says_which_lora_it_has_and_is_made_again_with_it(
     assert run(["replay", "a.png", "--model", str(model), "-o", "b.png", "--lora", "moved.safetensors"]) == 0
     assert np.array_equal(Image.open(here / "a.png"), Image.open(here / "b.png"))
     assert run(["replay", "a.png", "--model", str(model), "-o", "c.png", "--lora", "other.safetensors"]) == 0
-    assert "made with the lora style.safetensors:0.5, and this is with other.safetensors:1" in capsys.readouterr().err
+    assert "made with the lora style.safetensors:0.5; this one uses other.safetensors:1" in capsys.readouterr().err
     assert run(["replay", "a.png", "--model", str(model), "-o", "d.png", "--lora", "none"]) == 0
     assert np.array_equal(Image.open(here / "d.png"), Image.open(here / "plain.png"))
 

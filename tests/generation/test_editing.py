@@ -204,7 +204,7 @@ def test_text_to_image_is_called_as_before_and_builds_no_other_pipeline(monkeypa
 def test_a_loaded_model_says_what_it_cannot_do() -> None:
     with pytest.raises(SettingError, match="'mine' cannot inpaint, so it takes no --mask; these models can: tiny"):
         session_of("Flux2Pipeline").run(replace(settings_of("flux2"), mask=settings_of("inpaint").mask))
-    with pytest.raises(SettingError, match="give the picture with --image, and a --mask"):
+    with pytest.raises(SettingError, match="give the picture with --image and the part with --mask"):
         session_of("FluxFillPipeline").run(replace(settings_of("fill"), image=(), mask=()))
 
 

@@ -170,10 +170,10 @@ def tensors(pipe: Any, **changes: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("elsewhere", "matches nothing in this FLUX.1"), ("one more", "fits only partly: 2 of its 18 tensors"),
-        ("too wide", "fits only partly"), ("dropped", "fits only partly: 1 of its"),
-        ("kohya", "cannot be converted"), ("flat", "fits only partly: 1 of its"),
-        ("half", r"cannot be loaded|fits only partly"),
+        ("elsewhere", "does not fit this FLUX.1"), ("one more", "only partly: no layer matches 2 of its 18 tensors"),
+        ("too wide", "only partly"), ("dropped", "no layer matches 1 of its"),
+        ("kohya", "cannot be converted"), ("flat", "no layer matches 1 of its"),
+        ("half", r"cannot be loaded|only partly"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing_behind(

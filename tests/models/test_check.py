@@ -68,7 +68,7 @@ def problems(found: Checked) -> dict[str, tuple[str, str]]:
 def test_the_bundled_model_is_as_it_was_shipped():
     found = check_model("tiny")
     assert found.ok and found.kind == "bundled"
-    assert {line.subject: line.text for line in found.lines}["hash"] == "all files are as they were shipped"
+    assert {line.subject: line.text for line in found.lines}["hash"] == "all files are as shipped"
 
 
 def test_a_whole_folder_is_right(flux_folder):
@@ -76,7 +76,7 @@ def test_a_whole_folder_is_right(flux_folder):
     assert found.ok and {line.subject for line in found.lines} > {"transformer", "vae", "tokenizer", "scheduler"}
     assert {line.subject: line.text for line in found.lines}["hash"] == "no hashes are known for these files"
     text = next(line.text for line in found.lines if line.subject == "transformer")
-    assert text.startswith("1 file, ") and text.endswith("complete; its tensors are those of its config.json")
+    assert text.startswith("1 file, ") and text.endswith("complete; its tensors match its config.json")
 
 
 def test_everything_that_is_wrong_is_found_at_once(broken):
@@ -89,7 +89,7 @@ def test_everything_that_is_wrong_is_found_at_once(broken):
     found = problems(check_model(str(folder)))
     assert found.keys() == {"transformer", "text_encoder", "tokenizer", "scheduler", "vae"}
     assert "is cut short" in found["transformer"][0] and "not valid JSON" in found["tokenizer"][0]
-    assert "of other shapes than its config.json says" in found["vae"][0]
+    assert "whose shapes differ from its config.json" in found["vae"][0]
     assert {fix for _, fix in found.values()} == {"download it again"}
 
 
@@ -105,7 +105,7 @@ def test_the_cache_of_the_hub_has_the_hashes_of_its_files(cached):
     read: list[tuple[str, int, int]] = []
     found = check_model(REPO, on_read=lambda file, done, size: read.append((file.name, done, size)))
     assert found.ok and found.location == str(snapshot)
-    assert "as the hub sent them" in found.lines[-1].text
+    assert "match the hub's hashes" in found.lines[-1].text
     assert read[-1][1] == read[-1][2] == sum(file.stat().st_size for file in snapshot.rglob("*") if file.is_file())
     blob = (snapshot / TRANSFORMER).resolve()
     data = bytearray(blob.read_bytes())
@@ -162,11 +162,11 @@ def test_a_single_file_is_told_what_it_holds(flux_folder, tmp_path):
     file = checkpoints.save_single(small.flux_transformer(), tmp_path / "flux.safetensors")
     assert check_model(str(file)).lines[0].text.startswith("a transformer of FLUX.1; complete, ")
     found = check_model(str(file), str(flux_folder))
-    assert found.ok and found.lines[-1].text == "the file's tensors are those of its base"
+    assert found.ok and found.lines[-1].text == "the file's tensors match its base"
     wide = checkpoints.save_single(small.flux_transformer(layers=2), tmp_path / "other.safetensors")
     assert "has 2 + 4 blocks" in problems(check_model(str(wide), str(flux_folder)))["fit"][0]
     save_file(small.flux_vae().state_dict(), tmp_path / "ae.safetensors")
-    assert "an autoencoder (give it as --vae)" in check_model(str(tmp_path / "ae.safetensors")).lines[0].text
+    assert "an autoencoder (use it with --vae)" in check_model(str(tmp_path / "ae.safetensors")).lines[0].text
     ends = {"lora_A.weight": torch.zeros(4, 32), "lora_B.weight": torch.zeros(32, 4)}
     lora = {f"transformer.transformer_blocks.0.attn.add_q_proj.{end}": tensor for end, tensor in ends.items()}
     save_file(lora, tmp_path / "style.safetensors")

@@ -162,7 +162,7 @@ def test_missing_weights_are_found(broken, file, tensor):
 def test_weights_of_another_shape_are_found(broken, file, tensor):
     folder = broken()
     checkpoints.edit_weights(folder / file, reshape=tensor)
-    assert "has weights of other shapes than its config.json says; download it again" in refusal(folder)
+    assert "has weights whose shapes differ from its config.json; download it again" in refusal(folder)
 
 
 def test_a_config_of_another_size_is_found(broken):

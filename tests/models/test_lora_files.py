@@ -80,7 +80,7 @@ def test_every_layout_is_called_by_its_name(tmp_path: Path) -> None:
         (SDXL, "tiny", "is for Stable Diffusion or SDXL: .*; 'tiny' is FLUX.1"),
         (FLUX2, "dev", "is for FLUX.2: rank 32, .*; 'dev' is FLUX.1"), (FLUX1, "klein-4b", "'klein-4b' is FLUX.2"),
         (FLUX1, "tiny", "for a width of 3072; 'tiny' is FLUX.1 with a width of"),
-        (QWEN, "somebody/unknown", "is for Qwen-Image: .*; h2gen makes pictures with"),
+        (QWEN, "somebody/unknown", "is for Qwen-Image: .*; h2gen supports"),
         ({**FLUX1, "lora_unet_x.dora_scale": (3,)}, "dev", "has DoRA scales, which diffusers does not load"),
         ({**FLUX1, "double_blocks.0.img_attn.norm.query_norm.scale": (3,)}, "dev", "is a Control LoRA"),
     ],
@@ -174,7 +174,7 @@ def test_one_is_downloaded_from_a_repository_once(tmp_path: Path) -> None:
         before = len(asked)
         assert found(tmp_path / "home", names[1], HF_ENDPOINT=address) == first[1:2] and len(asked) == before
     assert first[:2] == ["o/one/style.safetensors FLUX.1 True", "o/several/sub/b.safetensors FLUX.2 True"]
-    assert "'o/several' has 2 files; give one of them as o/several/FILE: a.safetensors, sub/b.safetensors." in first[2]
+    assert "2 .safetensors files; give one as o/several/FILE: a.safetensors, sub/b.safetensors." in first[2]
     assert "the repository 'o/several' has no file 'c.safetensors'" in first[3]
     assert "is gated: accept its licence on https://huggingface.co/o/gated" in first[4]
     offline = found(tmp_path / "home", "o/one", "o/several/a.safetensors", HF_ENDPOINT=address, HF_HUB_OFFLINE="1")
@@ -182,5 +182,5 @@ def test_one_is_downloaded_from_a_repository_once(tmp_path: Path) -> None:
 
 
 def test_a_lora_given_as_a_model_is_told_where_it_goes(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="Give it with --lora, and as --model the model that it is for"):
+    with pytest.raises(ModelError, match="Give it with --lora, together with the model that it is for"):
         resolve(str(shapes(tmp_path / "a.safetensors", FLUX1)))

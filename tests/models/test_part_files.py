@@ -144,7 +144,7 @@ def test_a_whole_checkpoint_needs_only_the_configurations_of_its_base(bare, tmp_
     file = tmp_path / "flux1-dev-fp8.safetensors"
     save_file(whole(pipe, tmp_path / "own"), file)
     folder = bare("transformer/diffusion_pytorch_model.safetensors", VAE, CLIP, T5)
-    with pytest.raises(ModelError, match=r"has no configuration and no tokenizers; name a model that has, as --base"):
+    with pytest.raises(ModelError, match=r"lacks configurations and tokenizers; name a model that has them: --base"):
         resolve(str(file))
     loaded = load(file, folder)
     for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
@@ -170,20 +170,20 @@ def test_what_is_no_such_part_is_told_what_it_is(flux_folder, klein_folder, tmp_
     save_file(t5_weights(), files["t5"])
     checkpoints.save_single(small.flux_transformer(), Path(files["flux"]))
     save_file({"x.lora_A.weight": torch.zeros(1)}, files["lora"])
-    assert "t5.safetensors' is not an autoencoder but a T5 text encoder; give it as --text-encoder." in refusal(
+    assert "t5.safetensors' is not an autoencoder but a T5 text encoder; give it with --text-encoder." in refusal(
         flux_folder, vae=files["t5"]
     )
-    assert "vae.safetensors' is not a text encoder but an autoencoder; give it as --vae." in refusal(
+    assert "vae.safetensors' is not a text encoder but an autoencoder; give it with --vae." in refusal(
         flux_folder, text_encoder=files["vae"]
     )
-    assert "but a transformer of FLUX.1; give it as --model." in refusal(flux_folder, vae=files["flux"])
+    assert "but a transformer of FLUX.1; give it with --model." in refusal(flux_folder, vae=files["flux"])
     assert "but a LoRA; give another file." in refusal(flux_folder, text_encoder=files["lora"])
     assert "are both a T5 text encoder; give one." in refusal(flux_folder, text_encoder=[files["t5"]] * 2)
     assert "There is no file 'none.safetensors' for the autoencoder; check the path." in refusal(
         flux_folder, vae="none.safetensors"
     )
-    assert "is a T5 text encoder, and" in (message := refusal(klein_folder, text_encoder=files["t5"]))
-    assert "has none, but a chat model; leave it out, or give another file." in message
+    assert "is a T5 text encoder, but" in (message := refusal(klein_folder, text_encoder=files["t5"]))
+    assert "has a chat model; leave it out, or give another file." in message
     weights = t5_weights()
     del weights["encoder.block.1.layer.0.SelfAttention.q.weight"]
     save_file(weights, files["small"])
@@ -191,7 +191,7 @@ def test_what_is_no_such_part_is_told_what_it_is(flux_folder, klein_folder, tmp_
         flux_folder, text_encoder=files["small"]
     )
     save_file({name: torch.zeros(*tensor.shape[:-1], 5) for name, tensor in t5_weights().items()}, files["wide"])
-    assert "is a T5 text encoder of another size than the model's; give another file." in refusal(
+    assert "is a T5 text encoder, but not of the model's size; give another file." in refusal(
         flux_folder, text_encoder=files["wide"]
     )
     checkpoints.truncate(Path(files["vae"]), -1)

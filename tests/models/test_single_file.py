@@ -148,7 +148,7 @@ def test_a_model_that_takes_a_picture_too_is_recognised(flux_folder, tmp_path, c
 def test_a_lora_is_told_where_loras_go(flux_folder, tmp_path, name):
     message = refusal([name], flux_folder, tmp_path / "style.safetensors")
     assert "style.safetensors' is a LoRA, not a model" in message
-    assert "Give it with --lora, and as --model the model that it is for." in message
+    assert "Give it with --lora, together with the model that it is for." in message
     with pytest.raises(ModelError, match=r"style.safetensors' is a LoRA, not a model"):
         resolve(str(tmp_path / "style.safetensors"))
 

@@ -60,7 +60,7 @@ def test_what_is_given_and_the_model_decide_the_task(pipeline: str, given: Mappi
 def test_what_a_model_cannot_do_is_said_with_those_that_can() -> None:
     with pytest.raises(SettingError, match="'flux2-dev' cannot inpaint, so it takes no --mask; these models can: tiny"):
         task_of("flux2-dev", TASKS["Flux2Pipeline"], pictures=1, mask=True)
-    with pytest.raises(SettingError, match="give the picture with --image, and a --mask"):
+    with pytest.raises(SettingError, match="give the picture with --image and the part with --mask"):
         check_complete("fill", task_of("fill", TASKS["FluxFillPipeline"]), mask=False)
     with pytest.raises(SettingError, match="also give --image"):
         task_of("tiny", TASKS["FluxPipeline"], mask=True)

@@ -87,7 +87,7 @@ def test_a_transformer_that_does_not_go_with_its_base_is_refused(flux_folder, fl
     with pytest.raises(ModelError, match=r"is a transformer of FLUX\.2, and its base .* is FLUX\.1; give a base"):
         load(tmp_path / "two", flux_folder)
     small.flux_transformer(joint_attention_dim=48).save_pretrained(tmp_path / "wide")
-    with pytest.raises(ModelError, match=r"wide' has the joint_attention_dim 48, and its base .* has 32; give another"):
+    with pytest.raises(ModelError, match=r"wide' has joint_attention_dim 48, but its base .* has 32; give another"):
         load(tmp_path / "wide", flux_folder)
 
 

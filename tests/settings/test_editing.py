@@ -79,7 +79,7 @@ def test_of_a_plan_for_all_steps_the_last_letters_run(plan: str, runs: str) -> N
 
 def test_a_plan_for_neither_is_refused_with_both_numbers() -> None:
     with pytest.raises(
-        SettingError, match="plan has 7 letters; give one for each of all 10 passes, or of the 6 that a"
+        SettingError, match="plan has 7 letters; give 10, one per pass, or 6, one per pass that runs at"
     ):
         changed(0.6, cache=CacheConfig(0, 0, plan="FRRRRRF"))
 
@@ -95,8 +95,8 @@ def test_strength_and_size_are_settled_before_anything_is_loaded() -> None:
 
 def test_what_is_done_to_a_picture_that_does_not_fit_is_told() -> None:
     Image.new("RGB", (1280, 992)).save("large.png")
-    assert "'large.png' is 1280x992; it is resized to 144x112." in request(image=["large.png"]).notices
-    assert "'in.png' is 128x96; it is cut and resized to 64x64." in request(image=["in.png"], size="64").notices
+    assert "'large.png' (1280x992) is resized to 144x112." in request(image=["large.png"]).notices
+    assert "'in.png' (128x96) is cropped and resized to 64x64." in request(image=["in.png"], size="64").notices
     Image.new("RGB", (96, 96)).save("a.gif", save_all=True, append_images=[Image.new("RGB", (96, 96), "red")])
     assert any(
         "'a.gif' is animated; only its first frame is used." in line for line in request(image=["a.gif"]).notices
@@ -107,20 +107,20 @@ def test_what_is_done_to_a_picture_that_does_not_fit_is_told() -> None:
     ("given", "message"),
     [
         ({"mask": ["mask.png"]}, "also give --image"),
-        ({"image": ["in.png", "in.png"]}, "'tiny' takes one picture here"),
+        ({"image": ["in.png", "in.png"]}, "'tiny' takes one picture."),
         ({"image": ["in.png:0"]}, "give a strength above 0 and up to 1"),
         (
             {"image": ["square.png"], "mask": ["mask.png"]},
-            "--mask 'mask.png' is 128x96, and 'square.png' is 96x96; give",
+            "--mask 'mask.png' is 128x96, but 'square.png' is 96x96; give",
         ),
         (
             {"image": ["in.png:0.5"], "model": "kontext"},
-            "has a strength, and this model takes the picture as a reference",
+            "has a strength, but this model uses the picture as a reference",
         ),
         ({"image": ["in.png"], "mask": ["mask.png"], "model": "flux2-dev"}, "cannot inpaint, so it takes no --mask"),
         (
             {"image": ["in.png"], "mask": ["mask.png"], "model": "klein-4b", "size": "2048"},
-            "as 1024x1024 has; give a smaller",
+            "at most 1048576 pixels, such as 1024x1024; give a smaller",
         ),
         ({"image": ["missing.png"]}, "there is no file 'missing.png'"),
     ],
@@ -135,7 +135,7 @@ def test_references_have_limits_and_need_no_strength() -> None:
     found = request(image=["in.png", "square.png"], model="klein-4b").settings
     assert [file.scale for file in found.image] == [None, None] and found.strength == 1
     Image.new("RGB", (900, 100)).save("long.png")
-    with pytest.raises(SettingError, match="at least 64 pixels per side, and no side more than 8 times the other"):
+    with pytest.raises(SettingError, match="at least 64 pixels, and one may be at most 8 times as long"):
         request(image=["long.png"], model="klein-4b")
     inpainted = request(image=["in.png:0.7", "square.png"], mask=["mask.png"], model="klein-4b").settings
     assert [file.scale for file in inpainted.image] == [0.7, None]
@@ -145,7 +145,7 @@ def test_a_model_that_fills_needs_both_but_a_shell_may_give_them_one_by_one() ->
     assert request(model="fill", image=["in.png"]).settings.image[0].scale == 1
     reading = Reading()
     reading.add("prompt 1", "a cat", {"image": "in.png"})
-    with pytest.raises(PromptFileError, match="give the picture with --image, and a --mask"):
+    with pytest.raises(PromptFileError, match="give the picture with --image and the part with --mask"):
         Jobs(reading, {"model": "fill"})
 
 

@@ -115,7 +115,7 @@ def test_pictures_go_together_and_are_the_same_job_by_contents_and_not_by_name(f
 
 
 def test_settings_take_only_files_that_were_found() -> None:
-    with pytest.raises(SettingError, match="has not been looked for"):
+    with pytest.raises(SettingError, match="has not been opened"):
         Settings("a cat", 1, 64, 64, 2, lora="a.safetensors")  # type: ignore[arg-type]
 
 

@@ -102,7 +102,7 @@ def test_a_repository_says_it_once_it_is_on_this_machine(tmp_path: Path, monkeyp
 def test_strict_makes_it_an_error_before_anything_is_loaded(tmp_path: Path) -> None:
     request = resolve_request("a cat", {"model": "schnell", "guidance": 7.0, "out": str(tmp_path)}, {})
     check_output(request, RenderOptions(), [1])
-    line = "--guidance has no effect: 'schnell' is not guidance-distilled; use --cfg. With --strict that is an error."
+    line = "--guidance has no effect: 'schnell' is not guidance-distilled; use --cfg. With --strict this is an error."
     with pytest.raises(SettingError) as caught:
         check_output(request, RenderOptions(strict=True), [1])
     assert str(caught.value) == line
@@ -127,7 +127,7 @@ def test_what_is_known_only_once_the_model_is_loaded_is_told_then(tiny: Any) -> 
     assert seen.remarks == list(known.ignored)
     Renderer(tiny, RenderOptions(metadata=False), seen).check_options(known)
     assert len(seen.remarks) == 1
-    with pytest.raises(SettingError, match="With --strict that is an error"):
+    with pytest.raises(SettingError, match="With --strict this is an error"):
         Renderer(tiny, RenderOptions(metadata=False, strict=True), seen).check_options(before)
 
 

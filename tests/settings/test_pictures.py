@@ -132,7 +132,7 @@ def test_a_huge_picture_is_refused_before_it_is_decoded(here: Path, monkeypatch:
 )
 def test_other_formats_are_refused_whatever_their_name(here: Path, name: str, data: bytes) -> None:
     (here / name).write_bytes(data)
-    with pytest.raises(SettingError, match=r"is not a picture that h2gen opens \(PNG, JPEG, .* or TIFF\); convert it"):
+    with pytest.raises(SettingError, match=r"not a picture that h2gen can read \(PNG, JPEG, .* or TIFF\); convert it"):
         opened(name)
 
 

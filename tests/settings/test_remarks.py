@@ -27,7 +27,7 @@ def lines(prompt: str, model: str = "tiny", **given: Any) -> list[str]:
 
 WILDCARD = "is read as plain words: wildcards are not supported; write one prompt per line of a file."
 SYNTAX = {
-    "a cat <lora:emoji:0.8>": "'<lora:emoji:0.8>' is read as plain words: no LoRA is loaded from a prompt; give "
+    "a cat <lora:emoji:0.8>": "'<lora:emoji:0.8>' is read as plain words: LoRAs are not loaded from prompts; give "
     "--lora FILE:SCALE.",
     "a (big:1.3) cat": "'(big:1.3)' is read as plain words: prompt weights are not supported.",
     "a {red|blue} cat": f"'{{red|blue}}' {WILDCARD}",

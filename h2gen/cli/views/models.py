@@ -12,8 +12,7 @@ from h2gen.settings.profiles.published import WORDS
 from h2gen.wording import count, printable
 
 _WIDE, _USUAL, _NARROW = 130, 80, 60
-"""Columns of a terminal from which on repositories and whole licences are shown, and what models take; and below which
-parameters are not."""
+"""Columns that a terminal needs for repositories and whole licences, for what models take, and for parameters."""
 
 
 def print_catalogue(*, as_json: bool = False) -> None:
@@ -59,10 +58,10 @@ def _licence(entry: CatalogueEntry, whole: bool) -> str:
 _TASKS = {
     "text": "from a prompt",
     "image": "from a picture (--image)",
-    "inpaint": "in a part of a picture (--image, --mask)",
-    "edit": "after reference pictures (--image)",
-    "fill": "in a part of a picture (--image, --mask)",
-    "control": "after a control picture (--control)",
+    "inpaint": "by inpainting (--image, --mask)",
+    "edit": "from reference pictures (--image)",
+    "fill": "by inpainting (--image, --mask)",
+    "control": "from a control picture (--control)",
     "controlnet": "with ControlNets (--controlnet)",
     "redux": "like another picture (--redux)",
 }
@@ -123,12 +122,12 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "defaults" in found:
         yield from _about_use(found)
     if "takes_guidance" in found:
-        yield "guidance", "distilled into it" if found["takes_guidance"] else "none distilled into it"
+        yield "guidance", "distilled" if found["takes_guidance"] else "not distilled"
     if "stages" in found:
         yield "stages", ", ".join(f"{stage} {blocks} blocks" for stage, blocks in found["stages"].items())
     if "bases" in found:
         bases = " or ".join(f"--base {base}" for base in found["bases"])
-        yield "other parts", f"from a base: {bases or 'no alias has this transformer; give its own model with --base'}"
+        yield "other parts", f"from a base: {bases or 'no alias has this transformer; name its model with --base'}"
     if "cache" in found:
         yield "cache", _about_cache(found["cache"])
     if "memory" in found:
@@ -167,15 +166,15 @@ def _about_use(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _about_cache(cache: Mapping[str, Any]) -> str:
-    most = f"of {cache['steps']} steps the preset {cache['preset']!r} can skip {cache['most_reused']} at most"
-    return most if cache["helps"] else f"{most}; at so few steps it saves next to nothing"
+    most = f"the preset {cache['preset']!r} can skip at most {cache['most_reused']} of {cache['steps']} steps"
+    return most if cache["helps"] else f"{most}; with so few steps it saves almost nothing"
 
 
 def _about_memory(memory: Mapping[str, Any]) -> str:
     sizes = ", ".join(f"{mode} {_size(size)}" for mode, size in memory["bytes"].items())
     return (
-        f"{sizes}, by --offload; computed from the weights that are on the device at a time, in 16 bits; fp32 takes "
-        "twice as much, and activations come on top"
+        f"{sizes}, by --offload; computed: the weights that are on the device at one time, in 16 bits; fp32 doubles "
+        "this, and activations need more"
     )
 
 
