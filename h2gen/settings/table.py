@@ -164,7 +164,7 @@ TABLE = (
     ),
     _files(
         "controlnet",
-        "What follows it: a ControlNet's file, folder or repository.",
+        "ControlNet to follow --control with: a file, folder or repository.",
         CONTROLNET,
         section=PICTURE,
         commands=(*_MAKING, "compare"),
@@ -178,7 +178,7 @@ TABLE = (
     ),
     _files(
         "redux_model",
-        "Redux's own model: redux, a folder or a repository.",
+        "Model that reads --redux pictures: redux, a folder or a repository.",
         REDUX_MODEL,
         section=MODEL,
         commands=(*_MAKING, "compare"),
