@@ -10,9 +10,6 @@ from h2gen.families.single_file import block_counts, takes_guidance
 CONTROLNET = "FluxControlNetModel"
 """The class in diffusers."""
 
-MODES = {"canny": 0, "edges": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 5, "lq": 6}
-"""What a union calls each kind of control picture, as InstantX and Shakker Labs number them."""
-
 _MARK = "controlnet_x_embedder.weight"
 _XLABS = "controlnet_blocks.0.weight"
 """XLabs' own layout has these as well, but no other of diffusers' names."""
@@ -116,17 +113,3 @@ def mixture(nets: Sequence[Mapping[str, Any]]) -> str | None:
         if (first["conditioning_embedding_channels"] is None) != (other["conditioning_embedding_channels"] is None):
             return "one reads pixels, as XLabs' do, and another latents"
     return None
-
-
-def mode_of(net: Mapping[str, Any], kind: str) -> int | None:
-    """The mode of a union for a kind of control picture; None if the ControlNet is no union.
-
-    Raises:
-        LookupError: it is a union, and has no such kind; the message lists those that it has.
-    """
-    modes = net.get("num_mode")
-    if modes is None:
-        return None
-    if MODES.get(kind, modes) >= modes:
-        raise LookupError(", ".join(name for name, mode in MODES.items() if mode < modes))
-    return MODES[kind]

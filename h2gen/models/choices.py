@@ -1,8 +1,13 @@
-"""The names of devices, offloading modes, dtypes and solvers; without torch, so that a wrong name is found at once."""
+"""The names of devices, offloading modes, dtypes, solvers and kinds of control pictures.
+
+Without torch, so that a wrong name is found at once.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from h2gen.errors import DeviceError
 from h2gen.wording import did_you_mean
@@ -56,3 +61,21 @@ def split_device(name: str) -> tuple[str, int]:
         raise DeviceError(f"There is no device {name!r}{did_you_mean(name, known)} Choose from {', '.join(known)}.")
     kind, _, index = name.partition(":")
     return kind, int(index or 0)
+
+
+MODES = {"canny": 0, "edges": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 5, "lq": 6}
+"""What a union calls each kind of control picture, as InstantX and Shakker Labs number them."""
+
+
+def mode_of(net: Mapping[str, Any], kind: str) -> int | None:
+    """The mode of a union for a kind of control picture; None if the ControlNet is no union.
+
+    Raises:
+        LookupError: it is a union, and has no such kind; the message lists those that it has.
+    """
+    modes = net.get("num_mode")
+    if modes is None:
+        return None
+    if MODES.get(kind, modes) >= modes:
+        raise LookupError(", ".join(name for name, mode in MODES.items() if mode < modes))
+    return MODES[kind]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from h2gen.errors import SettingError
-from h2gen.families.controlnet import mixture, mode_of
+from h2gen.families.controlnet import mixture
 from h2gen.models.catalogue import CATALOGUE, Checkpoint
+from h2gen.models.choices import mode_of
 from h2gen.models.facts import facts_of
 from h2gen.models.tasks import check_control, tasks_of
 from h2gen.settings.edges import check_opencv

@@ -6,7 +6,6 @@ header, and a picture with more than ``MOST_PIXELS`` is never decoded.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import threading
@@ -19,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import SettingError
-from h2gen.files import sha256
 from h2gen.settings.inputs import FileRule, InputFile
 from h2gen.wording import printable
 
@@ -154,6 +152,8 @@ def _open(item: InputFile, shown: str) -> Opened:
     """The picture as it is stored, upright."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    from h2gen.files import sha256
+
     if isinstance(item.path, Held):
         image: Image.Image = item.path.image
         animated = False
@@ -255,4 +255,6 @@ def _hash_of(image: Image.Image) -> str:
     """The hash of a picture's pixels, which has no file."""
     colours = (image.getpalette("RGB"), image.info.get("transparency")) if image.mode in ("P", "PA") else ""
     head = f"{image.mode} {image.width}x{image.height} {colours or ''}".encode()
-    return hashlib.sha256(head + image.tobytes()).hexdigest()
+    from h2gen.files import sha256
+
+    return sha256(head + image.tobytes())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from h2gen.checks import Rule
 from h2gen.errors import SettingError
-from h2gen.families.controlnet import MODES
+from h2gen.models.choices import MODES
 from h2gen.settings.inputs import FileRule, find_file
 from h2gen.settings.pictures import PictureRule
 

@@ -169,6 +169,7 @@ TABLE = (
         section=PICTURE,
         commands=(*_MAKING, "compare"),
         metavar="NAME[:SCALE]",
+        lasting=False,
     ),
     _input(
         "redux",
@@ -183,6 +184,7 @@ TABLE = (
         section=MODEL,
         commands=(*_MAKING, "compare"),
         metavar="NAME",
+        lasting=False,
     ),
     Setting(
         "preset",

@@ -87,7 +87,8 @@ def test_with_both_thresholds_at_zero_nothing_is_summarized(make: Any, monkeypat
 def test_each_decision_reads_one_number_and_nothing_else_does(
     make: Any, shares: tuple[float | None, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every read makes the device finish first; a timestep is copied without waiting."""
+    """Every read makes the device finish first. A timestep is copied without waiting, and so are the ids that tell how
+    many tokens are the picture's, once a trajectory."""
     model, passes, steps = make(), ("cond", "uncond"), 5
     tau = thresholds(model, *shares, steps=steps)
     unseen: list[str] = []  # ways to read a tensor that bypass the dispatcher
@@ -110,7 +111,10 @@ def test_each_decision_reads_one_number_and_nothing_else_does(
     ]
     timesteps = {number for record in trace.steps for number in (record.sigma, record.timestep)}
     read = list((Counter(cached.read) - Counter(plainly.read)).elements())
-    assert [number for number in read if number not in timesteps] == changes
+    left = [number for number in read if number not in timesteps]
+    tokens = [number for number in left if isinstance(number, int)]
+    assert [number for number in left if number not in tokens] == changes
+    assert tokens == [16] * len(passes)
     assert changes
     assert unseen == []
 

@@ -22,7 +22,7 @@ from tests.cli.test_app import HEAVY
         ("--vers", ["--version"]),
         ("cat --pre", ["--preset"]),
         ("--preset f", ["fast"]),
-        ("cat --model k", ["krea", "klein-4b"]),
+        ("cat --model kl", ["klein-4b", "klein-base-4b", "klein-9b", "klein-base-9b"]),
         ("batch --base sch", ["schnell"]),
         ("cat --solver ", ["own", "unipc", "heun"]),
         ("cat --device c", ["cuda", "cpu"]),

@@ -41,7 +41,7 @@ HINTS: list[tuple[list[str], str]] = [
     (["x", "--init_image", "a.png"], "There is no option --init_image; use --image."),
     (
         ["x", "--strength", "0.5"],
-        "There is no option --strength; give the number behind the picture: --image FILE:0.6.",
+        "There is no option --strength; put the number after the picture: --image FILE:0.6.",
     ),
     (["img2img", "x"], "Give the picture with --image"),
     (["x", "-W", "512"], "There is no option -W; use --size WIDTHxHEIGHT"),

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from h2gen.errors import ModelError, SettingError
-from h2gen.families.controlnet import mixture, mode_of
+from h2gen.families.controlnet import mixture
+from h2gen.models.choices import mode_of
 from h2gen.models.controlnet import check_fits, find_controlnet, load_controlnet, read_controlnet
 from h2gen.models.redux import check_redux, find_redux, load_redux
 from tests.checkpoints import edit_json, edit_weights, save_single

@@ -118,10 +118,9 @@ def test_a_folder_with_tensors_that_its_model_does_not_take_is_reported(broken):
 
 
 @pytest.mark.parametrize(
-    "channels, model, pipeline",
-    [(384, "FLUX.1 Fill", "FluxFillPipeline"), (128, "FLUX.1 Canny or Depth", "FluxControlPipeline")],
+    "channels, model, bases", [(384, "FLUX.1 Fill", "fill"), (128, "FLUX.1 Canny or Depth", "depth")]
 )
-def test_a_model_that_takes_a_picture_too_is_recognised(flux_folder, tmp_path, channels, model, pipeline):
+def test_a_model_that_takes_a_picture_too_is_recognised(flux_folder, tmp_path, channels, model, bases):
     transformer = small.flux_transformer(in_channels=channels, out_channels=16, layers=2)
     for kind in ("safetensors", "gguf"):
         file = tmp_path / f"flux.{kind}"
@@ -133,7 +132,7 @@ def test_a_model_that_takes_a_picture_too_is_recognised(flux_folder, tmp_path, c
             load(file, flux_folder)
         message = str(caught.value)
         assert f"is {model}, which takes a picture besides the prompt" in message
-        assert pipeline in message and "h2gen.h2_cache(pipe)" in message
+        assert "its base" in message and f"--base {bases}" in message.replace("canny or ", "")
 
 
 @pytest.mark.parametrize(

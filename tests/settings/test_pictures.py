@@ -191,5 +191,5 @@ def test_picture_objects_with_other_colours_or_cut_short_are_told_apart() -> Non
     assert open_picture(found(other)).image.getpixel((0, 0)) == (0, 0, 255)
     Image.effect_noise((64, 64), 50).save("whole.png")
     Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:900])
-    with pytest.raises(SettingError, match="a PIL image is damaged or cut short"):
-        found(Image.open("cut.png"))
+    with Image.open("cut.png") as cut, pytest.raises(SettingError, match="a PIL image is damaged or cut short"):
+        found(cut)
