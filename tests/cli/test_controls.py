@@ -64,7 +64,8 @@ def test_a_picture_records_what_it_followed_and_is_replayed_from_the_same_files(
     assert "depth:depth.png" in shown.stdout and "union:0.6" in shown.stdout
     here = ["--model", str(models / "flux"), "-q"]
     refused = h2gen("replay", found["path"], *here)
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    lines = refused.stderr.splitlines()
+    assert refused.returncode == 2 and len(lines) == 4 and all("give the file again with" in line for line in lines)
     assert "'depth.png'" in refused.stderr and "--control" in refused.stderr
     Path("depth.png").rename("moved.png")
     again = ["--control", "moved.png", "--controlnet", str(models / "union")]
@@ -90,7 +91,7 @@ def test_a_control_picture_gives_the_shape_unless_a_size_does(models: Path) -> N
     given = {"model": str(models / "follows"), "control": "canny:photo.png"}
     assert request_from("a cat", [("option", given)]).settings.width == 128
     sized = request_from("a cat", [("option", {**given, "size": "64x64"})])
-    assert "'photo.png' is 128x96; it is cut and resized to 64x64." in sized.notices
+    assert "'photo.png' (128x96) is cropped and resized to 64x64." in sized.notices
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
