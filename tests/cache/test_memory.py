@@ -21,18 +21,35 @@ class Halt(Exception):
     """Raised inside a block."""
 
 
+_LEFT: list[torch.Tensor] = []
+
+
+def leave_out_others() -> None:
+    """Let ``streams`` leave out what earlier tests have left. It is held, so that its ids are not used again."""
+    gc.collect()
+    _LEFT.clear()
+    _LEFT.extend(tensor for each in streams() if (tensor := each()) is not None)
+
+
 def streams() -> list[weakref.ref[torch.Tensor]]:
     """Tensors now alive that may be kept residuals or summaries: as wide as the streams, and more than text tokens."""
+    left = {id(tensor) for tensor in _LEFT}
     return [
         weakref.ref(found)
         for found in gc.get_objects()
         if type(found) is torch.Tensor and found.ndim == 3 and found.shape[1] >= 16 and found.shape[2] == WIDTH
+        if id(found) not in left
     ]
 
 
 def still_alive(tensors: list[weakref.ref[torch.Tensor]]) -> int:
     gc.collect()
     return sum(tensor() is not None for tensor in tensors)
+
+
+@pytest.fixture(autouse=True)
+def _own_tensors() -> None:
+    leave_out_others()
 
 
 @pytest.mark.parametrize(

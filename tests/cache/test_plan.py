@@ -32,7 +32,7 @@ from tests.cache.drive import (
 )
 from tests.cache.reference import Rules, reference, sigmas_of
 from tests.cache.test_checks import Operations, spy_on_the_checks
-from tests.cache.test_memory import still_alive, streams
+from tests.cache.test_memory import leave_out_others, still_alive, streams
 from tests.small import flux2_klein_pipeline, flux_pipeline, run_kwargs
 
 PLANS = ["FFRDSFRS", "FSSSSSSS", "FRRRFDDS", "FFCSRCDS", "FDSDSFSS"]
@@ -306,14 +306,12 @@ def test_a_run_that_was_stopped_leaves_nothing_to_the_next() -> None:
 
 def test_memory_of_a_plan_is_bounded_and_free_once_a_run_is_over() -> None:
     pipe, counts, kept = flux_pipeline(), [], []
-    gc.collect()
-    others = [each() for each in streams()]  # which earlier tests have left; held, so that no id is used again
+    leave_out_others()
 
     def look(_pipe: Any, step: int, _t: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         gc.collect()
-        own = [each for each in streams() if not any(each() is other for other in others)]
-        counts.append(len(own))
-        kept.extend(own)
+        counts.append(len(streams()))
+        kept.extend(streams())
         return kwargs
 
     with h2_cache(pipe, plan="FFFFRS", forecast=1):
