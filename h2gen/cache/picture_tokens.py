@@ -26,7 +26,7 @@ class PictureTokens:
         self._copied: Any = None
         ids = image_ids[0] if image_ids is not None and image_ids.ndim == 3 else image_ids
         self._numbers = None
-        if ids is not None and ids.shape[0] == image_tokens:
+        if ids is not None and ids.shape[0] == image_tokens > 0:
             queued = ids.device.type == "cuda"
             self._numbers = ids[:, 0].detach().to("cpu", non_blocking=queued)
             if queued:
