@@ -155,7 +155,7 @@ def test_a_model_that_is_not_here_says_what_it_needs(cached, monkeypatch):
 def test_a_gated_model_that_is_here_needs_no_token(cached):
     cached(str(CATALOGUE["dev"].repo))
     lines = {line.subject: line for line in check_model("dev", hashes=False).lines}
-    assert lines["licence"].ok and "none is needed" in lines["licence"].text
+    assert lines["licence"].ok and "already downloaded" in lines["licence"].text
 
 
 def test_a_single_file_is_told_what_it_holds(flux_folder, tmp_path):
@@ -171,7 +171,7 @@ def test_a_single_file_is_told_what_it_holds(flux_folder, tmp_path):
     lora = {f"transformer.transformer_blocks.0.attn.add_q_proj.{end}": tensor for end, tensor in ends.items()}
     save_file(lora, tmp_path / "style.safetensors")
     text = check_model(str(tmp_path / "style.safetensors")).lines[0].text
-    assert text.startswith("a LoRA for FLUX: rank 4, ") and "; complete, " in text and text.endswith("as --lora")
+    assert text.startswith("a LoRA for FLUX: rank 4, ") and "; complete, " in text and text.endswith("with --lora")
     checkpoints.truncate(file, -1)
     assert "is cut short" in problems(check_model(str(file)))["file"][0]
 
