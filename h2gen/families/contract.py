@@ -46,6 +46,24 @@ class PassInputs(NamedTuple):
     streams they come after the image tokens."""
 
 
+class PictureInputs(NamedTuple):
+    """What the pictures of a batch are made from besides their prompts.
+
+    Args:
+        size: width and height, in pixels; a multiple of what the model needs.
+        pictures: in RGB; for the task ``edit`` of any size, otherwise of ``size``. A second one is a reference.
+        mask: in L, of ``size``, 255 where the picture changes.
+        strength: how much of the schedule runs, above 0 up to 1; None if the task has none.
+        together: pictures in the batch.
+    """
+
+    size: tuple[int, int]
+    pictures: Sequence[Image.Image] = ()
+    mask: Image.Image | None = None
+    strength: float | None = None
+    together: int = 1
+
+
 class Family(ABC):
     """One transformer architecture and the pipelines that use it. Stateless; there is one instance per family."""
 
@@ -248,35 +266,22 @@ class Family(ABC):
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
         """The pipeline's arguments for distilled guidance and for true classifier-free guidance."""
 
-    def picture_arguments(
-        self,
-        pipe: Any,
-        task: str,
-        size: tuple[int, int],
-        pictures: Sequence[Image.Image] = (),
-        mask: Image.Image | None = None,
-        strength: float | None = None,
-        together: int = 1,
-    ) -> dict[str, Any]:
+    def picture_arguments(self, pipe: Any, task: str, given: PictureInputs) -> dict[str, Any]:
         """The pipeline's arguments for the size of its pictures, and for what they are made from besides the prompt.
 
         Args:
             pipe: the pipeline of the task.
             task: one of the checkpoint's ``tasks``.
-            size: width and height, in pixels; a multiple of what the model needs.
-            pictures: in RGB; for ``edit`` of any size, otherwise of ``size``. A second one is a reference.
-            mask: in L, of ``size``, 255 where the picture changes.
-            strength: how much of the schedule runs, above 0 up to 1; None if the task has none.
-            together: pictures in the batch.
+            given: what the pictures are made from.
         """
-        arguments: dict[str, Any] = {"width": size[0], "height": size[1]}
-        if pictures:
+        arguments: dict[str, Any] = {"width": given.size[0], "height": given.size[1]}
+        if given.pictures:
             # One for each picture of the batch: the autoencoder's sample is drawn from each one's own seed.
-            arguments["image"] = [pictures[0]] * together
-        if mask is not None:
-            arguments["mask_image"] = [mask] * together
-        if strength is not None:
-            arguments["strength"] = strength
+            arguments["image"] = [given.pictures[0]] * given.together
+        if given.mask is not None:
+            arguments["mask_image"] = [given.mask] * given.together
+        if given.strength is not None:
+            arguments["strength"] = given.strength
         return arguments
 
     def control_arguments(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from h2gen.families.contract import Family
+from h2gen.families.contract import Family, PictureInputs
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.tasks import Limits
@@ -105,27 +105,18 @@ class Flux1(Family):
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
         return {"guidance_scale": guidance, **({"true_cfg_scale": cfg} if cfg > 1 else {})}
 
-    def picture_arguments(
-        self,
-        pipe: Any,
-        task: str,
-        size: tuple[int, int],
-        pictures: Sequence[Image.Image] = (),
-        mask: Image.Image | None = None,
-        strength: float | None = None,
-        together: int = 1,
-    ) -> dict[str, Any]:
+    def picture_arguments(self, pipe: Any, task: str, given: PictureInputs) -> dict[str, Any]:
         if not type(pipe).__name__.startswith("FluxKontext"):
-            return super().picture_arguments(pipe, task, size, pictures, mask, strength, together)
+            return super().picture_arguments(pipe, task, given)
         # Its autoencoder draws nothing, and it takes one picture for the whole batch.
-        arguments = super().picture_arguments(pipe, task, size, pictures, mask, strength)
-        arguments["max_area"] = size[0] * size[1]  # or it would scale the size to a megapixel
-        if pictures:
-            arguments["image"] = pictures[0]
+        arguments = super().picture_arguments(pipe, task, given._replace(together=1))
+        arguments["max_area"] = given.size[0] * given.size[1]  # or it would scale the size to a megapixel
+        if given.pictures:
+            arguments["image"] = given.pictures[0]
         if task == "inpaint":
             arguments["_auto_resize"] = False  # or the result would have another size
-            if len(pictures) > 1:
-                arguments["image_reference"] = pictures[1]
+            if len(given.pictures) > 1:
+                arguments["image_reference"] = given.pictures[1]
         return arguments
 
     def control_arguments(

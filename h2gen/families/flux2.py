@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from h2gen.families.contract import Family
+from h2gen.families.contract import Family, PictureInputs
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.tasks import Limits
@@ -13,7 +13,6 @@ from h2gen.families.unused import NO_GUIDANCE, NO_NEGATIVE, NO_TRUE_GUIDANCE, NO
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 FLUX2_DEV = ModelDefaults(guidance=4.0)
 KLEIN = ModelDefaults(steps=4, guidance=1.0)
@@ -83,24 +82,15 @@ class Flux2(Family):
         # The guidance_scale of [klein] is true guidance.
         return {"guidance_scale": cfg if _is_klein(pipe) else guidance}
 
-    def picture_arguments(
-        self,
-        pipe: Any,
-        task: str,
-        size: tuple[int, int],
-        pictures: Sequence[Image.Image] = (),
-        mask: Image.Image | None = None,
-        strength: float | None = None,
-        together: int = 1,
-    ) -> dict[str, Any]:
+    def picture_arguments(self, pipe: Any, task: str, given: PictureInputs) -> dict[str, Any]:
         # Its autoencoder draws nothing: the same pictures serve the whole batch.
-        arguments = super().picture_arguments(pipe, task, size, pictures, mask, strength)
+        arguments = super().picture_arguments(pipe, task, given._replace(together=1))
         if task == "edit":
-            arguments["image"] = [*pictures]
+            arguments["image"] = [*given.pictures]
         elif task == "inpaint":
-            arguments["image"] = pictures[0]
-            if len(pictures) > 1:
-                arguments["image_reference"] = pictures[1]
+            arguments["image"] = given.pictures[0]
+            if len(given.pictures) > 1:
+                arguments["image_reference"] = given.pictures[1]
         return arguments
 
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:

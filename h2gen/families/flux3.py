@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from h2gen.families.contract import Family, PassInputs
+from h2gen.families.contract import Family, PassInputs, PictureInputs
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.single_file import block_counts
@@ -18,7 +18,6 @@ from h2gen.families.unused import NO_GUIDANCE, NO_NEGATIVE, NOT_DISTILLED, Unuse
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from torch import nn
 
 KLEIN_BASE = ModelDefaults(steps=50, guidance=0.0, cfg=3.5, max_sequence_length=8192)
@@ -116,18 +115,11 @@ class Flux3(Family):
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
         return {"guidance_scale": max(cfg, 1.0)}  # below 1, guidance is off
 
-    def picture_arguments(
-        self,
-        pipe: Any,
-        task: str,
-        size: tuple[int, int],
-        pictures: Sequence[Image.Image] = (),
-        mask: Image.Image | None = None,
-        strength: float | None = None,
-        together: int = 1,
-    ) -> dict[str, Any]:
-        arguments: dict[str, Any] = {"width": size[0], "height": size[1]}
-        return {**arguments, "image": list(pictures)} if pictures else arguments  # the same for the whole batch
+    def picture_arguments(self, pipe: Any, task: str, given: PictureInputs) -> dict[str, Any]:
+        arguments = super().picture_arguments(pipe, task, given)
+        return (
+            {**arguments, "image": [*given.pictures]} if given.pictures else arguments
+        )  # the same for the whole batch
 
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
         inputs = super().example_inputs(transformer, image_tokens, text_tokens)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2gen.families import STRENGTHS, TASKS, Family, family_of
+from h2gen.families.contract import PictureInputs
 from h2gen.generation.solvers import strength_for
 from h2gen.models.tasks import check_complete, name_of, pipeline_for, task_of
 from h2gen.settings.controls import mode_for, nets_of
@@ -106,12 +107,11 @@ class TaskPipelines:
         settings, family = together[0], family_of(pipe.transformer)
         task, own = self._task(_tasks(pipe), settings), self.of(pipe, settings, offload)
         family.check_cfg(own, settings.cfg)
-        size = settings.width, settings.height
         return {
             "num_inference_steps": settings.steps,
             "max_sequence_length": settings.max_sequence_length,
             "output_type": "np",
-            **family.picture_arguments(own, task, size, together=len(together), **_inputs(task, settings)),
+            **family.picture_arguments(own, task, _inputs(task, settings)._replace(together=len(together))),
             **(self._control(family, task, settings) if settings.control else {}),
             **family.guidance_arguments(own, settings.guidance, settings.cfg),
         }
@@ -144,17 +144,17 @@ def _tasks(pipe: Any) -> dict[str, str]:
     return {**TASKS.get(name, {"text": name})}
 
 
-def _inputs(task: str, settings: Settings) -> dict[str, Any]:
-    """The input pictures, as ``Family.picture_arguments`` takes them."""
+def _inputs(task: str, settings: Settings) -> PictureInputs:
+    """What a picture is made from, with its input pictures opened."""
+    given = PictureInputs((settings.width, settings.height))
     if not settings.image:
-        return {}
+        return given
     from h2gen.settings.pictures import fitted, open_picture
 
-    size = settings.width, settings.height
     first, *more = (open_picture(file).image for file in settings.image)
-    given: dict[str, Any] = {"pictures": [first if task == "edit" else fitted(first, size), *more]}
-    if settings.mask:
-        given["mask"] = fitted(open_picture(settings.mask[0], mask=True).image, size)
-    if task in STRENGTHS:
-        given["strength"] = strength_for(settings)
-    return given
+    masks = [fitted(open_picture(file, mask=True).image, given.size) for file in settings.mask]
+    return given._replace(
+        pictures=[first if task == "edit" else fitted(first, given.size), *more],
+        mask=masks[0] if masks else None,
+        strength=strength_for(settings) if task in STRENGTHS else None,
+    )
