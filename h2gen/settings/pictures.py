@@ -89,11 +89,10 @@ class Opened:
         return self.image.size
 
 
-_one_at_a_time = threading.Lock()
-"""For ``_kept``, which all sessions share."""
 _kept: OrderedDict[tuple[str, bool], Opened] = OrderedDict()
 """By hash, and whether it is used as a mask; the least recently used first."""
-_keeping = threading.Lock()
+_one_at_a_time = threading.Lock()
+"""For ``_kept``, which all sessions share."""
 
 
 def open_picture(item: InputFile, *, mask: bool = False) -> Opened:
@@ -114,20 +113,18 @@ def open_picture(item: InputFile, *, mask: bool = False) -> Opened:
 
 def _opened(item: InputFile, mask: bool) -> Opened:
     key = (item.sha256, mask)
-    with _keeping:
-        if key in _kept:
-            _kept.move_to_end(key)
-            return _kept[key]
+    if key in _kept:
+        _kept.move_to_end(key)
+        return _kept[key]
     shown = repr(printable(item.name))
     with _one_line(shown):
         opened = _open(item, shown)
         opened = Opened(_as_mask(opened.image) if mask else _as_rgb(opened.image), opened.animated)
     if mask and int(opened.image.getextrema()[1]) < _HALF:  # type: ignore[arg-type]
         raise SettingError(f"The mask {shown} is black, so nothing would change; paint white what should change.")
-    with _keeping:
-        _kept[key] = opened
-        while sum(math.prod(each.size) for each in _kept.values()) > _MOST_KEPT and len(_kept) > 1:
-            _kept.popitem(last=False)
+    _kept[key] = opened
+    while sum(math.prod(each.size) for each in _kept.values()) > _MOST_KEPT and len(_kept) > 1:
+        _kept.popitem(last=False)
     return opened
 
 
@@ -253,8 +250,8 @@ def _too_large(shown: str, size: str = "") -> SettingError:
 
 def _hash_of(image: Image.Image) -> str:
     """The hash of a picture's pixels, which has no file."""
-    colours = (image.getpalette("RGB"), image.info.get("transparency")) if image.mode in ("P", "PA") else ""
-    head = f"{image.mode} {image.width}x{image.height} {colours or ''}".encode()
     from h2gen.files import sha256
 
+    colours = (image.getpalette("RGB"), image.info.get("transparency")) if image.mode in ("P", "PA") else ""
+    head = f"{image.mode} {image.width}x{image.height} {colours or ''}".encode()
     return sha256(head + image.tobytes())
