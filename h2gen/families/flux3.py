@@ -117,9 +117,9 @@ class Flux3(Family):
 
     def picture_arguments(self, pipe: Any, task: str, given: PictureInputs) -> dict[str, Any]:
         arguments = super().picture_arguments(pipe, task, given)
-        return (
-            {**arguments, "image": [*given.pictures]} if given.pictures else arguments
-        )  # the same for the whole batch
+        if given.pictures:
+            arguments["image"] = [*given.pictures]  # the same for the whole batch
+        return arguments
 
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
         inputs = super().example_inputs(transformer, image_tokens, text_tokens)
