@@ -47,6 +47,20 @@ class Checkpoint:
     parts: tuple[PartFile, ...] = ()
 
 
+def in_repository(name: str) -> tuple[str, str] | None:
+    """A repository's id and what is named in it, such as ``("owner/name", "folder/file")``; None for any other name.
+
+    A name may come from a picture's metadata: one that leaves the repository's folder is none.
+    """
+    owner, _, rest = name.partition("/")
+    repo, _, inside = rest.partition("/")
+    if not REPO_ID.fullmatch(f"{owner}/{repo}") or "\\" in inside:
+        return None
+    if inside and not {"", ".", ".."}.isdisjoint(inside.split("/")):
+        return None
+    return f"{owner}/{repo}", inside
+
+
 def model_name(checkpoint: Checkpoint) -> str:
     """The name that is stored in a picture: an alias or a repository's id as given, only the last part of a path."""
     return checkpoint.name if checkpoint.kind in ("bundled", "hub") else Path(checkpoint.location).resolve().name

@@ -10,7 +10,7 @@ from typing import Any
 from h2gen.errors import ModelError, SettingError
 from h2gen.families.controlnet import CONTROLNET, config_of, is_controlnet, is_xlabs, misfit
 from h2gen.models import files
-from h2gen.models.catalogue import REPO_ID
+from h2gen.models.catalogue import in_repository
 from h2gen.models.files import shown
 from h2gen.models.side_models import cached_part, download_part
 from h2gen.wording import printable
@@ -31,13 +31,13 @@ def find_controlnet(name: str) -> tuple[Path | str, str]:
     """
     path = Path(os.path.expanduser(name))
     if not path.exists():
-        repo = "/".join(name.split("/")[:2])
-        if name.startswith((".", "/", "~")) or not REPO_ID.fullmatch(repo):
+        found = in_repository(name)
+        if found is None:
             raise SettingError(
                 f"there is no ControlNet {printable(name)!r}; give a .safetensors file, a folder, or a repository such "
                 "as owner/name."
             )
-        path = download_part(repo, name[len(repo) + 1 :], CONFIG)
+        path = download_part(*found, CONFIG)
         read_controlnet(path)
         return path, name
     path = Path(os.path.abspath(path))
@@ -47,8 +47,8 @@ def find_controlnet(name: str) -> tuple[Path | str, str]:
 
 def known_controlnet(name: str) -> Path | None:
     """Where a ControlNet is that a picture names, if it is a repository's that was downloaded before."""
-    repo = "/".join(name.split("/")[:2])
-    return cached_part(repo, name[len(repo) + 1 :], CONFIG) if REPO_ID.fullmatch(repo) else None
+    found = in_repository(name)
+    return None if found is None else cached_part(*found, CONFIG)
 
 
 def hash_controlnet(path: Path | str) -> str:

@@ -11,7 +11,7 @@ from h2gen.errors import ModelError, SettingError
 from h2gen.families import FAMILIES
 from h2gen.families.lora import LoraFacts, read_lora
 from h2gen.families.single_file import other_kind
-from h2gen.models.catalogue import BUNDLED, REPO_ID, Checkpoint
+from h2gen.models.catalogue import BUNDLED, Checkpoint, in_repository
 from h2gen.models.defaults import ModelDefaults
 from h2gen.models.facts import facts_of
 from h2gen.models.files import PICKLES, WEIGHTS, read_header, shown
@@ -85,10 +85,10 @@ def find_lora(name: str) -> tuple[Path, str]:
     Raises:
         UsageError: there is none, or it is not a LoRA.
     """
-    path = _path(name)
-    if path is not None and path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         raise SettingError(f"{printable(name)!r} is a folder; give a {SUFFIX} file in it.")
-    if path is not None and path.is_file():
+    if os.path.isfile(path):
         found, known = Path(os.path.abspath(path)), printable(path.name)
     elif name.startswith(_OURS):
         found, known = _bundled(name), name
@@ -117,13 +117,6 @@ def _width(config: Mapping[str, Any]) -> int | None:
     return heads * each if isinstance(heads, int) and isinstance(each, int) else None
 
 
-def _path(name: str) -> Path | None:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # the home folder of an unknown user
-        return None
-
-
 def _bundled(name: str) -> Path:
     files = {f"{_OURS}{path.stem}": path for path in sorted((BUNDLED / "loras").glob(f"*{SUFFIX}"))}
     if name not in files:
@@ -134,15 +127,12 @@ def _bundled(name: str) -> Path:
 
 def _split(name: str) -> tuple[str, str | None]:
     """A repository's id, and the file in it if one is named."""
-    owner, _, rest = name.partition("/")
-    repo, _, file = rest.partition("/")
-    if not REPO_ID.fullmatch(f"{owner}/{repo}") or (not file and repo.lower().endswith(WEIGHTS + PICKLES)):
+    repo, file = in_repository(name) or ("", "")
+    if not repo or (not file and repo.lower().endswith(WEIGHTS + PICKLES)):
         raise SettingError(f"there is no file {printable(name)!r}; check the path.")
     if file and not file.lower().endswith(SUFFIX):
         raise SettingError(f"there is no file {printable(name)!r}; in a repository, name a {SUFFIX} file.")
-    if file and ("\\" in file or not {"", ".", ".."}.isdisjoint(file.split("/"))):
-        raise SettingError(f"there is no file {printable(name)!r}; check the path.")
-    return f"{owner}/{repo}", file or None
+    return repo, file or None
 
 
 def _downloaded(repo: str, file: str | None) -> tuple[Path, str]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from h2gen.errors import ModelError, SettingError
 from h2gen.families.controlnet import mixture
 from h2gen.models.choices import mode_of
-from h2gen.models.controlnet import check_fits, find_controlnet, load_controlnet, read_controlnet
+from h2gen.models.controlnet import check_fits, find_controlnet, known_controlnet, load_controlnet, read_controlnet
 from h2gen.models.redux import check_redux, find_redux, load_redux
 from tests.checkpoints import edit_json, edit_weights, save_single
 from tests.small import UNION, XLABS, controlnet, flux_transformer, picture, redux_prior
@@ -125,3 +125,22 @@ def test_what_is_not_redux_is_refused(tmp_path: Path) -> None:
         find_redux("nothing")
     with pytest.raises(ModelError, match=r"'black-forest-labs/FLUX.1-Redux-dev' is not on this machine"):
         find_redux("redux")
+
+
+@pytest.mark.parametrize("inside", ["../../../../x.safetensors", "/x.safetensors", "sub/..\\x.safetensors", "./x"])
+def test_a_name_that_leaves_its_repository_is_that_of_no_controlnet(
+    inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a name may stand in a picture of a stranger."""
+    snapshot = tmp_path / "models--a--b" / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b" / "refs").mkdir()
+    (tmp_path / "models--a--b" / "refs" / "main").write_text("0" * 40)
+    for folder in (tmp_path, snapshot):
+        (folder / "x.safetensors").write_bytes(b"")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    assert known_controlnet("a/b/x.safetensors") == snapshot / "x.safetensors"
+    assert known_controlnet(f"a/b/{inside}") is None
+    with pytest.raises(SettingError, match="there is no ControlNet"):
+        find_controlnet(f"a/b/{inside}")
