@@ -77,7 +77,7 @@ def find_file(name: str) -> tuple[Path | str, str]:
     Raises:
         SettingError: there is none; the message begins after the option's name.
     """
-    path = _expanded(name)
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         raise SettingError(f"{shown(name)} is a folder; give a file in it.")
     if not path.is_file():
@@ -181,7 +181,7 @@ class FileRule(Rule):
         """The files that a file in ``folder`` names: relative paths start there, if they exist there."""
 
         def moved(item: InputFile) -> InputFile:
-            there = None if item.path is None else folder / _expanded(str(item.path))
+            there = None if item.path is None else folder / os.path.expanduser(str(item.path))
             return replace(item, path=there) if there is not None and _is_file(str(there)) else item
 
         return tuple(moved(item) for item in self.check(name, value))
@@ -249,18 +249,8 @@ class FileRule(Rule):
         return f"{kinds}a {self.what}'s path{', if need be followed by :NUMBER' if self.number else ''}"
 
 
-def _expanded(name: str) -> Path:
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # the home folder of an unknown user
-        return Path(name)
-
-
 def _is_file(name: str) -> bool:
-    try:
-        return _expanded(name).is_file()
-    except (OSError, ValueError):
-        return False
+    return os.path.isfile(os.path.expanduser(name))
 
 
 def _quoted(name: str) -> str:
