@@ -68,17 +68,21 @@ def download(repo: str, *, parts: Sequence[PartFile] = ()) -> Path:
 
 
 def transformer_config(repo: str) -> Path:
-    """The file with the configuration of a repository's transformer, downloaded without any others if it is missing.
+    """The file with the configuration of a repository's transformer; see ``single_file``."""
+    return single_file(repo, "transformer/config.json")
+
+
+def single_file(repo: str, file: str) -> Path:
+    """A file of a repository, downloaded without any others if it is missing.
 
     Raises:
         Exception: one of huggingface_hub's, for ``translated`` to translate.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import hf_hub_download
 
-    file = "transformer/config.json"
-    known = try_to_load_from_cache(repo, file)
-    if isinstance(known, str):
-        return Path(known)
+    here = cached_file(repo, file)
+    if here is not None:
+        return here
     reach(repo, file)
     return Path(hf_hub_download(repo, file))
 
@@ -129,13 +133,19 @@ def is_complete(repo: str) -> bool:
 
 def cached(repo: str) -> Path | None:
     """The folder with what was downloaded of a repository; None if nothing was. Does not use the network."""
+    for name in (INDEX, MODULAR_INDEX):
+        index = cached_file(repo, name)
+        if index is not None:
+            return index.parent
+    return None
+
+
+def cached_file(repo: str, file: str) -> Path | None:
+    """Where a file of a repository is; None if it was not downloaded. Does not use the network."""
     from huggingface_hub import try_to_load_from_cache
 
-    for name in (INDEX, MODULAR_INDEX):
-        index = try_to_load_from_cache(repo, name)
-        if isinstance(index, str):
-            return Path(index).parent
-    return None
+    found = try_to_load_from_cache(repo, file)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _has_no_weights(part: Path) -> bool:

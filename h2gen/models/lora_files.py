@@ -15,7 +15,7 @@ from h2gen.models.catalogue import BUNDLED, Checkpoint, in_repository
 from h2gen.models.defaults import ModelDefaults
 from h2gen.models.facts import facts_of
 from h2gen.models.files import PICKLES, WEIGHTS, read_header, shown
-from h2gen.models.hub import reach
+from h2gen.models.hub import cached_file, reach, single_file
 from h2gen.models.translate_errors import explain
 from h2gen.wording import did_you_mean, printable
 
@@ -106,7 +106,7 @@ def known_lora(name: str) -> Path | None:
         if name.startswith(_OURS):
             return _bundled(name)
         repo, file = _split(name)
-        return None if file is None else _cached(repo, file)
+        return None if file is None else cached_file(repo, file)
     except SettingError:
         return None
 
@@ -136,17 +136,12 @@ def _split(name: str) -> tuple[str, str | None]:
 
 
 def _downloaded(repo: str, file: str | None) -> tuple[Path, str]:
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
         if file is None:
             file = _chosen(repo, _listed(repo))
-        here = _cached(repo, file)
-        if here is not None:
-            return here, file
-        reach(repo, file)
-        return Path(hf_hub_download(repo, file)), file
+        return single_file(repo, file), file
     except SettingError:
         raise
     except RemoteEntryNotFoundError as error:
@@ -165,13 +160,6 @@ def _chosen(repo: str, names: Sequence[str]) -> str:
         raise SettingError(f"the repository {repo!r} has no {SUFFIX} file; give a repository with a LoRA.")
     some = ", ".join(printable(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
     raise SettingError(f"the repository {repo!r} has {len(names)} {SUFFIX} files; give one as {repo}/FILE: {some}.")
-
-
-def _cached(repo: str, file: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repo, file)
-    return Path(found) if isinstance(found, str) else None
 
 
 def _listed(repo: str) -> list[str]:

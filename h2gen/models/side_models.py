@@ -9,7 +9,7 @@ from h2gen.errors import ModelError
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.defaults import ModelDefaults
 from h2gen.models.files import weight_files
-from h2gen.models.hub import VARIANTS, reach
+from h2gen.models.hub import VARIANTS, cached_file, reach
 from h2gen.models.translate_errors import translated
 from h2gen.wording import printable
 
@@ -49,13 +49,11 @@ def download_part(repo: str, inside: str, marker: str, patterns: Collection[str]
 
 def cached_part(repo: str, inside: str, marker: str) -> Path | None:
     """Where ``download_part`` has put something; None if it was not downloaded. Does not use the network."""
-    from huggingface_hub import try_to_load_from_cache
-
     single = inside.endswith(".safetensors")
-    found = try_to_load_from_cache(repo, inside if single else f"{inside}/{marker}".lstrip("/"))
-    if not isinstance(found, str):
+    found = cached_file(repo, inside if single else f"{inside}/{marker}".lstrip("/"))
+    if found is None:
         return None
-    path = Path(found) if single else Path(found).parent
+    path = found if single else found.parent
     try:
         for folder in (path, *path.iterdir()) if path.is_dir() else ():
             if (folder / "config.json").is_file():
