@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from h2gen.families import STRENGTHS, TASKS, Family, family_of
 from h2gen.families.contract import PictureInputs
 from h2gen.generation.solvers import strength_for
-from h2gen.models.tasks import check_complete, name_of, pipeline_for, task_of
+from h2gen.models.tasks import complete_task, name_of, pipeline_for
 from h2gen.settings.controls import mode_for, nets_of
 from h2gen.settings.edges import canny
 from h2gen.settings.inputs import InputFile
@@ -30,7 +30,8 @@ class TaskPipelines:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._others: dict[str, Any] = {}
+        self._others: dict[tuple[str, ...], Any] = {}
+        """By class, followed by the hashes of their ControlNets."""
         self._nets: dict[str, Any] = {}
         """The ControlNets of the last pictures, by hash."""
         self._redux: ReduxTokens | None = None
@@ -52,7 +53,7 @@ class TaskPipelines:
         if name == name_of(pipe):
             return pipe
         files = nets_of(settings.controlnet, settings.control)
-        key = " ".join((name, *(file.sha256 for file in files)))
+        key = name, *(file.sha256 for file in files)
         if key not in self._others:
             more = {"controlnet": self._controlnets(pipe, files, offload)} if files else {}
             self._others[key] = pipeline_for(pipe, name, **more)
@@ -64,8 +65,7 @@ class TaskPipelines:
         from h2gen.models.memory import place_part
 
         wanted = {file.sha256: file for file in files}
-        for key in [key for key in self._others if " " in key]:
-            del self._others[key]
+        self._others = {key: other for key, other in self._others.items() if len(key) == 1}
         self._nets = {key: net for key, net in self._nets.items() if key in wanted}
         for key, file in wanted.items():
             if key not in self._nets:
@@ -133,10 +133,7 @@ class TaskPipelines:
         return family.control_arguments(task, pictures, nets)
 
     def _task(self, tasks: dict[str, str], settings: Settings) -> str:
-        given = settings.inputs
-        task = task_of(self._name, tasks, **given)
-        check_complete(self._name, task, mask=given["mask"], control=given["control"])
-        return task
+        return complete_task(self._name, tasks, **settings.inputs)
 
 
 def _tasks(pipe: Any) -> dict[str, str]:

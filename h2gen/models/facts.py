@@ -62,13 +62,27 @@ def facts_of(checkpoint: Checkpoint) -> Facts | None:
     entry = entry_of(whole)
     if entry is not None and entry.repo is not None:
         return Facts(entry.of_family, entry.index, entry.config, entry.repo, entry)
-    folder = _downloaded(str(whole.location)) if whole.kind == "hub" else Path(whole.location)
+    folder = _folder(whole)
     if folder is None:
         return None
     own = Path(checkpoint.location, "config.json") if checkpoint.kind == "transformer" else folder / CONFIG
-    config, index = (_read(file, _changed(file)) for file in (own, index_of(folder)))
+    config = _read(own, _changed(own))
     family = FAMILIES.get(str(config.get("_class_name")))
-    return None if family is None else Facts(family, index, config, folder, entry)
+    return None if family is None else Facts(family, model_index_of(checkpoint), config, folder, entry)
+
+
+def model_index_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """A checkpoint's ``model_index.json``, or that of its base; empty if it is not on this machine."""
+    whole = checkpoint.base or checkpoint
+    entry, folder = entry_of(whole), _folder(whole)
+    if entry is not None and entry.repo is not None:
+        return entry.index
+    return {} if folder is None else _read(index_of(folder), _changed(index_of(folder)))
+
+
+def _folder(whole: Checkpoint) -> Path | None:
+    """The folder of a model that is not a single file; None if it is not on this machine."""
+    return _downloaded(str(whole.location)) if whole.kind == "hub" else Path(whole.location)
 
 
 def entry_of(checkpoint: Checkpoint) -> CatalogueEntry | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from h2gen.errors import SettingError
 from h2gen.families import TASKS
 from h2gen.models.catalogue import CATALOGUE, CatalogueEntry, Checkpoint
-from h2gen.models.files import index_of
+from h2gen.models.facts import model_index_of
 
 _STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id", "_progress_bar_config")
 """What a pipeline remembers about its offloading and its progress bar."""
@@ -22,7 +20,7 @@ def tasks_of(checkpoint: Checkpoint) -> Mapping[str, str] | None:
 
     Nothing is loaded or downloaded.
     """
-    return TASKS.get(_pipeline(checkpoint) or "")
+    return TASKS.get(str(model_index_of(checkpoint).get("_class_name")))
 
 
 def task_of(
@@ -56,7 +54,7 @@ def task_of(
         prefix = "controlnet" if controlnet else "control"
         wanted = (prefix if wanted[0] == "text" else f"{prefix} {wanted[0]}",)
     elif tasks is not None and "control" in tasks:
-        wanted = ("control",)  # what is missing is reported by ``check_complete``
+        wanted = ("control",)  # what is missing is reported by ``complete_task``
     if tasks is None:
         return wanted[0]
     for task in wanted:
@@ -102,12 +100,13 @@ def check_control(
     raise SettingError(f"{name!r} {what}; these models {how}: {', '.join(able)}{nets}.")
 
 
-def check_complete(name: str, task: str, *, mask: bool, control: int = 1) -> None:
-    """Check that no input of a task is missing.
+def complete_task(name: str, tasks: Collection[str] | None, *, mask: bool, control: int, **given: int) -> str:
+    """The task of a picture of which no input is missing; the arguments are those of ``task_of``.
 
     Raises:
-        SettingError: the task needs a picture and a mask, or a control picture.
+        SettingError: as ``task_of``; or the task needs a picture and a mask, or a control picture.
     """
+    task = task_of(name, tasks, mask=mask, control=control, **given)
     if task == "control" and not control:
         raise SettingError(
             f"{name!r} follows a picture; give it with --control FILE, used as it is, or, for a model that follows "
@@ -117,6 +116,7 @@ def check_complete(name: str, task: str, *, mask: bool, control: int = 1) -> Non
         raise SettingError(
             f"{name!r} fills in part of a picture; give the picture with --image and the part with --mask."
         )
+    return task
 
 
 def name_of(pipe: Any) -> str:
@@ -151,26 +151,3 @@ def pipeline_for(pipe: Any, name: str, **more: Any) -> Any:
 
 def _tasks_of_entry(entry: CatalogueEntry) -> Mapping[str, str]:
     return TASKS.get(entry.index["_class_name"], {})
-
-
-def _pipeline(checkpoint: Checkpoint) -> str | None:
-    """The pipeline that a checkpoint's ``model_index.json`` names; None if that is not on this machine."""
-    if checkpoint.base is not None:
-        return _pipeline(checkpoint.base)
-    if checkpoint.kind == "hub":
-        for entry in CATALOGUE.values():
-            if entry.repo == checkpoint.location:
-                return str(entry.index["_class_name"])
-        from h2gen.models.hub import cached
-
-        folder = cached(str(checkpoint.location))
-        return None if folder is None else _named_in(folder)
-    return _named_in(Path(checkpoint.location))
-
-
-def _named_in(folder: Path) -> str | None:
-    try:
-        found = json.loads(index_of(folder).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):  # loading it reports what is wrong
-        return None
-    return str(found.get("_class_name")) if isinstance(found, dict) else None

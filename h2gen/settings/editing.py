@@ -11,7 +11,7 @@ from h2gen.errors import SettingError
 from h2gen.families import LIMITS, STRENGTHS
 from h2gen.families.tasks import LEAST_SIDE, MOST_ASPECT
 from h2gen.models.catalogue import Checkpoint
-from h2gen.models.tasks import check_complete, task_of, tasks_of
+from h2gen.models.tasks import complete_task, task_of, tasks_of
 from h2gen.settings.inputs import InputFile
 from h2gen.settings.layers import Resolved
 from h2gen.wording import printable
@@ -45,9 +45,7 @@ def check_inputs(checkpoint: Checkpoint, settings: Settings) -> None:
     Raises:
         SettingError: the model needs a picture and a mask.
     """
-    given = settings.inputs
-    task = task_of(checkpoint.name, tasks_of(checkpoint), **given)
-    check_complete(checkpoint.name, task, mask=given["mask"], control=given["control"])
+    complete_task(checkpoint.name, tasks_of(checkpoint), **settings.inputs)
 
 
 def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Inputs | None:

@@ -12,7 +12,7 @@ import pytest
 from h2gen.errors import SettingError
 from h2gen.families import FAMILIES, TASKS
 from h2gen.models.catalogue import Checkpoint, ModelDefaults, resolve
-from h2gen.models.tasks import check_complete, pipeline_for, task_of, tasks_of
+from h2gen.models.tasks import complete_task, pipeline_for, task_of, tasks_of
 from tests.small import flux2_klein_pipeline, flux_pipeline
 
 
@@ -61,7 +61,7 @@ def test_what_a_model_cannot_do_is_said_with_those_that_can() -> None:
     with pytest.raises(SettingError, match="'flux2-dev' cannot inpaint, so it takes no --mask; these models can: tiny"):
         task_of("flux2-dev", TASKS["Flux2Pipeline"], pictures=1, mask=True)
     with pytest.raises(SettingError, match="give the picture with --image and the part with --mask"):
-        check_complete("fill", task_of("fill", TASKS["FluxFillPipeline"]), mask=False)
+        complete_task("fill", TASKS["FluxFillPipeline"], mask=False, control=0)
     with pytest.raises(SettingError, match="also give --image"):
         task_of("tiny", TASKS["FluxPipeline"], mask=True)
 
