@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-SAMPLES = ("controlnet_block_samples", "controlnet_single_block_samples")
-"""The arguments of a transformer's forward pass that come from ControlNets."""
+from h2gen.families.contract import SAMPLES
 
 
 class LaterSamples(Sequence[torch.Tensor]):

@@ -91,13 +91,14 @@ def guard(plan: str, share_of: Callable[[CacheConfig], float]) -> CacheConfig:
         plan: of full and skipped steps.
         share_of: makes images with some settings and returns the share of the blocks that ran.
     """
-    (low, high), fewest = _TOLERANCE_RANGE, None
-    for attempt in range(TOLERANCES):
-        tau = high if attempt == 0 else (low * high) ** 0.5
-        cache = replace(ADAPTIVE, plan=plan, tolerance=float(f"{tau:.4g}"))
-        share = share_of(cache)
-        if fewest is None or share <= fewest + 1e-9:
-            fewest, high, found = share, tau, cache
+    low, high = _TOLERANCE_RANGE
+    found = replace(ADAPTIVE, plan=plan, tolerance=high)
+    fewest = share_of(found)
+    for _ in range(TOLERANCES - 1):
+        middle = (low * high) ** 0.5
+        cache = replace(found, tolerance=float(f"{middle:.4g}"))
+        if share_of(cache) <= fewest + 1e-9:
+            high, found = middle, cache
         else:
-            low = tau
+            low = middle
     return found

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+SAMPLES = ("controlnet_block_samples", "controlnet_single_block_samples")
+"""The arguments of a forward pass that come from ControlNets: for double-stream and for single-stream blocks."""
+
+
 class PassInputs(NamedTuple):
     """What the cache reads of the arguments of a transformer's forward pass.
 
@@ -100,7 +104,7 @@ class Family(ABC):
     per_picture: ClassVar[frozenset[str]] = frozenset({"hidden_states", "encoder_hidden_states", "temb"})
     """The block arguments that have one row per picture. All others, such as rotary embeddings, serve the whole batch.
     An argument named here may still have a single row for all pictures."""
-    unsplittable: ClassVar[tuple[str, ...]] = ("controlnet_block_samples", "controlnet_single_block_samples")
+    unsplittable: ClassVar[tuple[str, ...]] = SAMPLES
     """The forward-pass arguments that cannot be divided among the pictures of a batch. With one of them given, the
     batch gets one decision instead of one per picture."""
 

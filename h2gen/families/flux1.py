@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from h2gen.families.contract import Family, PictureInputs
+from h2gen.families.contract import SAMPLES, Family, PictureInputs
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.tasks import Limits
@@ -208,8 +208,7 @@ def controlnet_samples(stage: str, blocks: int, arguments: Mapping[str, Any]) ->
 
     Source: ``FluxTransformer2DModel.forward``.
     """
-    name = "controlnet_block_samples" if stage == "structure" else "controlnet_single_block_samples"
-    samples = arguments.get(name)
+    samples = arguments.get(SAMPLES[stage != "structure"])
     if samples is None:
         return ()
     between = range(blocks - 1)

@@ -251,4 +251,4 @@ def _closest(plans: Sequence[_Tried]) -> list[_Tried]:
     """The best of all plans, and the best with full and skipped steps only of the model's own solver: one or two."""
     own = [tried for tried in plans if tried.solver == "own" and {*tried.planned.plan} == {*"FS"}]
     best = [min(some, key=lambda tried: tried.error) for some in (plans, own) if some]
-    return best[: 2 if best[:1] != best[1:] else 1]
+    return list(dict.fromkeys(best))
