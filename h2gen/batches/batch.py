@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -69,8 +69,8 @@ class Batch:
     ) -> None:
         self._jobs, self._format, self._options = jobs, format, options
         self.folder = folder
-        self._devices = [choose_device(name) for name in devices or [jobs.request.device]]
-        dtypes = {choose_dtype(jobs.request.dtype, device) for device in self._devices}
+        self._devices = [choose_device(name) for name in devices or [jobs.request.load.device]]
+        dtypes = {choose_dtype(jobs.request.load.dtype, device) for device in self._devices}
         if len(dtypes) > 1:
             raise DeviceError("The devices compute in different dtypes, which gives different pictures; give --dtype.")
         self._dtype = str(dtypes.pop()).removeprefix("torch.")
@@ -165,7 +165,7 @@ class Batch:
         request, options = self._jobs.request, self._options
         on_cpu = sum(device.type == "cpu" for device in self._devices)
         threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
-        model = Model(request.checkpoint, "", self._dtype, request.offload, self._content_hash, threads)
+        model = Model(request.checkpoint, replace(request.load, dtype=self._dtype), self._content_hash, threads)
 
         def task_of(queued: QueuedJob) -> Task:
             job = queued.job

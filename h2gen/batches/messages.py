@@ -11,21 +11,20 @@ from h2gen.cache.trace import StepRecord
 from h2gen.errors import H2GenError
 from h2gen.generation.unread import Unread
 from h2gen.models.catalogue import Checkpoint
+from h2gen.models.load_options import LoadOptions
 from h2gen.settings.values import Settings
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a worker loads, and where.
+    """What a worker loads, and how.
 
     ``content_hash`` goes into the pictures' metadata; ``threads`` limits torch on the CPU when several workers share
     its cores.
     """
 
     checkpoint: Checkpoint
-    device: str
-    dtype: str
-    offload: str
+    options: LoadOptions
     content_hash: str
     threads: int | None = None
 

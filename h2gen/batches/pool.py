@@ -85,7 +85,7 @@ class Pool:
     """
 
     def __init__(self, model: Model, devices: Sequence[str]) -> None:
-        self._models = [replace(model, device=device) for device in devices]
+        self._models = [_with(model, device=device) for device in devices]
         self._deaths_while_loading = 0
         self.workers: list[Worker] = []
 
@@ -127,7 +127,7 @@ class Pool:
         """Start a new worker in place of one that has ended or is about to end; ``offload`` changes the offloading of
         the new one and its successors."""
         worker.end()
-        model = worker.model if offload is None else replace(worker.model, offload=offload)
+        model = worker.model if offload is None else _with(worker.model, offload=offload)
         self.workers[self.workers.index(worker)] = Worker(model)
 
     def _replace_dead(self, worker: Worker, death: Died) -> Died:
@@ -144,3 +144,8 @@ def _cause(exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         return f"was killed by signal {-exitcode}"
     return f"ended with status {exitcode}"
+
+
+def _with(model: Model, **changes: str) -> Model:
+    """The model, loaded with some options changed."""
+    return replace(model, options=replace(model.options, **changes))

@@ -89,7 +89,7 @@ def _load(model: Model) -> tuple[Session, tuple[str, ...]]:
 
         torch.set_num_threads(model.threads)
     with warnings.catch_warnings(record=True, action="always", category=RuntimeWarning) as issued:
-        session = open_session(model.checkpoint, device=model.device, dtype=model.dtype, offload=model.offload)
+        session = open_session(model.checkpoint, model.options)
     return session, tuple(str(warning.message) for warning in issued)
 
 

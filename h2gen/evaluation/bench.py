@@ -24,6 +24,7 @@ from h2gen.families import family_of
 from h2gen.families.flux1 import random_transformer
 from h2gen.generation.session import open_session
 from h2gen.models import choose_device, choose_dtype, resolve
+from h2gen.models.load_options import LoadOptions
 from h2gen.settings.table import MOST_TOKENS
 
 _ALWAYS, _NEVER = 1e30, 1e-30
@@ -109,7 +110,7 @@ def bench(
         return measure(transformer, image_tokens=tokens or 1024, text_tokens=128, steps=steps, repeats=repeat)
     checkpoint = resolve(model)
     defaults = checkpoint.defaults
-    transformer = open_session(checkpoint, device=device, dtype=dtype).pipe.transformer
+    transformer = open_session(checkpoint, LoadOptions(device, dtype)).pipe.transformer
     return measure(
         transformer,
         image_tokens=tokens or defaults.width * defaults.height // defaults.size_multiple**2,

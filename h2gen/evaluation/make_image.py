@@ -31,7 +31,7 @@ def load_model(request: Request) -> tuple[Session, str]:
         H2GenError: the model cannot be loaded or read.
     """
     identity = Identity(request.checkpoint)  # reads in a thread of its own
-    session = open_session(request.checkpoint, device=request.device, dtype=request.dtype, offload=request.offload)
+    session = open_session(request.checkpoint, request.load)
     with translated(request.checkpoint):
         return session, identity.result()
 

@@ -11,6 +11,7 @@ from h2gen.arguments import check_names
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import ArgumentError, SettingError
 from h2gen.models.catalogue import Checkpoint
+from h2gen.models.load_options import LOAD_OPTIONS
 from h2gen.output.save import Target, target_of
 from h2gen.settings.layers import Layers
 from h2gen.settings.model_options import check_options, check_strict
@@ -24,7 +25,7 @@ from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.values import Settings
 
 SAVING = ("out", "format", "no_metadata", "sidecar", "overwrite")
-_MODEL = ("model", "base", "vae", "text_encoder", "device", "dtype", "offload")
+_MODEL = ("model", "base", "vae", "text_encoder", *LOAD_OPTIONS)
 _SEVERAL = ("count", "batch_size")
 _PICTURE = tuple(row.name for row in TABLE if row.in_picture and row.name != "prompt")
 ARGUMENTS = ("size", *_PICTURE, "preset", "no_cache", "strict", *GOAL)

@@ -14,6 +14,7 @@ from h2gen.models.choices import STRONGER
 if TYPE_CHECKING:
     from h2gen.generation.session import Session
     from h2gen.models import Checkpoint
+    from h2gen.models.load_options import LoadOptions
 
 _T = TypeVar("_T")
 
@@ -131,8 +132,8 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def load_or_advise(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str) -> tuple[Any, str]:
-    """The checkpoint's pipeline, and the offloading mode in use.
+def load_or_advise(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Any, LoadOptions]:
+    """The checkpoint's pipeline, and the options in use.
 
     Raises:
         OutOfMemory: memory does not suffice for loading it; the message says what would help.
@@ -141,7 +142,7 @@ def load_or_advise(checkpoint: Checkpoint, *, device: str, dtype: str, offload: 
     from h2gen.models.load import load_placed
 
     try:
-        return load_placed(checkpoint, device=device, dtype=dtype, offload=offload)
+        return load_placed(checkpoint, options)
     except Exception as error:
         if is_out_of_memory(error):
             # Not ``advice``: the size does not matter yet, and the device may still be called "auto".

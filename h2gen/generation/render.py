@@ -182,7 +182,7 @@ def open_renderer(request: Request, options: RenderOptions, observer: RenderObse
         # Only now: these load torch and diffusers, which takes seconds.
         from h2gen.generation.session import open_session
 
-        session = open_session(request.checkpoint, device=request.device, dtype=request.dtype, offload=request.offload)
+        session = open_session(request.checkpoint, request.load)
     renderer = Renderer(session, options, observer)
     renderer.check_options(request)
     observer.loaded(renderer)

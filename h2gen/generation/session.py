@@ -24,9 +24,10 @@ from h2gen.generation.result import Result
 from h2gen.generation.solvers import solving
 from h2gen.generation.tasks import TaskPipelines
 from h2gen.generation.text import EncodedPrompts, of_one_length, unread
-from h2gen.models import Checkpoint, choose_device, choose_dtype, is_out_of_memory, resolve, set_tiling
+from h2gen.models import Checkpoint, is_out_of_memory, resolve, set_tiling
 from h2gen.models.adapters import Adapters
 from h2gen.models.content_hash import Identity
+from h2gen.models.load_options import DEFAULT, LoadOptions
 from h2gen.models.translate_errors import translated
 from h2gen.output.metadata import origin
 from h2gen.settings.synonyms import meant_or_close
@@ -67,17 +68,13 @@ def load(
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
     >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
     """
-    return open_session(resolve(model, base, vae, text_encoder), device=device, dtype=dtype, offload=offload)
+    return open_session(resolve(model, base, vae, text_encoder), LoadOptions(device, dtype, offload))
 
 
-def open_session(
-    checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", offload: str = "none"
-) -> Session:
+def open_session(checkpoint: Checkpoint, options: LoadOptions = DEFAULT) -> Session:
     """Load a checkpoint that ``resolve`` found; see ``load``."""
-    where = choose_device(device)
-    device, dtype = str(where), str(choose_dtype(dtype, where)).removeprefix("torch.")
-    pipe, offload = load_or_advise(checkpoint, device=device, dtype=dtype, offload=offload)
-    return Session(pipe, checkpoint, offload, device=device, dtype=dtype)
+    pipe, used = load_or_advise(checkpoint, options)
+    return Session(pipe, checkpoint, used)
 
 
 class Session:
@@ -86,17 +83,13 @@ class Session:
     Args:
         pipe: the loaded pipeline.
         checkpoint: what it was loaded from.
-        offload: the mode in use, never "auto".
-        device, dtype: to load it with again, if it has to offload more.
+        options: how it was loaded.
     """
 
-    def __init__(
-        self, pipe: Any, checkpoint: Checkpoint, offload: str = "none", *, device: str = "auto", dtype: str = "auto"
-    ) -> None:
+    def __init__(self, pipe: Any, checkpoint: Checkpoint, options: LoadOptions = DEFAULT) -> None:
         self.pipe = pipe
         self.checkpoint = checkpoint
-        self.offload = offload
-        self._place = {"device": device, "dtype": dtype}
+        self.options = options
         self._lock = threading.RLock()
         self._encoded, self._adapters = EncodedPrompts(), Adapters()
         self._interrupted = self._observed = False
@@ -106,6 +99,11 @@ class Session:
         """The largest batch of a size (pixels) that fits into memory, if a larger one did not."""
         self.tiled_sizes: set[tuple[int, int]] = set()
         """Sizes that ``with_relief`` decodes in tiles, because memory was too small otherwise."""
+
+    @property
+    def offload(self) -> str:
+        """The offloading in use, never "auto"."""
+        return self.options.offload
 
     @property
     def device(self) -> torch.device:
@@ -304,12 +302,12 @@ class Session:
             self._tasks.forget()
             free_memory()
             try:
-                self.pipe, self.offload = load_or_advise(self.checkpoint, offload=offload, **self._place)
+                self.pipe, self.options = load_or_advise(self.checkpoint, replace(self.options, offload=offload))
             except BaseException as error:
                 let_go(error)
                 free_memory()
                 with contextlib.suppress(Exception):
-                    self.pipe, _ = load_or_advise(self.checkpoint, offload=self.offload, **self._place)
+                    self.pipe, _ = load_or_advise(self.checkpoint, self.options)
                 raise
 
     def interrupt(self) -> None:

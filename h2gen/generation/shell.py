@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen.cache.policies.plan import check_plan
 from h2gen.errors import SettingError
+from h2gen.models.load_options import LOAD_OPTIONS
 from h2gen.settings.resolve import CACHE, IGNORED_BY_PLAN, Request, request_from
 from h2gen.settings.seeds import parse_seeds
 from h2gen.settings.speedup import GOAL, Goal, GoalResolver, request_for_goal
@@ -36,7 +37,7 @@ _BARE = ("quit", "exit", "q", "help", "?", "show", "again")
 """Lines that are commands even without the colon: hardly anybody wants a picture of them."""
 NAMES = tuple(row.name for row in TABLE if row.in_shell)
 """The settings that can be changed."""
-_FIXED = ("model", "base", "vae", "text_encoder", "device", "dtype", "offload")
+_FIXED = ("model", "base", "vae", "text_encoder", *LOAD_OPTIONS)
 
 
 def start_request(given: Mapping[str, Any], goal: Goal) -> tuple[Request, dict[str, Any]]:

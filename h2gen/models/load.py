@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from h2gen.models.catalogue import Checkpoint
 from h2gen.models.content_hash import check_bundled
 from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.hub import download
+from h2gen.models.load_options import LoadOptions
 from h2gen.models.load_part import load_part
 from h2gen.models.memory import apply_offload, check_offload
 from h2gen.models.part_files import PartFile, by_component, check_all_fit, parts_of
@@ -29,14 +31,12 @@ TILED_ABOVE = 1536 * 1536
 """Pixels. A larger picture is decoded in tiles, since its activations in the decoder outgrow the weights."""
 
 
-def load_pipeline(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = "auto", offload: str = "none") -> Any:
+def load_pipeline(checkpoint: Checkpoint, **options: Any) -> Any:
     """Load a checkpoint into a pipeline of diffusers that is ready to call.
 
     Args:
         checkpoint: from ``resolve``.
-        device: "auto", "cuda", "cuda:1", "mps", "xpu" or "cpu".
-        dtype: of all parts: "auto", "bf16", "fp16" or "fp32".
-        offload: "none", "model", "group", "sequential" or "auto"; see ``apply_offload``.
+        options: those of ``LoadOptions``.
 
     Returns:
         A text-to-image pipeline of one of the families, without progress bars.
@@ -45,21 +45,22 @@ def load_pipeline(checkpoint: Checkpoint, *, device: str = "auto", dtype: str = 
         ModelError: the checkpoint is missing, gated, damaged, or of an unsupported family.
         DeviceError: the device does not exist, or does not support the dtype or the offloading.
     """
-    return load_placed(checkpoint, device=device, dtype=dtype, offload=offload)[0]
+    return load_placed(checkpoint, LoadOptions(**options))[0]
 
 
-def load_placed(checkpoint: Checkpoint, *, device: str, dtype: str, offload: str) -> tuple[Any, str]:
-    """As ``load_pipeline``, but also returns the offloading mode in use, which is never "auto"."""
+def load_placed(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Any, LoadOptions]:
+    """As ``load_pipeline``, but also returns the options in use, none of them "auto"."""
     check_docstrings()
-    where = choose_device(device)
-    precision = choose_dtype(dtype, where)
-    check_offload(offload, where)
+    where = choose_device(options.device)
+    precision = choose_dtype(options.dtype, where)
+    check_offload(options.offload, where)
     with translated(checkpoint):
         if checkpoint.kind == "bundled":
             check_bundled(checkpoint)
         pipe = _assemble(checkpoint, precision)
     pipe.set_progress_bar_config(disable=True)
-    return pipe, apply_offload(pipe, offload, where)
+    offload = apply_offload(pipe, options.offload, where)
+    return pipe, replace(options, device=str(where), dtype=str(precision).removeprefix("torch."), offload=offload)
 
 
 def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> None:

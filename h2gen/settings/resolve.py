@@ -13,6 +13,7 @@ from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import Checkpoint, needs_base, resolve
 from h2gen.models.choices import split_device
+from h2gen.models.load_options import LOAD_OPTIONS, LoadOptions
 from h2gen.settings import presets
 from h2gen.settings.controls import check_controls, with_redux_model
 from h2gen.settings.editing import inputs_of
@@ -50,9 +51,7 @@ class Request:
 
     checkpoint: Checkpoint
     settings: Settings
-    device: str
-    dtype: str
-    offload: str
+    load: LoadOptions
     out: str
     format: str | None
     resolved: Mapping[str, Resolved]
@@ -87,7 +86,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     """
     check_texts(layers)
     given = merge([*layers, ("built in", _BUILT_IN)])
-    for name in ("dtype", "offload", "format"):
+    for name in (*LOAD_OPTIONS, "format"):
         if name in given:
             BY_NAME[name].check(given[name].value, _called(name, given))
     split_device(given["device"].value)  # a wrong name is found even where nothing is loaded
@@ -109,7 +108,8 @@ def request_from(prompt: str, layers: Layers) -> Request:
         resolved=resolved,
         notices=tuple(notices),
         ignored=tuple(remark.text for remark in remarks if remark.ignored),
-        **{name: values[name] for name in ("device", "dtype", "offload", "out")},
+        load=LoadOptions(**{name: values[name] for name in LOAD_OPTIONS}),
+        out=values["out"],
     )
 
 

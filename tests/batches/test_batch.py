@@ -168,7 +168,7 @@ def test_a_model_that_cannot_be_loaded_is_told_as_it_is(tmp_path: Path) -> None:
     with (
         Stop() as stop,
         pytest.raises(ModelError, match="gone"),
-        Pool(Model(missing, "", "auto", "none", ""), ["cpu"]) as pool,
+        Pool(Model(missing, LoadOptions(), ""), ["cpu"]) as pool,
     ):
         while True:
             list(pool.messages(stop))

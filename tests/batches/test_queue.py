@@ -17,6 +17,7 @@ from h2gen.batches.queue import JobQueue, QueuedJob
 from h2gen.batches.stop import Level
 from h2gen.batches.worker import _make
 from h2gen.errors import OutOfMemory
+from h2gen.models.load_options import LoadOptions
 from h2gen.settings.values import Settings
 
 GOING = SimpleNamespace(level=Level.NEVER)
@@ -165,7 +166,7 @@ def test_a_worker_sends_what_was_finished_before_a_failure(
 
     monkeypatch.setattr("h2gen.batches.worker._made", lambda _model, task, result: (task.job, result))
     tasks = [Task(Settings("a cat", n, 64, 64, 2), "png", None, str(n), "", None, False, True, False) for n in (1, 2)]
-    model: Any = Model(None, "cpu", "float32", "none", "")  # type: ignore[arg-type]
+    model: Any = Model(None, LoadOptions(), "")  # type: ignore[arg-type]
     assert _make(Session(), model, tasks, None) == [("1", "first"), last]  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ from h2gen.cache import CacheConfig
 from h2gen.errors import H2GenError, OutOfMemory, Stopped
 from h2gen.generation.relief import Relief, advice, let_go, next_relief, with_relief
 from h2gen.generation.render import Renderer, RenderObserver, RenderOptions, SavedPicture, render
+from h2gen.models.load_options import LoadOptions
 from h2gen.output.metadata import read_metadata
 from h2gen.output.recorded_decisions import read_decisions
 from h2gen.output.save import target_of
@@ -114,26 +115,26 @@ def test_a_session_is_loaded_again_with_other_offloading(monkeypatch: pytest.Mon
     new = object()
     session.pipe.transformer.to(torch.float16)  # what it was loaded with counts, as a file may hold other types
 
-    def load_placed(checkpoint: Any, **how: str) -> tuple[object, str]:
+    def load_placed(checkpoint: Any, options: LoadOptions) -> tuple[object, LoadOptions]:
         assert session.pipe is None, "the old weights must be gone before the new ones come"
-        calls.append((checkpoint.name, how))
-        return new, how["offload"]
+        calls.append((checkpoint.name, options))
+        return new, options
 
     monkeypatch.setattr("h2gen.models.load.load_placed", load_placed)
     session.relieve("none")
     assert calls == []
     session.relieve("model")
-    assert calls == [("tiny", {"device": "cpu", "dtype": "float32", "offload": "model"})]
+    assert calls == [("tiny", LoadOptions("cpu", "float32", "model"))]
     assert (session.pipe, session.offload) == (new, "model")
 
 
 def test_a_session_that_cannot_offload_more_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     session, new = h2gen.load("tiny"), object()
 
-    def load_placed(_checkpoint: Any, **how: str) -> tuple[object, str]:
-        if how["offload"] == "model":
+    def load_placed(_checkpoint: Any, options: LoadOptions) -> tuple[object, LoadOptions]:
+        if options.offload == "model":
             raise MemoryError
-        return new, how["offload"]
+        return new, options
 
     monkeypatch.setattr("h2gen.models.load.load_placed", load_placed)
     with pytest.raises(OutOfMemory, match="while loading 'tiny'"):
@@ -147,10 +148,10 @@ def test_whatever_ends_loading_a_session_again_it_is_as_before(
 ) -> None:
     session, new = h2gen.load("tiny"), object()
 
-    def load_placed(_checkpoint: Any, **how: str) -> tuple[object, str]:
-        if how["offload"] == "model":
+    def load_placed(_checkpoint: Any, options: LoadOptions) -> tuple[object, LoadOptions]:
+        if options.offload == "model":
             raise error
-        return new, how["offload"]
+        return new, options
 
     monkeypatch.setattr("h2gen.models.load.load_placed", load_placed)
     with pytest.raises(error):
@@ -162,7 +163,7 @@ def test_a_session_that_cannot_be_loaded_again_at_all_says_so(monkeypatch: pytes
     session = h2gen.load("tiny")
     settings = session.settings("a cat", steps=1, cache=None)
 
-    def load_placed(_checkpoint: Any, **_how: str) -> None:
+    def load_placed(*_: object) -> None:
         raise ValueError("no")
 
     monkeypatch.setattr("h2gen.models.load.load_placed", load_placed)
@@ -342,7 +343,7 @@ def test_a_finished_picture_records_the_offloading_that_it_was_made_with(
 
     monkeypatch.setattr(session, "run_together", once)
     monkeypatch.setattr("h2gen.generation.relief.next_relief", lambda *_: Relief("cuda", "model", stronger=True))
-    monkeypatch.setattr(session, "relieve", lambda offload: setattr(session, "offload", offload))
+    monkeypatch.setattr(session, "relieve", lambda mode: setattr(session, "options", LoadOptions(offload=mode)))
     renderer = Renderer(session, RenderOptions(batch_size=2), RenderObserver())
     settings = [session.settings("a cat", seed=n, steps=1, cfg=1.0, cache=None) for n in (1, 2)]
     saved = renderer.render(settings, [target_of(str(tmp_path), None)] * 2)

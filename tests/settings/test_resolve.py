@@ -233,7 +233,7 @@ def test_bad_input_is_found_before_anything_is_loaded(
 def test_a_device_that_no_machine_has_is_found_before_anything_is_loaded(name: str) -> None:
     with pytest.raises(DeviceError, match=r"no device .* Choose from auto, cuda, mps, xpu, cpu\."):
         plan(device=name)
-    assert plan({"H2GEN_DEVICE": "cuda:1"}).device == "cuda:1"
+    assert plan({"H2GEN_DEVICE": "cuda:1"}).load.device == "cuda:1"
 
 
 def test_a_preset_is_taken_from_a_file(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from h2gen.batches.prompts import KEYS, RUN_WIDE
 from h2gen.cache.config import RULES, CacheConfig
 from h2gen.cli.app import run
 from h2gen.cli.commands import COMMANDS
+from h2gen.models.load_options import LOAD_OPTIONS
 from h2gen.settings.resolve import CACHE, Request
 from h2gen.settings.table import BY_NAME, SECTIONS, TABLE
 from h2gen.settings.user_defaults import USER_DEFAULTS
@@ -44,7 +45,8 @@ def test_a_prompt_file_can_set_what_determines_one_picture_and_not_the_run() -> 
     assert not set(KEYS) & set(RUN_WIDE)
     assert set(RUN_WIDE) == {"model", "base", "device", "dtype", "offload", "out", "format"}
     assert {name for name in USER_DEFAULTS if name not in RUN_WIDE} <= set(KEYS)
-    assert {"device", "dtype", "offload", "out", "format"} <= {each.name for each in fields(Request)}
+    assert {"out", "format"} <= {each.name for each in fields(Request)}
+    assert set(LOAD_OPTIONS) <= {row.name for row in TABLE}
 
 
 @pytest.mark.parametrize("command", ["generate", *COMMANDS])
