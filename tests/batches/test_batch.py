@@ -24,6 +24,7 @@ from h2gen.batches.pool import Pool
 from h2gen.batches.prompts import Entry, Reading
 from h2gen.batches.stop import Level, Stop
 from h2gen.errors import DeviceError, ModelError, RunError
+from h2gen.models.load_options import LoadOptions
 from h2gen.output.metadata import read_metadata
 from tests.cli.programs import children, wait_for
 
