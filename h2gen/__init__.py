@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from h2gen.evaluation.options import CompareObserver, CompareOptions
     from h2gen.evaluation.tune.options import TuneObserver, TuneOptions
     from h2gen.evaluation.tune.tune import tune
+    from h2gen.generation.load import load
     from h2gen.generation.own_pipeline import apply, h2_cache
     from h2gen.generation.result import Result
-    from h2gen.generation.session import Session, load
+    from h2gen.generation.session import Session
     from h2gen.settings.values import Settings
 
 __all__ = [
@@ -70,7 +71,8 @@ _LAZY = {
     "remove": "h2gen.cache",
     **dict.fromkeys(("apply", "h2_cache"), "h2gen.generation.own_pipeline"),
     "Result": "h2gen.generation.result",
-    **dict.fromkeys(("Session", "load"), "h2gen.generation.session"),
+    "Session": "h2gen.generation.session",
+    "load": "h2gen.generation.load",
     "Settings": "h2gen.settings.values",
 }
 _WITHOUT_TRANSFORMERS = ("h2gen.cache", "h2gen.errors", "h2gen.settings")

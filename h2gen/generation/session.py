@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from h2gen.arguments import names_checked
 from h2gen.cache import StepRecord, Trace, h2_cache
 from h2gen.errors import BadPicture, OutOfMemory, RunError, SettingError
 from h2gen.generation.arguments import SAVING, CacheChoice, choose, saving_of
@@ -24,55 +23,19 @@ from h2gen.generation.result import Result
 from h2gen.generation.solvers import solving
 from h2gen.generation.tasks import TaskPipelines
 from h2gen.generation.text import EncodedPrompts, of_one_length, unread
-from h2gen.models import Checkpoint, is_out_of_memory, resolve, set_tiling
+from h2gen.models import Checkpoint, is_out_of_memory, set_tiling
 from h2gen.models.adapters import Adapters
 from h2gen.models.content_hash import Identity
 from h2gen.models.load_options import DEFAULT, LoadOptions
 from h2gen.models.translate_errors import translated
 from h2gen.output.metadata import origin
-from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.values import OFF, Settings
 
 StepObserver = Callable[[StepRecord], None]
 
 
-@names_checked("load", meant_or_close)
-def load(
-    model: str = "tiny",
-    *,
-    base: str | None = None,
-    vae: str | None = None,
-    text_encoder: str | Sequence[str] | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    offload: str = "none",
-) -> Session:
-    """Load a model by alias, hub id, folder or file.
-
-    Args:
-        model: an alias that ``h2gen models`` lists, such as ``tiny`` or ``dev``; a hub id, a diffusers folder, or a
-            ``.safetensors`` or ``.gguf`` file that holds only a transformer.
-        base: the model that supplies the rest of a single file.
-        vae: a file to take the autoencoder from.
-        text_encoder: a file to take a text encoder from, or several.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
-        dtype: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16``, ``fp32``.
-        offload: ``none``, ``model``, ``group``, ``sequential`` or ``auto``.
-
-    Raises:
-        ArgumentError: there is no such argument.
-        ModelError: the checkpoint is unknown, missing, gated, damaged or not supported.
-        DeviceError: the device does not exist, or does not support the dtype or offloading.
-        OutOfMemory: memory does not suffice for loading it.
-
-    >>> session = h2gen.load("tiny")  # doctest: +SKIP
-    >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
-    """
-    return open_session(resolve(model, base, vae, text_encoder), LoadOptions(device, dtype, offload))
-
-
 def open_session(checkpoint: Checkpoint, options: LoadOptions = DEFAULT) -> Session:
-    """Load a checkpoint that ``resolve`` found; see ``load``."""
+    """Load a checkpoint that ``resolve`` found; see ``h2gen.load``."""
     pipe, used = load_or_advise(checkpoint, options)
     return Session(pipe, checkpoint, used)
 

@@ -1,0 +1,46 @@
+"""``h2gen.load``: a model by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from h2gen.arguments import names_checked
+from h2gen.generation.session import Session, open_session
+from h2gen.models import resolve
+from h2gen.models.load_options import LoadOptions
+from h2gen.settings.synonyms import meant_or_close
+
+
+@names_checked("load", meant_or_close)
+def load(
+    model: str = "tiny",
+    *,
+    base: str | None = None,
+    vae: str | None = None,
+    text_encoder: str | Sequence[str] | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: str = "none",
+) -> Session:
+    """Load a model by alias, hub id, folder or file.
+
+    Args:
+        model: an alias that ``h2gen models`` lists, such as ``tiny`` or ``dev``; a hub id, a diffusers folder, or a
+            ``.safetensors`` or ``.gguf`` file that holds only a transformer.
+        base: the model that supplies the rest of a single file.
+        vae: a file to take the autoencoder from.
+        text_encoder: a file to take a text encoder from, or several.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
+        dtype: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16``, ``fp32``.
+        offload: ``none``, ``model``, ``group``, ``sequential`` or ``auto``.
+
+    Raises:
+        ArgumentError: there is no such argument.
+        ModelError: the checkpoint is unknown, missing, gated, damaged or not supported.
+        DeviceError: the device does not exist, or does not support the dtype or offloading.
+        OutOfMemory: memory does not suffice for loading it.
+
+    >>> session = h2gen.load("tiny")  # doctest: +SKIP
+    >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
+    """
+    return open_session(resolve(model, base, vae, text_encoder), LoadOptions(device, dtype, offload))
