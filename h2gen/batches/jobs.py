@@ -235,6 +235,7 @@ class Jobs:
                 for layer in (entry.given, entry.defaults)
             ]
         )
+        key = f"{bool(entry.prompt)} {key}"  # not every setting does without a prompt
         if key not in self._known:
             self._known[key] = self._settings(entry)
         return entry, self._known[key], name, seeds
@@ -346,7 +347,7 @@ def file_name(job: Job, job_id: str, model: str) -> str:
         job.name,
         {
             "index": job.index,
-            "slug": slug(settings.prompt),
+            "slug": slug(settings.title),
             "seed": settings.seed,
             "steps": settings.steps,
             "width": settings.width,

@@ -56,8 +56,8 @@ def split_options(command: str, given: Mapping[str, Any], options: _O, own: Sequ
     return {name: given[name] for name in known if name in given}, replace(options, **replaced)
 
 
-def read_entries(prompt: str | None, files: PromptFiles, key: str | None) -> Reading:
-    """The entries of prompt files, or the one prompt.
+def read_entries(prompt: str | None, files: PromptFiles, key: str | None, *, may_be_empty: bool = False) -> Reading:
+    """The entries of prompt files, or the one prompt, which ``may_be_empty``.
 
     Raises:
         SettingError: there is neither, or both, or the prompt is empty.
@@ -68,7 +68,7 @@ def read_entries(prompt: str | None, files: PromptFiles, key: str | None) -> Rea
         raise SettingError("Give a prompt, or --prompts with a file of them.")
     if paths:
         return read_prompts(paths, key)
-    return Reading([Entry(clean_prompt(prompt or ""), "the prompt", {}, {})])
+    return Reading([Entry(clean_prompt(prompt or "", may_be_empty=may_be_empty), "the prompt", {}, {})])
 
 
 def file_names(files: PromptFiles) -> list[str]:

@@ -104,7 +104,8 @@ def prepare_comparison(
         name: None if values is None else parse_values(name, values)[0]
         for name, values in (("tau1", tau1), ("tau2", tau2), ("tolerance", tolerance))
     }
-    jobs = Jobs(read_entries(prompt, prompts, prompt_key), {**settings, **first})
+    reading = read_entries(prompt, prompts, prompt_key, may_be_empty=bool(settings.get("redux")))
+    jobs = Jobs(reading, {**settings, **first})
     if strict:
         jobs.check_strict()
     target = target_of(jobs.request.out, "png")

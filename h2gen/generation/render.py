@@ -265,9 +265,17 @@ class Renderer:
         from h2gen.output.save import keep
 
         options = self.options
-        file = result.file(target.format, metadata=options.metadata, sidecar=options.sidecar)
-        stem = target.name(result.settings.prompt, result.settings.seed)
-        path = keep(file.data, target.folder, stem, target.ending, sidecar=file.sidecar, overwrite=options.overwrite)
+        named = result.settings.title, result.settings.seed
+        old = options.overwrite and options.metadata and target.has_sidecar(*named)
+        file = result.file(target.format, metadata=options.metadata, sidecar=options.sidecar or old)
+        path = keep(
+            file.data,
+            target.folder,
+            target.name(*named),
+            target.ending,
+            sidecar=file.sidecar,
+            overwrite=options.overwrite,
+        )
         return SavedPicture(path, result, file.metadata, file.described, options.trace, trace_error)
 
     def check_options(self, request: Request) -> None:

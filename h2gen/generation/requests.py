@@ -70,7 +70,7 @@ def replay_request(
     seed, count = given.get("seed"), given.get("count")
     same = seed is None and count is None
     seeds = choose_seeds(str(found.settings.seed) if seed is None else seed, count)
-    text = found.settings.prompt if prompt is None else clean_prompt(prompt)
+    text = found.settings.prompt if prompt is None else clean_prompt(prompt, may_be_empty=True)
     request = request_from(text, layers_of(found, {**given, "seed": None if same else seeds[0]}))
     if request.settings.steps == found.settings.steps and request.settings.solver == found.settings.solver:
         asked = dict(found.settings.asked)

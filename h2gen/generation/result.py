@@ -110,10 +110,12 @@ class Result:
 
     def saved(self, target: Target, *, metadata: bool = True, sidecar: bool = False, overwrite: bool = False) -> Result:
         """As ``save``; returns the result with its ``path``."""
-        file = self.file(target.format, metadata=metadata, sidecar=sidecar)
+        named = self.settings.title, self.settings.seed
+        old = overwrite and metadata and target.has_sidecar(*named)
+        file = self.file(target.format, metadata=metadata, sidecar=sidecar or old)
         if not file.described:
             warnings.warn(f"The prompt is too long for the metadata of a .{target.ending}; use png.", stacklevel=3)
-        stem = target.name(self.settings.prompt, self.settings.seed)
+        stem = target.name(*named)
         path = keep(file.data, target.folder, stem, target.ending, sidecar=file.sidecar, overwrite=overwrite)
         return replace(self, path=path)
 

@@ -109,7 +109,7 @@ class Session:
 
     def generate(
         self,
-        prompt: str,
+        prompt: str = "",
         *,
         cache: CacheChoice = "default",
         on_step: StepObserver | None = None,
@@ -125,7 +125,7 @@ class Session:
         is an error. About the file: ``out``, with ``format``, ``no_metadata``, ``sidecar`` and ``overwrite``.
 
         Args:
-            prompt: what to paint.
+            prompt: what to paint. It may be left out with ``redux``, which is then read in its place.
             cache: all settings of the cache at once, instead of a preset; None runs plain diffusers.
             on_step: is called with each step's record.
             progress: show a progress bar; by default in a terminal and in a notebook.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from h2gen.models.catalogue import Checkpoint
 
 HELP = """\
-A line is a prompt. To begin a prompt with a colon, type two colons. Commands:
+A line is a prompt. To begin a prompt with a colon, type two colons; "" is an empty one, for :set redux. Commands:
   :set NAME VALUE   change a setting, such as :set steps 12; :set alone lists them
   :unset NAME       restore its initial value
   :show             all settings and where they come from
@@ -184,7 +184,8 @@ class ShellState:
         return self._changed.get(name, self._given.get(name))
 
     def _render(self, text: str) -> Step:
-        request = self._request(clean_prompt(text))
+        empty = text.strip() in ('""', "''")
+        request = self._request("" if empty else clean_prompt(text, may_be_empty=True))
         self._last = request.settings.prompt
         return Step(Action.RENDER, request)
 

@@ -14,9 +14,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from h2gen.errors import OutputError, RunError
+from h2gen.errors import MetadataError, OutputError, RunError
 from h2gen.files import check_file, check_folder, partial_file, sha256
-from h2gen.output.metadata import save_options
+from h2gen.output.metadata import read_metadata, save_options
 from h2gen.output.names import is_spellable
 from h2gen.settings.table import FORMATS
 from h2gen.wording import shown
@@ -68,6 +68,10 @@ class Target:
     def path(self, prompt: str, seed: int) -> Path:
         """The file, unless that name is taken."""
         return self.folder / f"{self.name(prompt, seed)}.{self.ending}"
+
+    def has_sidecar(self, prompt: str, seed: int) -> bool:
+        """Whether there is a sidecar of this name: one that replaces the picture has to replace it too."""
+        return _is_sidecar(self.path(prompt, seed).with_suffix(".toml"))
 
 
 def target_of(out: str | None, format: str | None) -> Target:
@@ -185,6 +189,9 @@ def _write(
                 if beside is not None:
                     os.replace(beside, final.with_suffix(".toml"))
                 os.replace(partial, final)
+                if beside is None and _is_sidecar(final.with_suffix(".toml")):  # of the picture that was replaced
+                    with contextlib.suppress(OSError):
+                        final.with_suffix(".toml").unlink()
                 _sync(folder)
                 return final
             if final.exists() or (beside is not None and final.with_suffix(".toml").exists()):
@@ -205,6 +212,15 @@ def _write(
             _sync(folder)
             return final
         raise AssertionError("unreachable")
+
+
+def _is_sidecar(path: Path) -> bool:
+    """Whether a file is a sidecar, and not any other .toml file of the user's."""
+    try:
+        read_metadata(path)
+    except MetadataError:
+        return False
+    return True
 
 
 def _sync(folder: Path) -> None:

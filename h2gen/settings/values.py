@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from pathlib import PurePath
 from typing import Any
 
 from h2gen.arguments import fields_checked
@@ -27,7 +28,7 @@ class Settings:
     Its fields, and those of ``CacheConfig``, are the rows of the table of settings that are ``in_picture``.
 
     Args:
-        prompt: the text.
+        prompt: the text. It may be empty if pictures are read like a prompt.
         seed: 0 to 2**63 - 1; the initial noise is drawn from it on the CPU, so that it is the same on all devices.
         width, height: in pixels.
         steps: denoising steps.
@@ -87,7 +88,7 @@ class Settings:
             BY_NAME["steps"].check(self.reference_steps, "reference_steps")
         if self.published_plan is not None:
             _ORIGIN.check("published_plan", self.published_plan)
-        if not self.prompt.strip():
+        if not self.prompt.strip() and not self.redux:
             raise _empty_prompt()
         check_length(self.cache.plan, self.steps, self.solver, strength=self.strength)
         parts = parts_in(self.cache.plan)
@@ -100,6 +101,11 @@ class Settings:
             raise SettingError(
                 f"A negative prompt has no effect with cfg {self.cfg:g}; also give a cfg above 1, such as 3."
             )
+
+    @property
+    def title(self) -> str:
+        """The prompt, or without one the names of the pictures that are read in its place."""
+        return self.prompt or " ".join(PurePath(file.name).stem for file in self.redux)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -143,7 +149,8 @@ class Settings:
 
     def goes_with(self, other: Settings) -> bool:
         """Whether both can be made in one batch: they differ in prompt and seed at most."""
-        return replace(other, prompt=self.prompt, seed=self.seed) == self
+        alone = {"prompt": None, "seed": None}
+        return {**vars(self), **alone} == {**vars(other), **alone}
 
     def to_json(self) -> dict[str, Any]:
         """One flat object, with the cache's settings among the others; without settings of files that are empty."""
@@ -169,7 +176,7 @@ FILES = tuple(name for name in FIELDS if BY_NAME[name].of_files)
 
 
 def _empty_prompt() -> SettingError:
-    return SettingError("The prompt is empty; describe a picture, such as 'a cat'.")
+    return SettingError("The prompt is empty; describe a picture, such as 'a cat', or give one with --redux.")
 
 
 def check_length(plan: str, steps: int, solver: str, origin: str = "", strength: float = 1.0) -> None:
@@ -205,13 +212,17 @@ def check_length(plan: str, steps: int, solver: str, origin: str = "", strength:
     )
 
 
-def clean_prompt(text: str) -> str:
+def clean_prompt(text: str, *, may_be_empty: bool = False) -> str:
     """The prompt in one line, without surrounding blanks.
+
+    Args:
+        text: the prompt as it was given.
+        may_be_empty: pictures may be read in its place; ``Settings`` checks that.
 
     Raises:
         SettingError: it is empty, too long, or not text.
     """
     text = BY_NAME["prompt"].check(" ".join(text.split()))
-    if not text:
+    if not text and not may_be_empty:
         raise _empty_prompt()
     return text

@@ -20,6 +20,7 @@ from h2gen.settings.inputs import InputFile
 from h2gen.settings.presets import load_preset
 from h2gen.settings.seeds import derived_seed
 from h2gen.settings.values import NOT_SETTINGS, Settings
+from tests.small import flux_pipeline, picture, redux_prior
 
 
 @contextmanager
@@ -296,6 +297,30 @@ def test_every_bad_setting_is_told_with_its_own_line(tmp_path: Path) -> None:
     words = ("steps", "guidance", "preset", "name", "tau1", "count", "width", "negative", "tau2", "stps")
     for line, word in zip(str(error.value).splitlines(), words, strict=True):
         assert word in line
+
+
+def test_an_empty_prompt_needs_a_picture_that_is_read_in_its_place(tmp_path: Path) -> None:
+    flux_pipeline(layers=1, single_layers=1).save_pretrained(tmp_path / "flux")
+    redux_prior().save_pretrained(tmp_path / "redux")
+    for name in ("photo one.png", "b.png"):
+        picture(len(name)).save(tmp_path / name)
+    (tmp_path / "p.jsonl").write_text('{"prompt": " "}\n{"prompt": "a cat"}\n{"redux": "b.png", "prompt": ""}\n')
+    (tmp_path / "p.txt").write_text("--steps 8\n--redux b.png\n")
+    (tmp_path / "p.yaml").write_text("- redux: b.png\n- prompt: ''\n")
+    (tmp_path / "p.csv").write_text("prompt,redux,seed\n,b.png,3\n,,4\n")
+    names = [str(tmp_path / f"p.{ending}") for ending in ("jsonl", "txt", "yaml", "csv")]
+    given = {"model": str(tmp_path / "flux"), "redux_model": str(tmp_path / "redux")}
+    with pytest.raises(PromptFileError) as error:
+        Jobs(read_prompts(names), given, {})
+    assert [line.split(" is empty")[0] for line in str(error.value).splitlines()] == [
+        f"{place}: The prompt" for place in ("p.csv:3", "p.jsonl:1", "p.txt:1", "p.yaml:2")
+    ]
+    every = [*Jobs(read_prompts(names), {**given, "redux": str(tmp_path / "photo one.png")}, {})]
+    assert [(job.settings.prompt, file_name(job, "0" * 32, "m")[5:].rsplit("-", 1)[0]) for job in every[:4]] == [
+        ("", "photo-one"), ("a cat", "a-cat"), ("", "b"), ("", "photo-one"),
+    ]  # fmt: skip
+    assert {job.settings.redux[0].name for job in every} == {"b.png", "photo one.png"}
+    assert not every[1].settings.goes_with(every[2].settings)
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:

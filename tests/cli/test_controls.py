@@ -9,8 +9,10 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from h2gen import load
 from h2gen.errors import UsageError
 from h2gen.settings.resolve import request_from
 from tests.checkpoints import save_single
@@ -179,3 +181,42 @@ def test_a_single_file_of_a_control_model_loads_on_the_whole_model_of_its_kind(m
     assert made.returncode == 0, made.stderr
     whole = h2gen("a cat", *making(models / "follows"), "--control", "canny:photo.png")
     assert np.array_equal(pixels(made.stdout), pixels(whole.stdout))
+
+
+def test_a_picture_may_be_read_in_place_of_a_prompt(models: Path) -> None:
+    redux = ["--redux", "photo.png", "--redux-model", str(models / "redux")]
+    made = h2gen(*redux, *making(models / "flux"), "--json", "--plan", "FSFF")
+    assert made.returncode == 0, made.stderr
+    found = json.loads(made.stdout)
+    assert found["settings"]["prompt"] == "" and Path(found["path"]).name == "photo-7.png"
+    again = h2gen("replay", found["path"], "--model", str(models / "flux"), "-q", *redux)
+    assert again.returncode == 0, again.stderr
+    assert np.array_equal(pixels(again.stdout), pixels(found["path"]))
+    lines = [":set redux_model " + str(models / "redux"), ":set redux photo.png", '""', ":again", ":unset redux", '""']
+    shell = h2gen("shell", *making(models / "flux")[:-3], "--size", "64", "--plan", "FSFF", input="\n".join(lines))
+    assert [Path(line).name for line in shell.stdout.split()] == ["photo-7-3.png", "photo-7-4.png"], shell.stderr
+    assert np.array_equal(pixels(shell.stdout.split()[0]), pixels(found["path"]))
+    assert "The prompt is empty; describe a picture, such as 'a cat', or give one with --redux." in shell.stderr
+    for command in ([], ["--redux", "none"]):
+        empty = h2gen(*command, *making(models / "flux"))
+        assert (empty.returncode, len(empty.stderr.splitlines())) == (2, 1), empty.stderr
+
+
+def test_an_empty_prompt_is_what_diffusers_encodes(models: Path) -> None:
+    session = load(str(models / "flux"), device="cpu")
+    given = {"seed": 7, "steps": 2, "size": 64, "max_sequence_length": 16, "cache": None}
+    ours = session.generate(redux="photo.png", redux_model=str(models / "redux"), **given)
+    assert ours.save().name == "photo-7.png"
+    pipe = session.pipe
+    prior = diffusers.FluxPriorReduxPipeline.from_pretrained(
+        models / "redux", text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer,
+        text_encoder_2=pipe.text_encoder_2, tokenizer_2=pipe.tokenizer_2,
+    )  # fmt: skip
+    image = prior.encode_image(Image.open("photo.png"), "cpu", 1)
+    tokens = prior.image_embedder(image).image_embeds
+    text, pooled, _ = pipe.encode_prompt(prompt=[""], prompt_2=None, max_sequence_length=16)
+    plain = pipe(
+        prompt_embeds=torch.cat([text, tokens], dim=1), pooled_prompt_embeds=pooled, num_inference_steps=2,
+        width=64, height=64, guidance_scale=3.5, generator=torch.Generator().manual_seed(7),
+    )  # fmt: skip
+    assert np.array_equal(np.asarray(ours.image), np.asarray(plain.images[0]))

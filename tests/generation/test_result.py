@@ -37,6 +37,14 @@ def test_nothing_is_overwritten_unasked_and_a_folder_names_the_file(tiny: Any, t
     assert tiny.generate("a cat", out=tmp_path / "cat.png", overwrite=True, **QUICK).path == saved[0]
 
 
+def test_a_replaced_picture_never_keeps_the_sidecar_of_the_old_one(tiny: Any, tmp_path: Path) -> None:
+    path = tiny.generate("a cat", **QUICK).save(tmp_path / "cat.png", sidecar=True)
+    tiny.generate("a dog", **QUICK).save(path, overwrite=True)
+    assert read_metadata(path.with_suffix(".toml")).settings.prompt == "a dog"
+    tiny.generate("a fox", **QUICK).save(path, overwrite=True, metadata=False)
+    assert not path.with_suffix(".toml").exists()
+
+
 def test_a_prompt_too_long_for_the_metadata_of_a_format_costs_no_picture(tiny: Any, tmp_path: Path) -> None:
     from dataclasses import replace
 

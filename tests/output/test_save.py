@@ -50,7 +50,7 @@ def test_a_named_file_keeps_its_name_and_decides_its_format(tmp_path: Path, name
 def test_a_file_is_replaced_with_its_sidecar_when_that_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("old")
     (tmp_path / "a.toml").write_text("old")
-    for sidecar in ("new", None):
+    for sidecar in ("new", None):  # the second time it is a file of the user's own
         assert keep(b"data", tmp_path, "a", "png", sidecar=sidecar, overwrite=True) == tmp_path / "a.png"
     assert [(tmp_path / name).read_text() for name in ("a.png", "a.toml")] == ["data", "new"]
     assert sorted(os.listdir(tmp_path)) == ["a.png", "a.toml"]

@@ -120,7 +120,7 @@ class Reading:
             self.wrong(f"{source}: {printable(key)} is {shown(prompt)}; give it as text.")
         else:
             try:
-                prompt = clean_prompt(prompt)
+                prompt = clean_prompt(prompt, may_be_empty=True)
             except SettingError as error:
                 self.wrong(f"{source}: {error}")
         given = self.checked(source, given) if given else NOTHING
@@ -134,7 +134,13 @@ class Reading:
             self.check_key(source, name)
         given = {name: item[name] for name in item if name != key and name not in notes and item[name] is not None}
         kept = sanitize(notes)
-        self.add(source, item.get(key), given, key=key, notes=json.dumps(kept) if kept else None)
+        self.add(
+            source,
+            item.get(key, "" if "redux" in given else None),
+            given,
+            key=key,
+            notes=json.dumps(kept) if kept else None,
+        )
 
     def check_key(self, source: str, name: str) -> bool:
         """Whether a key is a setting or may be a note; if it was meant as a setting, an error is recorded."""

@@ -77,14 +77,14 @@ def _add(reading: Reading, source: str, item: Any, key: str) -> None:
     if not isinstance(item, dict):
         reading.wrong(f"{source}: it is {shown(item)}; write an object such as {{{json.dumps(key)}: ...}}.")
         return
-    if key not in item:
+    if key not in item and "redux" not in item:
         other = next((name for name in islice(item, 100) if meant(name) == "prompt"), None)
         close = f"; did you mean {other!r}?" if other else did_you_mean(key, islice(item, 100)) if item else "."
         reading.wrong(
             f"{source}: {printable(key)} is missing{printable(close)} Give the prompt's key with --prompt-key."
         )
         return
-    if isinstance(item[key], list) and item[key]:
+    if isinstance(item.get(key), list) and item[key]:
         item[key] = item[key][0]
     reading.add_item(source, item, key)
 

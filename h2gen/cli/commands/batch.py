@@ -99,5 +99,5 @@ def _show(prepared: PreparedBatch, as_json: bool) -> None:
         else:
             state = "to make" if path is None else "exists"
             size = f"{settings.width}x{settings.height}, {settings.steps} steps"
-            text = f"{state:7}  {planned.name}  seed {settings.seed}, {size}  {printable(settings.prompt)}"
+            text = f"{state:7}  {planned.name}  seed {settings.seed}, {size}  {printable(settings.title)}"
             lines.print(Text(text, no_wrap=True, overflow="ellipsis"), soft_wrap=not lines.is_terminal)

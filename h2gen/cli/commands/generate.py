@@ -55,7 +55,7 @@ def generate(
     console = make_console()
     console.quiet = quiet
     render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite, strict)
-    text = _prompt(prompt, prompt_option)
+    text = _prompt(prompt, prompt_option, needed=not given.get("redux"))
     request, seeds = generate_request(text, given, Goal(speedup, fidelity, policy, nearest), replay_decisions)
     if prompt and prompt in text and " " not in prompt and did_you_mean(prompt, COMMANDS) != ".":
         say(console, f"Making a picture of {prompt!r}{did_you_mean(prompt, COMMANDS)}", "yellow")
@@ -63,7 +63,7 @@ def generate(
     if dry_run:
         show_notices(request.notices, console)
         source = "option" if prompt is None else "stdin" if prompt == "-" else "argument"
-        paths = [target.path(text, seed) for target, seed in zip(targets, seeds, strict=True)]
+        paths = [target.path(request.settings.title, seed) for target, seed in zip(targets, seeds, strict=True)]
         show_request(request, seeds, as_json, prompt=(text, source), whole=verbose, paths=paths, overwrite=overwrite)
         return
     from h2gen.cli.views.picture import PictureView
@@ -71,13 +71,15 @@ def generate(
     render(request, seeds, render_options, PictureView(console, as_json=as_json, verbose=verbose))
 
 
-def _prompt(argument: str | None, option: str | None) -> str:
+def _prompt(argument: str | None, option: str | None, *, needed: bool) -> str:
     from h2gen.settings.table import LONGEST_PROMPT
     from h2gen.settings.values import clean_prompt
 
     if argument is not None and option is not None:
         raise SettingError("There are two prompts, one as an argument and one with --prompt; give one.")
     text = argument if option is None else option
+    if text is None and not needed:
+        return ""
     if text is None:
         raise SettingError("There is no prompt; say what to paint, such as: h2gen 'a cat'")
     if text == "-":
@@ -85,4 +87,4 @@ def _prompt(argument: str | None, option: str | None) -> str:
             text = sys.stdin.buffer.read(4 * LONGEST_PROMPT).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise SettingError("The prompt on stdin is not UTF-8 text; convert it to UTF-8.") from error
-    return options.without_options(clean_prompt(text), "generate")
+    return options.without_options(clean_prompt(text, may_be_empty=True), "generate")

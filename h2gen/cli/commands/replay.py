@@ -43,7 +43,7 @@ def replay(
     if dry_run:
         show_notices(request.notices, console)
         text, source = request.settings.prompt, "picture" if prompt is None else "option"
-        paths = [target.path(text, seed) for target, seed in zip(targets, seeds, strict=True)]
+        paths = [target.path(request.settings.title, seed) for target, seed in zip(targets, seeds, strict=True)]
         show_request(request, seeds, as_json, prompt=(text, source), whole=verbose, paths=paths, overwrite=overwrite)
         return
     from h2gen.cli.views.picture import PictureView

@@ -133,7 +133,7 @@ class BatchView(View, BatchObserver):
             parts.append(self._line(worker))
         if busy:
             job = self._jobs[busy[0]][0]
-            parts += [Text(), _cut(printable(job.settings.prompt), "bold"), self._line(busy[0])]
+            parts += [Text(), _cut(printable(job.settings.title), "bold"), self._line(busy[0])]
             room = height - len(parts) - 3
             if self._rows[busy[0]] and room > 0:
                 rows = list(self._rows[busy[0]])[-room:]
@@ -159,7 +159,7 @@ class BatchView(View, BatchObserver):
         others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
         done = f"{self._passes[worker]}/{settings.passes * len(jobs)}"
         facts = f"{settings.width}x{settings.height} · seed {settings.seed}{others} · {done}"
-        who = f"{worker + 1}: {printable(settings.prompt)[:30]} · " if self._workers > 1 else ""
+        who = f"{worker + 1}: {printable(settings.title)[:30]} · " if self._workers > 1 else ""
         return _cut(who + facts, "dim")
 
 

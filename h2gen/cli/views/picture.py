@@ -76,7 +76,7 @@ class PictureView(RenderObserver):
         first = settings[0]
         passes = first.passes * len(settings)
         heading = [
-            Text(printable(first.prompt), style="bold", no_wrap=True, overflow="ellipsis"),
+            Text(printable(first.title), style="bold", no_wrap=True, overflow="ellipsis"),
             Text(printable(_facts(renderer, settings)), style="dim", no_wrap=True, overflow="ellipsis"),
         ]
         asked = first.reference, reference_steps(first)
