@@ -95,6 +95,16 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **{key: value for key, value in config.items() if value is not None}}
 
 
+def wrong_type(config: Mapping[str, Any]) -> str | None:
+    """The setting of a configuration whose value is of the wrong type; None if all are right."""
+    for key, default in with_defaults({}).items():
+        value = config.get(key)
+        kinds: Any = list if isinstance(default, list) else int
+        if value is not None and not isinstance(value, kinds):
+            return key
+    return None
+
+
 def mixture(nets: Sequence[Mapping[str, Any]]) -> str | None:
     """Why ControlNets cannot be used together: in what the first and another one differ; None if they can.
 

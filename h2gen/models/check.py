@@ -83,18 +83,27 @@ def check_model(name: str, base: str | None = None, *, hashes: bool = True, on_r
     Raises:
         ModelError: there is no such model or file.
     """
+    report = Checked(name, "file", "")
+    try:
+        _check(report, base, hashes, on_read or (lambda _file, _done, _size: None))
+    except OSError as error:  # such as a folder that may not be entered
+        report.wrong("files", files.unreadable(Path(str(error.filename or report.name)), error))
+    return report
+
+
+def _check(report: Checked, base: str | None, hashes: bool, on_read: OnRead) -> None:
+    name = report.name
     path = Path(os.path.expanduser(name))
     if name not in CATALOGUE and path.suffix.lower() in WEIGHTS and os.path.isfile(path):
-        report = Checked(name, "file", str(path))
+        report.location = str(path)
         _check_file(report, path)
         if base is not None:
             _check_with_base(report, name, base)
-        return report
+        return
     checkpoint = resolve(name, base)
-    report = Checked(name, checkpoint.kind, str(checkpoint.location))
+    report.kind, report.location = checkpoint.kind, str(checkpoint.location)
     if checkpoint.kind == "transformer":
-        _check_part(report, "transformer", Path(checkpoint.location))
-        return report
+        return _check_part(report, "transformer", Path(checkpoint.location))
     entry = CATALOGUE.get(name)
     if entry is not None:
         _check_licence(report, entry.gated, entry.licence, str(entry.repo))
@@ -104,8 +113,7 @@ def check_model(name: str, base: str | None = None, *, hashes: bool = True, on_r
         if hashes and checkpoint.kind == "bundled":
             _check_bundled(report, checkpoint)
         elif hashes:
-            _check_hashes(report, folder, on_read or (lambda _file, _done, _size: None))
-    return report
+            _check_hashes(report, folder, on_read)
 
 
 def _check_bundled(report: Checked, checkpoint: Checkpoint) -> None:
@@ -188,7 +196,9 @@ def _check_json(file: Path) -> None:
 
     try:
         json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise files.unreadable(file, error) from error
+    except (ValueError, RecursionError) as error:
         mend = files.again(file, damaged=True)
         raise ModelError(f"{shown(file)} is damaged: not valid JSON; {mend}.") from error
 
@@ -215,8 +225,8 @@ def _check_shapes(part: Path, config: dict[str, Any], stored: dict[str, files.St
 
     from h2gen.models.load import quiet
 
-    cls = getattr(diffusers, str(config.get("_class_name")), None)
-    if cls is None or "quantization_config" in config:
+    cls: Any = getattr(diffusers, str(config.get("_class_name")), None)
+    if not isinstance(cls, type) or not issubclass(cls, diffusers.ModelMixin) or "quantization_config" in config:
         return False
     try:
         with quiet(), torch.device("meta"):
@@ -290,11 +300,16 @@ def _check_hashes(report: Checked, folder: Path, on_read: OnRead) -> None:
         hasher = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(usedforsecurity=False)
         if len(digest) == 40:  # the hub names small files as git does
             hasher.update(f"blob {file.stat().st_size}\0".encode())
-        with file.open("rb", buffering=0) as opened:
-            while block := opened.read(_BLOCK):
-                hasher.update(block)
-                done += len(block)
-                on_read(file, done, size)
+        try:
+            with file.open("rb", buffering=0) as opened:
+                while block := opened.read(_BLOCK):
+                    hasher.update(block)
+                    done += len(block)
+                    on_read(file, done, size)
+        except OSError as error:
+            wrong += 1
+            report.wrong("hash", files.unreadable(file, error))
+            continue
         if hasher.hexdigest() != digest:
             wrong += 1
             mend = files.again(file, damaged=True)

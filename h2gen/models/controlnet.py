@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from h2gen.errors import ModelError, SettingError
-from h2gen.families.controlnet import CONTROLNET, config_of, is_controlnet, is_xlabs, misfit
+from h2gen.families.controlnet import CONTROLNET, config_of, is_controlnet, is_xlabs, misfit, wrong_type
 from h2gen.models import files
 from h2gen.models.catalogue import in_repository
 from h2gen.models.files import shown
@@ -88,6 +88,11 @@ def read_controlnet(path: Path) -> dict[str, Any]:
             kind = printable(repr(config.get("_class_name")))
             raise ModelError(
                 f"{shown(path)} is not a ControlNet of FLUX.1: its {CONFIG} says {kind}, and h2gen uses {CONTROLNET}."
+            )
+        if (key := wrong_type(config)) is not None:
+            raise ModelError(
+                f"{shown(path / CONFIG)} is damaged: {key} is {printable(repr(config[key]))[:40]}; "
+                f"{files.again(path / CONFIG)}."
             )
         return config
     shapes = {name: stored.shape for name, stored in files.read_header(weights[0]).tensors.items()}

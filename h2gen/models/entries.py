@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,11 @@ def inputs_of(tasks: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(taken for word in words for taken in _TAKES.get(word, (word,))))
 
 
+def needed_by(tasks: Collection[str]) -> tuple[str, ...]:
+    """What a model with these tasks cannot do without, as ``inputs_of`` calls it; the same as ``complete_task``."""
+    return next((inputs_of([task]) for task in ("control", "fill") if task in tasks), ())
+
+
 @dataclass(frozen=True)
 class CatalogueEntry:
     """A model with a short name.
@@ -47,6 +52,7 @@ class CatalogueEntry:
         config: what its transformer's ``config.json`` says, but for what the class has by default.
         parts: the numbers of parameters of its parts, the transformer first.
         defaults: what its authors recommend.
+        follows: the kind of control picture that it was trained on, if it follows one.
     """
 
     name: str
@@ -58,6 +64,7 @@ class CatalogueEntry:
     config: Mapping[str, Any]
     parts: tuple[Part, ...]
     defaults: ModelDefaults
+    follows: str = ""
 
     @cached_property
     def of_family(self) -> Family:
@@ -111,6 +118,7 @@ def read_catalogue(file: Path = CATALOGUE_FILE) -> Iterator[CatalogueEntry]:
             config,
             tuple(Part(part["class"], part["all"], part["block"], part["layer"]) for part in parts),
             replace(defaults, **own),
+            row.get("follows", ""),
         )
 
 

@@ -10,7 +10,7 @@ import importlib.util
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{shown(path)} is not valid JSON; {AGAIN}.") from error
     if not isinstance(data, dict):
@@ -156,9 +156,13 @@ def find_weights(folder: Path) -> Weights:
     Raises:
         ModelError: the part has none, a shard is missing, or a file is damaged.
     """
-    found = next((each for variant in (None, *_variants(folder)) if (each := _listed(folder, variant))), None)
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    found = next((each for variant in (None, *_variants(names)) if (each := _listed(folder, variant))), None)
     if found is None:
-        if any(path.suffix in PICKLES for path in folder.iterdir()):
+        if any(name.endswith(PICKLES) for name in names):
             raise ModelError(
                 f"{shown(folder)} has its weights only as pickles, which can run code when they are opened; "
                 "h2gen reads safetensors files only. Use a checkpoint that has them."
@@ -184,11 +188,11 @@ def _listed(folder: Path, variant: str | None) -> Weights | None:
     return None
 
 
-def _variants(folder: Path) -> list[str]:
-    """The variants of a part's weights, the preferred one first."""
+def _variants(files: Iterable[str]) -> list[str]:
+    """The variants of a part's weights among the names of its files, the preferred one first."""
     names = "|".join(STEMS)
     pattern = re.compile(rf"(?:{names})\.(?:(\w+)\.safetensors|safetensors\.index\.(\w+)\.json)")
-    found = {match[1] or match[2] for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+    found = {match[1] or match[2] for file in files if (match := pattern.fullmatch(file))}
     return sorted(found, key=lambda name: (name not in OWN_DTYPES, name))
 
 
@@ -224,7 +228,8 @@ def report_unused(where: Path, names: Sequence[str], model: str) -> None:
         warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
-def _unreadable(path: Path, error: OSError) -> ModelError:
+def unreadable(path: Path, error: OSError) -> ModelError:
+    """The error for a file or a folder that cannot be opened."""
     if isinstance(error, FileNotFoundError):
         return ModelError(f"{shown(path)} is missing; {again(path)}.")
     return ModelError(f"{shown(path)} cannot be read: {error.strerror or error}; check its permissions.")
@@ -281,7 +286,7 @@ def read_header(path: Path) -> Header:
             header = file.read(length) if length <= LARGEST_HEADER else b""
         size = path.stat().st_size
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     mend = again(path, damaged=True)
     if len(start) < 8 or length > LARGEST_HEADER or header[:1] not in (b"{", b""):
         raise ModelError(f"{shown(path)} is not a safetensors file ({size} bytes); {mend}.")

@@ -98,7 +98,6 @@ def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile],
         given: loaded parts by name.
     """
     import diffusers
-    import transformers
 
     index = files.read_index(folder)
     files.check_parts(folder, index)
@@ -106,12 +105,10 @@ def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile],
     with quiet():
         parts, others = dict(given), by_component(files_given, index)
         for name, (library, kind) in files.components(index).items():
-            cls = getattr(diffusers if library == "diffusers" else transformers, kind, None)
-            if cls is None:
-                raise ModelError(
-                    f"{files.shown(folder)} needs {library}.{kind}, which this version of {library} lacks; update it."
-                )
-            if name not in given and issubclass(cls, (diffusers.ModelMixin, transformers.PreTrainedModel)):
+            if modular and name == "tokenizer":
+                continue  # made without its class
+            cls, has_weights = _class_of(folder, library, kind)
+            if name not in given and has_weights:
                 other = others.get(name)
                 if other is not None and other.path.is_file():
                     parts[name] = load_part(other, cls, folder / name, dtype)
@@ -122,6 +119,34 @@ def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile],
         if modular:
             return _modular_pipeline(folder, parts)
         return getattr(diffusers, index["_class_name"]).from_pretrained(folder, local_files_only=True, **parts)
+
+
+def _class_of(folder: Path, library: str, kind: str) -> tuple[Any, bool]:
+    """The class of a part, and whether it has weights. Any other class might load anything, such as pickles.
+
+    Raises:
+        ModelError: there is no such class, or it is not one that a pipeline is made of.
+    """
+    import diffusers
+    import transformers
+
+    weighty = diffusers.ModelMixin, transformers.PreTrainedModel
+    others = (
+        *(diffusers.SchedulerMixin, transformers.PreTrainedTokenizerBase, transformers.ProcessorMixin),
+        *(transformers.FeatureExtractionMixin, transformers.ImageProcessingMixin),
+    )
+    cls = getattr(diffusers if library == "diffusers" else transformers, kind, None)
+    if cls is None:
+        raise ModelError(
+            f"{files.shown(folder)} needs {library}.{kind}, which this version of {library} lacks; update it."
+        )
+    # Both libraries have stand-ins for classes whose package is not installed; using them says which.
+    if not isinstance(cls, type) or not (issubclass(cls, (*weighty, *others)) or hasattr(cls, "_backends")):
+        raise ModelError(
+            f"{files.shown(folder)} takes a part from {library}.{kind}, which is not a model, tokenizer, processor or "
+            "scheduler; h2gen loads nothing else."
+        )
+    return cls, issubclass(cls, weighty)
 
 
 def _modular_pipeline(folder: Path, parts: dict[str, Any]) -> Any:

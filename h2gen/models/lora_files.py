@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,9 @@ def _downloaded(repo: str, file: str | None) -> tuple[Path, str]:
 
     try:
         if file is None:
-            file = _chosen(repo, _listed(repo))
+            # One that was downloaded is used without asking for a newer one, as a model is.
+            here = _downloaded_before(repo)
+            file = here[0] if len(here) == 1 else _USUAL if _USUAL in here else _chosen(repo, _listed(repo, here))
         return single_file(repo, file), file
     except SettingError:
         raise
@@ -162,18 +164,31 @@ def _chosen(repo: str, names: Sequence[str]) -> str:
     raise SettingError(f"the repository {repo!r} has {len(names)} {SUFFIX} files; give one as {repo}/FILE: {some}.")
 
 
-def _listed(repo: str) -> list[str]:
-    """The files of a repository that may be LoRAs; if it cannot be asked, those that were downloaded before."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+def _listed(repo: str, here: Sequence[str]) -> Sequence[str]:
+    """The files of a repository that may be LoRAs; if it cannot be asked, those that are here already."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
         reach(repo, _USUAL)
-        names = HfApi().list_repo_files(repo)
-    except OfflineModeIsEnabled as error:
-        try:
-            folder = Path(snapshot_download(repo, local_files_only=True))
-        except LocalEntryNotFoundError:
-            raise error from None
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
+        return _that_may_be_loras(HfApi().list_repo_files(repo))
+    except OfflineModeIsEnabled:
+        if not here:
+            raise
+        return here
+
+
+def _downloaded_before(repo: str) -> list[str]:
+    """The files of a repository that may be LoRAs and are on this machine. Does not use the network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return []
+    return _that_may_be_loras(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def _that_may_be_loras(names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.lower().endswith(SUFFIX))

@@ -75,8 +75,18 @@ def check_redux(folder: Path) -> None:
 
 
 def text_width(folder: Path) -> int:
-    """The channels of the text tokens that a Redux model makes."""
-    return int(files.read_json(folder / "image_embedder" / "config.json").get("txt_in_features", 4096))
+    """The channels of the text tokens that a Redux model makes.
+
+    Raises:
+        ModelError: its configuration does not say.
+    """
+    config = folder / "image_embedder" / "config.json"
+    width = files.read_json(config).get("txt_in_features", 4096)
+    if not isinstance(width, int):
+        raise ModelError(
+            f"{shown(config)} is damaged: txt_in_features is {printable(repr(width))}; {files.again(config)}."
+        )
+    return width
 
 
 def load_redux(folder: Path, dtype: Any) -> Any:

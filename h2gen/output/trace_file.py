@@ -12,6 +12,7 @@ from h2gen._version import __version__
 from h2gen.cache.summary import Summary
 from h2gen.cache.trace import StepRecord
 from h2gen.errors import OutputError
+from h2gen.files import check_folder
 
 
 class TraceFile:
@@ -32,6 +33,7 @@ class TraceFile:
 
     def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab" if overwrite else "xb", buffering=0)
         except OSError as error:
             raise _cannot(path, error.strerror or str(error)) from error
@@ -72,8 +74,8 @@ class TraceFile:
             if not os.access(path, os.W_OK):
                 raise _cannot(path, "permission denied")
         if not os.path.isdir(path.parent):
-            raise _cannot(path, "its folder does not exist")
-        if not os.access(path.parent, os.W_OK | os.X_OK):
+            check_folder(path.parent)  # is created with the trace, as that of pictures is
+        elif not os.access(path.parent, os.W_OK | os.X_OK):
             raise _cannot(path, "permission denied")
 
     def on_step(self, record: StepRecord) -> None:

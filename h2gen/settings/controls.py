@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 from h2gen.errors import SettingError
 from h2gen.families.controlnet import mixture
 from h2gen.models.catalogue import CATALOGUE, Checkpoint
-from h2gen.models.choices import mode_of
-from h2gen.models.facts import facts_of
+from h2gen.models.choices import MODES, mode_of
+from h2gen.models.facts import entry_of, facts_of
 from h2gen.models.tasks import check_control, tasks_of
 from h2gen.settings.edges import check_opencv
 from h2gen.settings.inputs import InputFile
-from h2gen.settings.layers import Resolved
+from h2gen.settings.layers import Resolved, files_in
 from h2gen.wording import printable
 
 _DRAWN = "canny"
@@ -23,8 +23,8 @@ _DRAWN = "canny"
 
 
 def with_redux_model(resolved: dict[str, Resolved]) -> None:
-    """Add the model that reads Redux's pictures, or leave it out if there are none."""
-    if "redux" not in resolved or resolved["redux"].value in ((), [], "none", ["none"]):
+    """Add the model that reads Redux's pictures, which are found, or leave it out if there are none."""
+    if not any(files_in(resolved, "redux")):
         resolved.pop("redux_model", None)
     elif "redux_model" not in resolved:
         from h2gen.models.redux import ALIAS
@@ -47,15 +47,14 @@ def check_controls(checkpoint: Checkpoint, resolved: dict[str, Resolved]) -> tup
     Raises:
         UsageError: they cannot be used together, or not with the model.
     """
-    controls, nets, redux, prior = (
-        resolved[name].value if name in resolved else () for name in ("control", "controlnet", "redux", "redux_model")
-    )
+    controls, nets, redux, prior = files_in(resolved, "control", "controlnet", "redux", "redux_model")
     notices: list[str] = []
     if controls or nets:
         check_control(checkpoint.name, tasks_of(checkpoint), len(controls), len(nets), complete=False)
         _check_nets(checkpoint, controls, nets)
+        notices += () if nets else _about_kinds(checkpoint, controls)
         notices += _take_size(checkpoint, controls, resolved)
-        if nets and "image" in resolved and resolved["image"].value and resolved["cfg"].value > 1:
+        if nets and any(files_in(resolved, "image")) and resolved["cfg"].value > 1:
             raise SettingError(
                 f"cfg is {resolved['cfg'].value:g}, but with --image a ControlNet has no true guidance; use --guidance."
             )
@@ -84,6 +83,22 @@ def mode_for(net: Mapping[str, Any], name: str, control: InputFile) -> int | Non
             f"The ControlNet {printable(name)!r} is a union, and --control {printable(control.name)!r} has {given}; "
             f"put one of its kinds before the file, such as depth:FILE ({error})."
         ) from error
+
+
+def _about_kinds(checkpoint: Checkpoint, controls: Sequence[InputFile]) -> Iterator[str]:
+    """About control pictures of another kind than the model was trained on."""
+    entry = entry_of(checkpoint.base or checkpoint)
+    follows = "" if entry is None else entry.follows
+    for control in controls:
+        if follows and control.kind and MODES[control.kind] != MODES[follows]:
+            able = [
+                name for name, each in CATALOGUE.items() if each.follows and MODES[each.follows] == MODES[control.kind]
+            ]
+            instead = f", or use --model {able[0]}" if able else ""
+            yield (
+                f"{checkpoint.name!r} was trained on control pictures of the kind {follows!r}, and "
+                f"{printable(control.name)!r} is given as {control.kind!r}; expect a poor picture{instead}."
+            )
 
 
 def _check_nets(checkpoint: Checkpoint, controls: Sequence[InputFile], nets: Sequence[InputFile]) -> None:

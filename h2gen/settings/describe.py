@@ -16,7 +16,7 @@ from h2gen.families.single_file import ONLY, block_counts, input_channels, other
 from h2gen.families.unused import Unused
 from h2gen.models.catalogue import CATALOGUE, Checkpoint, resolve
 from h2gen.models.content_hash import file_hash
-from h2gen.models.entries import inputs_of
+from h2gen.models.entries import inputs_of, needed_by
 from h2gen.models.facts import Facts, entry_of, facts_of
 from h2gen.models.files import WEIGHTS, tensors_of
 from h2gen.models.lora_files import known_lora
@@ -62,6 +62,7 @@ def describe(name: str, base: str | None = None) -> dict[str, Any]:
             "repository": entry.repo,
             "licence": entry.licence,
             "gated": entry.gated,
+            **({"follows": entry.follows} if entry.follows else {}),
             "parameters": entry.parameters,
             "download_gb": entry.download_gb if entry.repo else 0.0,
         }
@@ -148,6 +149,7 @@ def _about_family(checkpoint: Checkpoint, facts: Facts) -> dict[str, Any]:
         "family": facts.family.title,
         "pipeline": facts.pipeline,
         "tasks": tasks,
+        "needs": list(needed_by(tasks)),
         "options": options,
         **({} if stages is None else {"stages": dict(zip(("structure", "detail"), stages, strict=True))}),
     }

@@ -13,7 +13,7 @@ from h2gen.families.tasks import LEAST_SIDE, MOST_ASPECT
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.tasks import complete_task, task_of, tasks_of
 from h2gen.settings.inputs import InputFile
-from h2gen.settings.layers import Resolved
+from h2gen.settings.layers import Resolved, files_in
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Input
     Raises:
         SettingError: the model does not take them, or one of them cannot be opened or used.
     """
-    files: tuple[InputFile, ...] = resolved["image"].value if "image" in resolved else ()
-    masks: tuple[InputFile, ...] = resolved["mask"].value if "mask" in resolved else ()
-    controls: tuple[InputFile, ...] = resolved["control"].value if "control" in resolved else ()
-    nets: tuple[InputFile, ...] = resolved["controlnet"].value if "controlnet" in resolved else ()
+    files, masks, controls, nets = files_in(resolved, "image", "mask", "control", "controlnet")
     if not files and not masks:
         return None
     tasks = tasks_of(checkpoint)

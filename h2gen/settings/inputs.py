@@ -240,8 +240,11 @@ class FileRule(Rule):
     def _as_recorded(self, recorded: InputFile, given: InputFile | None) -> InputFile | None:
         if given is not None:
             return replace(recorded, path=given.path, scale=recorded.scale if given.scale is None else given.scale)
-        path = self.known(recorded.name)
-        return None if path is None or self.hashed(path) != recorded.sha256 else replace(recorded, path=path)
+        try:
+            path = self.known(recorded.name)
+            return None if path is None or self.hashed(path) != recorded.sha256 else replace(recorded, path=path)
+        except (OSError, UsageError):  # it cannot be read, or is damaged: as if it were not there
+            return None
 
     @property
     def _form(self) -> str:

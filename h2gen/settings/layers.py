@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from h2gen.settings.inputs import InputFile
+
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 """Sources, such as ``option`` or ``environment``, and the settings that each gives; the highest precedence first."""
 
@@ -26,3 +28,8 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, Resolved
             if value is not None and name not in resolved:
                 resolved[name] = Resolved(value, source)
     return resolved
+
+
+def files_in(resolved: Mapping[str, Resolved], *names: str) -> list[tuple[InputFile, ...]]:
+    """The files of these settings, which are found; none for a setting that was not given."""
+    return [resolved[name].value if name in resolved else () for name in names]

@@ -37,6 +37,8 @@ _MOST_KEPT = 2**25
 _HALF = 128
 """The least value of a mask where the picture changes."""
 _WHITE = 250
+_PROFILES = {"RGB": ("RGB", "RGBA", "P", "PA"), "GRAY": ("L", "LA"), "CMYK": ("CMYK",)}
+"""By a profile's colours, the modes of pictures that it may belong to; the first is the one that is converted."""
 
 
 class Held(str):
@@ -190,11 +192,36 @@ def _read(path: Path, shown: str) -> bytes:
 def _as_rgb(image: Image.Image) -> Image.Image:
     from PIL import Image
 
-    image = _in_8_bits(image)
+    image = _in_srgb(_in_8_bits(image), image.info.get("icc_profile"))
     if not image.has_transparency_data:
         return image.convert("RGB")
     whole = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", whole.size, "white"), whole).convert("RGB")
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """The picture with its colours converted from its ICC profile to sRGB, as viewers show them.
+
+    A profile of sRGB itself changes nothing, and one that is damaged or of other channels than the picture is ignored.
+    """
+    if not profile:
+        return image
+    from PIL import ImageCms
+
+    with suppress(Exception):  # Pillow may also lack the library that converts
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return image
+        alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+        modes = _PROFILES[source.profile.xcolor_space.strip()]
+        if image.mode in modes:
+            colours = image.convert(modes[0])
+            image = (
+                ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+            )
+            if alpha is not None:
+                image.putalpha(alpha)
+    return image
 
 
 def _as_mask(image: Image.Image) -> Image.Image:
@@ -254,4 +281,4 @@ def _hash_of(image: Image.Image) -> str:
 
     colours = (image.getpalette("RGB"), image.info.get("transparency")) if image.mode in ("P", "PA") else ""
     head = f"{image.mode} {image.width}x{image.height} {colours or ''}".encode()
-    return sha256(head + image.tobytes())
+    return sha256(head + (image.info.get("icc_profile") or b"") + image.tobytes())

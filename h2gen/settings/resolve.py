@@ -144,8 +144,9 @@ def resolve_settings(
     tokens.check(_called(name, resolved), resolved[name].value)
     width, height, rounded = parse_size(str(resolved["size"].value), checkpoint.defaults, _called("size", resolved))
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
-    with_redux_model(resolved)
     for name in FILES:
+        if name == "redux_model":
+            with_redux_model(resolved)
         if name in resolved:
             files = BY_NAME[name].files.resolve(_called(name, resolved), resolved[name].value)
             resolved[name] = Resolved(files, resolved[name].source)

@@ -198,3 +198,40 @@ def test_the_command_says_how_to_mend_and_exits_with_1(broken, capsys):
         key: each for line in found["lines"] if not line["ok"] for key, each in line.items() if key in ("subject", "ok")
     } == {"subject": "vae", "ok": False}
     assert run(["models", "check", "tny"]) == 2
+
+
+def test_a_file_that_may_not_be_read_is_one_line(cached, monkeypatch):
+    snapshot = cached()
+    hidden = snapshot / "scheduler" / "scheduler_config.json"
+    opened = Path.open
+
+    def refuse(path, *arguments, **named):
+        if path == hidden and arguments[:1] == ("rb",):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    text, fix = problems(check_model(REPO))["hash"]
+    assert text == f"{str(hidden)!r} cannot be read: Permission denied" and fix == "check its permissions"
+
+
+def test_a_folder_that_may_not_be_entered_is_one_line(broken, monkeypatch):
+    folder = broken()
+    is_dir = Path.is_dir
+
+    def refuse(path):
+        if path.name == "vae":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    text, fix = problems(check_model(str(folder)))["files"]
+    assert text == f"{str(folder / 'vae')!r} cannot be read: Permission denied" and fix == "check its permissions"
+
+
+def test_a_class_that_is_not_a_model_is_not_made(broken, monkeypatch):
+    folder = broken()
+    checkpoints.edit_json(folder / "transformer" / "config.json", _class_name="FluxPipeline")
+    monkeypatch.setattr("diffusers.FluxPipeline.from_config", lambda *_: pytest.fail("it was made"))
+    (line,) = (line for line in check_model(str(folder)).lines if line.subject == "transformer")
+    assert line.text.endswith("complete")

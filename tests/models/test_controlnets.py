@@ -13,7 +13,7 @@ from h2gen.errors import ModelError, SettingError
 from h2gen.families.controlnet import mixture
 from h2gen.models.choices import mode_of
 from h2gen.models.controlnet import check_fits, find_controlnet, known_controlnet, load_controlnet, read_controlnet
-from h2gen.models.redux import check_redux, find_redux, load_redux
+from h2gen.models.redux import check_redux, find_redux, load_redux, text_width
 from tests.checkpoints import edit_json, edit_weights, save_single
 from tests.small import UNION, XLABS, controlnet, flux_transformer, picture, redux_prior
 
@@ -108,6 +108,17 @@ def test_redux_loads_from_its_folder_as_diffusers_does(tmp_path: Path) -> None:
     with torch.no_grad():
         ours, theirs = (each.image_embedder(each.encode_image(picture(), "cpu", 1))[0] for each in (loaded, prior))
     assert torch.equal(ours, theirs)
+
+
+def test_numbers_that_are_none_are_one_line(tmp_path: Path) -> None:
+    controlnet().save_pretrained(tmp_path / "net")
+    edit_json(tmp_path / "net" / "config.json", num_layers="two")
+    with pytest.raises(ModelError, match="is damaged: num_layers is 'two'; download it again"):
+        find_controlnet(str(tmp_path / "net"))
+    redux_prior().save_pretrained(tmp_path / "redux")
+    edit_json(tmp_path / "redux" / "image_embedder" / "config.json", txt_in_features="wide")
+    with pytest.raises(ModelError, match="is damaged: txt_in_features is 'wide'; download it again"):
+        text_width(tmp_path / "redux")
 
 
 def test_what_is_not_redux_is_refused(tmp_path: Path) -> None:

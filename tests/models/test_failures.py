@@ -68,6 +68,15 @@ def test_a_class_that_does_not_exist_is_named(broken):
     assert "diffusers.Flux9Transformer" in refusal(folder)
 
 
+@pytest.mark.parametrize("kind", ["FluxPipeline", "AutoModel", "logging"])
+def test_a_part_that_no_pipeline_is_made_of_is_refused(broken, kind):
+    folder = broken()
+    checkpoints.edit_json(folder / "model_index.json", scheduler=["diffusers", kind])
+    refused = f"takes a part from diffusers.{kind}, which is not a model, tokenizer, processor or scheduler"
+    with pytest.raises(ModelError, match=refused):
+        load_pipeline(resolve(str(folder)), device="cpu")
+
+
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
 def test_a_part_with_only_pickled_weights_is_refused(broken, part):
     folder = broken()

@@ -47,6 +47,16 @@ def test_an_existing_file_is_never_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+def test_its_folder_is_created_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "s" / "t.jsonl"
+    TraceFile.check(path)
+    assert os.listdir(tmp_path) == []
+    TraceFile(path, {}).close(None)
+    assert path.is_file()
+    with pytest.raises(OutputError, match=r"t\.jsonl' is not a folder; give another"):
+        TraceFile.check(path / "t.jsonl")
+
+
 def test_an_old_trace_is_replaced_by_the_first_step_and_not_before(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text("old\n" * 1000)

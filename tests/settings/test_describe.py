@@ -14,12 +14,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from h2gen.cli.app import run
-from h2gen.errors import ModelError
+from h2gen.errors import ModelError, SettingError
 from h2gen.families import TASKS
 from h2gen.models.catalogue import CATALOGUE, resolve
 from h2gen.models.facts import facts_of
 from h2gen.models.memory import component_bytes
 from h2gen.models.memory_needed import memory_needed
+from h2gen.models.tasks import complete_task, tasks_of
 from h2gen.settings.describe import OPTIONS, describe
 from tests import small
 from tests.checkpoints import edit_json
@@ -158,3 +159,18 @@ def test_flux3_is_cut_within_its_joint_blocks_and_its_distilled_model_is_not_pro
         "guidance": "ignored",
         "steps": "used",
     }
+
+
+def test_what_a_model_cannot_do_without_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    needs = {name: describe(name)["needs"] for name in CATALOGUE}
+    assert {name: need for name, need in needs.items() if need} == {
+        "fill": ["image", "mask"], "depth": ["control"], "canny": ["control"],
+    }  # fmt: skip
+    for name, need in needs.items():  # as when a picture is made
+        if need:
+            with pytest.raises(SettingError, match=f"--{need[-1]}"):
+                complete_task(name, tasks_of(resolve(name)), mask=False, control=0, pictures="image" in need)
+        else:
+            complete_task(name, tasks_of(resolve(name)), mask=False, control=0)
+    assert run(["models", "show", "depth"]) == 0
+    assert "--control; made for --control depth:FILE" in capsys.readouterr().out

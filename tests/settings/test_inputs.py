@@ -13,7 +13,7 @@ import pytest
 from h2gen.batches.jobs import Jobs, job_id
 from h2gen.batches.prompts import Reading, read_prompts
 from h2gen.checks import Rule
-from h2gen.errors import MetadataError, SettingError
+from h2gen.errors import MetadataError, ModelError, SettingError
 from h2gen.output.metadata import Origin, describe, read_metadata, to_toml
 from h2gen.output.replay import layers_of
 from h2gen.settings.inputs import FileRule, InputFile
@@ -211,6 +211,16 @@ def test_replay_names_the_files_that_are_missing_and_opens_none(recorded: Path, 
     with pytest.raises(MetadataError, match=f"{missing} .SHA-256 .*give the file again with --lora") as caught:
         replayed(recorded, lora=given)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ModelError("it is cut short")])
+def test_replay_asks_for_a_file_that_it_knows_but_cannot_read(recorded: Path, error: Exception) -> None:
+    def refuse(_path: object) -> str:
+        raise error
+
+    rule = replace(RULE, known=lambda name: Path(name), hashed=refuse)
+    with pytest.raises(MetadataError, match=r"'c\.safetensors' .*; give the file again with --lora"):
+        rule.again("--lora", read_metadata(recorded).settings.lora, None)
 
 
 def test_replay_with_another_file_or_without_any_replaces_the_pictures(recorded: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from h2gen.cache.config import CacheConfig
 from h2gen.settings.resolve import request_from, resolve_request
+from tests import loras
 
 
 def notices(**given: Any) -> list[str]:
@@ -78,3 +79,31 @@ def test_a_profiles_figures_are_a_rough_guide_with_what_it_was_not_measured_with
     line = "The profile does not know what --image changes; its figures are a rough guide here."
     assert line in request_from("a cat", layers).notices
     assert line not in request_from("a cat", layers[:1]).notices
+
+
+def test_a_lora_that_is_given_twice_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    loras.save_smallest(tmp_path / "a.safetensors")
+    loras.save_smallest(tmp_path / "b.safetensors")  # the same contents
+    loras.save_smallest(tmp_path / "c.safetensors", 1.0)
+    given = {"model": "dev", "lora": ["a.safetensors:0.5", "a.safetensors", "c.safetensors"]}
+    assert notices(**given) == ["--lora 'a.safetensors' is given 2 times; the scales add up to 1.5."]
+    given["lora"][1] = "b.safetensors:2"
+    line = "--lora 'a.safetensors' and 'b.safetensors' are the same LoRA, given 2 times; the scales add up to 2.5."
+    assert notices(**given) == [line]
+    assert notices(model="dev", lora=["a.safetensors", "c.safetensors"]) == []
+
+
+def test_a_control_picture_of_another_kind_than_the_models_is_remarked_on(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+
+    def about(model: str, kind: str) -> list[str]:
+        lines = notices(model=model, control=f"{kind}{tmp_path / 'photo.png'}")
+        return [line for line in lines if "trained on" in line]
+
+    assert about("depth", "canny:") == [
+        "'depth' was trained on control pictures of the kind 'depth', and 'photo.png' is given as 'canny'; expect a "
+        "poor picture, or use --model canny."
+    ]
+    assert about("black-forest-labs/FLUX.1-Canny-dev", "pose:")[0].endswith("given as 'pose'; expect a poor picture.")
+    assert about("depth", "depth:") == about("depth", "") == about("canny", "edges:") == []

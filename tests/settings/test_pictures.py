@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageCms, ImageDraw
 
 from h2gen.checks import Rule
 from h2gen.errors import SettingError
@@ -193,3 +193,44 @@ def test_picture_objects_with_other_colours_or_cut_short_are_told_apart() -> Non
     Path("cut.png").write_bytes(Path("whole.png").read_bytes()[:900])
     with Image.open("cut.png") as cut, pytest.raises(SettingError, match="a PIL image is damaged or cut short"):
         found(cut)
+
+
+def wide_gamut() -> bytes:
+    """An ICC profile with red and green exchanged, which no viewer could show as sRGB by mistake."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for start in range(132, 132 + 12 * struct.unpack(">I", data[128:132])[0], 12):
+        names = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ", b"desc": b"xxxx"}
+        data[start : start + 4] = names.get(bytes(data[start : start + 4]), data[start : start + 4])
+    return bytes(data)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGB"), ("a.jpg", "RGB"), ("a.png", "RGBA"), ("a.png", "P")])
+def test_colours_are_those_of_the_pictures_profile(name: str, mode: str) -> None:
+    halves(mode).save(name, icc_profile=wide_gamut(), **({"subsampling": 0} if name.endswith("jpg") else {}))
+    got = opened(name).astype(int)
+    assert abs(got[0, 0] - [0, 255, 0]).max() < 8 and abs(got[0, -1] - [0, 0, 255]).max() < 8
+
+
+def test_a_transparent_picture_with_a_profile_is_on_white() -> None:
+    image = halves("RGBA")
+    image.putpixel((0, 0), (255, 0, 0, 0))
+    image.save("a.png", icc_profile=wide_gamut())
+    got = opened("a.png").astype(int)
+    assert [*got[0, 0]] == [255, 255, 255] and abs(got[0, 1] - [0, 255, 0]).max() < 8
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_profile_that_cannot_be_used_is_ignored(mode: str) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    plain = np.asarray(halves(mode).convert("RGB"))
+    damaged = wide_gamut()[:200]
+    for number, profile in enumerate((damaged, b"nonsense", srgb, *(() if mode == "RGB" else (wide_gamut(),)))):
+        halves(mode).save(f"{number}.tif", icc_profile=profile)
+        assert np.array_equal(opened(f"{number}.tif"), plain)
+
+
+def test_pictures_of_other_profiles_are_other_pictures_in_python() -> None:
+    image = halves()
+    image.info["icc_profile"] = wide_gamut()
+    assert found(image).sha256 != found(halves()).sha256
+    assert abs(np.asarray(open_picture(found(image)).image)[0, 0].astype(int) - [0, 255, 0]).max() < 8

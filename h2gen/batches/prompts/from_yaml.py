@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from h2gen.batches.prompts.entries import KEYS, NOTHING, Given, Reading, first_line
+from h2gen.batches.prompts.entries import KEYS, NOTHING, RUN_WIDE, Given, Reading, first_line
 from h2gen.errors import SettingError
 from h2gen.wording import did_you_mean, printable, shown
 
@@ -36,10 +36,14 @@ def read_yaml(reading: Reading, name: str, data: bytes) -> None:
         top = _nodes(reading, name, root)
         for key, (node, _) in top.items():
             if key not in ("prompts", "defaults"):
-                reading.wrong(
-                    f"{name}:{node.start_mark.line + 1}: there is no key {shown(key)}"
-                    f"{did_you_mean(key, ('prompts', 'defaults'))} A file has 'defaults' and 'prompts'."
-                )
+                where = f"{name}:{node.start_mark.line + 1}"
+                if key in RUN_WIDE:
+                    reading.checked(where, {key: None})
+                elif key in KEYS:
+                    reading.wrong(f"{where}: {printable(key)} is a setting; put it under 'defaults:', for all prompts.")
+                else:
+                    hint = did_you_mean(key, ("prompts", "defaults"))
+                    reading.wrong(f"{where}: there is no key {shown(key)}{hint} A file has 'defaults' and 'prompts'.")
         if "prompts" not in top:
             if len(reading.mistakes) > before:
                 return
@@ -58,10 +62,10 @@ def read_yaml(reading: Reading, name: str, data: bytes) -> None:
             reading.add(source, _text(node), NOTHING, shared)
         elif isinstance(node, yaml.MappingNode):
             given = _yaml_settings(reading, name, node, "an entry")
-            if "prompt" not in given:
+            if "prompt" not in given and "redux" not in given:
                 reading.wrong(f"{source}: prompt is missing; give the entry a 'prompt:'.")
                 continue
-            reading.add(source, given.pop("prompt"), given, shared)
+            reading.add(source, given.pop("prompt", ""), given, shared)
         else:
             reading.wrong(f"{source}: a prompt is text or a mapping with 'prompt:', not a list.")
 

@@ -150,6 +150,9 @@ def _about_use(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "tasks" in found:
         alone = [task for task in found["tasks"] if " " not in task]  # the others do two of these at once
         yield "makes pictures", "; ".join(dict.fromkeys(_TASKS.get(task, task) for task in alone))
+    if found.get("needs"):
+        kind = f"; made for --control {found['follows']}:FILE" if found.get("follows") else ""
+        yield "needs", " and ".join(f"--{name}" for name in found["needs"]) + kind
     size = f"{defaults['width']}x{defaults['height']}"
     yield "size", f"{size}; sides are multiples of {defaults['size_multiple']}"
     options = found.get("options", {})
