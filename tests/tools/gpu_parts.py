@@ -1,0 +1,35 @@
+"""Parts for the tests of ``tools/gpu_day.py`` that go wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from tools.gpu.process import Report
+
+
+def hangs(_small: bool, report: Report) -> None:
+    """Reports a figure and its child's number, and never ends."""
+    report("before", 1.5, "s", most=2)
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as child:
+        report("child", child.pid)
+        print("waiting for what never comes", flush=True)
+        time.sleep(600)
+
+
+def fails(_small: bool, report: Report) -> None:
+    report("before", 3)
+    raise ValueError("no such kernel")
+
+
+def dies(_small: bool, report: Report) -> None:
+    report("before", 3)
+    print("about to die", flush=True)
+    os._exit(3)
+
+
+def works(_small: bool, report: Report) -> None:
+    report("share", 0.002, "%", most=0.003)
+    report("speed-up", 0.9, "x", least=0.97)

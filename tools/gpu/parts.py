@@ -1,0 +1,284 @@
+"""The parts: each is called in a process of its own with whether the run is a small one, and where figures go."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import torch
+
+from h2gen.evaluation.block_count import count_blocks
+from h2gen.evaluation.peers.base import contexts, left_as_found
+from h2gen.evaluation.peers.dbcache import quiet
+from h2gen.models.memory import offload_groups
+from tools.gpu.model import FAST, ULTRA, Caller, Scale, compile_blocks, make_pipeline, quantize, scale_of, wait
+from tools.gpu.process import Report
+from tools.gpu.profiling import Profile, first_wait, look_at
+from tools.gpu.timing import (
+    ALIKE,
+    OUTCOMES,
+    SECONDS,
+    Cache,
+    checking,
+    compare,
+    counted_graphs,
+    measure_outcomes,
+    measure_plans,
+    planned,
+    seconds_of,
+    steps_of,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+PLANS = {
+    "fast, skipped": FAST,
+    "ultra, skipped": ULTRA,
+    "fast, both forecast": FAST.replace("S", "R"),
+    "every other detail forecast": "FFFF" + "DF" * 12,
+}
+
+
+def eager(small: bool, report: Report) -> None:
+    """All outcomes and plans, and a batch of 4."""
+    call = _ready(scale_of(small), report)
+    measure_outcomes(call, report)
+    measure_plans(call, report, PLANS)
+    together = Caller(call.pipe, call.scale, pictures=4)
+    plan = "FFFSSFSS"
+    seconds_of(together, steps=2)
+    full = statistics.median(steps_of(together, steps=3)[1:]) / 4
+    report("batch of 4: full step, per picture", full, "s")
+    checked = statistics.median(steps_of(together, checking(call.pipe), 3)[1:]) / 4
+    report("batch of 4: full step with both checks, per picture", checked, "s", share=checked / full)
+    uncached = seconds_of(together, steps=len(plan))
+    cached = seconds_of(together, planned(call.pipe, plan), len(plan))
+    compare(report, f"batch of 4, plan {plan}", [uncached], [cached], plan.count("F") / len(plan))
+    _report_memory(report, call.scale)
+
+
+def compiled(small: bool, report: Report) -> None:
+    """With compiled blocks."""
+    call = _ready(scale_of(small), report)
+    _measure_compiled(call, report)
+
+
+def fp8(small: bool, report: Report) -> None:
+    """With compiled blocks of quantized weights: everything on."""
+    call = _ready(scale_of(small), report)
+    started = time.perf_counter()
+    how = quantize(call.pipe.transformer, call.scale)
+    wait(call.scale)
+    report("quantized by torchao's", how)
+    report("seconds to quantize", time.perf_counter() - started, "s")
+    _measure_compiled(call, report, goal=SECONDS)
+
+
+def _measure_compiled(call: Caller, report: Report, goal: float | None = None) -> None:
+    torch._dynamo.reset()
+    compile_blocks(call.pipe.transformer, call.scale)
+    with counted_graphs() as graphs:
+        started = time.perf_counter()
+        seconds_of(call, steps=2)
+        report("compiling, and two steps", time.perf_counter() - started, "s")
+        report("graphs", graphs())
+    with counted_graphs() as graphs:
+        measure_plans(call, report, PLANS, goal)
+        measure_outcomes(call, report)
+        report("graphs compiled again for the cache", graphs(), most=0)
+    _report_memory(report, call.scale)
+
+
+def known(small: bool, report: Report) -> None:
+    """What steps do whose outcome a plan decides; then, what is slow."""
+    call = _ready(scale_of(small), report)
+    first, last, steps = 4, 7, 10
+    plain = look_at(call, nullcontext, first, last, steps)
+    _report_profile(report, "no cache", plain, None)
+    profiles = {"no cache": plain}
+    for letter, name in {"F": "full", "D": "detail forecast", "R": "both forecast", "S": "skipped"}.items():
+        cache = planned(call.pipe, "FF" + letter * (steps - 2))
+        profiles[name] = look_at(call, cache, first, last, steps)
+        _report_profile(report, name, profiles[name], plain)
+        place = first_wait(call, cache, first, last, steps)
+        report(f"{name}: a wait, by torch's debug mode", place or "none")
+    _report_profile(report, "with both checks", look_at(call, checking(call.pipe), first, last, steps), None)
+    for name in ("no cache", "skipped"):
+        for kernel, share, runs in profiles[name].slowest(10 if name == "no cache" else 4):
+            report(f"slowest, {name}: {kernel[:90]}", f"{share:.1%}, {runs:g} per step")
+        span = profiles[name].span or 1.0
+        gaps = profiles[name].gaps()
+        report(f"no kernel runs, {name}", sum(gap[0] for gap in gaps) / span, "%")
+        for microseconds, before, after in gaps[:3]:
+            report(f"longest gap, {name}", f"{microseconds:.0f} µs from {before[:50]} to {after[:50]}")
+
+
+def _report_profile(report: Report, name: str, found: Profile, plain: Profile | None) -> None:
+    report(f"{name}: launches per step", found.launches / found.steps)
+    waits = sum(found.waits.values())
+    report(f"{name}: waits per step", waits / found.steps)
+    if plain is not None:
+        # What diffusers' own loop waits for is not ours. A CPU reads the timestep as it comes, a GPU queues a copy.
+        beyond = (waits - sum(plain.waits.values())) / found.steps
+        most = 0 if torch.cuda.is_available() else 1
+        report(f"{name}: waits per step beyond those without a cache", beyond, most=most)
+
+
+def others(small: bool, report: Report) -> None:
+    """Other caches with the same steps computed, in turn with ours."""
+    call = _ready(scale_of(small), report)
+    pipe = call.pipe
+    ways: dict[str, Callable[[str], Cache]] = {
+        "h2gen, skipped": lambda plan: planned(pipe, plan),
+        "h2gen, both reused": lambda plan: planned(pipe, plan.replace("S", "R"), forecast=0),
+        "FirstBlockCache, its check and the plan's decision": lambda plan: lambda: _first_block_cache(pipe, plan),
+    }
+    if find_spec("cache_dit") is None:
+        report("cache-dit", "is not installed; pip install cache-dit")
+    else:
+        ways["cache-dit, static mask"] = lambda plan: lambda: _cache_dit(pipe, plan)
+    for title, plan in {"fast": FAST[: call.scale.steps], "ultra": ULTRA[: call.scale.steps]}.items():
+        with count_blocks(pipe.transformer):  # as below
+            uncached = seconds_of(call)
+        for name, way in ways.items():
+            with count_blocks(pipe.transformer) as count:
+                seconds = seconds_of(call, way(plan))
+            compare(report, f"{title}: {name}", [uncached], [seconds], count.share, aim=None)
+
+
+@contextmanager
+def _first_block_cache(pipe: Any, plan: str) -> Iterator[None]:
+    """diffusers' cache: it checks each step as always, and then does as the plan says."""
+    from diffusers import FirstBlockCacheConfig
+    from diffusers.hooks.first_block_cache import FBCHeadBlockHook
+
+    original = FBCHeadBlockHook._should_compute_remaining_blocks
+    letters: list[str] = []
+
+    def decide(self: Any, residual: torch.Tensor) -> bool:
+        original(self, residual)
+        letters[:] = letters or list(plan)
+        return letters.pop(0) == "F"
+
+    transformer = pipe.transformer
+    with left_as_found(transformer), contexts(pipe):
+        transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+        FBCHeadBlockHook._should_compute_remaining_blocks = decide
+        try:
+            yield
+        finally:
+            FBCHeadBlockHook._should_compute_remaining_blocks = original
+            transformer.disable_cache()
+
+
+@contextmanager
+def _cache_dit(pipe: Any, plan: str) -> Iterator[None]:
+    """cache-dit's DBCache with a static mask: its first block runs at every step, and nothing is checked."""
+    cache_dit: Any = import_module("cache_dit")
+    with quiet(), left_as_found(pipe.transformer):
+        config = cache_dit.DBCacheConfig(
+            Fn_compute_blocks=1,
+            Bn_compute_blocks=0,
+            max_warmup_steps=1,
+            num_inference_steps=len(plan),
+            steps_computation_mask=[int(letter == "F") for letter in plan],
+            steps_computation_policy="static",
+        )
+        cache_dit.enable_cache(pipe, cache_config=config)
+        try:
+            yield
+        finally:
+            cache_dit.disable_cache(pipe)
+
+
+def offload(small: bool, report: Report) -> None:
+    """Group offloading: diffusers' own, and h2gen's, which may know the plan."""
+    scale = scale_of(small)
+    for name, place in {"diffusers": _offload_by_diffusers, "h2gen --offload group": offload_groups}.items():
+        pipe = make_pipeline(scale)
+        pipe.transformer.to("cpu")
+        started = time.perf_counter()
+        place(pipe, scale.device)
+        report(f"{name}: seconds to prepare", time.perf_counter() - started, "s")
+        call = Caller(pipe, scale)
+        _reset_memory(scale)
+        full = steps_of(call, steps=2)[1]
+        report(f"{name}: full step, no cache", full, "s")
+        plan = "FFSDRF"
+        steps = steps_of(call, planned(pipe, plan), len(plan))
+        for letter, seconds in list(zip(plan, steps, strict=True))[2:]:
+            outcome = OUTCOMES[letter].format("forecast")
+            report(f"{name}, in a plan: {outcome}", seconds, "s", share=seconds / full)
+        _report_memory(report, scale, name)
+        del pipe, call
+        gc.collect()
+
+
+def _offload_by_diffusers(pipe: Any, device: torch.device) -> None:
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        pipe.transformer,
+        onload_device=device,
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        use_stream=False,
+    )
+
+
+def tests(small: bool, report: Report) -> None:
+    """The tests that need a GPU, which are skipped without one."""
+    files = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "tests.xml"
+        allowed = ("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning")
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *allowed]
+        status = subprocess.run([*command, f"--junitxml={found}", *map(str, files)], cwd=ROOT).returncode
+        if not found.exists():
+            raise RuntimeError(f"pytest ended with status {status}, see the log; it needs: pip install -e '.[test]'")
+        suite = next(ElementTree.parse(found).iter("testsuite"))
+    report("files", len(files))
+    for name in ("tests", "skipped"):
+        report(name, int(suite.get(name, 0)))
+    report("failed", int(suite.get("failures", 0)) + int(suite.get("errors", 0)), most=0)
+    for case in suite.iter("testcase"):
+        for fault in (*case.iter("failure"), *case.iter("error")):
+            lines = (fault.get("message") or "").splitlines() or [""]
+            report(f"{case.get('classname')}::{case.get('name')}", lines[0][:200])
+
+
+def _ready(scale: Scale, report: Report) -> Caller:
+    """A pipeline on the device that has run once."""
+    started = time.perf_counter()
+    call = Caller(make_pipeline(scale), scale)
+    wait(scale)
+    parameters = sum(parameter.numel() for parameter in call.pipe.transformer.parameters())
+    report("parameters", f"{parameters / 1e9:.2f} billion" if scale.cuda else str(parameters))
+    report("seconds to make the model", time.perf_counter() - started, "s")
+    _reset_memory(scale)
+    latents = call(len(ALIKE[:2]))
+    if not torch.isfinite(latents).all():
+        raise RuntimeError("the random model's latents are not finite; its times would mean nothing")
+    return call
+
+
+def _reset_memory(scale: Scale) -> None:
+    if scale.cuda:
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _report_memory(report: Report, scale: Scale, name: str = "") -> None:
+    if scale.cuda:
+        title = "peak memory on the GPU"
+        report(f"{name}: {title}" if name else title, torch.cuda.max_memory_allocated() / 2**30, "GiB")

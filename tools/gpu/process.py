@@ -1,0 +1,181 @@
+"""Runs each part in a process of its own, which is killed at its limit, and keeps what it had reported until then.
+
+Imports nothing but the standard library: the command must say at once what it cannot do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import pkgutil
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+LINES = 12
+"""Of an error that are kept."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the day.
+
+    Args:
+        name: one word.
+        title: what it measures.
+        function: ``module:function``, called with whether the run is a small one, and a ``Report``.
+        limit: seconds until it is killed.
+    """
+
+    name: str
+    title: str
+    function: str
+    limit: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure of a part.
+
+    Args:
+        share: a time as a share of a full step's without a cache.
+        aim: in words; ``met`` is None without one.
+    """
+
+    name: str
+    value: float | str
+    unit: str = ""
+    share: float | None = None
+    aim: str = ""
+    met: bool | None = None
+
+
+@dataclass
+class Result:
+    """What became of a part: ``done``, ``failed`` or ``killed``, and the last lines of its error."""
+
+    name: str
+    title: str
+    limit: float
+    status: str = "running"
+    seconds: float = 0.0
+    error: list[str] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Report:
+    """Takes a part's figures; each is on its way to the parent process at once."""
+
+    def __init__(self, send: Callable[[Figure], None]) -> None:
+        self._send = send
+
+    def __call__(
+        self,
+        name: str,
+        value: float | str,
+        unit: str = "",
+        *,
+        share: float | None = None,
+        most: float | None = None,
+        least: float | None = None,
+    ) -> None:
+        """Report a figure.
+
+        Args:
+            value: in ``unit``; a share with the unit "%" is 0 to 1.
+            share: see ``Figure``.
+            most, least: its aim, if it has one.
+        """
+        aim, met = "", None
+        if most is not None or least is not None:
+            bound = most if most is not None else least
+            shown = f"{bound:.3g}" if unit != "%" else f"{100 * float(bound or 0):.3g}"
+            aim = f"{'at most' if most is not None else 'at least'} {shown} {unit}".strip()
+            number = float(value)
+            met = (most is None or number <= most) and (least is None or number >= least)
+        self._send(Figure(name, value, unit, share, aim, met))
+
+
+def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[Result], None]) -> Result:
+    """Run a part in a process of its own.
+
+    Args:
+        limit: seconds; at most ``part.limit``.
+        log: the file that its output is appended to.
+        changed: is called with the result so far, as the part begins and after each figure.
+    """
+    # A forked child starts with torch imported, but must not have touched CUDA; on a GPU only a new process is sure.
+    context = multiprocessing.get_context("forkserver" if small else "spawn")
+    if small:
+        context.set_forkserver_preload(["tools.gpu.parts"])  # type: ignore[attr-defined]
+    receiver, sender = context.Pipe(duplex=False)
+    before = log.stat().st_size if log.exists() else 0
+    process = context.Process(target=_child, args=(part, small, sender, log))  # type: ignore[attr-defined]
+    started = time.monotonic()
+    result = Result(part.name, part.title, limit)
+    changed(result)
+    process.start()
+    sender.close()
+    try:
+        while result.status == "running" and (left := started + limit - time.monotonic()) > 0:
+            if not receiver.poll(left):
+                break
+            message = receiver.recv()
+            if isinstance(message, Figure):
+                result.figures.append(message)
+                result.seconds = time.monotonic() - started
+                changed(result)
+            else:
+                result.status, result.error = message
+    except (EOFError, OSError):
+        process.join(10)
+        result.status = "failed"
+        result.error = [*_last_lines(log, before), f"The process ended with status {process.exitcode}."]
+    finally:
+        if result.status == "running":
+            result.status = "killed"
+            result.error = [*_last_lines(log, before), f"Killed at its limit of {limit:.0f} s."]
+        _end(process)
+        receiver.close()
+        result.seconds = time.monotonic() - started
+    return result
+
+
+def _end(process: Any) -> None:
+    """Kill a process with all that it has started: compilers, tests."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+
+
+def _last_lines(log: Path, begin: int) -> list[str]:
+    with log.open("rb") as file:
+        file.seek(begin)
+        return file.read()[-20_000:].decode(errors="replace").splitlines()[-LINES:]
+
+
+def _child(part: Part, small: bool, sender: Any, log: Path) -> None:
+    os.setsid()  # the leader of a group, which is killed as a whole
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    print(f"\n== {part.name}: {part.title}", flush=True)
+    faulthandler.enable()
+    try:
+        pkgutil.resolve_name(part.function)(small, Report(sender.send))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded, and the next part goes on
+        traceback.print_exc()
+        lines = "".join(traceback.format_exception(error)).splitlines()
+        sender.send(("failed", lines[-LINES:]))
+    else:
+        sender.send(("done", []))

@@ -1,0 +1,119 @@
+"""Measure what only a GPU can show: one command for the day one is there. Under 8 minutes on one H200-class card.
+
+    python tools/gpu_day.py OUT_FOLDER                     # all parts
+    python tools/gpu_day.py OUT_FOLDER --parts eager,fp8   # some of them
+    python tools/gpu_day.py OUT_FOLDER --small             # a tiny model on the CPU: tests this command
+
+A FLUX.1-size transformer of random weights at 1024x1024; no checkpoint is needed, and nothing is downloaded. Results
+are in OUT_FOLDER: results.md to read, results.json, and log.txt with what the parts printed. Both files of results are
+written after every figure. Each part is a process with a time limit of its own: one that fails or is killed at its
+limit keeps its figures, and the next one begins. Exit status: 0 if all parts are done, 1 if some are not, 2 if nothing
+could be run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that neither h2gen nor its tools need be installed
+
+from tools.gpu.process import Part, Result, run  # noqa: E402
+from tools.gpu.report import write  # noqa: E402
+
+TOTAL = 470.0
+"""Seconds for all parts together."""
+PARTS = (
+    Part("eager", "each outcome, the checks, plans and a batch of 4, in bfloat16", "tools.gpu.parts:eager", 90),
+    Part("compiled", "the same with compiled blocks", "tools.gpu.parts:compiled", 95),
+    Part("fp8", "the same with compiled blocks and float8 weights and activations", "tools.gpu.parts:fp8", 95),
+    Part("known", "launches and waits of steps that a plan decides", "tools.gpu.parts:known", 45),
+    Part("others", "diffusers' FirstBlockCache and cache-dit at the same plans", "tools.gpu.parts:others", 60),
+    Part("offload", "weights in main memory, fetched block by block", "tools.gpu.parts:offload", 50),
+    Part("tests", "the tests that need a GPU", "tools.gpu.parts:tests", 35),
+)
+LEAST = 10.0
+"""Seconds below which a part is not begun."""
+
+
+def machine(small: bool) -> dict[str, Any]:
+    """What is measured on, and with which versions."""
+    facts: dict[str, Any] = {"device": "CPU, a tiny model: the times mean nothing"}
+    if not small:
+        import torch
+
+        each = torch.cuda.get_device_properties(0)
+        facts = {"device": each.name, "memory": f"{each.total_memory / 2**30:.0f} GiB", "CUDA": torch.version.cuda}
+    facts["Python"] = sys.version.split()[0]
+    for package in ("torch", "diffusers", "torchao", "cache-dit"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "missing"
+    return facts
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def chosen(names: str | None) -> list[Part]:
+    if names is None:
+        return list(PARTS)
+    known = {part.name: part for part in PARTS}
+    wanted = [name.strip() for name in names.split(",")]
+    for name in wanted:
+        if name not in known:
+            stop(f"There is no part {name!r}; choose from {', '.join(known)}.")
+    return [known[name] for name in dict.fromkeys(wanted)]
+
+
+def stop(line: str) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="OUT_FOLDER", type=Path, help="for the results; is made if it is missing")
+    parser.add_argument("--small", action="store_true", help="a tiny model on the CPU")
+    parser.add_argument("--parts", metavar="NAMES", help=f"some of {', '.join(part.name for part in PARTS)}")
+    given = parser.parse_args()
+    parts = chosen(given.parts)
+    if (given.folder / "results.json").exists():
+        stop(f"{given.folder} holds results already; give another folder.")
+    if not given.small and not has_gpu():
+        stop("No CUDA GPU here: this measures one. --small tests the command on the CPU.")
+    given.folder.mkdir(parents=True, exist_ok=True)
+    sys.exit(measure(parts, given.folder, given.small))
+
+
+def measure(parts: list[Part], folder: Path, small: bool, total: float = TOTAL) -> int:
+    """Run the parts one after another. Returns the exit status."""
+    started, facts, results = time.monotonic(), machine(small), list[Result]()
+    for part in parts:
+        limit = min(part.limit, started + total - time.monotonic())
+        if limit < min(LEAST, part.limit):
+            results.append(Result(part.name, part.title, part.limit, "failed", error=["No time was left for it."]))
+            write(folder, facts, results, time.monotonic() - started)
+            continue
+
+        def changed(so_far: Result) -> None:
+            write(folder, facts, [*results, so_far], time.monotonic() - started)
+
+        results.append(run(part, small=small, limit=limit, log=folder / "log.txt", changed=changed))
+        write(folder, facts, results, time.monotonic() - started)
+        print(f"{part.name}: {results[-1].status} in {results[-1].seconds:.0f} s", flush=True)
+    print(folder / "results.md")
+    return 0 if all(result.status == "done" for result in results) else 1
+
+
+if __name__ == "__main__":
+    main()
