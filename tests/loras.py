@@ -116,3 +116,54 @@ def save_smallest(path: Path, value: float = 0.0) -> Path:
     """A LoRA of one layer, which is the file's contents only; for tests that load no model."""
     name = "transformer.single_transformer_blocks.0.proj_out"
     return save(path, {f"{name}.lora_A.weight": torch.full((1, 2), value), f"{name}.lora_B.weight": torch.ones(2, 1)})
+
+
+def control_lora(
+    transformer: Any, seed: int = 0, rank: int = RANK, *, original: bool = True
+) -> dict[str, torch.Tensor]:
+    """A Control LoRA for a transformer of FLUX.1: of all its layers, with biases, norms, and twice the input channels.
+
+    Args:
+        transformer: of a text-to-image model.
+        seed, rank: of its factors.
+        original: by the names of Black Forest Labs' FLUX.1 Canny and Depth LoRAs; otherwise by diffusers'.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def factors(name: str, inside: int, outside: int) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}.lora_A.weight": torch.randn(rank, inside, generator=generator) / inside**0.5,
+            f"{name}.lora_B.weight": torch.randn(outside, rank, generator=generator) / rank**0.5,
+            f"{name}.lora_B.bias": torch.randn(outside, generator=generator) / 10,
+        }
+
+    def scale(name: str) -> dict[str, torch.Tensor]:
+        return {name: 1 + torch.randn(transformer.config.attention_head_dim, generator=generator) / 10}
+
+    channels, width = 2 * transformer.config.in_channels, transformer.inner_dim
+    if not original:
+        named = dict(transformer.named_modules())
+        layers = {"x_embedder": channels, **{name: named[name].in_features for name in (*ATTENTION, *FEED_FORWARD)}}
+        found = [factors(f"transformer.{name}", inside, named[name].out_features) for name, inside in layers.items()]
+        found.append(scale("transformer.transformer_blocks.0.attn.norm_added_q.weight"))
+        return {name: tensor for each in found for name, tensor in each.items()}
+    pooled, text = transformer.config.pooled_projection_dim, transformer.config.joint_attention_dim
+    sizes = {"img_in": (channels, width), "txt_in": (text, width), "final_layer.linear": (width, channels // 2)}
+    sizes |= {"final_layer.adaLN_modulation.1": (width, 2 * width)}
+    for name, inside in (("time_in", 256), ("vector_in", pooled), ("guidance_in", 256)):
+        sizes |= {f"{name}.in_layer": (inside, width), f"{name}.out_layer": (width, width)}
+    norms = []
+    for block in range(transformer.config.num_layers):
+        for stream in ("img", "txt"):
+            start = f"double_blocks.{block}.{stream}"
+            sizes |= {f"{start}_mod.lin": (width, 6 * width), f"{start}_attn.qkv": (width, 3 * width)}
+            sizes |= {f"{start}_attn.proj": (width, width)}
+            sizes |= {f"{start}_mlp.0": (width, 4 * width), f"{start}_mlp.2": (4 * width, width)}
+            norms += [f"{start}_attn.norm.{which}_norm.scale" for which in ("query", "key")]
+    for block in range(transformer.config.num_single_layers):
+        start = f"single_blocks.{block}"
+        sizes |= {f"{start}.modulation.lin": (width, 3 * width), f"{start}.linear1": (width, 7 * width)}
+        sizes |= {f"{start}.linear2": (5 * width, width)}
+        norms += [f"{start}.norm.{which}_norm.scale" for which in ("query", "key")]
+    found = [*(factors(name, *size) for name, size in sizes.items()), *map(scale, norms)]
+    return {name: tensor for each in found for name, tensor in each.items()}

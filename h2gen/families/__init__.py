@@ -15,6 +15,7 @@ from h2gen.families.flux3 import Flux3
 from h2gen.families.tasks import STRENGTHS, Limits
 
 __all__ = [
+    "CONTROLLED",
     "DEFAULT",
     "FAMILIES",
     "LIMITS",
@@ -41,6 +42,10 @@ LIMITS: Mapping[str, Limits] = {
     **{name: limits for each in FAMILIES.values() for name, limits in each.limits.items()},
 }
 """By the pipeline that does a task: what it takes. The empty name is that of an unknown one."""
+CONTROLLED: Mapping[str, str] = {
+    key: value for each in FAMILIES.values() for key, value in each.with_control_lora.items()
+}
+"""By the pipeline that a checkpoint names: the one that its tasks are those of while a Control LoRA is loaded."""
 PIPELINES: tuple[str, ...] = tuple(TASKS)
 """The pipelines in diffusers that h2gen loads."""
 

@@ -83,6 +83,8 @@ class Family(ABC):
     inpainting), ``control`` (a model made for control pictures) and ``controlnet``, both also followed by ``image`` or
     ``inpaint``. All pipelines of one checkpoint are built from the same parts."""
 
+    with_control_lora: ClassVar[Mapping[str, str]] = {}
+    """The pipeline that a Control LoRA makes of another one: by it, their tasks are found in ``tasks``."""
     limits: ClassVar[Mapping[str, Limits]] = {}
     """Of pipelines that take more than one input picture, or not every size; by their names."""
     pads_text: ClassVar[bool] = True

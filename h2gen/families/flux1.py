@@ -65,6 +65,7 @@ class Flux1(Family):
             "control inpaint": "FluxControlInpaintPipeline",
         },
     }
+    with_control_lora: ClassVar[Mapping[str, str]] = {"FluxPipeline": "FluxControlPipeline"}
     limits: ClassVar[Mapping[str, Limits]] = {"FluxKontextInpaintPipeline": Limits(2)}
     redux = REDUX
     marks = ("double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.add_q_proj")

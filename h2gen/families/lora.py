@@ -35,6 +35,8 @@ _FOREIGN = (
 )
 """Models of other makers, and what only the names of their layers have."""
 
+_WIDENED = 128
+"""Channels of FLUX.1's input with a Control LoRA: those of its own latents and of a picture's."""
 _BLOCKS = r"(?:double_blocks|single_blocks|(?:single_)?transformer_blocks)[._]\d+[._]"
 _UP = r"\.(lora_B|lora_up|lora\.up|lora_linear_layer\.up|up)(\.weight)?$"
 _DOWN = r"\.(lora_A|lora_down|lora\.down|lora_linear_layer\.down|down)(\.weight)?$"
@@ -62,7 +64,7 @@ class LoraFacts(NamedTuple):
         blocks: numbers of double-stream and single-stream blocks that it trains.
         tensors: in the file.
         unsupported: what is in it that diffusers does not load, such as "DoRA scales"; empty if nothing.
-        control: whether it also replaces the model's input, as a Control LoRA does.
+        control: whether it is a Control LoRA, which also widens the model's input for the latents of a picture.
     """
 
     layout: str
@@ -120,8 +122,14 @@ def read_lora(shapes: Shapes) -> LoraFacts | None:
         ),
         len(shapes),
         _unsupported(shapes, layout),
-        any(re.search(r"query_norm\.scale|norm_added_q", name) for name in shapes),
+        any(re.search(r"query_norm\.scale|norm_added_q", name) for name in shapes) or _inputs(shapes) == _WIDENED,
     )
+
+
+def _inputs(shapes: Shapes) -> int | None:
+    """The channels of the model's input that the LoRA was trained for; None if it does not train that layer."""
+    found = re.compile(rf"(^|\.)(x_embedder|img_in){_DOWN}")
+    return next((shape[1] for name, shape in shapes.items() if found.search(name) and len(shape) == 2), None)
 
 
 def _part(name: str) -> str:

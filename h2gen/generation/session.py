@@ -334,7 +334,7 @@ class Session:
         if self.pipe is None:
             raise RunError(f"{self.checkpoint.name!r} is not loaded any more, since loading it again failed; restart.")
         try:
-            self._adapters.use(self.pipe, settings.lora)
+            self._adapters.use(self.pipe, settings.lora, self.offload)
             yield
         except Exception as error:
             if not is_out_of_memory(error):

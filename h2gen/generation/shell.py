@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from h2gen.models.catalogue import Checkpoint
 
 HELP = """\
-A line is a prompt. To begin a prompt with a colon, type two colons; "" is an empty one, for :set redux. Commands:
+A line is a prompt. To begin a prompt with a colon, type two colons. Commands:
   :set NAME VALUE   change a setting, such as :set steps 12; :set alone lists them
   :unset NAME       restore its initial value
   :show             all settings and where they come from
   :seed N|random    fix the seed, or use a new one for each picture
   :again            repeat the last prompt
+  ""                use no prompt, only the pictures of :set redux
   :help             this text
   :quit             leave; so does Ctrl-D. Ctrl-C stops a picture."""
 

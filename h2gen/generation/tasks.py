@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from h2gen.families import STRENGTHS, TASKS, Family, family_of
+from h2gen.families import CONTROLLED, STRENGTHS, TASKS, Family, family_of
 from h2gen.families.contract import PictureInputs
 from h2gen.generation.solvers import strength_for
+from h2gen.models.adapters import is_widened
 from h2gen.models.tasks import complete_task, name_of, pipeline_for
 from h2gen.settings.controls import mode_for, nets_of
 from h2gen.settings.edges import canny
@@ -138,6 +139,8 @@ class TaskPipelines:
 
 def _tasks(pipe: Any) -> dict[str, str]:
     name = name_of(pipe)
+    if is_widened(pipe):
+        name = CONTROLLED[name]
     return {**TASKS.get(name, {"text": name})}
 
 

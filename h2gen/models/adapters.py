@@ -21,7 +21,7 @@ from h2gen.families import family_of
 from h2gen.models.content_hash import file_hash
 from h2gen.models.files import again
 from h2gen.models.load import quiet
-from h2gen.models.lora_files import describe_lora
+from h2gen.models.lora_files import describe_lora, is_control_lora
 from h2gen.models.memory import is_out_of_memory
 from h2gen.models.translate_errors import brief
 from h2gen.wording import printable
@@ -31,6 +31,11 @@ MOST_LOADED = 8
 _IN_A_LAYER = re.compile(r"\.(lora_[AB]|lokr_\w+)(\.|$)")
 _BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 _DOWN = (".lora_A.weight", ".lora_down.weight")
+_WIDENED = "_overwritten_params"
+"""Where diffusers keeps the layers of a transformer that a Control LoRA has exchanged."""
+_LAST = "final_layer.adaLN_modulation.1.lora_A.weight"
+"""A Control LoRA's first factor of the last modulation, by its original name."""
+_NORM = re.compile(r"\.norm_(added_)?[qk]\.weight$")
 _CONVERSION = (LookupError, RuntimeError, ValueError, AssertionError, NotImplementedError, AttributeError, TypeError)
 
 
@@ -60,6 +65,8 @@ class Adapters:
         self._transformer: weakref.ref[Any] | None = None
         self._loaded: OrderedDict[str, bool] = OrderedDict()
         """By hash, in the order of use: whether it has layers in a text encoder."""
+        self._control: str | None = None
+        """The hash of the loaded Control LoRA."""
         self._active: tuple[tuple[str, float], ...] | None = ()
         """Hashes and scales; None after an error, when nothing is known about the model."""
 
@@ -68,10 +75,15 @@ class Adapters:
         """The hashes and scales of the active LoRAs that change how text is encoded."""
         return tuple(each for each in self._active or () if self._loaded[each[0]])
 
-    def use(self, pipe: Any, loras: Sequence[Lora]) -> None:
+    def use(self, pipe: Any, loras: Sequence[Lora], offload: str = "none") -> None:
         """Let the model compute with these LoRAs, and no others.
 
         What is loaded already is only switched on. A model that was loaded again gets its LoRAs again.
+
+        Args:
+            pipe: the loaded pipeline.
+            loras: in any order.
+            offload: the mode in use, never "auto".
 
         Raises:
             ModelError: one does not fit the model, or only partly.
@@ -79,6 +91,7 @@ class Adapters:
         if self._transformer is None or self._transformer() is not pipe.transformer:
             self._transformer, self._active = weakref.ref(pipe.transformer), ()
             self._loaded.clear()
+            self._control = None
         # The scales of a LoRA that is given twice add up.
         scales: dict[str, float] = {}
         for lora in loras:
@@ -86,9 +99,10 @@ class Adapters:
         if tuple(scales.items()) == self._active:
             return
         self._active = None
+        self._widen(pipe, loras, offload)
         for lora in loras:
             if lora.sha256 not in self._loaded:
-                self._loaded[lora.sha256] = _load(pipe, lora)
+                self._loaded[lora.sha256] = _load(pipe, lora, offload)
             self._loaded.move_to_end(lora.sha256)
         with quiet():
             unused = [each for each in self._loaded if each not in scales]
@@ -102,13 +116,41 @@ class Adapters:
                 pipe.disable_lora()
         self._active = tuple(scales.items())
 
+    def _widen(self, pipe: Any, loras: Sequence[Lora], offload: str) -> None:
+        """Load a Control LoRA before the others, since it exchanges layers of the model; or put those layers back."""
+        control = next((lora for lora in loras if lora.sha256 == self._control), None) or next(
+            (lora for lora in loras if lora.sha256 not in self._loaded and is_control_lora(lora.opened())), None
+        )
+        if self._control == (None if control is None else control.sha256):
+            return
+        _restore(pipe)
+        self._loaded.clear()
+        self._control = None
+        if control is not None:
+            self._loaded[control.sha256] = _load(pipe, control, offload)
+            self._control = control.sha256
+
+
+def is_widened(pipe: Any) -> bool:
+    """Whether a Control LoRA has widened the input of a model, for the latents of a picture beside its own."""
+    return getattr(pipe.transformer, _WIDENED, None) is not None
+
+
+def _restore(pipe: Any) -> None:
+    """Take all LoRAs off, and put back the layers that a Control LoRA has exchanged."""
+    with quiet():
+        if getattr(pipe.transformer, "peft_config", None) or is_widened(pipe):
+            pipe.unload_lora_weights(**({"reset_to_overwritten_params": True} if is_widened(pipe) else {}))
+    if is_widened(pipe):
+        setattr(pipe.transformer, _WIDENED, None)
+
 
 def _adapter(sha256: str) -> str:
     """The name of an adapter in peft, which allows no dots."""
     return f"h2gen_{sha256[:16]}"
 
 
-def _load(pipe: Any, lora: Lora) -> bool:
+def _load(pipe: Any, lora: Lora, offload: str) -> bool:
     """Load all of a LoRA or nothing. Returns whether it has layers in a text encoder."""
     path = lora.opened()
     facts = describe_lora(path)
@@ -118,6 +160,8 @@ def _load(pipe: Any, lora: Lora) -> bool:
     called = f"The LoRA {printable(lora.name)!r}"
     if not hasattr(pipe, "load_lora_weights"):
         raise ModelError(f"{called} cannot be used: diffusers has no loader for LoRAs of {title}.")
+    if facts.control:
+        _check_exchangeable(pipe, called, offload)
     with quiet(), warnings.catch_warnings():
         of_diffusers.set_verbosity(logging.CRITICAL)  # it logs each error that it raises
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # it means a second LoRA
@@ -131,7 +175,7 @@ def _load(pipe: Any, lora: Lora) -> bool:
             raise ModelError(
                 f"{called} is {facts}; its names cannot be converted to {title}'s ({brief(error)})."
             ) from error
-        misfits = [*dropped, *_misfits(pipe, converted)]
+        misfits = [*dropped, *_misfits(pipe, converted, control=facts.control)]
         if misfits:
             _refuse(called, str(facts), title, misfits, len(converted) + len(dropped))
         name = _adapter(lora.sha256)
@@ -144,15 +188,27 @@ def _load(pipe: Any, lora: Lora) -> bool:
                 **({"weight_name": path.name, "use_safetensors": True, "local_files_only": True} if as_is else {}),
             )
         except BaseException as error:
-            _take_off(pipe, name)
+            _restore(pipe) if facts.control else _take_off(pipe, name)
             if not isinstance(error, Exception) or is_out_of_memory(error):
                 raise
             raise ModelError(f"{called} cannot be loaded ({brief(error)}); it is {facts}.") from error
-        missing = {_layer(each) for each in converted} - _layers(pipe, name)
+        missing = {_layer(each) for each in converted if not _NORM.search(each)} - _layers(pipe, name)
         if missing or before:
-            _take_off(pipe, name)
+            _restore(pipe) if facts.control else _take_off(pipe, name)
             _refuse(called, str(facts), title, sorted(missing), len(converted))
     return any(each.startswith("text_encoder") for each in converted)
+
+
+def _check_exchangeable(pipe: Any, called: str, offload: str) -> None:
+    """Check that a layer of the model can be exchanged: it is not quantized, and no hook holds it."""
+    plain = type(pipe.transformer.x_embedder.weight.data) is torch.Tensor
+    if getattr(pipe.transformer, "hf_quantizer", None) is not None or not plain:
+        raise ModelError(f"{called} is a Control LoRA, which cannot be used on quantized weights; use others.")
+    if offload not in ("none", "model"):
+        raise ModelError(
+            f"{called} is a Control LoRA, which exchanges a layer of the model, and cannot be used with --offload "
+            f"{offload}; use none or model."
+        )
 
 
 def _refuse(called: str, facts: str, title: str, misfits: Sequence[str], total: int) -> None:
@@ -176,6 +232,9 @@ def _converted(pipe: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str
         }
         scaled = _with_alphas(leaves)
         given = {name: scaled[old].clone() for old, name in _readable(pipe, scaled).items()}
+        if _LAST in given:
+            # diffusers exchanges the halves of both factors, as it should of the second one only.
+            given[_LAST] = torch.cat([*given[_LAST].chunk(2)][::-1])
         found = type(pipe).lora_state_dict(dict(given))
     converted = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
     used = _ancestors(converted.values())
@@ -202,7 +261,7 @@ def _with_alphas(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 def _readable(pipe: Any, names: Iterable[str]) -> dict[str, str]:
     """Names that diffusers' loaders read, of those that they do not, such as ComfyUI's and PEFT's."""
-    if any(".processor." in name for name in names):
+    if any(".processor." in name or name.endswith("query_norm.scale") for name in names):
         return {name: name for name in names}
     plain = {name: re.sub(r"^(base_model\.model|diffusion_model)\.", "", name) for name in names}
     if any(re.match(r"(double|single)_blocks\.", name) for name in plain.values()):
@@ -260,8 +319,14 @@ def _peft_names(pipe: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, tor
     return {**rest, **text}
 
 
-def _misfits(pipe: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
-    """The names of tensors that no layer of the model takes."""
+def _misfits(pipe: Any, tensors: Mapping[str, torch.Tensor], *, control: bool) -> Iterator[str]:
+    """The names of tensors that no layer of the model takes.
+
+    Args:
+        pipe: the loaded pipeline.
+        tensors: by the names of its layers.
+        control: whether it is a Control LoRA, which may also have weights of norms, and a wider input.
+    """
     modules = {
         f"{part}.{name}": module
         for part in ("transformer", "text_encoder")
@@ -269,6 +334,11 @@ def _misfits(pipe: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
         for name, module in getattr(pipe, part).named_modules()
     }
     for name, tensor in tensors.items():
+        if control and _NORM.search(name):
+            norm = modules.get(name.removesuffix(".weight"))
+            if norm is None or norm.weight.shape != tensor.shape:
+                yield name
+            continue
         module = modules.get(_layer(name))
         inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
         flat = tensor.ndim != 2 and name.endswith(("lora_A.weight", "lora_B.weight"))
@@ -276,7 +346,8 @@ def _misfits(pipe: Any, tensors: Mapping[str, torch.Tensor]) -> Iterator[str]:
             yield name
         elif ".lora_A." in name and tensor.shape[1] != inside:
             # diffusers pads the input of a LoRA that was trained before the model got more channels, as Fill has.
-            if tensor.shape[1] > inside or not _layer(name).endswith("x_embedder"):
+            widened = control and tensor.shape[1] == 2 * inside
+            if (tensor.shape[1] > inside and not widened) or not _layer(name).endswith("x_embedder"):
                 yield name
         elif ".lora_B." in name and tensor.shape[0] != outside:
             yield name

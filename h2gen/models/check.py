@@ -226,7 +226,8 @@ def _check_shapes(part: Path, config: dict[str, Any], stored: dict[str, files.St
     from h2gen.models.load import quiet
 
     cls: Any = getattr(diffusers, str(config.get("_class_name")), None)
-    if not isinstance(cls, type) or not issubclass(cls, diffusers.ModelMixin) or "quantization_config" in config:
+    is_model = isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)
+    if not is_model or "quantization_config" in config:
         return False
     try:
         with quiet(), torch.device("meta"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from h2gen.errors import ModelError, SettingError
-from h2gen.families import FAMILIES
+from h2gen.families import CONTROLLED, FAMILIES
 from h2gen.families.lora import LoraFacts, read_lora
 from h2gen.families.single_file import other_kind
 from h2gen.models.catalogue import BUNDLED, Checkpoint, in_repository
@@ -57,15 +57,20 @@ def check_loras(files: Sequence[tuple[Path, str]], checkpoint: Checkpoint) -> No
     model = facts_of(checkpoint)
     family = None if model is None else model.family.title
     width = None if model is None else _width(model.config)
+    control = ""
     for path, name in files:
         facts = describe_lora(path)
         called = f"The LoRA {printable(name)!r}"
         if facts.unsupported:
             raise SettingError(f"{called} has {facts.unsupported}, which diffusers does not load; use another version.")
-        if facts.control:
+        if facts.control and model is not None and model.pipeline not in CONTROLLED:
             raise SettingError(
-                f"{called} is a Control LoRA, which also widens the model's input; use --control instead."
+                f"{called} is a Control LoRA, for a model that makes pictures from a prompt, such as dev; "
+                f"{checkpoint.name!r} is not one."
             )
+        if facts.control and control:
+            raise SettingError(f"{called} and {control} are Control LoRAs, and only one can be used at a time.")
+        control = repr(printable(name)) if facts.control else control
         if not facts.families or (family is not None and family not in facts.families):
             ours = f"h2gen supports {', '.join(each.title for each in FAMILIES.values())}"
             raise SettingError(f"{called} is {facts}; {f'{checkpoint.name!r} is {family}' if family else ours}.")
@@ -74,6 +79,11 @@ def check_loras(files: Sequence[tuple[Path, str]], checkpoint: Checkpoint) -> No
                 f"{called} is {facts}, for a width of {facts.width}; {checkpoint.name!r} is {family} with a width of "
                 f"{width}."
             )
+
+
+def is_control_lora(path: Path) -> bool:
+    """Whether a file is a Control LoRA, which makes a model follow a picture. Only its header is read."""
+    return describe_lora(path).control
 
 
 def find_lora(name: str) -> tuple[Path, str]:

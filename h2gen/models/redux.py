@@ -15,6 +15,8 @@ from h2gen.models.side_models import cached_part, download_part
 from h2gen.wording import printable
 
 ALIAS, REPO = "redux", "black-forest-labs/FLUX.1-Redux-dev"
+WIDTH = 4096
+"""Channels of its text tokens, which are T5's."""
 _PARTS = ("image_encoder", "image_embedder")
 _PROCESSOR = "feature_extractor"
 _PATTERNS = (INDEX, f"{_PROCESSOR}/*.json", *(f"{part}/*" for part in _PARTS))
@@ -81,7 +83,7 @@ def text_width(folder: Path) -> int:
         ModelError: its configuration does not say.
     """
     config = folder / "image_embedder" / "config.json"
-    width = files.read_json(config).get("txt_in_features", 4096)
+    width = files.read_json(config).get("txt_in_features", WIDTH)
     if not isinstance(width, int):
         raise ModelError(
             f"{shown(config)} is damaged: txt_in_features is {printable(repr(width))}; {files.again(config)}."

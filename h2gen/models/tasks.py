@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from h2gen.errors import SettingError
-from h2gen.families import TASKS
+from h2gen.families import CONTROLLED, TASKS
 from h2gen.models.catalogue import CATALOGUE, CatalogueEntry, Checkpoint
 from h2gen.models.facts import model_index_of
+from h2gen.models.lora_files import is_control_lora
 
 _STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id", "_progress_bar_config")
 """What a pipeline remembers about its offloading and its progress bar."""
 
 
-def tasks_of(checkpoint: Checkpoint) -> Mapping[str, str] | None:
+def tasks_of(checkpoint: Checkpoint, loras: Iterable[Path | str | None] = ()) -> Mapping[str, str] | None:
     """The tasks of a checkpoint, each with its pipeline in diffusers; None if they are only known once it is loaded.
 
     Nothing is loaded or downloaded.
+
+    Args:
+        checkpoint: the model.
+        loras: the files of its LoRAs, as far as they are known. A Control LoRA replaces its tasks by others.
     """
-    return TASKS.get(str(model_index_of(checkpoint).get("_class_name")))
+    return TASKS.get(pipeline_of(checkpoint, loras))
+
+
+def pipeline_of(checkpoint: Checkpoint, loras: Iterable[Path | str | None] = ()) -> str:
+    """The pipeline in diffusers that a checkpoint is for, with these LoRAs; see ``tasks_of``."""
+    name = str(model_index_of(checkpoint).get("_class_name"))
+    if name in CONTROLLED and any(is_control_lora(Path(path)) for path in loras if path is not None):
+        return CONTROLLED[name]
+    return name
 
 
 def task_of(

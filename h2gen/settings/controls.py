@@ -22,13 +22,27 @@ _DRAWN = "canny"
 """The kind of control picture that h2gen makes itself."""
 
 
-def with_redux_model(resolved: dict[str, Resolved]) -> None:
-    """Add the model that reads Redux's pictures, which are found, or leave it out if there are none."""
+def with_redux_model(checkpoint: Checkpoint, resolved: dict[str, Resolved]) -> None:
+    """Add the model that reads Redux's pictures, which are found, or leave it out if there are none.
+
+    Raises:
+        SettingError: the checkpoint is of a family without Redux, or too small for the model that would be downloaded.
+    """
     if not any(files_in(resolved, "redux")):
         resolved.pop("redux_model", None)
-    elif "redux_model" not in resolved:
-        from h2gen.models.redux import ALIAS
+        return
+    from h2gen.models.redux import ALIAS, WIDTH
 
+    facts = facts_of(checkpoint)
+    added = "redux_model" not in resolved
+    if facts is not None:
+        needed = facts.config.get("joint_attention_dim", WIDTH)
+        if facts.family.redux is None or (added and needed != WIDTH):
+            able = [alias for alias, entry in CATALOGUE.items() if entry.of_family.redux and entry.repo]
+            raise SettingError(
+                f"{checkpoint.name!r} does not read pictures by --redux; these models do: {', '.join(able)}."
+            )
+    if added:
         resolved["redux_model"] = Resolved(ALIAS, "built in")
 
 
@@ -50,7 +64,13 @@ def check_controls(checkpoint: Checkpoint, resolved: dict[str, Resolved]) -> tup
     controls, nets, redux, prior = files_in(resolved, "control", "controlnet", "redux", "redux_model")
     notices: list[str] = []
     if controls or nets:
-        check_control(checkpoint.name, tasks_of(checkpoint), len(controls), len(nets), complete=False)
+        tasks = tasks_of(checkpoint, (lora.path for lora in files_in(resolved, "lora")[0]))
+        if nets and tasks != tasks_of(checkpoint):
+            raise SettingError(
+                "--controlnet and a Control LoRA both follow the --control picture, so they cannot be used together; "
+                "give one."
+            )
+        check_control(checkpoint.name, tasks, len(controls), len(nets), complete=False)
         _check_nets(checkpoint, controls, nets)
         notices += () if nets else _about_kinds(checkpoint, controls)
         notices += _take_size(checkpoint, controls, resolved)
@@ -135,17 +155,12 @@ def _take_size(checkpoint: Checkpoint, controls: Sequence[InputFile], resolved: 
 
 
 def _check_redux(checkpoint: Checkpoint, pictures: Sequence[InputFile], prior: Sequence[InputFile]) -> None:
-    from h2gen.models.redux import text_width
+    from h2gen.models.redux import WIDTH, text_width
     from h2gen.settings.pictures import open_picture
 
     facts = facts_of(checkpoint)
-    if facts is not None and facts.family.redux is None:
-        able = [alias for alias, entry in CATALOGUE.items() if entry.of_family.redux and entry.repo]
-        raise SettingError(
-            f"{checkpoint.name!r} does not read pictures by --redux; these models do: {', '.join(able)}."
-        )
     if facts is not None and prior and prior[0].path is not None:
-        width, needed = text_width(Path(str(prior[0].path))), facts.config.get("joint_attention_dim", 4096)
+        width, needed = text_width(Path(str(prior[0].path))), facts.config.get("joint_attention_dim", WIDTH)
         if width != needed:
             raise SettingError(
                 f"The Redux model {prior[0].name!r} does not fit the model {checkpoint.name!r}: it makes text tokens "

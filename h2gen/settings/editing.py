@@ -45,7 +45,8 @@ def check_inputs(checkpoint: Checkpoint, settings: Settings) -> None:
     Raises:
         SettingError: the model needs a picture and a mask.
     """
-    complete_task(checkpoint.name, tasks_of(checkpoint), **settings.inputs)
+    tasks = tasks_of(checkpoint, (file.path for file in settings.lora))
+    complete_task(checkpoint.name, tasks, **settings.inputs)
 
 
 def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Inputs | None:
@@ -58,10 +59,10 @@ def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Input
     Raises:
         SettingError: the model does not take them, or one of them cannot be opened or used.
     """
-    files, masks, controls, nets = files_in(resolved, "image", "mask", "control", "controlnet")
+    files, masks, controls, nets, loras = files_in(resolved, "image", "mask", "control", "controlnet", "lora")
     if not files and not masks:
         return None
-    tasks = tasks_of(checkpoint)
+    tasks = tasks_of(checkpoint, (lora.path for lora in loras))
     given: Any = {"control": len(controls), "controlnet": len(nets)}
     task = task_of(checkpoint.name, tasks, pictures=len(files), mask=bool(masks), **given)
     from h2gen.settings.pictures import open_picture, size_like

@@ -10,6 +10,7 @@ from h2gen.errors import SettingError
 from h2gen.families.unused import Unused
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.facts import facts_of
+from h2gen.models.tasks import pipeline_of
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import Settings
 from h2gen.wording import printable, shown
@@ -68,7 +69,10 @@ def check_strict(ignored: Sequence[str]) -> None:
 def _given_in_vain(settings: Settings, checkpoint: Checkpoint) -> Iterator[tuple[str, Unused, Any]]:
     """The settings that a model does not use, and that differ from what it gets without them."""
     facts = facts_of(checkpoint)
-    for name, unused in facts.unused.items() if facts is not None else ():
+    if facts is None:
+        return
+    pipeline = pipeline_of(checkpoint, (file.path for file in settings.lora))
+    for name, unused in facts.family.unused(pipeline, facts.config, facts.index).items():
         value = getattr(settings, name) if hasattr(settings, name) else getattr(settings.cache, name)
         without = getattr(checkpoint.defaults, name, BY_NAME[name].default)
         if value != without and not (name == "cfg" and value <= 1):

@@ -146,7 +146,7 @@ def resolve_settings(
     resolved["size"] = Resolved(f"{width}x{height}", resolved["size"].source)
     for name in FILES:
         if name == "redux_model":
-            with_redux_model(resolved)
+            with_redux_model(checkpoint, resolved)  # before it is downloaded
         if name in resolved:
             files = BY_NAME[name].files.resolve(_called(name, resolved), resolved[name].value)
             resolved[name] = Resolved(files, resolved[name].source)

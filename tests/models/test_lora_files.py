@@ -82,7 +82,7 @@ def test_every_layout_is_called_by_its_name(tmp_path: Path) -> None:
         (FLUX1, "tiny", "for a width of 3072; 'tiny' is FLUX.1 with a width of"),
         (QWEN, "somebody/unknown", "is for Qwen-Image: .*; h2gen supports"),
         ({**FLUX1, "lora_unet_x.dora_scale": (3,)}, "dev", "has DoRA scales, which diffusers does not load"),
-        ({**FLUX1, "double_blocks.0.img_attn.norm.query_norm.scale": (3,)}, "dev", "is a Control LoRA"),
+        ({**FLUX1, "double_blocks.0.img_attn.norm.query_norm.scale": (3,)}, "fill", "for a model that makes pictures"),
     ],
 )  # fmt: skip
 def test_one_for_another_model_is_refused_before_anything_is_loaded(

@@ -95,6 +95,8 @@ def _about_lora(lora: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "trains", f"{lora['layers']} layers of the {' and '.join(lora['parts'])}, in {double} + {single} blocks"
     yield "rank", ", ".join(map(str, lora["ranks"])) or "unknown"
     yield "layout", f"{lora['layout']}, {lora['tensors']} tensors"
+    if lora["control"]:
+        yield "use", "a Control LoRA: the model follows the picture given with --control"
     if lora["unsupported"]:
         yield "not loaded", f"{lora['unsupported']}, which diffusers does not load"
     yield "hash", lora["hash"]
