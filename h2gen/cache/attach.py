@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import EllipsisType
 from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
+from h2gen.cache.coming import next_block
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.engine import Shared
 from h2gen.cache.hooks import Attachment
@@ -96,6 +98,17 @@ def _attachment(transformer: nn.Module) -> Attachment | None:
     """The cache that is on a transformer: the owner of its hooks, which a shallow copy shares."""
     owners = (getattr(hook, "__self__", None) for hook in transformer._forward_pre_hooks.values())
     return next((owner for owner in owners if isinstance(owner, Attachment) and not owner.closed()), None)
+
+
+def next_block_to_run(transformer: nn.Module, block: nn.Module | None) -> nn.Module | EllipsisType | None:
+    """The block that certainly runs after another one, as far as the cache knows; see ``next_block``.
+
+    Returns:
+        The block; None if there is none; ``...`` if no cache runs in this thread.
+    """
+    attachment = _attachment(transformer)
+    engine = None if attachment is None else attachment.engine
+    return ... if engine is None else next_block(engine, block)
 
 
 @contextmanager

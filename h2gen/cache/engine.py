@@ -57,13 +57,13 @@ class Engine:
         """Whether a pass runs, with or without a step."""
         self.thread: int | None = None
         """The thread of the last pass."""
-        self._config, self._policy = config, policy_of(config)
+        self.config, self.policy = config, policy_of(config)
         new_memory = partial(Memory, config.forecast, config.tolerance > 0)
         self.tracker = Tracker(config, find_course, new_memory, self.forget, self._warn, context, numbers)
-        decide = BatchDecision(config, self._policy, self.family, self.tracker.begun_again, self._warn)
-        self._method = Method(config, self._policy, decide)
-        self._stages: Sequence[Stage] = ()
-        self._own: Sequence[Stage] = ()
+        decide = BatchDecision(config, self.policy, self.family, self.tracker.begun_again, self._warn)
+        self._method = Method(config, self.policy, decide)
+        self.stages: Sequence[Stage] = ()
+        self.own: Sequence[Stage] = ()  # before the stages
         self._stage_steps: StageSteps | None = None
 
     # The transformer's forward pass begins and ends.
@@ -78,18 +78,18 @@ class Engine:
             self.forget()
         run, current, timestep = self.tracker.follow(inputs)
         try:
-            outlook = self._policy.before_step(run, current)
+            outlook = self.policy.before_step(run, current)
         except CacheError:
             self.forget()
             raise
         if outlook.warning:
             self._warn(outlook.warning)
         if not inputs.separable and len({*outlook.outcomes}) > 1:
-            outlook = outlook._replace(outcomes=[self._policy.undecided] * inputs.pictures)
+            outlook = outlook._replace(outcomes=[self.policy.undecided] * inputs.pictures)
         self._trace.flush()
-        self._stages, self._own = stages, own
+        self.stages, self.own = stages, own
         self.step = Step(run, current, inputs, timestep, outlook)
-        if any(self._policy.tau(stage.name) for stage in stages):
+        if any(self.policy.tau(stage.name) for stage in stages):
             _ = self.step.picture_tokens  # queued now, read when a change is measured
 
     @torch.no_grad()
@@ -107,18 +107,16 @@ class Engine:
             return None
         if unfinished is not None:  # the model did not call a stage's last block
             step.current.forget()
-        current, (structure, detail) = step.current, (step.ran(stage.name) for stage in self._stages)
+        current, (structure, detail) = step.current, (step.ran(stage.name) for stage in self.stages)
         full, skipped = structure & detail, {*range(step.pictures)} - {*step.present}
         # A schedule may be lost halfway through a step that some pictures skip.
-        if self._policy.skips and (self._config.plan or skipped or step.run.schedule is not None):
+        if self.policy.skips and (self.config.plan or skipped or step.run.schedule is not None):
             # With the detail reused as it was, the velocity is worse than the line through full ones (1 to 2 dB on the
             # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
-            output = self._velocities(step, output, skipped, structure if self._config.forecast else full)
+            output = self._velocities(step, output, skipped, structure if self.config.forecast else full)
         step.watch.stop()
-        total = sum(len(stage.blocks) * step.inputs.parts.get(stage.name, 1) for stage in (*self._stages, *self._own))
-        exact = sum(
-            len(stage.blocks) * step.inputs.parts[stage.name] for stage in self._own if stage.name in step.exact
-        )
+        total = sum(len(stage.blocks) * step.inputs.parts.get(stage.name, 1) for stage in (*self.stages, *self.own))
+        exact = sum(len(stage.blocks) * step.inputs.parts[stage.name] for stage in self.own if stage.name in step.exact)
         for row in range(step.pictures):
             current.since_full[row] = 0 if row in full else current.since_full[row] + 1
             self._trace.add(FinishedStep(step, row, step.blocks_run[row], total, exact if row in step.present else 0))

@@ -65,6 +65,11 @@ class Attachment:
         """Whether it has been detached."""
         return self._closed.is_set()
 
+    @property
+    def engine(self) -> Engine | None:
+        """That of the pass running in this thread."""
+        return None if self.closed() else self._callers.current
+
     @outside_graphs
     def begin(self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Begin a forward pass: wrap the blocks as they are now, whatever was done to the model since the last pass.

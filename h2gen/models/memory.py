@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from h2gen.errors import DeviceError
 from h2gen.models.choices import OFFLOADS
 from h2gen.wording import did_you_mean
+
+if TYPE_CHECKING:
+    from h2gen.models.offload_blocks import BlockOffload
 
 HEADROOM = 1.25
 """Weights need this many times their size once activations and the allocator's rounding are counted."""
@@ -69,30 +72,43 @@ def apply_offload(pipe: Any, mode: str, device: torch.device) -> str:
     return mode
 
 
-def offload_groups(pipe: Any, device: torch.device) -> None:
+def offload_groups(pipe: Any, device: torch.device, *, ahead: bool = True) -> BlockOffload:
     """Load the transformer block by block, and every other part layer by layer, onto the device as they are needed.
 
     Only the transformer is split into blocks: diffusers does not find the blocks of text encoders, and would load a
     whole encoder at once; and an autoencoder is called by ``decode``, which a hook on its ``forward`` does not see.
+
+    Args:
+        pipe: a pipeline in main memory.
+        device: to compute on.
+        ahead: fetch each block of the transformer while the one before it runs, if the device can do both.
+
+    Raises:
+        DeviceError: there are weights that cannot be moved in this way.
     """
-    for name, part in pipe.components.items():
-        if isinstance(part, torch.nn.Module):
-            _offload_group(part, device, blocks=name == "transformer")
+    from h2gen.models.offload_blocks import BlockOffload, stream_of
+
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    for part in parts.values():
+        if any(type(each).__name__ == "Int8Params" for each in part.parameters()):
+            raise DeviceError(
+                "Group offloading cannot move the 8-bit weights of bitsandbytes; use --offload model, or another way "
+                "to quantize."
+            )
+    transformer = parts.pop("transformer")
+    offload = BlockOffload(transformer, device, stream_of(device) if ahead else None)
+    for part in parts.values():
+        _offload_layers(part, device)
+        for module in (part, *part.children()):  # an autoencoder's ``decode`` is no ``forward``, its decoder's is
+            module.register_forward_pre_hook(offload.release)
+    return offload
 
 
-def _offload_group(part: torch.nn.Module, device: torch.device, *, blocks: bool) -> None:
+def _offload_layers(part: torch.nn.Module, device: torch.device) -> None:
     from diffusers.hooks import apply_group_offloading
 
-    apply_group_offloading(
-        part,
-        onload_device=device,
-        offload_device=torch.device("cpu"),
-        offload_type="block_level" if blocks else "leaf_level",
-        num_blocks_per_group=1 if blocks else None,
-        # With a stream each block prefetches the next one. If a cache skips that one, it stays on the device, and the
-        # block after it is never fetched.
-        use_stream=False,
-    )
+    main_memory = torch.device("cpu")
+    apply_group_offloading(part, onload_device=device, offload_device=main_memory, offload_type="leaf_level")
 
 
 def place_part(part: torch.nn.Module, pipe: Any, mode: str) -> None:
@@ -104,10 +120,10 @@ def place_part(part: torch.nn.Module, pipe: Any, mode: str) -> None:
         mode: its offloading, never "auto".
     """
     device = torch.device(pipe._execution_device)
-    if mode == "none" or device.type == "cpu":
+    if mode == "none":
         part.to(device)
     elif mode == "group":
-        _offload_group(part, device, blocks=False)
+        _offload_layers(part, device)
     else:
         import accelerate
 

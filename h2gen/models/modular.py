@@ -143,7 +143,9 @@ class ModularPipe:
         from accelerate import cpu_offload
 
         for name in _IN_ORDER:
-            cpu_offload(getattr(self, name), device, offload_buffers=True)
+            part = getattr(self, name)
+            # As in classic pipelines: the pipeline itself reads buffers of the autoencoder.
+            cpu_offload(part, device, offload_buffers=len(part._parameters) > 0)
 
     @contextmanager
     def _guided_by(self, scale: float | None) -> Iterator[None]:
