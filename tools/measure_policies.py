@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import statistics
 from collections.abc import Iterator
 
@@ -35,6 +36,11 @@ def rows(steps: int) -> Iterator[tuple[str, CacheConfig]]:
             word = {"R": "all reused", "D": "detail reused", "S": "skipped"}[letter]
             cached = CacheConfig(plan=every(count, letter, steps), forecast=forecast)
             yield f"one in {count} full, rest {word}{', forecast' if forecast else ''}", cached
+    for how in ("bf16", "fp8"):
+        for letter, forecast in (("R", 0), ("R", 1), ("D", 0)):
+            word = {"R": "all reused", "D": "detail reused"}[letter] + (", forecast" if forecast else "")
+            cached = CacheConfig(plan=every(3, letter, steps), forecast=forecast, cache_memory=how)
+            yield f"one in 3 full, rest {word}, kept as {how}", cached
     for tau1, tau2 in ((0.15, 0.22), (0.3, 0.4)):
         for policies in (
             {},
@@ -57,12 +63,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--prompts", type=int, default=6)
+    parser.add_argument("--only", default="", metavar="REGEX", help="only rows whose name has this")
     options = parser.parse_args()
     session = h2gen.load("tiny")
     prompts = [(prompt, 100 + seed) for seed, prompt in enumerate(PROMPTS[: options.prompts])]
     plain = [session.generate(prompt, seed=seed, steps=options.steps, cache=None).image for prompt, seed in prompts]
     print(f"{'':60s} share    psnr   worst  1-ssim")
     for name, config in rows(options.steps):
+        if not re.search(options.only, name):
+            continue
         noise, structure, shares = [], [], []
         for (prompt, seed), image in zip(prompts, plain, strict=True):
             result = session.generate(prompt, seed=seed, steps=options.steps, cache=config)

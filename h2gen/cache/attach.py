@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import EllipsisType
 from typing import Any
 
+import torch
 from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
@@ -53,12 +54,16 @@ def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], N
         The trace, which grows with every step from now on.
 
     Raises:
-        CacheError: the model cannot be cached, diffusers' own cache is on, or another thread is running a step.
+        CacheError: the model cannot be cached, diffusers' own cache is on, another thread is running a step, or the
+            device has no fp8.
     """
     transformer = _transformer_of(target)
     family = family_of(transformer)
     stages_of(transformer)
     refuse_other_caches(transformer, everywhere=True)
+    device = getattr(target, "_execution_device", None) or next(transformer.parameters()).device
+    if config.cache_memory == "fp8" and torch.device(device).type == "mps":
+        raise CacheError("What the cache keeps cannot be fp8 on mps; use bf16 or cpu for --cache-memory.")
     warn = WarnOnce()
     if family.mean_velocity(transformer.config):  # type: ignore[arg-type]
         config = without_forecasts(config, warn)

@@ -33,6 +33,7 @@ RULES: dict[str, Rule] = {
     "hierarchy": Rule(str, choices=("forced", "checked")),
     "max_detail_age": _COUNT,
     "pfs": Rule(str, choices=("paper", "stable")),
+    "cache_memory": Rule(str, choices=("device", "cpu", "bf16", "fp8")),
 }
 """What each setting of ``CacheConfig`` may be."""
 
@@ -76,6 +77,10 @@ class CacheConfig:
         pfs: how residuals are pooled before they are compared: as in the ``paper``, or ``stable``, over the picture's
             own rows and columns to a fixed number of cells, so that a threshold means the same at all sizes (see
             ``h2gen.cache.pfs_stable``). Thresholds do not carry over between the two.
+        cache_memory: how the residuals are kept that reused stages add: ``device`` as they are; ``cpu`` in main memory,
+            which changes no pixel, but copies them there and back; in ``bf16`` or ``fp8`` on the device, which takes a
+            half or a quarter of float32 and changes the picture a little. Velocities, of which there is one number per
+            latent, are always kept as they are.
 
     Raises:
         ArgumentError: there is no such setting.
@@ -96,6 +101,7 @@ class CacheConfig:
     hierarchy: str = "forced"
     max_detail_age: int = 0
     pfs: str = "paper"
+    cache_memory: str = "device"
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not _LEFT_OUT}
@@ -137,7 +143,7 @@ class CacheConfig:
         return ", ".join(parts + [word_of(name, value) for name, value in found.items()])
 
 
-POLICIES = ("forecast", "plan", "tolerance", "budget", "hierarchy", "max_detail_age", "pfs")
+POLICIES = ("forecast", "plan", "tolerance", "budget", "hierarchy", "max_detail_age", "pfs", "cache_memory")
 """The settings that came after thresholds and guards; a record without them is from before."""
 
 

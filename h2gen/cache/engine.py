@@ -58,7 +58,7 @@ class Engine:
         self.thread: int | None = None
         """The thread of the last pass."""
         self.config, self.policy = config, policy_of(config)
-        new_memory = partial(Memory, config.forecast, config.tolerance > 0)
+        new_memory = partial(Memory, config.forecast, config.tolerance > 0, config.cache_memory)
         self.tracker = Tracker(config, find_course, new_memory, self.forget, self._warn, context, numbers)
         decide = BatchDecision(config, self.policy, self.family, self.tracker.begun_again, self._warn)
         self._method = Method(config, self.policy, decide)

@@ -12,12 +12,12 @@ Source: h2gen's own. The line is the first-order forecast of TaylorSeer, arXiv 2
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import torch
 
 from h2gen.cache.batch import Rows, each, replaced, rows_of
-
-Values = tuple[torch.Tensor, ...]
+from h2gen.cache.keep import PackedValues, Values
 
 FARTHEST = 0.5
 """How far a line is extended beyond its second point, as a part of the distance between its points; beyond that the
@@ -85,10 +85,11 @@ class ResidualHistory:
 
     Args:
         order: 0 or 1.
+        how: ``device`` keeps the tensors themselves; otherwise see ``Packed``.
     """
 
-    def __init__(self, order: int) -> None:
-        self._values: deque[Values] = deque(maxlen=order + 1)
+    def __init__(self, order: int, how: str = "device") -> None:
+        self._values: Any = deque(maxlen=order + 1) if how == "device" else PackedValues(order + 1, how)
         self._sigmas: deque[list[float]] = deque(maxlen=order + 1)
         self._progress: torch.Tensor | None = None
         """``progress`` of each picture, ``(B,)``, when it was last computed with a line to compare with."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from h2gen.cache.batch import Rows, replaced
 from h2gen.cache.exact import Results
 from h2gen.cache.forecast import ResidualHistory
+from h2gen.cache.keep import Packed, PackedValues
+from h2gen.cache.kept import KeptBytes
 from h2gen.cache.pfs_stable import Pooling
 from h2gen.cache.picture_tokens import PictureTokens
 from h2gen.cache.velocity import VelocityHistory
@@ -20,10 +24,11 @@ class StageMemory:
     Args:
         order: of the forecast of residuals, 0 or 1.
         pictures: in the batch.
+        how: residuals are kept; see ``CacheConfig``.
     """
 
-    def __init__(self, order: int, pictures: int) -> None:
-        self.residuals = ResidualHistory(order)
+    def __init__(self, order: int, pictures: int, how: str = "device") -> None:
+        self.residuals = ResidualHistory(order, how)
         """Of the blocks after the first, one tensor per stream."""
         self.computed_at = [0] * pictures
         """The step that last computed each picture's residual."""
@@ -51,11 +56,12 @@ class Memory:
     Args:
         order: of the forecast of residuals, 0 or 1.
         measured: whether computed velocities are compared with what was predicted.
+        how: residuals are kept; see ``CacheConfig``.
         pictures: in the batch.
     """
 
-    def __init__(self, order: int, measured: bool, pictures: int = 0) -> None:
-        self.structure, self.detail = StageMemory(order, pictures), StageMemory(order, pictures)
+    def __init__(self, order: int, measured: bool, how: str = "device", pictures: int = 0) -> None:
+        self.structure, self.detail = StageMemory(order, pictures, how), StageMemory(order, pictures, how)
         self.velocities = [VelocityHistory(measured) for _ in range(pictures)]
         """Of each picture; empty unless steps may be skipped."""
         self.poolings: dict[str, Pooling] = {}
@@ -69,3 +75,27 @@ class Memory:
 
     def of(self, stage: str) -> StageMemory:
         return self.structure if stage == "structure" else self.detail
+
+    @property
+    def size(self) -> KeptBytes:
+        """Of its tensors, of all pictures. Needs nothing from the device."""
+        stages = self.structure, self.detail
+        return KeptBytes(
+            _bytes([[each.residuals for each in stages], self.results]),
+            _bytes(self.velocities),
+            _bytes([[each.indicator for each in stages], self.poolings, self.own]),
+        )
+
+
+def _bytes(value: Any) -> int:
+    """Of the tensors in what this package keeps."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    if isinstance(value, (list, tuple, deque)):
+        return sum(map(_bytes, value))
+    return _bytes(vars(value)) if isinstance(value, _WITH_TENSORS) else 0
+
+
+_WITH_TENSORS = ResidualHistory, PackedValues, Packed, VelocityHistory, Pooling, Results

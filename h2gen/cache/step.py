@@ -8,6 +8,7 @@ import torch
 
 from h2gen.cache.batch import Rows
 from h2gen.cache.inputs import Inputs, as_timestep
+from h2gen.cache.kept import KeptBytes
 from h2gen.cache.memory import StageMemory
 from h2gen.cache.outcome import UNDECIDED, Decision, Outcome, Outlook
 from h2gen.cache.picture_tokens import PictureTokens
@@ -106,6 +107,8 @@ class FinishedStep:
 
     def __init__(self, step: Step, picture: int, blocks_run: float, blocks_total: float, exact: float = 0) -> None:
         self._watch, self._timestep, self._pictures = step.watch, step.timestep, step.pictures
+        self.kept = KeptBytes() if picture or step.skipped else step.run.kept
+        """The size of what is kept of a picture after this step."""
         self._rest: dict[str, Any] = {
             "run": step.run.index,
             "step": step.index,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from h2gen.cache.kept import KeptBytes
 from h2gen.cache.outcome import Outcome
 from h2gen.cache.summary import Summary, summarize_steps
 
@@ -107,11 +108,13 @@ class Trace:
 
     Threads may add to it and read it at the same time. A copy or pickle has the steps so far, and no ``on_step``.
     ``reference`` is the number of passes of the uncached run that totals are a share of, per pass of this one: other
-    than 1 if this one takes more or fewer steps, or a solver with more passes per step.
+    than 1 if this one takes more or fewer steps, or a solver with more passes per step. ``kept`` is the size of what
+    was kept of one picture, at most at a time.
     """
 
     on_step: Callable[[StepRecord], None] | None = None
     reference: float = 1.0
+    kept: KeptBytes = field(default_factory=KeptBytes, compare=False)
     _steps: list[StepRecord] = field(default_factory=list)
     _pending: deque[FinishedStep] = field(default_factory=deque)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
@@ -138,15 +141,17 @@ class Trace:
         found: dict[int, list[StepRecord]] = {}
         for record in self.steps:
             found.setdefault(record.picture, []).append(replace(record, picture=0))
-        return [Trace(reference=self.reference, _steps=found[picture]) for picture in sorted(found)]
+        return [Trace(reference=self.reference, kept=self.kept, _steps=found[each]) for each in sorted(found)]
 
     def clear(self) -> None:
         with self._lock:
             self._pending.clear()
             self._steps.clear()
+            self.kept = KeptBytes()
 
     def add(self, step: FinishedStep) -> None:
         self._pending.append(step)
+        self.kept = max(self.kept, step.kept, key=lambda kept: kept.total)
         self.flush()
 
     def flush(self, *, wait: bool = False) -> None:
@@ -159,4 +164,4 @@ class Trace:
                     self.on_step(record)
 
     def __reduce__(self) -> Any:
-        return Trace, (None, self.reference, [*self.steps])
+        return Trace, (None, self.reference, self.kept, [*self.steps])

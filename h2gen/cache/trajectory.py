@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from h2gen.cache.identity import Identity, Same
+from h2gen.cache.kept import KeptBytes
 from h2gen.cache.memory import Memory
 from h2gen.cache.policies.tolerance import ErrorEstimate
 from h2gen.cache.schedule import Course, Schedule
@@ -167,6 +168,12 @@ class Run:
             row, rate = place % pictures, rate if math.isfinite(rate) else math.inf
             largest[row] = max(largest.get(row, rate), rate)
         return largest
+
+    @property
+    def kept(self) -> KeptBytes:
+        """The size of what its passes keep of one picture."""
+        sizes = (each.memory.size.of_one(len(each.since_full)) for *_, each in self._passes)
+        return sum(sizes, start=KeptBytes())
 
     def _watched(self, tensor: torch.Tensor | None) -> Same:
         same = Same(tensor, self._release)

@@ -25,6 +25,7 @@ from h2gen.settings.values import NOT_SETTINGS, Settings
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
+    from h2gen.cache.kept import KeptBytes
     from h2gen.cache.summary import Summary
     from h2gen.generation.session import Session
 
@@ -63,6 +64,7 @@ def describe(
     together: int = 1,
     left_out: Mapping[str, str] | None = None,
     preset: str | None = None,
+    kept: KeptBytes | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The metadata of a new picture: what is written into it, and what ``--json`` prints.
@@ -78,6 +80,7 @@ def describe(
         together: pictures in its batch.
         left_out: what the model did not read, of the ``prompt`` and the ``negative`` one.
         preset: that the cache's settings come from.
+        kept: the size of what the cache kept from step to step.
         notes: further facts to record.
     """
     return {
@@ -102,6 +105,7 @@ def describe(
         **({"left_out": dict(left_out)} if left_out else {}),
         **({"preset": preset} if preset else {}),
         **({"cache": summary.to_json()} if summary is not None else {}),
+        **({"kept_bytes": kept.to_json()} if summary is not None and kept is not None else {}),
         **({"notes": dict(notes)} if notes else {}),
     }
 

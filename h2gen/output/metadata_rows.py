@@ -46,6 +46,9 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     cache = found.get("cache")
     if isinstance(cache, dict):
         yield from _cache_row(cache, found.get("reference_steps"))
+    kept = found.get("kept_bytes")
+    if isinstance(kept, dict) and type(kept.get("total")) is int and 0 <= kept["total"] < 1e15:
+        yield "cache kept", f"{kept['total'] / 1e6:.3g} MB"
     if found.get("nan_with_cache") is True or found.get("uncached") is True:  # its name in older pictures
         yield "cache", "it was NaN with the cache, and was made again without it"
     if isinstance(found.get("versions"), dict):

@@ -60,6 +60,7 @@ def picture_file(
         together=result.together,
         left_out={each.setting: each.text for each in result.unread},
         preset=result.preset,
+        kept=result.trace.kept,
         notes=notes,
     )
     inside = fitting(whole, format) if metadata else None

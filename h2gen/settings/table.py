@@ -210,6 +210,7 @@ TABLE = (
     _cache("hierarchy", "After a structure hit, the detail stage is forced or checked."),
     _cache("max_detail_age", "Reuse a detail result for at most N steps; 0 is no limit."),
     _cache("pfs", "How changes are pooled: paper, or stable across sizes."),
+    _cache("cache_memory", "Keep residuals on the device, on the cpu, or as bf16 or fp8."),
     _behaviour(
         "replay_decisions",
         "Replay the decisions recorded in a trace.",

@@ -238,7 +238,7 @@ def test_everything_that_determines_the_picture_is_in_its_id() -> None:
 def test_every_policy_is_in_the_id_and_one_that_is_left_off_is_not() -> None:
     policies = {
         "forecast": 1, "plan": "F" * 28, "tolerance": 0.002, "budget": True, "hierarchy": "checked",
-        "max_detail_age": 3, "pfs": "stable",
+        "max_detail_age": 3, "pfs": "stable", "cache_memory": "bf16",
     }  # fmt: skip
     assert tuple(policies) == POLICIES
     caches = [replace(SETTINGS.cache, **{name: value}) for name, value in policies.items()]

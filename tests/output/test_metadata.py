@@ -345,6 +345,7 @@ POLICIES = {
     "hierarchy": "checked",
     "max_detail_age": 4,
     "pfs": "stable",
+    "cache_memory": "fp8",
 }
 
 

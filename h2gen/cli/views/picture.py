@@ -122,6 +122,8 @@ class PictureView(RenderObserver):
             several = any(step.context != steps[0].context for step in steps) or settings.solver == "heun"
             line = f"{line}, {counts(summary, several, reference_steps(settings))}"
         say(console, line, "bold")
+        if self._verbose and result.trace.kept.total:
+            say(console, f"The cache kept {result.trace.kept}.")
         tuned = partial(tuned_thresholds, settings, result.content_hash)
         sentence = advice(result.trace, settings.cache, tuned)
         if sentence is not None:
