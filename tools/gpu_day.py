@@ -30,12 +30,12 @@ TOTAL = 470.0
 """Seconds for all parts together."""
 PARTS = (
     Part("eager", "each outcome, the checks, plans and a batch of 4, in bfloat16", "tools.gpu.parts:eager", 90),
-    Part("compiled", "the same with compiled blocks", "tools.gpu.parts:compiled", 95),
-    Part("fp8", "the same with compiled blocks and float8 weights and activations", "tools.gpu.parts:fp8", 95),
+    Part("compiled", "the same with compiled blocks", "tools.gpu.parts:compiled", 90),
+    Part("fp8", "the same with compiled blocks and float8 weights and activations", "tools.gpu.parts:fp8", 90),
     Part("known", "launches and waits of steps that a plan decides", "tools.gpu.parts:known", 45),
     Part("others", "diffusers' FirstBlockCache and cache-dit at the same plans", "tools.gpu.parts:others", 60),
-    Part("offload", "weights in main memory, fetched block by block", "tools.gpu.parts:offload", 50),
-    Part("tests", "the tests that need a GPU", "tools.gpu.parts:tests", 35),
+    Part("offload", "weights in main memory, fetched block by block", "tools.gpu.parts:offload", 65),
+    Part("tests", "the tests that need a GPU", "tools.gpu.parts:tests", 30),
 )
 LEAST = 10.0
 """Seconds below which a part is not begun."""

@@ -148,9 +148,12 @@ def quantize(transformer: Any, scale: Scale) -> str:
     from torchao import quantization
 
     if scale.cuda:
-        config: Any = quantization.Float8DynamicActivationFloat8WeightConfig(granularity=quantization.PerRow())
+        config: Any = quantization.Float8DynamicActivationFloat8WeightConfig(
+            granularity=quantization.PerRow(),
+            set_inductor_config=False,  # it would search for the best kernels, for minutes
+        )
     else:
-        config = quantization.Int8DynamicActivationInt8WeightConfig()
+        config = quantization.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
 
     def is_large(module: nn.Module, name: str) -> bool:
         inside = "transformer_blocks." in name and ".norm" not in name  # not what modulates: it sees one token

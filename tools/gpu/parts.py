@@ -204,7 +204,7 @@ def _cache_dit(pipe: Any, plan: str) -> Iterator[None]:
 def offload(small: bool, report: Report) -> None:
     """Group offloading: diffusers' own, and h2gen's, which may know the plan."""
     scale = scale_of(small)
-    for name, place in {"diffusers": _offload_by_diffusers, "h2gen --offload group": offload_groups}.items():
+    for name, place in {"h2gen --offload group": offload_groups, "diffusers": _offload_by_diffusers}.items():
         pipe = make_pipeline(scale)
         pipe.transformer.to("cpu")
         started = time.perf_counter()
