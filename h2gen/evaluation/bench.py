@@ -88,35 +88,65 @@ def bench(
     device: str = "auto",
     dtype: str = "auto",
 ) -> BenchReport:
-    """Time a model's transformer; see ``measure``.
+    """Time a model's transformer; see ``find_subject`` and ``measure``.
 
     Args:
-        model: a model, by alias, hub id or path.
-        random: time 350 M random weights instead.
-        tokens: image tokens; None takes 1024 with ``random`` and otherwise the model's own default size.
         steps: steps per run, at least 5.
         repeat: runs of each kind.
-        device, dtype: as on the command line.
 
     Raises:
         SettingError: a number is out of range.
+        ModelError: the model cannot be loaded.
+    """
+    subject = find_subject(model, random=random, tokens=tokens, device=device, dtype=dtype)
+    return measure(
+        subject.transformer,
+        image_tokens=subject.image_tokens,
+        text_tokens=subject.text_tokens,
+        steps=steps,
+        repeats=repeat,
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A transformer to time, on its device and in its dtype, and the number of tokens to time it with."""
+
+    transformer: nn.Module
+    image_tokens: int
+    text_tokens: int
+
+    def inputs(self) -> dict[str, Any]:
+        """Random arguments of its forward pass, all but ``timestep``."""
+        return family_of(self.transformer).example_inputs(self.transformer, self.image_tokens, self.text_tokens)
+
+
+def find_subject(
+    model: str = "tiny", *, random: bool = False, tokens: int | None = None, device: str = "auto", dtype: str = "auto"
+) -> Subject:
+    """Load the transformer to time.
+
+    Args:
+        model: a model, by alias, hub id or path.
+        random: take 350 M random weights instead.
+        tokens: image tokens; None takes 1024 with ``random`` and otherwise the model's own default size.
+        device, dtype: as on the command line.
+
+    Raises:
+        SettingError: the number of tokens is out of range.
         ModelError: the model cannot be loaded.
     """
     if tokens is not None and not 1 <= tokens <= 65536:
         raise SettingError(f"tokens is {tokens}; give a whole number from 1 to 65536.")
     if random:
         where = choose_device(device)
-        transformer = random_transformer(where, choose_dtype(dtype, where))
-        return measure(transformer, image_tokens=tokens or 1024, text_tokens=128, steps=steps, repeats=repeat)
+        return Subject(random_transformer(where, choose_dtype(dtype, where)), tokens or 1024, 128)
     checkpoint = resolve(model)
     defaults = checkpoint.defaults
-    transformer = open_session(checkpoint, LoadOptions(device, dtype)).pipe.transformer
-    return measure(
-        transformer,
-        image_tokens=tokens or defaults.width * defaults.height // defaults.size_multiple**2,
-        text_tokens=min(defaults.max_sequence_length, MOST_TOKENS),
-        steps=steps,
-        repeats=repeat,
+    return Subject(
+        open_session(checkpoint, LoadOptions(device, dtype)).pipe.transformer,
+        tokens or defaults.width * defaults.height // defaults.size_multiple**2,
+        min(defaults.max_sequence_length, MOST_TOKENS),
     )
 
 
@@ -192,12 +222,12 @@ def _run(
     timesteps = [torch.full((1,), 1 - i / steps, device=device) for i in range(steps)]
 
     def denoise() -> float:
-        _wait(device)
+        wait(device)
         started = time.perf_counter()
         for timestep in timesteps:
             latents = inputs["hidden_states"].detach()  # as in a pipeline, another object at each step
             transformer(timestep=timestep, **inputs | {"hidden_states": latents})
-        _wait(device)
+        wait(device)
         return time.perf_counter() - started
 
     if config is None:
@@ -220,7 +250,7 @@ def _checks(transformer: nn.Module, inputs: dict[str, Any], runs: int = 20) -> f
         kept = summarize(after - before, kernel)
 
         def once() -> float:
-            _wait(hidden.device)
+            wait(hidden.device)
             started = time.perf_counter()
             residual = torch.empty_like(after)
             torch.sub(after, before, out=residual)
@@ -237,6 +267,7 @@ def _checks(transformer: nn.Module, inputs: dict[str, Any], runs: int = 20) -> f
     return total
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until a device has finished what is queued."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

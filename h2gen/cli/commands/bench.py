@@ -12,6 +12,7 @@ from h2gen.wording import printable
 
 if TYPE_CHECKING:
     from h2gen.evaluation.bench import BenchReport
+    from h2gen.evaluation.ways import WaysReport
 
 
 @options.takes_options("bench")
@@ -29,7 +30,23 @@ def bench(
     ] = None,
     repeat: Annotated[
         int | None,
-        option("--repeat", help="Runs of each kind: 3, or 1 with --paper.", panel=MEASURING, min=1, max=1000),
+        option(
+            "--repeat",
+            help="Runs of each kind: 3; with --paper 1; with --ways 20 steps.",
+            panel=MEASURING,
+            min=1,
+            max=1000,
+        ),
+    ] = None,
+    ways: Annotated[
+        str | None,
+        option(
+            "--ways",
+            help="Compare a full step in these ways with plain diffusers instead: off, plan, checks, compile, int8, "
+            "int8-dynamic, or several joined by +.",
+            panel=MEASURING,
+            metavar="WAY,WAY",
+        ),
     ] = None,
     paper: Annotated[
         bool, option("--paper", help="Make the paper's table instead, from --prompts.", panel=MEASURING)
@@ -48,6 +65,9 @@ def bench(
     as_json: bool = False,
 ) -> None:
     """Benchmark each kind of step and the overall speed-up. No picture is made.
+
+    With --ways: a full step with the cache taken off again, with its checks, compiled or quantized takes turns with one
+    of plain diffusers.
 
     With --paper: run the paper's protocol (seed 0, 100 steps, 1024x1024; no cache, block cache, TeaCache and H2-Cache
     at 0.15 and 0.22), plus uncached runs of fewer steps.
@@ -71,20 +91,29 @@ def bench(
     for name, value in (("prompts", prompts), ("limit", limit), ("report", report)):
         if value:
             raise SettingError(f"--{name} is only for --paper; give both, or neither.")
-    steps, repeat = steps or 8, repeat or 3
+    if ways is not None and steps is not None:
+        raise SettingError("--steps does not go with --ways, which times single steps; use --repeat.")
     from h2gen.cli.console import make_console, say
 
     say(make_console(), "Loading and measuring; do not use the machine meanwhile.", "dim")
+    subject: dict[str, Any] = {"random": random, "tokens": tokens, "device": device, "dtype": dtype}
+    name = "random weights" if random else model
+    if ways is not None:
+        from h2gen.evaluation.ways import bench_ways
 
+        compared = bench_ways(model, ways, repeat or 20, **subject)
+        if as_json:
+            print(json.dumps(compared.to_json()))
+        else:
+            _print_ways(name, compared)
+        return
     from h2gen.evaluation import bench as benchmark
 
-    measured = benchmark.bench(
-        model, random=random, tokens=tokens, steps=steps, repeat=repeat, device=device, dtype=dtype
-    )
+    measured = benchmark.bench(model, steps=steps or 8, repeat=repeat or 3, **subject)
     if as_json:
         print(json.dumps(measured.to_json()))
     else:
-        _print_report("random weights" if random else model, measured)
+        _print_report(name, measured)
 
 
 def _paper_table(prompts: list[str] | None, as_json: bool, **given: Any) -> None:
@@ -98,17 +127,44 @@ def _paper_table(prompts: list[str] | None, as_json: bool, **given: Any) -> None
         paper_table(prompts, observer=view, **given)
 
 
+def _subject(name: str, measured: BenchReport | WaysReport) -> str:
+    return (
+        f"{printable(name)}: {measured.parameters / 1e6:.0f} M parameters, {measured.blocks:g} blocks, "
+        f"{measured.image_tokens} + {measured.text_tokens} tokens, {measured.device} {measured.dtype}"
+    )
+
+
+def _print_ways(name: str, compared: WaysReport) -> None:
+    from rich.table import Table
+
+    from h2gen.cli.console import stdout
+
+    out = stdout()
+    out.print(f"{_subject(name, compared)}; {compared.rounds} steps of each, in turn")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
+    table.add_column("full step")
+    for title in ("ms", "of plain", "95 % interval", "output differs", "first step"):
+        table.add_column(title, justify="right")
+    for each in compared.ways:
+        plain = each.way == "plain"
+        table.add_row(
+            "plain diffusers" if plain else each.way,
+            f"{each.seconds * 1000:.2f}",
+            "" if plain else f"{each.ratio:.2%}",
+            "" if plain else f"{each.low:.2%} to {each.high:.2%}",
+            "" if plain else f"{each.difference:.2g}" if each.difference else "no",
+            f"{each.begin:.1f} s",
+        )
+    out.print(table)
+
+
 def _print_report(name: str, measured: BenchReport) -> None:
     from rich.table import Table
 
     from h2gen.cli.console import stdout
 
     out = stdout()
-    out.print(
-        f"{printable(name)}: {measured.parameters / 1e6:.0f} M parameters, {measured.blocks:g} blocks, "
-        f"{measured.image_tokens} + {measured.text_tokens} tokens, {measured.device} {measured.dtype}; "
-        f"medians of {measured.repeats} runs of {measured.steps} steps"
-    )
+    out.print(f"{_subject(name, measured)}; medians of {measured.repeats} runs of {measured.steps} steps")
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     table.add_column("step")
     for title in ("ms", "of uncached"):

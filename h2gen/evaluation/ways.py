@@ -1,0 +1,244 @@
+"""``h2gen bench --ways``: a full step in several ways against plain diffusers: compiled, quantized, with the cache on.
+
+The ways take turns, step by step and in alternating order, and each step is compared with the plain one of its round: a
+machine whose speed drifts slows both. So a difference of a few tenths of a percent shows in some dozens of rounds.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from h2gen.cache import CacheConfig, h2_cache
+from h2gen.cache.stages import stages_of
+from h2gen.errors import SettingError
+from h2gen.evaluation.bench import Subject, find_subject, wait
+from h2gen.wording import did_you_mean
+
+CACHES = ("off", "plan", "checks")
+"""The cache in a full step: taken off again; on, with a plan that computes every step; on, with both checks."""
+QUANTIZATIONS = ("int8", "int8-dynamic")
+PARTS = (*CACHES, "compile", *QUANTIZATIONS)
+BACKEND = "inductor"
+_WARM = 2
+"""Steps of each way that are not counted."""
+
+
+@dataclass(frozen=True)
+class WayFigures:
+    """A full step in one way.
+
+    Args:
+        way: its parts, joined by ``+``; ``plain`` is diffusers alone.
+        seconds: median of a step.
+        ratio: median of a step's time divided by that of the plain step of its round.
+        low, high: the 95 % interval of that median.
+        difference: how far its output is from the plain one, relative to the plain one's size; 0 if it is identical.
+        begin: seconds to quantize and for the first step, which compiles.
+    """
+
+    way: str
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+    difference: float
+    begin: float
+
+
+@dataclass(frozen=True)
+class WaysReport:
+    """All ways, the plain one first; ``rounds`` steps of each are counted."""
+
+    parameters: int
+    blocks: int
+    image_tokens: int
+    text_tokens: int
+    device: str
+    dtype: str
+    rounds: int
+    ways: Sequence[WayFigures]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_ways(text: str) -> list[tuple[str, ...]]:
+    """Ways, each as its parts in the order of ``PARTS``: ``off,int8+compile`` is two of them.
+
+    Raises:
+        SettingError: a part is unknown, or two of one kind are joined.
+    """
+    found = []
+    for way in text.lower().split(","):
+        parts = [part.strip() for part in way.split("+")]
+        for part in parts:
+            if part not in PARTS:
+                raise SettingError(
+                    f"ways has {part!r}, which is unknown{did_you_mean(part, PARTS)} Choose from {', '.join(PARTS)}; "
+                    "+ combines several, commas separate ways."
+                )
+        for kind in (CACHES, QUANTIZATIONS, ("compile",)):
+            if sum(part in kind for part in parts) > 1:
+                raise SettingError(f"ways has {way.strip()!r}, whose parts exclude each other; choose one of them.")
+        found.append(tuple(sorted(parts, key=PARTS.index)))
+    return list(dict.fromkeys(found))
+
+
+def bench_ways(model: str, ways: str, rounds: int, **given: Any) -> WaysReport:
+    """Time full steps of a model in several ways; see ``compare_ways``.
+
+    Args:
+        model, given: as in ``find_subject``.
+        ways: as in ``parse_ways``.
+
+    Raises:
+        SettingError: a way or a number cannot be used.
+        ModelError: the model cannot be loaded.
+    """
+    parsed = parse_ways(ways)
+    for name in {part for parts in parsed for part in parts if part in QUANTIZATIONS}:
+        if find_spec("torchao") is None:
+            raise SettingError(f"{name} needs torchao, which is not installed; run: pip install torchao.")
+    return compare_ways(find_subject(model, **given), parsed, rounds)
+
+
+@torch.no_grad()
+def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int) -> WaysReport:
+    """Time full steps of a transformer in several ways. Its weights are shared; it is left as it was.
+
+    Args:
+        subject: what to time.
+        ways: from ``parse_ways``.
+        rounds: counted steps of each way.
+    """
+    inputs = subject.inputs()
+    device = inputs["hidden_states"].device
+    timesteps = [torch.full((1,), 1 - i / (rounds + _WARM), device=device) for i in range(rounds + _WARM)]
+    seconds: dict[str, list[float]] = {}
+    begin: dict[str, float] = {}
+    outputs: dict[str, torch.Tensor] = {}
+    with ExitStack() as stack:
+        models = {"plain": _plain(subject.transformer)}
+        for parts in ways:
+            started = time.perf_counter()
+            models["+".join(parts)] = _made(subject.transformer, parts, len(timesteps), stack)
+            begin["+".join(parts)] = time.perf_counter() - started
+
+        def step(name: str, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
+            latents = inputs["hidden_states"].detach()  # as in a pipeline, another object at each step
+            wait(device)
+            started = time.perf_counter()
+            output = models[name](timestep=timestep, **inputs | {"hidden_states": latents})[0]
+            wait(device)
+            return time.perf_counter() - started, output
+
+        for number, timestep in enumerate(timesteps):
+            for name in list(models) if number % 2 else list(reversed(models)):
+                spent, output = step(name, timestep)
+                if number == 0:
+                    begin[name] = begin.get(name, 0.0) + spent
+                    outputs[name] = output.clone()
+                elif number >= _WARM:
+                    seconds.setdefault(name, []).append(spent)
+    plain, whole = seconds["plain"], outputs["plain"].float()
+    figures = []
+    for name in models:
+        ratios = [each / one for each, one in zip(seconds[name], plain, strict=True)]
+        low, high = median_interval(ratios)
+        figures.append(
+            WayFigures(
+                name,
+                statistics.median(seconds[name]),
+                statistics.median(ratios),
+                low,
+                high,
+                float((outputs[name] - whole).norm() / whole.norm()),
+                begin[name],
+            )
+        )
+    return WaysReport(
+        sum(parameter.numel() for parameter in subject.transformer.parameters()),
+        sum(len(stage.blocks) for stage in stages_of(subject.transformer)),
+        subject.image_tokens,
+        subject.text_tokens,
+        str(device),
+        str(inputs["hidden_states"].dtype).removeprefix("torch."),
+        rounds,
+        figures,
+    )
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of a median, whatever the distribution: between two of the values, by the sign test.
+
+    With fewer than six values it is their whole range, of less than 95 %.
+    """
+    ordered, count = sorted(values), len(values)
+    outside = 0
+    while 2 * sum(math.comb(count, k) for k in range(outside + 1)) / 2**count <= 0.05:
+        outside += 1
+    first = max(0, outside - 1)
+    return ordered[first], ordered[count - 1 - first]
+
+
+def _plain(transformer: nn.Module) -> nn.Module:
+    """The same weights in a model that diffusers alone has made; a copy if they are quantized already."""
+    if getattr(transformer, "hf_quantizer", None) is not None:
+        return _twin(transformer)
+    cls = cast(Any, type(transformer))
+    with torch.device("meta"):
+        model: nn.Module = cls.from_config(cast(Any, transformer).config)
+    model.load_state_dict(transformer.state_dict(), assign=True)
+    for name, buffer in transformer.named_buffers():  # some of which are no part of the state
+        owner, _, last = name.rpartition(".")
+        model.get_submodule(owner)._buffers[last] = buffer
+    return model.eval().requires_grad_(False)
+
+
+def _twin(transformer: nn.Module) -> nn.Module:
+    """A copy that shares all weights, so that it takes no memory and the same cache lines."""
+    tensors = (*transformer.parameters(), *transformer.buffers())
+    return copy.deepcopy(transformer, {id(tensor): tensor for tensor in tensors})
+
+
+def _made(transformer: nn.Module, parts: Sequence[str], steps: int, stack: ExitStack) -> nn.Module:
+    """The transformer in one way. A cache stays on until the stack is closed, or, with ``off``, was on before."""
+    model = _twin(transformer)
+    for part in reversed(parts):  # quantized, then compiled, then cached
+        if part in QUANTIZATIONS:
+            _quantize(model, part)
+        elif part == "compile":
+            cast(Any, model).compile_repeated_blocks(fullgraph=True, backend=BACKEND)
+        else:
+            with ExitStack() as own:
+                own.enter_context(h2_cache(model, _CONFIGS[part](steps)))
+                if part != "off":
+                    stack.push(own.pop_all())
+    return model
+
+
+_CONFIGS: Mapping[str, Callable[[int], CacheConfig]] = {
+    "off": lambda steps: CacheConfig(plan="F" * steps),
+    "plan": lambda steps: CacheConfig(plan="F" * steps, forecast=1),
+    "checks": lambda steps: CacheConfig(tau1=1e-30, tau2=1e-30),
+}
+
+
+def _quantize(transformer: nn.Module, name: str) -> None:
+    """Quantize the linear layers of the blocks."""
+    ao: Any = import_module("torchao.quantization")
+    config: Any = ao.Int8WeightOnlyConfig if name == "int8" else ao.Int8DynamicActivationInt8WeightConfig
+    blocks = nn.ModuleList(block for stage in stages_of(transformer) for block in stage.blocks)
+    ao.quantize_(blocks, config(set_inductor_config=False))

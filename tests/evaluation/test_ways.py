@@ -1,0 +1,91 @@
+"""``bench --ways``: steps that take turns, and figures that say how sure they are."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import statistics
+
+import pytest
+import torch
+
+from h2gen.cli.app import run
+from h2gen.errors import SettingError
+from h2gen.evaluation.bench import Subject
+from h2gen.evaluation.ways import compare_ways, median_interval, parse_ways
+from tests.small import flux_transformer
+
+pytest.importorskip("torchao")
+
+
+@pytest.fixture
+def subject() -> Subject:
+    return Subject(flux_transformer(), 16, 8)
+
+
+def test_ways_are_parts_joined_by_plus() -> None:
+    assert parse_ways("off, Compile+int8,off,checks") == [("off",), ("compile", "int8"), ("checks",)]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("off,int9", "ways has 'int9', which is unknown; did you mean 'int8'?"),
+        ("", "ways has '', which is unknown"),
+        ("int8+int8-dynamic", "ways has 'int8+int8-dynamic', whose parts exclude each other; choose"),
+        ("off+plan", "exclude each other"),
+    ],
+)
+def test_a_way_that_cannot_be_gone_is_an_error(text: str, message: str) -> None:
+    with pytest.raises(SettingError) as raised:
+        parse_ways(text)
+    assert message in str(raised.value)
+
+
+def test_a_step_with_everything_off_and_full_steps_with_the_cache_are_those_of_plain_diffusers(
+    subject: Subject,
+) -> None:
+    before = copy.deepcopy(subject.transformer.state_dict())
+    report = compare_ways(subject, parse_ways("off,plan,checks,int8,int8-dynamic"), 4)
+    ways = {each.way: each for each in report.ways}
+    assert list(ways) == ["plain", "off", "plan", "checks", "int8", "int8-dynamic"]
+    assert all(ways[name].difference == 0 for name in ("plain", "off", "plan", "checks"))
+    assert 0 < ways["int8"].difference < ways["int8-dynamic"].difference < 0.1
+    assert all(each.low <= each.ratio <= each.high and each.seconds > 0 for each in report.ways)
+    assert ways["plain"].ratio == ways["plain"].low == ways["plain"].high == 1
+    assert not subject.transformer._forward_pre_hooks
+    assert all(torch.equal(value, before[name]) for name, value in subject.transformer.state_dict().items())
+    assert json.loads(json.dumps(report.to_json()))["ways"][1]["way"] == "off"
+
+
+def test_the_interval_of_a_median_is_that_of_the_sign_test() -> None:
+    assert median_interval(range(1, 21)) == (6, 15)  # 95.9 %, as tables have it
+    assert median_interval([3, 1, 2]) == (1, 3)
+    draw, inside = random.Random(0), 0
+    for _ in range(1000):
+        low, high = median_interval([draw.expovariate(1) for _ in range(25)])
+        inside += low <= 0.6931 <= high
+    assert 945 <= inside <= 985  # 95.7 % of them
+
+
+def test_half_a_percent_shows_in_200_rounds_of_steps_that_vary_by_one() -> None:
+    draw = random.Random(1)
+    ratios = [1.005 * draw.gauss(1, 0.01) / draw.gauss(1, 0.01) for _ in range(200)]
+    low, high = median_interval(ratios)
+    assert 1 < low <= statistics.median(ratios) <= high < 1.01
+
+
+@pytest.mark.slow
+def test_a_compiled_way_says_what_its_first_step_costs(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("h2gen.evaluation.ways.BACKEND", "eager")  # the path is the same, the compiler quick
+    monkeypatch.setattr("h2gen.evaluation.ways.find_subject", lambda *_args, **_given: subject)
+    assert run(["bench", "--ways", "compile,int8+compile", "--repeat", "6"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "6 steps of each, in turn" in "".join(lines[:2])
+    rows = {line.split("  ")[0]: line for line in lines}
+    assert rows["compile"].split()[-3] in ("no", "0") or float(rows["compile"].split()[-3]) < 1e-5
+    assert float(rows["compile+int8"].split()[-3]) > 1e-5
+    assert "plain diffusers" in rows
