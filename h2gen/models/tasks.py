@@ -45,6 +45,7 @@ def task_of(
     mask: bool = False,
     control: int = 0,
     controlnet: int = 0,
+    complete: bool = True,
 ) -> str:
     """The task of a picture.
 
@@ -55,6 +56,7 @@ def task_of(
         mask: whether there is a mask.
         control: number of control pictures.
         controlnet: number of ControlNets.
+        complete: nothing is given later, such as the ControlNet in a shell after its control picture.
 
     Raises:
         SettingError: the model does not have the task; the message says which models do.
@@ -64,8 +66,8 @@ def task_of(
     from_picture = ("image", "edit", "fill") if pictures else ("text", "fill")
     wanted: tuple[str, ...] = ("inpaint", "fill") if mask else from_picture
     if control or controlnet:
-        check_control(name, tasks, control, controlnet)
-        prefix = "controlnet" if controlnet else "control"
+        check_control(name, tasks, control, controlnet, complete=complete)
+        prefix = "controlnet" if controlnet or (tasks is not None and "control" not in tasks) else "control"
         wanted = (prefix if wanted[0] == "text" else f"{prefix} {wanted[0]}",)
     elif tasks is not None and "control" in tasks:
         wanted = ("control",)  # what is missing is reported by ``complete_task``
@@ -114,13 +116,15 @@ def check_control(
     raise SettingError(f"{name!r} {what}; these models {how}: {', '.join(able)}{nets}.")
 
 
-def complete_task(name: str, tasks: Collection[str] | None, *, mask: bool, control: int, **given: int) -> str:
+def complete_task(
+    name: str, tasks: Collection[str] | None, *, mask: bool, control: int, pictures: int = 0, controlnet: int = 0
+) -> str:
     """The task of a picture of which no input is missing; the arguments are those of ``task_of``.
 
     Raises:
         SettingError: as ``task_of``; or the task needs a picture and a mask, or a control picture.
     """
-    task = task_of(name, tasks, mask=mask, control=control, **given)
+    task = task_of(name, tasks, pictures=pictures, mask=mask, control=control, controlnet=controlnet)
     if task == "control" and not control:
         raise SettingError(
             f"{name!r} follows a picture; give it with --control FILE, used as it is, or, for a model that follows "

@@ -64,7 +64,7 @@ def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Input
         return None
     tasks = tasks_of(checkpoint, (lora.path for lora in loras))
     given: Any = {"control": len(controls), "controlnet": len(nets)}
-    task = task_of(checkpoint.name, tasks, pictures=len(files), mask=bool(masks), **given)
+    task = task_of(checkpoint.name, tasks, pictures=len(files), mask=bool(masks), complete=False, **given)
     from h2gen.settings.pictures import open_picture, size_like
 
     limits = LIMITS.get((tasks or {}).get(task, ""), LIMITS[""])

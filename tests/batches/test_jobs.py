@@ -323,6 +323,13 @@ def test_an_empty_prompt_needs_a_picture_that_is_read_in_its_place(tmp_path: Pat
     assert not every[1].settings.goes_with(every[2].settings)
 
 
+def test_an_error_of_two_settings_that_go_together_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "control": "no.png", "controlnet": "no.safetensors"}\n')
+    with pytest.raises(PromptFileError) as error:
+        Jobs(read_prompts([str(tmp_path / "p.jsonl")]), {}, {})
+    assert str(error.value) == "p.jsonl:1: control: there is no file 'no.png'; check the path."
+
+
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

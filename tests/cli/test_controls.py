@@ -14,6 +14,8 @@ from PIL import Image
 
 from h2gen import load
 from h2gen.errors import UsageError
+from h2gen.generation.shell import ShellState
+from h2gen.settings.editing import check_inputs
 from h2gen.settings.resolve import request_from
 from tests.checkpoints import save_single
 from tests.cli.programs import h2gen
@@ -221,3 +223,12 @@ def test_an_empty_prompt_is_what_diffusers_encodes(models: Path) -> None:
         width=64, height=64, guidance_scale=3.5, generator=torch.Generator().manual_seed(7),
     )  # fmt: skip
     assert np.array_equal(np.asarray(ours.image), np.asarray(plain.images[0]))
+
+
+def test_a_shell_with_an_input_picture_takes_them_one_after_the_other(models: Path) -> None:
+    state = ShellState({"model": str(models / "flux"), "image": "photo.png"})
+    state.read(":set control depth.png")
+    net = models / "net.safetensors"
+    request = state.read(f":set controlnet {net}").request
+    assert request is not None and request.settings.inputs["controlnet"] == 1
+    check_inputs(request.checkpoint, request.settings)

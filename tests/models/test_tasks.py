@@ -81,3 +81,12 @@ def test_building_another_pipeline_changes_no_weights() -> None:
     pipe.transformer.half()
     other = pipeline_for(pipe, "FluxInpaintPipeline")
     assert other.transformer.dtype == pipe.transformer.dtype and str(other.transformer.dtype) == "torch.float16"
+
+
+def test_a_controlnet_may_still_come_after_its_control_picture() -> None:
+    given = {"pictures": 1, "control": 1}
+    assert task_of("mine", TASKS["FluxPipeline"], complete=False, **given) == "controlnet image"
+    with pytest.raises(SettingError, match="follows no --control picture by itself"):
+        task_of("mine", TASKS["FluxPipeline"], **given)
+    with pytest.raises(SettingError, match="follows no --control picture by itself"):
+        task_of("mine", TASKS["Flux2Pipeline"], complete=False, **given)

@@ -86,8 +86,10 @@ class Reading:
         Raises:
             PromptFileError: there are so many that reading on is pointless.
         """
-        long = len(mistake) > _LONGEST_MISTAKE
-        self.mistakes.append(f"{mistake[:_LONGEST_MISTAKE]}..." if long else mistake)
+        line = f"{mistake[:_LONGEST_MISTAKE]}..." if len(mistake) > _LONGEST_MISTAKE else mistake
+        if line in self.mistakes[-len(KEYS) :]:
+            return  # two settings of one entry that only go together have the same error
+        self.mistakes.append(line)
         if len(self.mistakes) >= MOST_MISTAKES:
             self.check()
 
