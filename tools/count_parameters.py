@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from h2gen.models.entries import BUNDLED, CATALOGUE_FILE
-from h2gen.models.footprint import Part, measure
+from h2gen.models.footprint import Part, measure, width_of
 from h2gen.toml import read_toml
 
 
-def count(part: dict[str, Any]) -> Part:
-    """The numbers of parameters and buffers of a part, made from its configuration without any weights.
+def build(part: dict[str, Any], dtype: Any = None) -> Any:
+    """A part on the meta device, made from its configuration without any weights.
 
     Args:
         part: a table of ``[parts]``.
+        dtype: of its weights; None for the class's own.
     """
     import diffusers
     import torch
@@ -34,9 +36,20 @@ def count(part: dict[str, Any]) -> Part:
         else:
             kind = getattr(transformers, name)
             model = kind(kind.config_class(**config))
+    return torch.nn.Module.to(model, dtype=dtype).eval()
+
+
+def count(part: dict[str, Any]) -> Part:
+    """The numbers of parameters and buffers of a part.
+
+    Args:
+        part: a table of ``[parts]``.
+    """
+    model, name = build(part), part["class"]
     tensors = [*model.named_parameters(), *model.named_buffers()]
     sizes = {key: tensor.numel() for key, tensor in tensors if key in model.state_dict()}
-    return measure(name, sizes, in_blocks="Transformer2DModel" in name)
+    width = width_of(model.config) if isinstance(model.config, Mapping) else 0  # a dictionary in diffusers only
+    return measure(name, sizes, in_blocks="Transformer2DModel" in name, width=width)
 
 
 def write(file: Path = CATALOGUE_FILE) -> None:
@@ -44,7 +57,7 @@ def write(file: Path = CATALOGUE_FILE) -> None:
     text = file.read_text("utf-8")
     for name, part in read_toml(file)["parts"].items():
         counted = count(part)
-        for key in ("all", "block", "layer"):
+        for key in ("all", "block", "layer", *(["width"] if counted.width else [])):
             pattern = rf"(\[parts\.{re.escape(name)}\]\n(?:(?!\[parts).*\n)*?{key} = )\d+"
             text = re.sub(pattern, rf"\g<1>{getattr(counted, key)}", text)
         print(f"{name:22} {counted.all:15,} {counted.block:13,} {counted.layer:13,}")

@@ -29,6 +29,7 @@ class Chroma(Family):
             "inpaint": "ChromaInpaintPipeline",
         },
     }
+    held_per_token = 18.1
     marks = ("distilled_guidance_layer.",)
     diffusers_caches = frozenset({"TaylorSeerCacheConfig"})
     per_picture = Family.per_picture | {"attention_mask"}

@@ -87,6 +87,9 @@ class Family(ABC):
     """The pipeline that a Control LoRA makes of another one: by it, their tasks are found in ``tasks``."""
     limits: ClassVar[Mapping[str, Limits]] = {}
     """Of pipelines that take more than one input picture, or not every size; by their names."""
+    held_per_token: ClassVar[float] = 26.0
+    """Values that a forward pass holds at most besides the weights, per token and channel of its streams: counted on
+    torch's meta device at 1024x1024, for attention that does not keep its scores."""
     pads_text: ClassVar[bool] = True
     """Whether ``encode`` pads all texts to one length, so that different prompts fit into one batch."""
     marks: ClassVar[tuple[str, ...]]

@@ -37,6 +37,7 @@ class Flux2(Family):
         "Flux2KleinPipeline": Limits(10),
         "Flux2KleinInpaintPipeline": Limits(2, 1024 * 1024),  # it shrinks a larger picture, and makes one of that size
     }
+    held_per_token = 21.9
     marks = ("double_stream_modulation_img.lin",)
     diffusers_caches = frozenset({"MagCacheConfig", "TaylorSeerCacheConfig"})
     per_picture = frozenset({"hidden_states", "encoder_hidden_states", "temb_mod_img", "temb_mod_txt", "temb_mod"})

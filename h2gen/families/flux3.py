@@ -35,6 +35,7 @@ class Flux3(Family):
     }
     limits: ClassVar[Mapping[str, Limits]] = {_BASE: Limits(10), _DISTILLED: Limits(10)}
     pads_text = False
+    held_per_token = 25.0
     marks = ("early_stream_modulations.",)
     per_picture = frozenset({"hidden_states", "encoder_hidden_states", "temb_mod", "temb_mod_context"})
     unsplittable = ()

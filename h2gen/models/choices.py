@@ -1,4 +1,4 @@
-"""The names of devices, offloading modes, dtypes, solvers and kinds of control pictures.
+"""The names of devices, offloading modes, dtypes, solvers and kinds of control pictures; and limits of memory.
 
 Without torch, so that a wrong name is found at once.
 """
@@ -9,13 +9,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from h2gen.errors import DeviceError
-from h2gen.wording import did_you_mean
+from h2gen.errors import DeviceError, SettingError
+from h2gen.wording import did_you_mean, shown
 
 DEVICES = ("cuda", "mps", "xpu", "cpu")
 
-OFFLOADS = ("none", "model", "group", "sequential", "auto")
-STRONGER = {"none": "model", "model": "group", "group": "sequential"}
+WAYS = ("none", "text", "model", "group", "sequential")
+"""The offloading modes, from the fastest to the one that needs the least memory."""
+OFFLOADS = (*WAYS, "auto")
+STRONGER = dict(zip(WAYS, WAYS[1:], strict=False))
 """The next mode that needs less memory."""
 
 DTYPES = {
@@ -61,6 +63,24 @@ def split_device(name: str) -> tuple[str, int]:
         raise DeviceError(f"There is no device {name!r}{did_you_mean(name, known)} Choose from {', '.join(known)}.")
     kind, _, index = name.partition(":")
     return kind, int(index or 0)
+
+
+_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+def memory_limit(text: str, called: str = "memory") -> int | None:
+    """The bytes that ``--memory`` allows; None if it is ``auto`` or ``none``.
+
+    Raises:
+        SettingError: it is something else.
+    """
+    if text in ("auto", "none"):
+        return None
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kmgt]i?b)", text.strip(), re.IGNORECASE)
+    size = 0 if found is None else round(float(found[1]) * _UNITS[found[2].lower()])
+    if not size:
+        raise SettingError(f"{called} {shown(text)} is not supported; give auto, none or a size such as 10GB.")
+    return size
 
 
 MODES = {"canny": 0, "edges": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "gray": 5, "lq": 6}

@@ -116,7 +116,9 @@ def read_catalogue(file: Path = CATALOGUE_FILE) -> Iterator[CatalogueEntry]:
             row["description"],
             index,
             config,
-            tuple(Part(part["class"], part["all"], part["block"], part["layer"]) for part in parts),
+            tuple(
+                Part(part["class"], part["all"], part["block"], part["layer"], part.get("width", 0)) for part in parts
+            ),
             replace(defaults, **own),
             row.get("follows", ""),
         )

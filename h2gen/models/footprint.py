@@ -1,13 +1,35 @@
-"""How much memory a model's weights need, by what ``--offload`` keeps on the device; computed, and loads no torch."""
+"""How much memory a model needs on the device, by what ``--offload`` keeps there; computed, and loads no torch.
+
+Weights are exact. What a forward pass holds besides them was counted on torch's meta device, for attention that does
+not keep its scores, as on any recent GPU; nothing of it has been measured on a GPU.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from h2gen.families import FAMILIES
 
 _BLOCK = re.compile(r"\w+\.\d+\.")
 """The beginning of the name of a tensor in a block: group offloading splits the lists right inside a transformer."""
+
+TILE = 1024 * 1024
+"""Pixels that an autoencoder decodes at a time, if it decodes in tiles."""
+TILED_ABOVE = 1536 * 1536
+"""Pixels. A larger picture is decoded in tiles, since its activations in the decoder outgrow the weights."""
+_DECODING = {"AutoencoderTiny": 2}
+DECODING = 6
+"""Values that decoding holds at most, per pixel and channel of the autoencoder's widest picture; above, for some."""
+WIDTH, CHANNELS = 3072, 128
+"""Those of FLUX.1, for parts whose width is not known."""
+ENCODING = 300_000_000
+"""Bytes that encoding a prompt holds: the hidden states of a large encoder's layers."""
+MARGIN, RESERVE = 1.25, 200_000_000
+"""What is added to computed needs, because memory is allocated in pieces: a factor for all but the weights, which are
+known exactly, and bytes."""
 
 
 @dataclass(frozen=True)
@@ -15,23 +37,88 @@ class Part:
     """Sizes of one part of a model, such as a text encoder: all in parameters, or all in bytes.
 
     Args:
-        name: such as ``transformer``, or its class.
+        name: of its class.
         all: the whole part.
         block: what group offloading loads of it at a time, at most.
         layer: what sequential offloading loads of it at a time, at most.
+        width: channels, and not in the sizes' unit: of a transformer's streams, or of the picture as an autoencoder
+            decodes it; 0 for text encoders.
     """
 
     name: str
     all: int
     block: int
     layer: int
+    width: int = 0
 
     def times(self, factor: float) -> Part:
         """The part with all sizes multiplied: bytes, from parameters."""
-        return Part(self.name, *(round(size * factor) for size in (self.all, self.block, self.layer)))
+        sizes = (round(size * factor) for size in (self.all, self.block, self.layer))
+        return Part(self.name, *sizes, width=self.width)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it encodes text."""
+        return not (self.is_transformer or self.is_autoencoder)
+
+    @property
+    def is_transformer(self) -> bool:
+        return self.name in FAMILIES
+
+    @property
+    def is_autoencoder(self) -> bool:
+        return self.name.startswith("Autoencoder")
 
 
-def measure(name: str, sizes: Mapping[str, int], *, in_blocks: bool) -> Part:
+@dataclass(frozen=True)
+class Work:
+    """What is made at once, as far as it takes memory.
+
+    Args:
+        pixels: of a picture.
+        pictures: in a batch.
+        tokens: of one picture's text and image, with reference pictures.
+        kept_tokens: as many vectors of the streams' width the cache keeps of a picture, in the model's dtype.
+        kept_values: as many other values.
+        value: bytes of a value in the model's dtype.
+        tiled: whether a picture is decoded in tiles.
+        beside: bytes of further weights on the device, such as ControlNets.
+    """
+
+    pixels: int
+    pictures: int
+    tokens: int
+    kept_tokens: int = 0
+    kept_values: int = 0
+    value: int = 2
+    tiled: bool = False
+    beside: int = 0
+
+    def kept(self, width: int) -> int:
+        """Bytes that the cache keeps until the pictures are decoded, for streams of this width."""
+        return self.pictures * self.value * (self.kept_tokens * (width or WIDTH) + self.kept_values)
+
+    def held_by(self, part: Part) -> int:
+        """Bytes that a transformer or an autoencoder holds besides its weights while it runs."""
+        if part.is_transformer:
+            values = self.tokens * (part.width or WIDTH) * FAMILIES[part.name].held_per_token
+            return round(self.pictures * self.value * values)
+        at_once = min(self.pixels, TILE) if self.tiled or self.pixels > TILED_ABOVE else self.pixels
+        decoded = self.pictures * self.pixels * 3 * 4  # one by one, but all are returned together, as floats
+        values = at_once * (part.width or CHANNELS) * _DECODING.get(part.name, DECODING)
+        return decoded + round(self.value * values)
+
+
+def width_of(config: Mapping[str, Any]) -> int:
+    """The width of a part, from its configuration; 0 if that does not say it, as those of text encoders."""
+    heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
+    channels = config.get("decoder_block_out_channels") or config.get("block_out_channels")
+    if isinstance(heads, int) and isinstance(size, int):
+        return heads * size
+    return int(channels[0]) if isinstance(channels, (list, tuple)) and channels else 0
+
+
+def measure(name: str, sizes: Mapping[str, int], *, in_blocks: bool, width: int = 0) -> Part:
     """The sizes of a part.
 
     Args:
@@ -39,6 +126,7 @@ def measure(name: str, sizes: Mapping[str, int], *, in_blocks: bool) -> Part:
         sizes: of its tensors, by name.
         in_blocks: whether group offloading takes it block by block, as it does with transformers; it takes other parts
             layer by layer. Next to each block it keeps everything that is outside the blocks.
+        width: see ``Part``.
     """
     blocks: dict[str, int] = {}
     layers: dict[str, int] = {}
@@ -50,15 +138,37 @@ def measure(name: str, sizes: Mapping[str, int], *, in_blocks: bool) -> Part:
     largest = max(layers.values(), default=0)
     outside = blocks.pop("", 0)
     group = outside + max(blocks.values(), default=0) if in_blocks else largest
-    return Part(name, sum(sizes.values()), group, largest)
+    return Part(name, sum(sizes.values()), group, largest, width)
 
 
-def footprint(parts: Iterable[Part]) -> dict[str, int]:
-    """The most that the weights take on the device at a time, for each way of ``--offload``; in the parts' unit."""
+def footprint(parts: Iterable[Part], work: Work | None = None) -> dict[str, int]:
+    """The most memory that the device needs at a time, for each way of ``--offload``, the fastest first.
+
+    Args:
+        parts: of the model; in bytes, if there is ``work``.
+        work: what is made; without it, only the weights count, in the parts' unit.
+    """
     parts = list(parts)
-    return {
-        "none": sum(part.all for part in parts),
-        "model": max(part.all for part in parts),
-        "group": max(part.block for part in parts),
-        "sequential": max(part.layer for part in parts),
-    }
+    return {way: max(_stages(way, parts, work)) for way in ("none", "text", "model", "group", "sequential")}
+
+
+def _stages(way: str, parts: list[Part], work: Work | None) -> Iterator[int]:
+    """What the device holds while each part runs."""
+    size = {"group": "block", "sequential": "layer"}.get(way, "all")
+    kept = 0 if work is None else work.kept(next((part.width for part in parts if part.is_transformer), 0))
+    for running in parts:
+        if way == "none":
+            held = sum(part.all for part in parts)
+        elif way == "text":  # the transformer and the autoencoder stay, but for a transformer in the way of an encoder
+            stay = [part for part in parts if part.is_autoencoder or (part.is_transformer and not running.encodes)]
+            held = sum(part.all for part in stay) + (running.all if running.encodes else 0)
+        elif way == "group" and running.is_transformer:  # the next block is fetched while one runs
+            held = min(running.all, 2 * running.block)
+        else:
+            held = getattr(running, size)
+        if work is None:
+            yield held
+        else:
+            beside = work.beside if size == "all" else 0
+            besides = ENCODING if running.encodes else kept + work.held_by(running)
+            yield round(held + beside + MARGIN * besides) + RESERVE

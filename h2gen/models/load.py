@@ -17,6 +17,7 @@ from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.content_hash import check_bundled
 from h2gen.models.devices import choose_device, choose_dtype
+from h2gen.models.footprint import TILED_ABOVE
 from h2gen.models.hub import download
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.load_part import load_part
@@ -26,10 +27,6 @@ from h2gen.models.quantized import check_plain
 from h2gen.models.single_file import check_base, check_family, check_transformer, load_transformer, open_file
 from h2gen.models.translate_errors import translated
 from h2gen.wording import printable
-
-TILED_ABOVE = 1536 * 1536
-"""Pixels. A larger picture is decoded in tiles, since its activations in the decoder outgrow the weights."""
-
 
 def load_pipeline(checkpoint: Checkpoint, **options: Any) -> Any:
     """Load a checkpoint into a pipeline of diffusers that is ready to call.

@@ -1,0 +1,39 @@
+"""How much the cache keeps from step to step, before anything runs. Loads no torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from h2gen.cache.config import CacheConfig
+from h2gen.cache.policies import policy_of
+
+
+class Kept(NamedTuple):
+    """What the cache keeps of one picture, at most.
+
+    Args:
+        tokens: vectors as wide as the streams: residuals of the stages.
+        values: other values: velocities, in the model's dtype.
+    """
+
+    tokens: int
+    values: int
+
+
+def most_kept(config: CacheConfig, image_tokens: int, text_tokens: int, channels: int, passes: int = 1) -> Kept:
+    """What the cache keeps of one picture at most; see ``Memory``.
+
+    Args:
+        config: of the cache.
+        image_tokens: of the picture, and of its references.
+        text_tokens: of its prompt.
+        channels: of a velocity, per token.
+        passes: per step: 2 with true guidance.
+    """
+    if not config.enabled:
+        return Kept(0, 0)
+    policy = policy_of(config)
+    structure = image_tokens + text_tokens if policy.reuses("structure") else 0
+    detail = image_tokens if policy.reuses("detail") else 0  # the model drops the text after this stage
+    velocities = 2 * image_tokens * channels if policy.skips else 0  # the last one, and the way to it
+    return Kept(passes * (structure + detail) * (1 + config.forecast), passes * velocities)

@@ -1,0 +1,156 @@
+"""Choose how to load a model so that it fits into memory, and say so in one line. Pure arithmetic; loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from h2gen.models.choices import WAYS
+from h2gen.models.footprint import Part, Work, footprint
+
+_DOES = {
+    "none": "the whole model is on {device}",
+    "text": "the text encoders leave {device} before denoising",
+    "model": "each part of the model is on {device} only while it runs",
+    "group": "the transformer is on {device} one block at a time",
+    "sequential": "the model is on {device} one layer at a time",
+}
+"""What each way of loading means, in a sentence."""
+_WOULD = {
+    "none": "the whole model at once",
+    "text": "keeping the transformer there",
+    "model": "one whole part at a time",
+    "group": "one block at a time",
+}
+_QUANTIZED = {"int8": 8.5, "nf4": 4.5}
+"""Bits per weight of what ``--quantize`` offers, the most faithful first, with their scales."""
+
+
+@dataclass(frozen=True)
+class Available:
+    """The memory that can be used, in bytes.
+
+    Args:
+        device: its name, such as ``cuda:0``.
+        free: on the device.
+        limit: what ``--memory`` allows of it; None for all.
+        host: free main memory; None if it is not known, or is the device's own.
+    """
+
+    device: str
+    free: int
+    limit: int | None = None
+    host: int | None = None
+
+    @property
+    def usable(self) -> int:
+        return self.free if self.limit is None else min(self.free, self.limit)
+
+    def __str__(self) -> str:
+        if self.limit is not None and self.limit < self.free:
+            return f"the {gb(self.limit)} that --memory allows"
+        return f"{gb(self.free)} free"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How to load a model, and why.
+
+    Args:
+        offload: the way, one of ``WAYS``.
+        needs: bytes on the device by way, the fastest first; they include activations, the cache and a margin.
+        available: the memory that it was chosen for.
+        host_needs: bytes of main memory for the weights that are not on the device.
+        quantized: what ``--quantize`` would make possible: its arguments, the way, and its bytes.
+    """
+
+    offload: str
+    needs: Mapping[str, int]
+    available: Available
+    host_needs: int = 0
+    quantized: tuple[str, str, int] | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.needs[self.offload] <= self.available.usable
+
+    def __str__(self) -> str:
+        """The line for the user."""
+        does = _DOES[self.offload].format(device=self.available.device)
+        need = gb(self.needs[self.offload])
+        found = f"needs {need} of {self.available}" if self.fits else f"needs {need}, more than {self.available}"
+        faster = WAYS[: WAYS.index(self.offload)]
+        next_faster = [way for way in faster if self.needs[way] > self.needs[self.offload]][-1:]
+        would = "".join(f"; {_WOULD[way]} would need {gb(self.needs[way])}" for way in next_faster)
+        line = f"Memory: {does} ({found}{would})."
+        if not self.fits:
+            line += " It will probably run out; use a smaller --size or model."
+        host = self.available.host
+        if host is not None and host < self.host_needs:
+            line += f" The rest needs {gb(self.host_needs)} of main memory, and {gb(host)} are free: expect it to be slow."
+        if self.quantized is not None:
+            options, way, needed = self.quantized
+            line += f" With {options}, {gb(needed)} suffice for {_WOULD[way]}; it changes the picture a little."
+        return line
+
+
+def choose_fit(
+    parts: Sequence[Part], work: Work, available: Available, *, offload: str = "auto", quantizable: bool = False
+) -> Fit:
+    """The fastest way of loading a model that fits into the device's memory; the smallest if none does.
+
+    Args:
+        parts: of the model, in bytes.
+        work: what is made.
+        available: the memory.
+        offload: a way that was asked for; ``auto`` chooses.
+        quantizable: whether to say what quantization would make possible; the parts are then in ``work.value`` bytes.
+    """
+    needs = footprint(parts, work)
+    way = _fastest(needs, available.usable) if offload == "auto" else offload
+    host = 0 if way == "none" else sum(part.all for part in parts)
+    offered = _offered(parts, work, available, way) if quantizable and offload == "auto" else None
+    return Fit(way, needs, available, host, offered)
+
+
+def _fastest(needs: Mapping[str, int], usable: int) -> str:
+    fitting = [way for way in WAYS if needs[way] <= usable]
+    return fitting[0] if fitting else min(WAYS, key=lambda way: needs[way])
+
+
+def _offered(parts: Sequence[Part], work: Work, available: Available, way: str) -> tuple[str, str, int] | None:
+    """The most faithful quantization with which the transformer can stay on the device; None if it does already."""
+    if way in ("none", "text"):
+        return None
+    for text in (False, True):
+        for name, bits in _QUANTIZED.items():
+            factor = bits / 8 / work.value
+            needs = footprint([_smaller(part, factor, text) for part in parts], work)
+            found = _fastest(needs, available.usable)
+            if needs[found] <= available.usable and found in ("none", "text"):
+                options = f"--quantize {name}" + (f" --quantize-text {name}" if text else "")
+                return options, found, needs[found]
+    return None
+
+
+def _smaller(part: Part, factor: float, text: bool) -> Part:
+    """A part as it is when it is quantized, with or without text encoders; their embeddings, the largest layer, stay."""
+    if part.is_transformer:
+        return part.times(factor)
+    if not (text and part.encodes):
+        return part
+    return replace(part, all=part.layer + round((part.all - part.layer) * factor))
+
+
+def host_line(parts: Iterable[Part], work: Work, available: Available) -> str | None:
+    """What to say on a CPU: nothing, unless main memory does not suffice."""
+    needed = footprint(parts, work)["none"]
+    if needed <= available.usable:
+        return None
+    half = " --dtype bf16 halves the weights." if work.value == 4 else ""
+    return f"Memory: the model needs {gb(needed)} of main memory, more than {available}: it may be slow, or run out.{half}"
+
+
+def gb(size: int) -> str:
+    """Bytes as a user reads them: ``23.8 GB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
