@@ -53,3 +53,8 @@ def below_one(value: float, digits: int = 3) -> str:
 def count(parameters: int) -> str:
     """A number of parameters: ``11.9 B``."""
     return f"{parameters / 1e9:.1f} B" if parameters >= 1e9 else f"{parameters / 1e6:.0f} M"
+
+
+def gigabytes(size: int) -> str:
+    """Bytes: ``23.8 GB``, or ``22 MB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"

@@ -57,7 +57,13 @@ def write(file: Path = CATALOGUE_FILE) -> None:
     text = file.read_text("utf-8")
     for name, part in read_toml(file)["parts"].items():
         counted = count(part)
-        for key in ("all", "block", "layer", *(["width"] if counted.width else [])):
+        for key in (
+            "all",
+            "block",
+            "layer",
+            *(["next"] if counted.next else []),
+            *(["width"] if counted.width else []),
+        ):
             pattern = rf"(\[parts\.{re.escape(name)}\]\n(?:(?!\[parts).*\n)*?{key} = )\d+"
             text = re.sub(pattern, rf"\g<1>{getattr(counted, key)}", text)
         print(f"{name:22} {counted.all:15,} {counted.block:13,} {counted.layer:13,}")

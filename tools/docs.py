@@ -28,6 +28,8 @@ from h2gen.settings.table import BY_NAME, TABLE, Setting
 if TYPE_CHECKING:
     from PIL import Image
 
+    from h2gen.models.fit_memory import Fit
+
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 PACKAGES = (
@@ -71,7 +73,7 @@ CAPTURES = {
 
 Q4_BITS = 4.5
 """Bits per weight of a Q4_K_S file."""
-CARDS = (48, 32, 24, 16, 12)
+CARDS = (8, 12, 16, 24, 32, 48, 80)
 """GPU memory in GiB."""
 IN_USE = 0.5e9
 """Bytes of it that the driver and the context take."""
@@ -284,20 +286,42 @@ def _shortened(tasks: list[str]) -> list[str]:
     return short
 
 
-def memory_table() -> str:
-    """What ``--offload auto`` picks for FLUX.1 by the size of the card: arithmetic, not a measurement."""
+def needs_table() -> str:
+    """What the models need on a GPU, by way of loading: computed for one picture at each model's own size."""
+    from h2gen.models.choices import WAYS
     from h2gen.models.entries import CATALOGUE
-    from h2gen.models.memory import pick_offload
 
-    sixteen_bits = {part.name: part.all * 2 for part in CATALOGUE["dev"].parts}
-    transformer = CATALOGUE["dev"].parts[0]
-    q4 = {**sixteen_bits, transformer.name: int(transformer.all * Q4_BITS / 8)}
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for name in CATALOGUE:
+        needs = _fit(name, 10**12).needs
+        rows.setdefault(tuple(f"{needs[way] / 1e9:.1f}" for way in WAYS), []).append(f"`{name}`")
+    return table(("model", *(f"`{way}`" for way in WAYS)), *((", ".join(names), *row) for row, names in rows.items()))
+
+
+def memory_table() -> str:
+    """What ``--memory auto`` chooses by the size of the card: arithmetic, not a measurement."""
+    models = ("dev", "dev, 4-bit `.gguf`", "klein-4b", "klein-9b", "chroma", "flux2-dev")
     rows = []
     for card in CARDS:
         free = int(card * 2**30 - IN_USE)
-        picks = (pick_offload(free, sizes) for sizes in (sixteen_bits, q4))
-        rows.append((f"{card} GB", *(f"`{pick}`" for pick in picks)))
-    return table(("card", "`--model dev`", "4-bit `.gguf` with `--base dev`"), *rows)
+        rows.append((f"{card} GB", *(f"`{_fit(name, free).offload}`" for name in models)))
+    return table(("card", *(name if " " in name else f"`{name}`" for name in models)), *rows)
+
+
+def _fit(model: str, free: int) -> Fit:
+    from h2gen.models.catalogue import resolve
+    from h2gen.models.facts import facts_of
+    from h2gen.models.fit_memory import Available, choose_fit
+    from h2gen.models.memory_needed import memory_needed
+    from h2gen.settings.workload import default_work
+
+    name, _, quantized = model.partition(", ")
+    checkpoint = resolve(name)
+    facts = facts_of(checkpoint)
+    needed = None if facts is None else memory_needed(checkpoint, facts)
+    assert needed is not None
+    parts = [part.times(Q4_BITS / 16) if quantized and part.is_transformer else part for part in needed.parts]
+    return choose_fit(parts, default_work(checkpoint), Available("cuda:0", free))
 
 
 def sheet_prompts() -> list[str]:
@@ -326,6 +350,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "models": models_table,
     "published": published_table,
     "memory": memory_table,
+    "needs": needs_table,
     "support": support_table,
     "runs": support_summary,
     "sheet": sheet_table,

@@ -29,6 +29,7 @@ from h2gen.models.translate_errors import translated
 from h2gen.output.save import keep, sweep
 from h2gen.settings.inputs import InputFile
 from h2gen.settings.values import FILES
+from h2gen.settings.workload import work_of
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,9 @@ class Batch:
         request, options = self._jobs.request, self._options
         on_cpu = sum(device.type == "cpu" for device in self._devices)
         threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
-        model = Model(request.checkpoint, replace(request.load, dtype=self._dtype), self._content_hash, threads)
+        work = work_of(request.settings, request.checkpoint, options.batch_size)
+        how = replace(request.load, dtype=self._dtype)
+        model = Model(request.checkpoint, how, self._content_hash, threads, work)
 
         def task_of(queued: QueuedJob) -> Task:
             job = queued.job

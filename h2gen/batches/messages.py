@@ -11,6 +11,7 @@ from h2gen.cache.trace import StepRecord
 from h2gen.errors import H2GenError
 from h2gen.generation.unread import Unread
 from h2gen.models.catalogue import Checkpoint
+from h2gen.models.footprint import Work
 from h2gen.models.load_options import LoadOptions
 from h2gen.settings.values import Settings
 
@@ -20,13 +21,14 @@ class Model:
     """What a worker loads, and how.
 
     ``content_hash`` goes into the pictures' metadata; ``threads`` limits torch on the CPU when several workers share
-    its cores.
+    its cores; ``work`` is what a batch takes besides the weights.
     """
 
     checkpoint: Checkpoint
     options: LoadOptions
     content_hash: str
     threads: int | None = None
+    work: Work | None = None
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ def interrupts_blocked() -> Iterator[None]:
 
 
 def _load(model: Model) -> tuple[Session, tuple[str, ...]]:
-    """The model, and h2gen's warnings about it."""
+    """The model, and what the user should know about loading it."""
+    said: list[str] = []
     from tqdm import tqdm
 
     tqdm.set_lock(threading.RLock())  # tqdm's own lock is a system semaphore, which a killed process leaks
@@ -89,8 +90,8 @@ def _load(model: Model) -> tuple[Session, tuple[str, ...]]:
 
         torch.set_num_threads(model.threads)
     with warnings.catch_warnings(record=True, action="always", category=RuntimeWarning) as issued:
-        session = open_session(model.checkpoint, model.options)
-    return session, tuple(str(warning.message) for warning in issued)
+        session = open_session(model.checkpoint, model.options, model.work, said.append)
+    return session, (*said, *(str(warning.message) for warning in issued))
 
 
 def _listen(

@@ -20,7 +20,8 @@ def load(
     text_encoder: str | Sequence[str] | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    offload: str = "none",
+    offload: str = "auto",
+    memory: str = "auto",
 ) -> Session:
     """Load a model by alias, hub id, folder or file.
 
@@ -32,15 +33,19 @@ def load(
         text_encoder: a file to take a text encoder from, or several.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``, ...
         dtype: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16``, ``fp32``.
-        offload: ``none``, ``model``, ``group``, ``sequential`` or ``auto``.
+        offload: what is on a GPU at a time: ``none`` (everything), ``text``, ``model``, ``group`` or ``sequential``;
+            ``auto`` is the first of these that fits.
+        memory: GPU memory that ``offload="auto"`` may use: ``auto`` (what is free), or at most ``10GB``; ``none`` loads
+            everything without asking.
 
     Raises:
         ArgumentError: there is no such argument.
         ModelError: the checkpoint is unknown, missing, gated, damaged or not supported.
+        SettingError: ``memory`` is not a size.
         DeviceError: the device does not exist, or does not support the dtype or offloading.
         OutOfMemory: memory does not suffice for loading it.
 
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
     >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
     """
-    return open_session(resolve(model, base, vae, text_encoder), LoadOptions(device, dtype, offload))
+    return open_session(resolve(model, base, vae, text_encoder), LoadOptions(device, dtype, offload, memory))

@@ -14,6 +14,7 @@ from h2gen.models.choices import STRONGER
 if TYPE_CHECKING:
     from h2gen.generation.session import Session
     from h2gen.models import Checkpoint
+    from h2gen.models.footprint import Work
     from h2gen.models.load_options import LoadOptions
 
 _T = TypeVar("_T")
@@ -91,7 +92,7 @@ def with_relief(
             raise failure
         on_relief(relief)
         if not _loaded_again(session, relief.offload):
-            if tiled or session.pipe is None:
+            if tiled or not session.is_loaded:
                 raise failure
             unloadable = failure
             on_relief(replace(relief, offload=session.offload, stronger=False))
@@ -132,22 +133,31 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def load_or_advise(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Any, LoadOptions]:
-    """The checkpoint's pipeline, and the options in use.
+def load_or_advise(
+    checkpoint: Checkpoint,
+    options: LoadOptions,
+    work: Work | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> tuple[Any, LoadOptions]:
+    """The checkpoint's pipeline, and the options in use; see ``load_placed``.
+
+    Args:
+        work: what will be made; None takes the model's defaults.
 
     Raises:
         OutOfMemory: memory does not suffice for loading it; the message says what would help.
     """
     from h2gen.models import is_out_of_memory
     from h2gen.models.load import load_placed
+    from h2gen.settings.workload import default_work
 
     try:
-        return load_placed(checkpoint, options)
+        return load_placed(checkpoint, options, default_work(checkpoint) if work is None else work, say)
     except Exception as error:
         if is_out_of_memory(error):
             # Not ``advice``: the size does not matter yet, and the device may still be called "auto".
             raise OutOfMemory(
-                f"Out of memory while loading {checkpoint.name!r}; use --offload auto on a GPU, a smaller model, or a "
-                ".gguf version of it."
+                f"Out of memory while loading {checkpoint.name!r}; leave out --offload and --memory, close other "
+                "programs, or use a smaller model or a .gguf version of it."
             ) from error
         raise

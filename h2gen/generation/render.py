@@ -90,6 +90,9 @@ class RenderObserver:
         """Around each attempt at one batch; the callable that it yields gets each step; None without an observer."""
         return nullcontext()
 
+    def notice(self, text: str) -> None:
+        """How the model is loaded so that it fits into memory; called within ``loading``."""
+
     def remark(self, text: str) -> None:
         """A prompt is not read to its end; a warning by default."""
         warnings.warn(text, PromptWarning, stacklevel=2)
@@ -181,8 +184,10 @@ def open_renderer(request: Request, options: RenderOptions, observer: RenderObse
     with observer.loading(request):
         # Only now: these load torch and diffusers, which takes seconds.
         from h2gen.generation.session import open_session
+        from h2gen.settings.workload import work_of
 
-        session = open_session(request.checkpoint, request.load)
+        work = work_of(request.settings, request.checkpoint, options.batch_size)
+        session = open_session(request.checkpoint, request.load, work, observer.notice)
     renderer = Renderer(session, options, observer)
     renderer.check_options(request)
     observer.loaded(renderer)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen.cache import Summary, Trace
 from h2gen.generation.unread import Unread
+from h2gen.models.peak_memory import PeakMemory
 from h2gen.output.metadata import Origin
 from h2gen.output.picture_file import PictureFile, picture_file
 from h2gen.output.save import Target, keep, target_of
@@ -43,6 +44,7 @@ class Result:
         tiled: it was decoded in tiles on request, whatever its size.
         together: pictures in its batch.
         unread: what the model did not read of the prompt and the negative prompt.
+        peak_memory: the most that was in use meanwhile, if that is known.
         made: when.
         path: its file, if ``generate`` saved it.
     """
@@ -58,6 +60,7 @@ class Result:
     tiled: bool = False
     together: int = 1
     unread: tuple[Unread, ...] = ()
+    peak_memory: PeakMemory | None = field(default=None, compare=False)
     made: datetime = field(default_factory=lambda: datetime.now(timezone.utc), repr=False)
     path: Path | None = None
 

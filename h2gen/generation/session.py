@@ -26,7 +26,9 @@ from h2gen.generation.text import EncodedPrompts, of_one_length, unread
 from h2gen.models import Checkpoint, is_out_of_memory, set_tiling
 from h2gen.models.adapters import Adapters
 from h2gen.models.content_hash import Identity
+from h2gen.models.footprint import Work
 from h2gen.models.load_options import DEFAULT, LoadOptions
+from h2gen.models.peak_memory import begin_peak, peak_memory
 from h2gen.models.translate_errors import translated
 from h2gen.output.metadata import origin
 from h2gen.settings.values import OFF, Settings
@@ -34,9 +36,17 @@ from h2gen.settings.values import OFF, Settings
 StepObserver = Callable[[StepRecord], None]
 
 
-def open_session(checkpoint: Checkpoint, options: LoadOptions = DEFAULT) -> Session:
-    """Load a checkpoint that ``resolve`` found; see ``h2gen.load``."""
-    pipe, used = load_or_advise(checkpoint, options)
+def open_session(
+    checkpoint: Checkpoint,
+    options: LoadOptions = DEFAULT,
+    work: Work | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Session:
+    """Load a checkpoint that ``resolve`` found, for pictures of this ``work``; see ``h2gen.load``.
+
+    ``say`` is called with what the user should know: how the model is loaded so that it fits into memory.
+    """
+    pipe, used = load_or_advise(checkpoint, options, work, say)
     return Session(pipe, checkpoint, used)
 
 
@@ -50,7 +60,7 @@ class Session:
     """
 
     def __init__(self, pipe: Any, checkpoint: Checkpoint, options: LoadOptions = DEFAULT) -> None:
-        self.pipe = pipe
+        self._pipe = pipe
         self.checkpoint = checkpoint
         self.options = options
         self._lock = threading.RLock()
@@ -62,6 +72,22 @@ class Session:
         """The largest batch of a size (pixels) that fits into memory, if a larger one did not."""
         self.tiled_sizes: set[tuple[int, int]] = set()
         """Sizes that ``with_relief`` decodes in tiles, because memory was too small otherwise."""
+
+    @property
+    def pipe(self) -> Any:
+        """The loaded pipeline.
+
+        Raises:
+            RunError: loading it again, after memory ran out, has failed.
+        """
+        if self._pipe is None:
+            raise RunError(f"{self.checkpoint.name!r} is not loaded any more, since loading it again failed; restart.")
+        return self._pipe
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it can make pictures: not after loading it again has failed."""
+        return self._pipe is not None
 
     @property
     def offload(self) -> str:
@@ -238,6 +264,7 @@ class Session:
             nan_with_cache=nan_with_cache,
             tiled=tiled,
             unread=unread(self.pipe, settings),
+            peak_memory=peak_memory(self.device),
             **facts,
         )
 
@@ -261,16 +288,16 @@ class Session:
             if offload == self.offload:
                 free_memory()
                 return
-            self.pipe = self._running = None  # there is no memory for both
+            self._pipe = self._running = None  # there is no memory for both
             self._tasks.forget()
             free_memory()
             try:
-                self.pipe, self.options = load_or_advise(self.checkpoint, replace(self.options, offload=offload))
+                self._pipe, self.options = load_or_advise(self.checkpoint, replace(self.options, offload=offload))
             except BaseException as error:
                 let_go(error)
                 free_memory()
                 with contextlib.suppress(Exception):
-                    self.pipe, _ = load_or_advise(self.checkpoint, self.options)
+                    self._pipe, _ = load_or_advise(self.checkpoint, self.options)
                 raise
 
     def interrupt(self) -> None:
@@ -312,6 +339,7 @@ class Session:
         # On the CPU, so that a seed gives the same noise on every device.
         generators = [torch.Generator("cpu").manual_seed(each.seed) for each in together]
         with self._lock, self._working(settings):
+            begin_peak(self.device)
             started, self._observed = time.perf_counter(), observed
             self._running = pipe = self._tasks.of(self.pipe, settings, self.offload)
             set_tiling(pipe, settings.width, settings.height, always=tiled)
@@ -331,10 +359,9 @@ class Session:
     @contextlib.contextmanager
     def _working(self, settings: Settings) -> Iterator[None]:
         """Around work on the device: running out of memory is reported, unless an interrupt came first."""
-        if self.pipe is None:
-            raise RunError(f"{self.checkpoint.name!r} is not loaded any more, since loading it again failed; restart.")
+        pipe = self.pipe
         try:
-            self._adapters.use(self.pipe, settings.lora, self.offload)
+            self._adapters.use(pipe, settings.lora, self.offload)
             yield
         except Exception as error:
             if not is_out_of_memory(error):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from h2gen.models.devices import choose_device, choose_dtype
     from h2gen.models.hub import is_downloaded, local_path
     from h2gen.models.load import load_pipeline, set_tiling
-    from h2gen.models.memory import apply_offload, is_out_of_memory, pick_offload
+    from h2gen.models.memory import apply_offload, is_out_of_memory
     from h2gen.models.translate_errors import translated
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "load_pipeline",
     "local_path",
     "model_name",
-    "pick_offload",
     "resolve",
     "set_tiling",
     "translated",
@@ -42,7 +41,7 @@ _HOMES = {
     **dict.fromkeys(("choose_device", "choose_dtype"), "devices"),
     **dict.fromkeys(("is_downloaded", "local_path"), "hub"),
     **dict.fromkeys(("load_pipeline", "set_tiling"), "load"),
-    **dict.fromkeys(("apply_offload", "is_out_of_memory", "pick_offload"), "memory"),
+    **dict.fromkeys(("apply_offload", "is_out_of_memory"), "memory"),
     "translated": "translate_errors",
 }
 

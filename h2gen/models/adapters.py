@@ -204,10 +204,10 @@ def _check_exchangeable(pipe: Any, called: str, offload: str) -> None:
     plain = type(pipe.transformer.x_embedder.weight.data) is torch.Tensor
     if getattr(pipe.transformer, "hf_quantizer", None) is not None or not plain:
         raise ModelError(f"{called} is a Control LoRA, which cannot be used on quantized weights; use others.")
-    if offload not in ("none", "model"):
+    if offload not in ("none", "text", "model"):
         raise ModelError(
             f"{called} is a Control LoRA, which exchanges a layer of the model, and cannot be used with --offload "
-            f"{offload}; use none or model."
+            f"{offload}; use none, text or model."
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from h2gen.errors import DeviceError, SettingError
@@ -17,7 +18,7 @@ DEVICES = ("cuda", "mps", "xpu", "cpu")
 WAYS = ("none", "text", "model", "group", "sequential")
 """The offloading modes, from the fastest to the one that needs the least memory."""
 OFFLOADS = (*WAYS, "auto")
-STRONGER = dict(zip(WAYS, WAYS[1:], strict=False))
+STRONGER = dict(pairwise(WAYS))
 """The next mode that needs less memory."""
 
 DTYPES = {

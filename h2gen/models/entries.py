@@ -117,7 +117,8 @@ def read_catalogue(file: Path = CATALOGUE_FILE) -> Iterator[CatalogueEntry]:
             index,
             config,
             tuple(
-                Part(part["class"], part["all"], part["block"], part["layer"], part.get("width", 0)) for part in parts
+                Part(part["class"], *(part.get(size, 0) for size in ("all", "block", "layer", "next", "width")))
+                for part in parts
             ),
             replace(defaults, **own),
             row.get("follows", ""),

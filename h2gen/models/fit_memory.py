@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from h2gen.models.choices import WAYS
 from h2gen.models.footprint import Part, Work, footprint
+from h2gen.wording import gigabytes
 
 _DOES = {
     "none": "the whole model is on {device}",
@@ -22,7 +23,7 @@ _WOULD = {
     "model": "one whole part at a time",
     "group": "one block at a time",
 }
-_QUANTIZED = {"int8": 8.5, "nf4": 4.5}
+_QUANTIZED = {"int8": 8.1, "nf4": 4.5}
 """Bits per weight of what ``--quantize`` offers, the most faithful first, with their scales."""
 
 
@@ -48,8 +49,8 @@ class Available:
 
     def __str__(self) -> str:
         if self.limit is not None and self.limit < self.free:
-            return f"the {gb(self.limit)} that --memory allows"
-        return f"{gb(self.free)} free"
+            return f"the {gigabytes(self.limit)} that --memory allows"
+        return f"{gigabytes(self.free)} free"
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,21 @@ class Fit:
     def __str__(self) -> str:
         """The line for the user."""
         does = _DOES[self.offload].format(device=self.available.device)
-        need = gb(self.needs[self.offload])
+        need = gigabytes(self.needs[self.offload])
         found = f"needs {need} of {self.available}" if self.fits else f"needs {need}, more than {self.available}"
         faster = WAYS[: WAYS.index(self.offload)]
         next_faster = [way for way in faster if self.needs[way] > self.needs[self.offload]][-1:]
-        would = "".join(f"; {_WOULD[way]} would need {gb(self.needs[way])}" for way in next_faster)
+        would = "".join(f"; {_WOULD[way]} would need {gigabytes(self.needs[way])}" for way in next_faster)
         line = f"Memory: {does} ({found}{would})."
         if not self.fits:
             line += " It will probably run out; use a smaller --size or model."
         host = self.available.host
         if host is not None and host < self.host_needs:
-            line += f" The rest needs {gb(self.host_needs)} of main memory, and {gb(host)} are free: expect it to be slow."
+            needed = gigabytes(self.host_needs)
+            line += f" The rest needs {needed} of main memory, and {gigabytes(host)} are free: expect it to be slow."
         if self.quantized is not None:
-            options, way, needed = self.quantized
-            line += f" With {options}, {gb(needed)} suffice for {_WOULD[way]}; it changes the picture a little."
+            options, way, size = self.quantized
+            line += f" With {options}, {gigabytes(size)} suffice for {_WOULD[way]}; it changes the picture a little."
         return line
 
 
@@ -134,7 +136,7 @@ def _offered(parts: Sequence[Part], work: Work, available: Available, way: str) 
 
 
 def _smaller(part: Part, factor: float, text: bool) -> Part:
-    """A part as it is when it is quantized, with or without text encoders; their embeddings, the largest layer, stay."""
+    """A part when the transformer is quantized, and maybe text encoders; their embeddings, the largest layer, stay."""
     if part.is_transformer:
         return part.times(factor)
     if not (text and part.encodes):
@@ -148,9 +150,5 @@ def host_line(parts: Iterable[Part], work: Work, available: Available) -> str | 
     if needed <= available.usable:
         return None
     half = " --dtype bf16 halves the weights." if work.value == 4 else ""
-    return f"Memory: the model needs {gb(needed)} of main memory, more than {available}: it may be slow, or run out.{half}"
-
-
-def gb(size: int) -> str:
-    """Bytes as a user reads them: ``23.8 GB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+    need = gigabytes(needed)
+    return f"Memory: the model needs {need} of main memory, more than {available}: it may be slow, or run out.{half}"

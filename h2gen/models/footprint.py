@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from h2gen.families import FAMILIES
@@ -41,6 +41,7 @@ class Part:
         all: the whole part.
         block: what group offloading loads of it at a time, at most.
         layer: what sequential offloading loads of it at a time, at most.
+        next: a further block, which group offloading fetches while one runs; 0 without blocks.
         width: channels, and not in the sizes' unit: of a transformer's streams, or of the picture as an autoencoder
             decodes it; 0 for text encoders.
     """
@@ -49,12 +50,13 @@ class Part:
     all: int
     block: int
     layer: int
+    next: int = 0
     width: int = 0
 
     def times(self, factor: float) -> Part:
         """The part with all sizes multiplied: bytes, from parameters."""
-        sizes = (round(size * factor) for size in (self.all, self.block, self.layer))
-        return Part(self.name, *sizes, width=self.width)
+        all, block, layer, next = (round(size * factor) for size in (self.all, self.block, self.layer, self.next))
+        return replace(self, all=all, block=block, layer=layer, next=next)
 
     @property
     def encodes(self) -> bool:
@@ -109,6 +111,10 @@ class Work:
         return decoded + round(self.value * values)
 
 
+MEGAPIXEL = Work(1024 * 1024, 1, 4096 + 512)
+"""One picture of FLUX.1's own size, for who does not say what will be made."""
+
+
 def width_of(config: Mapping[str, Any]) -> int:
     """The width of a part, from its configuration; 0 if that does not say it, as those of text encoders."""
     heads, size = config.get("num_attention_heads"), config.get("attention_head_dim")
@@ -137,8 +143,8 @@ def measure(name: str, sizes: Mapping[str, int], *, in_blocks: bool, width: int 
         layers[layer] = layers.get(layer, 0) + size
     largest = max(layers.values(), default=0)
     outside = blocks.pop("", 0)
-    group = outside + max(blocks.values(), default=0) if in_blocks else largest
-    return Part(name, sum(sizes.values()), group, largest, width)
+    one = max(blocks.values(), default=0) if in_blocks else 0
+    return Part(name, sum(sizes.values()), outside + one if in_blocks else largest, largest, one, width)
 
 
 def footprint(parts: Iterable[Part], work: Work | None = None) -> dict[str, int]:
@@ -162,8 +168,8 @@ def _stages(way: str, parts: list[Part], work: Work | None) -> Iterator[int]:
         elif way == "text":  # the transformer and the autoencoder stay, but for a transformer in the way of an encoder
             stay = [part for part in parts if part.is_autoencoder or (part.is_transformer and not running.encodes)]
             held = sum(part.all for part in stay) + (running.all if running.encodes else 0)
-        elif way == "group" and running.is_transformer:  # the next block is fetched while one runs
-            held = min(running.all, 2 * running.block)
+        elif way == "group":  # while a block runs the next one comes, and the one before may not be gone yet
+            held = min(running.all, running.block + 2 * running.next)
         else:
             held = getattr(running, size)
         if work is None:

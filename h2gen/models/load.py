@@ -15,18 +15,21 @@ from h2gen.errors import ModelError, check_docstrings
 from h2gen.families import family_of
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
+from h2gen.models.choices import memory_limit
 from h2gen.models.content_hash import check_bundled
 from h2gen.models.devices import choose_device, choose_dtype
-from h2gen.models.footprint import TILED_ABOVE
+from h2gen.models.footprint import MEGAPIXEL, TILED_ABOVE, Work
 from h2gen.models.hub import download
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.load_part import load_part
-from h2gen.models.memory import apply_offload, check_offload
+from h2gen.models.memory import check_offload
 from h2gen.models.part_files import PartFile, by_component, check_all_fit, parts_of
+from h2gen.models.place import Say, check_host_memory, place, unsaid
 from h2gen.models.quantized import check_plain
 from h2gen.models.single_file import check_base, check_family, check_transformer, load_transformer, open_file
 from h2gen.models.translate_errors import translated
 from h2gen.wording import printable
+
 
 def load_pipeline(checkpoint: Checkpoint, **options: Any) -> Any:
     """Load a checkpoint into a pipeline of diffusers that is ready to call.
@@ -45,18 +48,30 @@ def load_pipeline(checkpoint: Checkpoint, **options: Any) -> Any:
     return load_placed(checkpoint, LoadOptions(**options))[0]
 
 
-def load_placed(checkpoint: Checkpoint, options: LoadOptions) -> tuple[Any, LoadOptions]:
-    """As ``load_pipeline``, but also returns the options in use, none of them "auto"."""
+def load_placed(
+    checkpoint: Checkpoint, options: LoadOptions, work: Work = MEGAPIXEL, say: Say = unsaid
+) -> tuple[Any, LoadOptions]:
+    """As ``load_pipeline``, but also returns the options in use; device, dtype and offload are never "auto".
+
+    Args:
+        checkpoint: from ``resolve``.
+        options: how to load it.
+        work: what will be made with it, by which ``place`` chooses.
+        say: is called with each line for the user.
+    """
     check_docstrings()
     where = choose_device(options.device)
     precision = choose_dtype(options.dtype, where)
     check_offload(options.offload, where)
+    memory_limit(options.memory)
+    if where.type == "cpu":
+        check_host_memory(checkpoint, options, precision, work, say)
     with translated(checkpoint):
         if checkpoint.kind == "bundled":
             check_bundled(checkpoint)
         pipe = _assemble(checkpoint, precision)
     pipe.set_progress_bar_config(disable=True)
-    offload = apply_offload(pipe, options.offload, where)
+    offload = place(pipe, options, where, replace(work, value=precision.itemsize), say)
     return pipe, replace(options, device=str(where), dtype=str(precision).removeprefix("torch."), offload=offload)
 
 

@@ -12,12 +12,15 @@ class LoadOptions:
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``xpu``.
         dtype: of all parts: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16`` or ``fp32``.
-        offload: ``none``, ``model``, ``group``, ``sequential`` or ``auto``; see ``apply_offload``.
+        offload: ``none``, ``text``, ``model``, ``group``, ``sequential`` or ``auto``; see ``apply_offload``.
+        memory: what ``offload="auto"`` goes by: ``auto`` is the free memory, ``10GB`` at most that, ``none`` loads
+            everything onto the device.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     offload: str = "none"
+    memory: str = "auto"
 
 
 DEFAULT = LoadOptions()

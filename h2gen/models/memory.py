@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from h2gen.errors import DeviceError
 from h2gen.models.choices import OFFLOADS
+from h2gen.models.text_first import keep, offload_text
 from h2gen.wording import did_you_mean
 
 if TYPE_CHECKING:
     from h2gen.models.offload_blocks import BlockOffload
-
-HEADROOM = 1.25
-"""Weights need this many times their size once activations and the allocator's rounding are counted."""
-
-
-def pick_offload(free_bytes: int, component_bytes: Mapping[str, int]) -> str:
-    """The mildest mode that fits: "none" if all parts do, "model" if the largest part does, otherwise "group".
-
-    Args:
-        free_bytes: of the device.
-        component_bytes: of the weights of each part.
-    """
-    if sum(component_bytes.values()) * HEADROOM <= free_bytes:
-        return "none"
-    return "model" if max(component_bytes.values()) * HEADROOM <= free_bytes else "group"
 
 
 def check_offload(mode: str, device: torch.device) -> None:
@@ -45,23 +30,23 @@ def check_offload(mode: str, device: torch.device) -> None:
 
 
 def apply_offload(pipe: Any, mode: str, device: torch.device) -> str:
-    """Put a pipeline on its device. Returns the mode in use, which is never "auto".
+    """Put a pipeline on its device. Returns the mode in use.
 
     Args:
         pipe: a pipeline in main memory.
-        mode: what is on the device at a time: "none" is everything, "model" one part, "group" one block, "sequential"
-            one layer; "auto" is the first of none, model and group that fits.
+        mode: what is on the device at a time: "none" is everything, "text" all but text encoders or the other way
+            round, "model" one part, "group" one block, "sequential" one layer. "auto" is for ``place`` to choose;
+            here it is "none".
         device: to compute on.
 
     Raises:
         DeviceError: the mode is unknown, or there is no GPU to offload from.
     """
     check_offload(mode, device)
-    if device.type == "cpu":
-        mode = "none"
-    if mode == "auto":
-        mode = pick_offload(free_memory(device), component_bytes(pipe))
-    if mode == "model":
+    mode = "none" if mode == "auto" else mode
+    if mode == "text":
+        offload_text(pipe, device)
+    elif mode == "model":
         pipe.enable_model_cpu_offload(device=device)
     elif mode == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
@@ -122,6 +107,8 @@ def place_part(part: torch.nn.Module, pipe: Any, mode: str) -> None:
     device = torch.device(pipe._execution_device)
     if mode == "none":
         part.to(device)
+    elif mode == "text":
+        keep(part, device)
     elif mode == "group":
         _offload_layers(part, device)
     else:

@@ -1,4 +1,4 @@
-"""Offload only the text encoders: they leave the device once a prompt is encoded, and the transformer stays from then on.
+"""Offload only text encoders: they leave the device once a prompt is encoded, and the transformer stays from then on.
 
 Unlike diffusers' model offloading, nothing leaves after a picture: further pictures of a prompt move no weights.
 """

@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from h2gen.cache.kept import KeptBytes
     from h2gen.cache.summary import Summary
     from h2gen.generation.session import Session
+    from h2gen.models.peak_memory import PeakMemory
 
 VERSION = 1
 _MOST = {"png": 2**20, "jpg": 60_000, "webp": LARGEST}
@@ -62,6 +63,7 @@ def describe(
     nan_with_cache: bool = False,
     tiled: bool = False,
     together: int = 1,
+    peak_memory: PeakMemory | None = None,
     left_out: Mapping[str, str] | None = None,
     preset: str | None = None,
     kept: KeptBytes | None = None,
@@ -78,6 +80,7 @@ def describe(
         nan_with_cache: it was NaN with the cache and was made again without it.
         tiled: it was decoded in tiles on request.
         together: pictures in its batch.
+        peak_memory: the most that was in use meanwhile.
         left_out: what the model did not read, of the ``prompt`` and the ``negative`` one.
         preset: that the cache's settings come from.
         kept: the size of what the cache kept from step to step.
@@ -102,6 +105,7 @@ def describe(
         **settings.asked,
         **({"tiled": True} if tiled else {}),
         **({"together": together} if together > 1 else {}),
+        **({} if peak_memory is None else {"peak_memory": asdict(peak_memory)}),
         **({"left_out": dict(left_out)} if left_out else {}),
         **({"preset": preset} if preset else {}),
         **({"cache": summary.to_json()} if summary is not None else {}),

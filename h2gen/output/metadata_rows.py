@@ -8,6 +8,15 @@ from typing import Any
 
 from h2gen.cache.summary import Summary
 from h2gen.settings.table import BY_NAME
+from h2gen.wording import gigabytes
+
+PEAKS = {"allocated": "allocated on the GPU", "resident": "resident, by the whole process"}
+"""What a peak of memory is of, and in words."""
+
+
+def peak_text(size: int, of: str) -> str:
+    """A peak of memory in words, such as ``24.1 GB allocated on the GPU``."""
+    return f"{gigabytes(size)} {PEAKS[of]}"
 
 
 def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -43,6 +52,9 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, str(found[name])
     if isinstance(found.get("seconds"), (int, float)) and 0 <= found["seconds"] < 1e9:
         yield "seconds", f"{found['seconds']:.2f}"
+    peak = found.get("peak_memory")
+    if isinstance(peak, dict) and type(peak.get("bytes")) is int and peak.get("of") in PEAKS:
+        yield "peak memory", peak_text(peak["bytes"], peak["of"])
     cache = found.get("cache")
     if isinstance(cache, dict):
         yield from _cache_row(cache, found.get("reference_steps"))

@@ -58,6 +58,7 @@ def picture_file(
         nan_with_cache=result.nan_with_cache,
         tiled=result.tiled,
         together=result.together,
+        peak_memory=result.peak_memory,
         left_out={each.setting: each.text for each in result.unread},
         preset=result.preset,
         kept=result.trace.kept,

@@ -19,6 +19,8 @@ from h2gen.models.content_hash import file_hash
 from h2gen.models.entries import inputs_of, needed_by
 from h2gen.models.facts import Facts, entry_of, facts_of
 from h2gen.models.files import WEIGHTS, tensors_of
+from h2gen.models.fit_here import fit_here
+from h2gen.models.load_options import LoadOptions
 from h2gen.models.lora_files import known_lora
 from h2gen.models.memory_needed import memory_needed
 from h2gen.models.vocabulary import Vocabulary, vocabulary
@@ -26,7 +28,11 @@ from h2gen.settings import presets
 from h2gen.settings.profiles import FEWEST_STEPS
 from h2gen.settings.profiles.published import is_relative, summary_lines
 from h2gen.settings.table import TABLE
+from h2gen.settings.workload import default_work
 from h2gen.wording import printable
+
+AUTO = LoadOptions(offload="auto")
+"""How a model is loaded if nothing is said about it."""
 
 OPTIONS = tuple(
     row.name
@@ -78,6 +84,9 @@ def describe(name: str, base: str | None = None) -> dict[str, Any]:
     needed = None if facts is None else memory_needed(checkpoint, facts)
     if needed is not None:
         found["memory"] = {"bytes": dict(needed.bytes), "computed_from": needed.source}
+        here = fit_here(checkpoint, AUTO, default_work(checkpoint))
+        if here is not None:
+            found["memory"]["here"] = here
     known = vocabulary(checkpoint)
     if known is not None:
         found["knows"] = _about_vocabulary(known)

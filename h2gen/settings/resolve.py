@@ -12,7 +12,7 @@ from h2gen.cache.policies import switched_off
 from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.models.catalogue import Checkpoint, needs_base, resolve
-from h2gen.models.choices import split_device
+from h2gen.models.choices import memory_limit, split_device
 from h2gen.models.load_options import LOAD_OPTIONS, LoadOptions
 from h2gen.settings import presets
 from h2gen.settings.controls import check_controls, with_redux_model
@@ -89,6 +89,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     for name in (*LOAD_OPTIONS, "format"):
         if name in given:
             BY_NAME[name].check(given[name].value, _called(name, given))
+    memory_limit(given["memory"].value, _called("memory", given))
     split_device(given["device"].value)  # a wrong name is found even where nothing is loaded
     files = {name: given[name].value for name in ("vae", "text_encoder") if name in given}
     checkpoint = resolve(given["model"].value, _base(given), **files)

@@ -57,7 +57,8 @@ _FOREIGN = {
     "device": "cuda gpu cpu device_map gpu_id torch_device",
     "dtype": "torch_dtype precision data_type half fp16 bf16 fp32 bfloat16 float16 float32",
     "offload": "cpu_offload enable_model_cpu_offload enable_sequential_cpu_offload model_cpu_offload low_ram "
-    "low_vram medvram sequential_offload offloading vram",
+    "low_vram medvram sequential_offload offloading",
+    "memory": "max_memory gpu_memory memory_limit vram vram_limit max_vram",
     "out": "output output_dir output_path output_folder output_file output_directory out_dir out_path "
     "outfile outputs outpath_samples save_path save_dir save_to destination dest folder dir directory",
     "format": "output_format image_format file_format file_type extension ext samples_format",

@@ -284,10 +284,19 @@ TABLE = (
     ),
     Setting(
         "offload",
-        "none, model, group, sequential, auto.",
+        "auto, or what is on the GPU: none, text, model, group, sequential.",
         Rule(str, choices=OFFLOADS),
         MODEL,
-        default="none",
+        default="auto",
+        lasting=True,
+    ),
+    Setting(
+        "memory",
+        "GPU memory to use at most, such as 10GB; auto is what is free.",
+        Rule(str),
+        MODEL,
+        metavar="SIZE",
+        default="auto",
         lasting=True,
     ),
     Setting(

@@ -50,7 +50,12 @@ def default_work(checkpoint: Checkpoint, value: int = 2) -> Work:
 
 
 def _work(
-    checkpoint: Checkpoint, size: tuple[int, int], text: int, cache: CacheConfig, passes: int, counts: tuple[int, int, int]
+    checkpoint: Checkpoint,
+    size: tuple[int, int],
+    text: int,
+    cache: CacheConfig,
+    passes: int,
+    counts: tuple[int, int, int],
 ) -> Work:
     (width, height), (images, pictures, value) = size, counts
     multiple = checkpoint.defaults.size_multiple

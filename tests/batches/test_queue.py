@@ -17,6 +17,7 @@ from h2gen.batches.queue import JobQueue, QueuedJob
 from h2gen.batches.stop import Level
 from h2gen.batches.worker import _make
 from h2gen.errors import OutOfMemory
+from h2gen.models.choices import WAYS
 from h2gen.models.load_options import LoadOptions
 from h2gen.settings.values import Settings
 
@@ -113,28 +114,30 @@ def relieved(index: int, *modes: str) -> list[Any]:
 def test_a_worker_that_runs_out_of_memory_is_replaced_by_one_that_offloads_more_until_it_suffices() -> None:
     pool, events, given_up = run(lambda offload, _count, _job: None if offload == "group" else FULL, count=2)
     # The second picture has enough offloading, and no need for tiled decoding.
-    assert pool.attempts == [("none", 1, False), ("model", 1, True), ("group", 1, True), ("group", 1, False)]
-    assert events == [*relieved(1, "model", "group"), ("saved", 1), ("saved", 2)]
+    assert pool.attempts == [
+        *(("none", 1, False), ("text", 1, True), ("model", 1, True), ("group", 1, True), ("group", 1, False))
+    ]
+    assert events == [*relieved(1, "text", "model", "group"), ("saved", 1), ("saved", 2)]
     assert given_up == []
 
 
 def test_with_all_relief_in_vain_a_picture_is_given_up() -> None:
     pool, events, given_up = run(lambda *_: FULL)
-    assert pool.attempts == [("none", 1, False), ("model", 1, True), ("group", 1, True), ("sequential", 1, True)]
-    assert events == [*relieved(1, "model", "group", "sequential"), ("failed", 1, False)]
+    assert pool.attempts == [("none", 1, False), *((way, 1, True) for way in WAYS[1:])]
+    assert events == [*relieved(1, *WAYS[1:]), ("failed", 1, False)]
     assert given_up == ["1"]
 
 
 def test_a_picture_that_is_given_up_leaves_the_later_ones_the_offloading_from_before_it() -> None:
     pool, _, given_up = run(lambda _offload, _count, job: FULL if job.id == "2" else None, count=3)
-    assert [offload for offload, *_ in pool.attempts] == ["none", "none", "model", "group", "sequential", "none"]
+    assert [offload for offload, *_ in pool.attempts] == ["none", *WAYS, "none"]
     assert given_up == ["2"]
 
 
 def test_a_picture_that_memory_does_not_suffice_for_waits_for_the_worker_that_is_loaded_again_for_it() -> None:
     pool, _, given_up = run(lambda _offload, _count, job: FULL if job.id == "1" else None, count=20, workers=2)
     assert given_up == ["1"]
-    assert [offload for offload, _, tiled in pool.attempts if tiled] == ["model", "group", "sequential"]
+    assert [offload for offload, _, tiled in pool.attempts if tiled] == [*WAYS[1:]]
     assert [worker.offload for worker in pool.workers] == ["none", "none"]
     assert {offload for offload, _, tiled in pool.attempts if not tiled} == {"none"}
 
@@ -142,8 +145,8 @@ def test_a_picture_that_memory_does_not_suffice_for_waits_for_the_worker_that_is
 def test_running_out_of_memory_is_no_try_and_a_picture_tried_again_stays_tiled() -> None:
     answers = iter([FULL, NAN, None])
     pool, events, given_up = run(lambda *_: next(answers))
-    assert pool.attempts == [("none", 1, False), ("model", 1, True), ("model", 1, True)]
-    assert events == [*relieved(1, "model"), ("failed", 1, True), ("saved", 1)]
+    assert pool.attempts == [("none", 1, False), ("text", 1, True), ("text", 1, True)]
+    assert events == [*relieved(1, "text"), ("failed", 1, True), ("saved", 1)]
     assert given_up == []
 
 
@@ -172,7 +175,7 @@ def test_a_worker_sends_what_was_finished_before_a_failure(
 
 def test_of_a_batch_each_picture_is_tried_alone_before_it_is_decoded_in_tiles() -> None:
     pool, events, _ = run(lambda _offload, count, _job: FULL if count > 1 else None, count=2, batch_size=2)
-    assert pool.attempts == [("none", 2, False), ("model", 1, False), ("model", 1, False)]
+    assert pool.attempts == [("none", 2, False), ("text", 1, False), ("text", 1, False)]
     assert events == [("split", 2), ("saved", 1), ("saved", 2)]
 
 

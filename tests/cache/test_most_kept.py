@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from h2gen.cache import CacheConfig, h2_cache
-from h2gen.cache.most_kept import most_kept
 from h2gen.cache.memory import Memory
+from h2gen.cache.most_kept import most_kept
 from tests.small import flux_pipeline, run_kwargs
 
 
@@ -17,7 +17,9 @@ def bytes_kept(memories: list[Memory]) -> int:
     """Of residuals and velocities, each storage once."""
     found: dict[int, int] = {}
     for memory in memories:
-        tensors = [tensor for stage in (memory.structure, memory.detail) for each in stage.residuals._values for tensor in each]
+        tensors = [
+            tensor for stage in (memory.structure, memory.detail) for each in stage.residuals._values for tensor in each
+        ]
         for history in memory.velocities:
             tensors += [tensor for _, tensor in filter(None, (history._last, history._way))]
         found |= {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}

@@ -81,7 +81,10 @@ HINTS: list[tuple[list[str], str]] = [
     (["x", "--seed", "99999999999999999999"], "give whole numbers from 0 to 9223372036854775807."),
     (["x", "--size", "big"], "--size is 'big'; give pixels such as 1024x768, a ratio such as 16:9, or one number for"),
     (["x", "--solver", "dpm"], "--solver 'dpm' is not supported; choose own, unipc or heun."),
-    (["x", "--offload", "gpu"], "--offload 'gpu' is not supported; choose none, model, group, sequential or auto."),
+    (
+        ["x", "--offload", "gpu"],
+        "--offload 'gpu' is not supported; choose none, text, model, group, sequential or",
+    ),
     (
         ["x", "--preset", "./nope.toml"],
         "There is no preset file './nope.toml'; check the path",

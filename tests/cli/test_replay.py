@@ -256,6 +256,6 @@ def test_replay_needs_a_picture(here: Path) -> None:
 def test_the_help_says_what_comes_from_the_picture(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["replay", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
-    for option, default in {"--seed": "the picture's", "--model": "the picture's", "--offload": "none"}.items():
+    for option, default in {"--seed": "the picture's", "--model": "the picture's", "--offload": "auto"}.items():
         assert f"[default: {default}]" in text.partition(f"{option} ")[2][:140], option
     assert "Cache (default: the picture's):" in text and "random" not in text

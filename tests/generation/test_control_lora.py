@@ -160,7 +160,7 @@ def test_what_does_not_go_with_one_is_refused_in_one_line(name: str, here: Path,
 
 def test_offloading_that_holds_the_layers_is_told(here: Path, session: Any) -> None:
     session.options = replace(session.options, offload="sequential")
-    with pytest.raises(H2GenError, match="cannot be used with --offload sequential; use none or model"):
+    with pytest.raises(H2GenError, match="cannot be used with --offload sequential; use none, text or model"):
         made(session, lora=str(here / "diffusers.safetensors"), control=str(here / "one.png"))
 
 

@@ -14,11 +14,11 @@ import torch
 
 import h2gen
 from h2gen.cache import CacheConfig
-from h2gen.errors import H2GenError, OutOfMemory, Stopped
+from h2gen.errors import OutOfMemory, RunError, Stopped
 from h2gen.generation.relief import Relief, advice, let_go, next_relief, with_relief
 from h2gen.generation.render import Renderer, RenderObserver, RenderOptions, SavedPicture, render
 from h2gen.models.load_options import LoadOptions
-from h2gen.output.metadata import read_metadata
+from h2gen.output.metadata import origin, read_metadata
 from h2gen.output.recorded_decisions import read_decisions
 from h2gen.output.save import target_of
 from h2gen.settings.resolve import request_from
@@ -27,7 +27,7 @@ from h2gen.settings.resolve import request_from
 @pytest.mark.parametrize(
     ("device", "offload", "words"),
     [
-        ("cuda", "none", "--offload model"),
+        ("cuda", "none", "--offload text"),
         ("cuda", "model", "--offload group"),
         ("cuda", "sequential", "--size"),
         ("cpu", "none", "--size"),
@@ -42,7 +42,8 @@ def test_the_advice_names_the_next_stronger_option(device: str, offload: str, wo
     [
         ("cpu", "none", False, Relief("cpu", "none", stronger=False)),
         ("cpu", "none", True, None),
-        ("cuda:1", "none", False, Relief("cuda:1", "model", stronger=True)),
+        ("cuda:1", "none", False, Relief("cuda:1", "text", stronger=True)),
+        ("cuda", "text", True, Relief("cuda", "model", stronger=True)),
         ("cuda", "model", True, Relief("cuda", "group", stronger=True)),
         ("cuda", "group", True, Relief("cuda", "sequential", stronger=True)),
         ("cuda", "sequential", False, Relief("cuda", "sequential", stronger=False)),
@@ -64,6 +65,7 @@ class OnAGpu:
 
     device = torch.device("cuda")
     offload = "none"
+    is_loaded = True
 
     def __init__(self) -> None:
         self.attempts: list[tuple[str, bool]] = []
@@ -82,14 +84,15 @@ class OnAGpu:
 def test_more_offloading_is_tried_until_memory_suffices_and_stays() -> None:
     session, seen = OnAGpu(), []
     assert with_relief(session, SIZE, session.make, on_relief=seen.append) == "a picture"  # type: ignore[arg-type]
-    assert session.attempts == [("none", False), ("model", True), ("group", True)]
+    assert session.attempts == [("none", False), ("text", True), ("model", True), ("group", True)]
     assert [str(relief) for relief in seen] == [
-        f"Out of memory on cuda; trying again with --offload {mode} and tiled decoding." for mode in ("model", "group")
+        f"Out of memory on cuda; trying again with --offload {mode} and tiled decoding."
+        for mode in ("text", "model", "group")
     ]
     assert with_relief(session, SIZE, session.make) == "a picture"  # type: ignore[arg-type]
-    assert session.attempts[3:] == [("group", True)]
+    assert session.attempts[4:] == [("group", True)]
     with_relief(session, (64, 64), session.make)  # type: ignore[arg-type]
-    assert session.attempts[4:] == [("group", False)]
+    assert session.attempts[5:] == [("group", False)]
 
 
 def test_where_nothing_is_left_the_error_is_the_last_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,8 +118,8 @@ def test_a_session_is_loaded_again_with_other_offloading(monkeypatch: pytest.Mon
     new = object()
     session.pipe.transformer.to(torch.float16)  # what it was loaded with counts, as a file may hold other types
 
-    def load_placed(checkpoint: Any, options: LoadOptions) -> tuple[object, LoadOptions]:
-        assert session.pipe is None, "the old weights must be gone before the new ones come"
+    def load_placed(checkpoint: Any, options: LoadOptions, *_: object) -> tuple[object, LoadOptions]:
+        assert not session.is_loaded, "the old weights must be gone before the new ones come"
         calls.append((checkpoint.name, options))
         return new, options
 
@@ -131,7 +134,7 @@ def test_a_session_is_loaded_again_with_other_offloading(monkeypatch: pytest.Mon
 def test_a_session_that_cannot_offload_more_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     session, new = h2gen.load("tiny"), object()
 
-    def load_placed(_checkpoint: Any, options: LoadOptions) -> tuple[object, LoadOptions]:
+    def load_placed(_checkpoint: Any, options: LoadOptions, *_: object) -> tuple[object, LoadOptions]:
         if options.offload == "model":
             raise MemoryError
         return new, options
@@ -148,7 +151,7 @@ def test_whatever_ends_loading_a_session_again_it_is_as_before(
 ) -> None:
     session, new = h2gen.load("tiny"), object()
 
-    def load_placed(_checkpoint: Any, options: LoadOptions) -> tuple[object, LoadOptions]:
+    def load_placed(_checkpoint: Any, options: LoadOptions, *_: object) -> tuple[object, LoadOptions]:
         if options.offload == "model":
             raise error
         return new, options
@@ -169,15 +172,22 @@ def test_a_session_that_cannot_be_loaded_again_at_all_says_so(monkeypatch: pytes
     monkeypatch.setattr("h2gen.models.load.load_placed", load_placed)
     with pytest.raises(ValueError, match="no"):
         session.relieve("model")
-    for call in (session.run, session.encode):
-        with pytest.raises(H2GenError, match="'tiny' is not loaded any more"):
-            call(settings)
+    for call in (
+        lambda: session.run(settings),
+        lambda: session.encode(settings),
+        lambda: session.pipeline(settings),
+        lambda: session.generate("a cat"),
+        lambda: Renderer(session, RenderOptions(), Log()),
+        lambda: origin(session),
+        lambda: session.device,
+        lambda: session.dtype,
+    ):
+        with pytest.raises(RunError, match=r"^'tiny' is not loaded any more, since loading it again failed; restart"):
+            call()
 
 
 class Unloadable(OnAGpu):
     """Cannot be loaded with more offloading."""
-
-    pipe = object()
 
     def __init__(self, enough: bool) -> None:
         super().__init__()

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from h2gen.cli.app import run
+from h2gen.models.peak_memory import PeakMemory, begin_peak, peak_memory
 from h2gen.output.metadata import read_metadata
+from h2gen.output.metadata_rows import metadata_rows
 from h2gen.settings.table import FORMATS
 
 QUICK: dict[str, Any] = {"seed": 7, "steps": 2, "cfg": 1.0}
@@ -65,7 +68,7 @@ def test_python_the_command_line_and_info_say_the_same(
     assert run(["a cat", "--seed", "7", "--steps", "2", "--cfg", "1", "-o", "b.png", "--json"]) == 0
     typed = json.loads(capsys.readouterr().out)
     for each in (told, typed):
-        for changing in ("path", "made", "seconds"):
+        for changing in ("path", "made", "seconds", "peak_memory"):
             del each[changing]
         del each["cache"]["seconds"]
     assert told == typed
@@ -102,3 +105,30 @@ def test_a_bar_is_shown_to_somebody_who_watches(tiny: Any, monkeypatch: pytest.M
     shell = SimpleNamespace(config={"IPKernelApp": {}})
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     assert "2/2" in bars(tiny, monkeypatch, io.StringIO())
+
+
+def test_the_peak_of_memory_is_recorded_and_shown_if_asked_for(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tiny.generate("a cat", **QUICK)
+    peak = result.peak_memory
+    assert peak.of == "resident" and peak.bytes > 10**8
+    assert result.metadata["peak_memory"] == {"bytes": peak.bytes, "of": "resident"}
+    assert dict(metadata_rows(result.metadata))["peak memory"].endswith(" GB resident, by the whole process")
+    for damaged in ({"bytes": "1", "of": "resident"}, {"bytes": 1, "of": "a lot"}, 3):
+        assert "peak memory" not in dict(metadata_rows({**result.metadata, "peak_memory": damaged}))
+    monkeypatch.chdir(tmp_path)
+    for more, shown in (["-v"], True), ([], False):
+        assert run(["a cat", "--steps", "1", "--no-cache", *more]) == 0
+        assert ("Peak memory: " in capsys.readouterr().err) is shown
+
+
+def test_on_a_gpu_the_peak_is_what_torch_had_allocated_since_the_picture_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, began = torch.device("cuda", 1), []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", began.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda where: 5 if where == device else 0)
+    begin_peak(device)
+    assert (began, peak_memory(device)) == ([device], PeakMemory(5, "allocated"))
+    assert peak_memory(torch.device("mps")) is None

@@ -45,7 +45,7 @@ def fit(name: str, card: int, limit: int | None = None, host: int | None = None,
         ("klein-4b", "group text text none none none"),
         ("klein-9b", "group group group text none none"),
         ("chroma", "group group group text none none"),
-        ("flux2-dev", "group group group group group text"),
+        ("flux2-dev", "sequential group group group group text"),
         ("flux3-klein", "group group text none none none"),
     ],
 )
@@ -99,7 +99,8 @@ def test_quantization_is_offered_where_the_transformer_could_then_stay_and_never
     line = str(fit("dev", 16, quantizable=True))
     assert "one block at a time" in line and "--quantize int8" in line and "changes the picture a little" in line
     assert "--quantize nf4" in str(fit("dev", 12, quantizable=True))
-    assert "--quantize nf4 --quantize-text nf4" in str(fit("klein-9b", 12, quantizable=True))
+    assert "--quantize int8 --quantize-text int8" in str(fit("klein-9b", 12, quantizable=True))
+    assert "--quantize nf4 --quantize-text nf4" in str(fit("flux2-dev", 24, quantizable=True))
     for name, card in (("dev", 48), ("klein-9b", 24)):
         assert fit(name, card, quantizable=True).quantized is None
 

@@ -198,6 +198,7 @@ def test_every_lasting_setting_is_taken_from_the_environment(tmp_path: Path) -> 
         "device": "cpu",
         "dtype": "fp32",
         "offload": "auto",
+        "memory": "10GB",
         "negative": "dog",
         "format": "webp",
         "solver": "unipc",

@@ -20,10 +20,11 @@ PARTS = read_toml(CATALOGUE_FILE)["parts"]
 def test_the_catalogue_has_the_counted_numbers(name: str) -> None:
     with small.no_warning_of_diffusers_own_import():
         counted = count(PARTS[name])
-    assert {key: PARTS[name].get(key, 0) for key in ("all", "block", "layer", "width")} == {
+    assert {key: PARTS[name].get(key, 0) for key in ("all", "block", "layer", "next", "width")} == {
         "all": counted.all,
         "block": counted.block,
         "layer": counted.layer,
+        "next": counted.next,
         "width": counted.width,
     }
 

@@ -47,7 +47,7 @@ def generate(
     """
     # Imported here and below, and not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, say
-    from h2gen.cli.views.request import show_notices, show_request
+    from h2gen.cli.views.request import loading_of, show_notices, show_request
     from h2gen.generation.render import RenderOptions, check_output, render
     from h2gen.generation.requests import generate_request
     from h2gen.settings.speedup import Goal
@@ -61,7 +61,7 @@ def generate(
         say(console, f"Making a picture of {prompt!r}{did_you_mean(prompt, COMMANDS)}", "yellow")
     targets = check_output(request, render_options, seeds)
     if dry_run:
-        show_notices(request.notices, console)
+        show_notices([*request.notices, *loading_of(request, batch_size)], console)
         source = "option" if prompt is None else "stdin" if prompt == "-" else "argument"
         paths = [target.path(request.settings.title, seed) for target, seed in zip(targets, seeds, strict=True)]
         show_request(request, seeds, as_json, prompt=(text, source), whole=verbose, paths=paths, overwrite=overwrite)

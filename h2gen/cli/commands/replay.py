@@ -28,7 +28,7 @@ def replay(
 ) -> None:
     """Make a picture again: the same pixels on the same machine. Options override the recorded settings."""
     from h2gen.cli.console import make_console, say
-    from h2gen.cli.views.request import show_notices, show_request
+    from h2gen.cli.views.request import loading_of, show_notices, show_request
     from h2gen.generation.render import Renderer, RenderOptions, check_output, render
     from h2gen.generation.requests import replay_request
     from h2gen.output.metadata import read_metadata
@@ -41,7 +41,7 @@ def replay(
     render_options = RenderOptions(trace, not no_metadata, sidecar, overwrite=overwrite, strict=strict)
     targets = check_output(request, render_options, seeds)
     if dry_run:
-        show_notices(request.notices, console)
+        show_notices([*request.notices, *loading_of(request)], console)
         text, source = request.settings.prompt, "picture" if prompt is None else "option"
         paths = [target.path(request.settings.title, seed) for target, seed in zip(targets, seeds, strict=True)]
         show_request(request, seeds, as_json, prompt=(text, source), whole=verbose, paths=paths, overwrite=overwrite)

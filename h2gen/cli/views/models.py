@@ -134,6 +134,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "cache", _about_cache(found["cache"])
     if "memory" in found:
         yield "memory", _about_memory(found["memory"])
+        if "here" in found["memory"]:
+            yield "on this machine", found["memory"]["here"].removeprefix("Memory: ")
     if found.get("published_plans"):
         plans = "; ".join(found["published_plans"])
         yield "plans", f"{plans}; {WORDS}; --speedup uses them until you have a profile"
@@ -178,8 +180,8 @@ def _about_cache(cache: Mapping[str, Any]) -> str:
 def _about_memory(memory: Mapping[str, Any]) -> str:
     sizes = ", ".join(f"{mode} {_size(size)}" for mode, size in memory["bytes"].items())
     return (
-        f"{sizes}, by --offload; computed: the weights that are on the device at one time, in 16 bits; fp32 doubles "
-        "this, and activations need more"
+        f"{sizes}, by --offload; computed: the weights that are on the GPU at a time, in 16 bits; fp32 doubles "
+        "this, and making a picture takes more (docs/memory.md)"
     )
 
 

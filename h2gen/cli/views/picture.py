@@ -14,10 +14,11 @@ from rich.text import Text
 
 from h2gen.cli.console import complain, route_warnings, say, say_stopping
 from h2gen.cli.views.live_table import LiveTable, cost_of, counts, reference_steps, steps_table
-from h2gen.cli.views.request import show_notices
+from h2gen.cli.views.request import show_notice, show_notices
 from h2gen.generation.interrupt import stop_on_ctrl_c
 from h2gen.generation.render import Renderer, RenderObserver, SavedPicture, StepCallback
 from h2gen.models.choices import SOLVERS
+from h2gen.output.metadata_rows import peak_text
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ class PictureView(RenderObserver):
         with LiveTable(self._console, heading, first.cache, passes, first.cfg > 1, *asked) as table:
             yield table.on_step
 
+    def notice(self, text: str) -> None:
+        show_notice(text, self._console)
+
     def remark(self, text: str) -> None:
         say(self._console, text, "yellow")
 
@@ -112,6 +116,8 @@ class PictureView(RenderObserver):
         console, result = self._console, picture.result
         if result.nan_with_cache:
             complain("The picture came out as NaN with the cache; it was made again without it.")
+        if self._verbose and result.peak_memory is not None:
+            say(console, f"Peak memory: {peak_text(result.peak_memory.bytes, result.peak_memory.of)}.", "dim")
         settings, summary = result.settings, result.summary
         line = f"{picture.path}  seed {settings.seed}, {result.seconds:.2f} s"
         if summary is None:

@@ -38,6 +38,22 @@ def show_notice(notice: str, console: Console) -> None:
         say(console, notice, "dim")
 
 
+def loading_of(request: Request, pictures: int = 1) -> list[str]:
+    """For ``--dry-run``: how the model would be loaded here, at most one line; none about the bundled model.
+
+    Args:
+        request: resolved settings.
+        pictures: in a batch.
+    """
+    from h2gen.models.fit_here import fit_here
+    from h2gen.settings.workload import work_of
+
+    if request.checkpoint.kind == "bundled":
+        return []
+    line = fit_here(request.checkpoint, request.load, work_of(request.settings, request.checkpoint, pictures))
+    return [] if line is None else [line]
+
+
 def _first_time() -> bool:
     try:
         mark = user_folder("cache") / "greeted"

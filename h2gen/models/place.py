@@ -1,0 +1,112 @@
+"""Put a pipeline from main memory onto its device, in a way that fits; and say which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from h2gen.families import family_of
+from h2gen.models.catalogue import Checkpoint
+from h2gen.models.choices import STRONGER, memory_limit
+from h2gen.models.facts import facts_of
+from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line
+from h2gen.models.footprint import MEGAPIXEL, Part, Work, measure, width_of
+from h2gen.models.host_memory import free_host_memory
+from h2gen.models.load_options import LoadOptions
+from h2gen.models.memory import apply_offload, free_memory, is_out_of_memory
+from h2gen.models.memory_needed import memory_needed
+
+Say = Callable[[str], None]
+
+
+def unsaid(_line: str) -> None:
+    """Shows nothing."""
+
+
+def place(pipe: Any, options: LoadOptions, device: torch.device, work: Work = MEGAPIXEL, say: Say = unsaid) -> str:
+    """Put a pipeline on its device. Returns the offloading in use, never "auto".
+
+    If ``--offload auto`` chooses and memory runs out nevertheless, the next way is taken.
+
+    Args:
+        pipe: in main memory.
+        options: how to load it.
+        device: to compute on.
+        work: what will be made.
+        say: is called with each line for the user.
+
+    Raises:
+        DeviceError: the device does not support the offloading.
+        RuntimeError: memory does not suffice (see ``is_out_of_memory``).
+    """
+    limit = memory_limit(options.memory)
+    if device.type == "cuda" and limit is not None:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    if options.offload != "auto":
+        return apply_offload(pipe, options.offload, device)
+    offload = "none"
+    if device.type != "cpu" and options.memory != "none":
+        floats = all(each.is_floating_point() for each in pipe.transformer.parameters())  # others are quantized already
+        fit = fit_of(parts_of_pipe(pipe), options, device, work, quantizable=floats)
+        say(str(fit))
+        offload = fit.offload
+    while True:
+        try:
+            return apply_offload(pipe, offload, device)
+        except Exception as error:
+            if not is_out_of_memory(error) or device.type == "cpu" or offload not in STRONGER:
+                raise
+        offload = STRONGER[offload]
+        say(f"Out of memory on {device} while loading; trying again with --offload {offload}.")
+        pipe.to("cpu")
+
+
+def fit_of(
+    parts: list[Part], options: LoadOptions, device: torch.device, work: Work, *, quantizable: bool = True
+) -> Fit:
+    """How to load a model of these parts onto a GPU so that it fits.
+
+    Args:
+        parts: of the model, in bytes.
+        options: how it is loaded otherwise.
+        device: the GPU.
+        work: what will be made.
+        quantizable: whether its transformer is not quantized yet.
+    """
+    host = None if device.type == "mps" else free_host_memory()  # Apple's GPUs use main memory
+    available = Available(str(device), free_memory(device), memory_limit(options.memory), host)
+    quantizable = quantizable and getattr(options, "quantize", None) == "none"  # where there is this option
+    return choose_fit(parts, work, available, quantizable=quantizable)
+
+
+def parts_of_pipe(pipe: Any) -> list[Part]:
+    """The parts of a loaded pipeline with their sizes in bytes."""
+    found = []
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            tensors = (*part.named_parameters(), *part.named_buffers())
+            kind = family_of(part).transformer if name == "transformer" else type(part).__name__
+            config = getattr(part, "config", {})
+            sizes = {key: tensor.nbytes for key, tensor in tensors}
+            width = width_of(config) if isinstance(config, dict) else 0  # in transformers it is no dictionary
+            found.append(measure(kind, sizes, in_blocks=name == "transformer", width=width))
+    return found
+
+
+def check_host_memory(
+    checkpoint: Checkpoint, options: LoadOptions, dtype: torch.dtype, work: Work = MEGAPIXEL, say: Say = unsaid
+) -> None:
+    """Before a model is loaded to compute on the CPU: say so if main memory does not suffice, as far as is known."""
+    if checkpoint.kind == "bundled" or options.memory == "none":
+        return
+    facts = facts_of(checkpoint)
+    needed = None if facts is None else memory_needed(checkpoint, facts, dtype.itemsize)
+    if needed is not None:
+        available = Available("cpu", free_host_memory(), memory_limit(options.memory))
+        line = host_line(needed.parts, replace(work, value=dtype.itemsize), available)
+        if line is not None:
+            say(line)

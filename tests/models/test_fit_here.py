@@ -1,0 +1,68 @@
+"""How a model would be loaded here is said before it is, with torch only where there may be a GPU."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from h2gen.cli.app import run
+from h2gen.models import devices, fit_here, place, resolve
+from h2gen.models.load_options import LoadOptions
+from h2gen.settings.describe import describe
+from h2gen.settings.workload import default_work
+from tests import small
+
+AUTO = LoadOptions(offload="auto")
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for a card of 24 GiB."""
+    monkeypatch.setattr(fit_here, "may_have_gpu", lambda: True)
+    monkeypatch.setattr(devices, "devices", lambda: {"cuda": 1, "cpu": 1})
+    monkeypatch.setattr(devices, "_has_bf16", lambda _device: True)
+    monkeypatch.setattr(place, "free_memory", lambda _device: 23 * 2**30)
+    monkeypatch.setattr(place, "free_host_memory", lambda: 10**11)
+
+
+def line(name: str, options: LoadOptions = AUTO) -> str | None:
+    return fit_here.fit_here(resolve(name), options, default_work(resolve(name)))
+
+
+@pytest.mark.usefixtures("card")
+def test_a_card_is_asked_what_is_free() -> None:
+    assert "text encoders leave cuda" in (line("klein-9b") or "")
+    assert "one block at a time" in (line("klein-9b", LoadOptions(offload="auto", dtype="fp32")) or "")
+    assert line("klein-9b", LoadOptions(offload="model")) is None
+    assert line("klein-9b", LoadOptions(offload="auto", memory="none")) is None
+    assert "10.0 GB that --memory allows" in (line("klein-9b", LoadOptions(offload="auto", memory="10GB")) or "")
+    assert "text encoders" in describe("klein-9b")["memory"]["here"]
+
+
+def test_a_cpu_needs_twice_as_much_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_here, "free_host_memory", lambda: 10**11)
+    cpu = LoadOptions(device="cpu", offload="auto")
+    whole, half = line("dev", cpu), line("dev", LoadOptions(device="cpu", dtype="bf16", offload="auto"))
+    assert whole == "Memory: on the CPU the model needs 71.7 GB of main memory (100.0 GB free)."
+    assert half is not None and "36.0 GB" in half
+    assert line("someone/unknown", cpu) is None
+
+
+def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small.flux_pipeline().save_pretrained(tmp_path)
+    assert run(["a cat", "--model", str(tmp_path), "--device", "cpu", "--dry-run", "--size", "64x64"]) == 0
+    assert "Memory: on the CPU the model needs" in capsys.readouterr().err
+    assert run(["a cat", "--device", "cpu", "--dry-run", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert "Memory" not in shown.err and json.loads(shown.out)["settings"]["memory"]["value"] == "auto"
+
+
+@pytest.mark.parametrize("given", ["10", "lots", "-3GB"])
+def test_a_limit_that_is_none_is_refused_before_anything_is_loaded(
+    given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["a cat", "--memory", given, "--dry-run"]) == 2
+    shown = capsys.readouterr().err
+    assert f"--memory '{given}' is not supported; give auto, none or a size such as 10GB." in shown
