@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from h2gen.cache.config import USEFUL_TOLERANCE, CacheConfig
@@ -11,7 +10,6 @@ from h2gen.settings.presets import load_preset
 from h2gen.settings.profiles import FEWEST_STEPS
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import Settings
-from h2gen.wording import printable
 
 _RECORDS = ("profile", "picture", "trace")
 """Sources that hold settings as they were measured or used, not as somebody has just chosen them."""
@@ -36,22 +34,10 @@ def notices_about(settings: Settings, resolved: Mapping[str, Resolved], layers: 
     if changed and source in ("profile", "published plan"):
         options = " or ".join(BY_NAME[name].option for name in changed)
         yield f"The {source} does not know what {options} changes; its figures are a rough guide here."
-    yield from _about_loras(settings)
     for _, values in layers:
         if values.get("preset") is not None:
             yield from _about_preset(str(values["preset"]), settings, _given(values))
             return
-
-
-def _about_loras(settings: Settings) -> Iterator[str]:
-    """About LoRAs that were given several times, by whatever names."""
-    for sha256, times in Counter(file.sha256 for file in settings.lora).items():
-        same = [file for file in settings.lora if file.sha256 == sha256]
-        if times > 1:
-            total = sum(1.0 if file.scale is None else file.scale for file in same)
-            names = " and ".join(dict.fromkeys(repr(printable(file.name)) for file in same))
-            how = f"is given {times} times" if "' and '" not in names else f"are the same LoRA, given {times} times"
-            yield f"--lora {names} {how}; the scales add up to {total:g}."
 
 
 def _given(values: Mapping[str, object]) -> set[str]:

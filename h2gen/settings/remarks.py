@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from h2gen.models.catalogue import Checkpoint
@@ -11,7 +12,7 @@ from h2gen.settings.model_options import Remark, ignored_options
 from h2gen.settings.synonyms import meant
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.values import Settings
-from h2gen.wording import shown
+from h2gen.wording import printable, shown
 
 _OPTIONS = {row.name: row.option for row in TABLE if row.commands}
 _SHORT = "".join(row.short[1] for row in TABLE if row.short and row.is_setting)
@@ -51,7 +52,19 @@ def remarks_on(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Itera
         if found is not None:
             yield Remark(kind, f"{shown(found[0])} is read as plain words: {advice}.")
     yield from ignored_options(settings, checkpoint)
+    yield from _about_loras(settings)
     yield from _about_vocabulary(prompt, settings, checkpoint)
+
+
+def _about_loras(settings: Settings) -> Iterator[Remark]:
+    """About LoRAs that were given several times, by whatever names."""
+    for sha256, times in Counter(file.sha256 for file in settings.lora).items():
+        same = [file for file in settings.lora if file.sha256 == sha256]
+        if times > 1:
+            total = sum(1.0 if file.scale is None else file.scale for file in same)
+            names = " and ".join(dict.fromkeys(repr(printable(file.name)) for file in same))
+            how = f"is given {times} times" if "' and '" not in names else f"are the same LoRA, given {times} times"
+            yield Remark("lora", f"--lora {names} {how}; the scales add up to {total:g}.")
 
 
 def _short(letter: str) -> str | None:

@@ -20,6 +20,7 @@ from h2gen.settings.inputs import InputFile
 from h2gen.settings.presets import load_preset
 from h2gen.settings.seeds import derived_seed
 from h2gen.settings.values import NOT_SETTINGS, Settings
+from tests import loras
 from tests.small import flux_pipeline, picture, redux_prior
 
 
@@ -328,6 +329,13 @@ def test_an_error_of_two_settings_that_go_together_is_told_once(tmp_path: Path) 
     with pytest.raises(PromptFileError) as error:
         Jobs(read_prompts([str(tmp_path / "p.jsonl")]), {}, {})
     assert str(error.value) == "p.jsonl:1: control: there is no file 'no.png'; check the path."
+
+
+def test_a_lora_that_an_entry_gives_twice_is_remarked_on(tmp_path: Path) -> None:
+    loras.save_smallest(tmp_path / "a.safetensors")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a", "lora": ["a.safetensors", "a.safetensors:0.5"]}\n')
+    made = Jobs(read_prompts([str(tmp_path / "p.jsonl")]), {"model": "dev"}, {})
+    assert made.remarks == ["p.jsonl:1: --lora 'a.safetensors' is given 2 times; the scales add up to 1.5."]
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
