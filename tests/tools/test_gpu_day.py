@@ -71,6 +71,8 @@ def test_every_part_runs_to_its_end_on_a_small_model(tmp_path: Path) -> None:
     others = figures(tmp_path, "others")
     ideal = [others[f"fast: {name}: ideal, from the blocks that run"]["value"] for name in OTHERS]
     assert ideal[0] == ideal[1] == 8 / (7 + 1 / 3)  # both run one block of three where the plan skips
+    offload = figures(tmp_path, "offload")
+    assert offload["h2gen: blocks fetched by the plan FFSDRF"]["value"] == 3 * 3 + 2 + 2  # of three; D and R run two
     assert (tmp_path / "results.md").read_text().count("\n## ") == len(parts)
 
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -202,25 +203,33 @@ def _cache_dit(pipe: Any, plan: str) -> Iterator[None]:
 
 
 def offload(small: bool, report: Report) -> None:
-    """Group offloading: diffusers' own, and h2gen's, which may know the plan."""
+    """Group offloading: h2gen's, which knows the plan, with and without fetching ahead; and diffusers' own."""
     scale = scale_of(small)
-    for name, place in {"h2gen --offload group": offload_groups, "diffusers": _offload_by_diffusers}.items():
+    ways: dict[str, Callable[[Any, torch.device], Any]] = {
+        "h2gen": offload_groups,
+        "h2gen, nothing fetched ahead": partial(offload_groups, ahead=False),
+        "diffusers": _offload_by_diffusers,
+    }
+    for name, place in ways.items():
         pipe = make_pipeline(scale)
         pipe.transformer.to("cpu")
         started = time.perf_counter()
-        place(pipe, scale.device)
+        placed = place(pipe, scale.device)
         report(f"{name}: seconds to prepare", time.perf_counter() - started, "s")
         call = Caller(pipe, scale)
         _reset_memory(scale)
         full = steps_of(call, steps=2)[1]
         report(f"{name}: full step, no cache", full, "s")
+        fetched = 0 if placed is None else placed.moves.fetched
         plan = "FFSDRF"
         steps = steps_of(call, planned(pipe, plan), len(plan))
         for letter, seconds in list(zip(plan, steps, strict=True))[2:]:
             outcome = OUTCOMES[letter].format("forecast")
             report(f"{name}, in a plan: {outcome}", seconds, "s", share=seconds / full)
+        if placed is not None:
+            report(f"{name}: blocks fetched by the plan {plan}", placed.moves.fetched - fetched)
         _report_memory(report, scale, name)
-        del pipe, call
+        del pipe, call, placed
         gc.collect()
 
 
