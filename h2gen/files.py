@@ -18,13 +18,14 @@ LONGEST_NAME = 255
 
 
 @contextlib.contextmanager
-def partial_file(data: bytes, folder: Path, owner: str = "") -> Iterator[str]:
+def partial_file(data: bytes, folder: Path, owner: str = "", *, durable: bool = True) -> Iterator[str]:
     """Write a temporary file, complete and synchronised, for the caller to rename or link; removed afterwards.
 
     Args:
         data: what it holds.
         folder: where the final file belongs; it exists.
         owner: part of the temporary name, by which a killed run's leftovers can be found.
+        durable: wait until the disk has it, which takes milliseconds.
 
     Raises:
         OSError: it cannot be written.
@@ -33,8 +34,9 @@ def partial_file(data: bytes, folder: Path, owner: str = "") -> Iterator[str]:
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(partial, 0o666 & ~_umask())
         yield partial
     finally:

@@ -63,6 +63,8 @@ EDITS: dict[str, tuple[tuple[str, int, tuple[int, int, int, int] | None, str, fl
     ),
 }
 """Pictures made from pictures: the prompt and seed of the input, the box of the mask, the prompt, strength and seed."""
+PREVIEWED = "a tiger on a green background", 2, (1, 5, 10, 20)
+"""The prompt and seed of the previews' picture, and the steps that are shown."""
 TERMINAL = 88, 26
 """Columns and lines of the captured terminal."""
 CAPTURES = {
@@ -378,7 +380,19 @@ def make_pictures() -> None:
     make_image_grid(sheet, len(sheet) // COLUMNS, COLUMNS).save(IMAGES / "sheet.png", optimize=True)
     shapes = [session.generate(prompt, seed=0, width=w, height=h, cache=None).image for prompt, w, h in SHAPES]
     side_by_side(shapes).save(IMAGES / "shapes.png", optimize=True)
+    make_previews(session)
     make_edits(session)
+
+
+def make_previews(session: h2gen.Session) -> None:
+    """What some steps of a picture expect it to become, and the picture."""
+    prompt, seed, steps = PREVIEWED
+    shown: list[Image.Image] = []
+    made = session.generate(
+        prompt, seed=seed, cfg=1, cache=None, on_preview=lambda each: each.step in steps and shown.append(each.image)
+    )
+    large = [image.resize(made.image.size) for image in shown]
+    side_by_side([*large, made.image]).save(IMAGES / "previews.png", optimize=True)
 
 
 def make_edits(session: h2gen.Session) -> None:

@@ -17,7 +17,7 @@ from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd
 from h2gen.families.single_file import block_counts, input_channels, takes_guidance
 from h2gen.families.tasks import Limits
-from h2gen.families.token_grid import grid_of
+from h2gen.families.token_grid import grid_of, unpacked
 from h2gen.families.unused import Unused
 
 if TYPE_CHECKING:
@@ -311,6 +311,21 @@ class Family(ABC):
     def with_redux(self, encoded: Mapping[str, torch.Tensor], tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """What ``encode`` returned, with Redux's tokens, ``(1, tokens, width)``; only for families with ``redux``."""
         raise NotImplementedError
+
+    def decoder_latents(
+        self, tokens: torch.Tensor, grid: tuple[int, int], autoencoder: Any, decoder: Any
+    ) -> torch.Tensor:
+        """A picture's tokens as an autoencoder decodes them: ``(B, C, 2 * rows, 2 * columns)``, in the tokens' dtype.
+
+        Args:
+            tokens: of the finished picture, ``(B, rows * columns, 4 * C)``.
+            grid: rows and columns.
+            autoencoder: the pipeline's own.
+            decoder: what will decode them: the same, or one that stands in for it.
+        """
+        config = decoder.config
+        latents: torch.Tensor = unpacked(tokens, grid) / config.scaling_factor + (config.shift_factor or 0.0)
+        return latents
 
     # What the evaluation needs.
 

@@ -14,6 +14,7 @@ from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.single_file import block_counts
 from h2gen.families.tasks import Limits
+from h2gen.families.token_grid import unpacked, with_statistics
 from h2gen.families.unused import NO_GUIDANCE, NO_NEGATIVE, NOT_DISTILLED, Unused
 
 if TYPE_CHECKING:
@@ -121,6 +122,11 @@ class Flux3(Family):
         if given.pictures:
             arguments["image"] = [*given.pictures]  # the same for the whole batch
         return arguments
+
+    def decoder_latents(
+        self, tokens: torch.Tensor, grid: tuple[int, int], autoencoder: Any, decoder: Any
+    ) -> torch.Tensor:
+        return unpacked(with_statistics(tokens, autoencoder), grid)
 
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
         inputs = super().example_inputs(transformer, image_tokens, text_tokens)

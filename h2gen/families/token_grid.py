@@ -1,8 +1,8 @@
-"""A picture's own tokens and their rows and columns, read from the position ids that diffusers' pipelines make."""
+"""A picture's own tokens and their rows and columns, which are read from the position ids of diffusers' pipelines."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -56,3 +56,18 @@ def is_own(numbers: torch.Tensor) -> torch.Tensor:
     """Whether the picture of this number is the one that is being made: ``(N,)``, from the ids' first column."""
     # The pictures of a grid that is made as a whole (VisualCloze) are counted from 1, reference pictures after a 0.
     return (numbers == numbers[0]) | (numbers[0] != 0)
+
+
+def unpacked(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """Tokens of 2 x 2 latents each, ``(B, rows * columns, 4 * C)``, as ``(B, C, 2 * rows, 2 * columns)``."""
+    rows, columns = grid
+    parts = tokens.reshape(len(tokens), rows, columns, -1, 2, 2)
+    return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, 2 * rows, 2 * columns)
+
+
+def with_statistics(tokens: torch.Tensor, autoencoder: Any) -> torch.Tensor:
+    """Tokens of FLUX.2's autoencoder, which pipelines normalise by its statistics, without that."""
+    norm = autoencoder.bn
+    mean, variance = (each.to(tokens) for each in (norm.running_mean, norm.running_var))
+    raw: torch.Tensor = tokens * (variance + autoencoder.config.batch_norm_eps).sqrt() + mean
+    return raw

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import PromptWarning, RunError, SettingError, Stopped
+from h2gen.generation.preview_options import PreviewOptions, open_previews
 from h2gen.generation.relief import Relief, with_relief
 
 if TYPE_CHECKING:
     from h2gen.cache.trace import StepRecord
+    from h2gen.generation.preview import Preview
     from h2gen.generation.result import Result
     from h2gen.generation.session import Session
     from h2gen.generation.unread import Unread
@@ -37,6 +39,7 @@ class RenderOptions:
         batch_size: pictures per batch.
         overwrite: replace existing files.
         strict: an option that the model ignores is an error.
+        preview: where previews go.
     """
 
     trace: Path | None = None
@@ -45,6 +48,7 @@ class RenderOptions:
     batch_size: int = 1
     overwrite: bool = False
     strict: bool = False
+    preview: PreviewOptions = field(default_factory=PreviewOptions)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,9 @@ class RenderObserver:
 
     def notice(self, text: str) -> None:
         """How the model is loaded so that it fits into memory; called within ``loading``."""
+
+    def previewed(self, preview: Preview) -> None:
+        """A preview of the batch that is being made, if the options ask for previews in the terminal."""
 
     def remark(self, text: str) -> None:
         """A prompt is not read to its end; a warning by default."""
@@ -201,11 +208,15 @@ class Renderer:
         session: the model; its checkpoint is hashed meanwhile.
         options: what else is written.
         observer: receives progress events.
+
+    Raises:
+        ModelError: the tiny autoencoder for previews does not fit the model, or is damaged.
     """
 
     def __init__(self, session: Session, options: RenderOptions, observer: RenderObserver) -> None:
         self.session, self.options = session, options
         self._observer = observer
+        self._previews = open_previews(options.preview, session, observer.previewed, observer.relieved)
         self._hashing = session.identity if options.metadata or options.sidecar else None
         self.facts = {
             "model": session.checkpoint.name,
@@ -283,6 +294,13 @@ class Renderer:
         )
         return SavedPicture(path, result, file.metadata, file.described, options.trace, trace_error)
 
+    def _previewed(self) -> AbstractContextManager[None]:
+        if self._previews is None:
+            return nullcontext()
+        from h2gen.generation.preview import previewed
+
+        return previewed(self.session, self._previews)
+
     def check_options(self, request: Request) -> None:
         """Report the options that the model ignores, if that was not known before it was downloaded.
 
@@ -321,7 +339,7 @@ class Renderer:
 
         def attempt(tiled: bool) -> None:
             left = settings[len(finished) :]
-            with self._observer.making(self, left) as on_step:
+            with self._observer.making(self, left) as on_step, self._previewed():
                 self.session.run_together(
                     left,
                     on_step=_both(on_step, file),

@@ -7,9 +7,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch
 from h2gen.cache import StepRecord, Trace, h2_cache
 from h2gen.errors import BadPicture, OutOfMemory, RunError, SettingError
 from h2gen.generation.arguments import SAVING, CacheChoice, choose, saving_of
+from h2gen.generation.preview_options import watched
 from h2gen.generation.progress import progress_bar
 from h2gen.generation.relief import advice, free_memory, let_go, load_or_advise
 from h2gen.generation.result import Result
@@ -32,6 +34,9 @@ from h2gen.models.peak_memory import begin_peak, peak_memory
 from h2gen.models.translate_errors import translated
 from h2gen.output.metadata import origin
 from h2gen.settings.values import OFF, Settings
+
+if TYPE_CHECKING:
+    from h2gen.generation.preview import PreviewObserver
 
 StepObserver = Callable[[StepRecord], None]
 
@@ -68,6 +73,8 @@ class Session:
         self._interrupted = self._observed = False
         self._tasks = TaskPipelines(checkpoint.name)
         self._running: Any = None
+        self.previewing: Callable[[Any, Settings], AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
+        """Around each call of a pipeline; see ``preview.previewed``."""
         self._most: dict[tuple[int, int], int] = {}
         """The largest batch of a size (pixels) that fits into memory, if a larger one did not."""
         self.tiled_sizes: set[tuple[int, int]] = set()
@@ -139,6 +146,7 @@ class Session:
         *,
         cache: CacheChoice = "default",
         on_step: StepObserver | None = None,
+        on_preview: PreviewObserver | None = None,
         progress: bool | None = None,
         **given: Any,
     ) -> Result:
@@ -154,6 +162,7 @@ class Session:
             prompt: what to paint. It may be left out with ``redux``, which is then read in its place.
             cache: all settings of the cache at once, instead of a preset; None runs plain diffusers.
             on_step: is called with each step's record.
+            on_preview: is called with each step's ``Preview``: the picture as that step expects it to become.
             progress: show a progress bar; by default in a terminal and in a notebook.
             given: arguments by name. With ``out``, a folder or a file, the picture is saved as ``Result.save`` does.
 
@@ -172,7 +181,7 @@ class Session:
             self.content_hash()  # a damaged checkpoint must not cost a finished picture
         for notice in chosen.notices:
             warnings.warn(notice, stacklevel=2)
-        with progress_bar(self.pipeline(chosen.settings), progress):
+        with progress_bar(self.pipeline(chosen.settings), progress), watched(self, on_preview):
             result = replace(self.run(chosen.settings, on_step=on_step), preset=chosen.preset)
         return result if saving is None else result.saved(**vars(saving))
 
@@ -349,7 +358,7 @@ class Session:
             self._raise_if_interrupted()  # during text encoding: the pipeline resets its switch when it starts
             if observed:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
-            with solving(pipe, settings.solver), cache as trace:
+            with solving(pipe, settings.solver), self.previewing(pipe, settings), cache as trace:
                 trace.reference = settings.reference
                 pixels = pipe(**arguments, generator=generators if len(generators) > 1 else generators[0]).images
             if not observed:

@@ -334,6 +334,32 @@ TABLE = (
     _behaviour("sidecar", "Also write how it was made to NAME.toml.", Rule(bool), commands=_MAKING),
     _behaviour("trace", "Write each step's decisions as JSON Lines.", Rule(Path), commands=("generate", "replay")),
     _behaviour(
+        "preview",
+        "Show the picture in the terminal while it is made.",
+        Rule(bool),
+        commands=("generate", "replay", "shell"),
+    ),
+    _behaviour(
+        "preview_file",
+        "Write the picture while it is made to a .png, .jpg or .webp file.",
+        Rule(Path),
+        commands=("generate", "replay", "shell"),
+        metavar="FILE",
+    ),
+    _behaviour(
+        "preview_every",
+        "Preview every N-th step only.",
+        Rule(int, 1),
+        commands=("generate", "replay", "shell"),
+    ),
+    _behaviour(
+        "preview_model",
+        "Tiny autoencoder for previews: a folder or a repository.",
+        Rule(str),
+        commands=("generate", "replay", "shell"),
+        metavar="NAME",
+    ),
+    _behaviour(
         "as_json",
         "Print one JSON object per picture instead of its path.",
         Rule(bool),

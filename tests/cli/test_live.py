@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import sys
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
 from h2gen.cache import CacheConfig, Outcome, StageRecord, StepRecord
 from h2gen.cache.outcome_words import outcome_of
 from h2gen.cache.summary import summarize_steps
+from h2gen.cli.views import preview
 from h2gen.cli.views.live_table import LiveTable, columns_for, counts, error_cell, stage_cell, steps_table
+from h2gen.cli.views.preview import TerminalPicture, half_blocks
 
 CACHE = CacheConfig(0.15, 0.22)
 FULL = StageRecord(0.31, Outcome.COMPUTED), StageRecord(0.41, Outcome.COMPUTED), 57
@@ -155,3 +159,80 @@ def test_it_draws_while_it_lives_and_ends_with_everything_on_screen() -> None:
     assert "a [red]cat[/]" in out.getvalue()
     assert "3/3" in out.getvalue()
     assert "done" in out.getvalue()
+
+
+IMAGE = Image.linear_gradient("L").convert("RGB").resize((64, 48))
+
+
+def with_preview(width: int, height: int, image: Image.Image = IMAGE) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    picture = TerminalPicture()
+    table = LiveTable(console, [Text("a cat"), Text("facts")], CACHE, 50, contexts=False, picture=picture)
+    for step in range(30):
+        table.on_step(record(step, ALL))
+    table.show(image)
+    return show(table.render(), width, height)
+
+
+@pytest.mark.parametrize("height", [12, 16, 24, 50])
+@pytest.mark.parametrize("width", [30, 50, 63, 64, 80, 120, 250])
+@pytest.mark.parametrize("shape", [(32, 32), (96, 32), (32, 96)], ids=str)
+def test_a_preview_leaves_room_for_the_table_at_any_size(width: int, height: int, shape: tuple[int, int]) -> None:
+    lines = with_preview(width, height, IMAGE.resize(shape))
+    assert len(lines) < height
+    assert all(len(line.rstrip()) <= width for line in lines)
+    assert any("all reused" in line and line.split()[0] == "30" for line in lines)
+    assert "30/50" in "\n".join(lines)
+    assert ("▀" in "\n".join(lines)) == (width >= 64 or height >= 24)
+
+
+def test_a_preview_stands_beside_the_table_or_above_it_where_that_is_narrow() -> None:
+    wide, narrow = with_preview(100, 24), with_preview(50, 24)
+    assert any("▀" in line and "all reused" in line for line in wide)
+    assert not any("▀" in line and "all reused" in line for line in narrow)
+    first = [next(n for n, line in enumerate(narrow) if word in line) for word in ("▀", "outcome")]
+    assert first == sorted(first)
+
+
+def test_half_blocks_are_two_pixels_each() -> None:
+    image = Image.new("RGB", (2, 2), (200, 0, 0))
+    image.paste((0, 0, 100), (0, 1, 2, 2))
+    out = io.StringIO()
+    Console(file=out, force_terminal=True, color_system="truecolor", width=10).print(half_blocks(image, 2, 1))
+    assert out.getvalue().count("38;2;200;0;0;48;2;0;0;100m▀") in (1, 2)
+    picture = TerminalPicture()
+    picture.show(image.resize((64, 48)))
+    assert picture.cells(40, 40) == (40, 15)
+    assert picture.cells(40, 6) == (16, 6)
+
+
+@pytest.mark.parametrize("kind", ["TGPImage", "SixelImage"])
+def test_where_a_terminal_shows_pixels_they_take_the_same_cells(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    renderable = getattr(pytest.importorskip("textual_image.renderable"), kind)
+    monkeypatch.setattr(sys, "__stdout__", io.StringIO())
+    blocks = with_preview(100, 24)
+    monkeypatch.setattr(preview, "pixels_of_terminal", lambda: renderable)
+    lines = with_preview(100, 24)
+    if kind == "TGPImage":
+        sent = sys.__stdout__.getvalue()
+        assert "\x1b_Gi=" in sent and "f=100" in sent
+        assert [line.count("\U0010eeee") for line in lines] == [line.count("▀") for line in blocks]
+    else:
+        assert "\x1bP" in "".join(lines)
+
+
+def test_an_image_that_is_not_shown_any_more_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[str] = []
+
+    class Pixels:
+        def __init__(self, *_: object) -> None:
+            self.cleanup = lambda: freed.append("one")
+
+    monkeypatch.setattr(preview, "pixels_of_terminal", lambda: Pixels)
+    picture = TerminalPicture()
+    picture.show(IMAGE)
+    assert picture.render(8, 3) is picture.render(8, 3) and not freed
+    picture.show(IMAGE)
+    assert freed == ["one"]

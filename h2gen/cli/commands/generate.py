@@ -35,6 +35,10 @@ def generate(
     overwrite: bool = False,
     sidecar: bool = False,
     trace: Path | None = None,
+    preview: bool = False,
+    preview_file: Path | None = None,
+    preview_every: int | None = None,
+    preview_model: str | None = None,
     as_json: bool = False,
     strict: bool = False,
     quiet: bool = False,
@@ -47,6 +51,7 @@ def generate(
     """
     # Imported here and below, and not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, say
+    from h2gen.cli.views.preview import options_for
     from h2gen.cli.views.request import loading_of, show_notices, show_request
     from h2gen.generation.render import RenderOptions, check_output, render
     from h2gen.generation.requests import generate_request
@@ -54,7 +59,8 @@ def generate(
 
     console = make_console()
     console.quiet = quiet
-    render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite, strict)
+    previews = options_for(console, preview, preview_file, preview_every, preview_model)
+    render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite, strict, previews)
     text = _prompt(prompt, prompt_option, needed=not given.get("redux"))
     request, seeds = generate_request(text, given, Goal(speedup, fidelity, policy, nearest), replay_decisions)
     if prompt and prompt in text and " " not in prompt and did_you_mean(prompt, COMMANDS) != ".":
@@ -68,7 +74,7 @@ def generate(
         return
     from h2gen.cli.views.picture import PictureView
 
-    render(request, seeds, render_options, PictureView(console, as_json=as_json, verbose=verbose))
+    render(request, seeds, render_options, PictureView(console, as_json=as_json, verbose=verbose, preview=preview))
 
 
 def _prompt(argument: str | None, option: str | None, *, needed: bool) -> str:

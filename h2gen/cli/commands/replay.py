@@ -20,6 +20,10 @@ def replay(
     overwrite: bool = False,
     sidecar: bool = False,
     trace: Path | None = None,
+    preview: bool = False,
+    preview_file: Path | None = None,
+    preview_every: int | None = None,
+    preview_model: str | None = None,
     as_json: bool = False,
     strict: bool = False,
     quiet: bool = False,
@@ -28,6 +32,7 @@ def replay(
 ) -> None:
     """Make a picture again: the same pixels on the same machine. Options override the recorded settings."""
     from h2gen.cli.console import make_console, say
+    from h2gen.cli.views.preview import options_for
     from h2gen.cli.views.request import loading_of, show_notices, show_request
     from h2gen.generation.render import Renderer, RenderOptions, check_output, render
     from h2gen.generation.requests import replay_request
@@ -38,7 +43,10 @@ def replay(
     console.quiet = quiet
     found = read_metadata(picture)
     request, seeds = replay_request(found, given, prompt)
-    render_options = RenderOptions(trace, not no_metadata, sidecar, overwrite=overwrite, strict=strict)
+    previews = options_for(console, preview, preview_file, preview_every, preview_model)
+    render_options = RenderOptions(
+        trace, not no_metadata, sidecar, overwrite=overwrite, strict=strict, preview=previews
+    )
     targets = check_output(request, render_options, seeds)
     if dry_run:
         show_notices([*request.notices, *loading_of(request)], console)
@@ -52,5 +60,5 @@ def replay(
         for line in renderer.differences(found, request.settings):
             say(console, line, "yellow")
 
-    view = PictureView(console, as_json=as_json, verbose=verbose, on_loaded=show_differences)
+    view = PictureView(console, as_json=as_json, verbose=verbose, preview=preview, on_loaded=show_differences)
     render(request, seeds, render_options, view, tiled=found.tiled)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -29,6 +30,10 @@ def shell(
     nearest: bool = False,
     no_metadata: bool = False,
     sidecar: bool = False,
+    preview: bool = False,
+    preview_file: Path | None = None,
+    preview_every: int | None = None,
+    preview_model: str | None = None,
     as_json: bool = False,
     strict: bool = False,
     quiet: bool = False,
@@ -37,6 +42,7 @@ def shell(
     """Keep the model loaded and make a picture from each line. Lines may come from a pipe."""
     from h2gen.cli.console import make_console, say
     from h2gen.cli.views.picture import PictureView
+    from h2gen.cli.views.preview import options_for
     from h2gen.generation.render import RenderOptions, open_renderer
     from h2gen.generation.shell import ShellState, start_request
     from h2gen.settings.model_options import check_strict
@@ -47,8 +53,10 @@ def shell(
     request, given = start_request(given, Goal(speedup, fidelity, policy, nearest))
     if strict:
         check_strict(request.ignored)
-    view = PictureView(console, as_json=as_json, verbose=verbose)
-    renderer = open_renderer(request, RenderOptions(None, not no_metadata, sidecar, strict=strict), view)
+    previews = options_for(console, preview, preview_file, preview_every, preview_model)
+    view = PictureView(console, as_json=as_json, verbose=verbose, preview=preview)
+    render_options = RenderOptions(None, not no_metadata, sidecar, strict=strict, preview=previews)
+    renderer = open_renderer(request, render_options, view)
     if sys.stdin.isatty():
         say(console, "Type a prompt to make a picture; :help lists commands, :quit leaves.", "dim")
     if not _run(ShellState(given, request.checkpoint), renderer, console, set(request.notices)):

@@ -18,6 +18,9 @@ from h2gen.cache.trace import StageRecord, StepRecord
 from h2gen.cli.views.view import View, clock, progress
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from h2gen.cli.views.preview import TerminalPicture
     from h2gen.settings.values import Settings
 
 _STYLES = {
@@ -82,6 +85,12 @@ _COLUMNS: tuple[tuple[str, int, JustifyMethod, int], ...] = (
     ("ms", 7, "right", 6),
 )
 _GAP = 2
+_BESIDE = 64
+"""Columns of a terminal from which on a preview is shown beside the table."""
+_WIDEST = 48
+"""Columns of a preview beside the table."""
+_LOWEST = 4
+"""Lines of a preview; where there is less room it is not shown."""
 
 
 def columns_for(width: int, cache: CacheConfig, contexts: bool) -> list[tuple[str, int, JustifyMethod, int]]:
@@ -157,6 +166,7 @@ class LiveTable(View):
         contexts: whether each step has several passes.
         reference: as in ``Settings``.
         reference_steps: what ``reference_steps`` returns for the settings.
+        picture: shows previews, if there are any.
     """
 
     def __init__(
@@ -168,11 +178,13 @@ class LiveTable(View):
         contexts: bool,
         reference: float = 1.0,
         reference_steps: int | None = None,
+        picture: TerminalPicture | None = None,
     ) -> None:
         super().__init__(console, transient=False)
         self._reference, self._reference_steps = reference, reference_steps
         self._heading, self._cache = heading, cache
         self._passes, self._contexts = passes, contexts
+        self._picture = picture
         self._records: deque[StepRecord] = deque(maxlen=200)
         self._summary = Summary()
         self._started = time.perf_counter()
@@ -185,14 +197,38 @@ class LiveTable(View):
         self._summary += summarize_steps([record])
         self.draw()
 
+    def show(self, image: Image.Image) -> None:
+        """Show a preview beside the table, or above it where the terminal is narrow."""
+        if self._picture is not None:
+            self._picture.show(image)
+            self.draw()
+
     def render(self) -> RenderableType:
         width, height = self._console.size
         room = max(1, height - len(self._heading) - 6 - 70 // width)  # the last line wraps where it is narrow
-        rows = list(self._records)[-room:]
-        parts: list[RenderableType] = [*self._heading, Text()]
-        parts.append(steps_table(rows, self._cache, width, self._contexts))
-        parts += [Text(), self._footer(width)]
-        return Group(*parts)
+        steps = self._steps(width, room) if not self._picture else self._with_picture(self._picture, width, room)
+        return Group(*self._heading, Text(), steps, Text(), self._footer(width))
+
+    def _steps(self, width: int, rows: int) -> Table:
+        return steps_table(list(self._records)[-rows:], self._cache, width, self._contexts)
+
+    def _with_picture(self, picture: TerminalPicture, width: int, rows: int) -> RenderableType:
+        """The table with the latest preview, together at most ``rows`` lines and the table's head."""
+        beside = width >= _BESIDE
+        room = (min(width // 2, _WIDEST), rows + 1) if beside else (width, (rows + 1) // 2 - 1)
+        if room[1] < _LOWEST:
+            return self._steps(width, rows)
+        columns, lines = picture.cells(*room)
+        drawn = picture.render(columns, lines)
+        both = Table.grid(padding=(0, 2, 0, 0))
+        if beside:
+            both.add_column(width=width - columns - 2)
+            both.add_column(width=columns)
+            both.add_row(self._steps(width - columns - 2, rows), drawn)
+            return both
+        both.add_column(width=columns)
+        both.add_row(drawn)
+        return Group(both, Text(), self._steps(width, rows - lines - 1))
 
     def _footer(self, width: int) -> RenderableType:
         done = self._summary.steps

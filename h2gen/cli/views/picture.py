@@ -14,6 +14,7 @@ from rich.text import Text
 
 from h2gen.cli.console import complain, route_warnings, say, say_stopping
 from h2gen.cli.views.live_table import LiveTable, cost_of, counts, reference_steps, steps_table
+from h2gen.cli.views.preview import TerminalPicture
 from h2gen.cli.views.request import show_notice, show_notices
 from h2gen.generation.interrupt import stop_on_ctrl_c
 from h2gen.generation.render import Renderer, RenderObserver, SavedPicture, StepCallback
@@ -22,6 +23,7 @@ from h2gen.output.metadata_rows import peak_text
 from h2gen.wording import printable
 
 if TYPE_CHECKING:
+    from h2gen.generation.preview import Preview
     from h2gen.settings.resolve import Request
     from h2gen.settings.values import Settings
 
@@ -33,6 +35,7 @@ class PictureView(RenderObserver):
         console: on stderr.
         as_json: print one JSON object per picture to stdout instead of its path.
         verbose: also print all steps, and the libraries' warnings.
+        preview: show previews beside the live table.
         on_loaded: is called once the model is loaded.
     """
 
@@ -42,10 +45,13 @@ class PictureView(RenderObserver):
         *,
         as_json: bool = False,
         verbose: bool = False,
+        preview: bool = False,
         on_loaded: Callable[[Renderer], None] = lambda _renderer: None,
     ) -> None:
         self._console, self._as_json, self._verbose, self._on_loaded = console, as_json, verbose, on_loaded
         self._request: Request | None = None
+        self._preview = preview
+        self._table: LiveTable | None = None
 
     @contextmanager
     def loading(self, request: Request) -> Iterator[None]:
@@ -80,9 +86,13 @@ class PictureView(RenderObserver):
             Text(printable(first.title), style="bold", no_wrap=True, overflow="ellipsis"),
             Text(printable(_facts(renderer, settings)), style="dim", no_wrap=True, overflow="ellipsis"),
         ]
-        asked = first.reference, reference_steps(first)
-        with LiveTable(self._console, heading, first.cache, passes, first.cfg > 1, *asked) as table:
-            yield table.on_step
+        asked = first.reference, reference_steps(first), TerminalPicture() if self._preview else None
+        with LiveTable(self._console, heading, first.cache, passes, first.cfg > 1, *asked) as self._table:
+            yield self._table.on_step
+
+    def previewed(self, preview: Preview) -> None:
+        if self._table is not None:
+            self._table.show(preview.image)
 
     def notice(self, text: str) -> None:
         show_notice(text, self._console)
