@@ -326,6 +326,24 @@ def _fit(model: str, free: int) -> Fit:
     return choose_fit(parts, default_work(checkpoint), Available("cuda:0", free))
 
 
+def quantizations_table() -> str:
+    """The values of --quantize, and what 12 billion weights take."""
+    from h2gen.models.quantization import QUANTIZATIONS
+
+    def needs(each: Any) -> str:
+        places = [place.replace("cuda", "NVIDIA or AMD GPU").replace("cpu", "CPU") for place in each.devices]
+        oldest = f" (NVIDIA: compute capability {'.'.join(map(str, each.capability))})" if each.capability[0] else ""
+        return ", ".join(places) + oldest + (f", {' or '.join(each.dtypes)}" if each.dtypes else "")
+
+    return table(
+        ("value", "weights", "bits per weight", "package", "runs on"),
+        *(
+            (f"`{each.name}`", each.about, f"{each.bits:g}", each.package, needs(each))
+            for each in QUANTIZATIONS.values()
+        ),
+    )
+
+
 def sheet_prompts() -> list[str]:
     """What the sheet shows; a prompt's position is its seed. Some are from the evaluation, some are not."""
     from tools.train_tiny.evaluate import questions
@@ -353,6 +371,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "published": published_table,
     "memory": memory_table,
     "needs": needs_table,
+    "quantizations": quantizations_table,
     "support": support_table,
     "runs": support_summary,
     "sheet": sheet_table,

@@ -109,7 +109,7 @@ class Batch:
         duplicates = 0
         for job in self._jobs:
             if self._options.shard is None or self._options.shard.takes(job.index):
-                id = job_id(job.settings, self._content_hash, self._dtype)
+                id = job_id(job.settings, self._content_hash, self._dtype, self._jobs.request.load.changing)
                 if id not in seen:
                     seen.add(id)
                     yield id, job

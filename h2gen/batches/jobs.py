@@ -50,13 +50,14 @@ class Job:
     source: str
 
 
-def job_id(settings: Settings, content_hash: str, dtype: str) -> str:
+def job_id(settings: Settings, content_hash: str, dtype: str, changing: Mapping[str, str] | None = None) -> str:
     """32 hex digits that identify everything that determines a picture, but not its name, folder or device.
 
     Args:
         settings: with the seed and the cache's settings.
         content_hash: of the checkpoint's files.
         dtype: that the transformer computes in, such as ``bfloat16``.
+        changing: ``LoadOptions.changing``.
     """
     flat = settings.to_json()
     for row in TABLE:
@@ -64,7 +65,7 @@ def job_id(settings: Settings, content_hash: str, dtype: str) -> str:
             flat[row.name] = tuple(file.identity() for file in getattr(settings, row.name))
         if row.later and row.in_picture and flat[row.name] == row.default:
             del flat[row.name]  # so that a batch from before the setting existed can be continued
-    whole = {"settings": flat, "model": content_hash, "dtype": dtype}
+    whole = {"settings": flat, "model": content_hash, "dtype": dtype, **(changing or {})}
     return sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode())[:32]
 
 

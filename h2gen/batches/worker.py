@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from h2gen.batches.messages import Broken, Failed, Message, Model, PictureMade, Ready, Stepped, Stopped, Task
 from h2gen.errors import H2GenError, OutOfMemory, UsageError
+from h2gen.models.choices import LIBRARIES
 
 if TYPE_CHECKING:
     from h2gen.cache.trace import StepRecord
@@ -81,7 +82,7 @@ def _load(model: Model) -> tuple[Session, tuple[str, ...]]:
     tqdm.set_lock(threading.RLock())  # tqdm's own lock is a system semaphore, which a killed process leaks
     from h2gen.generation.session import open_session
 
-    for name in ("diffusers", "transformers", "huggingface_hub"):
+    for name in LIBRARIES:
         logger = logging.getLogger(name)  # the main process owns the terminal
         logger.handlers, logger.propagate = [logging.NullHandler()], False
     warnings.simplefilter("ignore")

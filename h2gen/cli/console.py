@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from h2gen.errors import PromptWarning
+from h2gen.models.choices import LIBRARIES
 from h2gen.wording import printable
 
 _PIPE = 1_000_000
@@ -79,7 +80,7 @@ def route_warnings(console: Console, verbose: bool) -> None:
             say(console, str(message), "yellow")
 
     warnings.showwarning = show
-    for name in ("diffusers", "transformers", "huggingface_hub"):
+    for name in LIBRARIES:
         logger = logging.getLogger(name)
         logger.handlers = [_Logs(console, verbose)]
         logger.propagate = False

@@ -22,6 +22,8 @@ def load(
     dtype: str = "auto",
     offload: str = "auto",
     memory: str = "auto",
+    quantize: str = "none",
+    quantize_text: str = "none",
 ) -> Session:
     """Load a model by alias, hub id, folder or file.
 
@@ -37,15 +39,18 @@ def load(
             ``auto`` is the first of these that fits.
         memory: GPU memory that ``offload="auto"`` may use: ``auto`` (what is free), or at most ``10GB``; ``none`` loads
             everything without asking.
+        quantize: how the transformer's weights are stored: ``int8``, ``fp8``, ``nf4``, ...; see docs/quantize.md.
+        quantize_text: likewise those of the text encoders, except CLIP's.
 
     Raises:
         ArgumentError: there is no such argument.
         ModelError: the checkpoint is unknown, missing, gated, damaged or not supported.
         SettingError: ``memory`` is not a size.
-        DeviceError: the device does not exist, or does not support the dtype or offloading.
+        DeviceError: the device does not exist, or does not support the dtype, offloading or quantization.
         OutOfMemory: memory does not suffice for loading it.
 
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
     >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
     """
-    return open_session(resolve(model, base, vae, text_encoder), LoadOptions(device, dtype, offload, memory))
+    options = LoadOptions(device, dtype, offload, memory, quantize, quantize_text)
+    return open_session(resolve(model, base, vae, text_encoder), options)

@@ -222,6 +222,7 @@ class Renderer:
             "model": session.checkpoint.name,
             "device": str(session.device),
             "dtype": str(session.dtype).removeprefix("torch."),
+            **session.options.changing,
         }
         """What pictures are made with, as trace files record it."""
         self.saved = 0

@@ -1,4 +1,4 @@
-"""The names of devices, offloading modes, dtypes, solvers and kinds of control pictures; and limits of memory.
+"""The names of devices, offloading modes, dtypes, solvers, kinds of control pictures and loggers; and limits of memory.
 
 Without torch, so that a wrong name is found at once.
 """
@@ -12,6 +12,9 @@ from typing import Any
 
 from h2gen.errors import DeviceError, SettingError
 from h2gen.wording import did_you_mean, shown
+
+LIBRARIES = ("diffusers", "transformers", "huggingface_hub", "torchao", "bitsandbytes", "torch.utils._pytree")
+"""The loggers of the libraries that load models."""
 
 DEVICES = ("cuda", "mps", "xpu", "cpu")
 

@@ -25,10 +25,14 @@ from h2gen.models.load_part import load_part
 from h2gen.models.memory import check_offload
 from h2gen.models.part_files import PartFile, by_component, check_all_fit, parts_of
 from h2gen.models.place import Say, check_host_memory, place, unsaid
+from h2gen.models.quantization import PACKAGES
+from h2gen.models.quantize import Quantizer, loading_quantized, stored_quantization
 from h2gen.models.quantized import check_plain
 from h2gen.models.single_file import check_base, check_family, check_transformer, load_transformer, open_file
 from h2gen.models.translate_errors import translated
 from h2gen.wording import printable
+
+_MAIN_MEMORY = torch.device("cpu")
 
 
 def load_pipeline(checkpoint: Checkpoint, **options: Any) -> Any:
@@ -64,15 +68,18 @@ def load_placed(
     precision = choose_dtype(options.dtype, where)
     check_offload(options.offload, where)
     memory_limit(options.memory)
+    quantizer = Quantizer(options, where, precision)
     if where.type == "cpu":
         check_host_memory(checkpoint, options, precision, work, say)
     with translated(checkpoint):
         if checkpoint.kind == "bundled":
             check_bundled(checkpoint)
-        pipe = _assemble(checkpoint, precision)
+        pipe = _assemble(checkpoint, precision, quantizer)
     pipe.set_progress_bar_config(disable=True)
     offload = place(pipe, options, where, replace(work, value=precision.itemsize), say)
-    return pipe, replace(options, device=str(where), dtype=str(precision).removeprefix("torch."), offload=offload)
+    quantizer.check_offload(offload)
+    used = {"device": str(where), "dtype": str(precision).removeprefix("torch."), "offload": offload}
+    return pipe, replace(options, **used, **quantizer.names)
 
 
 def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> None:
@@ -84,7 +91,7 @@ def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> N
             change()
 
 
-def _assemble(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _assemble(checkpoint: Checkpoint, dtype: torch.dtype, quantizer: Quantizer) -> Any:
     source, file = checkpoint.base or checkpoint, None
     if checkpoint.kind == "file":
         file = open_file(Path(checkpoint.location))
@@ -96,17 +103,23 @@ def _assemble(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
     if file is not None:
         check_base(file, checkpoint, folder)
         with quiet():
-            return _pipeline(folder, dtype, parts, transformer=load_transformer(file, folder, dtype))
+            quantizer.check_stored("transformer", file.path)
+            quantizer.keep(file.four_bits.kind, file.path)
+            transformer = load_transformer(file, folder, dtype)
+            return _pipeline(folder, dtype, parts, quantizer, transformer=transformer)
     if checkpoint.kind == "transformer":
         check_transformer(checkpoint, folder)
-    return _pipeline(folder, dtype, parts)
+    return _pipeline(folder, dtype, parts, quantizer)
 
 
-def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile], **given: Any) -> Any:
+def _pipeline(
+    folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile], quantizer: Quantizer, **given: Any
+) -> Any:
     """A pipeline from a folder in diffusers' layout. Each part with weights is checked as it is loaded.
 
     Args:
         files_given: files that replace parts of the folder.
+        quantizer: of the parts.
         given: loaded parts by name.
     """
     import diffusers
@@ -114,8 +127,16 @@ def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile],
     index = files.read_index(folder)
     files.check_parts(folder, index)
     modular = files.index_of(folder).name == files.MODULAR_INDEX
+    others = by_component(files_given, index)
+
+    def folder_of(name: str) -> Path:
+        return others[name].path if name in others else folder / name
+
+    for name in files.components(index):
+        if name not in given:
+            quantizer.check_stored(name, folder_of(name))
     with quiet():
-        parts, others = dict(given), by_component(files_given, index)
+        parts = dict(given)
         for name, (library, kind) in files.components(index).items():
             if modular and name == "tokenizer":
                 continue  # made without its class
@@ -125,9 +146,11 @@ def _pipeline(folder: Path, dtype: torch.dtype, files_given: Sequence[PartFile],
                 if other is not None and other.path.is_file():
                     parts[name] = load_part(other, cls, folder / name, dtype)
                 else:
-                    parts[name] = load_model(cls, folder / name if other is None else other.path, dtype)
+                    parts[name] = load_model(cls, folder_of(name), dtype, quantizer.device)
             elif modular and name == "scheduler":
                 parts[name] = cls.from_pretrained(folder / name, local_files_only=True)
+            if isinstance(parts.get(name), torch.nn.Module):
+                quantizer.quantize(name, parts[name])
         if modular:
             return _modular_pipeline(folder, parts)
         return getattr(diffusers, index["_class_name"]).from_pretrained(folder, local_files_only=True, **parts)
@@ -173,21 +196,26 @@ def _modular_pipeline(folder: Path, parts: dict[str, Any]) -> Any:
     return ModularPipe(pipeline)
 
 
-def load_model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """One part with weights. diffusers and transformers only warn about missing and unknown ones."""
+def load_model(cls: Any, folder: Path, dtype: torch.dtype, device: torch.device = _MAIN_MEMORY) -> Any:
+    """One part with weights. diffusers and transformers only warn about missing and unknown ones.
+
+    ``device`` is where weights that are stored quantized are prepared; they are in main memory afterwards, as others.
+    """
     weights, variant = files.find_weights(folder)
-    quantized = files.read_json(folder / "config.json").get("quantization_config")
+    quantized = stored_quantization(folder)
     for file in () if quantized else weights:
         check_plain(file)
     try:
-        model, info = cls.from_pretrained(
-            folder,
-            dtype=dtype,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with loading_quantized(folder, device) as options:
+            model, info = cls.from_pretrained(
+                folder,
+                dtype=dtype,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
     except (ValueError, RuntimeError) as error:
         if "expected shape" in str(error) or "mismatched" in str(error):
             message = f"{files.shown(folder)} has weights whose shapes differ from its config.json; {files.AGAIN}."
@@ -199,10 +227,10 @@ def load_model(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
             f"{files.shown(folder)} lacks {len(missing)} of its weights, such as {printable(missing[0])!r}; "
             f"{files.AGAIN}."
         )
-    if not quantized:  # otherwise its quantizer knows what the rest is for
+    if quantized is None or quantized.startswith(PACKAGES):  # other quantizers do not say what they have used
         unused = [name for name in sorted(info["unexpected_keys"]) if not name.endswith(".position_ids")]  # 0, 1, 2...
         files.report_unused(folder, unused, cls.__name__)
-    return model.eval()
+    return model.eval() if quantized is None else model.to("cpu").eval()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 
@@ -15,14 +16,26 @@ class LoadOptions:
         offload: ``none``, ``text``, ``model``, ``group``, ``sequential`` or ``auto``; see ``apply_offload``.
         memory: what ``offload="auto"`` goes by: ``auto`` is the free memory, ``10GB`` at most that, ``none`` loads
             everything onto the device.
+        quantize: the transformer's weights: ``none`` or a name of ``QUANTIZATIONS``.
+        quantize_text: likewise those of the text encoders, except CLIP's, which are few.
     """
 
     device: str = "auto"
     dtype: str = "auto"
     offload: str = "none"
     memory: str = "auto"
+    quantize: str = "none"
+    quantize_text: str = "none"
+
+    @property
+    def changing(self) -> Mapping[str, str]:
+        """The options that change the pixels, besides the dtype, and are not the default: metadata and job ids have
+        them."""
+        return {name: getattr(self, name) for name in CHANGING if getattr(self, name) != getattr(DEFAULT, name)}
 
 
 DEFAULT = LoadOptions()
 LOAD_OPTIONS = tuple(each.name for each in fields(LoadOptions))
 """Their names, which are those of their rows in the table of settings."""
+CHANGING = ("quantize", "quantize_text")
+"""Those that change the pixels, besides the dtype."""

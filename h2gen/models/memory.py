@@ -120,10 +120,16 @@ def place_part(part: torch.nn.Module, pipe: Any, mode: str) -> None:
             accelerate.cpu_offload(part, device, offload_buffers=True)
 
 
+def stored_bytes(weight: torch.Tensor) -> int:
+    """Bytes of a weight as it is stored: torchao's call themselves as large as what they stand for."""
+    inner = getattr(weight, "tensor_data_names", None)
+    return weight.nbytes if inner is None else sum(getattr(weight, name).nbytes for name in inner)
+
+
 def component_bytes(pipe: Any) -> dict[str, int]:
     """Bytes of weights and buffers in each part of a pipeline."""
     return {
-        name: sum(tensor.nbytes for tensor in (*part.parameters(), *part.buffers()))
+        name: sum(stored_bytes(tensor) for tensor in (*part.parameters(), *part.buffers()))
         for name, part in pipe.components.items()
         if isinstance(part, torch.nn.Module)
     }

@@ -16,7 +16,7 @@ from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line
 from h2gen.models.footprint import MEGAPIXEL, Part, Work, measure, width_of
 from h2gen.models.host_memory import free_host_memory
 from h2gen.models.load_options import LoadOptions
-from h2gen.models.memory import apply_offload, free_memory, is_out_of_memory
+from h2gen.models.memory import apply_offload, free_memory, is_out_of_memory, stored_bytes
 from h2gen.models.memory_needed import memory_needed
 
 Say = Callable[[str], None]
@@ -91,7 +91,7 @@ def parts_of_pipe(pipe: Any) -> list[Part]:
             tensors = (*part.named_parameters(), *part.named_buffers())
             kind = family_of(part).transformer if name == "transformer" else type(part).__name__
             config = getattr(part, "config", {})
-            sizes = {key: tensor.nbytes for key, tensor in tensors}
+            sizes = {key: stored_bytes(tensor) for key, tensor in tensors}
             width = width_of(config) if isinstance(config, dict) else 0  # in transformers it is no dictionary
             found.append(measure(kind, sizes, in_blocks=name == "transformer", width=width))
     return found

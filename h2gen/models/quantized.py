@@ -47,14 +47,19 @@ _FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5
 _HARMLESS = {"format", "full_precision_matrix_mult"}
 
 
-def check_layout(file: Path, names: Collection[str]) -> None:
+_FOUR_BITS = _LAYOUTS[".absmax"]
+
+
+def check_layout(file: Path, names: Collection[str], *, four_bits: bool = False) -> None:
     """Check that a file is not quantized in a way that h2gen does not read.
+
+    ``four_bits``: whether ``FourBits`` reads it.
 
     Raises:
         ModelError: it is; the message names the way.
     """
     for mark, layout in _LAYOUTS.items():
-        if any(mark in name for name in names):
+        if any(mark in name for name in names) and not (four_bits and layout == _FOUR_BITS):
             raise ModelError(f"{shown(file)} is quantized with {layout}, which h2gen cannot read; {OTHER_FILE}.")
 
 

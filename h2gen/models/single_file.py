@@ -19,6 +19,7 @@ from h2gen.families.single_file import ONLY, input_channels, other_kind
 from h2gen.models import files
 from h2gen.models.catalogue import CATALOGUE, Checkpoint
 from h2gen.models.files import Stored, shown
+from h2gen.models.four_bits import FourBits
 from h2gen.models.part_files import sections_beside
 from h2gen.models.quantized import Scales, check_layout, read_configs
 from h2gen.wording import printable
@@ -36,6 +37,7 @@ class SingleFile:
         family: of the transformer.
         prefix: before the transformer's names in the file, such as ``model.diffusion_model.``.
         tensors: of the transformer, by their names without the prefix; scales are left out.
+        four_bits: those of the weights that are stored in 4 bits.
         scales: of the weights that have some.
         others: the names of all other tensors.
     """
@@ -44,6 +46,7 @@ class SingleFile:
     family: Family
     prefix: str
     tensors: dict[str, Stored]
+    four_bits: FourBits
     scales: Scales
     others: tuple[str, ...]
 
@@ -62,7 +65,7 @@ def open_file(path: Path) -> SingleFile:
     gguf = path.suffix.lower() == ".gguf"
     header = files.tensors_of(path)
     names = list(header.tensors)
-    check_layout(path, names)
+    check_layout(path, names, four_bits=any(".quant_state.bitsandbytes__" in name for name in names))
     if gguf:
         _check_types(path, header.tensors)
     family = recognize(names)
@@ -83,7 +86,9 @@ def open_file(path: Path) -> SingleFile:
         for layer, config in read_configs(path, names, header.metadata).items():
             if not layer.startswith(_PARTS):
                 configs[layer.removeprefix(prefix)] = config
-    return SingleFile(path, family, prefix, tensors, Scales(path, {} if gguf else tensors, configs), tuple(others))
+    four_bits = FourBits(path, tensors, prefix)
+    scales = Scales(path, {} if gguf else tensors, configs)
+    return SingleFile(path, family, prefix, tensors, four_bits, scales, tuple(others))
 
 
 def _check_types(path: Path, tensors: Mapping[str, Stored]) -> None:
@@ -196,6 +201,7 @@ def load_transformer(file: SingleFile, folder: Path, dtype: torch.dtype) -> Any:
     weights = _read(file)
     for name in unused:
         weights.pop(name, None)
+    file.four_bits.apply(weights, dtype)
     file.scales.apply(weights, dtype)
     options: dict[str, Any] = {}
     if file.is_gguf:

@@ -7,7 +7,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +18,10 @@ from h2gen.cache.config import RULES, CacheConfig
 from h2gen.checks import Rule
 from h2gen.errors import MetadataError, SettingError
 from h2gen.models.catalogue import model_name
+from h2gen.models.load_options import CHANGING
 from h2gen.output.embedded import ASCII, EXIF_IFD, KEY, LARGEST, USER_COMMENT, text_in
 from h2gen.sanitize import sanitize
-from h2gen.settings.table import TABLE
+from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.values import NOT_SETTINGS, Settings
 from h2gen.wording import printable
 
@@ -42,7 +43,7 @@ _SOFTWARE = 0x0131
 @dataclass(frozen=True)
 class Origin:
     """What a picture was made with. ``name`` is the user's name for the checkpoint, ``content_hash`` the checkpoint's,
-    or None if it was not computed."""
+    or None if it was not computed; ``changing`` is ``LoadOptions.changing``."""
 
     name: str
     content_hash: str | None
@@ -51,6 +52,7 @@ class Origin:
     offload: str
     base: str | None = None
     parts: tuple[str, ...] = ()
+    changing: Mapping[str, str] = field(default_factory=dict)
 
 
 def describe(
@@ -98,6 +100,7 @@ def describe(
         "device": source.device,
         "dtype": source.dtype,
         "offload": source.offload,
+        **source.changing,
         "versions": versions(),
         "made": (made or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
@@ -125,6 +128,7 @@ def origin(session: Session, content_hash: str | None = None) -> Origin:
         offload=session.offload,
         base=None if base is None else model_name(base),
         parts=tuple(part.path.name for part in session.checkpoint.parts),
+        changing=session.options.changing,
     )
 
 
@@ -212,6 +216,7 @@ class Metadata:
     preset: str | None
     tiled: bool
     together: bool
+    changing: Mapping[str, str]
     versions: Mapping[str, str]
     everything: Mapping[str, Any]
 
@@ -301,6 +306,7 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
         preset=_short(data, "preset"),
         tiled=data.get("tiled") is True,
         together="together" in data,
+        changing={name: BY_NAME[name].check(data[name]) for name in CHANGING if name in data},
         versions=known,
         everything=data,
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from h2gen.cache.summary import Summary
+from h2gen.models.load_options import CHANGING
 from h2gen.settings.table import BY_NAME
 from h2gen.wording import gigabytes
 
@@ -47,9 +48,9 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)
     if "published_plan" in found:
         yield "published plan", str(found["published_plan"])
-    for name in ("device", "dtype", "offload", "made"):
+    for name in ("device", "dtype", "offload", *CHANGING, "made"):
         if name in found:
-            yield name, str(found[name])
+            yield name.replace("_", "-"), str(found[name])
     if isinstance(found.get("seconds"), (int, float)) and 0 <= found["seconds"] < 1e9:
         yield "seconds", f"{found['seconds']:.2f}"
     peak = found.get("peak_memory")

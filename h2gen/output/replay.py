@@ -9,6 +9,7 @@ from h2gen.errors import MetadataError
 from h2gen.models.catalogue import CATALOGUE, REPO_ID
 from h2gen.models.choices import DTYPES
 from h2gen.models.hub import is_complete
+from h2gen.models.load_options import CHANGING, DEFAULT
 from h2gen.output.metadata import Metadata, Origin, versions
 from h2gen.settings.layers import Layers, Resolved
 from h2gen.settings.table import BY_NAME, OF_THIS_MACHINE
@@ -38,6 +39,7 @@ def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None
         "size": f"{recorded.pop('width')}x{recorded.pop('height')}",
         "solver": found.settings.solver,
         "dtype": _dtype(found.dtype),
+        **{name: found.changing.get(name, getattr(DEFAULT, name)) for name in CHANGING},
     }
     if given.get("preset") is not None or given.get("no_cache"):
         recorded = {name: value for name, value in recorded.items() if not BY_NAME[name].of_cache}
@@ -124,6 +126,10 @@ def differences(found: Metadata, now: Origin, settings: Settings) -> Iterator[st
     for what, before, here in (("device", found.device, now.device), ("dtype", found.dtype, now.dtype)):
         if before is not None and before != here:
             yield f"The picture was made on {what} {before}, and this is {here}."
+    for name in CHANGING:
+        before, here = (each.changing.get(name, getattr(DEFAULT, name)) for each in (found, now))
+        if before != here:
+            yield f"The picture was made with {BY_NAME[name].option} {before}, and this with {here}."
     if found.together:
         yield "The picture was made in a batch with others, which rounds differently."
     current = versions()

@@ -109,7 +109,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
         resolved=resolved,
         notices=tuple(notices),
         ignored=tuple(remark.text for remark in remarks if remark.ignored),
-        load=LoadOptions(**{name: values[name] for name in LOAD_OPTIONS}),
+        load=LoadOptions(**{name: BY_NAME[name].check(values[name]) for name in LOAD_OPTIONS}),
         out=values["out"],
     )
 

@@ -59,6 +59,8 @@ _FOREIGN = {
     "offload": "cpu_offload enable_model_cpu_offload enable_sequential_cpu_offload model_cpu_offload low_ram "
     "low_vram medvram sequential_offload offloading",
     "memory": "max_memory gpu_memory memory_limit vram vram_limit max_vram",
+    "quantize": "quantization quantization_config quant load_in_4bit load_in_8bit weights_dtype fp8 nf4 int8 int4",
+    "quantize_text": "quantize_text_encoder quantize_text_encoders quantize_t5 t5_quantize quantize_encoder",
     "out": "output output_dir output_path output_folder output_file output_directory out_dir out_path "
     "outfile outputs outpath_samples save_path save_dir save_to destination dest folder dir directory",
     "format": "output_format image_format file_format file_type extension ext samples_format",

@@ -9,6 +9,7 @@ from typing import Any
 from h2gen.cache.config import POLICIES, RULES, CacheConfig
 from h2gen.checks import Rule
 from h2gen.models.choices import DTYPES, OFFLOADS, SOLVERS
+from h2gen.models.quantization import CHOICES, SYNONYMS
 from h2gen.settings.inputs import LORA, FileRule
 from h2gen.settings.pictures import PictureRule
 from h2gen.settings.setting import (
@@ -297,6 +298,22 @@ TABLE = (
         MODEL,
         metavar="SIZE",
         default="auto",
+        lasting=True,
+    ),
+    Setting(
+        "quantize",
+        "Weights of the transformer: none, int8, fp8, nf4, fp4, int4, ...",
+        Rule(str, choices=CHOICES, aliases=SYNONYMS),
+        MODEL,
+        default="none",
+        lasting=True,
+    ),
+    Setting(
+        "quantize_text",
+        "Weights of the text encoders except CLIP, likewise.",
+        Rule(str, choices=CHOICES, aliases=SYNONYMS),
+        MODEL,
+        default="none",
         lasting=True,
     ),
     Setting(

@@ -16,6 +16,7 @@ from h2gen.batches.prompts import Entry, Reading, read_prompts
 from h2gen.cache import CacheConfig
 from h2gen.cache.config import POLICIES
 from h2gen.errors import PromptFileError, SettingError, UsageError
+from h2gen.models.load_options import LoadOptions
 from h2gen.settings.inputs import InputFile
 from h2gen.settings.presets import load_preset
 from h2gen.settings.seeds import derived_seed
@@ -210,6 +211,16 @@ def test_an_id_never_changes() -> None:
     assert job_id(plain, "0" * 64, "float32") == "55f8fb8fafb1533b3c5882b56edfed1c"
     guided = replace(plain, guidance=3.5, cfg=3, negative="a dog", cache=CacheConfig(0.15, 0.15, 3, 1, 3))
     assert job_id(guided, "0" * 64, "float32") == "dcca73097e999a5176eea58cf2416188"
+
+
+def test_quantization_is_in_an_id_only_if_it_is_used() -> None:
+    plain = job_id(SETTINGS, "a", "float32")
+    assert job_id(SETTINGS, "a", "float32", LoadOptions(offload="model").changing) == plain
+    ids = {
+        job_id(SETTINGS, "a", "float32", LoadOptions(**options).changing)
+        for options in ({"quantize": "nf4"}, {"quantize": "int8"}, {"quantize_text": "int8"}, {})
+    }
+    assert len(ids) == 4 and plain in ids
 
 
 def test_a_whole_number_and_its_float_are_the_same_picture() -> None:

@@ -67,6 +67,21 @@ def test_what_a_profile_stood_in_for_is_recorded_and_older_pictures_lack_it(tmp_
             read_metadata(written(tmp_path, {**whole, "reference_steps": wrong}))
 
 
+def test_quantization_is_recorded_checked_and_compared(tmp_path: Path) -> None:
+    made = replace(MADE, changing={"quantize": "nf4"})
+    whole = describe(SETTINGS, made, seconds=1.5, summary=None)
+    assert whole["quantize"] == "nf4" and "quantize_text" not in whole
+    found = read_metadata(written(tmp_path, whole))
+    assert found.changing == {"quantize": "nf4"}
+    assert ("quantize", "nf4") in metadata_rows(whole)
+    assert "The picture was made with --quantize nf4, and this with none." in list(differences(found, MADE, SETTINGS))
+    assert not any("--quantize" in line for line in differences(found, made, SETTINGS))
+    assert read_metadata(written(tmp_path, described())).changing == {}
+    for wrong in ("nf5", 8, ["nf4"]):
+        with pytest.raises(MetadataError, match="quantize"):
+            read_metadata(written(tmp_path, {**whole, "quantize": wrong}))
+
+
 def test_the_origin_of_a_published_plan_is_recorded_and_checked(tmp_path: Path) -> None:
     chosen = replace(SETTINGS, published_plan="by them; published, not measured with h2gen")
     whole = describe(chosen, MADE, seconds=1.5, summary=None)
