@@ -79,6 +79,10 @@ def _goal(name: str, help: str, rule: Rule) -> Setting:
     return Setting(name, help, rule, SPEED, commands=("generate", "batch", "shell"), in_shell=True, is_setting=False)
 
 
+def _weights(name: str, help: str) -> Setting:
+    return Setting(name, help, Rule(str, choices=CHOICES, aliases=SYNONYMS), MODEL, default="none", lasting=True)
+
+
 def _behaviour(name: str, help: str, rule: Rule, section: str = OUTPUT, **more: Any) -> Setting:
     """A row that says how a command behaves."""
     return Setting(name, help, rule, section, **{"is_setting": False, **more})
@@ -300,22 +304,8 @@ TABLE = (
         default="auto",
         lasting=True,
     ),
-    Setting(
-        "quantize",
-        "Weights of the transformer: none, int8, fp8, nf4, fp4, int4, ...",
-        Rule(str, choices=CHOICES, aliases=SYNONYMS),
-        MODEL,
-        default="none",
-        lasting=True,
-    ),
-    Setting(
-        "quantize_text",
-        "Weights of the text encoders except CLIP, likewise.",
-        Rule(str, choices=CHOICES, aliases=SYNONYMS),
-        MODEL,
-        default="none",
-        lasting=True,
-    ),
+    _weights("quantize", "Weights of the transformer: none, int8, fp8, nf4, fp4, int4, ..."),
+    _weights("quantize_text", "Weights of the text encoders except CLIP, likewise."),
     Setting(
         "out",
         "A folder, or a .png, .jpg or .webp file.",
