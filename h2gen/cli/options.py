@@ -116,7 +116,7 @@ def _own(parameter: inspect.Parameter) -> inspect.Parameter:
 
 def _parameter(row: Setting, command: str, kind: Any, default: Any) -> inspect.Parameter:
     flag = f"{row.option}/--no-{row.option[2:]}" if row.switch else row.option
-    names = (flag,) if row.short is None else (flag, row.short)
+    names = tuple(each for each in (flag, row.also, row.short) if each)
     made = option(*names, help=row.helps.get(command, row.help), panel=row.section, metavar=row.metavar)
     if row.rule.kind is not bool:
         made.metavar = row.metavar or ("NAME" if row.rule.choices else _METAVARS.get(row.rule.kind, "TEXT"))

@@ -24,7 +24,7 @@ from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.peers import SCORED, TOLERANCE, EqualCost, Peer, Value, find_best, find_equal_cost
 from h2gen.evaluation.results import Case
 from h2gen.evaluation.rivals import steps_of_share, steps_within
-from h2gen.models.choices import SOLVERS
+from h2gen.models.choices import SOLVERS, TRIED_SOLVERS
 
 PAPER = CacheConfig(0.15, 0.22)
 """The paper's thresholds, which are scaled together to meet a budget."""
@@ -128,13 +128,13 @@ class BaselineSearch:
 
     def _within_budgets(self) -> Iterator[Method]:
         """Fewer steps within each budget, with each solver that works with the model."""
-        for solver, title in SOLVERS.items():
+        for solver in TRIED_SOLVERS:
             if solver != "own":
                 try:
                     self._maker.make(methods.solver(min(2, self._steps), self._steps, solver), 0)
                 except ModelError:
                     reason = "the model's own scheduler does not support flow matching"
-                    self.notices.append(f"{title} is left out: {reason}.")
+                    self.notices.append(f"{SOLVERS[solver]} is left out: {reason}.")
                     continue
             for budget in self._options.budgets:
                 for count in steps_within(budget, self._steps, solver, TOLERANCE):

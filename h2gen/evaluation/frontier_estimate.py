@@ -14,7 +14,7 @@ from h2gen.evaluation.number_format import duration, seconds
 from h2gen.evaluation.peers import SCORED, Peer
 from h2gen.evaluation.peers.equal_cost import MOST, TOLERANCE
 from h2gen.evaluation.rivals import steps_within
-from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.models.choices import TRIED_SOLVERS, evaluations
 from h2gen.settings.profiles import ProfileKey
 
 OWN = 3
@@ -91,7 +91,7 @@ def estimate(
     if "steps" in groups:
         counts = {
             (solver, count)
-            for solver in SOLVERS
+            for solver in TRIED_SOLVERS
             for budget in budgets
             for count in steps_within(budget, steps, solver, TOLERANCE)
         }

@@ -37,6 +37,7 @@ class Flux3(Family):
     limits: ClassVar[Mapping[str, Limits]] = {_BASE: Limits(10), _DISTILLED: Limits(10)}
     pads_text = False
     held_per_token = 25.0
+    shifts_by_size = False
     marks = ("early_stream_modulations.",)
     per_picture = frozenset({"hidden_states", "encoder_hidden_states", "temb_mod", "temb_mod_context"})
     unsplittable = ()
@@ -99,6 +100,7 @@ class Flux3(Family):
             "cfg": NO_GUIDANCE._replace(refused=True),
             "negative": NO_NEGATIVE,
             "solver": Unused("is distilled for its own solver; leave it out", refused=True),
+            "shift": Unused("is distilled for its own schedule; leave it out", refused=True),
         }
 
     def pipeline(self, transformer_config: Mapping[str, Any]) -> str:

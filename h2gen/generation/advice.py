@@ -79,7 +79,7 @@ def tuned_thresholds(settings: Settings, content_hash: Callable[[], str | None])
         None if no profile fits, or the one that does has no thresholds.
     """
     mode = "true" if settings.cfg > 1 else "plain"
-    key = ProfileKey("", "", settings.steps, settings.width, settings.height, mode)
+    key = ProfileKey("", "", settings.steps, settings.width, settings.height, mode, settings.shift)
     try:
         profile = ProfileSearch(key, lambda: content_hash() or "").exact()
     except (H2GenError, OSError):  # advice must not cost a finished picture

@@ -358,7 +358,8 @@ class Session:
             self._raise_if_interrupted()  # during text encoding: the pipeline resets its switch when it starts
             if observed:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
-            with solving(pipe, settings.solver), self.previewing(pipe, settings), cache as trace:
+            solver = solving(pipe, settings.solver, settings.shift, generators)
+            with solver, self.previewing(pipe, settings), cache as trace:
                 trace.reference = settings.reference
                 pixels = pipe(**arguments, generator=generators if len(generators) > 1 else generators[0]).images
             if not observed:

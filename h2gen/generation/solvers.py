@@ -1,4 +1,4 @@
-"""``--solver``: higher-order solvers (UniPC, Heun) in place of the pipeline's own, for fewer steps."""
+"""``--solver`` and ``--shift``: other solvers in place of the pipeline's own, and another schedule."""
 
 from __future__ import annotations
 
@@ -7,44 +7,59 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import FlowMatchHeunDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    UniPCMultistepScheduler,
+)
 
 from h2gen.errors import ModelError
 from h2gen.families import family_of
 from h2gen.models.choices import evaluations
+from h2gen.settings.shift import DYNAMIC, OWN
 from h2gen.settings.values import Settings
 
 
 @contextmanager
-def solving(pipe: Any, solver: str) -> Iterator[None]:
+def solving(
+    pipe: Any, solver: str, shift: str = OWN, generators: Sequence[torch.Generator] | None = None
+) -> Iterator[None]:
     """Replace a pipeline's solver inside the context. It keeps the sigmas of the pipeline's own scheduler.
 
     Args:
         pipe: a diffusers pipeline.
-        solver: one of ``SOLVERS``; ``own`` changes nothing. UniPC takes one forward pass per step, as Euler does;
-            Heun takes two, except in the last step.
+        solver: one of ``SOLVERS``; ``own`` changes nothing. All take one forward pass per step, as Euler does, except
+            Heun, which takes two but for the last step.
+        shift: of the sigmas, as ``Settings`` has it; ``own`` changes nothing.
+        generators: one per picture, for LCM, which adds new noise at each step.
 
     Raises:
-        ModelError: the pipeline's scheduler does not support flow matching, or the model returns no velocity to solve.
+        ModelError: the pipeline's scheduler does not support flow matching, the model returns no velocity to solve, or
+            its pipeline does not shift by size.
 
-    Sources: UniPC is Zhao et al., arXiv 2302.04867; Heun's method as in Karras et al., arXiv 2206.00364; both as
-    implemented in diffusers.
+    Sources: UniPC is Zhao et al., arXiv 2302.04867; Heun's method as in Karras et al., arXiv 2206.00364; DPM++ is Lu et
+    al., arXiv 2211.01095; LCM is Luo et al., arXiv 2310.04378; all as implemented in diffusers.
     """
     own = pipe.scheduler
-    if solver == "own":
+    if solver == "own" and shift == OWN:
         yield
         return
-    if family_of(pipe.transformer).mean_velocity(pipe.transformer.config):
+    option = f"--shift {shift}" if solver == "own" else f"--solver {solver}"
+    leave_out = f"leave out {option.split()[0]}"
+    family = family_of(pipe.transformer)
+    if family.mean_velocity(pipe.transformer.config):
         raise ModelError(
-            f"--solver {solver}: this model is distilled to jump from one time to the next, which only its own solver "
-            "does; leave out --solver."
+            f"{option}: this model is distilled to jump from one time to the next, which only its own solver does, on "
+            f"its own schedule; {leave_out}."
         )
     if not type(own).__name__.startswith("FlowMatch"):
         raise ModelError(
-            f"--solver {solver}: the model's scheduler, {type(own).__name__}, does not support flow matching; "
-            "leave out --solver."
+            f"{option}: the model's scheduler, {type(own).__name__}, does not support flow matching; {leave_out}."
         )
-    pipe.scheduler = _unipc(own) if solver == "unipc" else _Heun(own)
+    if shift == DYNAMIC and not family.shifts_by_size:
+        raise ModelError(f"--shift dynamic: {family.title} has one shift for all sizes; give a number.")
+    pipe.scheduler = _solver(solver, own if shift == OWN else _shifted(own, shift), generators)
     try:
         yield
     finally:
@@ -60,6 +75,20 @@ def strength_for(settings: Settings) -> float:
     if passes == settings.steps:
         return settings.strength
     return 1 - (skipped + 0.5) / passes if skipped else 1.0
+
+
+def _solver(name: str, own: Any, generators: Sequence[torch.Generator] | None) -> Any:
+    if name == "own":
+        return own
+    if name == "lcm":
+        return _LCM.drawing_from(own, generators)
+    return {"unipc": _unipc, "heun": _Heun, "dpm++": _DPM}[name](own)
+
+
+def _shifted(own: Any, shift: str) -> Any:
+    """The scheduler with another shift. Only one that is not dynamic has a shift as a number."""
+    changed = {"use_dynamic_shifting": True} if shift == DYNAMIC else {"use_dynamic_shifting": False}
+    return type(own).from_config(own.config, **changed, **({} if shift == DYNAMIC else {"shift": float(shift)}))
 
 
 def _unipc(own: Any) -> Any:
@@ -80,15 +109,58 @@ class _UniPC(UniPCMultistepScheduler):  # type: ignore[misc]
         return noisy
 
 
+class _DPM(DPMSolverMultistepScheduler):  # type: ignore[misc]
+    """diffusers' DPM++ 2M on the sigmas of another flow-matching scheduler; those of its own are whole timesteps."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__(
+            num_train_timesteps=own.config.get("num_train_timesteps", 1000), prediction_type="flow_prediction"
+        )
+        _take_shift(self, own)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        self._own.set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu)
+        self.sigmas, self.timesteps = self._own.sigmas.cpu(), self._own.timesteps
+        self.num_inference_steps = len(self.timesteps)
+        self.model_outputs, self.lower_order_nums = [None] * self.config.solver_order, 0
+        self._step_index = self._begin_index = None
+
+    def _sigma_to_alpha_sigma_t(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return 1 - sigma, sigma
+
+    def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        self._own._begin_index, self._own._step_index = self.begin_index, self.step_index
+        noisy: torch.Tensor = self._own.scale_noise(sample, timestep, noise)
+        return noisy
+
+
+class _LCM(FlowMatchLCMScheduler):  # type: ignore[misc]
+    """diffusers' LCM, with its noise from the seeds of the pictures: pipelines give it no generator."""
+
+    _generators: list[torch.Generator] | None = None
+
+    @classmethod
+    def drawing_from(cls, own: Any, generators: Sequence[torch.Generator] | None) -> Any:
+        made = cls.from_config(own.config)
+        made._generators = None if generators is None else [*generators]
+        return made
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        return super().step(*args, **{"generator": self._generators, **kwargs})
+
+
 class _Heun(FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
     """diffusers' Heun on the sigmas of another flow-matching scheduler: its own are not shifted by image size."""
 
     def __init__(self, own: Any) -> None:
         super().__init__(num_train_timesteps=own.config.get("num_train_timesteps", 1000))
-        for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"):
-            if own.config.get(name) is not None:  # a pipeline reads them here
-                self.register_to_config(**{name: own.config[name]})
-        self._own = type(own).from_config(own.config)
+        _take_shift(self, own)
 
     def set_timesteps(
         self,
@@ -105,3 +177,11 @@ class _Heun(FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
         self.timesteps = torch.cat([ends[:1], inner]).to(device) * self.config.num_train_timesteps
         self.prev_derivative = self.dt = None
         self._step_index = self._begin_index = None
+
+
+def _take_shift(scheduler: Any, own: Any) -> None:
+    """Let a scheduler compute its sigmas by another one, ``_own``, and a pipeline read from it how to shift them."""
+    for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"):
+        if own.config.get(name) is not None:
+            scheduler.register_to_config(**{name: own.config[name]})
+    scheduler._own = type(own).from_config(own.config)

@@ -38,8 +38,20 @@ SOLVERS = {
     "own": "the model's own",
     "unipc": "UniPC",
     "heun": "Heun",
+    "dpm++": "DPM++ 2M",
+    "lcm": "LCM",
 }
 """The solvers, each with its display name."""
+TRIED_SOLVERS = ("own", "unipc", "heun")
+"""The solvers that comparisons and tuning try."""
+OF_DIFFUSERS = {
+    "FlowMatchEulerDiscreteScheduler": "own",
+    "UniPCMultistepScheduler": "unipc",
+    "FlowMatchHeunDiscreteScheduler": "heun",
+    "DPMSolverMultistepScheduler": "dpm++",
+    "FlowMatchLCMScheduler": "lcm",
+}
+"""The solver that each scheduler of diffusers is."""
 
 
 def evaluations(steps: int, solver: str) -> int:

@@ -37,6 +37,7 @@ class Setting:
         short: its short option, such as ``-n``.
         metavar: what the help shows for its value, if the type does not say enough.
         flag: its long option, if it differs from the name.
+        also: another name of its long option.
         switch: the option has a ``--no-`` form too.
         typed: the type of the option, if it is not the rule's: ``--seed 1,5-8`` is text.
         helps: other help for some commands.
@@ -59,6 +60,7 @@ class Setting:
     short: str | None = None
     metavar: str | None = None
     flag: str = ""
+    also: str = ""
     switch: bool = False
     typed: type | None = None
     helps: Mapping[str, str] = field(default_factory=dict)

@@ -244,7 +244,13 @@ def profile_key_of(checkpoint: Checkpoint, settings: Settings, content_hash: str
     """The key of the profile for such a picture."""
     mode = "true" if settings.cfg > 1 else "plain"
     return ProfileKey(
-        model_name(checkpoint), content_hash, settings.steps, settings.width, settings.height, guidance_mode=mode
+        model_name(checkpoint),
+        content_hash,
+        settings.steps,
+        settings.width,
+        settings.height,
+        guidance_mode=mode,
+        shift=settings.shift,
     )
 
 

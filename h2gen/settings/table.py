@@ -8,7 +8,7 @@ from typing import Any
 
 from h2gen.cache.config import POLICIES, RULES, CacheConfig
 from h2gen.checks import Rule
-from h2gen.models.choices import DTYPES, OFFLOADS, SOLVERS
+from h2gen.models.choices import DTYPES, OF_DIFFUSERS, OFFLOADS, SOLVERS
 from h2gen.models.quantization import CHOICES, SYNONYMS
 from h2gen.settings.inputs import LORA, FileRule
 from h2gen.settings.pictures import PictureRule
@@ -27,6 +27,7 @@ from h2gen.settings.setting import (
 )
 from h2gen.settings.setting import MAKES as _MAKING
 from h2gen.settings.setting import MEASURES as _MEASURING
+from h2gen.settings.shift import ShiftRule
 from h2gen.settings.side_models import CONTROL, CONTROLNET, REDUX_MODEL
 
 __all__ = [
@@ -130,10 +131,21 @@ TABLE = (
     _picture("steps", "Denoising steps.", Rule(int, 1, MOST_STEPS), short="-s"),
     _picture(
         "solver",
-        "own (the model's: Euler), unipc, or heun (two passes per step).",
-        Rule(str, choices=tuple(SOLVERS), aliases={"euler": "own", "default": "own"}),
+        "own (Euler), unipc, heun (two passes per step), dpm++, lcm.",
+        Rule(str, choices=tuple(SOLVERS), aliases={"euler": "own", "default": "own", **OF_DIFFUSERS}),
         section=DETAILS,
         commands=_MAKING,
+        default="own",
+        later=True,
+        also="--scheduler",
+    ),
+    _picture(
+        "shift",
+        "Shift of the schedule, such as 3, or dynamic: by picture size.",
+        ShiftRule(str),
+        section=DETAILS,
+        commands=(*_MAKING, "compare"),
+        metavar="SHIFT",
         default="own",
         later=True,
     ),

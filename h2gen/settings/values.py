@@ -38,6 +38,7 @@ class Settings:
         max_sequence_length: prompt tokens that the model reads.
         cache: thresholds, guards and policies of H2-Cache.
         solver: one of ``SOLVERS``; ``own`` is the checkpoint's.
+        shift: of the schedule: a number as text, ``dynamic`` (by the picture's size), or ``own``, the checkpoint's.
         lora: LoRAs that the model is loaded with, with their scales.
         image: input pictures. If the first one has a strength, above 0 and up to 1, this picture starts from it, and
             only that share of the steps runs, the last ones. Pictures without a strength are references.
@@ -66,6 +67,7 @@ class Settings:
     max_sequence_length: int = 512
     cache: CacheConfig = field(default=OFF)
     solver: str = "own"
+    shift: str = "own"
     lora: tuple[InputFile, ...] = ()
     image: tuple[InputFile, ...] = ()
     mask: tuple[InputFile, ...] = ()
@@ -153,7 +155,8 @@ class Settings:
         return {**vars(self), **alone} == {**vars(other), **alone}
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object, with the cache's settings among the others; without settings of files that are empty."""
+        """One flat object, with the cache's settings among the others; without files and a shift that are not
+        given."""
         # Not by asdict, which copies deeply: a batch asks this of every job.
         flat = {**vars(self), **vars(self.cache)}
         for name in ("cache", *NOT_SETTINGS):
@@ -162,6 +165,8 @@ class Settings:
             flat[name] = [file.to_json() for file in flat[name]]
             if not flat[name]:
                 del flat[name]
+        if self.shift == BY_NAME["shift"].default:  # as in pictures that are older than the setting
+            del flat["shift"]
         return flat
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, fields
 
 import pytest
@@ -58,7 +59,7 @@ def test_every_command_has_the_options_of_its_rows_and_their_help_stands_on_one_
     lines = capsys.readouterr().out.splitlines()
     for row in TABLE:
         if command in row.commands:
-            place = next(n for n, line in enumerate(lines) if line.startswith("  -") and f"{row.option} " in line)
+            place = next(n for n, line in enumerate(lines) if re.match(rf"  (-\S+, )*{row.option}[ ,]", line))
             text = lines[place]
             own = command == "compare" and row.name in ("tau1", "tau2", "tolerance")
             assert own or row.helps.get(command, row.help) in text, text

@@ -12,7 +12,7 @@ from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.evaluation.fit_budget import TOLERANCES
 from h2gen.evaluation.options import CompareObserver
-from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.models.choices import TRIED_SOLVERS, evaluations
 from h2gen.settings.profiles import FEWEST_STEPS
 from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import SORTS
@@ -79,7 +79,7 @@ class TuneOptions:
     def images_per_prompt(self) -> int:
         """Images that the search makes of each prompt, at most: the uncached and recorded ones, and for each budget
         those of fewer steps, plans, tolerances and thresholds."""
-        return 1 + len(SOLVERS) + len(self.budgets) * self._per_budget
+        return 1 + len(TRIED_SOLVERS) + len(self.budgets) * self._per_budget
 
     @property
     def pictures(self) -> int:
@@ -89,14 +89,14 @@ class TuneOptions:
     @property
     def uncached_pictures(self) -> int:
         """How many uncached images take as long as all of them, at most."""
-        recorded = 1 + sum(evaluations(1000, solver) / 1000 for solver in SOLVERS)
+        recorded = 1 + sum(evaluations(1000, solver) / 1000 for solver in TRIED_SOLVERS)
         shares = sum(self.budgets)
         checked = 1 + shares * self._checked_per_budget
         return round(self.search * (recorded + shares * self._per_budget) + self.check * checked)
 
     @property
     def _per_budget(self) -> int:
-        return len(SOLVERS) + _PLANS + 2 * self.tries + 4 * TOLERANCES + self.threshold_tries
+        return len(TRIED_SOLVERS) + _PLANS + 2 * self.tries + 4 * TOLERANCES + self.threshold_tries
 
     @property
     def _checked_per_budget(self) -> int:

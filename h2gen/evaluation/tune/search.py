@@ -34,7 +34,7 @@ from h2gen.evaluation.tune.recording import RecordedRun, recording
 from h2gen.evaluation.tune.stage_changes import StageChanges, recording_changes
 from h2gen.evaluation.tune.threshold_search import ThresholdSearch
 from h2gen.generation.session import Session
-from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.models.choices import SOLVERS, TRIED_SOLVERS, evaluations
 from h2gen.settings.profiles import sort_of
 from h2gen.settings.table import SORTS
 from h2gen.settings.values import OFF, Settings
@@ -88,7 +88,7 @@ class TuneSearch:
         """The best methods for each budget, which should be measured on other prompts."""
         self._observer.began(f"Making {len(self._cases)} uncached pictures")
         self._references = [self._reference(case) for case in range(len(self._cases))]
-        planners = {solver: planner for solver in SOLVERS for planner in self._planners(solver)}
+        planners = {solver: planner for solver in TRIED_SOLVERS for planner in self._planners(solver)}
         found: dict[str, Method] = {}
         for budget in self._options.budgets:
             self._observer.began(f"Searching {budget:.0%} of the blocks")

@@ -83,7 +83,7 @@ def to_toml(profile: Profile) -> str:
         )
     whole = {
         "version": VERSION,
-        "situation": asdict(profile.key),
+        "situation": {name: getattr(profile.key, name) for name in _KEY_RULES},
         "measured": dict(profile.measured),
         "choices": choices,
     }

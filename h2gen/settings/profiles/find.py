@@ -59,6 +59,11 @@ class ProfileSearch:
 
     def missing(self, command: str, or_else: str) -> ProfileError:
         """The error for a key without a profile; arguments as in ``find_profile``."""
+        if self._wanted.shift != "own":
+            raise ProfileError(
+                f"Profiles are measured with the model's own shift, and --shift is {self._wanted.shift}; leave out "
+                f"--shift, or {or_else}."
+            )
         known = any(profile.key.model == self._wanted.model for profile in self._alike)
         reason = f"There is no profile for {self._wanted}"
         if known:
@@ -125,4 +130,6 @@ def _differences(have: ProfileKey, want: ProfileKey, real: str) -> str:
         found.append(f"{have.width}x{have.height}")
     if have.guidance_mode != want.guidance_mode:
         found.append("true guidance" if have.guidance_mode == "true" else "no true guidance")
+    if have.shift != want.shift:
+        found.append("the model's own shift")
     return ", ".join(found)

@@ -25,7 +25,7 @@ class ProfileKey:
     """What a profile applies to.
 
     ``content_hash`` is the checkpoint's, including its scheduler, or "" if it is not known yet. ``guidance_mode`` is
-    ``true`` (two passes per step) or ``plain``.
+    ``true`` (two passes per step) or ``plain``. ``shift`` is ``own`` in all profiles: the scheduler's.
     """
 
     model: str
@@ -34,10 +34,12 @@ class ProfileKey:
     width: int
     height: int
     guidance_mode: str
+    shift: str = "own"
 
     def __str__(self) -> str:
         guided = ", true guidance" if self.guidance_mode == "true" else ""
-        return f"{self.model!r} at {self.steps} steps, {self.width}x{self.height}{guided}"
+        shifted = "" if self.shift == "own" else f", shift {self.shift}"
+        return f"{self.model!r} at {self.steps} steps, {self.width}x{self.height}{guided}{shifted}"
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ def published_for(checkpoint: Checkpoint, key: ProfileKey, command: str) -> Publ
     Raises:
         ModelError: the configuration is needed, and cannot be downloaded.
     """
-    if key.guidance_mode == "true" or not is_relative(checkpoint):
+    if key.guidance_mode == "true" or key.shift != "own" or not is_relative(checkpoint):
         return None
     nearest = min({plan.steps for plan in shipped_plans()}, key=lambda steps: abs(math.log(steps / key.steps)))
     plans = [_fitted(plan, key.steps) for plan in shipped_plans() if plan.steps == nearest]
