@@ -22,6 +22,7 @@ from h2gen.batches.stop import Stop
 from h2gen.batches.truncated import Truncated
 from h2gen.errors import DeviceError, OutputError, RunError
 from h2gen.files import write_whole
+from h2gen.models.attention import check_attention
 from h2gen.models.catalogue import model_name
 from h2gen.models.content_hash import content_hash
 from h2gen.models.devices import choose_device, choose_dtype
@@ -72,6 +73,8 @@ class Batch:
         self.folder = folder
         self._devices = [choose_device(name) for name in devices or [jobs.request.load.device]]
         dtypes = {choose_dtype(jobs.request.load.dtype, device) for device in self._devices}
+        for device in self._devices:
+            check_attention(jobs.request.settings.attention, str(device), jobs.request.load.dtype)
         if len(dtypes) > 1:
             raise DeviceError("The devices compute in different dtypes, which gives different pictures; give --dtype.")
         self._dtype = str(dtypes.pop()).removeprefix("torch.")

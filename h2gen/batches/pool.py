@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from h2gen.batches.messages import Broken, Message, Model, Ready, Task
 from h2gen.batches.stop import Stop
@@ -146,6 +146,6 @@ def _cause(exitcode: int | None) -> str:
     return f"ended with status {exitcode}"
 
 
-def _with(model: Model, **changes: str) -> Model:
+def _with(model: Model, **changes: Any) -> Model:
     """The model, loaded with some options changed."""
     return replace(model, options=replace(model.options, **changes))

@@ -55,7 +55,7 @@ _QUANTIZED = "give a file that is already quantized: --model FILE.gguf --base de
 _STRENGTH = ("strength", "image-strength", "denoise", "denoising-strength")
 """Other programs' names for the strength of an input picture."""
 _NOT_YET = {
-    **dict.fromkeys(["ip-adapter", "compile", "torch-compile"], _PIPELINE),
+    **dict.fromkeys(["ip-adapter"], _PIPELINE),
     **dict.fromkeys(
         [
             "fp8",

@@ -42,7 +42,7 @@ from h2gen.settings.values import Settings
 ROUNDS = 3
 """How often further numbers of steps are measured, at most."""
 _T = TypeVar("_T")
-_SHARED = ("width", "height", "steps", "guidance", "cfg", "negative", "max_sequence_length")
+_SHARED = ("width", "height", "steps", "guidance", "cfg", "negative", "max_sequence_length", "shift", "attention")
 
 Choose = Callable[[Sequence[MethodResult], Sequence[MetricInfo]], str]
 """Returns the name of the method that is shown first."""
@@ -241,8 +241,9 @@ class ComparisonRun:
                 "content_hash": content_hash,
                 "device": made_with.device,
                 "dtype": made_with.dtype,
+                **({"compile": "yes"} if made_with.compiled else {}),
             },
-            settings={name: settings[name] for name in _SHARED},
+            settings={name: settings[name] for name in _SHARED if name in settings},
             metrics=self._metrics.infos,
             cases=self._cases[:finished],
             methods=tuple(results),

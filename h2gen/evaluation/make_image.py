@@ -17,6 +17,7 @@ from h2gen.evaluation.results import Case
 from h2gen.generation.relief import with_relief
 from h2gen.generation.result import Result
 from h2gen.generation.session import Session, open_session
+from h2gen.models.attention import check_attention
 from h2gen.models.content_hash import Identity
 from h2gen.models.translate_errors import translated
 from h2gen.settings.resolve import Request
@@ -32,6 +33,7 @@ def load_model(request: Request) -> tuple[Session, str]:
     Raises:
         H2GenError: the model cannot be loaded or read.
     """
+    check_attention(request.settings.attention, request.load.device, request.load.dtype)
     identity = Identity(request.checkpoint)  # reads in a thread of its own
     work = work_of(request.settings, request.checkpoint)
     # Offloading is part of what the times were measured with.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from h2gen.arguments import names_checked
 from h2gen.generation.session import Session, open_session
 from h2gen.models import resolve
-from h2gen.models.load_options import LoadOptions
+from h2gen.models.load_options import LoadOptions, check_together
 from h2gen.settings.synonyms import meant_or_close
 
 
@@ -24,6 +24,7 @@ def load(
     memory: str = "auto",
     quantize: str = "none",
     quantize_text: str = "none",
+    compile: bool = False,
 ) -> Session:
     """Load a model by alias, hub id, folder or file.
 
@@ -41,16 +42,18 @@ def load(
             everything without asking.
         quantize: how the transformer's weights are stored: ``int8``, ``fp8``, ``nf4``, ...; see docs/quantize.md.
         quantize_text: likewise those of the text encoders, except CLIP's.
+        compile: compile the transformer's blocks when they first run, which takes up to minutes.
 
     Raises:
         ArgumentError: there is no such argument.
         ModelError: the checkpoint is unknown, missing, gated, damaged or not supported.
-        SettingError: ``memory`` is not a size.
-        DeviceError: the device does not exist, or does not support the dtype, offloading or quantization.
+        SettingError: ``memory`` is not a size, or the options do not go together.
+        DeviceError: the device does not exist, or does not support the dtype, offloading, quantization or compiling.
         OutOfMemory: memory does not suffice for loading it.
 
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
     >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
     """
-    options = LoadOptions(device, dtype, offload, memory, quantize, quantize_text)
+    options = LoadOptions(device, dtype, offload, memory, quantize, quantize_text, compile)
+    check_together(options)
     return open_session(resolve(model, base, vae, text_encoder), options)

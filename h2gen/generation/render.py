@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from h2gen.errors import PromptWarning, RunError, SettingError, Stopped
 from h2gen.generation.preview_options import PreviewOptions, open_previews
 from h2gen.generation.relief import Relief, with_relief
+from h2gen.models.attention_names import DEFAULT as DEFAULT_ATTENTION
 
 if TYPE_CHECKING:
     from h2gen.cache.trace import StepRecord
@@ -193,12 +194,20 @@ def open_renderer(request: Request, options: RenderOptions, observer: RenderObse
         from h2gen.generation.session import open_session
         from h2gen.settings.workload import work_of
 
+        _check_attention(request)
         work = work_of(request.settings, request.checkpoint, options.batch_size)
         session = open_session(request.checkpoint, request.load, work, observer.notice)
     renderer = Renderer(session, options, observer)
     renderer.check_options(request)
     observer.loaded(renderer)
     return renderer
+
+
+def _check_attention(request: Request) -> None:
+    if request.settings.attention != DEFAULT_ATTENTION:
+        from h2gen.models.attention import check_attention
+
+        check_attention(request.settings.attention, request.load.device, request.load.dtype)
 
 
 class Renderer:
@@ -223,6 +232,7 @@ class Renderer:
             "device": str(session.device),
             "dtype": str(session.dtype).removeprefix("torch."),
             **session.options.changing,
+            **({"compile": True} if session.options.compile else {}),
         }
         """What pictures are made with, as trace files record it."""
         self.saved = 0

@@ -18,6 +18,7 @@ import torch
 from h2gen.cache import StepRecord, Trace, h2_cache
 from h2gen.errors import BadPicture, OutOfMemory, RunError, SettingError
 from h2gen.generation.arguments import SAVING, CacheChoice, choose, saving_of
+from h2gen.generation.kernels import kernels
 from h2gen.generation.preview_options import watched
 from h2gen.generation.progress import progress_bar
 from h2gen.generation.relief import advice, free_memory, let_go, load_or_advise
@@ -359,7 +360,8 @@ class Session:
             if observed:
                 arguments["callback_on_step_end"] = self._stop_if_interrupted
             solver = solving(pipe, settings.solver, settings.shift, generators)
-            with solver, self.previewing(pipe, settings), cache as trace:
+            run_with = kernels(pipe.transformer, settings, self.options)
+            with solver, run_with, self.previewing(pipe, settings), cache as trace:
                 trace.reference = settings.reference
                 pixels = pipe(**arguments, generator=generators if len(generators) > 1 else generators[0]).images
             if not observed:
@@ -371,7 +373,7 @@ class Session:
         """Around work on the device: running out of memory is reported, unless an interrupt came first."""
         pipe = self.pipe
         try:
-            self._adapters.use(pipe, settings.lora, self.offload)
+            self._adapters.use(pipe, settings.lora, self.offload, swap=self.options.compile)
             yield
         except Exception as error:
             if not is_out_of_memory(error):

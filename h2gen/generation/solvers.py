@@ -86,9 +86,10 @@ def _solver(name: str, own: Any, generators: Sequence[torch.Generator] | None) -
 
 
 def _shifted(own: Any, shift: str) -> Any:
-    """The scheduler with another shift. Only one that is not dynamic has a shift as a number."""
-    changed = {"use_dynamic_shifting": True} if shift == DYNAMIC else {"use_dynamic_shifting": False}
-    return type(own).from_config(own.config, **changed, **({} if shift == DYNAMIC else {"shift": float(shift)}))
+    """The scheduler with another shift."""
+    dynamic = shift == DYNAMIC
+    changed = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": float(shift)})}
+    return type(own).from_config(own.config, **changed)
 
 
 def _unipc(own: Any) -> Any:

@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,6 +68,8 @@ class Adapters:
         """By hash, in the order of use: whether it has layers in a text encoder."""
         self._control: str | None = None
         """The hash of the loaded Control LoRA."""
+        self._names: dict[str, str] = {}
+        """By hash: the name in peft of those that are loaded."""
         self._active: tuple[tuple[str, float], ...] | None = ()
         """Hashes and scales; None after an error, when nothing is known about the model."""
 
@@ -75,7 +78,7 @@ class Adapters:
         """The hashes and scales of the active LoRAs that change how text is encoded."""
         return tuple(each for each in self._active or () if self._loaded[each[0]])
 
-    def use(self, pipe: Any, loras: Sequence[Lora], offload: str = "none") -> None:
+    def use(self, pipe: Any, loras: Sequence[Lora], offload: str = "none", *, swap: bool = False) -> None:
         """Let the model compute with these LoRAs, and no others.
 
         What is loaded already is only switched on. A model that was loaded again gets its LoRAs again.
@@ -84,6 +87,8 @@ class Adapters:
             pipe: the loaded pipeline.
             loras: in any order.
             offload: the mode in use, never "auto".
+            swap: delete those that are not in use at once, and load others in their places, with scales as tensors. A
+                compiled model then needs no other graph for LoRAs of the same layers and rank.
 
         Raises:
             ModelError: one does not fit the model, or only partly.
@@ -91,6 +96,7 @@ class Adapters:
         if self._transformer is None or self._transformer() is not pipe.transformer:
             self._transformer, self._active = weakref.ref(pipe.transformer), ()
             self._loaded.clear()
+            self._names.clear()
             self._control = None
         # The scales of a LoRA that is given twice add up.
         scales: dict[str, float] = {}
@@ -99,24 +105,42 @@ class Adapters:
         if tuple(scales.items()) == self._active:
             return
         self._active = None
-        self._widen(pipe, loras, offload)
+        self._widen(pipe, loras, offload, swap)
+        if swap and scales:
+            self._delete(pipe, scales, most=0)
         for lora in loras:
             if lora.sha256 not in self._loaded:
-                self._loaded[lora.sha256] = _load(pipe, lora, offload)
+                self._add(pipe, lora, offload, swap)
             self._loaded.move_to_end(lora.sha256)
+        self._delete(pipe, scales, self._most)
         with quiet():
-            unused = [each for each in self._loaded if each not in scales]
-            for each in unused[: max(0, len(self._loaded) - self._most)]:
-                pipe.delete_adapters(_adapter(each))
-                del self._loaded[each]
             if scales:
                 pipe.enable_lora()
-                pipe.set_adapters([_adapter(each) for each in scales], [*scales.values()])
+                pipe.set_adapters([self._names[each] for each in scales], [*scales.values()])
             elif self._loaded:
                 pipe.disable_lora()
+        if swap and scales:
+            from h2gen.models.compiling import scales_as_tensors
+
+            scales_as_tensors(pipe.transformer)
         self._active = tuple(scales.items())
 
-    def _widen(self, pipe: Any, loras: Sequence[Lora], offload: str) -> None:
+    def _add(self, pipe: Any, lora: Lora, offload: str, swap: bool) -> None:
+        """Load a LoRA: by a name of its own, or, to swap it for another one, by the first that is free."""
+        free = (name for name in map("h2gen_{}".format, count()) if name not in self._names.values())
+        name = next(free) if swap else _adapter(lora.sha256)
+        self._loaded[lora.sha256] = _load(pipe, lora, name, offload)
+        self._names[lora.sha256] = name
+
+    def _delete(self, pipe: Any, used: Mapping[str, float], most: int) -> None:
+        """Delete LoRAs that are not used until at most so many are loaded."""
+        unused = [each for each in self._loaded if each not in used]
+        with quiet():
+            for each in unused[: max(0, len(self._loaded) - most)]:
+                pipe.delete_adapters(self._names.pop(each))
+                del self._loaded[each]
+
+    def _widen(self, pipe: Any, loras: Sequence[Lora], offload: str, swap: bool) -> None:
         """Load a Control LoRA before the others, since it exchanges layers of the model; or put those layers back."""
         control = next((lora for lora in loras if lora.sha256 == self._control), None) or next(
             (lora for lora in loras if lora.sha256 not in self._loaded and is_control_lora(lora.opened())), None
@@ -125,9 +149,10 @@ class Adapters:
             return
         _restore(pipe)
         self._loaded.clear()
+        self._names.clear()
         self._control = None
         if control is not None:
-            self._loaded[control.sha256] = _load(pipe, control, offload)
+            self._add(pipe, control, offload, swap)
             self._control = control.sha256
 
 
@@ -150,8 +175,8 @@ def _adapter(sha256: str) -> str:
     return f"h2gen_{sha256[:16]}"
 
 
-def _load(pipe: Any, lora: Lora, offload: str) -> bool:
-    """Load all of a LoRA or nothing. Returns whether it has layers in a text encoder."""
+def _load(pipe: Any, lora: Lora, name: str, offload: str) -> bool:
+    """Load all of a LoRA or nothing, by a name. Returns whether it has layers in a text encoder."""
     path = lora.opened()
     facts = describe_lora(path)
     if file_hash(path) != lora.sha256:
@@ -178,7 +203,6 @@ def _load(pipe: Any, lora: Lora, offload: str) -> bool:
         misfits = [*dropped, *_misfits(pipe, converted, control=facts.control)]
         if misfits:
             _refuse(called, str(facts), title, misfits, len(converted) + len(dropped))
-        name = _adapter(lora.sha256)
         before = _layers(pipe, name)
         try:
             # From the file if diffusers reads its names: only the file has PEFT's configuration.

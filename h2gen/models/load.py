@@ -71,15 +71,26 @@ def load_placed(
     quantizer = Quantizer(options, where, precision)
     if where.type == "cpu":
         check_host_memory(checkpoint, options, precision, work, say)
+    compiled = options.compile and options.offload != "sequential"
+    if compiled:
+        from h2gen.models.compiling import check_compile, compile_blocks, run_eagerly
+
+        check_compile(where)
     with translated(checkpoint):
         if checkpoint.kind == "bundled":
             check_bundled(checkpoint)
         pipe = _assemble(checkpoint, precision, quantizer)
     pipe.set_progress_bar_config(disable=True)
+    if compiled:
+        compile_blocks(pipe.transformer)
     offload = place(pipe, options, where, replace(work, value=precision.itemsize), say)
     quantizer.check_offload(offload)
+    if compiled and offload == "sequential":
+        run_eagerly(pipe.transformer)
+        compiled = False
+        say("The blocks are not compiled: sequential offloading fetches each layer.")
     used = {"device": str(where), "dtype": str(precision).removeprefix("torch."), "offload": offload}
-    return pipe, replace(options, **used, **quantizer.names)
+    return pipe, replace(options, **used, **quantizer.names, compile=compiled)
 
 
 def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from h2gen.errors import SettingError
+
 
 @dataclass(frozen=True)
 class LoadOptions:
@@ -18,6 +20,7 @@ class LoadOptions:
             everything onto the device.
         quantize: the transformer's weights: ``none`` or a name of ``QUANTIZATIONS``.
         quantize_text: likewise those of the text encoders, except CLIP's, which are few.
+        compile: compile the transformer's blocks; without effect with ``sequential`` offloading.
     """
 
     device: str = "auto"
@@ -26,6 +29,7 @@ class LoadOptions:
     memory: str = "auto"
     quantize: str = "none"
     quantize_text: str = "none"
+    compile: bool = False
 
     @property
     def changing(self) -> Mapping[str, str]:
@@ -39,3 +43,16 @@ LOAD_OPTIONS = tuple(each.name for each in fields(LoadOptions))
 """Their names, which are those of their rows in the table of settings."""
 CHANGING = ("quantize", "quantize_text")
 """Those that change the pixels, besides the dtype."""
+
+
+def check_together(options: LoadOptions) -> None:
+    """Check that what a user gives goes together.
+
+    Raises:
+        SettingError: it does not.
+    """
+    if options.compile and options.offload == "sequential":
+        raise SettingError(
+            "--compile has no effect with --offload sequential, which fetches each layer; use --offload group, or "
+            "leave out --compile."
+        )

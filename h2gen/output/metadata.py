@@ -53,6 +53,7 @@ class Origin:
     base: str | None = None
     parts: tuple[str, ...] = ()
     changing: Mapping[str, str] = field(default_factory=dict)
+    compiled: bool = False
 
 
 def describe(
@@ -101,6 +102,7 @@ def describe(
         "dtype": source.dtype,
         "offload": source.offload,
         **source.changing,
+        **({"compile": True} if source.compiled else {}),
         "versions": versions(),
         "made": (made or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
@@ -129,6 +131,7 @@ def origin(session: Session, content_hash: str | None = None) -> Origin:
         base=None if base is None else model_name(base),
         parts=tuple(part.path.name for part in session.checkpoint.parts),
         changing=session.options.changing,
+        compiled=session.options.compile,
     )
 
 

@@ -11,6 +11,10 @@ from h2gen.settings.profiles import FEWEST_STEPS
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import Settings
 
+COMPILE_NOTICE = (
+    "Compiling the transformer's blocks: the first steps take longer, and so do the first ones at another size."
+)
+"""What ``--compile`` costs, before it begins."""
 _RECORDS = ("profile", "picture", "trace")
 """Sources that hold settings as they were measured or used, not as somebody has just chosen them."""
 

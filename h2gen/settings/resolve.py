@@ -11,15 +11,16 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies import switched_off
 from h2gen.checks import Rule
 from h2gen.errors import SettingError
+from h2gen.models.attention_names import check_package
 from h2gen.models.catalogue import Checkpoint, needs_base, resolve
 from h2gen.models.choices import memory_limit, split_device
-from h2gen.models.load_options import LOAD_OPTIONS, LoadOptions
+from h2gen.models.load_options import LOAD_OPTIONS, LoadOptions, check_together
 from h2gen.settings import presets
 from h2gen.settings.controls import check_controls, with_redux_model
 from h2gen.settings.editing import inputs_of
 from h2gen.settings.layers import Layers, Resolved, merge
 from h2gen.settings.model_options import check_options
-from h2gen.settings.notices import notices_about
+from h2gen.settings.notices import COMPILE_NOTICE, notices_about
 from h2gen.settings.remarks import remarks_on
 from h2gen.settings.seeds import random_seed
 from h2gen.settings.sizes import parse_size
@@ -102,6 +103,11 @@ def request_from(prompt: str, layers: Layers) -> Request:
     remarks = list(remarks_on(prompt, settings, checkpoint))
     notices += [remark.text for remark in remarks]
     values = {name: setting.value for name, setting in resolved.items()}
+    load = LoadOptions(**{name: BY_NAME[name].check(values[name]) for name in LOAD_OPTIONS})
+    check_together(load)
+    check_package(settings.attention)
+    if load.compile:
+        notices.append(COMPILE_NOTICE)
     return Request(
         checkpoint=checkpoint,
         settings=settings,
@@ -109,7 +115,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
         resolved=resolved,
         notices=tuple(notices),
         ignored=tuple(remark.text for remark in remarks if remark.ignored),
-        load=LoadOptions(**{name: BY_NAME[name].check(values[name]) for name in LOAD_OPTIONS}),
+        load=load,
         out=values["out"],
     )
 

@@ -61,6 +61,8 @@ _FOREIGN = {
     "memory": "max_memory gpu_memory memory_limit vram vram_limit max_vram",
     "quantize": "quantization quantization_config quant load_in_4bit load_in_8bit weights_dtype fp8 nf4 int8 int4",
     "quantize_text": "quantize_text_encoder quantize_text_encoders quantize_t5 t5_quantize quantize_encoder",
+    "attention": "attention_backend attn attn_backend attn_mode attention_type sdp sdpa xformers flash_attention",
+    "compile": "torch_compile compiled compile_transformer compile_blocks",
     "out": "output output_dir output_path output_folder output_file output_directory out_dir out_path "
     "outfile outputs outpath_samples save_path save_dir save_to destination dest folder dir directory",
     "format": "output_format image_format file_format file_type extension ext samples_format",

@@ -8,7 +8,7 @@ from typing import Any
 
 from h2gen.cache.config import POLICIES, RULES, CacheConfig
 from h2gen.checks import Rule
-from h2gen.models.choices import DTYPES, OF_DIFFUSERS, OFFLOADS, SOLVERS
+from h2gen.models.choices import DTYPES, OFFLOADS
 from h2gen.models.quantization import CHOICES, SYNONYMS
 from h2gen.settings.inputs import LORA, FileRule
 from h2gen.settings.pictures import PictureRule
@@ -27,8 +27,8 @@ from h2gen.settings.setting import (
 )
 from h2gen.settings.setting import MAKES as _MAKING
 from h2gen.settings.setting import MEASURES as _MEASURING
-from h2gen.settings.shift import ShiftRule
 from h2gen.settings.side_models import CONTROL, CONTROLNET, REDUX_MODEL
+from h2gen.settings.solver_rows import ATTENTION, COMPILE, SHIFT, SOLVER
 
 __all__ = [
     "BATCH", "BY_NAME", "CACHE", "DETAILS", "FORMATS", "LARGEST_SIDE", "LONGEST_PROMPT", "MEASURING", "MODEL",
@@ -129,26 +129,8 @@ TABLE = (
     Setting("width", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
     Setting("height", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
     _picture("steps", "Denoising steps.", Rule(int, 1, MOST_STEPS), short="-s"),
-    _picture(
-        "solver",
-        "own (Euler), unipc, heun (two passes per step), dpm++, lcm.",
-        Rule(str, choices=tuple(SOLVERS), aliases={"euler": "own", "default": "own", **OF_DIFFUSERS}),
-        section=DETAILS,
-        commands=_MAKING,
-        default="own",
-        later=True,
-        also="--scheduler",
-    ),
-    _picture(
-        "shift",
-        "Shift of the schedule, such as 3, or dynamic: by picture size.",
-        ShiftRule(str),
-        section=DETAILS,
-        commands=(*_MAKING, "compare"),
-        metavar="SHIFT",
-        default="own",
-        later=True,
-    ),
+    SOLVER,
+    SHIFT,
     _picture("guidance", "Distilled guidance scale.", _scale, section=DETAILS),
     _picture("cfg", "True guidance scale, two passes per step; 1 is off.", _scale, section=DETAILS),
     _picture(
@@ -292,12 +274,7 @@ TABLE = (
         "device", "auto, cpu, cuda, cuda:1, mps, xpu.", Rule(str), MODEL, metavar="NAME", default="auto", lasting=True
     ),
     Setting(
-        "dtype",
-        "auto, bf16, fp16, fp32.",
-        Rule(str, choices=("auto", *DTYPES)),
-        MODEL,
-        default="auto",
-        lasting=True,
+        "dtype", "auto, bf16, fp16, fp32.", Rule(str, choices=("auto", *DTYPES)), MODEL, default="auto", lasting=True
     ),
     Setting(
         "offload",
@@ -316,6 +293,8 @@ TABLE = (
         default="auto",
         lasting=True,
     ),
+    ATTENTION,
+    COMPILE,
     _weights("quantize", "Weights of the transformer: none, int8, fp8, nf4, fp4, int4, ..."),
     _weights("quantize_text", "Weights of the text encoders except CLIP, likewise."),
     Setting(

@@ -11,6 +11,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies.plan import end_of_plan, parts_in, steps_in
 from h2gen.checks import Rule
 from h2gen.errors import SettingError
+from h2gen.models.attention_names import DEFAULT
 from h2gen.models.choices import SOLVERS, evaluations, steps_run
 from h2gen.settings.inputs import InputFile
 from h2gen.settings.synonyms import meant_or_close
@@ -39,6 +40,7 @@ class Settings:
         cache: thresholds, guards and policies of H2-Cache.
         solver: one of ``SOLVERS``; ``own`` is the checkpoint's.
         shift: of the schedule: a number as text, ``dynamic`` (by the picture's size), or ``own``, the checkpoint's.
+        attention: diffusers' name of the attention backend; ``default`` is the one that diffusers chooses.
         lora: LoRAs that the model is loaded with, with their scales.
         image: input pictures. If the first one has a strength, above 0 and up to 1, this picture starts from it, and
             only that share of the steps runs, the last ones. Pictures without a strength are references.
@@ -68,6 +70,7 @@ class Settings:
     cache: CacheConfig = field(default=OFF)
     solver: str = "own"
     shift: str = "own"
+    attention: str = DEFAULT
     lora: tuple[InputFile, ...] = ()
     image: tuple[InputFile, ...] = ()
     mask: tuple[InputFile, ...] = ()
@@ -155,8 +158,8 @@ class Settings:
         return {**vars(self), **alone} == {**vars(other), **alone}
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object, with the cache's settings among the others; without files and a shift that are not
-        given."""
+        """One flat object, with the cache's settings among the others; without files, a shift and an attention
+        that are not given."""
         # Not by asdict, which copies deeply: a batch asks this of every job.
         flat = {**vars(self), **vars(self.cache)}
         for name in ("cache", *NOT_SETTINGS):
@@ -165,8 +168,9 @@ class Settings:
             flat[name] = [file.to_json() for file in flat[name]]
             if not flat[name]:
                 del flat[name]
-        if self.shift == BY_NAME["shift"].default:  # as in pictures that are older than the setting
-            del flat["shift"]
+        for name in ("shift", "attention"):
+            if flat[name] == BY_NAME[name].default:  # as in pictures that are older than the setting
+                del flat[name]
         return flat
 
 

@@ -208,7 +208,7 @@ def test_a_loaded_model_says_what_it_cannot_do() -> None:
         session_of("FluxFillPipeline").run(replace(settings_of("fill"), image=(), mask=()))
 
 
-@pytest.mark.parametrize("solver", ["unipc", "heun"])
+@pytest.mark.parametrize("solver", ["unipc", "heun", "dpm++"])
 @pytest.mark.parametrize("case", ["img2img", "inpaint"])
 def test_other_solvers_begin_in_the_midst_too(case: str, solver: str) -> None:
     settings = settings_of(case, solver=solver, steps=6)

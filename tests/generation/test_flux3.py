@@ -109,9 +109,11 @@ def test_the_distilled_model_says_that_forecasts_have_no_effect(sessions: Any) -
         session.generate("a cat", cfg=3, cache=None, **FAST)
     with pytest.raises(SettingError, match=r"solver is 'heun'.*is distilled for its own solver"):
         session.generate("a cat", solver="heun", cache=None, **FAST)
+    with pytest.raises(SettingError, match=r"shift is '3'.*is distilled for its own schedule"):
+        session.generate("a cat", shift=3, cache=None, **FAST)
 
 
-@pytest.mark.parametrize("solver", ["heun", "unipc"])
+@pytest.mark.parametrize("solver", ["heun", "unipc", "dpm++"])
 def test_the_base_model_takes_other_solvers(sessions: Any, solver: str) -> None:
     made = sessions[False].generate("a cat", solver=solver, cache=NEVER, **FAST)
     assert not np.array_equal(pixels(made), plain(False))

@@ -45,7 +45,7 @@ def build_profile(
     measured = {
         "pictures": len(comparison.cases),
         "device": comparison.model["device"],
-        "dtype": comparison.model["dtype"],
+        **{name: comparison.model[name] for name in ("dtype", "compile") if name in comparison.model},
         "guidance": comparison.settings["guidance"],
         "cfg": comparison.settings["cfg"],
         "seconds_uncached": round(comparison.reference.seconds.median, 4),

@@ -194,6 +194,7 @@ def _header(key: ProfileKey, session: Session, settings: Settings) -> dict[str, 
         "model": key.content_hash,
         "device": made_with.device,
         "dtype": made_with.dtype,
+        **({"compile": True} if made_with.compiled else {}),
         **shared,
     }
 

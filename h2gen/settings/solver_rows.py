@@ -1,0 +1,58 @@
+"""Rows of the table: how the steps are taken, and what their blocks run with."""
+
+from __future__ import annotations
+
+from h2gen.checks import Rule
+from h2gen.models.attention_names import ATTENTIONS, DEFAULT
+from h2gen.models.choices import OF_DIFFUSERS, SOLVERS
+from h2gen.settings.setting import DETAILS, MAKES, MODEL, Setting
+from h2gen.settings.shift import ShiftRule
+
+SOLVER = Setting(
+    "solver",
+    "own (Euler), unipc, heun (two passes per step), dpm++, lcm.",
+    Rule(str, choices=tuple(SOLVERS), aliases={"euler": "own", "default": "own", **OF_DIFFUSERS}),
+    DETAILS,
+    commands=MAKES,
+    default="own",
+    lasting=True,
+    per_prompt=True,
+    in_shell=True,
+    in_picture=True,
+    later=True,
+    also="--scheduler",
+)
+SHIFT = Setting(
+    "shift",
+    "Shift of the schedule, such as 3, or dynamic: by picture size.",
+    ShiftRule(str),
+    DETAILS,
+    commands=(*MAKES, "compare"),
+    metavar="SHIFT",
+    default="own",
+    lasting=True,
+    per_prompt=True,
+    in_shell=True,
+    in_picture=True,
+    later=True,
+)
+ATTENTION = Setting(
+    "attention",
+    "Attention by diffusers' name: native, flash, sage, xformers, ...",
+    Rule(str, choices=ATTENTIONS, aliases={"sdpa": "native", "auto": DEFAULT}),
+    MODEL,
+    commands=(*MAKES, "compare"),
+    default=DEFAULT,
+    lasting=True,
+    in_picture=True,
+    later=True,
+)
+COMPILE = Setting(
+    "compile",
+    "Compile the transformer's blocks: a slow start, then faster steps.",
+    Rule(bool),
+    MODEL,
+    switch=True,
+    default=False,
+    lasting=True,
+)
