@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -24,13 +22,15 @@ from h2gen.cache import CacheConfig, h2_cache
 from h2gen.cache.stages import stages_of
 from h2gen.errors import SettingError
 from h2gen.evaluation.bench import Subject, find_subject, wait
+from h2gen.models.compiling import check_compile, compile_blocks
+from h2gen.models.load_options import LoadOptions
+from h2gen.models.quantization import QUANTIZATIONS
+from h2gen.models.quantize import Quantizer, quantize
 from h2gen.wording import did_you_mean
 
 CACHES = ("off", "plan", "checks")
 """The cache in a full step: taken off again; on, with a plan that computes every step; on, with both checks."""
-QUANTIZATIONS = ("int8", "int8-dynamic")
 PARTS = (*CACHES, "compile", *QUANTIZATIONS)
-BACKEND = "inductor"
 _WARM = 2
 """Steps of each way that are not counted."""
 
@@ -105,13 +105,18 @@ def bench_ways(model: str, ways: str, rounds: int, **given: Any) -> WaysReport:
 
     Raises:
         SettingError: a way or a number cannot be used.
+        DeviceError: a package or a compiler is missing, or the device does not compute in one of the ways.
         ModelError: the model cannot be loaded.
     """
     parsed = parse_ways(ways)
-    for name in {part for parts in parsed for part in parts if part in QUANTIZATIONS}:
-        if find_spec("torchao") is None:
-            raise SettingError(f"{name} needs torchao, which is not installed; run: pip install torchao.")
-    return compare_ways(find_subject(model, **given), parsed, rounds)
+    subject = find_subject(model, **given)
+    transformer = cast(Any, subject.transformer)
+    for part in {part for parts in parsed for part in parts}:
+        if part in QUANTIZATIONS:
+            Quantizer(LoadOptions(quantize=part), transformer.device, transformer.dtype)
+        elif part == "compile":
+            check_compile(transformer.device)
+    return compare_ways(subject, parsed, rounds)
 
 
 @torch.no_grad()
@@ -216,11 +221,13 @@ def _twin(transformer: nn.Module) -> nn.Module:
 def _made(transformer: nn.Module, parts: Sequence[str], steps: int, stack: ExitStack) -> nn.Module:
     """The transformer in one way. A cache stays on until the stack is closed, or, with ``off``, was on before."""
     model = _twin(transformer)
+    device = cast(Any, model).device
     for part in reversed(parts):  # quantized, then compiled, then cached
         if part in QUANTIZATIONS:
-            _quantize(model, part)
+            quantize(model, QUANTIZATIONS[part], device, blocks=True)
+            model.to(device)
         elif part == "compile":
-            cast(Any, model).compile_repeated_blocks(fullgraph=True, backend=BACKEND)
+            compile_blocks(model)
         else:
             with ExitStack() as own:
                 own.enter_context(h2_cache(model, _CONFIGS[part](steps)))
@@ -234,11 +241,3 @@ _CONFIGS: Mapping[str, Callable[[int], CacheConfig]] = {
     "plan": lambda steps: CacheConfig(plan="F" * steps, forecast=1),
     "checks": lambda steps: CacheConfig(tau1=1e-30, tau2=1e-30),
 }
-
-
-def _quantize(transformer: nn.Module, name: str) -> None:
-    """Quantize the linear layers of the blocks."""
-    ao: Any = import_module("torchao.quantization")
-    config: Any = ao.Int8WeightOnlyConfig if name == "int8" else ao.Int8DynamicActivationInt8WeightConfig
-    blocks = nn.ModuleList(block for stage in stages_of(transformer) for block in stage.blocks)
-    ao.quantize_(blocks, config(set_inductor_config=False))

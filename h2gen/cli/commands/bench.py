@@ -42,8 +42,8 @@ def bench(
         str | None,
         option(
             "--ways",
-            help="Compare a full step in these ways with plain diffusers instead: off, plan, checks, compile, int8, "
-            "int8-dynamic, or several joined by +.",
+            help="Compare a full step in these ways with plain diffusers instead: off, plan, checks, compile, or a "
+            "quantization such as int8; + joins several.",
             panel=MEASURING,
             metavar="WAY,WAY",
         ),
