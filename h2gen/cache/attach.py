@@ -63,7 +63,7 @@ def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], N
     refuse_other_caches(transformer, everywhere=True)
     device = getattr(target, "_execution_device", None) or next(transformer.parameters()).device
     if config.cache_memory == "fp8" and torch.device(device).type == "mps":
-        raise CacheError("What the cache keeps cannot be fp8 on mps; use bf16 or cpu for --cache-memory.")
+        raise CacheError("--cache-memory fp8 is not supported on mps; use bf16 or cpu.")
     warn = WarnOnce()
     if family.mean_velocity(transformer.config):  # type: ignore[arg-type]
         config = without_forecasts(config, warn)

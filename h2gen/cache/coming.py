@@ -1,4 +1,4 @@
-"""Which block runs next, as far as that is known while another one runs: for whoever fetches weights in time."""
+"""Which block runs next, if that is known while another one runs; needed to fetch weights in time."""
 
 from __future__ import annotations
 

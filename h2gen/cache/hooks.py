@@ -67,7 +67,7 @@ class Attachment:
 
     @property
     def engine(self) -> Engine | None:
-        """That of the pass running in this thread."""
+        """The engine of the pass that runs in this thread; None if there is none."""
         return None if self.closed() else self._callers.current
 
     @outside_graphs

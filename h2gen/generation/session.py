@@ -89,7 +89,7 @@ class Session:
             RunError: loading it again, after memory ran out, has failed.
         """
         if self._pipe is None:
-            raise RunError(f"{self.checkpoint.name!r} is not loaded any more, since loading it again failed; restart.")
+            raise RunError(f"{self.checkpoint.name!r} is no longer loaded, because loading it again failed; restart.")
         return self._pipe
 
     @property

@@ -227,10 +227,10 @@ def _check_exchangeable(pipe: Any, called: str, offload: str) -> None:
     """Check that a layer of the model can be exchanged: it is not quantized, and no hook holds it."""
     plain = type(pipe.transformer.x_embedder.weight.data) is torch.Tensor
     if getattr(pipe.transformer, "hf_quantizer", None) is not None or not plain:
-        raise ModelError(f"{called} is a Control LoRA, which cannot be used on quantized weights; use others.")
+        raise ModelError(f"{called} is a Control LoRA, which a quantized model cannot use; use an unquantized one.")
     if offload not in ("none", "text", "model"):
         raise ModelError(
-            f"{called} is a Control LoRA, which exchanges a layer of the model, and cannot be used with --offload "
+            f"{called} is a Control LoRA, which replaces a layer of the model, so it cannot be used with --offload "
             f"{offload}; use none, text or model."
         )
 

@@ -66,4 +66,4 @@ def _on_cpu(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | N
     work, available = replace(work, value=size), Available("cpu", free_host_memory(), memory_limit(options.memory))
     line = host_line(needed.parts, work, available)
     need = gigabytes(footprint(needed.parts, work)["none"])
-    return line or f"Memory: on the CPU the model needs {need} of main memory ({available})."
+    return line or f"Memory: on the CPU the model needs {need} of main memory, out of {available}."

@@ -50,7 +50,7 @@ class Available:
     def __str__(self) -> str:
         if self.limit is not None and self.limit < self.free:
             return f"the {gigabytes(self.limit)} that --memory allows"
-        return f"{gigabytes(self.free)} free"
+        return f"the {gigabytes(self.free)} that are free"
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,10 @@ class Fit:
         host = self.available.host
         if host is not None and host < self.host_needs:
             needed = gigabytes(self.host_needs)
-            line += f" The rest needs {needed} of main memory, and {gigabytes(host)} are free: expect it to be slow."
+            line += f" The rest needs {needed} of main memory, but only {gigabytes(host)} are free; it will be slow."
         if self.quantized is not None:
             options, way, size = self.quantized
-            line += f" With {options}, {gigabytes(size)} suffice for {_WOULD[way]}; it changes the picture a little."
+            line += f" With {options}, {_WOULD[way]} needs only {gigabytes(size)}; the picture changes a little."
         return line
 
 
@@ -151,4 +151,4 @@ def host_line(parts: Iterable[Part], work: Work, available: Available) -> str | 
         return None
     half = " --dtype bf16 halves the weights." if work.value == 4 else ""
     need = gigabytes(needed)
-    return f"Memory: the model needs {need} of main memory, more than {available}: it may be slow, or run out.{half}"
+    return f"Memory: the model needs {need} of main memory, more than {available}; it may be slow, or run out.{half}"

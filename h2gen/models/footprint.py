@@ -112,7 +112,7 @@ class Work:
 
 
 MEGAPIXEL = Work(1024 * 1024, 1, 4096 + 512)
-"""One picture of FLUX.1's own size, for who does not say what will be made."""
+"""One picture of FLUX.1's own size, if the caller does not say what will be made."""
 
 
 def width_of(config: Mapping[str, Any]) -> int:

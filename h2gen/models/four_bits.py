@@ -56,7 +56,7 @@ class FourBits:
                     fits = False
                 if not fits:
                     raise ModelError(
-                        f"{shown(file)} stores {printable(weight)!r} by bitsandbytes (4-bit), but lacks its "
+                        f"{shown(file)} stores {printable(weight)!r} in 4 bits (bitsandbytes), but lacks its "
                         f"scales; {AGAIN}, or {OTHER_FILE}."
                     )
                 for name in beside:

@@ -77,8 +77,8 @@ def offload_groups(pipe: Any, device: torch.device, *, ahead: bool = True) -> Bl
     for part in parts.values():
         if any(type(each).__name__ == "Int8Params" for each in part.parameters()):
             raise DeviceError(
-                "Group offloading cannot move the 8-bit weights of bitsandbytes; use --offload model, or another way "
-                "to quantize."
+                "Group offloading cannot move the 8-bit weights of bitsandbytes; use --offload model, or another "
+                "quantization."
             )
     transformer = parts.pop("transformer")
     offload = BlockOffload(transformer, device, stream_of(device) if ahead else None)

@@ -170,7 +170,7 @@ class BlockOffload:
         return torch.get_device_module(self.device).current_stream(self.device)
 
     def _next(self, block: nn.Module | None) -> nn.Module | None:
-        """The block that runs after another one, as far as that is known; None if it is not."""
+        """The block that runs after another one, if that is known; otherwise None."""
         transformer = self._transformer()
         assert transformer is not None
         found = next_block_to_run(transformer, block)
@@ -198,7 +198,7 @@ class BlockOffload:
             reason = str(error).partition("\n")[0]
             warnings.warn(
                 f"The transformer's weights cannot be pinned in main memory ({reason}); group offloading fetches each "
-                "block only when it is due, which is slower.",
+                "block only when it is needed, which is slower.",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -179,7 +179,7 @@ def quantize(part: Any, how: Quantization, device: torch.device, *, blocks: bool
     names = [name for name, layer in _linear(part, blocks=blocks) if how.takes(layer.in_features, layer.out_features)]
     if not names:
         raise ModelError(
-            f"{type(part).__name__} has no layer that {how.name} takes: their features must be multiples of "
+            f"{type(part).__name__} has no layer whose size {how.name} supports: its features must be multiples of "
             f"{how.inside} and {how.outside}; use int8."
         )
     dtype = part.dtype

@@ -39,9 +39,7 @@ def with_redux_model(checkpoint: Checkpoint, resolved: dict[str, Resolved]) -> N
         needed = facts.config.get("joint_attention_dim", WIDTH)
         if facts.family.redux is None or (added and needed != WIDTH):
             able = [alias for alias, entry in CATALOGUE.items() if entry.of_family.redux and entry.repo]
-            raise SettingError(
-                f"{checkpoint.name!r} does not read pictures by --redux; these models do: {', '.join(able)}."
-            )
+            raise SettingError(f"{checkpoint.name!r} does not support --redux; these models do: {', '.join(able)}.")
     if added:
         resolved["redux_model"] = Resolved(ALIAS, "built in")
 
@@ -116,7 +114,7 @@ def _about_kinds(checkpoint: Checkpoint, controls: Sequence[InputFile]) -> Itera
             ]
             instead = f", or use --model {able[0]}" if able else ""
             yield (
-                f"{checkpoint.name!r} was trained on control pictures of the kind {follows!r}, and "
+                f"{checkpoint.name!r} was trained to follow {follows!r} pictures, but "
                 f"{printable(control.name)!r} is given as {control.kind!r}; expect a poor picture{instead}."
             )
 

@@ -146,7 +146,7 @@ def test_a_way_that_does_not_exist_is_refused() -> None:
 def test_fp8_is_refused_on_a_device_that_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = flux_pipeline()
     monkeypatch.setattr(type(pipe), "_execution_device", property(lambda _: torch.device("mps")))
-    with pytest.raises(CacheError, match="cannot be fp8 on mps; use bf16 or cpu"):
+    with pytest.raises(CacheError, match="--cache-memory fp8 is not supported on mps; use bf16 or cpu"):
         apply(pipe, CacheConfig(cache_memory="fp8"))
 
 

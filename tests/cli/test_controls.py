@@ -136,10 +136,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"model": "dev", "redux": "depth.png", "redux_model": "redux"},
         "it makes text tokens of 32 channels, and the model takes 4096",
     ),
-    "too small for Redux": ({"redux": "depth.png"}, "flux' does not read pictures by --redux; these models do: dev"),
+    "too small for Redux": ({"redux": "depth.png"}, "flux' does not support --redux; these models do: dev"),
     "Redux with FLUX.2": (
         {"model": "klein-4b", "redux": "depth.png", "redux_model": "redux"},
-        "'klein-4b' does not read pictures by --redux; these models do: dev, schnell",
+        "'klein-4b' does not support --redux; these models do: dev, schnell",
     ),
     "no Redux": ({"model": "dev", "redux": "depth.png"}, "'black-forest-labs/FLUX.1-Redux-dev' is not on this machine"),
 }

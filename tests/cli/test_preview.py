@@ -51,7 +51,7 @@ def test_a_file_gets_the_previews_in_its_format_and_the_picture_stays_the_same(h
 def test_piped_there_is_a_line_and_no_picture(here: Path) -> None:
     done = h2gen("a cat", *QUICK, "--preview")
     assert done.returncode == 0
-    assert "stderr is not a terminal, so --preview shows nothing; --preview-file FILE writes" in done.stderr
+    assert "stderr is not a terminal, so --preview shows nothing; use --preview-file FILE" in done.stderr
     assert "▀" not in done.stderr and "\x1b" not in done.stderr
     assert done.stdout == "a-cat-7.png\n"
 

@@ -182,7 +182,7 @@ def test_a_session_that_cannot_be_loaded_again_at_all_says_so(monkeypatch: pytes
         lambda: session.device,
         lambda: session.dtype,
     ):
-        with pytest.raises(RunError, match=r"^'tiny' is not loaded any more, since loading it again failed; restart"):
+        with pytest.raises(RunError, match=r"^'tiny' is no longer loaded, because loading it again failed; restart"):
             call()
 
 

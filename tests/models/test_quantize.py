@@ -129,7 +129,7 @@ def test_text_encoders_are_quantized_apart_and_clip_stays(folder: Path, mode: st
 
 
 def test_rows_that_4_bits_do_not_fill_are_refused(folder: Path) -> None:
-    with pytest.raises(ModelError, match=r"T5EncoderModel has no layer that nf4 takes.*use int8"):
+    with pytest.raises(ModelError, match=r"T5EncoderModel has no layer whose size nf4 supports.*use int8"):
         load(folder, quantize_text="nf4")
 
 

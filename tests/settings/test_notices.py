@@ -99,11 +99,11 @@ def test_a_control_picture_of_another_kind_than_the_models_is_remarked_on(tmp_pa
 
     def about(model: str, kind: str) -> list[str]:
         lines = notices(model=model, control=f"{kind}{tmp_path / 'photo.png'}")
-        return [line for line in lines if "trained on" in line]
+        return [line for line in lines if "trained to follow" in line]
 
     assert about("depth", "canny:") == [
-        "'depth' was trained on control pictures of the kind 'depth', and 'photo.png' is given as 'canny'; expect a "
-        "poor picture, or use --model canny."
+        "'depth' was trained to follow 'depth' pictures, but 'photo.png' is given as 'canny'; expect a poor picture, "
+        "or use --model canny."
     ]
     assert about("black-forest-labs/FLUX.1-Canny-dev", "pose:")[0].endswith("given as 'pose'; expect a poor picture.")
     assert about("depth", "depth:") == about("depth", "") == about("canny", "edges:") == []

@@ -92,7 +92,7 @@ def bench(
         if value:
             raise SettingError(f"--{name} is only for --paper; give both, or neither.")
     if ways is not None and steps is not None:
-        raise SettingError("--steps does not go with --ways, which times single steps; use --repeat.")
+        raise SettingError("--steps cannot be used with --ways, which times single steps; use --repeat.")
     from h2gen.cli.console import make_console, say
 
     say(make_console(), "Loading and measuring; do not use the machine meanwhile.", "dim")

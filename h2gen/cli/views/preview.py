@@ -32,7 +32,7 @@ def options_for(
     options = preview_options(preview, file, every, model, terminal=able)
     if preview and not able:
         why = "This terminal shows no colours" if sys.stderr.isatty() else "stderr is not a terminal"
-        say(console, f"{why}, so --preview shows nothing; --preview-file FILE writes the previews.", "yellow")
+        say(console, f"{why}, so --preview shows nothing; use --preview-file FILE instead.", "yellow")
     return options
 
 
