@@ -53,7 +53,7 @@ def check_compile(device: torch.device) -> None:
 
 
 def _lacks(what: str, command: str) -> DeviceError:
-    return DeviceError(f"--compile needs {what} ({command}, for example), which is not here; or leave out --compile.")
+    return DeviceError(f"--compile needs {what}; install it ({command}, for example), or leave out --compile.")
 
 
 def compile_blocks(transformer: nn.Module) -> None:

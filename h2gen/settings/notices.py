@@ -12,7 +12,7 @@ from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import Settings
 
 COMPILE_NOTICE = (
-    "Compiling the transformer's blocks: the first steps take longer, and so do the first ones at another size."
+    "Compiling the transformer's blocks: the first steps will be slow, and so will the first at another size."
 )
 """What ``--compile`` costs, before it begins."""
 _RECORDS = ("profile", "picture", "trace")

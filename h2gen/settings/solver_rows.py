@@ -24,7 +24,7 @@ SOLVER = Setting(
 )
 SHIFT = Setting(
     "shift",
-    "Shift of the schedule, such as 3, or dynamic: by picture size.",
+    "Shift of the schedule, such as 3; dynamic: by picture size.",
     ShiftRule(str),
     DETAILS,
     commands=(*MAKES, "compare"),
@@ -38,7 +38,7 @@ SHIFT = Setting(
 )
 ATTENTION = Setting(
     "attention",
-    "Attention by diffusers' name: native, flash, sage, xformers, ...",
+    "Attention backend of diffusers: native, flash, sage, xformers, ...",
     Rule(str, choices=ATTENTIONS, aliases={"sdpa": "native", "auto": DEFAULT}),
     MODEL,
     commands=(*MAKES, "compare"),

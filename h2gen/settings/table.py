@@ -209,7 +209,7 @@ TABLE = (
     _cache("hierarchy", "After a structure hit, the detail stage is forced or checked."),
     _cache("max_detail_age", "Reuse a detail result for at most N steps; 0 is no limit."),
     _cache("pfs", "How changes are pooled: paper, or stable across sizes."),
-    _cache("cache_memory", "Keep residuals on the device, on the cpu, or as bf16 or fp8."),
+    _cache("cache_memory", "How residuals are kept: device, cpu, bf16 or fp8."),
     _behaviour(
         "replay_decisions",
         "Replay the decisions recorded in a trace.",
@@ -278,7 +278,7 @@ TABLE = (
     ),
     Setting(
         "offload",
-        "auto, or what is on the GPU: none, text, model, group, sequential.",
+        "What to offload: auto, none, text, model, group, sequential.",
         Rule(str, choices=OFFLOADS),
         MODEL,
         default="auto",
@@ -286,7 +286,7 @@ TABLE = (
     ),
     Setting(
         "memory",
-        "GPU memory to use at most, such as 10GB; auto is what is free.",
+        "GPU memory to use at most, such as 10GB; auto: what is free.",
         Rule(str),
         MODEL,
         metavar="SIZE",
@@ -295,8 +295,8 @@ TABLE = (
     ),
     ATTENTION,
     COMPILE,
-    _weights("quantize", "Weights of the transformer: none, int8, fp8, nf4, fp4, int4, ..."),
-    _weights("quantize_text", "Weights of the text encoders except CLIP, likewise."),
+    _weights("quantize", "Quantize the transformer: none, int8, fp8, nf4, fp4, int4, ..."),
+    _weights("quantize_text", "Quantize the text encoders except CLIP, with the same values."),
     Setting(
         "out",
         "A folder, or a .png, .jpg or .webp file.",
@@ -339,14 +339,14 @@ TABLE = (
     ),
     _behaviour(
         "preview_file",
-        "Write the picture while it is made to a .png, .jpg or .webp file.",
+        "Write previews to a .png, .jpg or .webp file.",
         Rule(Path),
         commands=("generate", "replay", "shell"),
         metavar="FILE",
     ),
     _behaviour(
         "preview_every",
-        "Preview every N-th step only.",
+        "Preview only every N-th step.",
         Rule(int, 1),
         commands=("generate", "replay", "shell"),
     ),
