@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from h2gen.models.choices import WAYS
 from h2gen.models.footprint import Part, Work, footprint
+from h2gen.models.quantization import QUANTIZATIONS
 from h2gen.wording import gigabytes
 
 _DOES = {
@@ -23,8 +24,8 @@ _WOULD = {
     "model": "one whole part at a time",
     "group": "one block at a time",
 }
-_QUANTIZED = {"int8": 8.1, "nf4": 4.5}
-"""Bits per weight of what ``--quantize`` offers, the most faithful first, with their scales."""
+_OFFERED = ("int8", "nf4")
+"""Of what ``--quantize`` takes, the most faithful first."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Fit:
 
     Args:
         offload: the way, one of ``WAYS``.
-        needs: bytes on the device by way, the fastest first; they include activations, the cache and a margin.
+        needs: bytes on the device by each way that can be used, the fastest first; they include activations, the cache
+            and a margin.
         available: the memory that it was chosen for.
         host_needs: bytes of main memory for the weights that are not on the device.
         quantized: what ``--quantize`` would make possible: its arguments, the way, and its bytes.
@@ -80,7 +82,7 @@ class Fit:
         does = _DOES[self.offload].format(device=self.available.device)
         need = gigabytes(self.needs[self.offload])
         found = f"needs {need} of {self.available}" if self.fits else f"needs {need}, more than {self.available}"
-        faster = WAYS[: WAYS.index(self.offload)]
+        faster = [way for way in WAYS[: WAYS.index(self.offload)] if way in self.needs]
         next_faster = [way for way in faster if self.needs[way] > self.needs[self.offload]][-1:]
         would = "".join(f"; {_WOULD[way]} would need {gigabytes(self.needs[way])}" for way in next_faster)
         line = f"Memory: {does} ({found}{would})."
@@ -97,7 +99,13 @@ class Fit:
 
 
 def choose_fit(
-    parts: Sequence[Part], work: Work, available: Available, *, offload: str = "auto", quantizable: bool = False
+    parts: Sequence[Part],
+    work: Work,
+    available: Available,
+    *,
+    offload: str = "auto",
+    quantizable: bool = False,
+    without: Collection[str] = (),
 ) -> Fit:
     """The fastest way of loading a model that fits into the device's memory; the smallest if none does.
 
@@ -107,8 +115,9 @@ def choose_fit(
         available: the memory.
         offload: a way that was asked for; ``auto`` chooses.
         quantizable: whether to say what quantization would make possible; the parts are then in ``work.value`` bytes.
+        without: ways that this model cannot be loaded in.
     """
-    needs = footprint(parts, work)
+    needs = {way: size for way, size in footprint(parts, work).items() if way not in without}
     way = _fastest(needs, available.usable) if offload == "auto" else offload
     host = 0 if way == "none" else sum(part.all for part in parts)
     offered = _offered(parts, work, available, way) if quantizable and offload == "auto" else None
@@ -116,8 +125,8 @@ def choose_fit(
 
 
 def _fastest(needs: Mapping[str, int], usable: int) -> str:
-    fitting = [way for way in WAYS if needs[way] <= usable]
-    return fitting[0] if fitting else min(WAYS, key=lambda way: needs[way])
+    fitting = [way for way in WAYS if way in needs and needs[way] <= usable]
+    return fitting[0] if fitting else min(needs, key=lambda way: needs[way])
 
 
 def _offered(parts: Sequence[Part], work: Work, available: Available, way: str) -> tuple[str, str, int] | None:
@@ -125,8 +134,8 @@ def _offered(parts: Sequence[Part], work: Work, available: Available, way: str) 
     if way in ("none", "text"):
         return None
     for text in (False, True):
-        for name, bits in _QUANTIZED.items():
-            factor = bits / 8 / work.value
+        for name in _OFFERED:
+            factor = QUANTIZATIONS[name].bits / 8 / work.value
             needs = footprint([_smaller(part, factor, text) for part in parts], work)
             found = _fastest(needs, available.usable)
             if needs[found] <= available.usable and found in ("none", "text"):

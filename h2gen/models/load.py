@@ -83,7 +83,7 @@ def load_placed(
     pipe.set_progress_bar_config(disable=True)
     if compiled:
         compile_blocks(pipe.transformer)
-    offload = place(pipe, options, where, replace(work, value=precision.itemsize), say)
+    offload = place(pipe, options, where, replace(work, value=precision.itemsize), say, quantizer.refused)
     quantizer.check_offload(offload)
     if compiled and offload == "sequential":
         run_eagerly(pipe.transformer)

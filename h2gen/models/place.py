@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from h2gen.models.host_memory import free_host_memory
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.memory import apply_offload, free_memory, is_out_of_memory, stored_bytes
 from h2gen.models.memory_needed import memory_needed
+from h2gen.models.quantization import NONE
 
 Say = Callable[[str], None]
 
@@ -26,7 +27,14 @@ def unsaid(_line: str) -> None:
     """Shows nothing."""
 
 
-def place(pipe: Any, options: LoadOptions, device: torch.device, work: Work = MEGAPIXEL, say: Say = unsaid) -> str:
+def place(
+    pipe: Any,
+    options: LoadOptions,
+    device: torch.device,
+    work: Work = MEGAPIXEL,
+    say: Say = unsaid,
+    without: Collection[str] = (),
+) -> str:
     """Put a pipeline on its device. Returns the offloading in use, never "auto".
 
     If ``--offload auto`` chooses and memory runs out nevertheless, the next way is taken.
@@ -37,6 +45,7 @@ def place(pipe: Any, options: LoadOptions, device: torch.device, work: Work = ME
         device: to compute on.
         work: what will be made.
         say: is called with each line for the user.
+        without: ways of offloading that ``--offload auto`` must not choose.
 
     Raises:
         DeviceError: the device does not support the offloading.
@@ -51,22 +60,29 @@ def place(pipe: Any, options: LoadOptions, device: torch.device, work: Work = ME
     offload = "none"
     if device.type != "cpu" and options.memory != "none":
         floats = all(each.is_floating_point() for each in pipe.transformer.parameters())  # others are quantized already
-        fit = fit_of(parts_of_pipe(pipe), options, device, work, quantizable=floats)
+        fit = fit_of(parts_of_pipe(pipe), options, device, work, quantizable=floats, without=without)
         say(str(fit))
         offload = fit.offload
     while True:
         try:
             return apply_offload(pipe, offload, device)
         except Exception as error:
-            if not is_out_of_memory(error) or device.type == "cpu" or offload not in STRONGER:
+            stronger = STRONGER.get(offload)
+            if not is_out_of_memory(error) or device.type == "cpu" or stronger is None or stronger in without:
                 raise
-        offload = STRONGER[offload]
+        offload = stronger
         say(f"Out of memory on {device} while loading; trying again with --offload {offload}.")
         pipe.to("cpu")
 
 
 def fit_of(
-    parts: list[Part], options: LoadOptions, device: torch.device, work: Work, *, quantizable: bool = True
+    parts: list[Part],
+    options: LoadOptions,
+    device: torch.device,
+    work: Work,
+    *,
+    quantizable: bool = True,
+    without: Collection[str] = (),
 ) -> Fit:
     """How to load a model of these parts onto a GPU so that it fits.
 
@@ -76,11 +92,12 @@ def fit_of(
         device: the GPU.
         work: what will be made.
         quantizable: whether its transformer is not quantized yet.
+        without: ways that it cannot be loaded in.
     """
     host = None if device.type == "mps" else free_host_memory()  # Apple's GPUs use main memory
     available = Available(str(device), free_memory(device), memory_limit(options.memory), host)
-    quantizable = quantizable and getattr(options, "quantize", None) == "none"  # where there is this option
-    return choose_fit(parts, work, available, quantizable=quantizable)
+    quantizable = quantizable and options.quantize == NONE
+    return choose_fit(parts, work, available, quantizable=quantizable, without=without)
 
 
 def parts_of_pipe(pipe: Any) -> list[Part]:

@@ -66,6 +66,11 @@ class Quantizer:
         """The quantizations by the names of their options, which are those of ``LoadOptions``."""
         return {option: NONE if how is None else how.name for option, how in self._of.items()}
 
+    @property
+    def refused(self) -> set[str]:
+        """The ways of offloading that do not go with what has been quantized."""
+        return {offload for each in self._with_scales.values() for offload in each}
+
     def check_stored(self, name: str, path: Path) -> None:
         """Check a part that is stored quantized.
 

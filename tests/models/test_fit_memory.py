@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def parts_of(name: str) -> list[Part]:
     return list(needed.parts)
 
 
-def fit(name: str, card: int, limit: int | None = None, host: int | None = None, **more: bool) -> Fit:
+def fit(name: str, card: int, limit: int | None = None, host: int | None = None, **more: Any) -> Fit:
     available = Available("cuda:0", card * 2**30 - IN_USE, limit, host)
     return choose_fit(parts_of(name), default_work(resolve(name)), available, **more)
 
@@ -108,6 +109,13 @@ def test_quantization_is_offered_where_the_transformer_could_then_stay_and_never
 def test_a_way_that_was_asked_for_is_kept() -> None:
     asked = choose_fit(parts_of("dev"), default_work(resolve("dev")), Available("cuda:0", 10**9), offload="model")
     assert asked.offload == "model" and not asked.fits
+
+
+def test_a_way_that_the_weights_do_not_go_with_is_not_chosen() -> None:
+    found = fit("dev", 16, without=("group", "sequential"))
+    assert found.offload == "model" and not found.fits
+    assert fit("flux2-dev", 12, without=("group",)).offload == "sequential"
+    assert "one block" not in str(fit("flux2-dev", 12, without=("group",)))
 
 
 def test_larger_pictures_and_batches_need_more_and_tiles_less() -> None:

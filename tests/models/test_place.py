@@ -112,7 +112,7 @@ def test_a_cpu_is_only_mentioned_if_main_memory_does_not_suffice(
     monkeypatch.setattr(placing, "free_host_memory", lambda: free)
     lines: list[str] = []
     check_host_memory(resolve(str(tmp_path)), AUTO, torch.float32, MEGAPIXEL, lines.append)
-    assert len(lines) == said and all("main memory, more than 1 MB free" in line for line in lines)
+    assert len(lines) == said and all("main memory, more than the 1 MB that are free" in line for line in lines)
     lines.clear()
     check_host_memory(resolve("tiny"), AUTO, torch.float32, MEGAPIXEL, lines.append)
     check_host_memory(resolve(str(tmp_path)), LoadOptions(memory="none"), torch.float32, MEGAPIXEL, lines.append)
