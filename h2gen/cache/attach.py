@@ -106,7 +106,7 @@ def _attachment(transformer: nn.Module) -> Attachment | None:
 
 
 def next_block_to_run(transformer: nn.Module, block: nn.Module | None) -> nn.Module | EllipsisType | None:
-    """The block that certainly runs after another one, as far as the cache knows; see ``next_block``.
+    """The block that certainly runs after another one, if the cache knows it; see ``next_block``.
 
     Returns:
         The block; None if there is none; ``...`` if no cache runs in this thread.

@@ -13,7 +13,7 @@ _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 class Packed:
-    """One tensor, kept in another way.
+    """One tensor, kept elsewhere or in fewer bits.
 
     ``cpu`` gives back the same values, at the price of a copy from main memory; on CUDA it is queued like any kernel,
     and the host does not wait for it. ``bf16`` leaves half-precision tensors as they are. ``fp8`` has one scale per
@@ -51,10 +51,10 @@ def _in_main_memory(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class PackedValues:
-    """The last few values of a history, as ``collections.deque`` with ``maxlen`` keeps them.
+    """The last few values of a history, like a ``collections.deque`` with ``maxlen``.
 
     Args:
-        maxlen: of them.
+        maxlen: the number of values.
         how: see ``Packed``.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class KeptBytes:
-    """What is kept of one picture, in all of its passes, at most at a time.
+    """The most that is kept of one picture at a time, in all of its passes.
 
     Args:
         residuals: of stages that may be reused, and results of blocks that are the same at every step.

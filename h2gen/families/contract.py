@@ -110,7 +110,7 @@ class Family(ABC):
     """The block arguments that have one row per picture. All others, such as rotary embeddings, serve the whole batch.
     An argument named here may still have a single row for all pictures."""
     shifts_by_size: ClassVar[bool] = True
-    """Whether the pipelines tell a scheduler that shifts its schedule by the size of the picture what that size is."""
+    """Whether the pipelines give the picture's size to a scheduler that shifts its schedule by it."""
     unsplittable: ClassVar[tuple[str, ...]] = SAMPLES
     """The forward-pass arguments that cannot be divided among the pictures of a batch. With one of them given, the
     batch gets one decision instead of one per picture."""

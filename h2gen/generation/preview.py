@@ -3,8 +3,8 @@
 A flow-matching model's velocity ``v`` at noise level ``sigma`` points from the picture to the noise, so the picture
 that a step expects is ``x - sigma * v``, of its latents ``x``. Both pass through the scheduler's ``step`` in every
 pipeline, guided, forecast by the cache or not, so that is where they are read. The small picture is copied from the
-device while it computes the next step, and handed on when it has arrived: nothing waits for the device. NaN, and
-whatever else may be wrong with a preview, costs no picture.
+device while it computes the next step, and handed on when it has arrived: nothing waits for the device. An error
+in a preview never costs the picture.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from h2gen.settings.values import Settings
 
 PAUSE = 0.2
-"""Seconds from one preview to the next, at least, if they are sparing."""
+"""The least number of seconds between sparing previews."""
 SHARE = 0.01
-"""Of the time that sparing previews take."""
+"""The share of the time that sparing previews may take."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Previews:
     """Which previews are made.
 
     Args:
-        on_preview: is called with each, in order, within a later step; with the last one after the picture is decoded.
+        on_preview: is called with each, in order, during a later step; with the last one after the picture is decoded.
         every: only at every N-th step, and at the last.
         sparing: at most five a second, and fewer if they would take more than 1 % of the time.
         painter: a tiny autoencoder; by default the linear map of the model's own autoencoder.
@@ -103,12 +103,12 @@ class _Waiting(NamedTuple):
 
     pixels: torch.Tensor
     arrived: Any
-    """An event; None if it is here."""
+    """The event of its arrival; None if it has arrived."""
     step: int
 
 
 class _Watch:
-    """Stands before a scheduler's ``step``."""
+    """Wraps a scheduler's ``step``."""
 
     def __init__(self, pipe: Any, previews: Previews, settings: Settings) -> None:
         self._pipe, self._previews = pipe, previews
@@ -117,7 +117,7 @@ class _Watch:
         self._grid = settings.height // token, settings.width // token
         self._waiting: deque[_Waiting] = deque()
         self._first: int | None = None
-        """The first step's index in the schedule, which image-to-image begins in its midst."""
+        """The first step's index in the schedule; image-to-image starts in the middle of it."""
         self._steps = self._shown = 0
         self._next = 0.0
         self._failed = False
@@ -133,7 +133,7 @@ class _Watch:
             with self._harmless():
                 begun = self._begin(model_output, sample, started)
             if (self._hand_on() or begun) and self._previews.sparing:
-                # The first one is slow, because everything is: it says nothing about the next.
+                # The first one is slow, as everything is the first time; it says nothing about the next.
                 cost = (time.perf_counter() - started) / SHARE if self._next else 0.0
                 self._next = started + max(PAUSE, cost)
         return result

@@ -30,7 +30,7 @@ def solving(
     Args:
         pipe: a diffusers pipeline.
         solver: one of ``SOLVERS``; ``own`` changes nothing. All take one forward pass per step, as Euler does, except
-            Heun, which takes two but for the last step.
+            Heun, which takes two except at the last step.
         shift: of the sigmas, as ``Settings`` has it; ``own`` changes nothing.
         generators: one per picture, for LCM, which adds new noise at each step.
 

@@ -33,7 +33,7 @@ _IN_A_LAYER = re.compile(r"\.(lora_[AB]|lokr_\w+)(\.|$)")
 _BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
 _DOWN = (".lora_A.weight", ".lora_down.weight")
 _WIDENED = "_overwritten_params"
-"""Where diffusers keeps the layers of a transformer that a Control LoRA has exchanged."""
+"""Where diffusers keeps the layers of a transformer that a Control LoRA has replaced."""
 _LAST = "final_layer.adaLN_modulation.1.lora_A.weight"
 """A Control LoRA's first factor of the last modulation, by its original name."""
 _NORM = re.compile(r"\.norm_(added_)?[qk]\.weight$")
@@ -69,7 +69,7 @@ class Adapters:
         self._control: str | None = None
         """The hash of the loaded Control LoRA."""
         self._names: dict[str, str] = {}
-        """By hash: the name in peft of those that are loaded."""
+        """By hash: the names in peft of those that are loaded."""
         self._active: tuple[tuple[str, float], ...] | None = ()
         """Hashes and scales; None after an error, when nothing is known about the model."""
 
@@ -126,7 +126,7 @@ class Adapters:
         self._active = tuple(scales.items())
 
     def _add(self, pipe: Any, lora: Lora, offload: str, swap: bool) -> None:
-        """Load a LoRA: by a name of its own, or, to swap it for another one, by the first that is free."""
+        """Load a LoRA under a name of its own, or, to swap it for another one, under the first free name."""
         free = (name for name in map("h2gen_{}".format, count()) if name not in self._names.values())
         name = next(free) if swap else _adapter(lora.sha256)
         self._loaded[lora.sha256] = _load(pipe, lora, name, offload)
@@ -141,7 +141,7 @@ class Adapters:
                 del self._loaded[each]
 
     def _widen(self, pipe: Any, loras: Sequence[Lora], offload: str, swap: bool) -> None:
-        """Load a Control LoRA before the others, since it exchanges layers of the model; or put those layers back."""
+        """Load a Control LoRA before the others, since it replaces layers of the model; or put those layers back."""
         control = next((lora for lora in loras if lora.sha256 == self._control), None) or next(
             (lora for lora in loras if lora.sha256 not in self._loaded and is_control_lora(lora.opened())), None
         )
@@ -162,7 +162,7 @@ def is_widened(pipe: Any) -> bool:
 
 
 def _restore(pipe: Any) -> None:
-    """Take all LoRAs off, and put back the layers that a Control LoRA has exchanged."""
+    """Take all LoRAs off, and put back the layers that a Control LoRA has replaced."""
     with quiet():
         if getattr(pipe.transformer, "peft_config", None) or is_widened(pipe):
             pipe.unload_lora_weights(**({"reset_to_overwritten_params": True} if is_widened(pipe) else {}))
@@ -176,7 +176,7 @@ def _adapter(sha256: str) -> str:
 
 
 def _load(pipe: Any, lora: Lora, name: str, offload: str) -> bool:
-    """Load all of a LoRA or nothing, by a name. Returns whether it has layers in a text encoder."""
+    """Load all of a LoRA or nothing, under a name. Returns whether it has layers in a text encoder."""
     path = lora.opened()
     facts = describe_lora(path)
     if file_hash(path) != lora.sha256:
@@ -224,7 +224,7 @@ def _load(pipe: Any, lora: Lora, name: str, offload: str) -> bool:
 
 
 def _check_exchangeable(pipe: Any, called: str, offload: str) -> None:
-    """Check that a layer of the model can be exchanged: it is not quantized, and no hook holds it."""
+    """Check that a layer of the model can be replaced: it is not quantized, and no hook holds it."""
     plain = type(pipe.transformer.x_embedder.weight.data) is torch.Tensor
     if getattr(pipe.transformer, "hf_quantizer", None) is not None or not plain:
         raise ModelError(f"{called} is a Control LoRA, which a quantized model cannot use; use an unquantized one.")
@@ -257,7 +257,7 @@ def _converted(pipe: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str
         scaled = _with_alphas(leaves)
         given = {name: scaled[old].clone() for old, name in _readable(pipe, scaled).items()}
         if _LAST in given:
-            # diffusers exchanges the halves of both factors, as it should of the second one only.
+            # diffusers swaps the halves of both factors, but should swap only those of the second.
             given[_LAST] = torch.cat([*given[_LAST].chunk(2)][::-1])
         found = type(pipe).lora_state_dict(dict(given))
     converted = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}

@@ -96,7 +96,7 @@ class CompiledForward:
 
 
 def scales_as_tensors(transformer: nn.Module) -> None:
-    """Make the LoRAs' scales inputs of compiled graphs: a graph has numbers built in."""
+    """Make the LoRAs' scales inputs of compiled graphs; as numbers they would be built into a graph."""
     for layer in transformer.modules():
         scaling = getattr(layer, "scaling", None)
         if isinstance(scaling, dict):

@@ -74,14 +74,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Work:
-    """What is made at once, as far as it takes memory.
+    """What is made at once: the numbers that memory depends on.
 
     Args:
         pixels: of a picture.
         pictures: in a batch.
         tokens: of one picture's text and image, with reference pictures.
-        kept_tokens: as many vectors of the streams' width the cache keeps of a picture, in the model's dtype.
-        kept_values: as many other values.
+        kept_tokens: vectors of the streams' width that the cache keeps per picture, in the model's dtype.
+        kept_values: other values that it keeps.
         value: bytes of a value in the model's dtype.
         tiled: whether a picture is decoded in tiles.
         beside: bytes of further weights on the device, such as ControlNets.

@@ -1,6 +1,6 @@
 """Weights of a single file that bitsandbytes stored in 4 bits, NF4 or FP4, as in ``flux1-dev-bnb-nf4``.
 
-Each is there packed, with its scales, its code book and a JSON object as further tensors beside it.
+Each weight is packed; its scales, its code book and a JSON object are further tensors next to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class FourBits:
 
     Args:
         file: that holds them.
-        tensors: of a transformer, by name. In it, each such weight becomes an ordinary one, and what stands beside it
+        tensors: of a transformer, by name. In it, each such weight becomes an ordinary one, and what belongs to it
             is removed.
         prefix: before the names in the file.
 
@@ -66,7 +66,7 @@ class FourBits:
                 self.kind = match[2]
 
     def apply(self, weights: MutableMapping[str, torch.Tensor], dtype: torch.dtype) -> None:
-        """Turn the weights into ordinary ones, one by one, and remove what stands beside them.
+        """Turn the weights into ordinary ones, one by one, and remove what belongs to them.
 
         Args:
             weights: of the file by name.

@@ -12,7 +12,7 @@ def free_host_memory(cgroup: Path = _CGROUP) -> int:
     """Bytes of main memory that this process may still use: of the machine, or of its container if that has less.
 
     Args:
-        cgroup: where Linux tells the limits of a container.
+        cgroup: where Linux has the limits of a container.
     """
     import psutil
 
@@ -27,7 +27,7 @@ def free_host_memory(cgroup: Path = _CGROUP) -> int:
 
 
 def peak_host_memory() -> int | None:
-    """The most bytes of main memory that this process has used at a time; None where the system does not tell."""
+    """The most bytes of main memory that this process has used at a time; None if the system does not say."""
     if sys.platform == "win32":
         import psutil
 

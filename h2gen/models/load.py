@@ -88,7 +88,7 @@ def load_placed(
     if compiled and offload == "sequential":
         run_eagerly(pipe.transformer)
         compiled = False
-        say("The blocks are not compiled: sequential offloading fetches each layer.")
+        say("The blocks are not compiled, because sequential offloading fetches each layer by itself.")
     used = {"device": str(where), "dtype": str(precision).removeprefix("torch."), "offload": offload}
     return pipe, replace(options, **used, **quantizer.names, compile=compiled)
 

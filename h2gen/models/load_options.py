@@ -16,8 +16,8 @@ class LoadOptions:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``xpu``.
         dtype: of all parts: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16`` or ``fp32``.
         offload: ``none``, ``text``, ``model``, ``group``, ``sequential`` or ``auto``; see ``apply_offload``.
-        memory: what ``offload="auto"`` goes by: ``auto`` is the free memory, ``10GB`` at most that, ``none`` loads
-            everything onto the device.
+        memory: what ``offload="auto"`` has to fit into: ``auto`` is the free memory, ``10GB`` at most
+            that, ``none`` loads everything onto the device.
         quantize: the transformer's weights: ``none`` or a name of ``QUANTIZATIONS``.
         quantize_text: likewise those of the text encoders, except CLIP's, which are few.
         compile: compile the transformer's blocks; without effect with ``sequential`` offloading.

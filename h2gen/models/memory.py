@@ -84,7 +84,7 @@ def offload_groups(pipe: Any, device: torch.device, *, ahead: bool = True) -> Bl
     offload = BlockOffload(transformer, device, stream_of(device) if ahead else None)
     for part in parts.values():
         _offload_layers(part, device)
-        for module in (part, *part.children()):  # an autoencoder's ``decode`` is no ``forward``, its decoder's is
+        for module in (part, *part.children()):  # an autoencoder's ``decode`` skips its ``forward``, not its decoder's
             module.register_forward_pre_hook(offload.release)
     return offload
 

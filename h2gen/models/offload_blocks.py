@@ -2,7 +2,7 @@
 
 The weights stay in main memory, pinned where the device has streams. Those of a block are on the device while it runs;
 meanwhile those of the next one are copied on a stream of their own. If a cache is on, it says which one is next: blocks
-that it skips are not fetched, and a step that is skipped whole moves nothing. What is outside of the blocks stays on
+that it skips are not fetched, and a step that is skipped entirely moves nothing. What is outside of the blocks stays on
 the device until another part of the pipeline runs.
 
 diffusers' hooks and groups of weights do the moving. Its own prefetching expects all passes to run the same blocks: the
@@ -108,7 +108,7 @@ class BlockOffload:
     Args:
         transformer: in main memory, of a family in ``h2gen.families``.
         device: to compute on.
-        stream: of the device, to fetch weights on while others compute; None fetches each block when it is due.
+        stream: of the device, to fetch weights on while others compute; None fetches each block when it is needed.
     """
 
     def __init__(self, transformer: nn.Module, device: torch.device, stream: Any = None) -> None:
@@ -149,7 +149,7 @@ class BlockOffload:
     def leave(self, weights: Weights) -> None:
         """A block has run, or its hook was just put on: it needs no memory on the device any more."""
         if weights is self._outside and weights.here:
-            return  # a step that is skipped whole would fetch it again
+            return  # a step that is skipped entirely would fetch it again
         if self.stream is not None and weights.here:
             self._done = self._now.record_event()
         weights.drop()

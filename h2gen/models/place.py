@@ -37,7 +37,7 @@ def place(
 ) -> str:
     """Put a pipeline on its device. Returns the offloading in use, never "auto".
 
-    If ``--offload auto`` chooses and memory runs out nevertheless, the next way is taken.
+    If ``--offload auto`` chooses and memory runs out all the same, the next way is taken.
 
     Args:
         pipe: in main memory.
@@ -117,7 +117,7 @@ def parts_of_pipe(pipe: Any) -> list[Part]:
 def check_host_memory(
     checkpoint: Checkpoint, options: LoadOptions, dtype: torch.dtype, work: Work = MEGAPIXEL, say: Say = unsaid
 ) -> None:
-    """Before a model is loaded to compute on the CPU: say so if main memory does not suffice, as far as is known."""
+    """Before a model is loaded to compute on the CPU: say so if main memory is known not to suffice."""
     if checkpoint.kind == "bundled" or options.memory == "none":
         return
     facts = facts_of(checkpoint)

@@ -24,7 +24,7 @@ def tasks_of(checkpoint: Checkpoint, loras: Iterable[Path | str | None] = ()) ->
 
     Args:
         checkpoint: the model.
-        loras: the files of its LoRAs, as far as they are known. A Control LoRA replaces its tasks by others.
+        loras: those files of its LoRAs that are known. A Control LoRA replaces its tasks by others.
     """
     return TASKS.get(pipeline_of(checkpoint, loras))
 

@@ -57,7 +57,7 @@ def remarks_on(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Itera
 
 
 def _about_loras(settings: Settings) -> Iterator[Remark]:
-    """About LoRAs that were given several times, by whatever names."""
+    """About LoRAs that were given several times, also under different names."""
     for sha256, times in Counter(file.sha256 for file in settings.lora).items():
         same = [file for file in settings.lora if file.sha256 == sha256]
         if times > 1:

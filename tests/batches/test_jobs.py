@@ -335,14 +335,14 @@ def test_an_empty_prompt_needs_a_picture_that_is_read_in_its_place(tmp_path: Pat
     assert not every[1].settings.goes_with(every[2].settings)
 
 
-def test_an_error_of_two_settings_that_go_together_is_told_once(tmp_path: Path) -> None:
+def test_an_error_of_two_settings_that_go_together_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "control": "no.png", "controlnet": "no.safetensors"}\n')
     with pytest.raises(PromptFileError) as error:
         Jobs(read_prompts([str(tmp_path / "p.jsonl")]), {}, {})
     assert str(error.value) == "p.jsonl:1: control: there is no file 'no.png'; check the path."
 
 
-def test_a_lora_that_an_entry_gives_twice_is_remarked_on(tmp_path: Path) -> None:
+def test_a_lora_that_an_entry_gives_twice_gets_a_remark(tmp_path: Path) -> None:
     loras.save_smallest(tmp_path / "a.safetensors")
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "lora": ["a.safetensors", "a.safetensors:0.5"]}\n')
     made = Jobs(read_prompts([str(tmp_path / "p.jsonl")]), {"model": "dev"}, {})

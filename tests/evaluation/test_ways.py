@@ -37,7 +37,7 @@ def test_ways_are_parts_joined_by_plus() -> None:
         ("off+plan", "exclude each other"),
     ],
 )
-def test_a_way_that_cannot_be_gone_is_an_error(text: str, message: str) -> None:
+def test_an_unknown_way_is_an_error(text: str, message: str) -> None:
     with pytest.raises(SettingError) as raised:
         parse_ways(text)
     assert message in str(raised.value)

@@ -139,7 +139,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_does_not_go_with_one_is_refused_in_one_line(name: str, here: Path, session: Any) -> None:
+def test_what_cannot_be_used_with_one_is_refused_in_one_line(name: str, here: Path, session: Any) -> None:
     given, words = REFUSED[name]
     given = {"lora": "original.safetensors", **given}
     if given.pop("model", ""):
@@ -158,7 +158,7 @@ def test_what_does_not_go_with_one_is_refused_in_one_line(name: str, here: Path,
     assert "\n" not in str(caught.value)
 
 
-def test_offloading_that_holds_the_layers_is_told(here: Path, session: Any) -> None:
+def test_offloading_that_holds_the_layers_is_refused(here: Path, session: Any) -> None:
     session.options = replace(session.options, offload="sequential")
     with pytest.raises(H2GenError, match="cannot be used with --offload sequential; use none, text or model"):
         made(session, lora=str(here / "diffusers.safetensors"), control=str(here / "one.png"))

@@ -175,7 +175,7 @@ def test_the_cache_reads_the_shifted_schedule_and_corrects_on_it(tiny: Any) -> N
 
 
 @pytest.mark.parametrize("value", [0, -1, "fast", True, 1000, "nan"])
-def test_a_wrong_shift_is_told(tiny: Any, value: Any) -> None:
+def test_a_wrong_shift_is_reported(tiny: Any, value: Any) -> None:
     with pytest.raises(SettingError, match=r"shift is .*give a number from 0.01 to 100, such as 3, or dynamic"):
         tiny.settings("a cat", shift=value)
 

@@ -27,7 +27,7 @@ def test_the_names_are_diffusers_own_apart_from_devices_that_h2gen_does_not_use(
     assert {*ANYWHERE} < {*PACKAGES}
 
 
-def test_an_unknown_name_is_told_with_those_there_are(tiny: Any) -> None:
+def test_an_unknown_name_is_reported_with_the_known_ones(tiny: Any) -> None:
     with pytest.raises(SettingError, match="attention 'fast' is not supported; choose default, native, "):
         tiny.settings("a cat", attention="fast")
 
@@ -76,7 +76,7 @@ def test_it_is_used_inside_the_context_and_all_is_as_before_after_it() -> None:
     assert np.array_equal(made, wanted), "as plain diffusers makes it"
 
 
-def test_a_backend_that_fails_is_told_in_one_line_and_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_that_fails_is_reported_in_one_line_and_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = small.quiet(small.flux_pipeline())
 
     def fails(**_: Any) -> Any:

@@ -179,7 +179,7 @@ def test_offloading_in_groups_needs_no_graph_per_block() -> None:
     assert graphs() == alone
 
 
-def test_without_a_compiler_that_is_said_before_anything_is_loaded() -> None:
+def test_without_a_compiler_it_is_refused_before_anything_is_loaded() -> None:
     with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
         with pytest.raises(DeviceError, match=r"--compile needs a C\+\+ compiler; install it .*or leave out"):
             check_compile(CPU)
@@ -193,7 +193,7 @@ def test_a_gpu_needs_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         check_compile(torch.device("cuda"))
 
 
-def test_a_compiler_that_fails_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Any:
         raise OSError("no space left")
 

@@ -110,7 +110,7 @@ def test_redux_loads_from_its_folder_as_diffusers_does(tmp_path: Path) -> None:
     assert torch.equal(ours, theirs)
 
 
-def test_numbers_that_are_none_are_one_line(tmp_path: Path) -> None:
+def test_values_that_are_not_numbers_are_one_line(tmp_path: Path) -> None:
     controlnet().save_pretrained(tmp_path / "net")
     edit_json(tmp_path / "net" / "config.json", num_layers="two")
     with pytest.raises(ModelError, match="is damaged: num_layers is 'two'; download it again"):

@@ -60,7 +60,7 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize("given", ["10", "lots", "-3GB"])
-def test_a_limit_that_is_none_is_refused_before_anything_is_loaded(
+def test_a_limit_that_is_not_a_size_is_refused_before_anything_is_loaded(
     given: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["a cat", "--memory", given, "--dry-run"]) == 2

@@ -153,7 +153,7 @@ def test_without_a_cache_each_block_is_fetched_while_the_one_before_it_runs(gpu:
 
 
 @pytest.mark.parametrize("settings", [{"plan": "FSSFSS"}, {"tolerance": 10.0, "plan": "FFSSSF"}], ids=["plan", "both"])
-def test_a_step_that_is_skipped_whole_moves_nothing(gpu: Events, settings: dict[str, Any]) -> None:
+def test_a_step_that_is_skipped_entirely_moves_nothing(gpu: Events, settings: dict[str, Any]) -> None:
     pipe = small.flux_pipeline()
     offload_groups(pipe, CPU)
     gpu.clear()
@@ -192,7 +192,7 @@ def test_a_prefetched_block_stays_until_it_runs(gpu: Events) -> None:
     assert ("drop", single[0]) in second and second.index(("drop", single[0])) > second.index(("run", single[0]))
 
 
-def test_a_device_without_streams_fetches_each_block_when_it_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_without_streams_fetches_each_block_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = small.flux_pipeline()
     wanted = draw(pipe)
     offload = offload_groups(pipe, CPU)
@@ -201,7 +201,7 @@ def test_a_device_without_streams_fetches_each_block_when_it_is_due(monkeypatch:
     assert offload.moves == Moves(fetched=7 * STEPS)
 
 
-def test_weights_that_cannot_be_pinned_are_fetched_when_they_are_due(
+def test_weights_that_cannot_be_pinned_are_fetched_when_they_are_needed(
     gpu: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_tensor: torch.Tensor) -> torch.Tensor:

@@ -91,7 +91,7 @@ def test_without_a_choice_nothing_is_decided_or_said(gpu: Callable[..., list[str
     assert (tried, said) == (["none", "model", "none"], [])
 
 
-def test_memory_that_runs_out_nevertheless_leads_to_the_next_way(gpu: Callable[..., list[str]]) -> None:
+def test_if_memory_runs_out_all_the_same_the_next_way_is_taken(gpu: Callable[..., list[str]]) -> None:
     pipe, said = small.flux_pipeline(), []
     tried = gpu(10**12, "none", "text")
     assert place(pipe, AUTO, CUDA, WORK, said.append) == "model" and tried == ["none", "text", "model"]

@@ -94,7 +94,7 @@ def test_a_lora_that_is_given_twice_says_so(tmp_path: Path, monkeypatch: pytest.
     assert notices(model="dev", lora=["a.safetensors", "c.safetensors"]) == []
 
 
-def test_a_control_picture_of_another_kind_than_the_models_is_remarked_on(tmp_path: Path) -> None:
+def test_a_control_picture_of_another_kind_than_the_models_gets_a_remark(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
 
     def about(model: str, kind: str) -> list[str]:

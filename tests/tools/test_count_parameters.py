@@ -43,6 +43,6 @@ def test_a_family_says_what_its_forward_pass_holds(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "values"), [("vae-flux1", DECODING), ("vae-flux2", DECODING), ("vae-tiny", 2)])
-def test_decoding_holds_what_is_reckoned_with(name: str, values: float) -> None:
+def test_decoding_holds_what_was_computed(name: str, values: float) -> None:
     with small.no_warning_of_diffusers_own_import():
         assert held_per_pixel(PARTS[name], 512) == pytest.approx(values, rel=0.01)
