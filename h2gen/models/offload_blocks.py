@@ -208,16 +208,16 @@ class BlockOffload:
         stages = (*own_stages_of(transformer), *stages_of(transformer))
         blocks = [block for stage in stages for block in stage.blocks]
         config = _hook_of(transformer).config
-        self._outside, self._last, self._done = None, None, None
-        self._blocks = {block: Weights(self, block, _scales(block.parameters()), [block]) for block in blocks}
-        for block, group in self._blocks.items():
+        self._outside, self._last, self._done, self._blocks = None, None, None, {}
+        for block in blocks:
+            group = self._blocks[block] = Weights(self, block, _scales(block.parameters()), [block])
             registry = HookRegistry.check_if_exists_or_initialize(block)
             hook = registry.get_hook(_HOOK)
             if hook is None:
                 registry.register_hook(GroupOffloadingHook(group, config=config), _HOOK)
             else:
                 hook.group = group
-            group.drop()
+            group.drop()  # now: main memory need not hold all weights twice, pinned and not
         self._outside = Weights(self, transformer, _outside(transformer))
         self._outside.drop()
         _hook_of(transformer).group = self._outside

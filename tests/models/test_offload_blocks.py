@@ -216,6 +216,23 @@ def test_weights_that_cannot_be_pinned_are_fetched_when_they_are_needed(
     assert np.array_equal(draw(pipe), wanted)
 
 
+def test_main_memory_never_holds_all_weights_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = small.flux_pipeline(layers=3, single_layers=4)
+    weights = [*pipe.transformer.parameters()]
+    copies: dict[int, torch.Tensor] = {}
+    twice: list[int] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        copy = tensor.clone()
+        copies[copy.data_ptr()] = copy
+        twice.append(len(copies) - sum(each.data_ptr() in copies for each in weights))
+        return copy
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    BlockOffload(pipe.transformer, CPU, Stream())
+    assert len(copies) >= len(weights) and max(twice) < len(weights) / 3  # those of one block
+
+
 def test_eight_bit_weights_of_bitsandbytes_are_refused() -> None:
     modules = pytest.importorskip("bitsandbytes.nn")
     pipe = small.flux_pipeline()
