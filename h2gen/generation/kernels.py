@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from h2gen.models.attention_names import DEFAULT
@@ -10,15 +11,16 @@ from h2gen.models.load_options import LoadOptions
 from h2gen.settings.values import Settings
 
 
-def kernels(transformer: Any, settings: Settings, options: LoadOptions) -> ExitStack:
+@contextmanager
+def kernels(transformer: Any, settings: Settings, options: LoadOptions) -> Iterator[None]:
     """A context to run a transformer's blocks in; it does nothing unless one of them is asked for."""
-    stack = ExitStack()
-    if settings.attention != DEFAULT:
-        from h2gen.models.attention import attending
+    with ExitStack() as stack:
+        if settings.attention != DEFAULT:
+            from h2gen.models.attention import attending
 
-        stack.enter_context(attending(transformer, settings.attention))
-    if options.compile:
-        from h2gen.models.compiling import compiled_run
+            stack.enter_context(attending(transformer, settings.attention))
+        if options.compile:
+            from h2gen.models.compiling import compiled_run
 
-        stack.enter_context(compiled_run())
-    return stack
+            stack.enter_context(compiled_run())
+        yield

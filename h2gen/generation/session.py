@@ -228,6 +228,7 @@ class Session:
                 first = len(results)
                 fitting = settings[first : first + self._most.get(size, len(settings))]
                 with self._lock, self._working(settings[0]):
+                    begin_peak(self.device)  # before texts are encoded
                     part = of_one_length(self._encoded, self.pipe, fitting, self._adapters.of_text)
                 renumbered = None if on_step is None else _counted_from(first, on_step)
                 if (made := self._run(part, renumbered, tiled)) is not None:
@@ -349,7 +350,6 @@ class Session:
         # On the CPU, so that a seed gives the same noise on every device.
         generators = [torch.Generator("cpu").manual_seed(each.seed) for each in together]
         with self._lock, self._working(settings):
-            begin_peak(self.device)
             started, self._observed = time.perf_counter(), observed
             self._running = pipe = self._tasks.of(self.pipe, settings, self.offload)
             set_tiling(pipe, settings.width, settings.height, always=tiled)

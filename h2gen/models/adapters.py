@@ -168,6 +168,8 @@ def _restore(pipe: Any) -> None:
             pipe.unload_lora_weights(**({"reset_to_overwritten_params": True} if is_widened(pipe) else {}))
     if is_widened(pipe):
         setattr(pipe.transformer, _WIDENED, None)
+        # With text encoders offloaded, the transformer may have moved since its layer was exchanged.
+        pipe.transformer.x_embedder.to(pipe.transformer.proj_out.weight.device)
 
 
 def _adapter(sha256: str) -> str:

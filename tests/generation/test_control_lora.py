@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import h2gen
 from h2gen.errors import H2GenError
-from h2gen.models.adapters import _converted
+from h2gen.models.adapters import Adapters, _converted
 from tests import loras
 from tests.cli.programs import h2gen as program
 from tests.small import (
@@ -120,6 +120,16 @@ def test_pictures_are_those_of_diffusers_and_the_model_is_as_before_without_it(
     assert all(torch.equal(now[key.replace(".base_layer", "")], tensor) for key, tensor in weights.items())
     assert session.pipe.transformer.config.in_channels == 16
     assert np.array_equal(made(session, lora=style, no_cache=True), styled)
+
+
+@pytest.mark.filterwarnings("ignore:for .*copying from a non-meta parameter")
+def test_the_layer_that_is_put_back_goes_where_the_transformer_is_by_now(here: Path, session: Any) -> None:
+    settings = session.settings("a cat", lora=str(here / "diffusers.safetensors"), control=str(here / "one.png"))
+    adapters = Adapters()
+    adapters.use(session.pipe, settings.lora, "text")
+    session.pipe.transformer.to("meta")  # as to a GPU, when its turn came
+    adapters.use(session.pipe, (), "text")
+    assert {each.device.type for each in session.pipe.transformer.parameters()} == {"meta"}
 
 
 def test_one_replaces_another(here: Path, session: Any) -> None:

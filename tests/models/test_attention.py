@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName, _Attention
 import h2gen
 from h2gen.batches.jobs import job_id
 from h2gen.cli.app import run
-from h2gen.errors import DeviceError, RunError, SettingError
+from h2gen.errors import DeviceError, ModelError, RunError, SettingError
 from h2gen.models.attention import attending, check_attention
 from h2gen.models.attention_names import ANYWHERE, ATTENTIONS, PACKAGES
 from h2gen.output.metadata import read_metadata
@@ -113,3 +115,17 @@ def test_on_a_gpu_torchs_own_backends_make_nearly_the_same_picture(name: str) ->
     made, wanted = (session.generate("a cat", **QUICK, attention=each) for each in (name, "default"))
     difference = np.abs(np.asarray(made.image, np.int16) - np.asarray(wanted.image, np.int16))
     assert difference.mean() < 4
+
+
+def test_a_solver_that_is_refused_leaves_no_backend_behind(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def refused(*_: Any) -> Iterator[None]:
+        raise ModelError("no flow matching")
+        yield
+
+    monkeypatch.setattr("h2gen.generation.session.solving", refused)
+    processor = next(each.processor for each in tiny.pipe.transformer.modules() if hasattr(each, "processor"))
+    before = processor._attention_backend
+    with pytest.raises(ModelError) as caught:
+        tiny.generate("a cat", **QUICK, attention="_native_math", progress=False)
+    assert processor._attention_backend == before, caught  # which keeps what garbage collection would undo
