@@ -9,11 +9,12 @@ from dataclasses import replace
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.choices import memory_limit
 from h2gen.models.facts import facts_of
-from h2gen.models.fit_memory import Available, host_line
+from h2gen.models.fit_memory import Available, host_line, quantized
 from h2gen.models.footprint import Work, footprint
 from h2gen.models.host_memory import free_host_memory
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.memory_needed import memory_needed
+from h2gen.models.quantization import find_quantization, refused_offloads
 from h2gen.wording import gigabytes
 
 _SIGNS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri")
@@ -48,7 +49,16 @@ def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | 
     if needed is None or options.memory == "none":
         return None
     stored = str(checkpoint.location).lower().endswith(".gguf")
-    fit = fit_of(list(needed.parts), options, device, replace(work, value=size), quantizable=not stored)
+    hows = find_quantization(options.quantize), find_quantization(options.quantize_text)
+    factors = [1.0 if how is None else how.bits / 8 / size for how in hows]
+    refused = {
+        way
+        for how, blocks in zip(hows, (True, False), strict=True)
+        if how is not None
+        for way in refused_offloads(how.package, blocks=blocks)
+    }
+    parts = [quantized(part, *factors) for part in needed.parts]
+    fit = fit_of(parts, options, device, replace(work, value=size), quantizable=not stored, without=refused)
     return str(fit) if options.offload == "auto" else None
 
 

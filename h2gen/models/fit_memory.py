@@ -136,7 +136,7 @@ def _offered(parts: Sequence[Part], work: Work, available: Available, way: str) 
     for text in (False, True):
         for name in _OFFERED:
             factor = QUANTIZATIONS[name].bits / 8 / work.value
-            needs = footprint([_smaller(part, factor, text) for part in parts], work)
+            needs = footprint([quantized(part, factor, factor if text else 1.0) for part in parts], work)
             found = _fastest(needs, available.usable)
             if needs[found] <= available.usable and found in ("none", "text"):
                 options = f"--quantize {name}" + (f" --quantize-text {name}" if text else "")
@@ -144,13 +144,19 @@ def _offered(parts: Sequence[Part], work: Work, available: Available, way: str) 
     return None
 
 
-def _smaller(part: Part, factor: float, text: bool) -> Part:
-    """A part when the transformer is quantized, and maybe text encoders; their embeddings, the largest layer, stay."""
+def quantized(part: Part, factor: float, text_factor: float = 1.0) -> Part:
+    """A part once its weights are quantized.
+
+    Args:
+        part: as it is loaded.
+        factor: of a transformer's size.
+        text_factor: of a text encoder's, whose embeddings, the largest layer, stay as they are.
+    """
     if part.is_transformer:
         return part.times(factor)
-    if not (text and part.encodes):
+    if not part.encodes or part.name.startswith("CLIP"):
         return part
-    return replace(part, all=part.layer + round((part.all - part.layer) * factor))
+    return replace(part, all=part.layer + round((part.all - part.layer) * text_factor))
 
 
 def host_line(parts: Iterable[Part], work: Work, available: Available) -> str | None:

@@ -10,7 +10,7 @@ import torch
 
 from h2gen.families import family_of
 from h2gen.models.catalogue import Checkpoint
-from h2gen.models.choices import STRONGER, memory_limit
+from h2gen.models.choices import WAYS, memory_limit
 from h2gen.models.facts import facts_of
 from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line
 from h2gen.models.footprint import MEGAPIXEL, Part, Work, measure, width_of
@@ -51,10 +51,8 @@ def place(
         DeviceError: the device does not support the offloading.
         RuntimeError: memory does not suffice (see ``is_out_of_memory``).
     """
-    limit = memory_limit(options.memory)
-    if device.type == "cuda" and limit is not None:
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+    if device.type == "cuda":
+        _limit(memory_limit(options.memory), device)
     if options.offload != "auto":
         return apply_offload(pipe, options.offload, device)
     offload = "none"
@@ -67,12 +65,28 @@ def place(
         try:
             return apply_offload(pipe, offload, device)
         except Exception as error:
-            stronger = STRONGER.get(offload)
-            if not is_out_of_memory(error) or device.type == "cpu" or stronger is None or stronger in without:
+            stronger = [way for way in WAYS[WAYS.index(offload) + 1 :] if way not in without]
+            if not is_out_of_memory(error) or device.type == "cpu" or not stronger:
                 raise
-        offload = stronger
+        offload = stronger[0]
         say(f"Out of memory on {device} while loading; trying again with --offload {offload}.")
         pipe.to("cpu")
+
+
+_limited: set[int] = set()
+"""The indices of the GPUs of which torch's allocator may not take everything."""
+
+
+def _limit(limit: int | None, device: torch.device) -> None:
+    """Let torch's allocator take at most so many bytes of a GPU; None takes back an earlier limit."""
+    index = torch.cuda.current_device() if device.index is None else device.index  # torch wants the index here
+    if limit is not None:
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), index)
+        _limited.add(index)
+    elif index in _limited:
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
+        _limited.remove(index)
 
 
 def fit_of(

@@ -138,6 +138,19 @@ def check_installed(package: str, what: str) -> None:
         raise DeviceError(f"{what} needs the package {package}; run: {INSTALL}.")
 
 
+def refused_offloads(package: str, *, blocks: bool) -> tuple[str, ...]:
+    """The ways of offloading that would leave scales behind: those of bitsandbytes are not parameters, and only h2gen's
+    own offloading, of a transformer's blocks, knows them.
+
+    Args:
+        package: that stores the weights.
+        blocks: whether they are in a transformer's blocks, in 4 bits.
+    """
+    if package != "bitsandbytes":
+        return ()
+    return ("sequential",) if blocks else ("group", "sequential")
+
+
 def usable_on(device: str, dtype: str, capability: tuple[int, int] | None = None) -> list[str]:
     """The names of the quantizations that a device can compute with.
 

@@ -25,6 +25,7 @@ from h2gen.models.quantization import (
     Quantization,
     check_installed,
     find_quantization,
+    refused_offloads,
     usable_on,
 )
 from h2gen.wording import printable
@@ -116,7 +117,7 @@ class Quantizer:
     def _check_offload(self, bitsandbytes: bool, named: str, *, blocks: bool) -> None:
         """As ``check_offload``, for a part that is about to be loaded, and for what is chosen later."""
         if bitsandbytes:
-            self._with_scales[named] = ("sequential",) if blocks else ("group", "sequential")
+            self._with_scales[named] = refused_offloads("bitsandbytes", blocks=blocks)
         self.check_offload(self._offload)
 
     def check_offload(self, offload: str) -> None:

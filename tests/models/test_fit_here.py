@@ -38,6 +38,10 @@ def test_a_card_is_asked_what_is_free() -> None:
     assert line("klein-9b", LoadOptions(offload="model")) is None
     assert line("klein-9b", LoadOptions(offload="auto", memory="none")) is None
     assert "10.0 GB that --memory allows" in (line("klein-9b", LoadOptions(offload="auto", memory="10GB")) or "")
+    small_text = LoadOptions(offload="auto", quantize="nf4", quantize_text="nf4")
+    assert "whole model is on cuda (needs" in (line("klein-9b", small_text) or "")
+    fp32 = LoadOptions(offload="auto", dtype="fp32", memory="8GB", quantize_text="nf4")
+    assert "each part of the model" in (line("klein-9b", fp32) or "")  # bitsandbytes goes with nothing slower
     assert "text encoders" in describe("klein-9b")["memory"]["here"]
 
 

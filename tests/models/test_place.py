@@ -74,12 +74,22 @@ def test_a_limit_stands_for_the_free_memory(gpu: Callable[..., list[str]], monke
     pipe, said, fractions = small.flux_pipeline(), [], []
     needs = footprint(parts_of_pipe(pipe), WORK)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: type("Card", (), {"total_memory": 10**10}))
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _device: fractions.append(share))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    # As torch does, which refuses a device without an index.
+    monkeypatch.setattr(
+        torch.cuda, "set_per_process_memory_fraction", lambda share, device: fractions.append((share, int(device)))
+    )
     tried = gpu(10**12)
     limit = f"{needs['model'] / 1e6 + 0.01:.6f}MB"
-    place(pipe, LoadOptions(offload="auto", memory=limit), CUDA, WORK, said.append)
-    assert tried == ["model"] and "that --memory allows" in said[0]
-    assert fractions == [pytest.approx(needs["model"] / 1e10, rel=1e-3)]
+    for device in (CUDA, torch.device("cuda")):  # the latter is what "auto" and "cuda" mean
+        place(pipe, LoadOptions(offload="auto", memory=limit), device, WORK, said.append)
+    assert tried == ["model", "model"] and all("that --memory allows" in line for line in said)
+    share = pytest.approx(needs["model"] / 1e10, rel=1e-3)
+    assert fractions == [(share, 0), (share, 3)]
+    for _ in range(2):  # a model that is loaded later has no limit
+        place(pipe, AUTO, CUDA, WORK)
+        place(pipe, AUTO, torch.device("cuda"), WORK)
+    assert fractions[2:] == [(1.0, 0), (1.0, 3)]
 
 
 def test_without_a_choice_nothing_is_decided_or_said(gpu: Callable[..., list[str]]) -> None:
@@ -99,6 +109,9 @@ def test_if_memory_runs_out_all_the_same_the_next_way_is_taken(gpu: Callable[...
         "Out of memory on cuda:0 while loading; trying again with --offload text.",
         "Out of memory on cuda:0 while loading; trying again with --offload model.",
     ]
+    tried = gpu(10**12, "none")
+    assert place(pipe, AUTO, CUDA, WORK, without={"text", "model"}) == "group" and tried == ["none", "group"]
+    assert place(pipe, AUTO, CUDA, WORK, without={"none"}) == "text"
     gpu(10**12, "none")
     with pytest.raises(torch.OutOfMemoryError):
         place(pipe, LoadOptions(offload="none"), CUDA, WORK, said.append)
