@@ -18,7 +18,7 @@ def kernels(transformer: Any, settings: Settings, options: LoadOptions) -> Itera
         if settings.attention != DEFAULT:
             from h2gen.models.attention import attending
 
-            stack.enter_context(attending(transformer, settings.attention))
+            stack.enter_context(attending(transformer, settings.attention, options.device))
         if options.compile:
             from h2gen.models.compiling import compiled_run
 

@@ -37,10 +37,15 @@ def check_attention(name: str, device: str, dtype: str) -> None:
 
 
 @contextmanager
-def attending(transformer: Any, name: str) -> Iterator[None]:
+def attending(transformer: Any, name: str, device: str = "auto") -> Iterator[None]:
     """Let a transformer's attention use a backend inside the context.
 
     diffusers also makes it the backend of all models that have none of their own; that is undone at once.
+
+    Args:
+        transformer: may be in main memory until it runs.
+        name: as ``Settings`` has it.
+        device: where it runs, as ``LoadOptions`` has it.
 
     Raises:
         DeviceError: it cannot be used here.
@@ -50,7 +55,7 @@ def attending(transformer: Any, name: str) -> Iterator[None]:
 
     from h2gen.models.load import quiet
 
-    check_attention(name, str(transformer.device), str(transformer.dtype).removeprefix("torch."))
+    check_attention(name, device, str(transformer.dtype).removeprefix("torch."))
     processors: list[Any] = [getattr(module, "processor", None) for module in transformer.modules()]
     before = [(each, each._attention_backend) for each in processors if hasattr(each, "_attention_backend")]
     active = _AttentionBackendRegistry._active_backend

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import h2gen
 from h2gen.batches.jobs import job_id
 from h2gen.cli.app import run
 from h2gen.errors import DeviceError, ModelError, RunError, SettingError
+from h2gen.generation.kernels import kernels
 from h2gen.models.attention import attending, check_attention
 from h2gen.models.attention_names import ANYWHERE, ATTENTIONS, PACKAGES
+from h2gen.models.load_options import LoadOptions
 from h2gen.output.metadata import read_metadata
 from tests import small
 
@@ -115,6 +118,21 @@ def test_on_a_gpu_torchs_own_backends_make_nearly_the_same_picture(name: str) ->
     made, wanted = (session.generate("a cat", **QUICK, attention=each) for each in (name, "default"))
     difference = np.abs(np.asarray(made.image, np.int16) - np.asarray(wanted.image, np.int16))
     assert difference.mean() < 4
+
+
+def test_with_offloading_the_device_counts_and_not_where_the_weights_are_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tiny: Any
+) -> None:
+    monkeypatch.setattr("h2gen.models.attention.choose_device", torch.device)
+    transformer = small.quiet(small.flux_pipeline()).transformer
+    settings = replace(tiny.settings("a cat"), attention="_native_cudnn")
+    with kernels(transformer, settings, LoadOptions("cuda", offload="model")):
+        assert transformer.transformer_blocks[0].attn.processor._attention_backend == "_native_cudnn"
+    with (
+        pytest.raises(DeviceError, match="the device is cpu"),
+        kernels(transformer, settings, LoadOptions("cpu", offload="none")),
+    ):
+        pass
 
 
 def test_a_solver_that_is_refused_leaves_no_backend_behind(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
