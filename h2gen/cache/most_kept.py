@@ -38,3 +38,8 @@ def most_kept(config: CacheConfig, image_tokens: int, text_tokens: int, channels
     velocities = 2 * image_tokens * channels if policy.skips else 0  # the last one, and the way to it
     values = 0 if config.cache_memory == "cpu" else 1 + config.forecast
     return Kept(passes * (structure + detail) * values, passes * velocities)
+
+
+def keeps_residuals(config: CacheConfig) -> bool:
+    """Whether any stage may be reused, so that its residuals are kept."""
+    return config.enabled and any(map(policy_of(config).reuses, ("structure", "detail")))

@@ -38,7 +38,8 @@ _BARE = ("quit", "exit", "q", "help", "?", "show", "again")
 """Lines that are commands even without the colon: hardly anybody wants a picture of them."""
 NAMES = tuple(row.name for row in TABLE if row.in_shell)
 """The settings that can be changed."""
-_FIXED = ("model", "base", "vae", "text_encoder", *LOAD_OPTIONS)
+_PREVIEWS = ("preview", "preview_file", "preview_every", "preview_model")
+_FIXED = ("model", "base", "vae", "text_encoder", *LOAD_OPTIONS, *_PREVIEWS)
 
 
 def start_request(given: Mapping[str, Any], goal: Goal) -> tuple[Request, dict[str, Any]]:
@@ -214,7 +215,7 @@ class ShellState:
     def _check_name(self, name: str) -> str:
         name = name.replace("-", "_")
         if name in _FIXED:
-            raise SettingError(f"{name} cannot be changed in a running shell; start a new one.")
+            raise SettingError(f"{name.replace('_', '-')} cannot be changed in a running shell; start a new one.")
         if name in NAMES:
             return name
         other = meant(name, NAMES)

@@ -225,8 +225,9 @@ def _check_shapes(part: Path, config: dict[str, Any], stored: dict[str, files.St
 
     from h2gen.models.load import quiet
 
-    cls: Any = getattr(diffusers, str(config.get("_class_name")), None)
-    is_model = isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)
+    with quiet():
+        cls: Any = getattr(diffusers, str(config.get("_class_name")), None)
+        is_model = isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)
     if not is_model or "quantization_config" in config:
         return False
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from h2gen.errors import ModelError, check_docstrings
 from h2gen.families import family_of
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
-from h2gen.models.choices import memory_limit
+from h2gen.models.choices import LIBRARIES, memory_limit
 from h2gen.models.content_hash import check_bundled
 from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.footprint import MEGAPIXEL, TILED_ABOVE, Work
@@ -246,24 +247,32 @@ def load_model(cls: Any, folder: Path, dtype: torch.dtype, device: torch.device 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence diffusers and transformers inside: notices, warnings and progress bars. The hub's bars stay."""
+    """Silence diffusers, transformers and what they import inside: notices, warnings, bars. The hub's bars stay."""
     from diffusers.utils import logging as of_diffusers
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging as of_transformers
 
     hub_bars = not are_progress_bars_disabled()
     before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in (of_diffusers, of_transformers)]
+    # diffusers imports these where they are installed, and they warn of what they lack, even if nothing uses them.
+    imported = [logging.getLogger(name) for name in LIBRARIES if not name.startswith(("diffusers", "transformers"))]
+    levels = [logger.level for logger in imported]
     for log, _, _ in before:
         log.set_verbosity_error()
         log.disable_progress_bar()
+    for logger in imported:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # diffusers warns about its own imports
+            for category in (FutureWarning, DeprecationWarning):  # about what the libraries import
+                warnings.simplefilter("ignore", category)
             yield
     finally:
         for log, verbosity, bars in before:
             log.set_verbosity(verbosity)
             if bars:
                 log.enable_progress_bar()
+        for logger, level in zip(imported, levels, strict=True):
+            logger.setLevel(level)
         if hub_bars:
             enable_progress_bars()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from h2gen.cache.config import USEFUL_TOLERANCE, CacheConfig
+from h2gen.cache.most_kept import keeps_residuals
 from h2gen.settings.layers import Layers, Resolved
 from h2gen.settings.presets import load_preset
 from h2gen.settings.profiles import FEWEST_STEPS
@@ -34,6 +35,9 @@ def notices_about(settings: Settings, resolved: Mapping[str, Resolved], layers: 
             f"A tolerance of {tolerance:g} is outside the useful range, {low:g} to {high:g}; expect a different "
             "picture. At that speed, fewer --steps are closer to the uncached one."
         )
+    kept = resolved["cache_memory"]
+    if kept.value not in (None, "device") and kept.source not in _RECORDS and not keeps_residuals(settings.cache):
+        yield "--cache-memory has no effect here: only thresholds and the letters D, C and R of a plan keep residuals."
     changed = [name for name in ("lora", "image", "control", "controlnet", "redux") if getattr(settings, name)]
     if changed and source in ("profile", "published plan"):
         options = " or ".join(BY_NAME[name].option for name in changed)

@@ -24,7 +24,7 @@ from tests.cli.test_app import HEAVY
         ("--preset f", ["fast"]),
         ("cat --model kl", ["klein-4b", "klein-base-4b", "klein-9b", "klein-base-9b"]),
         ("batch --base sch", ["schnell"]),
-        ("cat --solver ", ["own", "unipc", "heun"]),
+        ("cat --solver ", ["own", "unipc", "heun", "dpm++", "lcm"]),
         ("cat --device c", ["cuda", "cpu"]),
         ("cat --dtype fp3", ["fp32"]),
         ("shell --offload g", ["group"]),

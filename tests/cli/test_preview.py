@@ -64,6 +64,11 @@ def test_piped_there_is_a_line_and_no_picture(here: Path) -> None:
         (["--preview", "--preview-every", "0"], "--preview-every is 0; give a whole number from 1 upwards."),
         (["--preview-file", "now"], "--preview-file is 'now'; give a .png, .jpg or .webp file."),
         (["--preview-file", "now.bmp"], "Cannot write .bmp files ('now.bmp'); use .png, .jpg or .webp."),
+        (
+            ["-o", "cat.png", "--preview-file", "./cat.png"],
+            "cat.png' is where a picture goes; give another file.",
+        ),
+        (["--seed", "1,2", "-o", "cat.png", "--preview-file", "cat-2.png"], "cat-2.png' is where a picture goes"),
         (["--preview", "--preview-model", "nowhere"], "There is no tiny autoencoder 'nowhere'; give a folder"),
     ],
     ids=str,

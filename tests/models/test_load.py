@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from h2gen.models import load_pipeline, resolve, set_tiling
+from h2gen.models.load import quiet
 from tests import checkpoints, small
 
 
@@ -162,6 +163,14 @@ def test_nothing_is_logged_while_loading(flux_folder, caplog):
     with caplog.at_level(logging.WARNING):
         load(flux_folder)
     assert caplog.records == []
+
+
+def test_what_the_libraries_import_is_silent_too():
+    loggers = [logging.getLogger(name) for name in ("torchao", "bitsandbytes", "torch.utils._pytree")]
+    before = [logger.level for logger in loggers]
+    with quiet():
+        assert not any(logger.isEnabledFor(logging.WARNING) for logger in loggers)
+    assert [logger.level for logger in loggers] == before
 
 
 def test_only_big_pictures_are_decoded_in_tiles(flux_folder):

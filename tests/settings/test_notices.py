@@ -107,3 +107,19 @@ def test_a_control_picture_of_another_kind_than_the_models_gets_a_remark(tmp_pat
     ]
     assert about("black-forest-labs/FLUX.1-Canny-dev", "pose:")[0].endswith("given as 'pose'; expect a poor picture.")
     assert about("depth", "depth:") == about("depth", "") == about("canny", "edges:") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, True),
+        ({"preset": "off"}, True),
+        ({"plan": "FFS" + "F" * 25}, True),
+        ({"plan": "FFR" + "F" * 25}, False),
+        ({"tau1": 0.1, "tau2": 0.1}, False),
+    ],
+    ids=str,
+)
+def test_keeping_residuals_in_another_way_is_remarked_on_where_none_are_kept(given: dict[str, Any], said: bool) -> None:
+    lines = [line for line in notices(cache_memory="fp8", **given) if line.startswith("--cache-memory has no effect")]
+    assert bool(lines) is said
