@@ -11,7 +11,7 @@ from h2gen.models.load_options import CHANGING
 from h2gen.settings.table import BY_NAME
 from h2gen.wording import gigabytes
 
-PEAKS = {"allocated": "allocated on the GPU", "resident": "resident, by the whole process"}
+PEAKS = {"allocated": "allocated on the GPU", "resident": "resident in the whole process"}
 """What a peak of memory is of, and in words."""
 
 

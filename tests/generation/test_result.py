@@ -114,7 +114,7 @@ def test_the_peak_of_memory_is_recorded_and_shown_if_asked_for(
     peak = result.peak_memory
     assert peak.of == "resident" and peak.bytes > 10**8
     assert result.metadata["peak_memory"] == {"bytes": peak.bytes, "of": "resident"}
-    assert dict(metadata_rows(result.metadata))["peak memory"].endswith(" GB resident, by the whole process")
+    assert dict(metadata_rows(result.metadata))["peak memory"].endswith(" GB resident in the whole process")
     for damaged in ({"bytes": "1", "of": "resident"}, {"bytes": 1, "of": "a lot"}, 3):
         assert "peak memory" not in dict(metadata_rows({**result.metadata, "peak_memory": damaged}))
     monkeypatch.chdir(tmp_path)
