@@ -56,7 +56,7 @@ def _lacks(what: str, command: str) -> DeviceError:
     return DeviceError(f"--compile needs {what}; install it ({command}, for example), or leave out --compile.")
 
 
-def compile_blocks(transformer: nn.Module) -> None:
+def compile_blocks(transformer: nn.Module, backend: str | None = None) -> None:
     """Compile a transformer's repeated blocks, when they first run. Call it before offloading puts hooks on them.
 
     The kinds of blocks are those that diffusers' ``compile_repeated_blocks`` compiles. It compiles them with their
@@ -65,7 +65,7 @@ def compile_blocks(transformer: nn.Module) -> None:
     kinds = getattr(transformer, "_repeated_blocks", None) or ()
     for block in transformer.modules():
         if type(block).__name__ in kinds:
-            block.__dict__["forward"] = CompiledForward(block)
+            block.__dict__["forward"] = CompiledForward(block, backend or BACKEND)
 
 
 def run_eagerly(transformer: nn.Module) -> None:
@@ -78,9 +78,9 @@ def run_eagerly(transformer: nn.Module) -> None:
 class CompiledForward:
     """A block's ``forward``, compiled. A copy of the block has one of its own."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, backend: str) -> None:
         kind: Any = type(block)
-        self._block, self._compiled = weakref.ref(block), _compiled(kind, BACKEND)
+        self._block, self._backend, self._compiled = weakref.ref(block), backend, _compiled(kind, backend)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
@@ -92,7 +92,7 @@ class CompiledForward:
         return self._compiled(self._block(), *args, **kwargs)
 
     def __reduce__(self) -> Any:
-        return CompiledForward, (self._block(),)
+        return CompiledForward, (self._block(), self._backend)
 
 
 def scales_as_tensors(transformer: nn.Module) -> None:

@@ -11,6 +11,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
+from h2gen.models import compiling
+from h2gen.models import quantize as quantizing
+from h2gen.models.quantization import QUANTIZATIONS
+
 FAST = "FFFFFFSFSSSFSSSSFSSSSSFSSSSF"
 ULTRA = "FFFFSSFSSSSSFSSSSSSFSSSSSSSF"
 """cache-dit's masks "fast" (11 of 28 steps computed) and "ultra" (8)."""
@@ -135,29 +139,17 @@ def wait(scale: Scale) -> None:
         torch.cuda.synchronize()
 
 
-def compile_blocks(transformer: Any, scale: Scale) -> None:
-    """Compile the repeated blocks, each kind once."""
-    transformer.compile_repeated_blocks(fullgraph=True, backend=scale.backend)
+def compile_blocks(transformer: nn.Module, scale: Scale) -> None:
+    """Compile the repeated blocks, as ``--compile`` does."""
+    compiling.compile_blocks(transformer, scale.backend)
 
 
-def quantize(transformer: Any, scale: Scale) -> str:
-    """Quantize the blocks' linear layers for faster products. Returns how.
+def quantize(transformer: nn.Module, scale: Scale) -> str:
+    """Quantize the blocks as ``--quantize`` does, for faster products. Returns how.
 
     float8 needs a GPU that has it; a CPU gets int8, both with activations quantized as they come.
     """
-    from torchao import quantization
-
-    if scale.cuda:
-        config: Any = quantization.Float8DynamicActivationFloat8WeightConfig(
-            granularity=quantization.PerRow(),
-            set_inductor_config=False,  # it would search for the best kernels, for minutes
-        )
-    else:
-        config = quantization.Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
-
-    def is_large(module: nn.Module, name: str) -> bool:
-        inside = "transformer_blocks." in name and ".norm" not in name  # not what modulates: it sees one token
-        return isinstance(module, nn.Linear) and inside and module.in_features % 16 == module.out_features % 16 == 0
-
-    quantization.quantize_(transformer, config, filter_fn=is_large)
-    return type(config).__name__
+    name = "fp8-dynamic" if scale.cuda else "int8-dynamic"
+    quantizing.quantize(transformer, QUANTIZATIONS[name], scale.device, blocks=True)
+    transformer.to(scale.device)
+    return name

@@ -80,7 +80,7 @@ def fp8(small: bool, report: Report) -> None:
     started = time.perf_counter()
     how = quantize(call.pipe.transformer, call.scale)
     wait(call.scale)
-    report("quantized by torchao's", how)
+    report("quantized with --quantize", how)
     report("seconds to quantize", time.perf_counter() - started, "s")
     _measure_compiled(call, report, goal=SECONDS)
 
