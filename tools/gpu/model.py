@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from torch import nn
 
 from h2gen.models import compiling
 from h2gen.models import quantize as quantizing
+from h2gen.models.load import quiet
 from h2gen.models.quantization import QUANTIZATIONS
+
+with quiet():  # it imports torchao, which tells the terminal what it lacks
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
 FAST = "FFFFFFSFSSSFSSSSFSSSSSFSSSSF"
 ULTRA = "FFFFSSFSSSSSFSSSSSSFSSSSSSSF"
