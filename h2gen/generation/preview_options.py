@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from h2gen.errors import OutputError, SettingError
 from h2gen.files import partial_file
+from h2gen.wording import shown
 
 if TYPE_CHECKING:
     from h2gen.generation.preview import Preview, PreviewObserver, Previews
     from h2gen.generation.session import Session
     from h2gen.output.save import Target
+    from h2gen.settings.values import Settings
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,27 @@ class PreviewOptions:
 
     def __bool__(self) -> bool:
         return self.in_terminal or self.file is not None
+
+    def check_file(self, targets: Sequence[Target], seeds: Sequence[int], settings: Settings) -> None:
+        """Check that previews replace neither a picture of the same run nor a file that it is made from.
+
+        Args:
+            targets, seeds: of the pictures.
+            settings: of all of them.
+
+        Raises:
+            SettingError: they would.
+        """
+        from h2gen.settings.values import FILES
+
+        if self.file is None:
+            return
+        file = self.file.path("", 0)
+        pictures = [each.path(settings.title, seed) for each, seed in zip(targets, seeds, strict=True)]
+        inputs = [each.path for name in FILES for each in getattr(settings, name) if each.path is not None]
+        for paths, what in ((pictures, "where a picture goes"), (inputs, "what the picture is made from")):
+            if os.path.realpath(file) in map(os.path.realpath, paths):
+                raise SettingError(f"--preview-file {shown(str(file))} is {what}; give another file.")
 
 
 def preview_options(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,6 @@ from h2gen.errors import PromptWarning, RunError, SettingError, Stopped
 from h2gen.generation.preview_options import PreviewOptions, open_previews
 from h2gen.generation.relief import Relief, with_relief
 from h2gen.models.attention_names import DEFAULT as DEFAULT_ATTENTION
-from h2gen.wording import shown
 
 if TYPE_CHECKING:
     from h2gen.cache.trace import StepRecord
@@ -181,11 +179,7 @@ def check_output(request: Request, options: RenderOptions, seeds: Sequence[int])
         TraceFile.check(options.trace, options.overwrite)
     numbered = target.stem is not None and len(seeds) > 1
     targets = [replace(target, stem=f"{target.stem}-{seed}") if numbered else target for seed in seeds]
-    if options.preview.file is not None:
-        file, title = options.preview.file.path("", 0), request.settings.title
-        pictures = {os.path.abspath(each.path(title, seed)) for each, seed in zip(targets, seeds, strict=True)}
-        if os.path.abspath(file) in pictures:
-            raise SettingError(f"--preview-file {shown(str(file))} is where a picture goes; give another file.")
+    options.preview.check_file(targets, seeds, request.settings)
     return targets
 
 

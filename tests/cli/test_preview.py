@@ -80,6 +80,14 @@ def test_mistakes_are_found_before_anything_is_loaded(here: Path, options: list[
     assert not [*here.iterdir()]
 
 
+def test_previews_never_replace_an_input(here: Path) -> None:
+    Image.new("RGB", (64, 64), "red").save("in.png")
+    before = Path("in.png").read_bytes()
+    done = h2gen("a cat", *QUICK, "--image", "in.png", "--preview-file", "./in.png")
+    assert done.returncode == 2 and "is what the picture is made from; give another file." in done.stderr
+    assert Path("in.png").read_bytes() == before
+
+
 def test_a_file_that_cannot_be_written_any_more_costs_no_picture(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
