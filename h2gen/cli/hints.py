@@ -51,31 +51,12 @@ _OTHER_TOOLS = {
 """What to do instead of a command that other tools have, and h2gen does not."""
 
 _PIPELINE = "in Python, set it up on a pipeline of your own and use h2gen.h2_cache(pipe)"
-_QUANTIZED = "give a file that is already quantized: --model FILE.gguf --base dev"
 _STRENGTH = ("strength", "image-strength", "denoise", "denoising-strength")
 """Other programs' names for the strength of an input picture."""
 _NOT_YET = {
     **dict.fromkeys(["ip-adapter"], _PIPELINE),
-    **dict.fromkeys(
-        [
-            "fp8",
-            "nf4",
-            "int8",
-            "int4",
-            "4bit",
-            "8bit",
-            "quantize",
-            "quant",
-            "quantization",
-            "load-in-4bit",
-            "load-in-8bit",
-        ],
-        _QUANTIZED,
-    ),
     **dict.fromkeys(["port", "host", "listen", "share", "serve"], "'h2gen shell' reads prompts from a pipe"),
-    **dict.fromkeys(
-        ["upscale", "upscaler", "hires", "hires-fix", "open", "preview", "show", "eta", "style", "clip-skip"], ""
-    ),
+    **dict.fromkeys(["upscale", "upscaler", "hires", "hires-fix", "open", "show", "eta", "style", "clip-skip"], ""),
 }
 """Options that people try and that h2gen does not have, each with an alternative, or an empty text."""
 _CLOSE = 0.75

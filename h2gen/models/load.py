@@ -214,6 +214,7 @@ def load_model(cls: Any, folder: Path, dtype: torch.dtype, device: torch.device 
     ``device`` is where weights that are stored quantized are prepared; they are in main memory afterwards, as others.
     """
     weights, variant = files.find_weights(folder)
+    files.read_json(folder / "config.json")  # one that is missing or damaged is named, not the whole model
     quantized = stored_quantization(folder)
     for file in () if quantized else weights:
         check_plain(file)

@@ -59,7 +59,8 @@ _FOREIGN = {
     "offload": "cpu_offload enable_model_cpu_offload enable_sequential_cpu_offload model_cpu_offload low_ram "
     "low_vram medvram sequential_offload offloading",
     "memory": "max_memory gpu_memory memory_limit vram vram_limit max_vram",
-    "quantize": "quantization quantization_config quant load_in_4bit load_in_8bit weights_dtype fp8 nf4 int8 int4",
+    "quantize": "quantization quantization_config quant load_in_4bit load_in_8bit weights_dtype fp8 nf4 int8 "
+    "int4 4bit 8bit",
     "quantize_text": "quantize_text_encoder quantize_text_encoders quantize_t5 t5_quantize quantize_encoder",
     "attention": "attention_backend attn attn_backend attn_mode attention_type sdp sdpa xformers flash_attention",
     "compile": "torch_compile compiled compile_transformer compile_blocks",

@@ -236,6 +236,7 @@ def test_everything_that_determines_the_picture_is_in_its_id() -> None:
         "image": (InputFile("a.png", "1" * 64, 0.5),), "mask": (InputFile("b.png", "2" * 64),),
         "control": (InputFile("c.png", "3" * 64, None, "canny"),), "controlnet": (InputFile("n", "4" * 64, 0.7),),
         "redux": (InputFile("r.png", "5" * 64, 1.0),), "redux_model": (InputFile("redux", "6" * 64),),
+        "attention": "native", "shift": "3.0",
     }  # fmt: skip
     assert set(others) == {field.name for field in fields(Settings)} - {*NOT_SETTINGS}
     assert job_id(SETTINGS, "a", "float32") == job_id(replace(SETTINGS, reference_steps=99), "a", "float32")

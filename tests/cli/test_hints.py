@@ -55,8 +55,9 @@ HINTS: list[tuple[list[str], str]] = [
     (["x", "--attn", "sage"], "There is no option --attn; use --attention."),
     (["x", "--shift", "0"], "--shift is '0'; give a number from 0.01 to 100, such as 3, or dynamic."),
     (["x", "--compile", "--offload", "sequential"], "--compile has no effect with --offload sequential"),
-    (["x", "--fp8"], "There is no --fp8 yet; give a file that is already quantized"),
-    (["x", "--quantize", "nf4"], "There is no --quantize yet; give a file that is already quantized"),
+    (["x", "--fp8"], "There is no option --fp8; use --quantize."),
+    (["x", "--load-in-4bit"], "There is no option --load-in-4bit; use --quantize."),
+    (["x", "--quantize", "q4"], "--quantize 'q4' is not supported; choose"),
     (["x", "--upscale", "2"], "There is no --upscale yet. See 'h2gen --help'."),
     (["x", "--foo"], "There is no option --foo. See 'h2gen --help'."),
     # Commands of other tools

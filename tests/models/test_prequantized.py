@@ -158,7 +158,7 @@ def test_a_single_file_in_4_bits_without_its_scales_is_damaged(tmp_path: Path, l
     single_file(tmp_path / "flux.safetensors", "nf4")
     edit(tmp_path / "flux.safetensors", drop=f"single_blocks.0.linear2.weight.{lost}")
     with pytest.raises(
-        ModelError, match=r"single_blocks\.0\.linear2\.weight' by bitsandbytes \(4-bit\), but lacks its scales"
+        ModelError, match=r"single_blocks\.0\.linear2\.weight' in 4 bits \(bitsandbytes\), but lacks its scales"
     ):
         load_pipeline(resolve(str(tmp_path / "flux.safetensors"), str(base)), device="cpu")
 

@@ -202,6 +202,10 @@ def test_every_lasting_setting_is_taken_from_the_environment(tmp_path: Path) -> 
         "negative": "dog",
         "format": "webp",
         "solver": "unipc",
+        "attention": "native",
+        "compile": "true",
+        "quantize": "int8",
+        "quantize_text": "int8",
         "lora": str(loras.save_smallest(tmp_path / "a.safetensors")),
     }
     for name in USER_DEFAULTS:
