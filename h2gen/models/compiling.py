@@ -89,10 +89,19 @@ class CompiledForward:
             for tensor in tensors:
                 if len(tensor) == pictures:
                     torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        else:
+            args = tuple(map(_of_its_own, args))
+            kwargs = {name: _of_its_own(value) for name, value in kwargs.items()}
         return self._compiled(self._block(), *args, **kwargs)
 
     def __reduce__(self) -> Any:
         return CompiledForward, (self._block(), self._backend)
+
+
+def _of_its_own(value: Any) -> Any:
+    """One picture of a batch in storage of its own: where in its storage an input begins is part of a graph."""
+    base = value._base if isinstance(value, torch.Tensor) else None
+    return value if base is None or base.ndim == 0 or len(base) == 1 or len(value) == len(base) else value.clone()
 
 
 def scales_as_tensors(transformer: nn.Module) -> None:

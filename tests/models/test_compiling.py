@@ -108,6 +108,26 @@ def test_pictures_of_a_batch_that_skip_need_no_graph_per_number_of_pictures() ->
     assert before == graphs()
 
 
+@torch.no_grad()
+def test_one_picture_of_a_batch_takes_the_same_graph_whichever_it_is() -> None:
+    model = flux2()
+    block, given = model.transformer_blocks[0], {}
+    block.register_forward_pre_hook(lambda _module, _args, kwargs: given.update(kwargs), with_kwargs=True)
+    run(model, 1, batch=4)
+    compile_blocks(model)
+    kwargs, counted, outputs = dict(given), [], []
+    together = block(**kwargs)[1]
+    for row in (2, 0, 3, 1):
+        alone = {
+            name: value[row : row + 1] if isinstance(value, torch.Tensor) and len(value) == 4 else value
+            for name, value in kwargs.items()
+        }
+        outputs.append(block(**alone)[1])
+        counted.append(graphs())
+    assert counted == [2, 2, 2, 2]
+    assert torch.allclose(torch.cat(outputs), together[[2, 0, 3, 1]], atol=1e-5)
+
+
 def test_another_size_takes_one_more_graph_per_kind_of_block_and_a_third_none() -> None:
     model = flux2()
     compile_blocks(model)

@@ -121,7 +121,10 @@ def refusal(changes: dict[str, torch.Tensor], base: Path, file: Path) -> str:
     "changes, words",
     [
         ({f"{BLOCK}.weight_scale_2": torch.tensor(1.0)}, "NVFP4"),
-        ({f"{BLOCK}.weight.quant_state.bitsandbytes__nf4": torch.zeros(4, dtype=torch.uint8)}, "bitsandbytes (4-bit"),
+        (
+            {f"{BLOCK}.weight.quant_state.bitsandbytes__nf4": torch.zeros(4, dtype=torch.uint8)},
+            "in 4 bits (bitsandbytes)",
+        ),
         ({f"{BLOCK}.weight.absmax": torch.zeros(4)}, "bitsandbytes (4-bit"),
         ({f"{BLOCK}.wscales": torch.zeros(4), f"{BLOCK}.lora_down": torch.zeros(4, 4)}, "SVDQuant"),
         ({f"{BLOCK}.weight_scale": torch.zeros(2, 2)}, "a scale of shape [2, 2] in F32"),
