@@ -110,27 +110,44 @@ class _UniPC(UniPCMultistepScheduler):  # type: ignore[misc]
         return noisy
 
 
-class _DPM(DPMSolverMultistepScheduler):  # type: ignore[misc]
-    """diffusers' DPM++ 2M on the sigmas of another flow-matching scheduler; those of its own are whole timesteps."""
+class _OnSigmasOf:
+    """A solver on the sigmas of another flow-matching scheduler, ``_own``. From its configuration a pipeline reads how
+    to shift them by the picture's size.
+    """
 
-    def __init__(self, own: Any) -> None:
-        super().__init__(
-            num_train_timesteps=own.config.get("num_train_timesteps", 1000), prediction_type="flow_prediction"
-        )
-        _take_shift(self, own)
+    _own: Any
+
+    def _follow(self: Any, own: Any) -> None:
+        for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"):
+            if own.config.get(name) is not None:
+                self.register_to_config(**{name: own.config[name]})
+        self._own = type(own).from_config(own.config)
 
     def set_timesteps(
-        self,
+        self: Any,
         num_inference_steps: int | None = None,
         device: Any = None,
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
         self._own.set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu)
+        self._take_sigmas(device)
+        self._step_index = self._begin_index = None
+
+
+class _DPM(_OnSigmasOf, DPMSolverMultistepScheduler):  # type: ignore[misc]
+    """diffusers' DPM++ 2M on the sigmas of another flow-matching scheduler; those of its own are whole timesteps."""
+
+    def __init__(self, own: Any) -> None:
+        super().__init__(
+            num_train_timesteps=own.config.get("num_train_timesteps", 1000), prediction_type="flow_prediction"
+        )
+        self._follow(own)
+
+    def _take_sigmas(self, _device: Any) -> None:
         self.sigmas, self.timesteps = self._own.sigmas.cpu(), self._own.timesteps
         self.num_inference_steps = len(self.timesteps)
         self.model_outputs, self.lower_order_nums = [None] * self.config.solver_order, 0
-        self._step_index = self._begin_index = None
 
     def _sigma_to_alpha_sigma_t(self, sigma: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return 1 - sigma, sigma
@@ -156,33 +173,17 @@ class _LCM(FlowMatchLCMScheduler):  # type: ignore[misc]
         return super().step(*args, **{"generator": self._generators, **kwargs})
 
 
-class _Heun(FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
+class _Heun(_OnSigmasOf, FlowMatchHeunDiscreteScheduler):  # type: ignore[misc]
     """diffusers' Heun on the sigmas of another flow-matching scheduler: its own are not shifted by image size."""
 
     def __init__(self, own: Any) -> None:
         super().__init__(num_train_timesteps=own.config.get("num_train_timesteps", 1000))
-        _take_shift(self, own)
+        self._follow(own)
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
-    ) -> None:
-        self._own.set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu)
+    def _take_sigmas(self, device: Any) -> None:
         ends = self._own.sigmas  # one more than steps, the last one 0
         self.num_inference_steps = len(ends) - 1
         inner = ends[1:-1].repeat_interleave(2)
         self.sigmas = torch.cat([ends[:1], inner, ends[-1:]])
         self.timesteps = torch.cat([ends[:1], inner]).to(device) * self.config.num_train_timesteps
         self.prev_derivative = self.dt = None
-        self._step_index = self._begin_index = None
-
-
-def _take_shift(scheduler: Any, own: Any) -> None:
-    """Let a scheduler compute its sigmas by another one, ``_own``, and a pipeline read from it how to shift them."""
-    for name in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift"):
-        if own.config.get(name) is not None:
-            scheduler.register_to_config(**{name: own.config[name]})
-    scheduler._own = type(own).from_config(own.config)
