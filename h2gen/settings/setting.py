@@ -137,3 +137,9 @@ class Setting:
             SettingError: the text is not a value of the type.
         """
         return self.rule.parse(called or self.name, text)
+
+
+def picture_row(name: str, help: str, rule: Rule, **more: Any) -> Setting:
+    """A row of the picture itself that can be given everywhere; ``more`` are further arguments of ``Setting``."""
+    places = {"lasting": True, "per_prompt": True, "in_shell": True, "in_picture": True}
+    return Setting(name, help, rule, **{"section": PICTURE, **places, **more})

@@ -5,35 +5,27 @@ from __future__ import annotations
 from h2gen.checks import Rule
 from h2gen.models.attention_names import ATTENTIONS, DEFAULT
 from h2gen.models.choices import OF_DIFFUSERS, SOLVERS
-from h2gen.settings.setting import DETAILS, MAKES, MODEL, Setting
+from h2gen.settings.setting import DETAILS, MAKES, MODEL, Setting, picture_row
 from h2gen.settings.shift import ShiftRule
 
-SOLVER = Setting(
+SOLVER = picture_row(
     "solver",
     "own (Euler), unipc, heun (two passes per step), dpm++, lcm.",
     Rule(str, choices=tuple(SOLVERS), aliases={"euler": "own", "default": "own", **OF_DIFFUSERS}),
-    DETAILS,
+    section=DETAILS,
     commands=MAKES,
     default="own",
-    lasting=True,
-    per_prompt=True,
-    in_shell=True,
-    in_picture=True,
     later=True,
     also="--scheduler",
 )
-SHIFT = Setting(
+SHIFT = picture_row(
     "shift",
     "Shift of the schedule, such as 3; dynamic: by picture size.",
     ShiftRule(str),
-    DETAILS,
+    section=DETAILS,
     commands=(*MAKES, "compare"),
     metavar="SHIFT",
     default="own",
-    lasting=True,
-    per_prompt=True,
-    in_shell=True,
-    in_picture=True,
     later=True,
 )
 ATTENTION = Setting(

@@ -24,6 +24,7 @@ from h2gen.settings.setting import (
     SECTIONS,
     SPEED,
     Setting,
+    picture_row,
 )
 from h2gen.settings.setting import MAKES as _MAKING
 from h2gen.settings.setting import MEASURES as _MEASURING
@@ -51,12 +52,6 @@ LONGEST_PROMPT = 100_000
 FORMATS = ("png", "jpg", "webp")
 
 
-def _picture(name: str, help: str, rule: Rule, **more: Any) -> Setting:
-    """A row of the picture itself that can be given everywhere."""
-    places = {"lasting": True, "per_prompt": True, "in_shell": True, "in_picture": True}
-    return Setting(name, help, rule, **{"section": PICTURE, **places, **more})
-
-
 def _cache(name: str, help: str, **more: Any) -> Setting:
     """A row of the cache; its rule and its default are ``CacheConfig``'s."""
     places = {"per_prompt": True, "in_shell": True, "in_picture": True, "later": name in POLICIES}
@@ -66,7 +61,7 @@ def _cache(name: str, help: str, **more: Any) -> Setting:
 
 def _files(name: str, help: str, rule: FileRule, **more: Any) -> Setting:
     """A row of files that the picture is made from, as ``FILE[:NUMBER]``; the option can be repeated."""
-    return _picture(name, help, rule, **{"default": (), "later": True, **more})
+    return picture_row(name, help, rule, **{"default": (), "later": True, **more})
 
 
 def _input(name: str, help: str, rule: FileRule, metavar: str = "FILE") -> Setting:
@@ -89,6 +84,11 @@ def _behaviour(name: str, help: str, rule: Rule, section: str = OUTPUT, **more: 
     return Setting(name, help, rule, section, **{"is_setting": False, **more})
 
 
+def _preview(name: str, help: str, rule: Rule, **more: Any) -> Setting:
+    """A row of previews."""
+    return _behaviour(name, help, rule, commands=("generate", "replay", "shell"), **more)
+
+
 SORTS = ("plan", "tolerance", "thresholds", "steps")
 """The sorts of settings in a profile, by what decides which steps and blocks are computed."""
 _text = Rule(str, longest=LONGEST_PROMPT)
@@ -101,7 +101,7 @@ _fidelity = Rule(float, above=0, most=1, advice="give an SSIM above 0 and up to 
 
 TABLE = (
     Setting("prompt", "What to paint.", _text, PICTURE, commands=(), label="The prompt", in_picture=True),
-    _picture(
+    picture_row(
         "seed",
         "The same seed gives the same picture; 1,5,10-13 makes several.",
         Rule(int, 0, SEEDS - 1),
@@ -119,7 +119,7 @@ TABLE = (
         per_prompt=True,
     ),
     _behaviour("batch_size", "Pictures per batch.", Rule(int, 1), DETAILS, commands=("generate", "batch")),
-    _picture(
+    picture_row(
         "size",
         "1024x768, a ratio such as 16:9, or one number for a square.",
         Rule(str, numbers=True),
@@ -128,12 +128,12 @@ TABLE = (
     ),
     Setting("width", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
     Setting("height", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
-    _picture("steps", "Denoising steps.", Rule(int, 1, MOST_STEPS), short="-s"),
+    picture_row("steps", "Denoising steps.", Rule(int, 1, MOST_STEPS), short="-s"),
     SOLVER,
     SHIFT,
-    _picture("guidance", "Distilled guidance scale.", _scale, section=DETAILS),
-    _picture("cfg", "True guidance scale, two passes per step; 1 is off.", _scale, section=DETAILS),
-    _picture(
+    picture_row("guidance", "Distilled guidance scale.", _scale, section=DETAILS),
+    picture_row("cfg", "True guidance scale, two passes per step; 1 is off.", _scale, section=DETAILS),
+    picture_row(
         "negative",
         "What to steer away from; needs --cfg.",
         _text,
@@ -141,7 +141,9 @@ TABLE = (
         label="The negative prompt",
         default="",
     ),
-    _picture("max_sequence_length", "Prompt tokens that the model reads.", Rule(int, 1, LONGEST_TEXT), section=DETAILS),
+    picture_row(
+        "max_sequence_length", "Prompt tokens that the model reads.", Rule(int, 1, LONGEST_TEXT), section=DETAILS
+    ),
     _files(
         "lora",
         "A LoRA's file or repository, with its scale; can be repeated.",
@@ -331,32 +333,10 @@ TABLE = (
     ),
     _behaviour("sidecar", "Also write how it was made to NAME.toml.", Rule(bool), commands=_MAKING),
     _behaviour("trace", "Write each step's decisions as JSON Lines.", Rule(Path), commands=("generate", "replay")),
-    _behaviour(
-        "preview",
-        "Show the picture in the terminal while it is made.",
-        Rule(bool),
-        commands=("generate", "replay", "shell"),
-    ),
-    _behaviour(
-        "preview_file",
-        "Write previews to a .png, .jpg or .webp file.",
-        Rule(Path),
-        commands=("generate", "replay", "shell"),
-        metavar="FILE",
-    ),
-    _behaviour(
-        "preview_every",
-        "Preview only every N-th step.",
-        Rule(int, 1),
-        commands=("generate", "replay", "shell"),
-    ),
-    _behaviour(
-        "preview_model",
-        "Tiny autoencoder for previews: a folder or a repository.",
-        Rule(str),
-        commands=("generate", "replay", "shell"),
-        metavar="NAME",
-    ),
+    _preview("preview", "Show the picture in the terminal while it is made.", Rule(bool)),
+    _preview("preview_file", "Write previews to a .png, .jpg or .webp file.", Rule(Path), metavar="FILE"),
+    _preview("preview_every", "Preview only every N-th step.", Rule(int, 1)),
+    _preview("preview_model", "Tiny autoencoder for previews: a folder or a repository.", Rule(str), metavar="NAME"),
     _behaviour(
         "as_json",
         "Print one JSON object per picture instead of its path.",
