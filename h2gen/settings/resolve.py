@@ -87,9 +87,11 @@ def request_from(prompt: str, layers: Layers) -> Request:
     """
     check_texts(layers)
     given = merge([*layers, ("built in", _BUILT_IN)])
-    for name in (*LOAD_OPTIONS, "format"):
-        if name in given:
-            BY_NAME[name].check(given[name].value, _called(name, given))
+    checked = {
+        name: BY_NAME[name].check(given[name].value, _called(name, given))
+        for name in (*LOAD_OPTIONS, "format")
+        if name in given
+    }
     memory_limit(given["memory"].value, _called("memory", given))
     split_device(given["device"].value)  # a wrong name is found even where nothing is loaded
     files = {name: given[name].value for name in ("vae", "text_encoder") if name in given}
@@ -103,7 +105,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     remarks = list(remarks_on(prompt, settings, checkpoint))
     notices += [remark.text for remark in remarks]
     values = {name: setting.value for name, setting in resolved.items()}
-    load = LoadOptions(**{name: BY_NAME[name].check(values[name]) for name in LOAD_OPTIONS})
+    load = LoadOptions(**{name: checked[name] for name in LOAD_OPTIONS})
     check_together(load)
     check_package(settings.attention)
     if load.compile:
