@@ -3,8 +3,8 @@
 A flow-matching model's velocity ``v`` at noise level ``sigma`` points from the picture to the noise, so the picture
 that a step expects is ``x - sigma * v``, of its latents ``x``. Both pass through the scheduler's ``step`` in every
 pipeline, guided, forecast by the cache or not, so that is where they are read. The small picture is copied from the
-device while it computes the next step, and handed on when it has arrived: nothing waits for the device. An error
-in a preview never costs the picture.
+device while it computes the next step, and handed on when it has arrived: on CUDA nothing waits for the device.
+An error in a preview never costs the picture.
 """
 
 from __future__ import annotations
