@@ -142,7 +142,7 @@ class _Writer:
 
     def __init__(self, target: Target, complain: Callable[[str], None]) -> None:
         self._target, self._complain = target, complain
-        self._path = target.folder / f"{target.stem}.{target.ending}"
+        self._path = target.path("", 0)
         self._failed = False
 
     def __call__(self, preview: Preview) -> None:
