@@ -70,7 +70,7 @@ def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], N
     trace, find_course = Trace(on_step), course_finder(target)
     with _applying:
         if (before := _attachment(transformer)) is not None:
-            before.detach(replaced=True)
+            before.detach(transformer, replaced=True)
         Attachment(
             transformer,
             Shared(family, config, find_course, trace, warn, ContextName(), itertools.count()),
@@ -94,9 +94,10 @@ def without_forecasts(config: CacheConfig, warn: Callable[[str], None]) -> Cache
 
 def remove(target: Any) -> None:
     """Take H2-Cache off a transformer or a pipeline, which is then as before. Does nothing if there is no cache."""
-    attachment = _attachment(_transformer_of(target))
+    transformer = _transformer_of(target)
+    attachment = _attachment(transformer)
     if attachment is not None:
-        attachment.detach()
+        attachment.detach(transformer)
 
 
 def _attachment(transformer: nn.Module) -> Attachment | None:

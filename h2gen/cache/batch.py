@@ -28,6 +28,11 @@ def each(whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return whole.chunk(whole.shape[0])
 
 
+def joined(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The opposite of ``each``; the tensor itself if there is only one."""
+    return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+
+
 def replaced(whole: torch.Tensor, *parts: tuple[Rows, torch.Tensor]) -> torch.Tensor:
     """A tensor with some rows replaced: a copy, or the part itself if it has all rows."""
     if len(parts) == 1 and len(parts[0][0]) == whole.shape[0]:

@@ -25,7 +25,7 @@ def outside_graphs(function: _Function) -> _Function:
     return cast(_Function, disable(function))
 
 
-def _between_graphs(function: _Function) -> _Function:
+def between_graphs(function: _Function) -> _Function:
     """The same, but what it calls may be compiled. With ``fullgraph`` torch fails, since 2.8 with our advice."""
     disable: Any = torch.compiler.disable
     kept = disable(function, recursive=False)
@@ -52,7 +52,8 @@ def _arguments_of(forward: Callable[..., Any]) -> Sequence[str]:
     return list(inspect.signature(forward).parameters)[1:]
 
 
-def _itself(function: Callable[..., Any]) -> Callable[..., Any]:
+def itself(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function, for copies in which it replaces what wraps it."""
     return function
 
 
@@ -72,7 +73,7 @@ class BlockCall:
         own[self._slot] = self
 
     def __reduce__(self) -> Any:
-        return _itself, (self._inner,)
+        return itself, (self._inner,)
 
     @property
     def replaced(self) -> Any:
@@ -88,7 +89,7 @@ class BlockCall:
             else:
                 own[self._slot] = self._found
 
-    @_between_graphs
+    @between_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         engine = self._callers.current if self._on else None
         if engine is None:

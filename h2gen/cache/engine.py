@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from h2gen.cache.batch import Rows, Streams, replaced, rows_of
+from h2gen.cache.batch import Rows, Streams
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.decide_batch import BatchDecision
 from h2gen.cache.inputs import Inputs
 from h2gen.cache.memory import Memory
 from h2gen.cache.method import Method, StageSteps
+from h2gen.cache.outputs import Outputs
 from h2gen.cache.policies import policy_of
 from h2gen.cache.probe import Probe
 from h2gen.cache.schedule import Course
@@ -61,7 +62,7 @@ class Engine:
         new_memory = partial(Memory, config.forecast, config.tolerance > 0, config.cache_memory)
         self.tracker = Tracker(config, find_course, new_memory, self.forget, self._warn, context, numbers)
         decide = BatchDecision(config, self.policy, self.family, self.tracker.begun_again, self._warn)
-        self._method = Method(config, self.policy, decide)
+        self._method, self.outputs = Method(config, self.policy, decide), Outputs(self.family)
         self.stages: Sequence[Stage] = ()
         self.own: Sequence[Stage] = ()  # before the stages
         self._stage_steps: StageSteps | None = None
@@ -113,7 +114,7 @@ class Engine:
         if self.policy.skips and (self.config.plan or skipped or step.run.schedule is not None):
             # With the detail reused as it was, the velocity is worse than the line through full ones (1 to 2 dB on the
             # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
-            output = self._velocities(step, output, skipped, structure if self.config.forecast else full)
+            output = self.outputs.of(step, output, skipped, structure if self.config.forecast else full)
         step.watch.stop()
         total = sum(len(stage.blocks) * step.inputs.parts.get(stage.name, 1) for stage in (*self.stages, *self.own))
         exact = sum(len(stage.blocks) * step.inputs.parts[stage.name] for stage in self.own if stage.name in step.exact)
@@ -121,20 +122,6 @@ class Engine:
             current.since_full[row] = 0 if row in full else current.since_full[row] + 1
             self._trace.add(FinishedStep(step, row, step.blocks_run[row], total, exact if row in step.present else 0))
         return output
-
-    def _velocities(self, step: Step, output: Any, skipped: set[int], fresh: set[int]) -> Any:
-        """The output with forecast velocities for skipped steps, and corrected ones for the steps after them."""
-        velocity, parts = self.family.velocity(output), []
-        for row in sorted(skipped | fresh):
-            history = step.current.memory.velocities[row]
-            if row in skipped:
-                parts.append(([row], history.forecast(step.sigma, step.interval)))
-                continue
-            own = rows_of(velocity, [row])
-            corrected = history.keep(own, step.sigma, step.interval, step.own)
-            if corrected is not own:
-                parts.append(([row], corrected))
-        return self.family.with_velocity(output, replaced(velocity, *parts)) if parts else output
 
     def forget(self) -> None:
         """Drop everything that is kept."""

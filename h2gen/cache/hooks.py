@@ -5,6 +5,10 @@ its end. Whatever others do to a model in between (load a LoRA, offload, compile
 can therefore neither drop the cache nor be undone by it. Names, state dicts and quantized layers stay as they are, and
 a block's compiled graph is the same as without the cache.
 
+The transformer's own ``forward`` is wrapped for as long as the cache is on: torch has looked it up by the time that a
+pass begins. A step that is skipped entirely does not call it. Where something else has taken its place, the blocks are
+skipped one by one, and it is wrapped again for the next pass.
+
 After a pass that was interrupted (``KeyboardInterrupt``, unlike an error) torch calls no hook. Its blocks stay wrapped
 until the next pass begins or the cache is taken off.
 """
@@ -26,6 +30,7 @@ from h2gen.cache.controlnet import computed, postponed, without_samples
 from h2gen.cache.engine import Engine, Shared
 from h2gen.cache.inputs import Inputs
 from h2gen.cache.others import refuse_other_caches
+from h2gen.cache.overridden import Forward, Overridden
 from h2gen.cache.stages import own_stages_of, stages_of
 from h2gen.errors import CacheError
 
@@ -51,6 +56,7 @@ class Attachment:
         self._begin = transformer.register_forward_pre_hook(self.begin, with_kwargs=True)
         self._end = transformer.register_forward_hook(self.end, always_call=True)
         self._transformer = weakref.ref(transformer)
+        self._forward = Forward(transformer, self._callers)
         Overridden(transformer, "cache_context", self._in_context)
         Overridden(transformer, "_reset_stateful_cache", self._reset)
         later = None if controlnet is None else postponed(controlnet)
@@ -89,6 +95,10 @@ class Attachment:
                 return None
             if not self._others_inside():
                 self._take_off()
+            asked = self._forward.on_top(transformer)
+            if not asked:  # others have hooked the transformer since, or taken off a hook; from the next pass on
+                self._forward = Forward(transformer, self._callers)
+            if not (self._calls or (asked and engine.outputs.known(engine.step))):
                 self._calls = [
                     BlockCall(self._callers, stage, index)
                     for stage in (*own, *stages)
@@ -116,11 +126,15 @@ class Attachment:
             if self.closed():
                 engine.forget()
 
-    def detach(self, *, replaced: bool = False) -> None:
+    def detach(self, transformer: nn.Module, *, replaced: bool = False) -> None:
         """Take the cache off. A pass that another thread has begun keeps it until its end.
 
+        Args:
+            transformer: that it was put on, or a shallow copy.
+            replaced: whether another cache is to replace it.
+
         Raises:
-            CacheError: another cache is to replace it (``replaced``), and a pass of another thread has not ended.
+            CacheError: another cache is to replace it, and a pass of another thread has not ended.
         """
         with self._lock:
             others = self._others_inside()
@@ -128,10 +142,10 @@ class Attachment:
                 raise CacheError("The transformer is running in another thread; apply the cache between two calls.")
             self._closed.set()
             self._begin.remove()
-            transformer = self._transformer()
-            for method in () if transformer is None else [*vars(transformer).values()]:
-                if isinstance(method, Overridden):
-                    method.restore()
+            for model in (transformer, self._transformer()):
+                for method in () if model is None else [*vars(model).values()]:
+                    if isinstance(method, Overridden):
+                        method.restore(model)
             if self._controlnet is not None and self._compute is not None:
                 self._controlnet.restore()
                 self._compute.remove()
@@ -165,33 +179,3 @@ class Attachment:
         original(*args, **kwargs)
         if (engine := self._callers.own) is not None:
             engine.forget()
-
-
-class Overridden:
-    """A method of a model, wrapped; in a copy of the model it just calls the original one.
-
-    Args:
-        transformer: gets it, if it has such a method.
-        name: of the method.
-        call: is called instead, with the method itself and its arguments.
-    """
-
-    def __init__(self, transformer: nn.Module, name: str, call: Callable[..., Any] | None = None) -> None:
-        self._transformer, self._name, self._call = weakref.ref(transformer), name, call
-        self._found = transformer.__dict__.get(name)
-        if hasattr(transformer, name):
-            transformer.__dict__[name] = self
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        transformer = self._transformer()
-        original = self._found or getattr(type(transformer), self._name).__get__(transformer)
-        return original(*args, **kwargs) if self._call is None else self._call(original, *args, **kwargs)
-
-    def __reduce__(self) -> Any:
-        return Overridden, (self._transformer(), self._name)
-
-    def restore(self) -> None:
-        own = {} if (transformer := self._transformer()) is None else transformer.__dict__
-        if own.get(self._name) is self:
-            del own[self._name]
-            own.update({} if self._found is None else {self._name: self._found})

@@ -42,6 +42,8 @@ class Inputs:
         self.image_tokens: int = latents.shape[1]
         self.reference_tokens: int = 0 if references is None else references.shape[1]
         self.device: torch.device = latents.device
+        #: Whether the transformer returns an object or a tuple; None by default.
+        self.return_dict: bool | None = arguments.get("return_dict")
         #: What an own block of each kind counts as, in blocks of a stage.
         self.parts = parts_of(given) if own else {}
         constants = family.constants(arguments) if own else {}

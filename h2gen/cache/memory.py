@@ -70,6 +70,8 @@ class Memory:
         """Their number, if changes are measured."""
         self.results = Results()
         """Of blocks whose result is the same at every step."""
+        self.returned: dict[bool | None, Any] = {}
+        """What the transformer returns, with an empty tensor as the velocity; by its argument ``return_dict``."""
         self.own: torch.Tensor | None = None
         """Which image tokens belong to the picture itself (see ``own_tokens``)."""
 

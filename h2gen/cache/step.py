@@ -45,6 +45,8 @@ class Step:
         """The blocks that have run for each picture so far; one that sees a part of the tokens counts as that part."""
         self.exact: set[str] = set() if self.skipped else current.memory.results.known(inputs.constants)
         """The own blocks, by kind, whose kept result is still the same."""
+        self.output: Any = None
+        """What the transformer returns, if it was forecast without running it."""
         self.watch = Stopwatch(inputs.device)
 
     @property

@@ -200,6 +200,10 @@ class Family(ABC):
         """The same kind of output with another velocity."""
         return (velocity, *output[1:]) if isinstance(output, tuple) else replace(output, sample=velocity)
 
+    def only_velocity(self, output: Any) -> bool:
+        """Whether the velocity is all that the transformer returned, so that it can be returned without running it."""
+        return len(output) == 1
+
     # What loading and generating need.
 
     def prefix(self, tensors: Collection[str]) -> str | None:

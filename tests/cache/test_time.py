@@ -63,7 +63,8 @@ def test_the_time_is_waited_for_once_a_pass_before_anything_runs(policy: dict[st
     model = watched(flux(), waits)
     with h2_cache(model, **policy) as trace:
         run(model)
-    assert waits == ["x" * step for step in range(STEPS)]
+    ran = [not step.skipped for step in trace.steps]
+    assert waits == ["x" * sum(ran[:step]) for step in range(STEPS)]
     assert len({step.timestep for step in trace.steps}) == STEPS
 
 
