@@ -12,6 +12,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.decide import decide_by_change, decide_detail_unseen
 from h2gen.cache.outcome import UNDECIDED, Outcome
 from h2gen.cache.pfs import relative_change, relative_changes
+from h2gen.cache.pfs_parts import PartPooling, agreed_changes
 from h2gen.cache.policies import Policy
 from h2gen.cache.probe import Probe
 from h2gen.cache.stages import Stage
@@ -72,8 +73,15 @@ class BatchDecision:
         if not rows or memory.indicator is None or not memory.residuals:
             return {}
         old, (new,) = rows_of(memory.indicator, rows), some_of((indicator,), step.present, rows)
-        if step.inputs.separable:
-            measured: list[float] = relative_changes(old, new).tolist()
+        together, ranks = not step.inputs.separable, step.inputs.ranks
+        measured: list[float]
+        if ranks is not None:
+            pooling = step.current.memory.poolings[stage.name]
+            assert isinstance(pooling, PartPooling)
+            measured = agreed_changes(old, new, pooling.shared, ranks, together=together).tolist()
+            measured *= len(rows) if together else 1
+        elif not together:
+            measured = relative_changes(old, new).tolist()
         else:
             measured = [relative_change(old, new).item()] * len(rows)
         if self._begun_again(step):  # an accelerator knows the timestep only now: what was kept is of another run

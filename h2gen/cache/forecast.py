@@ -16,8 +16,10 @@ from typing import Any
 
 import torch
 
+from h2gen.cache.agree import Ranks
 from h2gen.cache.batch import Rows, each, replaced, rows_of
 from h2gen.cache.keep import PackedValues, Values
+from h2gen.cache.progress import part_followed, progress
 
 FARTHEST = 0.5
 """How far a line is extended beyond its second point, as a part of the distance between its points; beyond that the
@@ -35,41 +37,6 @@ def extrapolation(older: float, newer: float, sigma: float) -> float:
         sigma: beyond ``newer``, seen from ``older``.
     """
     return min((sigma - newer) / (newer - older), FARTHEST)
-
-
-def progress(value: torch.Tensor, newer: torch.Tensor, older: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
-    """How far each picture moved beyond ``newer`` along the direction from ``older``, as a multiple of their distance.
-
-    That is the inner product of both changes over the square of the earlier one. It is computed from the three sides of
-    their triangle, because norms are summed in float32 without copying the tensors to it.
-
-    Args:
-        value, newer, older: ``(B, N, D)``.
-        own: ``(n,)``, for the last n tokens: 1 if it counts, otherwise 0; None if all tokens count.
-
-    Returns:
-        ``(B,)``, float32; 0 if nothing had changed before.
-    """
-
-    def squared(change: torch.Tensor) -> torch.Tensor:
-        tokens: torch.Tensor = torch.linalg.vector_norm(change, dim=-1, dtype=torch.float32).square()
-        return tokens.sum(1) if own is None else (tokens[:, -len(own) :] * own).sum(1)
-
-    before, last = squared(newer - older), squared(value - newer)
-    along = (squared(value - older) - before - last) / 2
-    return along / before.clamp_min(torch.finfo(along.dtype).tiny)
-
-
-def part_followed(progressed: torch.Tensor, whole: float) -> torch.Tensor:
-    """The fraction of a line to follow, 0 to 1: twice that of the last one, so that half is enough to follow it all.
-
-    Following the same fraction again lost 0.5 to 1 dB on the bundled model without guidance.
-
-    Args:
-        progressed: see ``progress``.
-        whole: what ``progress`` returns for a value on the line.
-    """
-    return (progressed * (2 / whole)).clamp(0, 1)
 
 
 class ResidualHistory:
@@ -107,7 +74,14 @@ class ResidualHistory:
         """Whether one picture of the batch has two points to draw a line through."""
         return len(self._values) > 1 and self._sigmas[0][row] != self._sigmas[-1][row]
 
-    def keep(self, values: Values, sigma: float, rows: Rows | None = None, own: torch.Tensor | None = None) -> None:
+    def keep(
+        self,
+        values: Values,
+        sigma: float,
+        rows: Rows | None = None,
+        own: torch.Tensor | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         """Remember what was computed, replacing the oldest if there is no room, or a value at the same sigma.
 
         The tensors themselves are kept, not copies; they must not be written to.
@@ -116,13 +90,13 @@ class ResidualHistory:
             values: one or more tensors, of the same number and shapes each time; the last one holds the image tokens.
             sigma: 0 to 1; ignored at order 0.
             rows: the pictures of the batch that were computed; None for all, which is also how a history begins.
-            own: which of the last tensor's last tokens are the picture's own (see ``progress``).
+            own, ranks: see ``progress``.
         """
         count = len(self._sigmas[-1]) if self._sigmas else values[0].shape[0]
         rows = range(count) if rows is None else rows
         # A solver may call the model twice at one sigma: two points without a line.
         moved = [row for row in rows if self._sigmas and self._sigmas[-1][row] != sigma]
-        self._learn(values[-1], sigma, rows, [row for row in moved if self.has_line(row)], own)
+        self._learn(values[-1], sigma, rows, [row for row in moved if self.has_line(row)], own, ranks)
         if len(moved) == count or not self._values:
             self._append(values, [sigma] * count)
             return
@@ -144,13 +118,21 @@ class ResidualHistory:
         self._values.append(values)
         self._sigmas.append(sigmas)
 
-    def _learn(self, value: torch.Tensor, sigma: float, rows: Rows, lined: Rows, own: torch.Tensor | None) -> None:
+    def _learn(
+        self,
+        value: torch.Tensor,
+        sigma: float,
+        rows: Rows,
+        lined: Rows,
+        own: torch.Tensor | None,
+        ranks: Ranks | None,
+    ) -> None:
         """Compare what was computed for some pictures, those in ``lined``, with their lines."""
         if not lined:
             return
         computed = rows_of(value, [rows.index(row) for row in lined])
         older, newer = (rows_of(values[-1], lined) for values in self._values)
-        learned, count = progress(computed, newer, older, own), len(self._sigmas[-1])
+        learned, count = progress(computed, newer, older, own, ranks), len(self._sigmas[-1])
         known = learned.new_ones(count) if self._progress is None else self._progress
         self._progress = replaced(known, (lined, learned))
         self._whole = self._whole or [1.0] * count

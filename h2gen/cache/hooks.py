@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from h2gen.cache.agree import ranks_of
 from h2gen.cache.block_call import BlockCall, outside_graphs
 from h2gen.cache.callers import Callers
 from h2gen.cache.controlnet import computed, postponed, without_samples
@@ -85,7 +86,8 @@ class Attachment:
         if self.closed():
             return None
         stages, own = stages_of(transformer), own_stages_of(transformer)
-        inputs = Inputs(self._shared.family, {**dict(zip(self._names, args, strict=False)), **kwargs}, own)
+        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        inputs = Inputs(self._shared.family, given, own, ranks_of(transformer))
         engine = self._callers.engine_for(inputs)
         engine.begin(stages, inputs, own)
         refuse_other_caches(transformer, everywhere=engine.step is not None and engine.step.index == 0)

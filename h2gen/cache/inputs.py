@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from h2gen.cache.agree import Ranks
 from h2gen.cache.exact import Constants
 from h2gen.cache.identity import Identity
 from h2gen.cache.stages import Stage
@@ -23,20 +24,24 @@ class Inputs:
         family: of the transformer.
         arguments: of its forward pass, by name.
         own: its blocks that see one kind of tokens only.
+        ranks: the processes among which the blocks' tokens are split, if they are.
     """
 
-    def __init__(self, family: Family, arguments: Mapping[str, Any], own: Sequence[Stage] = ()) -> None:
+    def __init__(
+        self, family: Family, arguments: Mapping[str, Any], own: Sequence[Stage] = (), ranks: Ranks | None = None
+    ) -> None:
         given = family.pass_inputs(arguments)
         latents, text, timestep, image_ids, text_ids, references = given
         self._identity = [None if each is None else weakref.ref(each) for each in (text, image_ids, text_ids, latents)]
         self.pictures: int = latents.shape[0]
-        self._family = family
+        self._family, self.ranks = family, ranks
         self._controlnet = {name: value for name, value in arguments.items() if name.startswith("controlnet_")}
         #: Whether blocks can run for only some pictures of the batch.
         self.separable = text.shape[0] == self.pictures > 1 and family.can_split(arguments)
         #: What must not change while residuals are kept.
         self.signature = (
-            latents.shape, text.shape, latents.dtype, latents.device, None if references is None else references.shape
+            latents.shape, text.shape, latents.dtype, latents.device, None if references is None else references.shape,
+            ranks,
         )  # fmt: skip
         self.text_tokens: int = text.shape[1]
         self.image_tokens: int = latents.shape[1]

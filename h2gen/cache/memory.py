@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from h2gen.cache.agree import Ranks
 from h2gen.cache.batch import Rows, replaced
 from h2gen.cache.exact import Results
 from h2gen.cache.forecast import ResidualHistory
 from h2gen.cache.keep import Packed, PackedValues
 from h2gen.cache.kept import KeptBytes
+from h2gen.cache.pfs_parts import PartPooling, Weighted
 from h2gen.cache.pfs_stable import Pooling
 from h2gen.cache.picture_tokens import PictureTokens
 from h2gen.cache.velocity import VelocityHistory
@@ -38,10 +40,16 @@ class StageMemory:
         """With a budget, each picture's changes added up since it was last computed."""
 
     def keep_residual(
-        self, residual: Sequence[torch.Tensor], sigma: float, step: int, rows: Rows, own: torch.Tensor | None
+        self,
+        residual: Sequence[torch.Tensor],
+        sigma: float,
+        step: int,
+        rows: Rows,
+        own: torch.Tensor | None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Remember the residual that some pictures of the batch got at a step."""
-        self.residuals.keep(tuple(residual), sigma, rows, own)
+        self.residuals.keep(tuple(residual), sigma, rows, own, ranks)
         for row in rows:
             self.computed_at[row] = step
 
@@ -64,8 +72,8 @@ class Memory:
         self.structure, self.detail = StageMemory(order, pictures, how), StageMemory(order, pictures, how)
         self.velocities = [VelocityHistory(measured) for _ in range(pictures)]
         """Of each picture; empty unless steps may be skipped."""
-        self.poolings: dict[str, Pooling] = {}
-        """Of each stage with stable pooling, which depends on the token grid."""
+        self.poolings: dict[str, Pooling | PartPooling] = {}
+        """Of each stage with stable pooling, which depends on the token grid; with context parallel, of each stage."""
         self.picture_tokens: PictureTokens | None = None
         """Their number, if changes are measured."""
         self.results = Results()
@@ -100,4 +108,4 @@ def _bytes(value: Any) -> int:
     return _bytes(vars(value)) if isinstance(value, _WITH_TENSORS) else 0
 
 
-_WITH_TENSORS = ResidualHistory, PackedValues, Packed, VelocityHistory, Pooling, Results
+_WITH_TENSORS = ResidualHistory, PackedValues, Packed, VelocityHistory, Pooling, PartPooling, Weighted, Results

@@ -104,10 +104,12 @@ class Method:
         # The model adds ControlNet's samples after each block, skipped or not: they are not part of the residual.
         for sample in step.inputs.added(stage):
             residual[-1][:, -sample.shape[1] :].sub_(sample)
-        own = step.own if self._config.forecast else None
+        own, ranks = step.own if self._config.forecast else None, step.inputs.ranks
         if own is not None and step.inputs.reference_tokens:
             own = F.pad(own, (0, step.inputs.reference_tokens))
-        step.memory(stage.name).keep_residual(residual, self._sigma(step), step.index, step.running, own)
+        if own is not None and ranks is not None:
+            own = ranks.own_part(own)
+        step.memory(stage.name).keep_residual(residual, self._sigma(step), step.index, step.running, own, ranks)
 
     def _sigma(self, step: Step) -> float:
         """A step's sigma; 0 for the paper's method, which does not read it from the device."""

@@ -57,6 +57,27 @@ def areas(count: int, cells: int) -> torch.Tensor:
     return (torch.minimum(thing + 1, start + size) - torch.maximum(thing, start)).clamp_(min=0) / size
 
 
+def token_weights(layout: Layout) -> torch.Tensor:
+    """``(cells, N)``, float64 on the CPU: the share of each cell that each token of a stream takes."""
+    high, wide = cells_of(layout.rows, layout.columns)
+    blocks = [torch.kron(areas(layout.rows, high), areas(layout.columns, wide))]
+    if layout.text:
+        blocks.insert(0, areas(layout.text, TEXT_CELLS))
+    if layout.others:
+        blocks.append(areas(layout.others, CELLS))
+    weights = torch.zeros(sum(len(block) for block in blocks), sum(block.shape[1] for block in blocks)).double()
+    row = column = 0
+    for block in blocks:
+        weights[row : row + block.shape[0], column : column + block.shape[1]] = block
+        row, column = row + block.shape[0], column + block.shape[1]
+    return weights
+
+
+def channel_weights(channels: int) -> torch.Tensor:
+    """``(channels, groups)``, float64 on the CPU: the share of each group that each channel takes."""
+    return areas(channels, min(GROUPS, channels)).T.contiguous()
+
+
 class Pooling:
     """Pools residuals of one layout: two multiplications by small matrices, which take about 3 MiB at FLUX.1's size.
 
@@ -66,20 +87,8 @@ class Pooling:
     """
 
     def __init__(self, layout: Layout, like: torch.Tensor) -> None:
-        high, wide = cells_of(layout.rows, layout.columns)
-        blocks = [torch.kron(areas(layout.rows, high), areas(layout.columns, wide))]
-        if layout.text:
-            blocks.insert(0, areas(layout.text, TEXT_CELLS))
-        if layout.others:
-            blocks.append(areas(layout.others, CELLS))
-        channels = like.shape[-1]
-        pooled = torch.zeros(sum(len(block) for block in blocks), like.shape[1], dtype=torch.float64)
-        row = column = 0
-        for block in blocks:
-            pooled[row : row + block.shape[0], column : column + block.shape[1]] = block
-            row, column = row + block.shape[0], column + block.shape[1]
-        self._tokens = pooled.to(like.device, like.dtype)
-        self._groups = areas(channels, min(GROUPS, channels)).T.contiguous().to(like.device, like.dtype)
+        self._tokens = token_weights(layout).to(like.device, like.dtype)
+        self._groups = channel_weights(like.shape[-1]).to(like.device, like.dtype)
 
     def __call__(self, residual: torch.Tensor) -> torch.Tensor:
         """The summary, ``(B, cells, groups)``, of a residual, ``(B, N, D)``."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 
+from h2gen.cache.agree import Ranks
 from h2gen.cache.batch import Rows, Streams, some_of
 from h2gen.cache.pfs import pooling_kernel, summarize
+from h2gen.cache.pfs_parts import Cells, PartPooling, StableCells, Windows, parts_of
 from h2gen.cache.pfs_stable import Pooling, layout_of
 from h2gen.cache.stages import Stage
 from h2gen.cache.step import Step
+from h2gen.errors import CacheError
 from h2gen.families import Family
 
 
@@ -43,6 +46,8 @@ class Probe:
             family: knows the token grid, which stable pooling reads at a trajectory's first step.
         """
         inputs, own = step.inputs, step.picture_tokens.count
+        if inputs.ranks is not None:
+            return self._part(step, stage, pooling, family, inputs.ranks)
         residual = residual_of(stage.name, self.before, self.after, inputs.image_tokens - own + inputs.reference_tokens)
         tokens = residual.shape[1]
         if pooling == "paper":
@@ -51,6 +56,25 @@ class Probe:
         if stage.name not in poolings:
             grid = family.token_grid(inputs.identity.image_ids, inputs.image_tokens)
             poolings[stage.name] = Pooling(layout_of(grid, own, tokens - own), residual)
+        return poolings[stage.name](residual)
+
+    def _part(self, step: Step, stage: Stage, pooling: str, family: Family, ranks: Ranks) -> torch.Tensor:
+        """This process's part of the indicator (see ``PartPooling``)."""
+        inputs, own, poolings = step.inputs, step.picture_tokens.count, step.current.memory.poolings
+        start, stop = ranks.part(inputs.image_tokens)
+        residual = residual_of(stage.name, self.before, self.after, stop - max(start, min(stop, own)))
+        text = 0 if stage.name == "structure" else inputs.text_tokens
+        if stage.name not in poolings:
+            parts = parts_of(ranks, text, own, inputs.image_tokens)
+            if sum(end - begin for begin, end in parts[ranks.rank]) != residual.shape[1]:
+                raise CacheError("H2-Cache works with context parallel if it splits text and image tokens evenly.")
+            cells: Cells
+            if pooling == "paper":
+                cells = Windows(pooling_kernel(own + text, stage.divisor), own + text, residual.shape[2])
+            else:
+                grid = family.token_grid(inputs.identity.image_ids, inputs.image_tokens)
+                cells = StableCells(layout_of(grid, own, text), residual)
+            poolings[stage.name] = PartPooling(cells, parts, ranks.rank)
         return poolings[stage.name](residual)
 
 

@@ -89,6 +89,7 @@ class Tracker:
         self._single = None if step else inputs.timestep
         each = run.enter(inputs.identity, self._context.name, found, step)
         each.fit(inputs.signature, inputs.pictures)
+        run.ranks = inputs.ranks
         return run, each, inputs.timestep if run.schedule is None else run.schedule.timesteps[step]
 
     def _step(self, run: Run, found: Sequence[Pass], inputs: Inputs) -> int | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from h2gen.cache.agree import Ranks
 from h2gen.cache.identity import Identity, Same
 from h2gen.cache.kept import KeptBytes
 from h2gen.cache.memory import Memory
@@ -81,6 +82,8 @@ class Run:
         """Of the current step and of the one before it, as the model was given them."""
         self.repeats = False
         """Whether a step has been seen to run the same text twice with different latents."""
+        self.ranks: Ranks | None = None
+        """The processes that make the pictures together, if they do."""
         self.estimates: dict[int, ErrorEstimate] = {}
         """The estimated error of each picture since its last computed step (see ``Tolerance``)."""
         self.skipped: set[int] = set()
@@ -164,7 +167,7 @@ class Run:
         """
         measured = [velocities for each in self.passes_of(pictures) for velocities in each.memory.velocities]
         largest: dict[int, float] = {}
-        for place, rate in error_rates(measured).items():
+        for place, rate in error_rates(measured, self.ranks).items():
             row, rate = place % pictures, rate if math.isfinite(rate) else math.inf
             largest[row] = max(largest.get(row, rate), rate)
         return largest

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 import torch
 
+from h2gen.cache.agree import Ranks
 from h2gen.cache.pfs import relative_change
 
 
@@ -144,13 +145,14 @@ def _part_followed(way: torch.Tensor, moved: torch.Tensor, ahead: float) -> torc
     return part.nan_to_num_(0.0).clamp_(0, 1)  # 0 / 0 if the last two velocities are equal
 
 
-def error_rates(pictures: Sequence[VelocityHistory]) -> dict[int, float]:
+def error_rates(pictures: Sequence[VelocityHistory], ranks: Ranks | None = None) -> dict[int, float]:
     """How fast the error of forecasts grows: the last one's relative error over the distance in sigma that it spanned.
 
     Waits for the device if there is anything to read, once.
 
     Args:
         pictures: any number.
+        ranks: the processes that make the pictures together, if they do.
 
     Returns:
         By index in ``pictures``, without those that have nothing new.
@@ -159,5 +161,8 @@ def error_rates(pictures: Sequence[VelocityHistory]) -> dict[int, float]:
     if not found:
         return {}
     changes = [change for change, _ in found.values()]
-    read = [changes[0].item()] if len(changes) == 1 else torch.stack(changes).tolist()
+    if ranks is not None:
+        read = ranks.of_first(torch.stack(changes)).tolist()
+    else:
+        read = [changes[0].item()] if len(changes) == 1 else torch.stack(changes).tolist()
     return {row: change / distance for (row, (_, distance)), change in zip(found.items(), read, strict=True)}

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from h2gen.cache import CacheConfig, h2_cache
-from h2gen.cache.forecast import FARTHEST, ResidualHistory, extrapolation, progress
+from h2gen.cache.forecast import FARTHEST, ResidualHistory, extrapolation
+from h2gen.cache.progress import progress
 from h2gen.errors import SettingError
 from tests.cache.drive import (
     assert_close,
