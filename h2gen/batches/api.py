@@ -23,6 +23,7 @@ from h2gen.wording import shown
 
 if TYPE_CHECKING:
     from h2gen.batches.batch import Batch
+    from h2gen.settings.resolve import Request
 
 _SETTINGS = [row.name for row in TABLE if row.is_setting and "batch" in row.commands]
 
@@ -75,6 +76,11 @@ class PreparedBatch:
 
     def __init__(self, jobs: Jobs, batch: Batch, strict: bool = False) -> None:
         self._jobs, self._batch, self._strict = jobs, batch, strict
+
+    @property
+    def request(self) -> Request:
+        """The settings that all pictures share."""
+        return self._jobs.request
 
     @property
     def notices(self) -> list[str]:

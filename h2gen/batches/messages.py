@@ -54,12 +54,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded. ``offload`` is the mode in use; ``warnings`` were issued while it was loaded."""
+    """The model is loaded. ``offload`` is the mode in use, ``warnings`` were issued while it was loaded, and
+    ``refused`` are the modes that its weights do not work with."""
 
     device: str
     dtype: str
     offload: str
     warnings: tuple[str, ...] = ()
+    refused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -207,4 +207,4 @@ def _relief(worker: Worker, jobs: list[QueuedJob]) -> Relief | None:
     ready = worker.ready
     if ready is None:
         return None
-    return next_relief(ready.device, ready.offload, tiled=len(jobs) == 1 and jobs[0].tiled)
+    return next_relief(ready.device, ready.offload, len(jobs) == 1 and jobs[0].tiled, ready.refused)

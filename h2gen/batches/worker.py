@@ -43,8 +43,11 @@ def serve(connection: Connection, model: Model) -> None:
     busy = threading.Event()
     threading.Thread(target=_listen, args=(connection, session, tasks, busy), daemon=True).start()
     with contextlib.suppress(OSError):
+        from h2gen.models.memory import refused_by
+
         dtype = str(session.dtype).removeprefix("torch.")
-        connection.send(Ready(str(session.device), dtype, session.offload, issued))
+        refused = frozenset(refused_by(session.pipe))
+        connection.send(Ready(str(session.device), dtype, session.offload, issued, refused))
         while (together := tasks.get()) is not None:
             busy.set()
             answers = _make(session, model, together, connection)

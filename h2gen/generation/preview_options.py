@@ -62,13 +62,14 @@ class PreviewOptions:
 
 
 def preview_options(
-    asked: bool, file: Path | None, every: int | None, model: str | None, *, terminal: bool
+    asked: bool, file: Path | None, every: int | None, model: str | None, *, terminal: bool, download: bool = True
 ) -> PreviewOptions:
     """Check the options about previews.
 
     Args:
         asked, file, every, model: what was given.
         terminal: whether the terminal can show pictures.
+        download: whether the tiny autoencoder may be downloaded; without it, previews that need it are left out.
 
     Raises:
         SettingError: an option has no effect without another, or no tiny autoencoder has the name.
@@ -88,7 +89,7 @@ def preview_options(
     if model is not None:
         from h2gen.models.tiny_autoencoder import find_tiny_autoencoder
 
-        folder = find_tiny_autoencoder(model)
+        folder = find_tiny_autoencoder(model, download=download)
     return PreviewOptions(asked and terminal, target, every or 1, folder)
 
 

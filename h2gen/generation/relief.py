@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from h2gen.errors import OutOfMemory
-from h2gen.models.choices import STRONGER
+from h2gen.models.choices import stronger
 
 if TYPE_CHECKING:
     from h2gen.generation.session import Session
     from h2gen.models import Checkpoint
     from h2gen.models.footprint import Work
     from h2gen.models.load_options import LoadOptions
+    from h2gen.settings.values import Settings
 
 _T = TypeVar("_T")
 
@@ -41,15 +42,16 @@ class Relief:
         return f"Out of memory on {self.device}; trying again with {offloading}tiled decoding."
 
 
-def next_relief(device: str, offload: str, tiled: bool) -> Relief | None:
+def next_relief(device: str, offload: str, tiled: bool, refused: Collection[str] = ()) -> Relief | None:
     """The next thing to try after memory ran out; None if nothing is left.
 
     Args:
         device: such as "cpu" or "cuda:0".
         offload: the mode in use, never "auto".
         tiled: whether the picture was decoded in tiles already.
+        refused: the modes that the model's weights do not work with.
     """
-    more = None if device.split(":")[0] == "cpu" else STRONGER.get(offload)
+    more = None if device.split(":")[0] == "cpu" else stronger(offload, refused)
     if more is None and tiled:
         return None
     return Relief(device, more or offload, stronger=more is not None)
@@ -78,6 +80,8 @@ def with_relief(
         OutOfMemory: memory did not suffice even with all relief. If the model cannot be loaded with more offloading,
             tiles are tried without, and the error is the one before that.
     """
+    from h2gen.models.memory import refused_by
+
     tiled = tiled or size in session.tiled_sizes
     unloadable: OutOfMemory | None = None
     """The error that stands, once the model could not be loaded with more offloading."""
@@ -86,7 +90,9 @@ def with_relief(
             return attempt(tiled)
         except OutOfMemory as error:
             let_go(error)
-            relief = None if unloadable is not None else next_relief(str(session.device), session.offload, tiled)
+            relief = None
+            if unloadable is None:
+                relief = next_relief(str(session.device), session.offload, tiled, refused_by(session.pipe))
             failure = unloadable or error
         if relief is None:
             raise failure
@@ -116,12 +122,21 @@ def let_go(error: BaseException) -> None:
         following = following.__cause__ or following.__context__
 
 
-def advice(device: str, offload: str) -> str:
-    """Advice for the user after memory ran out."""
-    stronger = STRONGER.get(offload)
-    if device == "cpu" or stronger is None:
+def out_of_memory(session: Session, settings: Settings) -> OutOfMemory:
+    """The error after memory ran out for a picture, with advice."""
+    from h2gen.models.memory import refused_by
+
+    size, device = f"{settings.width}x{settings.height}", session.device
+    what_to_do = advice(device.type, session.offload, refused_by(session.pipe))
+    return OutOfMemory(f"Out of memory on {device} at {size}; {what_to_do}.")
+
+
+def advice(device: str, offload: str, refused: Collection[str] = ()) -> str:
+    """Advice for the user after memory ran out; the arguments are those of ``next_relief``."""
+    more = stronger(offload, refused)
+    if device == "cpu" or more is None:
         return "use a smaller --size, a smaller model, or a .gguf version of it"
-    return f"use --offload {stronger}, or a smaller --size"
+    return f"use --offload {more}, or a smaller --size"
 
 
 def free_memory() -> None:
@@ -129,8 +144,9 @@ def free_memory() -> None:
     import torch
 
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    for kind in (torch.cuda, torch.xpu, torch.mps):
+        if kind.is_available():
+            kind.empty_cache()
 
 
 def load_or_advise(

@@ -21,7 +21,7 @@ from h2gen.generation.arguments import SAVING, CacheChoice, choose, saving_of
 from h2gen.generation.kernels import kernels
 from h2gen.generation.preview_options import watched
 from h2gen.generation.progress import progress_bar
-from h2gen.generation.relief import advice, free_memory, let_go, load_or_advise
+from h2gen.generation.relief import free_memory, let_go, load_or_advise, out_of_memory
 from h2gen.generation.result import Result
 from h2gen.generation.solvers import solving
 from h2gen.generation.tasks import TaskPipelines
@@ -379,10 +379,7 @@ class Session:
             if not is_out_of_memory(error):
                 raise
             self._raise_if_interrupted()
-            size = f"{settings.width}x{settings.height}"
-            raise OutOfMemory(
-                f"Out of memory on {self.device} at {size}; {advice(self.device.type, self.offload)}."
-            ) from error
+            raise out_of_memory(self, settings) from error
         finally:
             self._running = None  # it may hold ControlNets that the next picture does not need
 

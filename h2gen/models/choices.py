@@ -6,8 +6,7 @@ Without torch, so that a wrong name is found at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from h2gen.errors import DeviceError, SettingError
@@ -21,8 +20,6 @@ DEVICES = ("cuda", "mps", "xpu", "cpu")
 WAYS = ("none", "text", "model", "group", "sequential")
 """The offloading modes, from the fastest to the one that needs the least memory."""
 OFFLOADS = (*WAYS, "auto")
-STRONGER = dict(pairwise(WAYS))
-"""The next mode that needs less memory."""
 
 DTYPES = {
     "bf16": "bfloat16",
@@ -52,6 +49,11 @@ OF_DIFFUSERS = {
     "FlowMatchLCMScheduler": "lcm",
 }
 """The solver that each scheduler of diffusers is."""
+
+
+def stronger(offload: str, refused: Collection[str] = ()) -> str | None:
+    """The next offloading mode that needs less memory, without those that a model refuses; None if there is none."""
+    return next((way for way in WAYS[WAYS.index(offload) + 1 :] if way not in refused), None)
 
 
 def evaluations(steps: int, solver: str) -> int:

@@ -7,14 +7,14 @@ import sys
 from dataclasses import replace
 
 from h2gen.models.catalogue import Checkpoint
+from h2gen.models.check_loading import check_loading
 from h2gen.models.choices import memory_limit
 from h2gen.models.facts import facts_of
-from h2gen.models.fit_memory import Available, host_line, quantized
-from h2gen.models.footprint import Work, footprint
+from h2gen.models.fit_memory import Available, as_loaded, host_line, needed_on_cpu
+from h2gen.models.footprint import Work
 from h2gen.models.host_memory import free_host_memory
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.memory_needed import memory_needed
-from h2gen.models.quantization import find_quantization, refused_offloads
 from h2gen.wording import gigabytes
 
 _SIGNS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri")
@@ -30,8 +30,9 @@ def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | 
         work: what would be made with it.
 
     Raises:
-        DeviceError: there is no such device.
+        UsageError: it cannot be loaded so; see ``check_loading``.
     """
+    refused = check_loading(checkpoint, options)
     facts = facts_of(checkpoint)
     if facts is None:
         return None
@@ -49,15 +50,7 @@ def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | 
     if needed is None or options.memory == "none":
         return None
     stored = str(checkpoint.location).lower().endswith(".gguf")
-    hows = find_quantization(options.quantize), find_quantization(options.quantize_text)
-    factors = [1.0 if how is None else how.bits / 8 / size for how in hows]
-    refused = {
-        way
-        for how, blocks in zip(hows, (True, False), strict=True)
-        if how is not None
-        for way in refused_offloads(how.package, blocks=blocks)
-    }
-    parts = [quantized(part, *factors) for part in needed.parts]
+    parts = as_loaded(needed.parts, options, size)
     fit = fit_of(parts, options, device, replace(work, value=size), quantizable=not stored, without=refused)
     return str(fit) if options.offload == "auto" else None
 
@@ -74,6 +67,6 @@ def _on_cpu(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | N
     if needed is None:
         return None
     work, available = replace(work, value=size), Available("cpu", free_host_memory(), memory_limit(options.memory))
-    line = host_line(needed.parts, work, available)
-    need = gigabytes(footprint(needed.parts, work)["none"])
-    return line or f"Memory: on the CPU the model needs {need} of main memory, out of {available}."
+    need = needed_on_cpu(needed.parts, options, work)
+    line = host_line(need, work, available)
+    return line or f"Memory: on the CPU the model needs {gigabytes(need)} of main memory, out of {available}."

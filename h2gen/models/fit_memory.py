@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from h2gen.models.choices import WAYS
 from h2gen.models.footprint import Part, Work, footprint
-from h2gen.models.quantization import QUANTIZATIONS
+from h2gen.models.load_options import LoadOptions
+from h2gen.models.quantization import QUANTIZATIONS, find_quantization
 from h2gen.wording import gigabytes
 
 _DOES = {
@@ -159,9 +160,32 @@ def quantized(part: Part, factor: float, text_factor: float = 1.0) -> Part:
     return replace(part, all=part.layer + round((part.all - part.layer) * text_factor))
 
 
-def host_line(parts: Iterable[Part], work: Work, available: Available) -> str | None:
+def as_loaded(parts: Iterable[Part], options: LoadOptions, value: int) -> list[Part]:
+    """Parts, whose weights have ``value`` bytes, as ``--quantize`` and ``--quantize-text`` store them.
+
+    Raises:
+        DeviceError: there is no such quantization.
+    """
+    hows = map(find_quantization, (options.quantize, options.quantize_text))
+    factors = [1.0 if how is None else how.bits / 8 / value for how in hows]
+    return [quantized(part, *factors) for part in parts]
+
+
+def needed_on_cpu(parts: Sequence[Part], options: LoadOptions, work: Work) -> int:
+    """Bytes of main memory for loading a model and for computing with it.
+
+    Args:
+        parts: of the model, in ``work.value`` bytes per weight. A part that is quantized is there whole before.
+        options: how it is loaded.
+        work: what is made.
+    """
+    loaded = as_loaded(parts, options, work.value)
+    before = max((whole.all - part.all for whole, part in zip(parts, loaded, strict=True)), default=0)
+    return max(footprint(loaded, work)["none"], sum(part.all for part in loaded) + before)
+
+
+def host_line(needed: int, work: Work, available: Available) -> str | None:
     """What to say on a CPU: nothing, unless main memory does not suffice."""
-    needed = footprint(parts, work)["none"]
     if needed <= available.usable:
         return None
     half = " --dtype bf16 halves the weights." if work.value == 4 else ""

@@ -16,18 +16,17 @@ from h2gen.errors import ModelError, check_docstrings
 from h2gen.families import family_of
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
-from h2gen.models.choices import LIBRARIES, memory_limit
+from h2gen.models.check_loading import check_options
+from h2gen.models.choices import LIBRARIES
 from h2gen.models.content_hash import check_bundled
-from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.footprint import MEGAPIXEL, TILED_ABOVE, Work
 from h2gen.models.hub import download
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.load_part import load_part
-from h2gen.models.memory import check_offload
 from h2gen.models.part_files import PartFile, by_component, check_all_fit, parts_of
 from h2gen.models.place import Say, check_host_memory, place, unsaid
-from h2gen.models.quantization import PACKAGES
-from h2gen.models.quantize import Quantizer, loading_quantized, stored_quantization
+from h2gen.models.quantization import PACKAGES, stored_quantization
+from h2gen.models.quantize import Quantizer, loading_quantized
 from h2gen.models.quantized import check_plain
 from h2gen.models.single_file import check_base, check_family, check_transformer, load_transformer, open_file
 from h2gen.models.translate_errors import translated
@@ -65,18 +64,13 @@ def load_placed(
         say: is called with each line for the user.
     """
     check_docstrings()
-    where = choose_device(options.device)
-    precision = choose_dtype(options.dtype, where)
-    check_offload(options.offload, where)
-    memory_limit(options.memory)
-    quantizer = Quantizer(options, where, precision)
+    where, precision, quantizer = check_options(options)
     if where.type == "cpu":
         check_host_memory(checkpoint, options, precision, work, say)
     compiled = options.compile and options.offload != "sequential"
     if compiled:
-        from h2gen.models.compiling import check_compile, compile_blocks, run_eagerly
+        from h2gen.models.compiling import compile_blocks, run_eagerly
 
-        check_compile(where)
     with translated(checkpoint):
         if checkpoint.kind == "bundled":
             check_bundled(checkpoint)

@@ -8,6 +8,7 @@ import torch
 
 from h2gen.errors import DeviceError
 from h2gen.models.choices import OFFLOADS
+from h2gen.models.quantization import refused_offloads
 from h2gen.models.text_first import keep, offload_text
 from h2gen.wording import did_you_mean
 
@@ -94,6 +95,17 @@ def _offload_layers(part: torch.nn.Module, device: torch.device) -> None:
 
     main_memory = torch.device("cpu")
     apply_group_offloading(part, onload_device=device, offload_device=main_memory, offload_type="leaf_level")
+
+
+def refused_by(pipe: Any) -> set[str]:
+    """The ways of offloading that the weights of a pipeline do not work with, however they came to be quantized."""
+    refused: set[str] = set()
+    for name, part in pipe.components.items():
+        kinds = {type(each).__name__ for each in part.parameters()} if isinstance(part, torch.nn.Module) else set()
+        if kinds & {"Params4bit", "Int8Params"}:
+            blocks = name == "transformer" and "Int8Params" not in kinds
+            refused.update(refused_offloads("bitsandbytes", blocks=blocks))
+    return refused
 
 
 def place_part(part: torch.nn.Module, pipe: Any, mode: str) -> None:

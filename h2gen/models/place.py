@@ -12,7 +12,7 @@ from h2gen.families import family_of
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.choices import WAYS, memory_limit
 from h2gen.models.facts import facts_of
-from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line
+from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line, needed_on_cpu
 from h2gen.models.footprint import MEGAPIXEL, Part, Work, measure, width_of
 from h2gen.models.host_memory import free_host_memory
 from h2gen.models.load_options import LoadOptions
@@ -138,6 +138,7 @@ def check_host_memory(
     needed = None if facts is None else memory_needed(checkpoint, facts, dtype.itemsize)
     if needed is not None:
         available = Available("cpu", free_host_memory(), memory_limit(options.memory))
-        line = host_line(needed.parts, replace(work, value=dtype.itemsize), available)
+        work = replace(work, value=dtype.itemsize)
+        line = host_line(needed_on_cpu(needed.parts, options, work), work, available)
         if line is not None:
             say(line)

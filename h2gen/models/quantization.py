@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from h2gen.errors import DeviceError
+from h2gen.models.files import read_json
 from h2gen.wording import did_you_mean
 
 NONE = "none"
@@ -136,6 +138,16 @@ def check_installed(package: str, what: str) -> None:
     """
     if importlib.util.find_spec(package) is None:
         raise DeviceError(f"{what} needs the package {package}; run: {INSTALL}.")
+
+
+def stored_quantization(path: Path) -> str | None:
+    """What a part in a folder is quantized with, by its configuration; None if it is not, or if it is a file."""
+    config = path / "config.json"
+    found = read_json(config).get("quantization_config") if config.is_file() else None
+    if not isinstance(found, Mapping):
+        return None
+    four = found.get("bnb_4bit_quant_type") if found.get("load_in_4bit") else None
+    return " ".join(map(str, filter(None, (found.get("quant_method", "bitsandbytes"), four))))
 
 
 def refused_offloads(package: str, *, blocks: bool) -> tuple[str, ...]:

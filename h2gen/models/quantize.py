@@ -8,7 +8,7 @@ Its flags are set on the model, so that PEFT and offloading treat it as one of i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from h2gen.errors import DeviceError, ModelError
-from h2gen.models.files import read_json, shown
+from h2gen.models.files import shown
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.quantization import (
     NONE,
@@ -26,6 +26,7 @@ from h2gen.models.quantization import (
     check_installed,
     find_quantization,
     refused_offloads,
+    stored_quantization,
     usable_on,
 )
 from h2gen.wording import printable
@@ -81,11 +82,13 @@ class Quantizer:
 
         Raises:
             ModelError: it is to be quantized as well.
-            DeviceError: it cannot be offloaded in that way.
+            DeviceError: it cannot be offloaded in that way, or the package that it needs is missing.
         """
         stored = "GGUF" if path.suffix.lower() == ".gguf" and name == "transformer" else stored_quantization(path)
         if stored is None:
             return
+        if stored.split()[0] in PACKAGES:
+            check_installed(stored.split()[0], shown(path))
         option = _option(name)
         if option is not None and self._of[option] is not None:
             raise ModelError(
@@ -260,16 +263,6 @@ def _flag(part: Any, how: Quantization, dtype: torch.dtype) -> None:
         part.is_loaded_in_4bit = True
     part.is_quantized, part.quantization_method = True, config.quant_method
     part.hf_quantizer = DiffusersAutoQuantizer.from_config(config, pre_quantized=False)
-
-
-def stored_quantization(path: Path) -> str | None:
-    """What a part in a folder is quantized with, by its configuration; None if it is not, or if it is a file."""
-    config = path / "config.json"
-    found = read_json(config).get("quantization_config") if config.is_file() else None
-    if not isinstance(found, Mapping):
-        return None
-    four = found.get("bnb_4bit_quant_type") if found.get("load_in_4bit") else None
-    return " ".join(map(str, filter(None, (found.get("quant_method", "bitsandbytes"), four))))
 
 
 @contextmanager

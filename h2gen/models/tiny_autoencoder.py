@@ -10,18 +10,19 @@ from h2gen.errors import ModelError, SettingError
 from h2gen.models import files
 from h2gen.models.catalogue import REPO_ID
 from h2gen.models.files import shown
-from h2gen.models.side_models import download_part
+from h2gen.models.side_models import cached_part, download_part
 from h2gen.wording import printable
 
 _CONFIG, _CLASS = "config.json", "AutoencoderTiny"
 _PATTERNS = (_CONFIG, "*.safetensors")
 
 
-def find_tiny_autoencoder(name: str) -> Path:
-    """The folder of a tiny autoencoder, downloaded if it has to be.
+def find_tiny_autoencoder(name: str, *, download: bool = True) -> Path | None:
+    """The folder of a tiny autoencoder, downloaded if it has to be and may be; None if it may not.
 
     Args:
         name: a folder in diffusers' layout, or a repository such as ``madebyollin/taef1``.
+        download: whether it may be downloaded.
 
     Raises:
         SettingError: there is none.
@@ -34,7 +35,10 @@ def find_tiny_autoencoder(name: str) -> Path:
                 f"There is no tiny autoencoder {printable(name)!r}; give a folder in diffusers' layout, or a "
                 "repository such as madebyollin/taef1."
             )
-        folder = download_part(name, "", _CONFIG, _PATTERNS)
+        here = cached_part(name, "", _CONFIG)
+        if here is None and not download:
+            return None
+        folder = here or download_part(name, "", _CONFIG, _PATTERNS)
     if not (folder / _CONFIG).is_file():
         raise ModelError(f"{shown(folder)} is not a tiny autoencoder in diffusers' layout: it has no {_CONFIG}.")
     kind = files.read_json(folder / _CONFIG).get("_class_name")

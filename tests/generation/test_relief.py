@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 import h2gen
 from h2gen.cache import CacheConfig
 from h2gen.errors import OutOfMemory, RunError, Stopped
-from h2gen.generation.relief import Relief, advice, let_go, next_relief, with_relief
+from h2gen.generation.relief import Relief, advice, free_memory, let_go, next_relief, with_relief
 from h2gen.generation.render import Renderer, RenderObserver, RenderOptions, SavedPicture, render
+from h2gen.models.choices import WAYS
 from h2gen.models.load_options import LoadOptions
 from h2gen.output.metadata import origin, read_metadata
 from h2gen.output.recorded_decisions import read_decisions
@@ -57,6 +59,34 @@ def test_offloading_grows_and_tiles_come_with_it(
     assert following is None or following.tiled
 
 
+@pytest.mark.parametrize(
+    ("refused", "following"),
+    [
+        ({"sequential"}, [("text", True), ("model", True), ("group", True), None]),
+        ({"group", "sequential"}, [("text", True), ("model", True), None]),
+        ({"group"}, [("text", True), ("model", True), ("sequential", True), None]),
+    ],
+)
+def test_a_way_that_the_weights_do_not_work_with_is_never_tried(refused: set[str], following: list[Any]) -> None:
+    offload, seen = "none", []
+    while (relief := next_relief("cuda:0", offload, True, refused)) is not None:
+        seen.append((relief.offload, relief.stronger))
+        offload = relief.offload
+    assert [*seen, None] == following
+    assert all(f"--offload {way}" not in advice("cuda", each, refused) for way in refused for each in WAYS)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_the_memory_that_a_device_keeps_is_given_back(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[str] = []
+    for each in ("cuda", "xpu", "mps"):
+        module = getattr(torch, each)
+        monkeypatch.setattr(module, "is_available", lambda each=each: each == kind)
+        monkeypatch.setattr(module, "empty_cache", lambda each=each: emptied.append(each))
+    free_memory()
+    assert emptied == [kind]
+
+
 SIZE = (128, 128)
 
 
@@ -66,6 +96,7 @@ class OnAGpu:
     device = torch.device("cuda")
     offload = "none"
     is_loaded = True
+    pipe = SimpleNamespace(components={})
 
     def __init__(self) -> None:
         self.attempts: list[tuple[str, bool]] = []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_here, "may_have_gpu", lambda: True)
     monkeypatch.setattr(devices, "devices", lambda: {"cuda": 1, "cpu": 1})
     monkeypatch.setattr(devices, "_has_bf16", lambda _device: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _device: (9, 0))
     monkeypatch.setattr(place, "free_memory", lambda _device: 23 * 2**30)
     monkeypatch.setattr(place, "free_host_memory", lambda: 10**11)
 
@@ -70,3 +73,59 @@ def test_a_limit_that_is_not_a_size_is_refused_before_anything_is_loaded(
     assert run(["a cat", "--memory", given, "--dry-run"]) == 2
     shown = capsys.readouterr().err
     assert f"--memory '{given}' is not supported; give auto, none or a size such as 10GB." in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--quantize", "int4"], "--quantize int4 does not run on the device 'cpu'; choose from int8, "),
+        (["--quantize-text", "fp8-dynamic"], "--quantize-text fp8-dynamic does not run on the device 'cpu'; choose"),
+        (["--offload", "group"], "Offloading (group) saves GPU memory, but the device is the CPU; leave it out."),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_would(given: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["a cat"], ["compare", "a cat"], ["tune", "--steps", "9"]):
+        assert run([*command, "--device", "cpu", "--dry-run", *given]) == 2
+        shown = capsys.readouterr()
+        assert says in shown.err and len(shown.err.splitlines()) == 1 and shown.out == ""
+
+
+@pytest.mark.parametrize("package", ["torchao", "bitsandbytes"])
+def test_a_dry_run_says_which_package_is_missing(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == package else find(name, *rest))
+    mode = "int8" if package == "torchao" else "nf4"
+    assert run(["a cat", "--device", "cpu", "--dry-run", "--quantize", mode]) == 2
+    needs = f"needs the package {package}; run: pip install 'h2gen[quantize]'."
+    assert f"--quantize {mode} {needs}" in capsys.readouterr().err
+
+    small.flux_pipeline().save_pretrained(tmp_path)  # a part that is stored so needs it too
+    config = tmp_path / "transformer" / "config.json"
+    stored = {"quant_method": package, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "quantization_config": stored}))
+    given = ["a cat", "--model", str(tmp_path), "--device", "cpu", "--dry-run", "--size", "64x64"]
+    assert run(given) == 2
+    assert needs in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run(given) == 0
+    assert run([*given, "--quantize", "int8"]) == 2
+    assert "is quantized already" in capsys.readouterr().err
+
+
+def test_a_dry_run_knows_what_a_quantized_model_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small.flux_pipeline().save_pretrained(tmp_path)
+    given = ["a cat", "--model", str(tmp_path), "--device", "cpu", "--dry-run", "--size", "64x64", "--quantize", "int8"]
+    assert run(given) == 0
+    assert "Memory: on the CPU the model needs" in capsys.readouterr().err
+    lines = [line("dev", LoadOptions(device="cpu", offload="auto", quantize=how)) for how in ("none", "int8")]
+    whole, eight = (float(str(each).split("needs ")[1].split(" GB")[0]) for each in lines)
+    assert whole > eight > whole / 2
+
+
+def test_a_dry_run_downloads_no_tiny_autoencoder(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr("h2gen.models.tiny_autoencoder.download_part", lambda *_: pytest.fail("it was downloaded"))
+    given = ["a cat", "--device", "cpu", "--dry-run", "--preview-file", "p.png", "--preview-model", "someone/taef1"]
+    assert run(given) == 0
+    assert "'someone/taef1' is not on this machine; it would be downloaded for the previews." in capsys.readouterr().err

@@ -12,8 +12,9 @@ from h2gen.errors import SettingError
 from h2gen.models.catalogue import CATALOGUE, resolve
 from h2gen.models.choices import WAYS, memory_limit
 from h2gen.models.facts import facts_of
-from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line
+from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line, needed_on_cpu
 from h2gen.models.footprint import Part, Work, footprint
+from h2gen.models.load_options import LoadOptions
 from h2gen.models.memory_needed import memory_needed
 from h2gen.settings.workload import default_work
 
@@ -136,9 +137,22 @@ def test_larger_pictures_and_batches_need_more_and_tiles_less() -> None:
 
 def test_a_cpu_is_mentioned_only_if_its_memory_does_not_suffice() -> None:
     parts, work = [part.times(2) for part in parts_of("dev")], default_work(resolve("dev"), 4)
-    assert host_line(parts, work, Available("cpu", 128 * 10**9)) is None
-    line = host_line(parts, work, Available("cpu", 16 * 10**9))
+    needed = needed_on_cpu(parts, LoadOptions(), work)
+    assert needed == footprint(parts, work)["none"]
+    assert host_line(needed, work, Available("cpu", 128 * 10**9)) is None
+    line = host_line(needed, work, Available("cpu", 16 * 10**9))
     assert line is not None and "of main memory, more than the 16.0 GB that are free" in line and "--dtype bf16" in line
+
+
+def test_a_cpu_needs_less_once_the_model_is_quantized_and_room_for_each_part_before() -> None:
+    parts, work = [part.times(2) for part in parts_of("dev")], default_work(resolve("dev"), 4)
+    plain = needed_on_cpu(parts, LoadOptions(), work)
+    transformer = max(part.all for part in parts)
+    t5 = sorted(part.all for part in parts)[-2]
+    eight = needed_on_cpu(parts, LoadOptions(quantize="int8"), work)
+    assert eight == pytest.approx(sum(part.all for part in parts), rel=1e-6)  # the transformer is whole before
+    both = needed_on_cpu(parts, LoadOptions(quantize="int8", quantize_text="int8"), work)
+    assert transformer + 0.25 * t5 < both < transformer + 0.4 * t5 < eight < plain
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from torchao.quantization import Int8WeightOnlyConfig
 import h2gen
 from h2gen.errors import DeviceError, ModelError
 from h2gen.models import load_pipeline, resolve
-from h2gen.models.quantize import stored_quantization
+from h2gen.models.memory import refused_by
+from h2gen.models.quantization import stored_quantization
 from tests import checkpoints, small
 from tests.models.test_adapters import picture
 from tests.models.test_quantize import WIDE, dequantized, load, wide_pipeline
@@ -76,6 +77,8 @@ def test_a_transformer_loads_as_it_is_stored(tmp_path: Path, config: Callable[[]
     saved = stored(tmp_path, config())
     assert stored_quantization(tmp_path / "transformer") == kind
     found = load(tmp_path)
+    refused = {"bitsandbytes nf4": {"sequential"}, "bitsandbytes": {"group", "sequential"}, "torchao": set()}
+    assert refused_by(found) == refused[kind]
     weight = found.transformer.get_submodule(BLOCK).weight
     assert type(weight) is type(saved.transformer.get_submodule(BLOCK).weight) is not torch.nn.Parameter
     assert np.array_equal(picture(found), picture(saved))

@@ -51,7 +51,7 @@ def batch(
     """
     from h2gen.batches.api import prepare
     from h2gen.cli.console import make_console, route_warnings
-    from h2gen.cli.views.request import show_notices
+    from h2gen.cli.views.request import loading_of, show_notices
 
     console = make_console()
     console.quiet = quiet
@@ -72,7 +72,7 @@ def batch(
         **given,
     )
     if dry_run:
-        show_notices(prepared.notices, console)
+        show_notices([*prepared.notices, *loading_of(prepared.request, batch_size)], console)
         _show(prepared, as_json)
         return
     from h2gen.cli.views.batch import BatchView

@@ -77,7 +77,7 @@ def compare(
     """
     # Imported here, not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, route_warnings, say, stdout
-    from h2gen.cli.views.request import show_notices, show_request
+    from h2gen.cli.views.request import loading_of, show_notices, show_request
     from h2gen.evaluation.compare import prepare_comparison
     from h2gen.evaluation.options import CompareOptions
 
@@ -110,6 +110,7 @@ def compare(
     )
     show_notices(prepared.request.notices, console)
     if dry_run:
+        show_notices(loading_of(prepared.request), console)
         seeds = [case.seed for case in prepared.cases]
         shown = None if prompt is None else (prompt, "argument")
         source = "prompt" if given["seed"] is None else "option"

@@ -57,7 +57,7 @@ def frontier(
     """
     # Imported here, not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, route_warnings, say, stdout
-    from h2gen.cli.views.request import show_notices, show_request
+    from h2gen.cli.views.request import loading_of, show_notices, show_request
     from h2gen.evaluation.frontier import FrontierOptions, prepare_frontier
     from h2gen.evaluation.tune.options import parse_budgets
 
@@ -68,6 +68,7 @@ def frontier(
     prepared = prepare_frontier(prompts=prompts, prompt_key=prompt_key, options=wanted, **given)
     show_notices(prepared.request.notices, console)
     if dry_run:
+        show_notices(loading_of(prepared.request), console)
         seeds = [case.seed for case in prepared.cases]
         from rich.text import Text
 

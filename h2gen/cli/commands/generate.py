@@ -59,7 +59,7 @@ def generate(
 
     console = make_console()
     console.quiet = quiet
-    previews = options_for(console, preview, preview_file, preview_every, preview_model)
+    previews = options_for(console, preview, preview_file, preview_every, preview_model, dry_run=dry_run)
     render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite, strict, previews)
     text = _prompt(prompt, prompt_option, needed=not given.get("redux"))
     request, seeds = generate_request(text, given, Goal(speedup, fidelity, policy, nearest), replay_decisions)

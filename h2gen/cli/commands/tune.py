@@ -51,7 +51,7 @@ def tune(
     """
     # Imported here, not above: this module is loaded for every --help.
     from h2gen.cli.console import make_console, route_warnings, say, stdout
-    from h2gen.cli.views.request import show_notices, show_request
+    from h2gen.cli.views.request import loading_of, show_notices, show_request
     from h2gen.evaluation.tune.options import BUDGETS, TuneOptions, parse_budgets
     from h2gen.evaluation.tune.tune import prepare_tuning
 
@@ -62,6 +62,7 @@ def tune(
     prepared = prepare_tuning(prompts=prompts, prompt_key=prompt_key, options=wanted, **given)
     show_notices(prepared.request.notices, console)
     if dry_run:
+        show_notices(loading_of(prepared.request), console)
         seeds = [case.seed for case in (*prepared.searched, *prepared.checked)]
         from rich.text import Text
 

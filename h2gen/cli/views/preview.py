@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 
 
 def options_for(
-    console: Console, preview: bool, file: Path | None, every: int | None, model: str | None
+    console: Console, preview: bool, file: Path | None, every: int | None, model: str | None, *, dry_run: bool = False
 ) -> PreviewOptions:
     """The checked options about previews; says so if there is no terminal to show them in.
+
+    With ``dry_run`` nothing is downloaded; what would be is said.
 
     Raises:
         UsageError: see ``preview_options``.
     """
     able = console.is_terminal and not console.quiet and console.color_system is not None and not console.no_color
-    options = preview_options(preview, file, every, model, terminal=able)
+    options = preview_options(preview, file, every, model, terminal=able, download=not dry_run)
+    if model is not None and options.model is None:
+        say(console, f"{model!r} is not on this machine; it would be downloaded for the previews.", "dim")
     if preview and not able:
         why = "This terminal shows no colours" if sys.stderr.isatty() else "stderr is not a terminal"
         say(console, f"{why}, so --preview shows nothing; use --preview-file FILE instead.", "yellow")

@@ -44,11 +44,16 @@ def loading_of(request: Request, pictures: int = 1) -> list[str]:
     Args:
         request: resolved settings.
         pictures: in a batch.
+
+    Raises:
+        UsageError: it cannot be loaded so.
     """
+    from h2gen.models.check_loading import check_loading
     from h2gen.models.fit_here import fit_here
     from h2gen.settings.workload import work_of
 
     if request.checkpoint.kind == "bundled":
+        check_loading(request.checkpoint, request.load)
         return []
     line = fit_here(request.checkpoint, request.load, work_of(request.settings, request.checkpoint, pictures))
     return [] if line is None else [line]
