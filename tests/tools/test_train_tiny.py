@@ -271,7 +271,7 @@ def test_the_velocity_of_a_trained_model_is_nearer_than_that_of_a_new_one(made: 
     vae = autoencoder.load(made / "autoencoder", CPU)
     render = train.Renderer(found, CPU)
     batches = iter(train.Batches(stage, words, train.PACES["cpu"], 0))
-    optimizers = train._optimizers(learner, 2e-3)
+    optimizers = train.optimizers_of(learner, 2e-3)
     losses = []
     for _ in range(30):
         batch = next(batches)

@@ -1,1 +1,4 @@
-"""How the bundled model is made: data, autoencoder, training, evaluation. ``python -m tools.train_tiny --help``."""
+"""How the bundled model is made: data, training, evaluation. ``python -m tools.train_tiny --help``.
+
+A small video model is made from it: ``python -m tools.train_tiny.video --help``.
+"""

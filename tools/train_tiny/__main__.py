@@ -44,11 +44,11 @@ app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False, pre
 Folder = Annotated[Path, typer.Option(help="Folder for all data and models.")]
 Minutes = Annotated[float, typer.Option(min=0, help="Time budget, over all runs together.")]
 Compile = Annotated[bool, typer.Option(help="Compile the blocks: takes a minute or two, and a C++ compiler.")]
-_HOME = Path("build/tiny")
+HOME = Path("build/tiny")
 
 
 @app.command()
-def data(folder: Folder = _HOME) -> None:
+def data(folder: Folder = HOME) -> None:
     """Fetch the emoji packages by name and version, draw them reproducibly, and learn the vocabularies."""
     found = sprites.build(folder / "data", folder / "packages")
     text.build_tokenizers(scenes.Stage(found), folder)
@@ -56,34 +56,34 @@ def data(folder: Folder = _HOME) -> None:
 
 
 @app.command()
-def autoencoder(folder: Folder = _HOME, minutes: Minutes = 20) -> None:
+def autoencoder(folder: Folder = HOME, minutes: Minutes = 20) -> None:
     """Train the autoencoder."""
-    found, device = sprites.load(folder / "data"), _device()
+    found, device = sprites.load(folder / "data"), device_here()
     autoencoders.train(found, folder / "autoencoder", minutes, device)
     print(autoencoders.quality(autoencoders.load(folder / "autoencoder", device), found, device))
 
 
 @app.command("train")
-def train_(folder: Folder = _HOME, minutes: Minutes = 150, compile: Compile = True) -> None:
+def train_(folder: Folder = HOME, minutes: Minutes = 150, compile: Compile = True) -> None:
     """Train the transformer and the text encoders."""
     found = sprites.load(folder / "data")
-    train.train(found, folder, folder / "model", minutes, _device(), distil=False, compiled=compile)
+    train.train(found, folder, folder / "model", minutes, device_here(), distil=False, compiled=compile)
 
 
 @app.command()
-def distil(folder: Folder = _HOME, minutes: Minutes = 30, compile: Compile = True) -> None:
+def distil(folder: Folder = HOME, minutes: Minutes = 30, compile: Compile = True) -> None:
     """Distil guidance into the finished model, so that one pass per step is enough."""
     found = sprites.load(folder / "data")
-    train.train(found, folder, folder / "model", minutes, _device(), distil=True, compiled=compile)
+    train.train(found, folder, folder / "model", minutes, device_here(), distil=True, compiled=compile)
 
 
 @app.command()
-def judge(folder: Folder = _HOME, minutes: Minutes = 10, check: bool = True) -> None:
+def judge(folder: Folder = HOME, minutes: Minutes = 10, check: bool = True) -> None:
     """Train the classifier on all styles; with --check also on each two of the three, to test it on the third.
 
     Each of the four trainings takes --minutes.
     """
-    found, device = sprites.load(folder / "data"), _device()
+    found, device = sprites.load(folder / "data"), device_here()
     for held_out in sprites.STYLES if check else ():
         others = [style for style in sprites.STYLES if style != held_out]
         model = classifier.train(found, _judge_without(folder, held_out), minutes, device, others)
@@ -94,7 +94,7 @@ def judge(folder: Folder = _HOME, minutes: Minutes = 10, check: bool = True) -> 
 
 @app.command("evaluate")
 def evaluate_(
-    folder: Folder = _HOME,
+    folder: Folder = HOME,
     names: Annotated[int, typer.Option(help="Number of the most common concepts to ask for.")] = 100,
     singles: int = 200,
     pairs: int = 100,
@@ -106,7 +106,7 @@ def evaluate_(
     length: int = 24,
 ) -> None:
     """Generate pictures of fixed prompts and seeds, judge them, and write report.json and sheet.png."""
-    found, device = sprites.load(folder / "data"), _device()
+    found, device = sprites.load(folder / "data"), device_here()
     model = classifier.load(folder / "judge", device)
     pipe = evaluate.load(folder / "model" / "pipeline", device)
     calling = evaluate.Calling(side, side, steps, guidance, cfg, length)
@@ -122,17 +122,17 @@ def evaluate_(
 
 
 @app.command("lora")
-def lora_(folder: Folder = _HOME, minutes: Minutes = 20) -> None:
+def lora_(folder: Folder = HOME, minutes: Minutes = 20) -> None:
     """Train a LoRA with which the bundled model draws blueprints.
 
     On a CPU, the minutes are those of its own time, which does not pass while other programs run.
     """
-    print(lora.train(sprites.load(folder / "data"), folder / "lora", minutes, _device()))
+    print(lora.train(sprites.load(folder / "data"), folder / "lora", minutes, device_here()))
 
 
 @app.command("evaluate-lora")
 def evaluate_lora_(
-    folder: Folder = _HOME,
+    folder: Folder = HOME,
     names: Annotated[int, typer.Option(help="Number of the most common concepts to ask for.")] = 100,
 ) -> None:
     """Generate pictures with the LoRA, measure how they look, compare caches, and write report.json and sheet.png."""
@@ -145,7 +145,7 @@ def evaluate_lora_(
 @app.command("ship-lora")
 def ship_lora_(
     hardware: Annotated[str, typer.Option(help="Hardware that it was trained on, for the card.")],
-    folder: Folder = _HOME,
+    folder: Folder = HOME,
 ) -> None:
     """Put the evaluated LoRA beside the bundled model, and its figures into the model's card."""
     print(lora.ship(folder / "lora", hardware))
@@ -154,7 +154,7 @@ def ship_lora_(
 @app.command("ship")
 def ship_(
     hardware: Annotated[str, typer.Option(help="Hardware that it was trained on, for the card.")],
-    folder: Folder = _HOME,
+    folder: Folder = HOME,
     history: Annotated[str, typer.Option(help="More about the training, for the card.")] = "",
 ) -> None:
     """Replace the bundled model with the finished one, with the defaults that it was last evaluated with."""
@@ -166,7 +166,7 @@ def _judge_without(folder: Path, style: str) -> Path:
     return folder / f"judge-without-{style}"
 
 
-def _device() -> torch.device:
+def device_here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

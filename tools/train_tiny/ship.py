@@ -46,7 +46,7 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in _networks(pipe).items()}
     pipe.to(torch.float16).save_pretrained(partial, max_shard_size="1GB")
     for path in (partial / "model_index.json", *partial.glob("*/config.json")):
-        path.write_text(_cleaned(path.read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(cleaned(path.read_text(encoding="utf-8")), encoding="utf-8")
     weights = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
     if weights > _LARGEST:
         raise RuntimeError(f"The weights are {weights / 1e6:.1f} MB; at most {_LARGEST / 1e6:.0f} MB may be shipped.")
@@ -55,7 +55,7 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
     parts = ["autoencoder", "model/shallow", "model"]
     if distilled:
         parts.append("model/distilled")
-    trained = [_training(name, made / name) for name in parts if (made / name).exists()]
+    trained = [training(name, made / name) for name in parts if (made / name).exists()]
     card = _card(pipe.transformer.config, sizes, weights, report, trained, hardware, history)
     checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))
     (partial / HASH).write_text(f"{content_hash(checkpoint)}\n", encoding="ascii")
@@ -65,7 +65,7 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
     partial.rename(into)
 
 
-def _cleaned(config: str) -> str:
+def cleaned(config: str) -> str:
     """A configuration without paths of this machine and keys unknown to diffusers.
 
     Half precision is only for the disk: by default everything loads in float32.
@@ -104,7 +104,7 @@ def _defaults(calling: Calling, distilled: bool) -> str:
     return f"{said}\n{tomli_w.dumps(values)}"
 
 
-def _training(part: str, folder: Path) -> str:
+def training(part: str, folder: Path) -> str:
     """The card's row of one part: minutes and samples of its training."""
     last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     return f"| {part.replace('model/', '')} | {last['minutes']:.0f} | {last['samples']:,} |"
@@ -122,7 +122,7 @@ def _card(
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     return template.format(
         megabytes=f"{weights / 1e6:.0f}",
-        blocks=_blocks(shape),
+        blocks=blocks(shape),
         sizes="\n".join(f"| {name} | {count / 1e6:.1f} M |" for name, count in sizes.items()),
         packages=notice(),
         training="\n".join(trained),
@@ -147,7 +147,7 @@ def _card(
     )
 
 
-def _blocks(shape: Any) -> str:
+def blocks(shape: Any) -> str:
     return (
         f"{shape.num_layers} double and {shape.num_single_layers} single blocks, "
         f"{shape.num_attention_heads} heads of {shape.attention_head_dim}"

@@ -249,7 +249,7 @@ class _Trainer:
         """Train the model, or resume from a snapshot, and replace its weights by their average."""
         parameters = list(model.parameters())
         average = Average(parameters, self.pace.ema_decay)
-        optimizers = _optimizers(model, self.pace.rate * rate)
+        optimizers = optimizers_of(model, self.pace.rate * rate)
 
         def state() -> dict[str, Any]:
             return {
@@ -341,7 +341,7 @@ def loss_of(model: Model, teacher: Model | None, batch: Batch, latents: torch.Te
         clean = pack(latents)
         count = len(clean)
         noise = torch.randn_like(clean)
-        sigma = _sigmas(count, device)
+        sigma = sigmas(count, device)
         at = sigma[:, None, None]
         noisy = (1 - at) * clean + at * noise
         ids = position_ids(latents.shape[-2], latents.shape[-1], device)
@@ -357,14 +357,14 @@ def loss_of(model: Model, teacher: Model | None, batch: Batch, latents: torch.Te
     return (velocity.float() - target).square().mean()
 
 
-def _sigmas(count: int, device: torch.device) -> torch.Tensor:
+def sigmas(count: int, device: torch.device) -> torch.Tensor:
     """Logit-normal and stratified: mostly where the caption tells more than the noisy picture, even in each batch."""
     quantiles = (torch.arange(count, device=device) + torch.rand(count, device=device)) / count
     normal = torch.special.ndtri(quantiles.clamp(1e-4, 1 - 1e-4))
     return torch.sigmoid(normal + 0.7)[torch.randperm(count, device=device)]
 
 
-def _optimizers(model: Model, rate: float) -> list[torch.optim.Optimizer]:
+def optimizers_of(model: Model, rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else."""
     hidden = {
         parameter
