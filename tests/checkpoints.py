@@ -123,10 +123,94 @@ def flux3_names(transformer: Any) -> dict[str, torch.Tensor]:
     return out
 
 
+HUNYUAN_VIDEO_NAMES = {
+    "x_embedder": "img_in",
+    "time_text_embed.timestep_embedder.linear_1": "time_in.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.mlp.2",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.mlp.0",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+    "norm1.linear": "img_mod.linear",
+    "norm1_context.linear": "txt_mod.linear",
+    "attn.norm_q": "img_attn_q_norm",
+    "attn.norm_k": "img_attn_k_norm",
+    "attn.norm_added_q": "txt_attn_q_norm",
+    "attn.norm_added_k": "txt_attn_k_norm",
+    "attn.to_out.0": "img_attn_proj",
+    "attn.to_add_out": "txt_attn_proj",
+    "ff_context": "txt_mlp",
+    "ff": "img_mlp",
+    "norm.linear": "modulation.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+}
+HUNYUAN_VIDEO_TEXT = {
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder": "c_embedder",
+    "token_refiner.refiner_blocks": "individual_token_refiner.blocks",
+    "attn.to_out.0": "self_attn_proj",
+    "norm_out.linear": "adaLN_modulation.1",
+    "ff": "mlp",
+    "proj_in": "input_embedder",
+}
+HUNYUAN_VIDEO_FUSED = {
+    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+}
+
+
+def hunyuan_video_names(transformer: Any) -> dict[str, torch.Tensor]:
+    """As ``original_names``, of HunyuanVideo."""
+    weights, out = dict(transformer.state_dict()), {}
+
+    def renamed(part: str, names: dict[str, str]) -> str:
+        return next((part.replace(ours, theirs, 1) for ours, theirs in names.items() if part.startswith(ours)), part)
+
+    for name, tensor in weights.items():
+        block = re.match(
+            r"(?:(single_)?transformer_blocks|context_embedder\.token_refiner\.refiner_blocks)\.\d+\.", name
+        )
+        start, inside = (block[0], name[block.end() :]) if block else ("", name)
+        text = name.startswith("context_embedder.")
+        single = start.startswith("single_")
+        to, _, ending = inside.rpartition(".")
+        fused = {"self_attn_qkv": HUNYUAN_VIDEO_FUSED["img_attn_qkv"]} if text else HUNYUAN_VIDEO_FUSED
+        if single:
+            fused = {"linear1": (*HUNYUAN_VIDEO_FUSED["img_attn_qkv"], "proj_mlp")}
+        into = next((key for key, parts in fused.items() if to in parts), None)
+        if into is not None:
+            if to == fused[into][0]:
+                tensor = torch.cat([weights[f"{start}{part}.{ending}"] for part in fused[into]])
+                to = into
+            else:
+                continue
+        elif single:
+            to = {"proj_out": "linear2", "attn.norm_q": "q_norm", "attn.norm_k": "k_norm"}.get(
+                to, renamed(to, HUNYUAN_VIDEO_NAMES)
+            )
+        elif text and block:
+            to = renamed(to, HUNYUAN_VIDEO_TEXT)
+        elif text:
+            to = "txt_in." + renamed(to.removeprefix("context_embedder."), HUNYUAN_VIDEO_TEXT)
+        else:
+            if to == "norm_out.linear":
+                scale, shift = tensor.chunk(2)
+                tensor = torch.cat([shift, scale])
+            to = "final_layer.linear" if to == "proj_out" else renamed(to, HUNYUAN_VIDEO_NAMES)
+        to = to.replace("net.0.proj", "fc1").replace("net.2", "fc2")
+        start = start.replace("transformer_blocks", "blocks" if single else "double_blocks")
+        start = start.replace("context_embedder.token_refiner.refiner_blocks", "txt_in.individual_token_refiner.blocks")
+        out[f"{start}{to}.{ending}"] = tensor
+    return out
+
+
 def original_names(transformer: Any) -> dict[str, torch.Tensor]:
     """A transformer's weights as Black Forest Labs name and fuse them: the inverse of diffusers' conversion."""
     if type(transformer).__name__.startswith("Flux3"):
         return flux3_names(transformer)
+    if type(transformer).__name__.startswith("HunyuanVideo"):
+        return hunyuan_video_names(transformer)
     flux2 = type(transformer).__name__.startswith("Flux2")
     top, double, single = (
         (FLUX2_NAMES, FLUX2_DOUBLE, FLUX2_SINGLE) if flux2 else (FLUX1_NAMES, FLUX1_DOUBLE, FLUX1_SINGLE)

@@ -17,6 +17,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLHunyuanVideo,
     ChromaPipeline,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
@@ -33,19 +34,25 @@ from diffusers import (
     FluxPipeline,
     FluxPriorReduxPipeline,
     FluxTransformer2DModel,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
 )
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
+from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    LlamaConfig,
+    LlamaModel,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     MistralConfig,
     PixtralVisionConfig,
+    PreTrainedTokenizerFast,
     Qwen2TokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -255,9 +262,9 @@ def flux2_vae(seed: int = 0) -> AutoencoderKLFlux2:
         ).eval()
 
 
-def flux_text_encoders(seed: int = 0) -> dict[str, Any]:
-    """Small CLIP and T5 encoders with the bundled checkpoint's tokenizers."""
-    clip_tokens = CLIPTokenizer.from_pretrained(BUNDLED / "tokenizer", model_max_length=32)  # shorter is faster
+def flux_text_encoders(seed: int = 0, clip_length: int = 32) -> dict[str, Any]:
+    """Small CLIP and T5 encoders with the bundled checkpoint's tokenizers; a shorter text is faster."""
+    clip_tokens = CLIPTokenizer.from_pretrained(BUNDLED / "tokenizer", model_max_length=clip_length)
     t5_tokens = T5TokenizerFast.from_pretrained(BUNDLED / "tokenizer_2")
     clip = CLIPTextConfig(
         vocab_size=len(clip_tokens),
@@ -475,6 +482,91 @@ def save_flux3(pipe: Any, folder: Path) -> Path:
     return folder
 
 
+FRAMES = 9
+"""Of a small video: three of its latents."""
+
+
+def hunyuan_video_transformer(
+    seed: int = 0, layers: int = 3, single_layers: int = 4, guidance_embeds: bool = True, **overrides: Any
+) -> HunyuanVideoTransformer3DModel:
+    config = {
+        "in_channels": LATENTS,
+        "out_channels": LATENTS,
+        "num_layers": layers,
+        "num_single_layers": single_layers,
+        "num_refiner_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "text_embed_dim": HIDDEN,
+        "pooled_projection_dim": HIDDEN,
+        "guidance_embeds": guidance_embeds,
+        "rope_axes_dim": (4, 6, 6),
+        **overrides,
+    }
+    with seeded(seed):
+        return enliven(HunyuanVideoTransformer3DModel(**config))
+
+
+def hunyuan_video_vae(seed: int = 0) -> AutoencoderKLHunyuanVideo:
+    """Shrinks 8 times in rows and columns and 4 times in time, as the published one does."""
+    with seeded(seed):
+        return AutoencoderKLHunyuanVideo(
+            block_out_channels=(4, 4, 8, 8), layers_per_block=1, latent_channels=LATENTS, norm_num_groups=2
+        ).eval()
+
+
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Like Llama 3's. It is trained on HunyuanVideo's template, which then is 95 tokens, as for the real one."""
+    marks = [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<pad>",
+        "\n\n",
+    ]
+    tokens = Tokenizer(models.BPE())
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=marks, initial_alphabet=letters, show_progress=False)
+    tokens.train_from_iterator([DEFAULT_PROMPT_TEMPLATE["template"]] * 8, trainer)
+    start = tokens.token_to_id(marks[0])
+    tokens.post_processor = processors.TemplateProcessing(f"{marks[0]} $A", special_tokens=[(marks[0], start)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokens, bos_token=marks[0], eos_token=marks[1], pad_token=marks[5], padding_side="right"
+    )
+
+
+def hunyuan_video_pipeline(
+    *, seed: int = 0, transformer: HunyuanVideoTransformer3DModel | None = None, **overrides: Any
+) -> HunyuanVideoPipeline:
+    tokens = llama_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokens),
+        hidden_size=HIDDEN,
+        intermediate_size=HIDDEN,
+        num_hidden_layers=3,  # the embeddings are those of the last layer but two
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=tokens.pad_token_id,
+    )
+    with seeded(seed):
+        encoder = LlamaModel(config).eval()
+    clip = flux_text_encoders(seed, clip_length=77)
+    return quiet(
+        HunyuanVideoPipeline(
+            transformer=hunyuan_video_transformer(seed, **overrides) if transformer is None else transformer,
+            vae=hunyuan_video_vae(seed),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+            text_encoder=encoder,
+            tokenizer=tokens,
+            text_encoder_2=clip["text_encoder"],
+            tokenizer_2=clip["tokenizer"],
+        )
+    )
+
+
 def quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -517,6 +609,8 @@ def run_kwargs(pipe: Any, *, steps: int = 6, seed: int = 7, prompt: str | list[s
         kwargs["guidance_scale"] = 1.0  # any other is ignored, with a warning
     if "Chroma" in name:
         kwargs["guidance_scale"] = 1.0  # true guidance only on request
+    if "Video" in name:
+        kwargs["num_frames"] = FRAMES
     if "Control" in name:
         kwargs["control_image"] = picture()
     return kwargs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -108,8 +108,9 @@ class BlockCall:
             return _Call((), {}, (), rows, output=family.block_output(stage.name, streams), skipped=True)
         if rows is not None:
             block: Any = getattr(self._block, "_orig_mod", self._block)  # what torch.compile wraps
-            named = dict(zip(_arguments_of(type(block).forward), args, strict=False))
-            args, kwargs = (), self._narrowed({**named, **kwargs}, engine, rows)
+            names = [*_arguments_of(type(block).forward), *[""] * len(args)]  # it may take more than it names
+            args = tuple(self._narrowed(zip(names, args, strict=False), engine, rows))
+            kwargs = dict(zip(kwargs, self._narrowed(kwargs.items(), engine, rows), strict=True))
         return _Call(args, kwargs, whole if first else (), rows)
 
     @outside_graphs
@@ -128,11 +129,11 @@ class BlockCall:
             streams = engine.after_last(streams)
         return family.block_output(name, streams)
 
-    def _narrowed(self, given: dict[str, Any], engine: Engine, rows: Rows) -> dict[str, Any]:
+    def _narrowed(self, given: Iterable[tuple[str, Any]], engine: Engine, rows: Rows) -> list[Any]:
         """A block's arguments for some pictures of the batch; after the first block its streams have only these."""
         pictures, per_picture = engine.pictures, engine.family.per_picture
 
         def has_rows(name: str, value: Any) -> bool:
             return name in per_picture and value is not None and len(value) == pictures
 
-        return {name: rows_of(value, rows) if has_rows(name, value) else value for name, value in given.items()}
+        return [rows_of(value, rows) if has_rows(name, value) else value for name, value in given]

@@ -31,7 +31,7 @@ class Inputs:
         self, family: Family, arguments: Mapping[str, Any], own: Sequence[Stage] = (), ranks: Ranks | None = None
     ) -> None:
         given = family.pass_inputs(arguments)
-        latents, text, timestep, image_ids, text_ids, references = given
+        latents, text, timestep, image_ids, text_ids, references, _ = given
         self._identity = [None if each is None else weakref.ref(each) for each in (text, image_ids, text_ids, latents)]
         self.pictures: int = latents.shape[0]
         self._family, self.ranks = family, ranks
@@ -44,11 +44,13 @@ class Inputs:
             ranks,
         )  # fmt: skip
         self.text_tokens: int = text.shape[1]
-        self.image_tokens: int = latents.shape[1]
+        self.image_tokens: int = given.image_tokens
         self.reference_tokens: int = 0 if references is None else references.shape[1]
         self.device: torch.device = latents.device
         #: Whether the transformer returns an object or a tuple; None by default.
         self.return_dict: bool | None = arguments.get("return_dict")
+        #: See ``PassInputs``.
+        self.grid = given.grid
         #: What an own block of each kind counts as, in blocks of a stage.
         self.parts = parts_of(given) if own else {}
         constants = family.constants(arguments) if own else {}
@@ -83,7 +85,7 @@ class Inputs:
 def parts_of(given: PassInputs) -> dict[str, float]:
     """The part of all tokens that each kind has, which is what a block that sees only these counts as."""
     references = 0 if given.references is None else given.references.shape[1]
-    tokens: dict[str, int] = {"text": given.text.shape[1], "image": given.latents.shape[1], "references": references}
+    tokens: dict[str, int] = {"text": given.text.shape[1], "image": given.image_tokens, "references": references}
     return {kind: count / sum(tokens.values()) for kind, count in tokens.items()}
 
 

@@ -2,7 +2,8 @@
 
 The paper's PFS pools along the sequence of tokens, so that the number and the meaning of its cells change with the size
 and the aspect ratio of the picture. Here the picture's own rows and columns of tokens are divided into nearly square
-cells, text into a fixed number of cells, and channels into a fixed number of groups.
+cells, text into a fixed number of cells, and channels into a fixed number of groups. A video's tokens are divided in
+time too: it has the same number of cells, each over some of its frames.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ CELLS = 256
 """Cells of the picture: 16 x 16 for a square one, with 2 x 2 tokens per cell at 512x512. The other pictures of a
 grid that is made as a whole have the same number in total. Of 16, 64 and 256, this makes the changes depend least on
 the size (``tools/measure_pfs.py``)."""
+PERIODS = 4
+"""Parts that a video is divided into in time, at most; each has a share of the cells."""
 TEXT_CELLS = 32
 GROUPS = 64
 """Groups of channels."""
@@ -23,30 +26,34 @@ GROUPS = 64
 
 @dataclass(frozen=True)
 class Layout:
-    """The order of a stream's tokens: text, ``rows`` times ``columns`` of the picture, those of other pictures."""
+    """The order of a stream's tokens: text, ``frames`` times ``rows`` times ``columns`` of the picture, those of other
+    pictures. A picture that is no video has one frame."""
 
     text: int
     rows: int
     columns: int
     others: int = 0
+    frames: int = 1
 
 
-def layout_of(grid: tuple[int, int] | None, image_tokens: int, text_tokens: int) -> Layout:
+def layout_of(grid: tuple[int, ...] | None, image_tokens: int, text_tokens: int) -> Layout:
     """The layout of a stream; without a known grid its image tokens are one long column.
 
     Args:
-        grid: rows and columns of the picture's own tokens, which come first among the image tokens.
+        grid: rows and columns of the picture's own tokens, which come first among the image tokens; of a video, its
+            frames before them.
         image_tokens: of the pictures that are being made.
         text_tokens: in the stream before them.
     """
-    rows, columns = grid or (image_tokens, 1)
-    return Layout(text_tokens, rows, columns, image_tokens - rows * columns)
+    *frames, rows, columns = grid or (image_tokens, 1)
+    count = math.prod(frames)
+    return Layout(text_tokens, rows, columns, image_tokens - count * rows * columns, count)
 
 
-def cells_of(rows: int, columns: int) -> tuple[int, int]:
-    """The number of cells in height and width: about ``CELLS`` in all, nearly square ones."""
-    high = min(CELLS, max(1, round(math.sqrt(CELLS * rows / columns))))
-    return high, max(1, round(CELLS / high))
+def cells_of(rows: int, columns: int, cells: int = CELLS) -> tuple[int, int]:
+    """The number of cells in height and width: about ``cells`` in all, nearly square ones."""
+    high = min(cells, max(1, round(math.sqrt(cells * rows / columns))))
+    return high, max(1, round(cells / high))
 
 
 def areas(count: int, cells: int) -> torch.Tensor:
@@ -59,8 +66,10 @@ def areas(count: int, cells: int) -> torch.Tensor:
 
 def token_weights(layout: Layout) -> torch.Tensor:
     """``(cells, N)``, float64 on the CPU: the share of each cell that each token of a stream takes."""
-    high, wide = cells_of(layout.rows, layout.columns)
-    blocks = [torch.kron(areas(layout.rows, high), areas(layout.columns, wide))]
+    periods = min(layout.frames, PERIODS)
+    high, wide = cells_of(layout.rows, layout.columns, CELLS // periods)
+    plane = torch.kron(areas(layout.rows, high), areas(layout.columns, wide))
+    blocks = [torch.kron(areas(layout.frames, periods), plane)]
     if layout.text:
         blocks.insert(0, areas(layout.text, TEXT_CELLS))
     if layout.others:
@@ -79,7 +88,8 @@ def channel_weights(channels: int) -> torch.Tensor:
 
 
 class Pooling:
-    """Pools residuals of one layout: two multiplications by small matrices, which take about 3 MiB at FLUX.1's size.
+    """Pools residuals of one layout: two multiplications by small matrices, which take about 3 MiB at FLUX.1's size and
+    60 MiB for 129 frames of HunyuanVideo.
 
     Args:
         layout: of the stream.

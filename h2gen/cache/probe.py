@@ -54,7 +54,7 @@ class Probe:
             return summarize(residual, pooling_kernel(tokens, stage.divisor))
         poolings = step.current.memory.poolings
         if stage.name not in poolings:
-            grid = family.token_grid(inputs.identity.image_ids, inputs.image_tokens)
+            grid = inputs.grid or family.token_grid(inputs.identity.image_ids, inputs.image_tokens)
             poolings[stage.name] = Pooling(layout_of(grid, own, tokens - own), residual)
         return poolings[stage.name](residual)
 
@@ -72,7 +72,7 @@ class Probe:
             if pooling == "paper":
                 cells = Windows(pooling_kernel(own + text, stage.divisor), own + text, residual.shape[2])
             else:
-                grid = family.token_grid(inputs.identity.image_ids, inputs.image_tokens)
+                grid = inputs.grid or family.token_grid(inputs.identity.image_ids, inputs.image_tokens)
                 cells = StableCells(layout_of(grid, own, text), residual)
             poolings[stage.name] = PartPooling(cells, parts, ranks.rank)
         return poolings[stage.name](residual)

@@ -59,10 +59,11 @@ class Step:
         return self.current.memory.of(stage)
 
     @property
-    def own(self) -> torch.Tensor:
-        """Which image tokens are the picture's own (see ``own_tokens``)."""
+    def own(self) -> torch.Tensor | None:
+        """Which image tokens are the picture's own (see ``own_tokens``); None if the model makes the tokens itself:
+        then all are."""
         memory, inputs = self.current.memory, self.inputs
-        if memory.own is None:
+        if memory.own is None and inputs.grid is None:
             memory.own = own_tokens(inputs.identity.image_ids, inputs.image_tokens, inputs.device)
         return memory.own
 

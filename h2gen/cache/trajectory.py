@@ -115,13 +115,15 @@ class Run:
 
         Named passes (``cache_context``) are told apart by their names, others by their text embeddings.
         """
+        # Where there are no image ids, a pass with a new name is recognised by the latents of the pass before it.
         same_image, found = self._image(identity.image_ids), []
+        same_step = name is not None and identity.image_ids is None and self.same_latents(identity)
         for known, text, text_ids, each in self._passes:
             if name == known and (name is not None or text(identity.text)):
                 if not (same_image or text_ids(identity.text_ids)):
                     return None
                 found.append(each)
-        return found if found or same_image or not self._passes else None
+        return found if found or same_image or same_step or not self._passes else None
 
     @property
     def lost_text(self) -> bool:
@@ -180,7 +182,8 @@ class Run:
 
     def _watched(self, tensor: torch.Tensor | None) -> Same:
         same = Same(tensor, self._release)
-        self._living.append(same)
+        if tensor is not None:
+            self._living.append(same)
         return same
 
     def _release(self, _: Any) -> None:

@@ -79,7 +79,7 @@ class VelocityHistory:
         The tensor itself is kept, not a copy; it must not be written to.
 
         Args:
-            velocity: ``(1, N_img, C)``.
+            velocity: ``(1, N_img, C)``, or of any shape that begins with 1 if there is no ``own``.
             sigma: of its step.
             interval: as in ``forecast``.
             own: ``(N_img,)``, 1 for the picture's own tokens and 0 for those of reference pictures; None if all are

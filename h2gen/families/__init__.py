@@ -12,6 +12,7 @@ from h2gen.families.defaults import ModelDefaults
 from h2gen.families.flux1 import Flux1
 from h2gen.families.flux2 import Flux2
 from h2gen.families.flux3 import Flux3
+from h2gen.families.hunyuan_video import HunyuanVideo
 from h2gen.families.tasks import STRENGTHS, Limits
 
 __all__ = [
@@ -31,7 +32,8 @@ __all__ = [
 DEFAULT: Family = Flux1()
 """The family of a checkpoint that does not say which it is of."""
 
-FAMILIES: dict[str, Family] = {family.transformer: family for family in (DEFAULT, Flux2(), Chroma(), Flux3())}
+_ALL = (DEFAULT, Flux2(), Chroma(), Flux3(), HunyuanVideo())
+FAMILIES: dict[str, Family] = {family.transformer: family for family in _ALL}
 """By the transformer's class in diffusers. A family added here is known everywhere."""
 
 TASKS: Mapping[str, Mapping[str, str]] = {key: value for each in FAMILIES.values() for key, value in each.tasks.items()}

@@ -7,6 +7,7 @@ the catalogue can be read without loading them.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -38,7 +39,7 @@ class PassInputs(NamedTuple):
     """
 
     latents: torch.Tensor
-    """``(B, N_img, C)``: B pictures."""
+    """B pictures: ``(B, N_img, C)``, or of any shape that begins with B if there is a ``grid``."""
     text: torch.Tensor
     """Embeddings, ``(B, N_txt, width)``. Without named contexts they distinguish the passes of true guidance."""
     timestep: torch.Tensor
@@ -48,6 +49,14 @@ class PassInputs(NamedTuple):
     references: torch.Tensor | None = None
     """Tokens of reference pictures, ``(B, N_ref, C)``, of a model that takes them apart from the latents. In its
     streams they come after the image tokens."""
+    grid: tuple[int, ...] | None = None
+    """Rows and columns of the picture's tokens, after the frames of a video's, of a model that makes its tokens itself;
+    None if the latents are tokens."""
+
+    @property
+    def image_tokens(self) -> int:
+        """N_img."""
+        return int(self.latents.shape[1]) if self.grid is None else math.prod(self.grid)
 
 
 class PictureInputs(NamedTuple):
@@ -59,6 +68,7 @@ class PictureInputs(NamedTuple):
         mask: in L, of ``size``, 255 where the picture changes.
         strength: how much of the schedule runs, above 0 up to 1; None if the task has none.
         together: pictures in the batch.
+        frames: of a video; 0 for a picture.
     """
 
     size: tuple[int, int]
@@ -66,6 +76,7 @@ class PictureInputs(NamedTuple):
     mask: Image.Image | None = None
     strength: float | None = None
     together: int = 1
+    frames: int = 0
 
 
 class Family(ABC):
@@ -97,6 +108,10 @@ class Family(ABC):
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {}
     """Models of this transformer that take a picture besides the text: by input channels, the model's name and its
     pipeline in diffusers."""
+    makes_video: ClassVar[bool] = False
+    """Whether its pipelines make videos: then ``defaults`` has ``frames`` and ``fps``."""
+    frame_step: ClassVar[int] = 1
+    """The numbers of frames that a video can have: 1, and any multiple of this more, such as 5, 9, 13 for 4."""
     redux: ClassVar[str | None] = None
     """The pipeline in diffusers that turns a picture into text tokens, if there is one."""
     diffusers_caches: ClassVar[frozenset[str]] = frozenset()
@@ -188,11 +203,14 @@ class Family(ABC):
         """
 
     def token_grid(self, image_ids: torch.Tensor | None, image_tokens: int) -> tuple[int, int] | None:
-        """The rows and columns of the picture's tokens; None if unknown. May wait for the device."""
+        """The rows and columns of the picture's tokens, where ``PassInputs`` has no grid; None if unknown.
+
+        May wait for the device.
+        """
         return grid_of(image_ids, image_tokens)
 
     def velocity(self, output: Any) -> torch.Tensor:
-        """The velocity, ``(B, N_img, C)``, in what the transformer returned."""
+        """The velocity, in the shape of the latents, in what the transformer returned."""
         velocity: torch.Tensor = output[0]
         return velocity
 
@@ -290,6 +308,8 @@ class Family(ABC):
             given: what the pictures are made from.
         """
         arguments: dict[str, Any] = {"width": given.size[0], "height": given.size[1]}
+        if given.frames:
+            arguments["num_frames"] = given.frames
         if given.pictures:
             # One for each picture of the batch: the autoencoder's sample is drawn from each one's own seed.
             arguments["image"] = [given.pictures[0]] * given.together

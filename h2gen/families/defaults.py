@@ -16,6 +16,8 @@ class ModelDefaults:
         cfg: scale of true classifier-free guidance; 1 turns it off.
         max_sequence_length: text tokens that the model reads.
         size_multiple: width and height are multiples of this many pixels.
+        frames: of a video; 0 for a model that makes pictures.
+        fps: frames per second of a video; 0 likewise.
     """
 
     width: int = 1024
@@ -25,3 +27,5 @@ class ModelDefaults:
     cfg: float = 1.0
     max_sequence_length: int = 512
     size_multiple: int = 16
+    frames: int = 0
+    fps: float = 0.0

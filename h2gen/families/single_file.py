@@ -69,7 +69,6 @@ _LOOK_ALIKE = (
     Kind("an IP-Adapter", (r"\bip_adapter", r"^image_proj\."), _PYTHON),
     Kind("a transformer of Stable Diffusion 3", (r"\bjoint_blocks\.", r"\bpos_embed\.proj\."), ONLY),
     Kind("a transformer of Qwen-Image", (r"\btxt_norm\.", r"\btxt_in\.text_norm\."), ONLY),
-    Kind("a transformer of HunyuanVideo", (r"token_refiner",), ONLY),
     Kind("a transformer of Chroma Radiance", (r"\bnerf_",), ONLY),
 )
 """Kinds with tensors that are named like a family's."""

@@ -19,7 +19,24 @@ from h2gen.output.save import Target, keep, target_of
 from h2gen.settings.values import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
+
+
+def pixels_of(output: Any) -> np.ndarray[Any, Any]:
+    """What a pipeline returned: ``(B, H, W, 3)``, of videos ``(B, F, H, W, 3)``."""
+    import numpy as np
+
+    return np.asarray(output.frames if hasattr(output, "frames") else output.images)
+
+
+def painted(pixels: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """The image and the frames of a ``Result``, from floats in 0 to 1, which are rounded as diffusers does."""
+    from PIL import Image
+
+    rounded = (pixels * 255).round().astype("uint8")
+    frames = rounded if rounded.ndim == 4 else None
+    return {"image": Image.fromarray(rounded if frames is None else frames[0]), "frames": frames}
 
 
 def _no_hash() -> str | None:
@@ -31,7 +48,8 @@ class Result:
     """A picture and how it was made. In a notebook it shows itself.
 
     Args:
-        image: the picture. Its own ``save`` writes only the pixels; ``Result.save`` also writes how it was made.
+        image: the picture; of a video, its first frame. Its own ``save`` writes only the pixels; ``Result.save`` also
+            writes how it was made.
         settings: what it was made with.
         seconds: of the whole call, from text encoding to decoded picture; the picture's share in a batch.
         trace: what the cache did at each step; empty if the cache was off and there was no ``on_step``: the
@@ -47,6 +65,7 @@ class Result:
         peak_memory: the most that was in use meanwhile, if that is known.
         made: when.
         path: its file, if ``generate`` saved it.
+        frames: of a video, ``(F, H, W, 3)``, from 0 to 255; None for a picture.
     """
 
     image: Image.Image = field(repr=False)
@@ -63,6 +82,7 @@ class Result:
     peak_memory: PeakMemory | None = field(default=None, compare=False)
     made: datetime = field(default_factory=lambda: datetime.now(timezone.utc), repr=False)
     path: Path | None = None
+    frames: np.ndarray[Any, np.dtype[np.uint8]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def summary(self) -> Summary | None:

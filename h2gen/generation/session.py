@@ -22,7 +22,7 @@ from h2gen.generation.kernels import kernels
 from h2gen.generation.preview_options import watched
 from h2gen.generation.progress import progress_bar
 from h2gen.generation.relief import free_memory, let_go, load_or_advise, out_of_memory
-from h2gen.generation.result import Result
+from h2gen.generation.result import Result, painted, pixels_of
 from h2gen.generation.solvers import solving
 from h2gen.generation.tasks import TaskPipelines
 from h2gen.generation.text import EncodedPrompts, of_one_length, unread
@@ -72,7 +72,7 @@ class Session:
         self._lock = threading.RLock()
         self._encoded, self._adapters = EncodedPrompts(), Adapters()
         self._interrupted = self._observed = False
-        self._tasks = TaskPipelines(checkpoint.name)
+        self._tasks = TaskPipelines(checkpoint.name, checkpoint.defaults.frames)
         self._running: Any = None
         self.previewing: Callable[[Any, Settings], AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
         """Around each call of a pipeline; see ``preview.previewed``."""
@@ -257,7 +257,7 @@ class Session:
         return (self._finished(each, picture, tiled, trace=own, **facts) for each, picture, own in pictures)
 
     def _finished(self, settings: Settings, pixels: np.ndarray[Any, Any], tiled: bool, **facts: Any) -> Result:
-        """A picture from its pixels, ``(H, W, 3)``; if they are NaN it is made again, singly and uncached."""
+        """A picture from ``(H, W, 3)``, or a video from ``(F, H, W, 3)``; of NaN, made again, singly and uncached."""
         nan_with_cache = not np.isfinite(pixels).all() and settings.cache.enabled
         if nan_with_cache:
             settings = replace(settings, cache=OFF)
@@ -266,10 +266,9 @@ class Session:
         if not np.isfinite(pixels).all():
             both = ", with and without the cache" if nan_with_cache else ""
             raise BadPicture(f"The picture came out as NaN{both}; nothing was saved. Try --dtype bf16 or --dtype fp32.")
-        (image,) = self.pipe.image_processor.numpy_to_pil(pixels[None])
         return Result(
-            image,
-            settings,
+            settings=settings,
+            **painted(pixels),
             origin=origin(self),
             content_hash=self.content_hash,
             nan_with_cache=nan_with_cache,
@@ -342,8 +341,8 @@ class Session:
         """Call the pipeline once.
 
         Returns:
-            Float pixels of shape (B, H, W, 3) in 0 to 1, the trace, which is empty if there is nothing to watch, and
-            seconds.
+            Float pixels of shape (B, H, W, 3), of videos (B, F, H, W, 3), in 0 to 1, the trace, which is empty if there
+            is nothing to watch, and seconds.
         """
         settings = together[0]
         observed = settings.cache.enabled or on_step is not None
@@ -363,10 +362,10 @@ class Session:
             run_with = kernels(pipe.transformer, settings, self.options)
             with solver, run_with, self.previewing(pipe, settings), cache as trace:
                 trace.reference = settings.reference
-                pixels = pipe(**arguments, generator=generators if len(generators) > 1 else generators[0]).images
+                made = pipe(**arguments, generator=generators if len(generators) > 1 else generators[0])
             if not observed:
                 self._raise_if_interrupted()
-            return np.asarray(pixels), trace, time.perf_counter() - started
+            return pixels_of(made), trace, time.perf_counter() - started
 
     @contextlib.contextmanager
     def _working(self, settings: Settings) -> Iterator[None]:

@@ -27,10 +27,11 @@ class TaskPipelines:
 
     Args:
         name: of the model, for messages.
+        frames: of a video; 0 for pictures.
     """
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, name: str, frames: int = 0) -> None:
+        self._name, self._frames = name, frames
         self._others: dict[tuple[str, ...], Any] = {}
         """By class, followed by the hashes of their ControlNets."""
         self._nets: dict[str, Any] = {}
@@ -112,7 +113,9 @@ class TaskPipelines:
             "num_inference_steps": settings.steps,
             "max_sequence_length": settings.max_sequence_length,
             "output_type": "np",
-            **family.picture_arguments(own, task, _inputs(task, settings)._replace(together=len(together))),
+            **family.picture_arguments(
+                own, task, _inputs(task, settings)._replace(together=len(together), frames=self._frames)
+            ),
             **(self._control(family, task, settings) if settings.control else {}),
             **family.guidance_arguments(own, settings.guidance, settings.cfg),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ TRANSFORMERS: dict[str, Callable[..., Any]] = {
     "Flux2Transformer2DModel": small.flux2_transformer,
     "ChromaTransformer2DModel": small.chroma_transformer,
     "Flux3Transformer2DModel": small.flux3_transformer,
+    "HunyuanVideoTransformer3DModel": small.hunyuan_video_transformer,
 }
 
 
@@ -76,9 +78,13 @@ def test_example_inputs_run_and_the_modulated_input_is_what_attention_sees(name:
     first = family.block_lists(transformer)[0][0]
     expected: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []
+    names = [*inspect.signature(type(first).forward).parameters][1:]
     handles = [
         first.register_forward_pre_hook(
-            lambda block, _args, given: expected.append(family.modulated_input(block, given)), with_kwargs=True
+            lambda block, args, given: expected.append(
+                family.modulated_input(block, {**dict(zip(names, args, strict=False)), **given})
+            ),
+            with_kwargs=True,
         ),
         first.attn.register_forward_pre_hook(
             lambda _module, _args, given: seen.append(given["hidden_states"]), with_kwargs=True
@@ -88,7 +94,8 @@ def test_example_inputs_run_and_the_modulated_input_is_what_attention_sees(name:
     (output,) = transformer(timestep=torch.tensor([0.5]), **inputs)
     for handle in handles:
         handle.remove()
-    assert output.shape == inputs["hidden_states"].shape == (1, 16, 16)
+    assert output.shape == inputs["hidden_states"].shape
+    assert family.pass_inputs({**inputs, "timestep": torch.tensor([0.5])}).image_tokens == 16
     assert torch.equal(expected[0], seen[0][:, -16:])  # blocks of FLUX.3 join text and image before
 
 

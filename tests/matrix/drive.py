@@ -24,6 +24,7 @@ from tests.small import (
     flux2_pipeline,
     flux3_pipeline,
     flux_pipeline,
+    hunyuan_video_pipeline,
     mask,
     picture,
     quiet,
@@ -48,6 +49,7 @@ def base_of(kind: str, is_distilled: bool = True) -> Any:
         "Flux2": lambda: flux2_pipeline(**SMALL),
         "Flux": lambda: flux_pipeline(**SMALL),
         "Chroma": lambda: chroma_pipeline(**SMALL),
+        "HunyuanVideo": lambda: hunyuan_video_pipeline(**SMALL),
         "Flux3Distilled": lambda: flux3_pipeline(flow_map=True),
         "Flux3": flux3_pipeline,
         "with an IP-Adapter": with_ip_adapter,
@@ -74,7 +76,7 @@ def with_ip_adapter() -> Any:
     return pipe
 
 
-KINDS = ("FluxControlNet", "FluxControl", "FluxFill", "Flux2Klein", "Flux2", "Flux", "Chroma")
+KINDS = ("FluxControlNet", "FluxControl", "FluxFill", "Flux2Klein", "Flux2", "Flux", "Chroma", "HunyuanVideo")
 
 
 def pipeline_of(row: Row) -> Any:
@@ -190,10 +192,10 @@ def _guided_by(pipe: Any, scale: float | None) -> Iterator[None]:
 
 
 def made(row: Row, guider_scale: float | None = None, **more: Any) -> np.ndarray:
-    """The latents of a row's picture, or of its batch."""
+    """The latents of a row's picture or video, or of its batch."""
     pipe, kwargs = pipeline_of(row), asked(row, **more)
     with _guided_by(pipe, guider_scale):
-        images = pipe(**kwargs, output="latents") if row.modular else pipe(**kwargs).images
+        images = pipe(**kwargs, output="latents") if row.modular else pipe(**kwargs)[0]
     assert torch.isfinite(images).all()
     result: np.ndarray = images.float().numpy()
     return result

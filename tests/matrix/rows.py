@@ -107,10 +107,13 @@ ROWS = (
     Row("Chroma", "text", "text", "ChromaPipeline", guided=GUIDED, quick=True),
     Row("Chroma", "image-to-image", "image", "ChromaImg2ImgPipeline", guided=GUIDED),
     Row("Chroma", "inpainting", "inpaint", "ChromaInpaintPipeline", guided=GUIDED),
+    Row("HunyuanVideo", "text-to-video", "text", "HunyuanVideoPipeline", guided=TRUE_CFG, quick=True),
 )  # fmt: skip
 
 UNTESTED = (
     Row("FLUX.1 Fill", "VisualCloze", "", "VisualClozePipeline"),
     Row("FLUX.1 Fill", "VisualCloze", "", "VisualClozeGenerationPipeline"),
+    Row("HunyuanVideo", "image-to-video", "", "HunyuanVideoImageToVideoPipeline"),
+    Row("HunyuanVideo", "image-to-video", "", "HunyuanSkyreelsImageToVideoPipeline"),
 )
 """Pipelines of diffusers that run a family's transformer and that nothing here tests."""

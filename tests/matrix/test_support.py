@@ -13,6 +13,7 @@ from h2gen.families import FAMILIES, TASKS
 from tests.generation import test_controls as controls
 from tests.generation import test_editing as editing
 from tests.generation import test_flux3 as flux3
+from tests.generation import test_videos as videos
 from tests.matrix.rows import ROWS, UNTESTED, Row
 from tools.docs import support_rows
 
@@ -61,7 +62,7 @@ def run_by_sessions() -> set[tuple[str, str]]:
     controlled = {(name, "pictures") for _, name, *_ in controls.WAYS.values()}
     redux = {(name, "redux") for name in controls.WITH_REDUX.values()}
     modular = {(name, "pictures" if count else "text") for name in flux3.NAMES for count in flux3.COUNTS}
-    return edited | controlled | redux | modular
+    return edited | controlled | redux | modular | {(name, "text") for name in videos.MAKERS}
 
 
 def given_to(row: Row) -> str:

@@ -112,6 +112,7 @@ class ChangesRecording:
         self._family, self._stages = family_of(transformer), stages_of(transformer)
         self._passes, self._steps = passes, steps
         self._image_ids: torch.Tensor | None = None
+        self._grid: tuple[int, ...] | None = None
         self._image_tokens = self._references = 0
         self._picture: PictureTokens | None = None
         self._poolings: dict[str, Pooling] = {}
@@ -120,7 +121,7 @@ class ChangesRecording:
     def begin(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
         """Called by a hook, before a forward pass."""
         inputs = self._family.pass_inputs(kwargs)
-        self._image_ids, self._image_tokens = inputs.image_ids, inputs.latents.shape[1]
+        self._image_ids, self._image_tokens, self._grid = inputs.image_ids, inputs.image_tokens, inputs.grid
         self._references = 0 if inputs.references is None else inputs.references.shape[1]
         self._picture = self._picture or PictureTokens(self._image_ids, self._image_tokens)
         self._indicators.append({})
@@ -134,7 +135,7 @@ class ChangesRecording:
         residual = residual_of(stage.name, before, after, self._image_tokens - own + self._references)
         tokens = residual.shape[1]
         if stage.name not in self._poolings:
-            grid = self._family.token_grid(self._image_ids, self._image_tokens)
+            grid = self._grid or self._family.token_grid(self._image_ids, self._image_tokens)
             self._poolings[stage.name] = Pooling(layout_of(grid, own, tokens - own), residual)
         indicators = summarize(residual, pooling_kernel(tokens, stage.divisor)), self._poolings[stage.name](residual)
         for pooling, indicator in zip(POOLINGS, indicators, strict=True):

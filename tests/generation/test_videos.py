@@ -1,0 +1,92 @@
+"""Videos through sessions: plain diffusers without the cache, and all that pictures do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import h2gen
+from h2gen.cache import CacheConfig, StepRecord
+from h2gen.errors import PromptWarning
+from h2gen.models import resolve
+from tests import small
+
+FAST: dict[str, Any] = {"steps": 4, "size": "64", "seed": 7}
+DEFAULTS = "width = 64\nheight = 64\nframes = 9\nfps = 8.0\nmax_sequence_length = 16\n"
+MAKERS: dict[str, Callable[..., Any]] = {"HunyuanVideoPipeline": small.hunyuan_video_pipeline}
+GUIDANCE = {"HunyuanVideoPipeline": "guidance = 6.0\n"}
+every_maker = pytest.mark.parametrize("name", MAKERS)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    found = {}
+    for name, make in MAKERS.items():
+        found[name] = folder = tmp_path_factory.mktemp(name)
+        make(layers=2).save_pretrained(folder)
+        (folder / "defaults.toml").write_text(DEFAULTS + GUIDANCE[name])
+    return found
+
+
+@pytest.fixture(scope="module")
+def sessions(folders: dict[str, Path]) -> dict[str, Any]:
+    return {name: h2gen.load(str(folder), device="cpu") for name, folder in folders.items()}
+
+
+def plain(name: str, prompt: str = "a cat", **given: Any) -> Any:
+    """The frames that diffusers' own pipeline makes of the same weights."""
+    pipe = MAKERS[name](layers=2)
+    frames = pipe(**{**small.run_kwargs(pipe, steps=4, prompt=prompt), **given}).frames
+    return (frames[0] * 255).round().astype(np.uint8)
+
+
+@every_maker
+def test_a_checkpoint_is_known_by_its_defaults_before_it_is_loaded(folders: dict[str, Path], name: str) -> None:
+    defaults = resolve(str(folders[name])).defaults
+    assert (defaults.frames, defaults.fps) == (9, 8.0)
+    (folders[name] / "defaults.toml").rename(folders[name] / "other.toml")
+    try:
+        defaults = resolve(str(folders[name])).defaults
+    finally:
+        (folders[name] / "other.toml").rename(folders[name] / "defaults.toml")
+    assert defaults.frames % 4 == 1 and defaults.fps > 0
+
+
+@every_maker
+def test_without_a_cache_the_video_is_plain_diffusers_bit_for_bit(sessions: Any, name: str) -> None:
+    session, wanted = sessions[name], plain(name)
+    seen: list[StepRecord] = []
+    for cache in (None, CacheConfig(0, 0)):
+        for given in ({}, {"on_step": seen.append}):
+            result = session.generate("a cat", cache=cache, **FAST, **given)
+            assert result.frames.shape == (9, 64, 64, 3) and result.frames.dtype == np.uint8
+            assert np.array_equal(result.frames, wanted)
+            assert np.array_equal(np.asarray(result.image), wanted[0])
+    assert len(seen) == 2 * len({(step.step, step.context) for step in seen}) and all(step.full for step in seen)
+
+
+@every_maker
+def test_the_cache_skips_blocks_and_whole_steps_of_a_video(sessions: Any, name: str) -> None:
+    session, wanted = sessions[name], plain(name)
+    exact = session.generate("a cat", cache=CacheConfig(1e-12, 1e-12), **FAST)
+    assert np.array_equal(exact.frames, wanted)
+    for settings in ({"plan": "FFSD"}, {"tau1": 1e9, "tau2": 1e9}, {"tau1": 1e9, "tau2": 1e9, "pfs": "stable"}):
+        result = session.generate("a cat", **settings, **FAST)
+        assert result.summary.share < 1 and not np.array_equal(result.frames, wanted)
+
+
+@every_maker
+def test_the_end_of_a_prompt_that_is_not_read_is_told(sessions: Any, name: str) -> None:
+    session, once = sessions[name], {**FAST, "steps": 1}
+    long = " ".join(["a cat walks on the grass"] * 8)
+    with pytest.warns(PromptWarning, match="truncated to 16 tokens"):
+        (left,) = session.generate(long, cache=None, **once).unread
+    assert long.endswith(left.text) and left.limit == 16 < left.needed
+    assert not session.generate(long, cache=None, max_sequence_length=left.needed, **once).unread
+    with pytest.warns(PromptWarning, match="left out"):
+        (last,) = session.generate(long, cache=None, max_sequence_length=left.needed - 2, **once).unread
+    assert long.endswith(last.text) and 0 < len(last.text) < 6
