@@ -205,12 +205,44 @@ def hunyuan_video_names(transformer: Any) -> dict[str, torch.Tensor]:
     return out
 
 
+WAN_NAMES = {
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    ".attn1.": ".self_attn.",
+    ".attn2.": ".cross_attn.",
+    ".to_out.0.": ".o.",
+    ".to_q.": ".q.",
+    ".to_k.": ".k.",
+    ".to_v.": ".v.",
+    ".ffn.net.0.proj.": ".ffn.0.",
+    ".ffn.net.2.": ".ffn.2.",
+    ".norm2.": ".norm3.",
+    "proj_out": "head.head",
+}
+
+
+def wan_names(transformer: Any) -> dict[str, torch.Tensor]:
+    """As ``original_names``, of Wan."""
+    out = {}
+    for name, tensor in transformer.state_dict().items():
+        new = {"scale_shift_table": "head.modulation"}.get(name, name.replace("scale_shift_table", "modulation"))
+        for ours, theirs in WAN_NAMES.items():
+            new = new.replace(ours, theirs)
+        out[new] = tensor
+    return out
+
+
 def original_names(transformer: Any) -> dict[str, torch.Tensor]:
     """A transformer's weights as Black Forest Labs name and fuse them: the inverse of diffusers' conversion."""
     if type(transformer).__name__.startswith("Flux3"):
         return flux3_names(transformer)
     if type(transformer).__name__.startswith("HunyuanVideo"):
         return hunyuan_video_names(transformer)
+    if type(transformer).__name__.startswith("Wan"):
+        return wan_names(transformer)
     flux2 = type(transformer).__name__.startswith("Flux2")
     top, double, single = (
         (FLUX2_NAMES, FLUX2_DOUBLE, FLUX2_SINGLE) if flux2 else (FLUX1_NAMES, FLUX1_DOUBLE, FLUX1_SINGLE)

@@ -18,6 +18,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLWan,
     ChromaPipeline,
     ChromaTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
@@ -36,6 +37,9 @@ from diffusers import (
     FluxTransformer2DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
@@ -64,6 +68,8 @@ from transformers import (
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 BUNDLED = Path(__file__).parents[1] / "h2gen" / "models" / "tiny"
@@ -95,7 +101,7 @@ def enliven(model: torch.nn.Module, gain: float = 3.0) -> torch.nn.Module:
     """Make a random transformer's gates and output large enough for each block to matter, as a trained one's are."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name for part in ("norm1", "norm.linear", "modulation", "proj_out.")):
+            if any(part in name for part in ("norm1", "norm.linear", "modulation", "scale_shift_table", "proj_out.")):
                 parameter.mul_(gain)
     return model.eval()
 
@@ -567,6 +573,46 @@ def hunyuan_video_pipeline(
     )
 
 
+def wan_transformer(seed: int = 0, layers: int = 6, **overrides: Any) -> WanTransformer3DModel:
+    config = {
+        "in_channels": LATENTS,
+        "out_channels": LATENTS,
+        "num_layers": layers,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "text_dim": HIDDEN,
+        "freq_dim": 32,
+        "ffn_dim": 4 * HIDDEN,
+        **overrides,
+    }
+    with seeded(seed):
+        return enliven(WanTransformer3DModel(**config))
+
+
+def wan_vae(seed: int = 0) -> AutoencoderKLWan:
+    """Shrinks 8 times in rows and columns and 4 times in time, as the published one does."""
+    with seeded(seed):
+        return AutoencoderKLWan(
+            base_dim=4, z_dim=LATENTS, num_res_blocks=1, latents_mean=[0.1] * LATENTS, latents_std=[1.5] * LATENTS
+        ).eval()
+
+
+def wan_pipeline(*, seed: int = 0, transformer: WanTransformer3DModel | None = None, **overrides: Any) -> WanPipeline:
+    tokens = T5TokenizerFast.from_pretrained(BUNDLED / "tokenizer_2")
+    text = UMT5Config(vocab_size=len(tokens), d_model=HIDDEN, d_kv=16, d_ff=HIDDEN, num_layers=2, num_heads=2)
+    with seeded(seed):
+        encoder = UMT5EncoderModel(text).eval()
+    return quiet(
+        WanPipeline(
+            transformer=wan_transformer(seed, **overrides) if transformer is None else transformer,
+            vae=wan_vae(seed),
+            scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+            text_encoder=encoder,
+            tokenizer=tokens,
+        )
+    )
+
+
 def quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -609,8 +655,10 @@ def run_kwargs(pipe: Any, *, steps: int = 6, seed: int = 7, prompt: str | list[s
         kwargs["guidance_scale"] = 1.0  # any other is ignored, with a warning
     if "Chroma" in name:
         kwargs["guidance_scale"] = 1.0  # true guidance only on request
-    if "Video" in name:
+    if "Video" in name or "Wan" in name:
         kwargs["num_frames"] = FRAMES
+    if "Wan" in name:
+        kwargs["guidance_scale"] = 1.0  # true guidance only on request
     if "Control" in name:
         kwargs["control_image"] = picture()
     return kwargs

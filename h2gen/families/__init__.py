@@ -14,6 +14,7 @@ from h2gen.families.flux2 import Flux2
 from h2gen.families.flux3 import Flux3
 from h2gen.families.hunyuan_video import HunyuanVideo
 from h2gen.families.tasks import STRENGTHS, Limits
+from h2gen.families.wan import Wan
 
 __all__ = [
     "CONTROLLED",
@@ -32,7 +33,7 @@ __all__ = [
 DEFAULT: Family = Flux1()
 """The family of a checkpoint that does not say which it is of."""
 
-_ALL = (DEFAULT, Flux2(), Chroma(), Flux3(), HunyuanVideo())
+_ALL = (DEFAULT, Flux2(), Chroma(), Flux3(), HunyuanVideo(), Wan())
 FAMILIES: dict[str, Family] = {family.transformer: family for family in _ALL}
 """By the transformer's class in diffusers. A family added here is known everywhere."""
 

@@ -101,6 +101,11 @@ def read_index(folder: Path) -> dict[str, Any]:
             f"{shown(folder)} is not a text-to-image checkpoint that h2gen supports: its {path.name} says "
             f"{printable(repr(pipeline))}; h2gen loads {', '.join(PIPELINES)}.{hint}"
         )
+    if "transformer_2" in components(index):
+        raise ModelError(
+            f"{shown(folder)} has two transformers, one for the first steps and one for the others, as Wan 2.2 has; "
+            "h2gen runs models with one, such as wan and wan-14b."
+        )
     for name, (library, kind) in components(index).items():
         if library not in LIBRARIES or not kind.isidentifier() or kind.startswith("_") or not name.isidentifier():
             raise ModelError(

@@ -20,6 +20,7 @@ TRANSFORMERS: dict[str, Callable[..., Any]] = {
     "ChromaTransformer2DModel": small.chroma_transformer,
     "Flux3Transformer2DModel": small.flux3_transformer,
     "HunyuanVideoTransformer3DModel": small.hunyuan_video_transformer,
+    "WanTransformer3DModel": small.wan_transformer,
 }
 
 
@@ -86,8 +87,8 @@ def test_example_inputs_run_and_the_modulated_input_is_what_attention_sees(name:
             ),
             with_kwargs=True,
         ),
-        first.attn.register_forward_pre_hook(
-            lambda _module, _args, given: seen.append(given["hidden_states"]), with_kwargs=True
+        getattr(first, "attn1", getattr(first, "attn", None)).register_forward_pre_hook(
+            lambda _module, args, given: seen.append(args[0] if args else given["hidden_states"]), with_kwargs=True
         ),
     ]
     inputs = family.example_inputs(transformer, image_tokens=16, text_tokens=5)

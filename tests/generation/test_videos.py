@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,18 @@ import pytest
 
 import h2gen
 from h2gen.cache import CacheConfig, StepRecord
-from h2gen.errors import PromptWarning
+from h2gen.errors import CacheError, ModelError, PromptWarning
 from h2gen.models import resolve
 from tests import small
 
 FAST: dict[str, Any] = {"steps": 4, "size": "64", "seed": 7}
 DEFAULTS = "width = 64\nheight = 64\nframes = 9\nfps = 8.0\nmax_sequence_length = 16\n"
-MAKERS: dict[str, Callable[..., Any]] = {"HunyuanVideoPipeline": small.hunyuan_video_pipeline}
-GUIDANCE = {"HunyuanVideoPipeline": "guidance = 6.0\n"}
+MAKERS: dict[str, Callable[..., Any]] = {
+    "HunyuanVideoPipeline": partial(small.hunyuan_video_pipeline, layers=2),
+    "WanPipeline": partial(small.wan_pipeline, layers=5),
+}
+GUIDANCE = {"HunyuanVideoPipeline": "guidance = 6.0\n", "WanPipeline": "guidance = 0.0\n"}
+GUIDED = {"HunyuanVideoPipeline": "true_cfg_scale", "WanPipeline": "guidance_scale"}
 every_maker = pytest.mark.parametrize("name", MAKERS)
 
 
@@ -27,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for name, make in MAKERS.items():
         found[name] = folder = tmp_path_factory.mktemp(name)
-        make(layers=2).save_pretrained(folder)
+        make().save_pretrained(folder)
         (folder / "defaults.toml").write_text(DEFAULTS + GUIDANCE[name])
     return found
 
@@ -39,7 +45,7 @@ def sessions(folders: dict[str, Path]) -> dict[str, Any]:
 
 def plain(name: str, prompt: str = "a cat", **given: Any) -> Any:
     """The frames that diffusers' own pipeline makes of the same weights."""
-    pipe = MAKERS[name](layers=2)
+    pipe = MAKERS[name]()
     frames = pipe(**{**small.run_kwargs(pipe, steps=4, prompt=prompt), **given}).frames
     return (frames[0] * 255).round().astype(np.uint8)
 
@@ -90,3 +96,37 @@ def test_the_end_of_a_prompt_that_is_not_read_is_told(sessions: Any, name: str) 
     with pytest.warns(PromptWarning, match="left out"):
         (last,) = session.generate(long, cache=None, max_sequence_length=left.needed - 2, **once).unread
     assert long.endswith(last.text) and 0 < len(last.text) < 6
+
+
+@every_maker
+def test_true_guidance_is_the_pipelines_own(sessions: Any, name: str) -> None:
+    session, wanted = sessions[name], plain(name, negative_prompt="a dog", **{GUIDED[name]: 3.0})
+    assert not np.array_equal(wanted, plain(name))
+    given = {"negative": "a dog", "cfg": 3.0, **FAST}
+    seen: list[StepRecord] = []
+    assert np.array_equal(session.generate("a cat", cache=None, **given).frames, wanted)
+    exact = session.generate("a cat", cache=CacheConfig(0, 0), on_step=seen.append, **given)
+    assert np.array_equal(exact.frames, wanted)
+    assert [(step.step, step.context) for step in seen] == [(i, name) for i in range(4) for name in ("cond", "uncond")]
+
+
+@every_maker
+def test_two_videos_of_a_batch_are_as_alone(sessions: Any, name: str) -> None:
+    session = sessions[name]
+    settings = [session.settings("a cat", plan="FFSD", **FAST), session.settings("a dog", plan="FFSD", **FAST)]
+    for one, result in zip(settings, session.run_together(settings), strict=True):
+        alone = session.run(one)
+        assert np.abs(alone.frames.astype(int) - result.frames).max() <= 1
+        assert [step.blocks_run for step in result.trace.steps] == [step.blocks_run for step in alone.trace.steps]
+
+
+def test_a_model_of_two_transformers_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    index = json.loads((folders["WanPipeline"] / "model_index.json").read_text())
+    index["transformer_2"] = index["transformer"]
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"has two transformers.*such as wan and wan-14b"):
+        h2gen.load(str(tmp_path))
+    pipe = small.wan_pipeline(layers=3)
+    pipe.register_modules(transformer_2=pipe.transformer)
+    with pytest.raises(CacheError, match=r"two transformers; put a cache on each, pipe\.transformer and"):
+        h2gen.apply(pipe)

@@ -15,6 +15,7 @@ import torch
 from diffusers import FluxControlNetPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 
+from h2gen.cache.stages import stages_of
 from tests.matrix.rows import Row
 from tests.small import (
     HIDDEN,
@@ -30,6 +31,7 @@ from tests.small import (
     quiet,
     redux_prior,
     run_kwargs,
+    wan_pipeline,
 )
 
 STEPS = 6
@@ -50,6 +52,7 @@ def base_of(kind: str, is_distilled: bool = True) -> Any:
         "Flux": lambda: flux_pipeline(**SMALL),
         "Chroma": lambda: chroma_pipeline(**SMALL),
         "HunyuanVideo": lambda: hunyuan_video_pipeline(**SMALL),
+        "Wan": lambda: wan_pipeline(layers=5),
         "Flux3Distilled": lambda: flux3_pipeline(flow_map=True),
         "Flux3": flux3_pipeline,
         "with an IP-Adapter": with_ip_adapter,
@@ -76,7 +79,7 @@ def with_ip_adapter() -> Any:
     return pipe
 
 
-KINDS = ("FluxControlNet", "FluxControl", "FluxFill", "Flux2Klein", "Flux2", "Flux", "Chroma", "HunyuanVideo")
+KINDS = ("FluxControlNet", "FluxControl", "FluxFill", "Flux2Klein", "Flux2", "Flux", "Chroma", "HunyuanVideo", "Wan")
 
 
 def pipeline_of(row: Row) -> Any:
@@ -224,6 +227,12 @@ def larger(row: Row) -> dict[str, Any]:
     return {"height": height, "width": width, "max_area": height * width, **resized}
 
 
+def attentions(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """Of the blocks of both stages, in order; a block has one over its own tokens."""
+    blocks = [block for stage in stages_of(model) for block in stage.blocks]
+    return [block.attn1 if hasattr(block, "attn1") else block.attn for block in blocks]
+
+
 @contextmanager
 def counted(model: torch.nn.Module) -> Iterator[Callable[[], float]]:
     """The blocks that really run, each counted once per picture: a block that is skipped never calls its attention.
@@ -242,10 +251,9 @@ def counted(model: torch.nn.Module) -> Iterator[Callable[[], float]]:
     def count_part(_module: Any, _args: Any, output: torch.Tensor) -> None:
         parts.append((len(output), output.shape[1]))
 
-    blocks = [*getattr(model, "transformer_blocks", ()), *model.single_transformer_blocks]
     own = [*getattr(model, "txt_mode_blocks", ())]
     own += [block for mode in getattr(model, "mode_blocks", {}).values() for block in mode]
-    hooks = [block.attn.register_forward_hook(count) for block in blocks]
+    hooks = [attention.register_forward_hook(count) for attention in attentions(model)]
     hooks += [block.attn.register_forward_hook(count_part) for block in own]
     try:
         yield lambda: sum(runs)
@@ -259,7 +267,7 @@ def lora(pipe: Any) -> Iterator[None]:
     """A random LoRA, loaded as people load one."""
     weights, random = {}, torch.Generator().manual_seed(3)
     for name, module in pipe.transformer.named_modules():
-        if name.endswith(("attn.to_q", "attn.to_qkv_mlp_proj")):
+        if name.endswith(("attn.to_q", "attn1.to_q", "attn.to_qkv_mlp_proj")):
             sizes = {"lora_A": (4, module.in_features), "lora_B": (module.out_features, 4)}
             for part, size in sizes.items():
                 weights[f"transformer.{name}.{part}.weight"] = torch.randn(size, generator=random) / 4

@@ -32,6 +32,7 @@ class Row:
         one_prompt: whether all pictures of a call have the same prompt.
         one_decision: whether the pictures of a batch share their decisions.
         forecasts: whether steps can be skipped, by a plan or a tolerance.
+        by_hand: whether a call takes sigmas.
         trained: whether a test also runs it on the bundled model, which is trained.
         quick: whether its tests are among the fast ones.
     """
@@ -47,6 +48,7 @@ class Row:
     one_prompt: bool = False
     one_decision: bool = False
     forecasts: bool = True
+    by_hand: bool = True
     trained: bool = False
     quick: bool = False
 
@@ -108,6 +110,7 @@ ROWS = (
     Row("Chroma", "image-to-image", "image", "ChromaImg2ImgPipeline", guided=GUIDED),
     Row("Chroma", "inpainting", "inpaint", "ChromaInpaintPipeline", guided=GUIDED),
     Row("HunyuanVideo", "text-to-video", "text", "HunyuanVideoPipeline", guided=TRUE_CFG, quick=True),
+    Row("Wan 2.1", "text-to-video", "text", "WanPipeline", guided=GUIDED, by_hand=False, quick=True),
 )  # fmt: skip
 
 UNTESTED = (
@@ -115,5 +118,9 @@ UNTESTED = (
     Row("FLUX.1 Fill", "VisualCloze", "", "VisualClozeGenerationPipeline"),
     Row("HunyuanVideo", "image-to-video", "", "HunyuanVideoImageToVideoPipeline"),
     Row("HunyuanVideo", "image-to-video", "", "HunyuanSkyreelsImageToVideoPipeline"),
+    Row("Wan 2.1", "image-to-video", "", "WanImageToVideoPipeline"),
+    Row("Wan 2.1", "image-to-video", "", "WanImage2VideoAutoBlocks"),
+    Row("Wan 2.1", "video-to-video", "", "WanVideoToVideoPipeline"),
+    Row("Wan 2.1", "video editing", "", "LucyEditPipeline"),
 )
 """Pipelines of diffusers that run a family's transformer and that nothing here tests."""

@@ -14,7 +14,7 @@ import torch
 from h2gen.cache import StepRecord, Trace, h2_cache
 from h2gen.cache.policies.plan import letter_of
 from tests.cache.drive import between
-from tests.matrix.drive import asked, counted, distance, larger, lora, made, pipeline_of, plain, steps_of
+from tests.matrix.drive import asked, attentions, counted, distance, larger, lora, made, pipeline_of, plain, steps_of
 from tests.matrix.rows import ROWS, Row
 from tests.small import mask, picture
 
@@ -159,7 +159,7 @@ def test_a_plan_and_a_tolerance_skip_what_both_allow(row: Row) -> None:
     is_near(row, trace, got)
 
 
-@rows()
+@rows(lambda row: row.by_hand)
 def test_sigmas_given_by_hand_are_the_schedule(row: Row) -> None:
     by_hand = {"sigmas": [1.0, 0.85, 0.6, 0.45, 0.2, 0.1]}
     wanted = made(row, **by_hand)
@@ -254,8 +254,7 @@ def stopped_in_a_block(row: Row) -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise Stopped
 
-    block = pipeline_of(row).transformer.single_transformer_blocks[1]
-    hook = block.attn.register_forward_pre_hook(stop)
+    hook = attentions(pipeline_of(row).transformer)[-2].register_forward_pre_hook(stop)
     try:
         yield
     finally:
