@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from threading import get_ident
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -65,12 +66,14 @@ class BlockCall:
     """
 
     def __init__(self, callers: Callers, stage: Stage, index: int) -> None:
-        self._callers, self._stage, self._block = callers, stage, stage.blocks[index]
+        self._stage, self._block = stage, stage.blocks[index]
         self._is_first, self._is_last = index == 0, index == len(stage.blocks) - 1
         own, self._on = self._block.__dict__, True
         self._slot = "forward" if own.get("_compiled_call_impl") is None else "_compiled_call_impl"
         self._found, self._inner = own.get(self._slot, _NOTHING), getattr(self._block, self._slot)
         own[self._slot] = self
+        self._name, self._of_thread = stage.name, callers.of_thread
+        self._covered, self._between = self._found is not _NOTHING, not (self._is_first or self._is_last)
 
     def __reduce__(self) -> Any:
         return itself, (self._inner,)
@@ -91,9 +94,15 @@ class BlockCall:
 
     @between_graphs
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        engine = self._callers.current if self._on else None
-        if engine is None:
+        # Calls no function for most blocks of a full step: that takes time, and torch.compile would look into it.
+        engine = self._of_thread.engine if self._on else None
+        step = None if engine is None or engine.thread != get_ident() else engine.step
+        if engine is None or step is None:
             return self._inner(*args, **kwargs)
+        if self._name in (step.through if self._between else step.whole) and not self._covered:
+            output = self._inner(*args, **kwargs)
+            step.passed[self._name] += 1
+            return output
         call = self._before(engine, args, kwargs)
         return call.output if call.skipped else self._after(engine, call, self._inner(*call.args, **call.kwargs))
 
@@ -120,7 +129,8 @@ class BlockCall:
         before, streams = family.block_streams(name, call.args, call.kwargs), family.output_streams(name, output)
         if call.rows is None and {*map(id, streams)} <= {*map(id, before)}:
             return output  # somebody else's hook skipped the block (diffusers' may even swap text and image)
-        engine.count(self._stage, call.rows)
+        if engine.step is not None:
+            engine.step.count(name, call.rows)
         if not (self._is_first or self._is_last):
             return output
         if self._is_first:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
-from typing import cast
 
 from h2gen.cache.engine import Engine
 from h2gen.cache.inputs import Inputs
+
+
+class OfThread(threading.local):
+    """What belongs to one thread."""
+
+    engine: Engine | None = None
+    """That of its last pass."""
 
 
 class Callers:
@@ -21,13 +27,13 @@ class Callers:
     def __init__(self, new_engine: Callable[[], Engine]) -> None:
         self._new_engine = new_engine
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # an engine dies with its thread
-        self._thread = threading.local()
+        self.of_thread = OfThread()
         self._lock = threading.Lock()
 
     @property
     def own(self) -> Engine | None:
         """The engine of this thread's last pass, unless its trajectory has gone on in another thread."""
-        engine = cast("Engine | None", getattr(self._thread, "engine", None))
+        engine = self.of_thread.engine
         return engine if engine is not None and engine.thread == threading.get_ident() else None
 
     @property
@@ -39,13 +45,14 @@ class Callers:
     def engine_for(self, inputs: Inputs) -> Engine:
         """The engine for a new pass: the one that follows its trajectory, otherwise the thread's own."""
         with self._lock:
-            own = self.own
-            idle = [] if own is None else [own]
-            idle += [engine for engine in self._engines if engine is not own and not engine.busy]
-            engine = next((engine for engine in idle if engine.knows(inputs)), own) or self._new_engine()
+            engine = own = self.own
+            if own is None or not own.knows(inputs):
+                idle = [each for each in self._engines if each is not own and not each.busy]
+                engine = next((each for each in idle if each.knows(inputs)), own) or self._new_engine()
+            assert engine is not None
             engine.busy, engine.thread = True, threading.get_ident()
             self._engines.add(engine)
-            self._thread.engine = engine
+            self.of_thread.engine = engine
             return engine
 
     def forget(self) -> None:

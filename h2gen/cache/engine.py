@@ -89,9 +89,17 @@ class Engine:
             outlook = outlook._replace(outcomes=[self.policy.undecided] * inputs.pictures)
         self._trace.flush()
         self.stages, self.own = stages, own
-        self.step = Step(run, current, inputs, timestep, outlook)
+        self.step = step = Step(run, current, inputs, timestep, outlook)
+        step.whole = {stage.name for stage in (*own, *stages) if self._only_runs(step, stage)}
+        step.through = {*step.whole}
         if any(self.policy.tau(stage.name) for stage in stages):
-            _ = self.step.picture_tokens  # queued now, read when a change is measured
+            _ = step.picture_tokens  # queued now, read when a change is measured
+
+    def _only_runs(self, step: Step, stage: Stage) -> bool:
+        """Whether it is known that a stage runs for all pictures, and nothing of it is measured or kept."""
+        if len(step.present) < step.pictures or stage.name in step.inputs.constants:
+            return False
+        return stage.own or not (self.policy.tau(stage.name) or self.policy.reuses(stage.name))
 
     @torch.no_grad()
     def end(self, output: Any) -> Any:
@@ -116,6 +124,8 @@ class Engine:
             # bundled model); with the detail forecast it is better (0.5 dB). With the structure reused it never is.
             output = self.outputs.of(step, output, skipped, structure if self.config.forecast else full)
         step.watch.stop()
+        for name, blocks in step.passed.items():
+            step.count(name, None, blocks)
         total = sum(len(stage.blocks) * step.inputs.parts.get(stage.name, 1) for stage in (*self.stages, *self.own))
         exact = sum(len(stage.blocks) * step.inputs.parts[stage.name] for stage in self.own if stage.name in step.exact)
         for row in range(step.pictures):
@@ -156,12 +166,6 @@ class Engine:
             return streams
         return (self.step.current.memory.results.of(stage.name),)
 
-    def count(self, stage: Stage, rows: Rows | None) -> None:
-        """A block of a stage has run for some pictures of the batch; None for all."""
-        if self.step is not None:
-            for row in range(self.step.pictures) if rows is None else rows:
-                self.step.blocks_run[row] += self.step.inputs.parts.get(stage.name, 1)
-
     def after_first(self, stage: Stage, probe: Probe) -> Streams:
         """The streams to continue with: those of the pictures that need the other blocks, or, if none does, all as
         the last block would have left them."""
@@ -169,7 +173,10 @@ class Engine:
             return probe.after
         named = {"structure": self._method.structure_stage, "detail": self._method.detail_stage}
         self._stage_steps = named.get(stage.name, self._method.own_stage)(self.step, stage, probe)
-        return self._advance(None)
+        streams = self._advance(None)
+        if self._stage_steps is not None and self.rows(stage, first=False) is None:
+            self.step.through.add(stage.name)
+        return streams
 
     def after_last(self, after: Streams) -> Streams:
         """The streams of all pictures, as they leave the stage."""

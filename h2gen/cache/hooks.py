@@ -158,7 +158,9 @@ class Attachment:
 
     def _others_inside(self) -> bool:
         """Whether a pass of another thread runs; one that never ended may have ended its thread."""
-        return any(thread.is_alive() for thread in {*self._inside} - {threading.current_thread()})
+        return bool(self._inside) and any(
+            thread.is_alive() for thread in {*self._inside} - {threading.current_thread()}
+        )
 
     def _take_off(self) -> None:
         for call in self._calls:

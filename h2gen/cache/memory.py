@@ -99,6 +99,8 @@ class Memory:
 
 def _bytes(value: Any) -> int:
     """Of the tensors in what this package keeps."""
+    if value is None or isinstance(value, (bool, int, float, str)):  # most values are, and it runs at every step
+        return 0
     if isinstance(value, torch.Tensor):
         return value.nbytes
     if isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -43,6 +44,12 @@ class Step:
         """The pictures that the current stage's next block runs for."""
         self.blocks_run: list[float] = [0] * len(structure)
         """The blocks that have run for each picture so far; one that sees a part of the tokens counts as that part."""
+        self.through: set[str] = set()
+        """The stages whose blocks between the first and the last all run, for all pictures."""
+        self.whole: set[str] = set()
+        """Of these, the ones whose first and last block do too, and of which nothing is measured and nothing kept."""
+        self.passed: defaultdict[str, int] = defaultdict(int)
+        """By stage, how many of these blocks have run that are not in ``blocks_run`` yet."""
         self.exact: set[str] = set() if self.skipped else current.memory.results.known(inputs.constants)
         """The own blocks, by kind, whose kept result is still the same."""
         self.output: Any = None
@@ -86,6 +93,11 @@ class Step:
     def ran(self, stage: str) -> set[int]:
         """The pictures for which all blocks of a stage run."""
         return {row for row in range(self.pictures) if self.outcome(stage, row).ran}
+
+    def count(self, stage: str, rows: Rows | None, blocks: int = 1) -> None:
+        """Blocks of a stage have run for some pictures of the batch; None for all."""
+        for row in range(self.pictures) if rows is None else rows:
+            self.blocks_run[row] += blocks * self.inputs.parts.get(stage, 1)
 
     @property
     def skipped(self) -> bool:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from h2gen.cache import CacheConfig, Outcome, apply, h2_cache
+from h2gen.cache.block_call import BlockCall
 from h2gen.errors import CacheError
 from tests.cache.drive import (
     STEPS,
@@ -310,3 +311,38 @@ def test_inputs_are_not_written_to() -> None:
             model(**given)
     for given, copies in zip(calls, before, strict=True):
         assert all(torch.equal(given[name], value) for name, value in copies.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "looked_at"),
+    [
+        ({"plan": "FFFF"}, 0),
+        ({"plan": "FFFS"}, 0),
+        ({"tau1": 0, "tau2": 0}, 0),
+        ({"plan": "FFFD"}, 2),  # the detail stage's first and last block
+        ({"tau1": 0, "tau2": 1e-9}, 2),
+        ({"tau1": 1e-9, "tau2": 1e-9}, 4),
+    ],
+    ids=str,
+)
+def test_blocks_that_only_run_are_only_counted(
+    settings: dict[str, Any], looked_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    after = BlockCall._after
+    monkeypatch.setattr(BlockCall, "_after", lambda *given: [calls.append(1), after(*given)][1])
+    model = flux(layers=3, single_layers=4)
+    with h2_cache(model, **settings) as trace:
+        run(model, 4)
+    full = [step for step in trace.steps if step.full]
+    assert [step.blocks_run for step in full] == [7] * len(full) and len(full) >= 3
+    assert len(calls) == looked_at * len(full) + sum(step.detail_reused for step in trace.steps)
+
+
+def test_a_block_that_the_model_leaves_out_is_not_counted() -> None:
+    model = flux(layers=3, single_layers=4)
+    middle = model.single_transformer_blocks[1]
+    middle.forward = lambda hidden_states, encoder_hidden_states, **_: (encoder_hidden_states, hidden_states)
+    with h2_cache(model, plan="FF") as trace:
+        run(model, 2)
+    assert [step.blocks_run for step in trace.steps] == [6, 6]

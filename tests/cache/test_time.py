@@ -33,8 +33,8 @@ def queue_the_time(monkeypatch: pytest.MonkeyPatch) -> Waits:
     found = Waits()
 
     class Queued(Inputs):
-        def __init__(self, family: Any, arguments: Any, own: Any = ()) -> None:
-            super().__init__(family, arguments, own)
+        def __init__(self, family: Any, arguments: Any, *more: Any) -> None:
+            super().__init__(family, arguments, *more)
             self.timestep = arguments["timestep"].detach().flatten()[0].clone()
 
         def read_timestep(self) -> float:
