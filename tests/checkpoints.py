@@ -235,14 +235,42 @@ def wan_names(transformer: Any) -> dict[str, torch.Tensor]:
     return out
 
 
+Z_IMAGE_NAMES = {
+    "all_final_layer.2-1.": "final_layer.",
+    "all_x_embedder.2-1.": "x_embedder.",
+    ".attention.to_out.0.": ".attention.out.",
+    ".attention.norm_k.": ".attention.k_norm.",
+    ".attention.norm_q.": ".attention.q_norm.",
+}
+
+
+def z_image_names(transformer: Any) -> dict[str, torch.Tensor]:
+    """As ``original_names``, of Z-Image, whose attention's three inputs are fused."""
+    weights, out = transformer.state_dict(), {}
+    for name, tensor in weights.items():
+        if name.endswith(".attention.to_q.weight"):
+            parts = [weights[name.replace("to_q", part)] for part in ("to_q", "to_k", "to_v")]
+            out[name.replace("to_q", "qkv")] = torch.cat(parts)
+        elif not name.endswith((".attention.to_k.weight", ".attention.to_v.weight")):
+            for ours, theirs in Z_IMAGE_NAMES.items():
+                name = name.replace(ours, theirs)
+            out[name] = tensor
+    return out
+
+
 def original_names(transformer: Any) -> dict[str, torch.Tensor]:
     """A transformer's weights as Black Forest Labs name and fuse them: the inverse of diffusers' conversion."""
-    if type(transformer).__name__.startswith("Flux3"):
+    kind = type(transformer).__name__
+    if kind.startswith("Flux3"):
         return flux3_names(transformer)
     if type(transformer).__name__.startswith("HunyuanVideo"):
         return hunyuan_video_names(transformer)
     if type(transformer).__name__.startswith("Wan"):
         return wan_names(transformer)
+    if kind.startswith("QwenImage"):
+        return {f"model.diffusion_model.{name}": tensor for name, tensor in transformer.state_dict().items()}
+    if kind.startswith("ZImage"):
+        return z_image_names(transformer)
     flux2 = type(transformer).__name__.startswith("Flux2")
     top, double, single = (
         (FLUX2_NAMES, FLUX2_DOUBLE, FLUX2_SINGLE) if flux2 else (FLUX1_NAMES, FLUX1_DOUBLE, FLUX1_SINGLE)

@@ -18,6 +18,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     ChromaPipeline,
     ChromaTransformer2DModel,
@@ -37,9 +38,13 @@ from diffusers import (
     FluxTransformer2DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
@@ -57,6 +62,8 @@ from transformers import (
     MistralConfig,
     PixtralVisionConfig,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2TokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -97,11 +104,14 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+LIVELY = ("norm1", "norm.linear", "modulation", "_mod.", "scale_shift_table", "proj_out.")
+
+
 def enliven(model: torch.nn.Module, gain: float = 3.0) -> torch.nn.Module:
     """Make a random transformer's gates and output large enough for each block to matter, as a trained one's are."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if any(part in name for part in ("norm1", "norm.linear", "modulation", "scale_shift_table", "proj_out.")):
+            if any(part in name for part in LIVELY):
                 parameter.mul_(gain)
     return model.eval()
 
@@ -194,6 +204,36 @@ def chroma_transformer(
     return enliven(model)
 
 
+def qwen_image_transformer(seed: int = 0, layers: int = 6, **overrides: Any) -> QwenImageTransformer2DModel:
+    config = {
+        "in_channels": 4 * LATENTS,
+        "out_channels": LATENTS,
+        "num_layers": layers,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": ENCODER2_WIDTH,
+        "axes_dims_rope": (4, 6, 6),
+        **overrides,
+    }
+    with seeded(seed):
+        return enliven(QwenImageTransformer2DModel(**config))
+
+
+def z_image_transformer(seed: int = 0, layers: int = 6, **overrides: Any) -> ZImageTransformer2DModel:
+    config = {
+        "in_channels": LATENTS,
+        "dim": 32,
+        "n_layers": layers,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "cap_feat_dim": ENCODER2_WIDTH,
+        "axes_dims": [4, 6, 6],
+        **overrides,
+    }
+    with seeded(seed):
+        return enliven(ZImageTransformer2DModel(**config))
+
+
 def controlnet(seed: int = 0, layers: int = 2, single_layers: int = 2, **overrides: Any) -> FluxControlNetModel:
     """A ControlNet: a union of ``num_mode`` kinds, or XLabs' with ``conditioning_embedding_channels``."""
     config = {
@@ -265,6 +305,17 @@ def flux2_vae(seed: int = 0) -> AutoencoderKLFlux2:
             latent_channels=LATENTS,
             norm_num_groups=2,
             sample_size=SIZE,
+        ).eval()
+
+
+def qwen_image_vae(seed: int = 0) -> AutoencoderKLQwenImage:
+    with seeded(seed):
+        return AutoencoderKLQwenImage(
+            base_dim=4,
+            z_dim=LATENTS,
+            num_res_blocks=1,
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 2.0, 2.5, 1.0],
         ).eval()
 
 
@@ -398,6 +449,67 @@ def flux2_pipeline(
         Flux2Pipeline(
             transformer=flux2_transformer(seed, **overrides) if transformer is None else transformer,
             vae=flux2_vae(seed),
+            scheduler=scheduler(),
+            text_encoder=encoder,
+            tokenizer=tokens,
+        )
+    )
+
+
+def qwen_image_pipeline(
+    *, seed: int = 0, transformer: QwenImageTransformer2DModel | None = None, **overrides: Any
+) -> QwenImagePipeline:
+    tokens = byte_tokenizer()
+    text = {
+        "vocab_size": len(tokens),
+        "hidden_size": ENCODER2_WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+        "pad_token_id": tokens.pad_token_id,
+    }
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": ENCODER2_WIDTH,
+    }  # fmt: skip
+    with seeded(seed):
+        encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+    return quiet(
+        QwenImagePipeline(
+            transformer=qwen_image_transformer(seed, **overrides) if transformer is None else transformer,
+            vae=qwen_image_vae(seed),
+            scheduler=scheduler(),
+            text_encoder=encoder,
+            tokenizer=tokens,
+        )
+    )
+
+
+def z_image_pipeline(
+    *, seed: int = 0, transformer: ZImageTransformer2DModel | None = None, **overrides: Any
+) -> ZImagePipeline:
+    tokens = byte_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokens),
+        hidden_size=ENCODER2_WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        pad_token_id=tokens.pad_token_id,
+        eos_token_id=tokens.eos_token_id,
+    )
+    with seeded(seed):
+        encoder = Qwen3ForCausalLM(config).eval()
+    return quiet(
+        ZImagePipeline(
+            transformer=z_image_transformer(seed, **overrides) if transformer is None else transformer,
+            vae=flux_vae(seed),
             scheduler=scheduler(),
             text_encoder=encoder,
             tokenizer=tokens,
@@ -631,6 +743,10 @@ def mask() -> Image.Image:
     return image
 
 
+LENGTHS = {"Flux2": 64, "ZImage": 64, "QwenImage": 256}
+"""Tokens that include a chat template, of which the byte tokenizer makes one per byte."""
+
+
 def run_kwargs(pipe: Any, *, steps: int = 6, seed: int = 7, prompt: str | list[str] = "a cat") -> dict[str, Any]:
     """What to call a pipeline of this module with: ``pipe(**run_kwargs(pipe)).images``. A fresh generator each time."""
     name = type(pipe).__name__
@@ -639,7 +755,7 @@ def run_kwargs(pipe: Any, *, steps: int = 6, seed: int = 7, prompt: str | list[s
         "height": SIZE,
         "width": SIZE,
         "num_inference_steps": steps,
-        "max_sequence_length": 64 if name.startswith("Flux2") else 16,
+        "max_sequence_length": next((most for begin, most in LENGTHS.items() if name.startswith(begin)), 16),
         "generator": torch.Generator().manual_seed(seed),
         "output_type": "np",
     }
@@ -659,6 +775,10 @@ def run_kwargs(pipe: Any, *, steps: int = 6, seed: int = 7, prompt: str | list[s
         kwargs["num_frames"] = FRAMES
     if "Wan" in name:
         kwargs["guidance_scale"] = 1.0  # true guidance only on request
+    if name.startswith("QwenImage"):
+        kwargs["true_cfg_scale"] = 1.0
+    if name.startswith("ZImage"):
+        kwargs["guidance_scale"] = 0.0
     if "Control" in name:
         kwargs["control_image"] = picture()
     return kwargs

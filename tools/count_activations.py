@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from h2gen.families import FAMILIES
 from h2gen.models.entries import CATALOGUE_FILE
@@ -34,15 +34,17 @@ def held_per_token(part: dict[str, Any], side: int = SIDE) -> float:
     image_tokens = (side // 16) ** 2
     family = FAMILIES[part["class"]]
     inputs = family.example_inputs(model, image_tokens, TEXT)
-    inputs = {name: each.to("meta") if isinstance(each, torch.Tensor) else each for name, each in inputs.items()}
-    inputs["timestep"] = torch.empty(1, dtype=torch.bfloat16, device="meta")
+    inputs = tree_map(lambda each: each.to("meta") if isinstance(each, torch.Tensor) else each, inputs)
+    inputs = family.at(inputs, torch.empty(1, dtype=torch.bfloat16, device="meta"))
     return _peak(model, lambda: model(**inputs)) / 2 / (image_tokens + TEXT) / width_of(dict(model.config))
 
 
 def held_per_pixel(part: dict[str, Any], side: int = SIDE) -> float:
     """Values that an autoencoder holds at most while it decodes, per pixel and channel of its widest picture."""
     model = build(part, torch.bfloat16)
-    latents = torch.empty(1, model.config.latent_channels, side // 8, side // 8, dtype=torch.bfloat16, device="meta")
+    config = model.config  # one that decodes videos, too, takes frames
+    channels = (config.latent_channels,) if "latent_channels" in config else (config.z_dim, 1)
+    latents = torch.empty(1, *channels, side // 8, side // 8, dtype=torch.bfloat16, device="meta")
     return _peak(model, lambda: model.decode(latents)) / 2 / side**2 / width_of(dict(model.config))
 
 

@@ -265,18 +265,20 @@ def support_table() -> str:
 
 
 def support_summary() -> str:
-    """The same, a line for all models that do the same."""
+    """The same, a line for all models that are alike; without those that nothing tests."""
     models: dict[str, list[tuple[str, str, str, str, str]]] = {}
     for row in support_rows():
         models.setdefault(row[0], []).append(row)
-    alike: dict[tuple[str, ...], list[str]] = {}
+    alike: dict[tuple[str, str, str], list[str]] = {}
     for model, found in models.items():
         tested = [row for row in found if row[4] != "not tested"]
-        parts = [[row[1] for row in tested if row[3] == where] for where in ("yes", "only in Python")]
-        on = max((row[4] for row in tested), key=len, default="not tested")
-        told = *(", ".join(_shortened(part)) or "-" for part in parts), on
-        alike.setdefault(told, []).append(model)
-    rows = [(", ".join(models_of), *told) for told, models_of in alike.items()]
+        if not tested:
+            continue
+        here, in_python = ([row[1] for row in tested if row[3] == where] for where in ("yes", "only in Python"))
+        on = max((row[4] for row in tested), key=len)
+        row = ", ".join(_shortened(here)) or "-", ", ".join(_shortened(in_python)) or "-", on
+        alike.setdefault(row, []).append(model)
+    rows = [("; ".join(found), *row) for row, found in alike.items()]
     return table(("model", "from `h2gen`", "in Python", "tested on"), *rows)
 
 

@@ -66,8 +66,9 @@ def _in_later_passes(engine: Engine, step: Step) -> Iterator[Stage]:
 def _nothing_left(engine: Engine, step: Step) -> bool:
     """Whether it is known that no later pass of this trajectory runs a block."""
     run, config = step.run, engine.config
-    passes = max(len(run.passes), step.current.index + 1)
-    later = range(step.current.index + 1, passes)
+    own = step.current.index + step.current.together
+    passes = max(sum(each.together for each in run.passes), own)
+    later = range(own, passes)
     if config.plan_alone:
         parts = [plan_of(config.plan, index) for index in range(passes)]
         left = "".join(part[step.index + 1 :] for part in parts) + "".join(parts[index][step.index] for index in later)

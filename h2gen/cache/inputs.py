@@ -12,6 +12,7 @@ from torch import nn
 from h2gen.cache.agree import Ranks
 from h2gen.cache.exact import Constants
 from h2gen.cache.identity import Identity
+from h2gen.cache.schedule import callers
 from h2gen.cache.stages import Stage
 from h2gen.families import Family
 from h2gen.families.contract import PassInputs
@@ -31,19 +32,22 @@ class Inputs:
         self, family: Family, arguments: Mapping[str, Any], own: Sequence[Stage] = (), ranks: Ranks | None = None
     ) -> None:
         given = family.pass_inputs(arguments)
-        latents, text, timestep, image_ids, text_ids, references, _ = given
+        latents, text, timestep, image_ids, text_ids, references, *_ = given
         self._identity = [None if each is None else weakref.ref(each) for each in (text, image_ids, text_ids, latents)]
         self.pictures: int = latents.shape[0]
+        together = family.passes_at_once(callers)
+        #: The passes of true guidance in this one; each row of the batch counts as a picture here.
+        self.passes = together if self.pictures % together == 0 else 1
         self._family, self.ranks = family, ranks
         self._controlnet = {name: value for name, value in arguments.items() if name.startswith("controlnet_")}
         #: Whether blocks can run for only some pictures of the batch.
-        self.separable = text.shape[0] == self.pictures > 1 and family.can_split(arguments)
+        self.separable = given.texts == self.pictures > 1 and family.can_split(arguments)
         #: What must not change while residuals are kept.
         self.signature = (
             latents.shape, text.shape, latents.dtype, latents.device, None if references is None else references.shape,
             ranks,
         )  # fmt: skip
-        self.text_tokens: int = text.shape[1]
+        self.text_tokens: int = given.text_tokens
         self.image_tokens: int = given.image_tokens
         self.reference_tokens: int = 0 if references is None else references.shape[1]
         self.device: torch.device = latents.device
@@ -85,7 +89,7 @@ class Inputs:
 def parts_of(given: PassInputs) -> dict[str, float]:
     """The part of all tokens that each kind has, which is what a block that sees only these counts as."""
     references = 0 if given.references is None else given.references.shape[1]
-    tokens: dict[str, int] = {"text": given.text.shape[1], "image": given.image_tokens, "references": references}
+    tokens: dict[str, int] = {"text": given.text_tokens, "image": given.image_tokens, "references": references}
     return {kind: count / sum(tokens.values()) for kind, count in tokens.items()}
 
 

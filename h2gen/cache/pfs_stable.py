@@ -34,6 +34,7 @@ class Layout:
     columns: int
     others: int = 0
     frames: int = 1
+    text_last: bool = False
 
 
 def layout_of(grid: tuple[int, ...] | None, image_tokens: int, text_tokens: int) -> Layout:
@@ -74,6 +75,8 @@ def token_weights(layout: Layout) -> torch.Tensor:
         blocks.insert(0, areas(layout.text, TEXT_CELLS))
     if layout.others:
         blocks.append(areas(layout.others, CELLS))
+    if layout.text_last and layout.text:
+        blocks.append(blocks.pop(0))
     weights = torch.zeros(sum(len(block) for block in blocks), sum(block.shape[1] for block in blocks)).double()
     row = column = 0
     for block in blocks:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from h2gen.cache.agree import Ranks
@@ -55,7 +57,8 @@ class Probe:
         poolings = step.current.memory.poolings
         if stage.name not in poolings:
             grid = inputs.grid or family.token_grid(inputs.identity.image_ids, inputs.image_tokens)
-            poolings[stage.name] = Pooling(layout_of(grid, own, tokens - own), residual)
+            layout = replace(layout_of(grid, own, tokens - own), text_last=family.text_last)
+            poolings[stage.name] = Pooling(layout, residual)
         return poolings[stage.name](residual)
 
     def _part(self, step: Step, stage: Stage, pooling: str, family: Family, ranks: Ranks) -> torch.Tensor:

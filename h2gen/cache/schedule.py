@@ -118,6 +118,14 @@ def _of_caller() -> list[Any]:
     return []
 
 
+def callers() -> Iterator[ConfigMixin]:
+    """The pipelines, schedulers and models among the variables of the calling functions, the nearest first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield from _configured(frame)
+        frame = frame.f_back
+
+
 def _configured(frame: FrameType) -> list[ConfigMixin]:
     """The pipelines, schedulers and models among a function's variables."""
     values = frame.f_locals

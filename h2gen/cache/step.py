@@ -12,10 +12,11 @@ from h2gen.cache.inputs import Inputs, as_timestep
 from h2gen.cache.kept import KeptBytes
 from h2gen.cache.memory import StageMemory
 from h2gen.cache.outcome import UNDECIDED, Decision, Outcome, Outlook
+from h2gen.cache.passes import Pass
 from h2gen.cache.picture_tokens import PictureTokens
 from h2gen.cache.stopwatch import Stopwatch
 from h2gen.cache.trace import StageRecord, StepRecord
-from h2gen.cache.trajectory import Pass, Run
+from h2gen.cache.trajectory import Run
 from h2gen.families.token_grid import own_tokens
 
 
@@ -118,16 +119,17 @@ class Step:
 
 
 class FinishedStep:
-    """A picture's step whose duration and timestep may not be known yet."""
+    """A picture's step whose duration and timestep may not be known yet. ``picture`` is its row in the batch."""
 
     def __init__(self, step: Step, picture: int, blocks_run: float, blocks_total: float, exact: float = 0) -> None:
         self._watch, self._timestep, self._pictures = step.watch, step.timestep, step.pictures
         self.kept = KeptBytes() if picture or step.skipped else step.run.kept
         """The size of what is kept of a picture after this step."""
+        turn, of = divmod(picture, step.current.pictures)
         self._rest: dict[str, Any] = {
             "run": step.run.index,
             "step": step.index,
-            "context": step.current.context,
+            "context": step.current.context_of(turn),
             **{
                 stage: StageRecord(changes[picture], step.outcome(stage, picture))
                 for stage, changes in step.changes.items()
@@ -135,7 +137,7 @@ class FinishedStep:
             "blocks_run": _number(blocks_run),
             "blocks_total": _number(blocks_total),
             "exact": _number(exact),
-            "picture": picture,
+            "picture": of,
             "error": step.errors[picture],
         }
 

@@ -12,8 +12,9 @@ import torch
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.inputs import Inputs, as_timestep
 from h2gen.cache.memory import Memory
+from h2gen.cache.passes import Pass
 from h2gen.cache.schedule import Course
-from h2gen.cache.trajectory import Pass, Run
+from h2gen.cache.trajectory import Run
 
 if TYPE_CHECKING:
     from h2gen.cache.step import Step
@@ -88,7 +89,7 @@ class Tracker:
             self._say_that_nothing_is_reused()
         self._single = None if step else inputs.timestep
         each = run.enter(inputs.identity, self._context.name, found, step)
-        each.fit(inputs.signature, inputs.pictures)
+        each.fit(inputs.signature, inputs.pictures, inputs.passes)
         run.ranks = inputs.ranks
         return run, each, inputs.timestep if run.schedule is None else run.schedule.timesteps[step]
 
@@ -142,7 +143,7 @@ class Tracker:
             step.current.step = index
             found = run.passes_with(inputs.identity, self._context.name) or []
         each = run.enter(inputs.identity, self._context.name, found, index)
-        each.fit(inputs.signature, inputs.pictures)
+        each.fit(inputs.signature, inputs.pictures, inputs.passes)
         step.run, step.current, step.index = run, each, index
         return True
 

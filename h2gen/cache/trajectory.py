@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,41 +18,10 @@ from h2gen.cache.agree import Ranks
 from h2gen.cache.identity import Identity, Same
 from h2gen.cache.kept import KeptBytes
 from h2gen.cache.memory import Memory
+from h2gen.cache.passes import CONTEXTS, Pass
 from h2gen.cache.policies.tolerance import ErrorEstimate
 from h2gen.cache.schedule import Course, Schedule
 from h2gen.cache.velocity import error_rates
-
-
-@dataclass
-class Pass:
-    """One of the passes of guidance, or the only one, over all steps of a trajectory.
-
-    ``index`` counts the passes of a step from 0; ``step`` is the step that it is at, or ran in last. ``since_full`` has
-    the number of steps since the last full one for each picture of the batch.
-    """
-
-    context: str
-    index: int
-    new_memory: Callable[[int], Memory]
-    step: int = 0
-    signature: tuple[Any, ...] = ()
-    since_full: list[int] = field(default_factory=list)
-    memory: Memory = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.forget()
-
-    def fit(self, signature: tuple[Any, ...], pictures: int) -> None:
-        """Forget what was kept if the inputs are of another kind now."""
-        if self.signature != signature:
-            self.signature = signature
-            if len(self.since_full) != pictures:
-                self.since_full = [0] * pictures
-            self.forget()
-
-    def forget(self) -> None:
-        """Drop the tensors, keep the counts."""
-        self.memory = self.new_memory(len(self.since_full))
 
 
 class Run:
@@ -108,7 +76,7 @@ class Run:
 
     def passes_of(self, pictures: int) -> list[Pass]:
         """Those passes whose batch has this number of pictures."""
-        return [each for each in self.passes if len(each.memory.velocities) == pictures]
+        return [each for each in self.passes if len(each.memory.velocities) == pictures * each.together]
 
     def passes_with(self, identity: Identity, name: str | None) -> list[Pass] | None:
         """The passes that have had these inputs, in order; None if the inputs belong to another trajectory.
@@ -160,7 +128,7 @@ class Run:
         texts = sum(
             " " not in each.context and (each.step == self.step or not text.gone) for _, text, _, each in self._passes
         )
-        return name or ("cond", "uncond", "third")[min(texts, 2)]
+        return name or CONTEXTS[min(texts, 2)]
 
     def take_error_rates(self, pictures: int) -> dict[int, float]:
         """For each picture, the largest error rate of its passes at the last computed step, if not taken before.
@@ -177,7 +145,7 @@ class Run:
     @property
     def kept(self) -> KeptBytes:
         """The size of what its passes keep of one picture."""
-        sizes = (each.memory.size.of_one(len(each.since_full)) for *_, each in self._passes)
+        sizes = (each.memory.size.of_one(each.pictures) for *_, each in self._passes)
         return sum(sizes, start=KeptBytes())
 
     def _watched(self, tensor: torch.Tensor | None) -> Same:

@@ -13,8 +13,10 @@ from h2gen.families.flux1 import Flux1
 from h2gen.families.flux2 import Flux2
 from h2gen.families.flux3 import Flux3
 from h2gen.families.hunyuan_video import HunyuanVideo
+from h2gen.families.qwen_image import QwenImage
 from h2gen.families.tasks import STRENGTHS, Limits
 from h2gen.families.wan import Wan
+from h2gen.families.z_image import ZImage
 
 __all__ = [
     "CONTROLLED",
@@ -33,7 +35,7 @@ __all__ = [
 DEFAULT: Family = Flux1()
 """The family of a checkpoint that does not say which it is of."""
 
-_ALL = (DEFAULT, Flux2(), Chroma(), Flux3(), HunyuanVideo(), Wan())
+_ALL = (DEFAULT, Flux2(), Chroma(), Flux3(), HunyuanVideo(), Wan(), QwenImage(), ZImage())
 FAMILIES: dict[str, Family] = {family.transformer: family for family in _ALL}
 """By the transformer's class in diffusers. A family added here is known everywhere."""
 

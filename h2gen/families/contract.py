@@ -7,14 +7,14 @@ the catalogue can be read without loading them.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.errors import SettingError
 from h2gen.families.defaults import ModelDefaults
+from h2gen.families.given import SAMPLES, PassInputs, PictureInputs
 from h2gen.families.prompt_end import PromptEnd
 from h2gen.families.single_file import block_counts, input_channels, takes_guidance
 from h2gen.families.tasks import Limits
@@ -26,57 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import nn
 
-
-SAMPLES = ("controlnet_block_samples", "controlnet_single_block_samples")
-"""The arguments of a forward pass that come from ControlNets: for double-stream and for single-stream blocks."""
-
-
-class PassInputs(NamedTuple):
-    """What the cache reads of the arguments of a transformer's forward pass.
-
-    Over one trajectory a pipeline passes ``text``, ``text_ids`` and mostly ``image_ids`` as the same objects at every
-    step, and makes new ones for the next call. That is how a trajectory is recognised.
-    """
-
-    latents: torch.Tensor
-    """B pictures: ``(B, N_img, C)``, or of any shape that begins with B if there is a ``grid``."""
-    text: torch.Tensor
-    """Embeddings, ``(B, N_txt, width)``. Without named contexts they distinguish the passes of true guidance."""
-    timestep: torch.Tensor
-    """``(B,)`` or a single one, from 1 (noise) to 0."""
-    image_ids: torch.Tensor | None
-    text_ids: torch.Tensor | None
-    references: torch.Tensor | None = None
-    """Tokens of reference pictures, ``(B, N_ref, C)``, of a model that takes them apart from the latents. In its
-    streams they come after the image tokens."""
-    grid: tuple[int, ...] | None = None
-    """Rows and columns of the picture's tokens, after the frames of a video's, of a model that makes its tokens itself;
-    None if the latents are tokens."""
-
-    @property
-    def image_tokens(self) -> int:
-        """N_img."""
-        return int(self.latents.shape[1]) if self.grid is None else math.prod(self.grid)
-
-
-class PictureInputs(NamedTuple):
-    """What the pictures of a batch are made from besides their prompts.
-
-    Args:
-        size: width and height, in pixels; a multiple of what the model needs.
-        pictures: in RGB; for the task ``edit`` of any size, otherwise of ``size``. A second one is a reference.
-        mask: in L, of ``size``, 255 where the picture changes.
-        strength: how much of the schedule runs, above 0 up to 1; None if the task has none.
-        together: pictures in the batch.
-        frames: of a video; 0 for a picture.
-    """
-
-    size: tuple[int, int]
-    pictures: Sequence[Image.Image] = ()
-    mask: Image.Image | None = None
-    strength: float | None = None
-    together: int = 1
-    frames: int = 0
+__all__ = ["SAMPLES", "Family", "PassInputs", "PictureInputs"]
 
 
 class Family(ABC):
@@ -124,6 +74,8 @@ class Family(ABC):
     per_picture: ClassVar[frozenset[str]] = frozenset({"hidden_states", "encoder_hidden_states", "temb"})
     """The block arguments that have one row per picture. All others, such as rotary embeddings, serve the whole batch.
     An argument named here may still have a single row for all pictures."""
+    text_last: ClassVar[bool] = False
+    """Whether the text comes last in a concatenated stream."""
     shifts_by_size: ClassVar[bool] = True
     """Whether the pipelines give the picture's size to a scheduler that shifts its schedule by it."""
     unsplittable: ClassVar[tuple[str, ...]] = SAMPLES
@@ -168,6 +120,14 @@ class Family(ABC):
             arguments.get("img_ids"),
             arguments.get("txt_ids"),
         )
+
+    def passes_at_once(self, callers: Callable[[], Iterable[Any]]) -> int:
+        """The passes of true guidance that a forward pass runs at once, one after the other in its batch.
+
+        Args:
+            callers: finds what of diffusers the calling functions know: pipelines, schedulers and models.
+        """
+        return 1
 
     def can_split(self, arguments: Mapping[str, Any]) -> bool:
         """Whether blocks can run for only some pictures of a batch in a forward pass with these arguments."""
@@ -291,6 +251,10 @@ class Family(ABC):
         a negative prompt.
         """
 
+    def text_arguments(self, encoded: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        """What ``encode`` returned for a batch, one row per picture, as the pipeline takes it."""
+        return dict(encoded)
+
     @abstractmethod
     def unread(self, pipe: Any, prompt: str, max_sequence_length: int) -> PromptEnd:
         """The end of a prompt that ``encode`` leaves out, because the text encoder takes no more tokens."""
@@ -375,6 +339,14 @@ class Family(ABC):
         noise = {name: torch.randn(shape, generator=generator).to(weight) for name, shape in shapes.items()}
         ids = ids.to(weight.device)
         return {**noise, "txt_ids": ids[:text_tokens], "img_ids": ids[text_tokens:], "return_dict": False}
+
+    def at(self, inputs: Mapping[str, Any], timestep: torch.Tensor) -> dict[str, Any]:
+        """The arguments of one step: ``example_inputs``, of which the latents are another object at each step.
+
+        Args:
+            timestep: ``(1,)``, from 1 to 0.
+        """
+        return {**inputs, "hidden_states": inputs["hidden_states"].detach(), "timestep": timestep}
 
     @abstractmethod
     def modulated_input(self, block: Any, arguments: Mapping[str, Any]) -> torch.Tensor:

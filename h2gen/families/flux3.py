@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.families.contract import Family, PassInputs, PictureInputs
 from h2gen.families.defaults import ModelDefaults
+from h2gen.families.one_list import counted_in_two, in_two
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.single_file import block_counts
 from h2gen.families.tasks import Limits
@@ -43,9 +44,7 @@ class Flux3(Family):
     unsplittable = ()
 
     def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        blocks: list[nn.Module] = list(transformer.single_transformer_blocks)  # type: ignore[arg-type]
-        cut = _cut(len(blocks))
-        return blocks[:cut], blocks[cut:]
+        return in_two(list(transformer.single_transformer_blocks))  # type: ignore[arg-type]
 
     def own_blocks(self, transformer: nn.Module) -> Mapping[str, Sequence[nn.Module]]:
         modes: Any = transformer.mode_blocks
@@ -87,8 +86,7 @@ class Flux3(Family):
         return KLEIN if self.mean_velocity(transformer_config) else KLEIN_BASE
 
     def stages(self, transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
-        count = transformer_config.get("num_single_layers")
-        return (_cut(count), count - _cut(count)) if isinstance(count, int) else None
+        return counted_in_two(transformer_config.get("num_single_layers"))
 
     def unused(
         self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]
@@ -140,11 +138,6 @@ class Flux3(Family):
         shift, scale = arguments["temb_mod"].chunk(3, dim=-1)[:2]
         modulated: torch.Tensor = (1 + scale) * block.norm(arguments["hidden_states"]) + shift
         return modulated
-
-
-def _cut(joint_blocks: int) -> int:
-    """Where the detail stage begins."""
-    return round(joint_blocks / 3)
 
 
 def _traits(own: int | None, joint: int | None, distilled: bool) -> tuple[str, ...]:

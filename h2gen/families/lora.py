@@ -10,6 +10,8 @@ from typing import NamedTuple
 from h2gen.families.chroma import Chroma
 from h2gen.families.flux1 import Flux1
 from h2gen.families.flux2 import Flux2
+from h2gen.families.qwen_image import QwenImage
+from h2gen.families.z_image import ZImage
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,16 +26,18 @@ _LAYOUTS = (
 )
 """The name of each layout, and an expression that only its tensors' names have; the first that fits counts."""
 
-_FOREIGN = (
+_OTHERS = (
     ("FLUX.3", r"mode_blocks|early_stream_modulations"),
     ("Stable Diffusion or SDXL", r"^(lora_unet_|unet\.)(down|up|mid|input|output|middle)_block"),
     ("Stable Diffusion 3", r"joint_blocks"),
-    ("Qwen-Image", r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)"),
+    (QwenImage.title, r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)"),
     ("HunyuanVideo", r"token_refiner"),
     ("Wan", r"\bblocks[._]\d+[._](self|cross)_attn"),
-    ("Z-Image", r"\blayers[._]\d+[._](attention|feed_forward|adaLN)"),
+    (ZImage.title, r"\blayers[._]\d+[._](attention|feed_forward|adaLN)"),
 )
-"""Models of other makers, and what only the names of their layers have."""
+"""Models, and what only the names of their layers have."""
+_LOADED = QwenImage.title, ZImage.title
+"""Those of them that take LoRAs."""
 
 _WIDENED = 128
 """Channels of FLUX.1's input with a Control LoRA: those of its own latents and of a picture's."""
@@ -143,12 +147,12 @@ def _blocks(shapes: Shapes, lists: str) -> int:
 
 def _family(shapes: Shapes) -> tuple[str, tuple[str, ...]]:
     """The model that a LoRA is for, in words, and h2gen's families that it may be for."""
-    for title, mark in _FOREIGN:
+    for title, mark in _OTHERS:
         if any(re.search(mark, name) for name in shapes):
-            return title, ()
+            return title, (title,) if title in _LOADED else ()
     inside = [name for name in shapes if re.search(_BLOCKS, name)]
     if not inside:
-        return "", (Flux1.title, Flux2.title, Chroma.title)  # such as one of a text encoder only
+        return "", (Flux1.title, Flux2.title, Chroma.title, *_LOADED)  # such as one of a text encoder only
     ratio = _ratio(shapes)
     if ratio in (6, 9) or any(re.search(r"to_qkv_mlp_proj|\.ff(_context)?\.linear_(in|out)", name) for name in inside):
         return Flux2.title, (Flux2.title,)
@@ -156,6 +160,8 @@ def _family(shapes: Shapes) -> tuple[str, tuple[str, ...]]:
         re.search(r"ff(_context)?[._]net[._]|proj_mlp|norm1?[._]linear|mod[._]lin", name) for name in inside
     ):
         return Flux1.title, (Flux1.title, Chroma.title)
+    if not any("single" in name for name in inside) and any("transformer_blocks" in name for name in inside):
+        return "FLUX or Qwen-Image", (Flux1.title, Flux2.title, Chroma.title, QwenImage.title)
     return "FLUX", (Flux1.title, Flux2.title, Chroma.title)
 
 

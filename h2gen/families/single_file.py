@@ -54,7 +54,7 @@ class Kind(NamedTuple):
         return ModelError(f"{printable(str(file))!r} is {self.what}, not a model that h2gen loads. {self.advice}.")
 
 
-ONLY = "h2gen makes pictures with FLUX.1, FLUX.2, FLUX.3 and Chroma"
+ONLY = "h2gen makes pictures with FLUX.1, FLUX.2, FLUX.3, Chroma, Qwen-Image and Z-Image"
 _LORA = "Give it with --lora, together with the model that it is for"
 _AUTOENCODER = "Give it with --vae, together with a model"
 _ENCODER = "Give it with --text-encoder, together with a model"
@@ -68,7 +68,7 @@ _LOOK_ALIKE = (
     Kind("a ControlNet", (r"controlnet_", r"control_model\.", r"input_hint_block"), _CONTROLNET),
     Kind("an IP-Adapter", (r"\bip_adapter", r"^image_proj\."), _PYTHON),
     Kind("a transformer of Stable Diffusion 3", (r"\bjoint_blocks\.", r"\bpos_embed\.proj\."), ONLY),
-    Kind("a transformer of Qwen-Image", (r"\btxt_norm\.", r"\btxt_in\.text_norm\."), ONLY),
+    Kind("a transformer of Qwen-Image 2.1", (r"\btxt_in\.text_norm\.",), ONLY),
     Kind("a transformer of Chroma Radiance", (r"\bnerf_",), ONLY),
 )
 """Kinds with tensors that are named like a family's."""

@@ -38,6 +38,9 @@ class VideoFamily(Family):
     def can_split(self, arguments: Mapping[str, Any]) -> bool:
         return {*(arguments.get("attention_kwargs") or ())} <= {"scale"}
 
+    def at(self, inputs: Mapping[str, Any], timestep: torch.Tensor) -> dict[str, Any]:
+        return super().at(inputs, 1000 * timestep)
+
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
         return ()
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.families.defaults import ModelDefaults
+from h2gen.families.one_list import counted_in_two, in_two
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.single_file import block_counts
 from h2gen.families.unused import NOT_DISTILLED, Unused
@@ -31,9 +32,7 @@ class Wan(VideoFamily):
     marks = ("blocks.0.self_attn.norm_q.", "blocks.0.attn1.norm_q.")
 
     def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        blocks: list[nn.Module] = list(transformer.blocks)  # type: ignore[arg-type]
-        cut = _cut(len(blocks))
-        return blocks[:cut], blocks[cut:]
+        return in_two(list(transformer.blocks))  # type: ignore[arg-type]
 
     def block_streams(self, stage: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         return (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0],)
@@ -51,8 +50,7 @@ class Wan(VideoFamily):
         return WAN
 
     def stages(self, transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
-        count = transformer_config.get("num_layers")
-        return (_cut(count), count - _cut(count)) if isinstance(count, int) else None
+        return counted_in_two(transformer_config.get("num_layers"))
 
     def unused(
         self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]
@@ -82,11 +80,6 @@ class Wan(VideoFamily):
         shift, scale = (block.scale_shift_table + modulation.float()).chunk(6, dim=1)[:2]
         modulated: torch.Tensor = (block.norm1(hidden.float()) * (1 + scale) + shift).type_as(hidden)
         return modulated
-
-
-def _cut(blocks: int) -> int:
-    """Where the detail stage begins."""
-    return round(blocks / 3)
 
 
 def _traits(blocks: int | None = None, width: int | None = None, channels: int | None = None) -> tuple[str, ...]:

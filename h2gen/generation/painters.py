@@ -85,11 +85,13 @@ def fit(autoencoder: Any, device: torch.device) -> LinearPainter:
     """Fit the linear map of an autoencoder; see the module."""
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
+    videos = next(autoencoder.parameters()).ndim == 5  # it also encodes videos, of which a picture is a single frame
     for picture in dead_leaves():
         pixels = torch.tensor(np.asarray(picture)).permute(2, 0, 1)[None] / 127.5 - 1
-        encoded = autoencoder.encode(pixels.to(device, autoencoder.dtype))
+        given = pixels.to(device, autoencoder.dtype)
+        encoded = autoencoder.encode(given[:, :, None] if videos else given)
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        latents = latents.cpu().double()
+        latents = (latents[:, :, 0] if videos else latents).cpu().double()
         rows, columns = latents.shape[-2:]
         small = functional.adaptive_avg_pool2d(pixels.double(), (2 * rows, 2 * columns))
         around = functional.unfold(functional.pad(latents, (1, 1, 1, 1), mode="replicate"), 3)[0].T

@@ -62,12 +62,13 @@ class EncodedPrompts:
 
     def together(
         self, pipe: Any, prompts: Sequence[str], max_sequence_length: int, under: Under = ()
-    ) -> dict[str, torch.Tensor]:
-        """As ``of``, with one row per prompt."""
+    ) -> dict[str, Any]:
+        """As ``of``, with one row per prompt, as the pipeline takes them."""
         encoded = [self.of(pipe, prompt, max_sequence_length, under) for prompt in prompts]
-        if len(encoded) == 1:
-            return encoded[0]
-        return {name: torch.cat([each[name] for each in encoded]) for name in encoded[0]}
+        rows = encoded[0]
+        if len(encoded) > 1:
+            rows = {name: torch.cat([each[name] for each in encoded]) for name in rows}
+        return family_of(pipe.transformer).text_arguments(rows)
 
 
 def of_one_length(

@@ -20,7 +20,7 @@ TILE = 1024 * 1024
 """Pixels that an autoencoder decodes at a time, if it decodes in tiles."""
 TILED_ABOVE = 1536 * 1536
 """Pixels. A larger picture is decoded in tiles, since its activations in the decoder outgrow the weights."""
-_DECODING = {"AutoencoderTiny": 2}
+_DECODING = {"AutoencoderTiny": 2, "AutoencoderKLQwenImage": 18}
 DECODING = 6
 """Values that decoding holds at most, per pixel and channel of the autoencoder's widest picture; above, for some."""
 WIDTH, CHANNELS = 3072, 128
@@ -121,6 +121,9 @@ def width_of(config: Mapping[str, Any]) -> int:
     channels = config.get("decoder_block_out_channels") or config.get("block_out_channels")
     if isinstance(heads, int) and isinstance(size, int):
         return heads * size
+    own = config.get("dim", config.get("base_dim"))  # of Z-Image's transformer and Qwen-Image's autoencoder
+    if isinstance(own, int):
+        return own
     return int(channels[0]) if isinstance(channels, (list, tuple)) and channels else 0
 
 

@@ -228,7 +228,7 @@ def check_fit(file: SingleFile, folder: Path) -> list[str]:
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     weights = {name: torch.empty(stored.shape, device="meta") for name, stored in file.tensors.items()}
     left = weights
-    if not any("transformer_blocks." in name for name in weights):
+    if not (wanted.keys() <= weights.keys() or any("transformer_blocks." in name for name in weights)):
         convert = SINGLE_FILE_LOADABLE_CLASSES[file.family.transformer]["checkpoint_mapping_fn"]
         try:
             weights = convert(checkpoint=left, config=model.config)

@@ -13,6 +13,7 @@ import torch
 from h2gen.errors import CacheError
 from h2gen.families import FAMILIES, PIPELINES, family_of, recognize
 from tests import checkpoints, small
+from tests.matrix.drive import attention_of
 
 TRANSFORMERS: dict[str, Callable[..., Any]] = {
     "FluxTransformer2DModel": small.flux_transformer,
@@ -21,11 +22,17 @@ TRANSFORMERS: dict[str, Callable[..., Any]] = {
     "Flux3Transformer2DModel": small.flux3_transformer,
     "HunyuanVideoTransformer3DModel": small.hunyuan_video_transformer,
     "WanTransformer3DModel": small.wan_transformer,
+    "QwenImageTransformer2DModel": small.qwen_image_transformer,
+    "ZImageTransformer2DModel": small.z_image_transformer,
 }
 
 
 def shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def named(module: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(inspect.signature(module.forward).parameters, args, strict=False)), **given}
 
 
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -79,25 +86,26 @@ def test_example_inputs_run_and_the_modulated_input_is_what_attention_sees(name:
     first = family.block_lists(transformer)[0][0]
     expected: list[torch.Tensor] = []
     seen: list[torch.Tensor] = []
-    names = [*inspect.signature(type(first).forward).parameters][1:]
     handles = [
         first.register_forward_pre_hook(
-            lambda block, args, given: expected.append(
-                family.modulated_input(block, {**dict(zip(names, args, strict=False)), **given})
-            ),
+            lambda block, args, given: expected.append(family.modulated_input(block, named(block, args, given))),
             with_kwargs=True,
         ),
-        getattr(first, "attn1", getattr(first, "attn", None)).register_forward_pre_hook(
-            lambda _module, args, given: seen.append(args[0] if args else given["hidden_states"]), with_kwargs=True
+        attention_of(first).register_forward_pre_hook(
+            lambda _module, args, given: seen.append(given["hidden_states"] if "hidden_states" in given else args[0]),
+            with_kwargs=True,
         ),
     ]
-    inputs = family.example_inputs(transformer, image_tokens=16, text_tokens=5)
-    (output,) = transformer(timestep=torch.tensor([0.5]), **inputs)
+    inputs = family.at(family.example_inputs(transformer, image_tokens=16, text_tokens=5), torch.tensor([0.5]))
+    output = family.velocity(transformer(**inputs))
     for handle in handles:
         handle.remove()
-    assert output.shape == inputs["hidden_states"].shape
-    assert family.pass_inputs({**inputs, "timestep": torch.tensor([0.5])}).image_tokens == 16
-    assert torch.equal(expected[0], seen[0][:, -16:])  # blocks of FLUX.3 join text and image before
+    assert output.shape == family.pass_inputs(inputs).latents.shape
+    assert family.pass_inputs(inputs).timestep == 0.5
+    assert family.pass_inputs(inputs).image_tokens == (32 if name == "ZImageTransformer2DModel" else 16)
+    if name == "Flux3Transformer2DModel":  # its blocks join text and image before
+        seen[0] = seen[0][:, -16:]
+    assert torch.equal(expected[0], seen[0])
 
 
 def test_a_single_file_of_flux3_tells_the_base_model_from_the_distilled_one() -> None:
@@ -107,6 +115,17 @@ def test_a_single_file_of_flux3_tells_the_base_model_from_the_distilled_one() ->
         for tensors in (transformer.state_dict(), checkpoints.original_names(transformer)):
             assert family.file_traits(shapes(tensors)) == ("has 2 + 6 blocks", word)
             assert family.config_traits(transformer.config) == ("has 2 + 6 blocks", word)
+
+
+@pytest.mark.parametrize("name", ["QwenImageTransformer2DModel", "ZImageTransformer2DModel"])
+def test_a_single_list_of_blocks_is_cut_at_a_third(name: str) -> None:
+    family = FAMILIES[name]
+    for layers, structure in ((6, 2), (5, 2), (3, 1)):
+        transformer = TRANSFORMERS[name](layers=layers)
+        first, second = family.block_lists(transformer)
+        blocks = transformer.layers if hasattr(transformer, "layers") else transformer.transformer_blocks
+        assert [*first, *second] == list(blocks) and len(first) == structure
+        assert family.stages(transformer.config) == (structure, layers - structure)
 
 
 def test_the_stages_of_flux3_are_a_third_and_the_rest_of_its_joint_blocks() -> None:

@@ -35,8 +35,10 @@ MAKERS: Mapping[str, Callable[[], Any]] = {
     "FluxKontextPipeline": lambda: small.flux_pipeline(diffusers.FluxKontextPipeline, **SMALL),
     "Flux2KleinPipeline": lambda: small.flux2_klein_pipeline(**SMALL),
     "Flux2Pipeline": lambda: small.flux2_pipeline(**SMALL),
+    "QwenImagePipeline": lambda: small.qwen_image_pipeline(layers=4),
+    "ZImagePipeline": lambda: small.z_image_pipeline(layers=4),
 }
-LENGTHS = {"Flux2Pipeline": 256, "Flux2KleinPipeline": 64}
+LENGTHS = {"Flux2Pipeline": 256, "Flux2KleinPipeline": 64, "QwenImagePipeline": 256, "ZImagePipeline": 64}
 """Text tokens, where the chat template alone needs many."""
 AREA = {"max_area": small.SIZE**2}
 # The loaded pipeline, pictures, strength, mask, the pipeline of the task, and what it is called with by hand.
@@ -62,11 +64,23 @@ CASES: Mapping[str, tuple[str, list[Image.Image], float | None, bool, str, dict[
         {"image": ONE, "mask_image": MASK, "strength": 0.5},
     ),
     "flux2": ("Flux2Pipeline", [ONE, OTHER], None, False, "Flux2Pipeline", {"image": [ONE, OTHER]}),
+    "qwen": ("QwenImagePipeline", [ONE], 0.6, False, "QwenImageImg2ImgPipeline", {"image": ONE, "strength": 0.6}),
+    "qwen inpaint": (
+        "QwenImagePipeline", [ONE], 0.85, True, "QwenImageInpaintPipeline",
+        {"image": ONE, "mask_image": MASK, "strength": 0.85},
+    ),
+    "z-image": ("ZImagePipeline", [ONE], 0.6, False, "ZImageImg2ImgPipeline", {"image": ONE, "strength": 0.6}),
+    "z-image inpaint": (
+        "ZImagePipeline", [ONE], 0.85, True, "ZImageInpaintPipeline",
+        {"image": ONE, "mask_image": MASK, "strength": 0.85},
+    ),
     "text": ("FluxPipeline", [], None, False, "FluxPipeline", {}),
     "chroma text": ("ChromaPipeline", [], None, False, "ChromaPipeline", {}),
     "kontext text": ("FluxKontextPipeline", [], None, False, "FluxKontextPipeline", AREA),
     "klein text": ("Flux2KleinPipeline", [], None, False, "Flux2KleinPipeline", {}),
     "flux2 text": ("Flux2Pipeline", [], None, False, "Flux2Pipeline", {}),
+    "qwen text": ("QwenImagePipeline", [], None, False, "QwenImagePipeline", {}),
+    "z-image text": ("ZImagePipeline", [], None, False, "ZImagePipeline", {}),
 }  # fmt: skip
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -109,7 +123,8 @@ def by_hand(case: str, seed: int = 7) -> np.ndarray:
     pipe, cls = session_of(name).pipe, getattr(diffusers, task)
     known = {**pipe.config, **pipe.components}
     own = small.quiet(cls(**{key: known[key] for key in inspect.signature(cls.__init__).parameters if key in known}))
-    size = {"height": small.SIZE, "width": small.SIZE, "guidance_scale": 1.0}
+    guidance = {"QwenImagePipeline": {"true_cfg_scale": 1.0}, "ZImagePipeline": {"guidance_scale": 0.0}}
+    size = {"height": small.SIZE, "width": small.SIZE, **guidance.get(name, {"guidance_scale": 1.0})}
     size["max_sequence_length"] = LENGTHS.get(name, 16)
     generator = torch.Generator().manual_seed(seed)
     (image,) = own(prompt="a cat", num_inference_steps=5, generator=generator, **size, **arguments).images

@@ -29,9 +29,11 @@ from tests.small import (
     mask,
     picture,
     quiet,
+    qwen_image_pipeline,
     redux_prior,
     run_kwargs,
     wan_pipeline,
+    z_image_pipeline,
 )
 
 STEPS = 6
@@ -55,6 +57,8 @@ def base_of(kind: str, is_distilled: bool = True) -> Any:
         "Wan": lambda: wan_pipeline(layers=5),
         "Flux3Distilled": lambda: flux3_pipeline(flow_map=True),
         "Flux3": flux3_pipeline,
+        "QwenImage": qwen_image_pipeline,
+        "ZImage": z_image_pipeline,
         "with an IP-Adapter": with_ip_adapter,
     }[kind]()
 
@@ -80,6 +84,7 @@ def with_ip_adapter() -> Any:
 
 
 KINDS = ("FluxControlNet", "FluxControl", "FluxFill", "Flux2Klein", "Flux2", "Flux", "Chroma", "HunyuanVideo", "Wan")
+KINDS += ("QwenImage", "ZImage")
 
 
 def pipeline_of(row: Row) -> Any:
@@ -149,7 +154,7 @@ def asked(row: Row, steps: int = STEPS, seed: int = 7, **more: Any) -> dict[str,
     if "Inpaint" in row.pipeline:
         kwargs["mask_image"] = mask()
     if "guidance_scale" in row.guided:
-        kwargs["guidance_scale"] = 1.0  # otherwise it is true guidance
+        kwargs.setdefault("guidance_scale", 1.0)  # otherwise it is true guidance
     call = dict(row.call)
     references = [picture(150 + 60 * number) for number in range(call.pop("references", 0))]
     if references:
@@ -227,10 +232,18 @@ def larger(row: Row) -> dict[str, Any]:
     return {"height": height, "width": width, "max_area": height * width, **resized}
 
 
+REFINERS = "noise_refiner", "context_refiner"
+
+
+def attention_of(block: torch.nn.Module) -> torch.nn.Module:
+    """What a block that is skipped never calls: its attention over its own tokens."""
+    name = next(name for name in ("attention", "attn1", "attn") if hasattr(block, name))
+    return block.get_submodule(name)
+
+
 def attentions(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """Of the blocks of both stages, in order; a block has one over its own tokens."""
-    blocks = [block for stage in stages_of(model) for block in stage.blocks]
-    return [block.attn1 if hasattr(block, "attn1") else block.attn for block in blocks]
+    """Of the blocks of both stages, in order."""
+    return [attention_of(block) for stage in stages_of(model) for block in stage.blocks]
 
 
 @contextmanager
@@ -251,10 +264,10 @@ def counted(model: torch.nn.Module) -> Iterator[Callable[[], float]]:
     def count_part(_module: Any, _args: Any, output: torch.Tensor) -> None:
         parts.append((len(output), output.shape[1]))
 
-    own = [*getattr(model, "txt_mode_blocks", ())]
+    own = [block for each in ("txt_mode_blocks", *REFINERS) for block in getattr(model, each, ())]
     own += [block for mode in getattr(model, "mode_blocks", {}).values() for block in mode]
     hooks = [attention.register_forward_hook(count) for attention in attentions(model)]
-    hooks += [block.attn.register_forward_hook(count_part) for block in own]
+    hooks += [attention_of(block).register_forward_hook(count_part) for block in own]
     try:
         yield lambda: sum(runs)
     finally:
@@ -267,7 +280,7 @@ def lora(pipe: Any) -> Iterator[None]:
     """A random LoRA, loaded as people load one."""
     weights, random = {}, torch.Generator().manual_seed(3)
     for name, module in pipe.transformer.named_modules():
-        if name.endswith(("attn.to_q", "attn1.to_q", "attn.to_qkv_mlp_proj")):
+        if name.endswith(("attn.to_q", "attn1.to_q", "attn.to_qkv_mlp_proj", "attention.to_q")):
             sizes = {"lora_A": (4, module.in_features), "lora_B": (module.out_features, 4)}
             for part, size in sizes.items():
                 weights[f"transformer.{name}.{part}.weight"] = torch.randn(size, generator=random) / 4

@@ -12,6 +12,7 @@ from typing import Any
 
 TRUE_CFG = {"negative_prompt": "a dog", "true_cfg_scale": 3.0}
 GUIDED = {"negative_prompt": "a dog", "guidance_scale": 3.0}
+IN_ONE_PASS = {"negative_prompt": "a dog", "guidance_scale": 2.0}
 BY_GUIDER = {"negative_prompt": "a dog", "guider_scale": 3.0}
 
 
@@ -111,6 +112,12 @@ ROWS = (
     Row("Chroma", "inpainting", "inpaint", "ChromaInpaintPipeline", guided=GUIDED),
     Row("HunyuanVideo", "text-to-video", "text", "HunyuanVideoPipeline", guided=TRUE_CFG, quick=True),
     Row("Wan 2.1", "text-to-video", "text", "WanPipeline", guided=GUIDED, by_hand=False, quick=True),
+    Row("Qwen-Image", "text", "text", "QwenImagePipeline", guided=TRUE_CFG, quick=True),
+    Row("Qwen-Image", "image-to-image", "image", "QwenImageImg2ImgPipeline", guided=TRUE_CFG),
+    Row("Qwen-Image", "inpainting", "inpaint", "QwenImageInpaintPipeline", guided=TRUE_CFG),
+    Row("Z-Image", "text", "text", "ZImagePipeline", guided=IN_ONE_PASS, quick=True),
+    Row("Z-Image", "image-to-image", "image", "ZImageImg2ImgPipeline", guided=IN_ONE_PASS),
+    Row("Z-Image", "inpainting", "inpaint", "ZImageInpaintPipeline", guided=IN_ONE_PASS),
 )  # fmt: skip
 
 UNTESTED = (
@@ -122,5 +129,19 @@ UNTESTED = (
     Row("Wan 2.1", "image-to-video", "", "WanImage2VideoAutoBlocks"),
     Row("Wan 2.1", "video-to-video", "", "WanVideoToVideoPipeline"),
     Row("Wan 2.1", "video editing", "", "LucyEditPipeline"),
+    Row("Qwen-Image", "text", "", "QwenImageAutoBlocks"),
+    Row("Qwen-Image", "ControlNet", "", "QwenImageControlNetPipeline"),
+    Row("Qwen-Image", "ControlNet inpainting", "", "QwenImageControlNetInpaintPipeline"),
+    Row("Qwen-Image Edit", "editing", "", "QwenImageEditPipeline"),
+    Row("Qwen-Image Edit", "editing", "", "QwenImageEditAutoBlocks"),
+    Row("Qwen-Image Edit", "inpainting", "", "QwenImageEditInpaintPipeline"),
+    Row("Qwen-Image Edit", "references", "", "QwenImageEditPlusPipeline"),
+    Row("Qwen-Image Edit", "references", "", "QwenImageEditPlusAutoBlocks"),
+    Row("Qwen-Image Layered", "layers", "", "QwenImageLayeredPipeline"),
+    Row("Qwen-Image Layered", "layers", "", "QwenImageLayeredAutoBlocks"),
+    Row("Z-Image", "text", "", "ZImageAutoBlocks"),
+    Row("Z-Image", "ControlNet", "", "ZImageControlNetPipeline"),
+    Row("Z-Image", "ControlNet inpainting", "", "ZImageControlNetInpaintPipeline"),
+    Row("Z-Image", "references", "", "ZImageOmniPipeline"),
 )
 """Pipelines of diffusers that run a family's transformer and that nothing here tests."""

@@ -66,6 +66,9 @@ def test_each_entry_has_what_its_makers_recommend():
         "chroma": (40, 0.0, 3.0),
         "flux3-klein-base": (50, 0.0, 3.5),
         "flux3-klein": (16, 0.0, 1.0),
+        "qwen-image": (50, 0.0, 4.0),
+        "z-image": (50, 0.0, 4.0),
+        "z-image-turbo": (8, 0.0, 1.0),
     }
 
 

@@ -59,7 +59,8 @@ def test_each_card_gets_the_fastest_way_that_fits(name: str, ways: str) -> None:
 def test_no_faster_way_would_have_fitted(name: str) -> None:
     for card in CARDS:
         found = fit(name, card)
-        assert found.fits and tuple(found.needs) == WAYS
+        assert found.fits == ((name, card) != ("qwen-image", 8))  # its autoencoder alone needs more
+        assert tuple(found.needs) == WAYS
         faster = WAYS[: WAYS.index(found.offload)]
         assert all(found.needs[way] > found.available.usable for way in faster)
         assert list(found.needs.values()) == sorted(found.needs.values(), reverse=True)

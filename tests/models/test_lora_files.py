@@ -80,7 +80,7 @@ def test_every_layout_is_called_by_its_name(tmp_path: Path) -> None:
         (SDXL, "tiny", "is for Stable Diffusion or SDXL: .*; 'tiny' is FLUX.1"),
         (FLUX2, "dev", "is for FLUX.2: rank 32, .*; 'dev' is FLUX.1"), (FLUX1, "klein-4b", "'klein-4b' is FLUX.2"),
         (FLUX1, "tiny", "for a width of 3072; 'tiny' is FLUX.1 with a width of"),
-        (QWEN, "somebody/unknown", "is for Qwen-Image: .*; h2gen supports"),
+        (QWEN, "dev", "is for Qwen-Image: .*; 'dev' is FLUX.1"), (FLUX1, "z-image", "'z-image' is Z-Image"),
         ({**FLUX1, "lora_unet_x.dora_scale": (3,)}, "dev", "has DoRA scales, which diffusers does not load"),
         ({**FLUX1, "double_blocks.0.img_attn.norm.query_norm.scale": (3,)}, "fill", "for a model that makes pictures"),
     ],

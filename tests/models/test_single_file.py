@@ -164,7 +164,7 @@ def test_a_lora_is_told_where_loras_go(flux_folder, tmp_path, name):
         (["model.diffusion_model.input_blocks.0.0.weight", "vae.decoder.conv_in.weight"], "Stable Diffusion or SDXL"),
         (["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"], "Stable Diffusion 3"),
         (["pos_embed.proj.weight", "transformer_blocks.0.attn.add_q_proj.weight"], "Stable Diffusion 3"),
-        (["txt_norm.weight", "transformer_blocks.0.attn.add_q_proj.weight"], "Qwen-Image"),
+        (["txt_in.text_norm.weight", "transformer_blocks.0.attn.add_q_proj.weight"], "Qwen-Image 2.1"),
         (["nerf_blocks.0.x.weight", "distilled_guidance_layer.in_proj.weight"], "Chroma Radiance"),
         (["redux_up.weight", "redux_down.weight"], "FLUX.1 Redux"),
         (["emb_params"], "an embedding"),

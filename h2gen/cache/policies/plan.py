@@ -11,7 +11,8 @@ from h2gen.errors import CacheError, SettingError
 
 if TYPE_CHECKING:
     from h2gen.cache.config import CacheConfig
-    from h2gen.cache.trajectory import Pass, Run
+    from h2gen.cache.passes import Pass
+    from h2gen.cache.trajectory import Run
 
 OUTCOMES = {
     "F": (Outcome.COMPUTED, Outcome.COMPUTED),
@@ -131,22 +132,25 @@ class Plan:
         """
         warning = ""
         check_length(self.config.plan, run, current)
-        if current.step == 1 and len(run.passes) < parts_in(self.config.plan):
+        passes = sum(each.together for each in run.passes)
+        if current.step == 1 and passes < parts_in(self.config.plan):
             raise CacheError(
                 f"The plan has {parts_in(self.config.plan)} parts, one per pass, but each step of this run has "
-                f"{len(run.passes)}; give one part per pass, or a single one for all."
+                f"{passes}; give one part per pass, or a single one for all."
             )
-        letter, memory = letter_at(self.config.plan, current), current.memory
+        outcomes, memory = [], current.memory
         needs: dict[str, Sequence[Any]] = {
             "D": (memory.detail.residuals,),
             "C": (memory.structure.residuals,),
             "R": (memory.structure.residuals, memory.detail.residuals),
             "S": memory.velocities,
         }
-        if not all(needs.get(letter, ())):
-            letter, warning = "F", _NOTHING_KEPT
-        pictures = len(current.since_full)
-        return Outlook([OUTCOMES[letter]] * pictures, [None] * pictures, warning)
+        for turn in range(current.together):
+            letter = letter_at(self.config.plan, current, turn)
+            if not all(needs.get(letter, ())):
+                letter, warning = "F", _NOTHING_KEPT
+            outcomes += [OUTCOMES[letter]] * current.pictures
+        return Outlook(outcomes, [None] * len(outcomes), warning)
 
 
 _NOTHING_KEPT = (
@@ -155,9 +159,9 @@ _NOTHING_KEPT = (
 )
 
 
-def letter_at(plan: str, current: Pass) -> str:
-    """The letter for the current step of a pass."""
-    return plan_of(plan, current.index)[current.step]
+def letter_at(plan: str, current: Pass, turn: int = 0) -> str:
+    """The letter for the current step of a pass, or of one of the passes that it is."""
+    return plan_of(plan, current.index + turn)[current.step]
 
 
 def check_length(plan: str, run: Run, current: Pass) -> None:

@@ -12,8 +12,9 @@ from h2gen.cache.policies.guards import is_guarded
 
 if TYPE_CHECKING:
     from h2gen.cache.config import CacheConfig
+    from h2gen.cache.passes import Pass
     from h2gen.cache.trace import StepRecord
-    from h2gen.cache.trajectory import Pass, Run
+    from h2gen.cache.trajectory import Run
 
 GUARDED = Outcome.GUARDED, Outcome.GUARDED
 

@@ -22,7 +22,8 @@ from h2gen.cache.policies.thresholds import GUARDED, Thresholds
 
 if TYPE_CHECKING:
     from h2gen.cache.config import CacheConfig
-    from h2gen.cache.trajectory import Pass, Run
+    from h2gen.cache.passes import Pass
+    from h2gen.cache.trajectory import Run
 
 _SKIPPED = Outcome.SKIPPED, Outcome.SKIPPED
 UNCORRECTED = 2.0
@@ -89,12 +90,13 @@ class Tolerance:
                 self._estimate(run, current)
             errors = self._errors(run, current)
             if current.index == 0:
-                run.skipped = {row for row, error in enumerate(errors) if self._may_skip(run, current, row, error)}
+                pictures = enumerate(errors[: current.pictures])
+                run.skipped = {row for row, error in pictures if self._may_skip(run, current, row, error)}
         return Outlook([self._outcomes(run, current, row) for row in range(len(errors))], errors)
 
     def _outcomes(self, run: Run, current: Pass, row: int) -> tuple[Decision, Decision]:
         velocities = current.memory.velocities[row]
-        if row in run.skipped and velocities:
+        if row % current.pictures in run.skipped and velocities:
             return _SKIPPED
         # The step after skipped ones corrects them. Its error was estimated for a full step, so it must be one.
         corrects = velocities.pending_correction and self.thresholds.reuses("detail")
@@ -109,12 +111,13 @@ class Tolerance:
         for row in run.skipped & run.estimates.keys():
             run.estimates[row] = run.estimates[row].after(schedule.sigmas[step], schedule.moves[step])
         once = UNCORRECTED if schedule.intervals is None else 1.0
-        for row, rate in run.take_error_rates(len(current.since_full)).items():
+        for row, rate in run.take_error_rates(current.pictures).items():
             run.estimates[row] = ErrorEstimate(schedule.sigmas[step], once * rate)
 
     def _errors(self, run: Run, current: Pass) -> list[float | None]:
         """How far each picture would be off if the coming step were skipped; None if it cannot be."""
-        schedule, step, rows = run.schedule, current.step, range(len(current.since_full))
+        schedule, step = run.schedule, current.step
+        rows = [row % current.pictures for row in range(len(current.since_full))]
         assert schedule is not None
         last = step + 1 >= len(schedule)  # it is computed: it corrects the skipped ones before it
         if last or not self._plan_lets(current):
@@ -132,13 +135,17 @@ class Tolerance:
         If all passes of true guidance skip the same steps, their errors are alike, and guidance, which multiplies
         the difference between the passes, does not multiply their errors.
         """
-        plan, passes = self.config.plan, run.passes_of(len(current.since_full))
+        plan, passes = self.config.plan, run.passes_of(current.pictures)
         if not self._plan_lets(current):
             return False
         if error is None and not plan:  # a plan may skip before anything has been measured
             return False
         return (
             (error is None or error <= self.config.tolerance)
-            and all(each.memory.velocities[row] for each in passes)
-            and not any(self.thresholds.guards(run, current.step, each.since_full[row]) for each in passes)
+            and all(all(each.memory.velocities[row :: current.pictures]) for each in passes)
+            and not any(
+                self.thresholds.guards(run, current.step, since)
+                for each in passes
+                for since in each.since_full[row :: current.pictures]
+            )
         )
