@@ -186,7 +186,8 @@ def prepare(
     jobs = Jobs(_read(prompts, files, prompt_key), settings, goal=goal)
     if strict:
         jobs.check_strict()
-    target = target_of(jobs.request.out, jobs.request.format)
+    video = jobs.request.settings.frames is not None
+    target = target_of(jobs.request.out, jobs.request.format, video=video)
     if target.stem is not None:
         raise SettingError(f"out is {jobs.request.out!r}; a batch needs a folder for its pictures.")
     from h2gen.batches.batch import Batch, BatchOptions  # imports torch; the errors above need not wait for it

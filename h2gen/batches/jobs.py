@@ -64,7 +64,7 @@ def job_id(settings: Settings, content_hash: str, dtype: str, changing: Mapping[
         if row.of_files:
             flat[row.name] = tuple(file.identity() for file in getattr(settings, row.name))
         if row.later and row.in_picture and flat.get(row.name) == row.default:
-            del flat[row.name]  # so that a batch from before the setting existed can be continued
+            flat.pop(row.name, None)  # so that a batch from before the setting existed can be continued
     whole = {"settings": flat, "model": content_hash, "dtype": dtype, **(changing or {})}
     return sha256(json.dumps(whole, sort_keys=True, allow_nan=False).encode())[:32]
 

@@ -26,6 +26,7 @@ from h2gen.generation.session import open_session
 from h2gen.models import choose_device, choose_dtype, resolve
 from h2gen.models.load_options import LoadOptions
 from h2gen.settings.table import MOST_TOKENS
+from h2gen.settings.video import latent_frames
 
 _ALWAYS, _NEVER = 1e30, 1e-30
 """A threshold above every change, and one below every change."""
@@ -145,7 +146,8 @@ def find_subject(
     defaults = checkpoint.defaults
     return Subject(
         open_session(checkpoint, LoadOptions(device, dtype)).pipe.transformer,
-        tokens or defaults.width * defaults.height // defaults.size_multiple**2,
+        tokens
+        or defaults.width * defaults.height // defaults.size_multiple**2 * latent_frames(defaults.frames, checkpoint),
         min(defaults.max_sequence_length, MOST_TOKENS),
     )
 

@@ -18,6 +18,7 @@ from h2gen.settings.resolve import CACHE, Request, resolve_request
 from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import TABLE
 from h2gen.settings.values import Settings, clean_prompt
+from h2gen.settings.video import check_comparable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -124,8 +125,11 @@ def uncached_request(
     given = {**given, "no_cache": True}
     paths = file_names(files)
     if not paths:
-        return _without_cache(resolve_request("-", {**given, "seed": 0})), built_in[:limit]
+        request = resolve_request("-", {**given, "seed": 0})
+        check_comparable(request.settings, request.checkpoint)
+        return _without_cache(request), built_in[:limit]
     jobs = Jobs(read_prompts(paths, key), given)
+    check_comparable(jobs.request.settings, jobs.request.checkpoint)
     cases, settings = cases_of(jobs, limit)
     shared = {"size": f"{settings.width}x{settings.height}", **settings.to_json()}
     resolved = {

@@ -24,6 +24,7 @@ from h2gen.settings import presets
 from h2gen.settings.resolve import Request
 from h2gen.settings.speedup import profile_key_of
 from h2gen.settings.values import Settings
+from h2gen.settings.video import check_comparable
 
 if TYPE_CHECKING:
     from h2gen.evaluation.comparison_run import FinishedRun
@@ -108,6 +109,7 @@ def prepare_comparison(
     jobs = Jobs(reading, {**settings, **first})
     if strict:
         jobs.check_strict()
+    check_comparable(jobs.request.settings, jobs.request.checkpoint)
     target = target_of(jobs.request.out, "png")
     if target.stem is not None:
         raise SettingError(f"out is {jobs.request.out!r}; a comparison needs a folder for its pictures.")

@@ -105,8 +105,8 @@ class Saving:
     overwrite: bool
 
 
-def saving_of(given: Mapping[str, Any]) -> Saving | None:
-    """How the picture is saved; None if it is not.
+def saving_of(given: Mapping[str, Any], settings: Settings) -> Saving | None:
+    """How a picture of these settings is saved; None if it is not.
 
     Raises:
         UsageError: it cannot be saved there, or something about the file is given without it.
@@ -117,7 +117,8 @@ def saving_of(given: Mapping[str, Any]) -> Saving | None:
             if given.get(name):
                 raise SettingError(f"{name} has no effect without out; give out, or use the result's save().")
         return None
-    target = target_of(BY_NAME["out"].check(str(out) if isinstance(out, Path) else out), given.get("format"))
+    place = BY_NAME["out"].check(str(out) if isinstance(out, Path) else out)
+    target = target_of(place, given.get("format"), video=settings.frames is not None)
     return Saving(target, not given.get("no_metadata"), bool(given.get("sidecar")), bool(given.get("overwrite")))
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 
+from h2gen.errors import SettingError
 from h2gen.families import family_of
 from h2gen.generation.painters import TinyPainter, linear_painter
 from h2gen.wording import printable
@@ -83,7 +84,13 @@ def previewed(session: Session, previews: Previews) -> Iterator[None]:
 
 @contextmanager
 def previewing(previews: Previews, pipe: Any, settings: Settings) -> Iterator[None]:
-    """Make previews of what a pipeline makes inside the context, with the scheduler that it has."""
+    """Make previews of what a pipeline makes inside the context, with the scheduler that it has.
+
+    Raises:
+        SettingError: it makes a video.
+    """
+    if settings.frames is not None:
+        raise SettingError("Previews show pictures, and this model makes videos; leave on_preview out.")
     scheduler, watch = pipe.scheduler, _Watch(pipe, previews, settings)
 
     @wraps(scheduler.step)

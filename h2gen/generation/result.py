@@ -14,7 +14,7 @@ from h2gen.cache import Summary, Trace
 from h2gen.generation.unread import Unread
 from h2gen.models.peak_memory import PeakMemory
 from h2gen.output.metadata import Origin
-from h2gen.output.picture_file import PictureFile, picture_file
+from h2gen.output.picture_file import PictureFile, described, picture_file
 from h2gen.output.save import Target, keep, target_of
 from h2gen.settings.values import Settings
 
@@ -45,7 +45,7 @@ def _no_hash() -> str | None:
 
 @dataclass(frozen=True)
 class Result:
-    """A picture and how it was made. In a notebook it shows itself.
+    """A picture or a video and how it was made. In a notebook it shows itself.
 
     Args:
         image: the picture; of a video, its first frame. Its own ``save`` writes only the pixels; ``Result.save`` also
@@ -96,7 +96,7 @@ class Result:
         Raises:
             ModelError: the checkpoint's files are missing or damaged by now.
         """
-        return self.file("png").metadata
+        return described(self, replace(self.origin, content_hash=self.content_hash()))
 
     def save(
         self,
@@ -107,12 +107,12 @@ class Result:
         sidecar: bool = False,
         overwrite: bool = False,
     ) -> Path:
-        """Save the picture, with how it was made, as the command line does.
+        """Save the picture or the video, with how it was made, as the command line does.
 
         Args:
-            path: a folder, in which the name is made from prompt and seed, or a .png, .jpg or .webp file. If it exists,
-                ``cat.png`` becomes ``cat-2.png``.
-            format: ``png``, ``jpg`` or ``webp``, for a folder.
+            path: a folder, in which the name is made from prompt and seed, or a .png, .jpg or .webp file; of a video,
+                an .mp4, .gif or .webp file. If it exists, ``cat.png`` becomes ``cat-2.png``.
+            format: ``png``, ``jpg`` or ``webp``, for a folder; of a video, ``mp4``, ``gif`` or ``webp``.
             metadata: record in the picture how it was made.
             sidecar: also write that to a .toml next to it.
             overwrite: replace an existing file instead.
@@ -122,11 +122,11 @@ class Result:
 
         Raises:
             OutputError: nothing can be written there.
-            RunError: writing failed; the picture is then in the temporary folder.
+            RunError: encoding or writing failed; the picture is then in the temporary folder.
 
         >>> session.generate("a cat", seed=7).save("cat.png")  # doctest: +SKIP
         """
-        target = target_of(str(path), format)
+        target = target_of(str(path), format, video=self.frames is not None)
         saved = self.saved(target, metadata=metadata, sidecar=sidecar, overwrite=overwrite).path
         assert saved is not None
         return saved
@@ -148,6 +148,14 @@ class Result:
         """The picture's file in memory; see ``picture_file``."""
         source = replace(self.origin, content_hash=self.content_hash() if metadata or sidecar else None)
         return picture_file(self, source, format, notes=notes, metadata=metadata, sidecar=sidecar)
+
+    def _repr_html_(self) -> str | None:
+        """A video, for a notebook."""
+        if self.frames is None:
+            return None
+        from h2gen.output.video_file import as_html
+
+        return as_html(self.frames, self.settings.fps or 1)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

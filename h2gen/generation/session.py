@@ -72,7 +72,7 @@ class Session:
         self._lock = threading.RLock()
         self._encoded, self._adapters = EncodedPrompts(), Adapters()
         self._interrupted = self._observed = False
-        self._tasks = TaskPipelines(checkpoint.name, checkpoint.defaults.frames)
+        self._tasks = TaskPipelines(checkpoint.name)
         self._running: Any = None
         self.previewing: Callable[[Any, Settings], AbstractContextManager[None]] = lambda *_: contextlib.nullcontext()
         """Around each call of a pipeline; see ``preview.previewed``."""
@@ -177,7 +177,7 @@ class Session:
         >>> session.generate("a cat", seed=7, size="16:9", preset="fast", out="pictures").path  # doctest: +SKIP
         """
         chosen = choose("generate", self.checkpoint, prompt, cache, given, SAVING)
-        saving = saving_of(given)
+        saving = saving_of(given, chosen.settings)
         if saving is not None and (saving.metadata or saving.sidecar):
             self.content_hash()  # a damaged checkpoint must not cost a finished picture
         for notice in chosen.notices:
@@ -351,7 +351,7 @@ class Session:
         with self._lock, self._working(settings):
             started, self._observed = time.perf_counter(), observed
             self._running = pipe = self._tasks.of(self.pipe, settings, self.offload)
-            set_tiling(pipe, settings.width, settings.height, always=tiled)
+            set_tiling(pipe, settings.width, settings.height * (settings.frames or 1), always=tiled)
             off = contextlib.nullcontext(Trace())
             cache = h2_cache(pipe, settings.running_cache, on_step=on_step) if observed else off
             arguments = self._arguments(together)

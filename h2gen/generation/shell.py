@@ -76,7 +76,7 @@ def check_folder(request: Request, called: str = "out") -> None:
     """
     from h2gen.output.save import target_of
 
-    if target_of(request.out, request.format).stem is not None:
+    if target_of(request.out, request.format, video=request.settings.frames is not None).stem is not None:
         raise SettingError(f"{called} is {request.out!r}; the shell needs a folder for its pictures.")
 
 

@@ -27,11 +27,10 @@ class TaskPipelines:
 
     Args:
         name: of the model, for messages.
-        frames: of a video; 0 for pictures.
     """
 
-    def __init__(self, name: str, frames: int = 0) -> None:
-        self._name, self._frames = name, frames
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._others: dict[tuple[str, ...], Any] = {}
         """By class, followed by the hashes of their ControlNets."""
         self._nets: dict[str, Any] = {}
@@ -113,9 +112,7 @@ class TaskPipelines:
             "num_inference_steps": settings.steps,
             "max_sequence_length": settings.max_sequence_length,
             "output_type": "np",
-            **family.picture_arguments(
-                own, task, _inputs(task, settings)._replace(together=len(together), frames=self._frames)
-            ),
+            **family.picture_arguments(own, task, _inputs(task, settings)._replace(together=len(together))),
             **(self._control(family, task, settings) if settings.control else {}),
             **family.guidance_arguments(own, settings.guidance, settings.cfg),
         }
@@ -149,7 +146,7 @@ def _tasks(pipe: Any) -> dict[str, str]:
 
 def _inputs(task: str, settings: Settings) -> PictureInputs:
     """What a picture is made from, with its input pictures opened."""
-    given = PictureInputs((settings.width, settings.height))
+    given = PictureInputs((settings.width, settings.height), frames=settings.frames or 0)
     if not settings.image:
         return given
     from h2gen.settings.pictures import fitted, open_picture

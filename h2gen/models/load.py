@@ -89,7 +89,10 @@ def load_placed(
 
 
 def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> None:
-    """Decode pictures of this size (pixels) in tiles if they are large or ``always`` is set, and batches one by one."""
+    """Decode pictures of this size (pixels) in tiles if they are large or ``always`` is set, and batches one by one.
+
+    The frames of a video count as one picture, above one another.
+    """
     tiled = always or width * height > TILED_ABOVE
     for switch in (f"{'enable' if tiled else 'disable'}_tiling", "enable_slicing"):
         change = getattr(pipe.vae, switch, None)

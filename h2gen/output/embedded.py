@@ -1,4 +1,4 @@
-"""The text of h2gen's metadata in a picture's file, also where another program has moved it."""
+"""The text of h2gen's metadata in the file of a picture or video, also where another program has moved it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,82 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from h2gen._version import __version__
+from h2gen.errors import MetadataError
+
 LARGEST = 2 * 2**20
 """Bytes of metadata that are written to a file or read from it."""
 KEY = "h2gen"
 """The keyword of the text in a PNG."""
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
+MP4_TAG = "comment"
+"""Of an MP4 video. Programs that copy or cut one without encoding it again keep it."""
 ASCII = b"ASCII\0\0\0"
 """The character set that EXIF wants in front of a comment."""
 
 _PREFIXES = (ASCII, b"UNICODE\0", b"JIS\0\0\0\0\0", bytes(8))
+_SOFTWARE = 0x0131
 _XMP = ("xmp", "XML:com.adobe.xmp")
 _TRIES = 20
 """Objects in one text that are looked at."""
 
 
 def text_in(path: Path) -> str | None:
-    """The metadata of a PNG, JPEG or WebP picture, as text that should be JSON; None if there is none.
+    """The metadata of a PNG, JPEG, WebP, GIF or MP4 file, as text that should be JSON; None if there is none.
 
     Programs that save a picture again keep texts behind the pixels of a PNG, or in another of EXIF's fields, XMP or a
     comment. The pixels are decoded only for a PNG with no text in front of them.
 
     Raises:
-        Exception: the file is damaged; it may be anything that Pillow's readers raise.
+        MetadataError: the package that reads an MP4 video is missing.
+        Exception: the file is damaged; it may be anything that the readers raise.
     """
+    if is_mp4(path):
+        return next((found for text in _tags_of(path) for found in _objects(text)), None)
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its size in pixels
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP", "GIF")) as image:
             found = next(_texts(image), None)
             if found is None and image.format == "PNG":
                 image.load()  # reads what follows the pixels
                 found = next(_texts(image), None)
             return found
+
+
+def is_mp4(path: Path) -> bool:
+    """Whether a file is an MP4 video, by its first bytes."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
+
+
+def _tags_of(path: Path) -> Iterator[str]:
+    """The texts in an .mp4 file that may be its metadata; no frame is decoded.
+
+    Raises:
+        MetadataError: the package that reads it is missing.
+        Exception: the file is damaged.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise MetadataError("Reading an .mp4 file needs the package av: pip install 'h2gen[video]'.") from error
+
+    # No other of FFmpeg's readers ever sees the file: some of them open files and addresses that it names.
+    with av.open(str(path), format="mov", metadata_errors="replace") as container:
+        found = dict(container.metadata)
+    yield from (found.pop(MP4_TAG, ""), *found.values())
+
+
+def exif_of(text: bytes) -> bytes:
+    """The EXIF of a JPEG or WebP file with this metadata, in ASCII."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[_SOFTWARE] = f"h2gen {__version__}"
+    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text
+    return exif.tobytes()
 
 
 def _texts(image: Any) -> Iterator[str]:

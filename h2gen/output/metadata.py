@@ -19,7 +19,7 @@ from h2gen.checks import Rule
 from h2gen.errors import MetadataError, SettingError
 from h2gen.models.catalogue import model_name
 from h2gen.models.load_options import CHANGING
-from h2gen.output.embedded import ASCII, EXIF_IFD, KEY, LARGEST, USER_COMMENT, text_in
+from h2gen.output.embedded import KEY, LARGEST, exif_of, text_in
 from h2gen.sanitize import sanitize
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.values import NOT_SETTINGS, Settings
@@ -32,12 +32,10 @@ if TYPE_CHECKING:
     from h2gen.models.peak_memory import PeakMemory
 
 VERSION = 1
-_MOST = {"png": 2**20, "jpg": 60_000, "webp": LARGEST}
+_MOST = {"png": 2**20, "jpg": 60_000, "webp": LARGEST, "gif": LARGEST, "mp4": LARGEST}
 """Bytes of metadata per format: Pillow reads at most 1 MiB of text from a PNG, and a JPEG's EXIF holds 64 KiB."""
 
 _SHORT = Rule(str, longest=500)
-
-_SOFTWARE = 0x0131
 
 
 @dataclass(frozen=True)
@@ -189,17 +187,14 @@ def fitting(metadata: Mapping[str, Any], format: str) -> Mapping[str, Any] | Non
 
 def save_options(metadata: Mapping[str, Any], format: str) -> dict[str, Any]:
     """Arguments of Pillow's ``save`` that write the metadata into a picture: text in PNG, EXIF in JPEG and WebP."""
-    from PIL import Image, PngImagePlugin
-
     text = to_bytes(metadata, format)
     if format == "png":
+        from PIL import PngImagePlugin
+
         info = PngImagePlugin.PngInfo()
         info.add_itxt(KEY, text.decode(), zip=len(text) > 4096)
         return {"pnginfo": info}
-    exif = Image.Exif()
-    exif[_SOFTWARE] = f"h2gen {__version__}"
-    exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + text
-    return {"exif": exif.tobytes()}
+    return {"exif": exif_of(text)}
 
 
 @dataclass(frozen=True)
@@ -260,8 +255,12 @@ def _from_toml(path: Path, shown: str) -> dict[str, Any]:
 def _from_picture(path: Path, shown: str) -> dict[str, Any]:
     try:
         text = text_in(path)
+    except MetadataError:
+        raise
     except Exception as error:
-        raise MetadataError(f"{shown} is not a PNG, JPEG or WebP picture, or it is damaged.") from error
+        raise MetadataError(
+            f"{shown} is not a PNG, JPEG or WebP picture, nor a GIF, WebP or MP4 video, or it is damaged."
+        ) from error
     if text is None:
         beside = path.with_suffix(".toml")
         sidecar = f" Give its sidecar {printable(beside.name)!r} instead." if beside.exists() else ""

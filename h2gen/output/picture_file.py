@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from h2gen.output.metadata import Origin, describe, fitting, to_toml
-from h2gen.output.save import encode
+from h2gen.errors import RunError
+from h2gen.output.metadata import Origin, describe, fitting, to_bytes, to_toml
+from h2gen.output.save import encode, keep_safe, slug
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from h2gen.generation.result import Result
 
 
@@ -44,12 +49,29 @@ def picture_file(
     Args:
         result: the picture.
         origin: what it was made with; its content hash may be None only if nothing is written about that.
-        format: one of ``FORMATS``.
+        format: one of ``FORMATS``, or of ``VIDEO_FORMATS`` for a video.
         notes: further facts to record.
         metadata: write metadata into the picture.
         sidecar: also write it as text for a ``.toml`` next to the picture.
+
+    Raises:
+        RunError: a video cannot be encoded; its frames are then in the temporary folder.
     """
-    whole = describe(
+    whole = described(result, origin, notes)
+    inside = fitting(whole, format) if metadata else None
+    if result.frames is None:
+        data = encode(result.image, format, inside)
+    else:
+        settings = result.settings
+        text = None if inside is None else to_bytes(inside, format)
+        stem = f"{slug(settings.title)}-{settings.seed}"
+        data = encode_or_keep(result.frames, settings.fps or 1, format, text, stem)
+    return PictureFile(data, to_toml(whole) if sidecar else None, inside is not None or not metadata, whole)
+
+
+def described(result: Result, origin: Origin, notes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How a picture was made; see ``describe``."""
+    return describe(
         result.settings,
         origin,
         seconds=result.seconds,
@@ -64,6 +86,42 @@ def picture_file(
         kept=result.trace.kept,
         notes=notes,
     )
-    inside = fitting(whole, format) if metadata else None
-    data = encode(result.image, format, inside)
-    return PictureFile(data, to_toml(whole) if sidecar else None, inside is not None or not metadata, whole)
+
+
+def encode_or_keep(
+    frames: np.ndarray[Any, np.dtype[np.uint8]], fps: float, format: str, metadata: bytes | None, stem: str
+) -> bytes:
+    """As ``encode_video``; if that fails the frames are kept in the temporary folder.
+
+    Args:
+        stem: of the name there.
+
+    Raises:
+        RunError: it failed; the message says where the frames are.
+    """
+    from h2gen.output.video_file import encode_video
+
+    try:
+        return encode_video(frames, fps, format, metadata)
+    except Exception as error:
+        failure = f"The video could not be encoded as .{format}: {str(error) or type(error).__name__}."
+        for suffix, encoded in _kept_as(frames, fps, format):
+            saved = keep_safe(encoded, stem, suffix)
+            if saved is not None:
+                failure += f" Its frames are safe in {str(saved)!r}."
+                break
+        raise RunError(failure) from error
+
+
+def _kept_as(frames: np.ndarray[Any, np.dtype[np.uint8]], fps: float, format: str) -> Iterator[tuple[str, bytes]]:
+    """The frames without any loss, first as what can be watched."""
+    if format != "webp":
+        with suppress(Exception):
+            from h2gen.output.video_file import encode_video
+
+            yield "webp", encode_video(frames, fps, "webp")
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, frames)
+    yield "npy", buffer.getvalue()

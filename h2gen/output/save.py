@@ -19,6 +19,7 @@ from h2gen.files import check_file, check_folder, partial_file, sha256
 from h2gen.output.metadata import read_metadata, save_options
 from h2gen.output.names import is_spellable
 from h2gen.settings.table import FORMATS
+from h2gen.settings.video_rows import VIDEO_FORMATS
 from h2gen.wording import shown
 
 if TYPE_CHECKING:
@@ -31,12 +32,16 @@ _LONGEST_SLUG = 48
 _LARGEST_SLUG = 100
 """Bytes; a number, a seed, a suffix and more words of a template are added."""
 _OF_SUFFIX = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
+_OF_VIDEOS = {f".{name}": name for name in VIDEO_FORMATS}
 _NOT_WRITTEN = frozenset(
     f".{name}"
-    for names in ("avif bmp eps exr gif heic heif ico jfif", "jp2 jpe jxl pdf ppm psd svg tga tif tiff")
+    for names in (
+        "apng avi avif bmp eps exr gif heic heif ico jfif jp2 jpe jpeg jpg",
+        "jxl m4v mkv mov mp4 mpeg mpg pdf png ppm psd svg tga tif tiff webm wmv",
+    )
     for name in names.split()
 )
-"""Suffixes by which a path is meant to be a picture, in a format that is not written."""
+"""Suffixes by which a path is meant to be a picture or a video, in a format that is not written."""
 _OPTIONS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG"},
     "jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -74,14 +79,22 @@ class Target:
         return _is_sidecar(self.path(prompt, seed).with_suffix(".toml"))
 
 
-def target_of(out: str | None, format: str | None) -> Target:
+def target_of(out: str | None, format: str | None, *, video: bool = False) -> Target:
     """Read ``--out`` and ``--format``. A path that ends in .png, .jpg, .jpeg or .webp is a file, any other a folder.
 
+    Args:
+        out, format: as they were given.
+        video: whether a video goes there: .mp4, .gif and .webp are files.
+
     Raises:
-        OutputError: the format is unknown or contradicts the suffix, or the folder cannot be written to.
+        OutputError: the format is unknown or contradicts the suffix, or the folder cannot be written to; or nothing
+            here can write such a video.
     """
-    if format is not None and format not in FORMATS:
-        raise OutputError(f"format is {format!r}; choose {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+    formats, of_suffix = (VIDEO_FORMATS, _OF_VIDEOS) if video else (FORMATS, _OF_SUFFIX)
+    if format is not None and format not in formats:
+        known = format in (*FORMATS, *VIDEO_FORMATS)
+        what = f", and this is a {'video' if video else 'picture'}" if known else ""
+        raise OutputError(f"format is {format!r}{what}; choose {', '.join(formats[:-1])} or {formats[-1]}.")
     if out == "":
         raise OutputError("out is empty; give a folder or a file.")
     try:
@@ -89,15 +102,28 @@ def target_of(out: str | None, format: str | None) -> Target:
     except RuntimeError as error:
         raise OutputError(f"out is {shown(out)}, and there is no such home folder; give another.") from error
     suffix = path.suffix.lower()
-    if suffix in _OF_SUFFIX and not os.path.isdir(path):
-        if format not in (None, _OF_SUFFIX[suffix]):
+    if suffix in of_suffix and not os.path.isdir(path):
+        if format not in (None, of_suffix[suffix]):
             raise OutputError(f"The file {str(path)!r} and the format {format!r} contradict each other; give one.")
         check_file(path, _ADDED)
-        return Target(path.parent, path.stem, _OF_SUFFIX[suffix], path.suffix[1:])
-    if suffix in _NOT_WRITTEN and not os.path.isdir(path):
-        raise OutputError(f"Cannot write {suffix} files ({str(path)!r}); use .png, .jpg or .webp.")
-    check_folder(path)
-    return Target(path, None, format or "png")
+        target = Target(path.parent, path.stem, of_suffix[suffix], path.suffix[1:])
+    elif suffix in _NOT_WRITTEN and not os.path.isdir(path):
+        raise OutputError(_not_written(suffix, path, video))
+    else:
+        check_folder(path)
+        target = Target(path, None, format or formats[0])
+    if video:
+        from h2gen.output.video_file import check_video_format
+
+        check_video_format(target.format)
+    return target
+
+
+def _not_written(suffix: str, path: Path, video: bool) -> str:
+    if video:
+        return f"Cannot write videos as {suffix} files ({str(path)!r}); use .mp4, .gif or .webp."
+    what = "pictures as " if suffix in _OF_VIDEOS else ""
+    return f"Cannot write {what}{suffix} files ({str(path)!r}); use .png, .jpg or .webp."
 
 
 def slug(prompt: str) -> str:
@@ -161,13 +187,18 @@ def keep(
         folder.mkdir(parents=True, exist_ok=True)
         return _write(data, folder, stem, suffix, sidecar, before, owner, overwrite)
     except OSError as error:
-        failure = f"The picture could not be written to {str(folder)!r}: {error.strerror or error}."
-        for place in (tempfile.gettempdir, Path.home):
-            with contextlib.suppress(OSError, RuntimeError):
-                saved = _write(data, Path(place()), f"h2gen-{stem}", suffix, None, None, "", False)
-                failure += f" It is safe in {str(saved)!r}."
-                break
-        raise RunError(failure) from error
+        what = "video" if suffix.lower() in ("mp4", "gif") else "picture"
+        failure = f"The {what} could not be written to {str(folder)!r}: {error.strerror or error}."
+        saved = keep_safe(data, stem, suffix)
+        raise RunError(failure if saved is None else f"{failure} It is safe in {str(saved)!r}.") from error
+
+
+def keep_safe(data: bytes, stem: str, suffix: str) -> Path | None:
+    """Write a file to the temporary folder, or to the user's home if that is full; None if neither takes it."""
+    for place in (tempfile.gettempdir, Path.home):
+        with contextlib.suppress(OSError, RuntimeError):
+            return _write(data, Path(place()), f"h2gen-{stem}", suffix, None, None, "", False)
+    return None
 
 
 def _write(

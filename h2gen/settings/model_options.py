@@ -13,6 +13,7 @@ from h2gen.models.facts import facts_of
 from h2gen.models.tasks import pipeline_of
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import Settings
+from h2gen.settings.video import check_frames
 from h2gen.wording import printable, shown
 
 
@@ -38,6 +39,7 @@ def check_options(settings: Settings, checkpoint: Checkpoint) -> None:
         from h2gen.models.lora_files import check_loras
 
         check_loras([(file.opened(), file.name) for file in settings.lora], checkpoint)
+    check_frames(settings, checkpoint)
     for name, unused, value in _given_in_vain(settings, checkpoint):
         if unused.refused:
             raise SettingError(f"{name} is {shown(value)}, but {_name(checkpoint)} {unused.why}.")

@@ -27,6 +27,7 @@ from h2gen.settings.sizes import parse_size
 from h2gen.settings.table import BY_NAME, MOST_TOKENS, TABLE
 from h2gen.settings.user_defaults import user_defaults
 from h2gen.settings.values import FIELDS, FILES, OFF, Settings, check_length
+from h2gen.settings.video import with_frames
 
 CACHE = tuple(row.name for row in TABLE if row.of_cache)
 """The settings of the cache."""
@@ -147,6 +148,7 @@ def resolve_settings(
             load_preset,
         )
     )
+    with_frames(checkpoint, resolved)
     if "seed" not in resolved:
         resolved["seed"] = Resolved(random_seed(), "random")
     name = "max_sequence_length"

@@ -30,6 +30,7 @@ from h2gen.settings.setting import MAKES as _MAKING
 from h2gen.settings.setting import MEASURES as _MEASURING
 from h2gen.settings.side_models import CONTROL, CONTROLNET, REDUX_MODEL
 from h2gen.settings.solver_rows import ATTENTION, COMPILE, SHIFT, SOLVER
+from h2gen.settings.video_rows import FPS, FRAMES, VIDEO_FORMATS
 
 __all__ = [
     "BATCH", "BY_NAME", "CACHE", "DETAILS", "FORMATS", "LARGEST_SIDE", "LONGEST_PROMPT", "MEASURING", "MODEL",
@@ -128,6 +129,8 @@ TABLE = (
     ),
     Setting("width", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
     Setting("height", "Pixels.", _side, PICTURE, commands=(), per_prompt=True, in_picture=True),
+    FRAMES,
+    FPS,
     picture_row("steps", "Denoising steps.", Rule(int, 1, MOST_STEPS), short="-s"),
     SOLVER,
     SHIFT,
@@ -301,7 +304,7 @@ TABLE = (
     _weights("quantize_text", "Quantize the text encoders except CLIP, with the same values."),
     Setting(
         "out",
-        "A folder, or a .png, .jpg or .webp file.",
+        "A folder, or a .png, .jpg, .webp, .mp4 or .gif file.",
         Rule(str),
         PICTURE,
         commands=(*_MAKING, "compare"),
@@ -317,8 +320,8 @@ TABLE = (
     ),
     Setting(
         "format",
-        "png, jpg or webp.",
-        Rule(str, choices=FORMATS),
+        "png, jpg or webp; of a video mp4, gif or webp.",
+        Rule(str, choices=(*FORMATS, *VIDEO_FORMATS[:2])),
         OUTPUT,
         commands=_MAKING,
         lasting=True,

@@ -49,6 +49,8 @@ class Settings:
         controlnet: what follows them, with their scales, if the model itself does not.
         redux: pictures that are read like a prompt, with their weights.
         redux_model: what reads them.
+        frames: of a video; None for a picture.
+        fps: frames per second of a video; None for a picture.
         reference_steps: steps of the uncached picture that was asked for, if a profile chose other settings to come
             close to it; None if it is the one with these ``steps``. It determines no pixel: shares of blocks and
             estimated speed-ups are against it.
@@ -78,6 +80,8 @@ class Settings:
     controlnet: tuple[InputFile, ...] = ()
     redux: tuple[InputFile, ...] = ()
     redux_model: tuple[InputFile, ...] = ()
+    frames: int | None = None
+    fps: float | None = None
     reference_steps: int | None = None
     published_plan: str | None = None
 
@@ -102,6 +106,8 @@ class Settings:
             raise SettingError(
                 f"plan has {parts} parts, and a step has {passes}; give one part per pass, or one for all."
             )
+        if (self.frames is None) != (self.fps is None):
+            raise SettingError("frames and fps belong together; give both for a video, and neither for a picture.")
         if self.negative and self.cfg <= 1:
             raise SettingError(
                 f"A negative prompt has no effect with cfg {self.cfg:g}; also give a cfg above 1, such as 3."
@@ -158,8 +164,8 @@ class Settings:
         return {**vars(self), **alone} == {**vars(other), **alone}
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object, with the cache's settings among the others; without files, a shift and an attention
-        that are not given."""
+        """One flat object, with the cache's settings among the others; without files, a shift, an attention and
+        numbers of frames that are not given."""
         # Not by asdict, which copies deeply: a batch asks this of every job.
         flat = {**vars(self), **vars(self.cache)}
         for name in ("cache", *NOT_SETTINGS):
@@ -168,7 +174,7 @@ class Settings:
             flat[name] = [file.to_json() for file in flat[name]]
             if not flat[name]:
                 del flat[name]
-        for name in ("shift", "attention"):
+        for name in ("shift", "attention", "frames", "fps"):
             if flat[name] == BY_NAME[name].default:  # as in pictures that are older than the setting
                 del flat[name]
         return flat

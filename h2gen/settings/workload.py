@@ -14,6 +14,7 @@ from h2gen.models.footprint import Work
 from h2gen.settings import presets
 from h2gen.settings.inputs import InputFile
 from h2gen.settings.values import Settings
+from h2gen.settings.video import latent_frames
 
 _CHANNELS = 128
 """Of a velocity's tokens, in the families at most."""
@@ -38,6 +39,7 @@ def work_of(settings: Settings, checkpoint: Checkpoint, pictures: int = 1, value
         settings.cache,
         2 if settings.cfg > 1 else 1,
         (1 + references, pictures, value),
+        settings.frames or 0,
     )
     return replace(work, beside=sum(map(_size_on_disk, settings.controlnet)))
 
@@ -46,7 +48,7 @@ def default_work(checkpoint: Checkpoint, value: int = 2) -> Work:
     """What a picture takes with the model's own defaults and the default preset."""
     defaults, cache = checkpoint.defaults, presets.load_preset(presets.DEFAULT).config
     size, passes = (defaults.width, defaults.height), 2 if defaults.cfg > 1 else 1
-    return _work(checkpoint, size, defaults.max_sequence_length, cache, passes, (1, 1, value))
+    return _work(checkpoint, size, defaults.max_sequence_length, cache, passes, (1, 1, value), defaults.frames)
 
 
 def _work(
@@ -56,12 +58,13 @@ def _work(
     cache: CacheConfig,
     passes: int,
     counts: tuple[int, int, int],
+    frames: int,
 ) -> Work:
     (width, height), (images, pictures, value) = size, counts
     multiple = checkpoint.defaults.size_multiple
-    tokens = images * -(-width // multiple) * -(-height // multiple)
+    tokens = images * latent_frames(frames, checkpoint) * -(-width // multiple) * -(-height // multiple)
     kept = most_kept(cache, tokens, text, _CHANNELS, passes)
-    return Work(width * height, pictures, tokens + text, *kept, value)
+    return Work(width * height * max(1, frames), pictures, tokens + text, *kept, value)
 
 
 def _size_on_disk(file: InputFile) -> int:

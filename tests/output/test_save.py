@@ -134,9 +134,11 @@ def test_a_picture_that_cannot_be_written_is_put_where_it_can(
 @pytest.mark.parametrize(
     ("out", "format", "words"),
     [
-        ("cat.gif", None, "Cannot write .gif files"),
+        ("cat.gif", None, "Cannot write pictures as .gif files"),
         ("cat.png", "jpg", "contradict"),
-        (".", "bmp", "choose png, jpg or webp"),
+        (".", "bmp", "format is 'bmp'; choose png, jpg or webp"),
+        (".", "mp4", "format is 'mp4', and this is a picture; choose png, jpg or webp"),
+        ("cat.mp4", None, "Cannot write pictures as .mp4 files"),
         ("file/below", None, "is not a folder"),
         ("x" * 250 + ".png", None, "too long"),
         ("x" * 300, None, "too long"),

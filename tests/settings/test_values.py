@@ -79,7 +79,8 @@ def test_settings_as_json_are_all_of_them_in_the_order_of_their_fields() -> None
     flat = asdict(made)
     assert [flat.pop(name) for name in NOT_SETTINGS] == [None, None]
     assert [flat.pop(name) for name in FILES] == [()] * len(FILES)  # files are left out if there are none
-    assert [flat.pop(name) for name in ("shift", "attention")] == ["own", "default"]  # and so are these
+    others = ("shift", "attention", "frames", "fps")
+    assert [flat.pop(name) for name in others] == ["own", "default", None, None]  # and so are these
     assert list(made.to_json().items()) == list((flat | flat.pop("cache")).items())
     assert made.to_json() is not made.to_json()
 

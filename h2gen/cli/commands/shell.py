@@ -113,7 +113,8 @@ def _obey(line: str, state: ShellState, renderer: Renderer, console: Console, sh
         show_notices([notice for notice in request.notices if notice not in shown], console)
         shown |= set(request.notices)
         renderer.check_options(request)
-        renderer.render([request.settings], [target_of(request.out, request.format)], request.preset)
+        target = target_of(request.out, request.format, video=request.settings.frames is not None)
+        renderer.render([request.settings], [target], request.preset)
     return step.action is Action.QUIT
 
 

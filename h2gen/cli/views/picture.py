@@ -153,7 +153,8 @@ def _facts(renderer: Renderer, together: Sequence[Settings]) -> str:
     seeds = ",".join(str(each.seed) for each in together)
     guidance = f"cfg {settings.cfg:g}" if settings.cfg > 1 else f"guidance {settings.guidance:g}"
     cache = settings.cache.words if settings.cache.enabled else "no cache"
+    frames = "" if settings.frames is None else f" · {settings.frames} frames at {settings.fps:g} fps"
     return (
-        f"{made_with['model']} · {settings.width}x{settings.height} · {settings.steps} steps{solver} · "
+        f"{made_with['model']} · {settings.width}x{settings.height}{frames} · {settings.steps} steps{solver} · "
         f"seed {seeds} · {guidance} · {cache} · {made_with['device']} {made_with['dtype']}"
     )

@@ -1,0 +1,208 @@
+"""Videos from the command line: made, described, made again, in batches and in the shell; and bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import h2gen as api
+from h2gen.cli.app import run
+from h2gen.errors import SettingError
+from h2gen.output.metadata import read_metadata
+from tests import small
+from tests.cli.programs import h2gen, in_a_terminal, read_until
+from tests.output.test_video_file import decoded
+
+DEFAULTS = "width = 64\nheight = 48\nsteps = 3\nguidance = 6.0\nmax_sequence_length = 16\nframes = 9\nfps = 8.0\n"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("small-video")
+    small.hunyuan_video_pipeline(layers=2, single_layers=2).save_pretrained(folder)
+    (folder / "defaults.toml").write_text(DEFAULTS)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def session(model: str) -> Any:
+    return api.load(model, device="cpu")
+
+
+def frames_of(path: str | Path) -> Any:
+    return decoded(Path(path).read_bytes(), Path(path).suffix[1:])[0]
+
+
+def test_a_video_is_made_in_every_format_and_says_how(model: str, here: Path) -> None:
+    common = ("a cat walks", "--model", model, "--seed", "7", "--no-cache", "-q")
+    for name in ("cat.mp4", "cat.gif", "cat.webp"):
+        done = h2gen(*common, "--out", name, "--frames", "5", "--fps", "12.5")
+        assert (done.returncode, done.stdout) == (0, f"{name}\n"), done.stderr
+        found = read_metadata(here / name)
+        assert (found.settings.frames, found.settings.fps, found.settings.prompt) == (5, 12.5, "a cat walks")
+        assert frames_of(name).shape == (5, 48, 64, 3)
+    grey = [frames_of(f"cat.{format}") @ (0.2126, 0.7152, 0.0722) for format in ("webp", "mp4", "gif")]
+    assert np.abs(grey[1] - grey[0]).mean() < 4 and np.abs(grey[2] - grey[0]).mean() < 12  # they are random colours
+    done = h2gen("info", "cat.mp4", "cat.gif", "cat.webp")
+    assert done.returncode == 0 and len(re.findall(r"frames +5\n", re.sub(" +\n", "\n", done.stdout))) == 3
+    assert json.loads(h2gen("info", "--json", "cat.mp4").stdout)["settings"]["fps"] == 12.5
+
+
+def test_a_replay_has_the_same_frames(model: str, here: Path) -> None:
+    done = h2gen("a cat walks", "--model", model, "--seed", "7", "--format", "mp4", "--json")
+    made = json.loads(done.stdout)
+    assert made["path"] == "a-cat-walks-7.mp4" and made["settings"]["frames"] == 9
+    assert h2gen("a cat walks", "--model", model, "--seed", "7", "--out", "cat.webp", "-q").returncode == 0
+    for name in (made["path"], "cat.webp"):
+        again = "again" + Path(name).suffix
+        done = h2gen("replay", name, "--model", model, "--out", again)
+        assert done.returncode == 0 and "was made" not in done.stderr, done.stderr
+        assert np.array_equal(frames_of(again), frames_of(name))
+        assert read_metadata(here / again).settings == read_metadata(here / name).settings
+    assert h2gen("replay", "cat.webp", "--model", model, "--frames", "5", "--out", "short.gif", "-q").returncode == 0
+    assert read_metadata(here / "short.gif").settings.frames == 5
+
+
+def test_a_replay_on_a_picture_model_is_refused(model: str, here: Path) -> None:
+    assert h2gen("a cat", "--model", model, "--seed", "7", "--out", "cat.gif", "-q").returncode == 0
+    done = h2gen("replay", "cat.gif", "--model", "tiny")
+    assert done.returncode == 2 and re.fullmatch(
+        r"h2gen: frames is 9, but 'tiny' makes pictures; .*leave it out\.\n", done.stderr
+    )
+
+
+def test_several_seeds_and_an_existing_file(model: str, here: Path) -> None:
+    for _ in range(2):
+        done = h2gen("a cat", "--model", model, "--seed", "1,2", "--frames", "1", "--out", "cat.mp4", "-q")
+        assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(here)) == ["cat-1-2.mp4", "cat-1.mp4", "cat-2-2.mp4", "cat-2.mp4"]
+    assert Path("cat-1.mp4").read_bytes() != Path("cat-2.mp4").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_batch_makes_videos_and_continues(model: str, here: Path) -> None:
+    Path("p.jsonl").write_text(
+        '{"prompt": "a cat", "seed": 7}\n{"prompt": "a dog", "frames": 5, "fps": 4, "seed": 7}\n'
+    )
+    command = ("batch", "p.jsonl", "--model", model, "--out", "out", "--no-cache")
+    done = h2gen(*command)
+    names = ["0001-a-cat-7.mp4", "0002-a-dog-7.mp4"]
+    assert done.returncode == 0 and done.stdout.split() == [f"out/{name}" for name in names], done.stderr
+    assert [len(frames_of(f"out/{name}")) for name in names] == [9, 5]
+    assert read_metadata(here / "out" / names[1]).settings.fps == 4
+    assert h2gen("a cat", "--model", model, "--seed", "7", "--no-cache", "--out", "one.mp4", "-q").returncode == 0
+    assert np.array_equal(frames_of("one.mp4"), frames_of(f"out/{names[0]}"))
+    Path("out", names[0]).unlink()
+    done = h2gen(*command)
+    assert done.returncode == 0 and done.stdout.split() == [f"out/{names[0]}"], done.stderr
+
+
+BAD = [
+    (["--frames", "8"], r"--frames is 8, but .* takes 1 more than a multiple of 4; give 5 or 9\."),
+    (["--frames", "many"], r"--frames is 'many'; give a whole number from 1 to 1025\."),
+    (["--frames", "1029"], r"--frames is 1029; give a whole number from 1 to 1025\."),
+    (["--fps", "0"], r"--fps is 0; give a number from 1 to 120\."),
+    (["--out", "cat.png"], r"Cannot write videos as \.png files \('cat\.png'\); use \.mp4, \.gif or \.webp\."),
+    (["--format", "jpg"], r"--format is 'jpg', and this is a video; choose mp4, gif or webp\."),
+    (["--preview-file", "now.png"], r"Previews show pictures, and this model makes videos; leave --preview-file out\."),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), BAD)
+def test_what_a_video_model_refuses_is_one_line_before_anything_is_loaded(
+    model: str, here: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], words: str
+) -> None:
+    monkeypatch.setattr("h2gen.generation.session.open_session", None)
+    done = h2gen("a cat", "--model", model, *options)
+    assert done.returncode == 2 and re.fullmatch(f"h2gen: {words}\n", done.stderr), done.stderr
+    assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize("options", [["--frames", "9"], ["--fps", "8"]])
+def test_a_picture_model_takes_neither_frames_nor_a_rate(here: Path, options: list[str]) -> None:
+    done = h2gen("a cat", *options)
+    assert done.returncode == 2 and re.fullmatch(
+        rf"h2gen: {options[0]} is {options[1]}(\.0)?, but 'tiny' makes pictures; .*leave it out\.\n", done.stderr
+    )
+
+
+@pytest.mark.parametrize("command", [["compare", "a cat"], ["frontier"], ["tune"]])
+def test_videos_are_not_compared(model: str, here: Path, command: list[str]) -> None:
+    done = h2gen(*command, "--model", model)
+    assert done.returncode == 2 and "makes videos, and only pictures can be compared" in done.stderr
+    assert done.stderr.count("\n") == 1 and os.listdir(here) == []
+
+
+def test_without_av_only_mp4_is_refused(model: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    done = h2gen("a cat", "--model", model)
+    assert done.returncode == 2 and "pip install 'h2gen[video]'" in done.stderr and done.stderr.count("\n") == 1
+    assert h2gen("a cat", "--model", model, "--seed", "7", "--format", "gif", "-q").stdout == "a-cat-7.gif\n"
+
+
+def test_a_video_that_cannot_be_encoded_is_kept(model: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: Any) -> bytes:
+        raise ValueError("no luck")
+
+    monkeypatch.setattr("tempfile.tempdir", str(here))
+    monkeypatch.setattr("h2gen.output.video_file._mp4", fails)
+    done = h2gen("a cat", "--model", model, "--seed", "7", "--out", "out", "-q")
+    assert done.returncode == 1 and "could not be encoded as .mp4: no luck. Its frames are safe in" in done.stderr
+    assert frames_of("h2gen-a-cat-7.webp").shape == (9, 48, 64, 3)
+
+
+def test_the_shell_changes_the_number_of_frames(model: str, here: Path) -> None:
+    done = h2gen("shell", "--model", model, "--seed", "7", input="a cat\n:set frames 5\na dog\n:set frames 6\n")
+    assert done.stdout.split() == ["a-cat-7.mp4", "a-dog-7.mp4"], done.stderr
+    assert "frames is now 5" in done.stderr and "give 5 or 9" in done.stderr
+    assert [len(frames_of(f"a-{name}-7.mp4")) for name in ("cat", "dog")] == [9, 5]
+
+
+def test_a_dry_run_names_the_file_and_the_frames(model: str) -> None:
+    done = h2gen("a cat", "--model", model, "--seed", "7", "--dry-run", "--json")
+    found = json.loads(done.stdout)
+    assert found["paths"] == ["a-cat-7.mp4"]
+    assert found["settings"]["frames"] == {"value": 9, "source": "model default"}
+
+
+def test_python_has_frames_and_saves_them(session: Any, here: Path) -> None:
+    result = session.generate("a cat", seed=7, frames=5, fps=4, no_cache=True, out="out")
+    assert result.path == Path("out/a-cat-7.mp4") and result.frames.shape == (5, 48, 64, 3)
+    assert np.array_equal(np.asarray(result.image), result.frames[0])
+    assert result.save("cat.webp") == Path("cat.webp") and np.array_equal(frames_of("cat.webp"), result.frames)
+    assert result.metadata["settings"]["fps"] == 4
+    assert result._repr_html_().startswith("<video ")
+    with Image.open("cat.webp") as image:
+        assert image.n_frames == 5
+    for given, words in (({"frames": 6}, "give 5 or 9"), ({"on_preview": print}, "leave on_preview out")):
+        with pytest.raises(SettingError, match=words):
+            session.generate("a cat", seed=7, **given)
+
+
+def test_a_picture_shows_itself_as_a_picture(tiny: Any) -> None:
+    result = tiny.generate("a cat", seed=7, steps=1, size=64, no_cache=True)
+    assert result.frames is None and result._repr_html_() is None and result._repr_png_()
+
+
+@pytest.mark.slow
+def test_the_live_table_says_how_many_frames(model: str, here: Path) -> None:
+    Path("m").symlink_to(model)
+    with in_a_terminal("a cat", "--model", "./m", "--seed", "7") as (process, terminal):
+        seen = read_until(terminal, r"a-cat-7\.mp4 .*\n")
+        assert process.wait(60) == 0
+    assert "64x48 · 9 frames at 8 fps · 3 steps" in seen
+
+
+def test_the_help_of_every_command_that_makes_something_has_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["--help"], ["batch", "--help"], ["replay", "--help"], ["shell", "--help"]):
+        assert run(command) == 0
+        shown = capsys.readouterr().out
+        assert "--frames" in shown and "--fps" in shown
