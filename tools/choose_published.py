@@ -3,9 +3,10 @@
     python -m tools.choose_published                # 10 prompts, about ten minutes on two cores; writes the choice
     python -m tools.choose_published --prompts 2 --no-write
 
-Of the plans with the same number of steps and of computed steps, the one with the smallest mean 1 - SSIM is chosen,
-measured with h2gen's own forecast at the skipped steps and true guidance 3. Pictures are compared with the uncached
-ones of the same prompts, seeds and steps; plain fewer steps are shown for comparison. Then run tools/docs.py, for the
+Of the plans for FLUX.1-dev with the same number of steps and of computed steps, the one with the smallest mean 1 - SSIM
+is chosen, measured with h2gen's own forecast at the skipped steps and true guidance 3. Pictures are compared with the
+uncached ones of the same prompts, seeds and steps; plain fewer steps are shown for comparison. Of the plans for other
+models, BudCache's are taken. Then run tools/docs.py, for the
 table in docs/tune.md.
 """
 
@@ -27,11 +28,14 @@ from tools.choose_presets import PROMPTS
 
 CANDIDATES = Path(__file__).with_name("published_plans.toml")
 CFG = 3.0
+OF, METHOD_OF_OTHERS = "FLUX.1-dev", "BudCache"
+"""The model whose plans are measured, and the method whose plans ship for other models."""
 HEAD = """\
-# Plans that others have published for FLUX.1-dev, which --speedup uses for it and its relatives until "h2gen tune" has
-# made a profile. Facts from the sources that each names; nothing here was measured with h2gen on FLUX.1-dev.
-# Written by "python -m tools.choose_published". Of the plans with the same number of computed steps it chooses one by
-# measuring them on the bundled model: {how}.
+# Plans that others have published, which --speedup uses for the models that they were found for, and those made from
+# them, until "h2gen tune" has made a profile. Facts from the sources that each names; nothing here was measured with
+# h2gen on these models. Written by "python -m tools.choose_published". Of the plans for FLUX.1-dev with the same number
+# of computed steps it chooses one by measuring them on the bundled model: {how}. Of those for other
+# models it takes BudCache's.
 
 """
 
@@ -92,7 +96,7 @@ def best(rows: Sequence[Row]) -> list[PublishedPlan]:
 
 def to_toml(plans: Sequence[PublishedPlan], how: str) -> str:
     """The plans as the text of the file that ships."""
-    rows = [{name: value for name, value in vars(plan).items() if name != "made_steps"} for plan in plans]
+    rows = [{name: value for name, value in vars(plan).items() if value or name in ("paper", "size")} for plan in plans]
     return HEAD.format(how=how) + tomli_w.dumps({"plans": rows})
 
 
@@ -102,7 +106,9 @@ def main() -> None:
     parser.add_argument("--no-write", action="store_true", help="only print the table")
     options = parser.parse_args()
     prompts = [(prompt, 100 + seed) for seed, prompt in enumerate(PROMPTS[: options.prompts])]
-    rows = measure(h2gen.load("tiny"), read_plans(CANDIDATES), prompts)
+    candidates = read_plans(CANDIDATES)
+    others = [plan for plan in candidates if OF not in plan.models and plan.method == METHOD_OF_OTHERS]
+    rows = measure(h2gen.load("tiny"), [plan for plan in candidates if OF in plan.models], prompts)
     print(f"\n{'steps':>5s}  {'computed':>8s}  {'plan':45s} {'psnr':>6s} {'worst':>6s}  1-ssim  worst")
     chosen = best(rows)
     plain = {(row.steps, row.computed): row.error for row in rows if row.plan is None}
@@ -111,7 +117,7 @@ def main() -> None:
         print(row, f"chosen{worse}" if row.plan in chosen else "", sep="  ")
     if not options.no_write:
         how = f"{len(prompts)} prompt{'s' * (len(prompts) > 1)}, true guidance {CFG:g}"
-        FILE.write_text(to_toml(chosen, how), encoding="utf-8")
+        FILE.write_text(to_toml([*chosen, *others], how), encoding="utf-8")
         print(f"\nWrote {FILE}")
 
 

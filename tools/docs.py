@@ -236,8 +236,9 @@ def published_table() -> str:
     for plan in shipped_plans():
         method = f"{plan.method} ({plan.paper})" if plan.paper else plan.method
         speed = rounded_down(plan.estimated_speedup)
-        rows.append((f"{plan.steps}", f"{plan.computed}", speed, method, f"{plan.source} ({plan.licence})"))
-    return table(("steps", "computed", "estimated speed-up", "found by", "published in"), *rows)
+        where = f"{plan.source} ({plan.licence})"
+        rows.append((plan.made_for, f"{plan.steps}", f"{plan.computed}", speed, method, where))
+    return table(("for", "steps", "computed", "estimated speed-up", "found by", "published in"), *rows)
 
 
 def support_rows() -> list[tuple[str, str, str, str, str]]:

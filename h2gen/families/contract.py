@@ -317,6 +317,14 @@ class Family(ABC):
         latents: torch.Tensor = unpacked(tokens, grid) / config.scaling_factor + (config.shift_factor or 0.0)
         return latents
 
+    def published(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> str:
+        """The model that others have published plans for, such as ``FLUX.1-dev``, if this is it or made from it.
+
+        Args:
+            transformer_config, model_index: as in ``defaults``.
+        """
+        return ""
+
     # What the evaluation needs.
 
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:

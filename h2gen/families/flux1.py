@@ -94,6 +94,9 @@ class Flux1(Family):
             found |= {"cfg": NO_TRUE_GUIDANCE, "negative": NO_NEGATIVE}
         return found
 
+    def published(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> str:
+        return "FLUX.1-dev" if paints_as_dev(transformer_config, model_index) else ""
+
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         embeddings, pooled, _ = pipe.encode_prompt(
             prompt=[prompt], prompt_2=None, device=pipe._execution_device, max_sequence_length=max_sequence_length

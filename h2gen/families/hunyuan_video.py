@@ -54,6 +54,10 @@ class HunyuanVideo(VideoFamily):
     ) -> Mapping[str, Unused]:
         return {"guidance": NOT_DISTILLED} if transformer_config.get("guidance_embeds") is False else {}
 
+    def published(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> str:
+        blocks = transformer_config.get("num_layers"), transformer_config.get("num_single_layers")
+        return "HunyuanVideo" if blocks == (20, 40) else ""
+
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         embeddings, pooled, mask = pipe.encode_prompt(
             prompt=[prompt], device=pipe._execution_device, max_sequence_length=max_sequence_length

@@ -79,6 +79,9 @@ class QwenImage(Family):
     ) -> Mapping[str, Unused]:
         return {"guidance": NOT_DISTILLED}
 
+    def published(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> str:
+        return "Qwen-Image" if transformer_config.get("num_layers") == 60 else ""
+
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         embeddings, mask = pipe.encode_prompt(
             prompt=[prompt], device=pipe._execution_device, max_sequence_length=max_sequence_length

@@ -57,6 +57,9 @@ class Wan(VideoFamily):
     ) -> Mapping[str, Unused]:
         return {"guidance": NOT_DISTILLED}
 
+    def published(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> str:
+        return "Wan2.1-T2V-1.3B" if transformer_config.get("num_layers") == 30 else ""
+
     def encode(self, pipe: Any, prompt: str, max_sequence_length: int) -> dict[str, torch.Tensor]:
         embeddings, _ = pipe.encode_prompt(
             prompt=[prompt],

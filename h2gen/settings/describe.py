@@ -26,7 +26,7 @@ from h2gen.models.memory_needed import memory_needed
 from h2gen.models.vocabulary import Vocabulary, vocabulary
 from h2gen.settings import presets
 from h2gen.settings.profiles import FEWEST_STEPS
-from h2gen.settings.profiles.published import is_relative, summary_lines
+from h2gen.settings.profiles.published import published_model, summary_lines
 from h2gen.settings.table import TABLE
 from h2gen.settings.workload import default_work
 from h2gen.wording import printable
@@ -80,7 +80,7 @@ def describe(name: str, base: str | None = None) -> dict[str, Any]:
         found |= _about_family(checkpoint, facts)
     found["cache"] = _about_cache(checkpoint, facts)
     if facts is not None:
-        found["published_plans"] = list(summary_lines()) if is_relative(checkpoint) else []
+        found["published_plans"] = list(summary_lines(published_model(checkpoint)))
     needed = None if facts is None else memory_needed(checkpoint, facts)
     if needed is not None:
         found["memory"] = {"bytes": dict(needed.bytes), "computed_from": needed.source}

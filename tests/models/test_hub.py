@@ -42,11 +42,11 @@ RELATIVE = """
 import json, sys
 from h2gen.errors import ModelError
 from h2gen.models import resolve
-from h2gen.settings.profiles.published import is_relative
+from h2gen.settings.profiles.published import published_model
 
 def attempt(name):
     try:
-        return is_relative(resolve(name))
+        return bool(published_model(resolve(name)))
     except ModelError as error:
         return str(error)
 

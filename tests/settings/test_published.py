@@ -15,11 +15,12 @@ from h2gen.models.catalogue import CATALOGUE, Checkpoint, resolve
 from h2gen.settings import speedup
 from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey, file_name, user_folder, write_profile
 from h2gen.settings.profiles.published import (
-    MODELS,
     WORDS,
     PublishedPlans,
-    is_relative,
+    models_with_plans,
+    plans_for,
     published_for,
+    published_model,
     read_plans,
     shipped_plans,
 )
@@ -39,6 +40,10 @@ MINE = "cd" * 32
 
 def key(steps: int = 50, size: int = 1024, model: str = "dev", mode: str = "plain") -> ProfileKey:
     return ProfileKey(model, "", steps, size, size, mode)
+
+
+def is_relative(checkpoint: Checkpoint) -> bool:
+    return published_model(checkpoint) == "FLUX.1-dev"
 
 
 def plans(**more: Any) -> PublishedPlans:
@@ -78,22 +83,64 @@ def test_the_nearest_profile_is_not_looked_for_in_weights_that_are_not_here(monk
     assert asked(Goal(3, nearest=True)).settings.published_plan is not None
 
 
+MADE_FOR = {"FLUX.1-dev", "Qwen-Image", "HunyuanVideo", "Wan2.1-T2V-1.3B"}
+
+
 def test_each_plan_that_ships_is_one_of_the_candidates_with_its_origin() -> None:
     candidates = read_plans(Path(__file__).parents[2] / "tools" / "published_plans.toml")
     shipped = list(shipped_plans())
-    assert {(plan.steps, plan.computed) for plan in candidates} == {(plan.steps, plan.computed) for plan in shipped}
-    assert len({(plan.steps, plan.computed) for plan in shipped}) == len(shipped)
+    known = {(plan.made_for, plan.steps, plan.computed) for plan in candidates}
+    assert sorted((plan.made_for, plan.steps, plan.computed) for plan in shipped) == sorted(known)
     for plan in shipped:
         assert plan in candidates and plan.licence in ("MIT", "Apache-2.0") and "/" in plan.source
-        assert "FLUX.1-dev" in plan.made_for and set(plan.plan) == {"F", "S"} and plan.cache.plan == plan.plan
+        assert set(plan.models) <= MADE_FOR and set(plan.plan) == {"F", "S"} and plan.cache.plan == plan.plan
         assert re.fullmatch(r"arXiv \d{4}\.\d{5}|", plan.paper)
 
 
-def test_the_models_are_those_with_distilled_guidance_and_the_same_blocks() -> None:
-    for name in MODELS:
-        assert CATALOGUE[name].defaults.guidance > 1 and CATALOGUE[name].parameters == CATALOGUE["dev"].parameters
-    assert [name for name in CATALOGUE if is_relative(resolve(name))] == [*MODELS]
+def test_the_models_are_those_that_plans_were_found_for_and_their_relatives() -> None:
+    assert {"dev", "krea", "qwen-image"} <= {*models_with_plans()}
+    for name in models_with_plans():
+        assert plans_for(published_model(resolve(name)))
+    assert [name for name in CATALOGUE if is_relative(resolve(name))] == ["dev", "krea"]
     assert is_relative(resolve("black-forest-labs/FLUX.1-dev"))
+    assert published_model(resolve("qwen-image")) == published_model(resolve("Qwen/Qwen-Image")) == "Qwen-Image"
+
+
+@pytest.mark.parametrize(
+    ("cls", "config", "model", "frames", "computed"),
+    [
+        ("QwenImageTransformer2DModel", {"num_layers": 60}, "Qwen-Image", 0, [21, 13, 9]),
+        (
+            "HunyuanVideoTransformer3DModel",
+            {"num_layers": 20, "num_single_layers": 40},
+            "HunyuanVideo",
+            65,
+            [21, 13, 9],
+        ),
+        ("WanTransformer3DModel", {"num_layers": 30}, "Wan2.1-T2V-1.3B", 65, [21, 13]),
+    ],
+)
+def test_other_models_have_plans_that_say_what_they_were_found_for(
+    tmp_path: Path, cls: str, config: dict[str, Any], model: str, frames: int, computed: list[int]
+) -> None:
+    for number, changed in enumerate((config, config | {"num_layers": 3})):
+        where = tmp_path / str(number)
+        (where / "transformer").mkdir(parents=True)
+        (where / "transformer" / "config.json").write_text(json.dumps({"_class_name": cls, **changed}))
+        assert published_model(resolve(str(where))) == ("" if number else model)
+    assert [plan.computed for plan in plans_for(model) if plan.steps == 50] == computed
+    assert {plan.frames for plan in plans_for(model) if plan.steps == 50} == {frames}
+    assert all(f"for {model} at 50 steps" in plan.words for plan in plans_for(model) if plan.steps == 50)
+
+
+def test_those_of_a_model_with_true_guidance_are_used_with_it() -> None:
+    found = published_for(resolve("qwen-image"), key(size=1328, model="qwen-image", mode="true"), TUNE)
+    assert found is not None and [plan.computed for plan in found.plans] == [21, 13, 9]
+    said = found.for_speedup(3).expectation(found.key, TUNE)
+    assert "for Qwen-Image at 50 steps, 1328x1328, true guidance 4." in said and "Here it is used" not in said
+    assert published_for(resolve("qwen-image"), key(model="qwen-image", mode="plain"), TUNE) is None
+    settings = asked(Goal(speedup=3), "qwen-image").settings
+    assert settings.cache.plan == found.for_speedup(3).plan and settings.cfg == 4.0
 
 
 def test_a_folder_is_a_relative_by_its_blocks_and_its_guidance(tmp_path: Path) -> None:
@@ -216,11 +263,13 @@ def test_a_profile_that_cannot_be_read_is_told_before_the_plan(weights: str) -> 
 def test_of_the_candidates_with_as_many_computed_steps_the_closest_ships(tmp_path: Path) -> None:
     from tools.choose_published import CANDIDATES, Row, best, to_toml
 
-    candidates = read_plans(CANDIDATES)
+    candidates = [plan for plan in read_plans(CANDIDATES) if "FLUX.1-dev" in plan.models]
     rows = [Row(each.steps, each.computed, each, [30.0], [0.9 + 0.001 * n]) for n, each in enumerate(candidates)]
     rows += [Row(50, count, None, [60.0], [0.999]) for count in (21, 13, 9)]
     chosen = best(rows)
-    assert [(plan.steps, plan.computed) for plan in chosen] == [(plan.steps, plan.computed) for plan in shipped_plans()]
+    assert [(plan.steps, plan.computed) for plan in chosen] == [
+        (plan.steps, plan.computed) for plan in plans_for("FLUX.1-dev")
+    ]
     for plan in chosen:
         rivals = [each for each in candidates if (each.steps, each.computed) == (plan.steps, plan.computed)]
         assert plan == rivals[-1]

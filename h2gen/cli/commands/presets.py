@@ -50,12 +50,13 @@ def _list(ctx: typer.Context) -> None:
         cells = [printable(columns[title]) or "-" for title in titles]
         table.add_row(*(Text(cell) for cell in (printable(name), *cells, printable(preset.description))))
     stdout().print(table)
-    from h2gen.settings.profiles.published import MODELS, WORDS
+    from h2gen.settings.profiles.published import WORDS, models_with_plans
 
-    models = " or ".join(f"--model {name}" for name in MODELS)
+    known = models_with_plans()
+    models = " or ".join(f"--model {name}" for name in known)
     lines = (
         "Speed-ups and PSNR were measured on the bundled model. To find settings for another: h2gen tune --model NAME",
-        f"With {models}, --speedup uses a plan that is {WORDS}. To see the plans: h2gen models show {MODELS[0]}",
+        f"With {models}, --speedup uses a plan that is {WORDS}. To see the plans: h2gen models show {known[0]}",
     )
     for line in lines:
         say(make_console(), line, "dim")

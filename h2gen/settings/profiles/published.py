@@ -1,4 +1,4 @@
-"""Plans that others have published for FLUX.1 [dev], for a model that has no profile yet; not measured with h2gen."""
+"""Plans that others have published, for a model that has no profile yet; not measured with h2gen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import ProfileError
-from h2gen.families.flux1 import Flux1, paints_as_dev
+from h2gen.families import FAMILIES
 from h2gen.models.catalogue import CATALOGUE, Checkpoint
 from h2gen.models.hub import transformer_config
 from h2gen.models.translate_errors import translated
@@ -23,8 +23,6 @@ from h2gen.toml import read_toml
 
 WORDS = "published, not measured with h2gen"
 """What messages say about these plans."""
-MODELS = ("dev", "krea")
-"""The models of the catalogue that they apply to: FLUX.1 [dev] and its relatives, with guidance distilled into them."""
 FILE = Path(__file__).with_name("published_plans.toml")
 """The plans that ship with h2gen; ``tools/choose_published.py`` chooses and writes them."""
 
@@ -37,10 +35,12 @@ class PublishedPlan:
         plan: one letter per step: F computed, S skipped.
         method: the method that found it.
         paper: the method's paper; empty if there is none.
-        made_for: the model that it was found for.
+        made_for: the model that it was found for, or two with "and" between them.
         size: the size that it was found at, such as ``1024x1024``; empty if its authors do not say.
         source: where it is published.
         licence: of the source.
+        cfg: the scale of true guidance that it was found at; 0 if there was none, or its authors do not say.
+        frames: of the videos that it was found for; 0 for pictures.
         made_steps: the number of steps that it was published for, if it was stretched to another; otherwise 0.
     """
 
@@ -51,6 +51,8 @@ class PublishedPlan:
     size: str
     source: str
     licence: str
+    cfg: float = 0.0
+    frames: int = 0
     made_steps: int = 0
 
     @property
@@ -86,8 +88,14 @@ class PublishedPlan:
 
     @property
     def _origin(self) -> str:
-        size = f", {self.size}" if self.size else ""
-        return f"{self.source} ({self.licence}), for {self.made_for} at {self.made_steps or self.steps} steps{size}"
+        found = f"for {self.made_for} at {self.made_steps or self.steps} steps"
+        at = (self.size, f"true guidance {self.cfg:g}" * bool(self.cfg), f"{self.frames} frames" * bool(self.frames))
+        return ", ".join((f"{self.source} ({self.licence})", found, *filter(None, at)))
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The models that it was found for."""
+        return self.made_for.split(" and ")
 
     def expectation(self, key: ProfileKey, command: str) -> str:
         """One line about the plan, its origin, and the conditions that it was made for.
@@ -98,7 +106,7 @@ class PublishedPlan:
         """
         line = f"Using a plan from {self._by}: {self._does}. It is {WORDS}: {self._origin}."
         other_size = bool(self.size) and self.size != f"{key.width}x{key.height}"
-        if self.made_steps or other_size or not _is_dev_itself(key.model):
+        if self.made_steps or other_size or _name_of(key.model) not in self.models:
             line += f" Here it is used for {key}{', stretched to these steps' if self.made_steps else ''}."
         return f"{line} To measure a profile of your own: {command}"
 
@@ -175,33 +183,50 @@ def published_for(checkpoint: Checkpoint, key: ProfileKey, command: str) -> Publ
     Raises:
         ModelError: the configuration is needed, and cannot be downloaded.
     """
-    if key.guidance_mode == "true" or key.shift != "own" or not is_relative(checkpoint):
+    guided = (key.guidance_mode == "true") == (checkpoint.defaults.cfg > 1)  # as they were found
+    if not guided or key.shift != "own" or not (model := published_model(checkpoint)):
         return None
-    nearest = min({plan.steps for plan in shipped_plans()}, key=lambda steps: abs(math.log(steps / key.steps)))
-    plans = [_fitted(plan, key.steps) for plan in shipped_plans() if plan.steps == nearest]
+    shipped = plans_for(model)
+    nearest = min({plan.steps for plan in shipped}, key=lambda steps: abs(math.log(steps / key.steps)))
+    plans = [_fitted(plan, key.steps) for plan in shipped if plan.steps == nearest]
     return PublishedPlans(key, plans, command)
 
 
-def is_relative(checkpoint: Checkpoint) -> bool:
-    """Whether a model is FLUX.1 [dev] or has its architecture, with guidance distilled into it."""
+def plans_for(model: str) -> Sequence[PublishedPlan]:
+    """The shipped plans that were found for a model, such as ``FLUX.1-dev``; in the order of ``shipped_plans``."""
+    return [plan for plan in shipped_plans() if model in plan.models]
+
+
+def published_model(checkpoint: Checkpoint) -> str:
+    """The model whose published plans a checkpoint can use: itself, or one that it was made from; empty if none.
+
+    Raises:
+        ModelError: its configuration is needed, and cannot be downloaded.
+    """
     whole = checkpoint.base or checkpoint  # a file that differs from its base is refused when it is loaded
     if whole.kind == "hub":
-        known = [entry.name for entry in CATALOGUE.values() if entry.repo == whole.location]
+        known = [entry for entry in CATALOGUE.values() if entry.repo == whole.location]
         if known:
-            return known[0] in MODELS
+            return known[0].of_family.published(known[0].config, known[0].index)
         with translated(whole):
             file = transformer_config(str(whole.location))
     else:
         file = Path(whole.location) / "transformer" / "config.json"
     config = _read(file)
     index = _read(file.parents[1] / "model_index.json")
-    return config.get("_class_name") == Flux1.transformer and paints_as_dev(config, index)
+    family = FAMILIES.get(str(config.get("_class_name")))
+    return "" if family is None else family.published(config, index)
 
 
-def summary_lines() -> Iterator[str]:
-    """The shipped plans, one line per number of steps: ``50 steps: 21, 13 or 9 computed, ...``."""
-    for steps in dict.fromkeys(plan.steps for plan in shipped_plans()):
-        plans = [plan for plan in shipped_plans() if plan.steps == steps]
+def models_with_plans() -> Sequence[str]:
+    """The models of the catalogue that they apply to."""
+    return [name for name, entry in CATALOGUE.items() if entry.of_family.published(entry.config, entry.index)]
+
+
+def summary_lines(model: str) -> Iterator[str]:
+    """The shipped plans for a model, one line per number of steps: ``50 steps: 21, 13 or 9 computed, ...``."""
+    for steps in dict.fromkeys(plan.steps for plan in plans_for(model)):
+        plans = [plan for plan in plans_for(model) if plan.steps == steps]
         computed, speeds = (
             ", ".join(words)
             for words in zip(*((str(p.computed), rounded_down(p.estimated_speedup)) for p in plans), strict=True)
@@ -215,8 +240,10 @@ def _fitted(plan: PublishedPlan, steps: int) -> PublishedPlan:
     return replace(plan, plan=stretched(plan.plan, steps), made_steps=plan.steps)
 
 
-def _is_dev_itself(model: str) -> bool:
-    return model in ("dev", CATALOGUE["dev"].repo)
+def _name_of(model: str) -> str:
+    """The name of an alias's or a repository's model, as its makers write it."""
+    repo = CATALOGUE[model].repo if model in CATALOGUE else model
+    return (repo or "").rpartition("/")[2].removesuffix("-Diffusers")
 
 
 def _read(file: Path) -> Mapping[str, Any]:
