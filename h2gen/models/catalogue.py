@@ -15,7 +15,7 @@ from h2gen.errors import ModelError
 from h2gen.families import recognize
 from h2gen.families.single_file import Kind, other_kind
 from h2gen.models.defaults import ModelDefaults, folder_defaults
-from h2gen.models.entries import BUNDLED, CATALOGUE, CatalogueEntry
+from h2gen.models.entries import BUNDLED, CATALOGUE, CatalogueEntry, bundled_folder
 from h2gen.models.files import PICKLES, WEIGHTS, tensors_of, transformer_in
 from h2gen.models.part_files import PartFile, open_parts, sections_beside
 from h2gen.wording import did_you_mean, printable
@@ -159,7 +159,7 @@ def _is(test: Callable[[], bool]) -> bool:
 
 def _entry(name: str, entry: CatalogueEntry) -> Checkpoint:
     if entry.repo is None:
-        return Checkpoint(name, "bundled", BUNDLED, None, entry.defaults)
+        return Checkpoint(name, "bundled", bundled_folder(name), None, entry.defaults)
     return Checkpoint(name, "hub", entry.repo, None, entry.defaults)
 
 

@@ -14,7 +14,7 @@ from h2gen.models.footprint import Part
 from h2gen.toml import read_toml
 
 BUNDLED = Path(__file__).parent / "tiny"
-"""The folder of the checkpoint that ships with h2gen."""
+"""The folder of the checkpoint that ships with h2gen and is used if no other is named; others are beside it."""
 _TAKES: Mapping[str, tuple[str, ...]] = {
     "text": (),
     "edit": ("image",),
@@ -25,6 +25,11 @@ _TAKES: Mapping[str, tuple[str, ...]] = {
 }
 """By task; other tasks are called like what they take, and ``control image`` takes both."""
 CATALOGUE_FILE = Path(__file__).with_name("catalogue.toml")
+
+
+def bundled_folder(name: str) -> Path:
+    """The folder of a checkpoint that ships with h2gen."""
+    return BUNDLED.with_name(name)
 
 
 def inputs_of(tasks: Iterable[str]) -> tuple[str, ...]:
@@ -44,7 +49,7 @@ class CatalogueEntry:
 
     Args:
         name: what the user types.
-        repo: its repository on huggingface.co; None for the bundled model.
+        repo: its repository on huggingface.co; None for a bundled model.
         licence: of its weights.
         gated: whether its licence has to be accepted on huggingface.co first.
         description: one line.
@@ -107,7 +112,11 @@ def read_catalogue(file: Path = CATALOGUE_FILE) -> Iterator[CatalogueEntry]:
         index = {"_class_name": row["pipeline"], "is_distilled": row.get("distilled", False)}
         own = {key: type(getattr(ModelDefaults(), key))(value) for key, value in row.get("defaults", {}).items()}
         bundled = "repo" not in row
-        defaults = read_defaults(BUNDLED / FILE) if bundled else FAMILIES[config["_class_name"]].defaults(config, index)
+        defaults = (
+            read_defaults(bundled_folder(name) / FILE)
+            if bundled
+            else FAMILIES[config["_class_name"]].defaults(config, index)
+        )
         yield CatalogueEntry(
             name,
             row.get("repo"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from h2gen.errors import ModelError
-from h2gen.models.catalogue import BUNDLED, CatalogueEntry
+from h2gen.models.entries import CatalogueEntry, bundled_folder
 from h2gen.models.files import INDEX, MODULAR_INDEX, check_parts, components, read_index, weight_files
 from h2gen.models.part_files import PartFile, by_component
 
@@ -116,7 +116,7 @@ def is_connection_error(error: BaseException) -> bool:
 
 def local_path(entry: CatalogueEntry) -> Path | None:
     """The folder of a model of the catalogue; None if it was not downloaded. Does not use the network."""
-    return BUNDLED if entry.repo is None else cached(entry.repo)
+    return bundled_folder(entry.name) if entry.repo is None else cached(entry.repo)
 
 
 def is_downloaded(entry: CatalogueEntry) -> bool:

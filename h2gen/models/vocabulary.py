@@ -8,11 +8,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 
-from h2gen.models.catalogue import BUNDLED, Checkpoint
+from h2gen.models.catalogue import Checkpoint
 
 KNOWS = "knows.json"
-"""The file in the folder of the bundled checkpoint."""
+"""The file in the folder of a bundled checkpoint."""
 _SMALL_WORDS = frozenset({"the", "with", "and", "very", "some", "one", "its", "this", "that"})
 _WORD = re.compile(r"[^\W\d_][\w'-]*")
 
@@ -68,8 +69,8 @@ def _is_uncased(word: str) -> bool:
 
 
 def vocabulary(checkpoint: Checkpoint) -> Vocabulary | None:
-    """What a model was taught; None unless it is the bundled one."""
-    return _bundled() if checkpoint.kind == "bundled" else None
+    """What a model was taught; None unless it is a bundled one."""
+    return _read(Path(checkpoint.location)) if checkpoint.kind == "bundled" else None
 
 
 @lru_cache(maxsize=1000)
@@ -80,9 +81,9 @@ def _closest(word: str, words: frozenset[str]) -> str | None:
 
 
 @cache
-def _bundled() -> Vocabulary | None:
+def _read(folder: Path) -> Vocabulary | None:
     try:
-        facts = json.loads((BUNDLED / KNOWS).read_text(encoding="utf-8"))
+        facts = json.loads((folder / KNOWS).read_text(encoding="utf-8"))
         words = frozenset(facts.pop("words"))
         return Vocabulary(words=words, shapes=[(width, height) for width, height in facts.pop("shapes")], **facts)
     except (OSError, ValueError, TypeError, KeyError):

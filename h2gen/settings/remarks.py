@@ -83,7 +83,8 @@ def _about_vocabulary(prompt: str, settings: Settings, checkpoint: Checkpoint) -
         close = known.closest(unknown[0])
         hint = f"; did you mean {close!r}?" if close else "."
         yield Remark(
-            "word", f"The bundled model does not know {words}{hint} 'h2gen models show tiny' lists what it knows."
+            "word",
+            f"The bundled model does not know {words}{hint} 'h2gen models show {checkpoint.name}' lists what it knows.",
         )
     if max(settings.width, settings.height) > known.largest_side:
         small, large = (f"{side}x{side}" for side in (known.smallest_side, known.largest_side))

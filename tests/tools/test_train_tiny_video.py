@@ -12,6 +12,9 @@ import torch
 from diffusers import HunyuanVideoPipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 
+from h2gen.models.catalogue import Checkpoint
+from h2gen.models.content_hash import check_bundled
+from h2gen.models.defaults import FILE, read_defaults
 from tests.tools.test_train_tiny import CPU
 from tools.train_tiny import (
     classifier,
@@ -157,4 +160,7 @@ def test_it_is_judged_and_shipped_only_if_it_is_good(made: Path, tmp_path: Path)
     video_ship.ship(made, "a test", tmp_path / "tiny-video")
     shipped = HunyuanVideoPipeline.from_pretrained(tmp_path / "tiny-video", local_files_only=True)
     torch.testing.assert_close(shipped.transformer.state_dict(), pipe.transformer.float().state_dict(), rtol=0, atol=0)
+    defaults = read_defaults(tmp_path / "tiny-video" / FILE)
+    assert (defaults.frames, defaults.width, defaults.steps) == (FRAMES, video_clips.SIDE, 1)
+    check_bundled(Checkpoint("tiny-video", "bundled", tmp_path / "tiny-video", None, defaults))
     assert "a test" in (tmp_path / "tiny-video" / "MODEL_CARD.md").read_text(encoding="utf-8")

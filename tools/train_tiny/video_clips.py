@@ -16,8 +16,8 @@ from tools.train_tiny.colours import BACKGROUNDS
 from tools.train_tiny.concepts import concepts
 from tools.train_tiny.sprites import Sprites
 
-SIDE, FRAMES, EVERY = 64, 9, 4
-"""Side of a clip in pixels, its number of frames, and frames per latent after the first."""
+SIDE, FRAMES, EVERY, FPS = 64, 9, 4, 8.0
+"""Side of a clip in pixels, its number of frames, frames per latent after the first, and frames per second."""
 THINGS = (
     *("cat", "dog", "pig", "rabbit", "panda", "lion", "fox", "elephant", "penguin", "owl", "frog", "whale", "fish"),
     *("crab", "butterfly", "rose", "cactus", "mushroom", "apple", "banana", "strawberry", "hamburger", "pizza", "car"),

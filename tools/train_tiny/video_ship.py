@@ -8,16 +8,23 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 from diffusers import HunyuanVideoPipeline
 
-from h2gen.models.catalogue import BUNDLED
+from h2gen.models.catalogue import Checkpoint
+from h2gen.models.content_hash import HASH, content_hash
+from h2gen.models.defaults import FILE, read_defaults
+from h2gen.models.entries import bundled_folder
+from h2gen.models.vocabulary import KNOWS
+from tools.train_tiny.colours import BACKGROUNDS
+from tools.train_tiny.model import PATCH
 from tools.train_tiny.ship import blocks, cleaned, training
 from tools.train_tiny.sprites import notice
-from tools.train_tiny.video_clips import FRAMES, MOTIONS, SIDE, THINGS
+from tools.train_tiny.video_clips import FPS, FRAMES, MOTIONS, SIDE, THINGS, all_captions
 from tools.train_tiny.video_evaluate import Calling, load, weights_of
 
-FOLDER = BUNDLED.with_name("tiny-video")
+FOLDER = bundled_folder("tiny-video")
 """Where h2gen ships it."""
 _LARGEST = 25 * 10**6
 """Largest size of all files together, in bytes."""
@@ -58,9 +65,43 @@ def ship(made: Path, hardware: str, into: Path = FOLDER) -> None:
         raise RuntimeError(f"The checkpoint has {size / 1e6:.1f} MB; at most {_LARGEST / 1e6:.0f} MB may be shipped.")
     trained = [training(name, made / name) for name in ("autoencoder", "model")]
     card = _card(pipe.transformer.config, networks, size, report, trained, hardware)
+    (partial / FILE).write_text(_defaults(Calling(**report["calling"])), encoding="utf-8")
+    checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))
+    (partial / HASH).write_text(f"{content_hash(checkpoint)}\n", encoding="ascii")
     (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    (partial / KNOWS).write_text(f"{json.dumps(knowledge(), indent=1)}\n", encoding="utf-8")
     shutil.rmtree(into, ignore_errors=True)
     partial.rename(into)
+
+
+def knowledge() -> dict[str, Any]:
+    """What the captions and clips of the training data have, for ``knows.json``."""
+    said = all_captions()
+    return {
+        "things": [[thing] for thing in THINGS],
+        "colours": [],
+        "sizes": [],
+        "numbers": [],
+        "layouts": [f"A {motion.said[0]}" for motion in MOTIONS.values() if motion.said[0]],
+        "backgrounds": list(BACKGROUNDS),
+        "styles": [],
+        "shapes": [[SIDE, SIDE]],
+        "words": sorted({word for each in said for word in each.split()}),
+    }
+
+
+def _defaults(calling: Calling) -> str:
+    values = {
+        "width": SIDE,
+        "height": SIDE,
+        "steps": calling.steps,
+        "cfg": calling.cfg,
+        "max_sequence_length": calling.length,
+        "size_multiple": PATCH,
+        "frames": FRAMES,
+        "fps": FPS,
+    }
+    return f"# The defaults of this checkpoint. It takes no guidance: cfg is the true one.\n{tomli_w.dumps(values)}"
 
 
 def _networks(pipe: HunyuanVideoPipeline) -> dict[str, int]:
