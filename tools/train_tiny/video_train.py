@@ -16,7 +16,7 @@ from tools.train_tiny.video_autoencoder import latents_of, load, picture_autoenc
 from tools.train_tiny.video_clips import EVERY, Projector, random_clip
 from tools.train_tiny.video_model import Model, Words, assemble, base, build_tokenizer, new_model
 
-_BATCH, _RATE, _DECAY = 32, 6e-4, 0.99
+_BATCH, _RATE, _DECAY = 32, 1.2e-3, 0.99
 _POOL = 16_384
 """Clips whose latents are kept and reused, each time with new noise."""
 
