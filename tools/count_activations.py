@@ -26,6 +26,8 @@ from tools.count_parameters import build
 
 SIDE, TEXT = 1024, 512
 """Pixels of a picture's side, and tokens of its text."""
+LATENT_FRAMES = 5
+"""Of a video, whose autoencoder is counted at 256 pixels: about what it decodes at a time in tiles."""
 
 
 def held_per_token(part: dict[str, Any], side: int = SIDE) -> float:
@@ -42,10 +44,13 @@ def held_per_token(part: dict[str, Any], side: int = SIDE) -> float:
 def held_per_pixel(part: dict[str, Any], side: int = SIDE) -> float:
     """Values that an autoencoder holds at most while it decodes, per pixel and channel of its widest picture."""
     model = build(part, torch.bfloat16)
-    config = model.config  # one that decodes videos, too, takes frames
-    channels = (config.latent_channels,) if "latent_channels" in config else (config.z_dim, 1)
-    latents = torch.empty(1, *channels, side // 8, side // 8, dtype=torch.bfloat16, device="meta")
-    return _peak(model, lambda: model.decode(latents)) / 2 / side**2 / width_of(dict(model.config))
+    config = dict(model.config)
+    channels = config.get("latent_channels") or config["z_dim"]
+    video = "temporal_compression_ratio" in config or "scale_factor_temporal" in config
+    frames = LATENT_FRAMES if video else 1
+    times = [frames] if video or "z_dim" in config else []  # Qwen-Image's takes one frame
+    latents = torch.empty(1, channels, *times, side // 8, side // 8, dtype=torch.bfloat16, device="meta")
+    return _peak(model, lambda: model.decode(latents)) / 2 / ((4 * frames - 3) * side**2) / width_of(config)
 
 
 def _peak(model: Any, run: Callable[[], object]) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from h2gen.families import FAMILIES
 from h2gen.models.entries import BUNDLED, CATALOGUE_FILE
 from h2gen.models.footprint import Part, measure, width_of
 from h2gen.toml import read_toml
@@ -49,7 +50,7 @@ def count(part: dict[str, Any]) -> Part:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     sizes = {key: tensor.numel() for key, tensor in tensors if key in model.state_dict()}
     width = width_of(model.config) if isinstance(model.config, Mapping) else 0  # a dictionary in diffusers only
-    return measure(name, sizes, in_blocks="Transformer2DModel" in name, width=width)
+    return measure(name, sizes, in_blocks=name in FAMILIES, width=width)
 
 
 def write(file: Path = CATALOGUE_FILE) -> None:

@@ -27,6 +27,7 @@ class HunyuanVideo(VideoFamily):
     title = "HunyuanVideo"
     transformer = "HunyuanVideoTransformer3DModel"
     tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {"HunyuanVideoPipeline": {"text": "HunyuanVideoPipeline"}}
+    held_per_token = 17.5
     marks = ("txt_in.individual_token_refiner.", "context_embedder.token_refiner.")
     per_picture = VideoFamily.per_picture | {"attention_mask", "token_replace_emb"}
 

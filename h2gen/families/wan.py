@@ -29,6 +29,7 @@ class Wan(VideoFamily):
     title = "Wan 2.1"
     transformer = "WanTransformer3DModel"
     tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {"WanPipeline": {"text": "WanPipeline"}}
+    held_per_token = 14.5
     marks = ("blocks.0.self_attn.norm_q.", "blocks.0.attn1.norm_q.")
 
     def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:

@@ -20,7 +20,12 @@ TILE = 1024 * 1024
 """Pixels that an autoencoder decodes at a time, if it decodes in tiles."""
 TILED_ABOVE = 1536 * 1536
 """Pixels. A larger picture is decoded in tiles, since its activations in the decoder outgrow the weights."""
-_DECODING = {"AutoencoderTiny": 2, "AutoencoderKLQwenImage": 18}
+_DECODING = {
+    "AutoencoderTiny": 2,
+    "AutoencoderKLQwenImage": 18,
+    "AutoencoderKLHunyuanVideo": 9.1,
+    "AutoencoderKLWan": 3.2,
+}
 DECODING = 6
 """Values that decoding holds at most, per pixel and channel of the autoencoder's widest picture; above, for some."""
 WIDTH, CHANNELS = 3072, 128

@@ -69,6 +69,9 @@ def test_each_entry_has_what_its_makers_recommend():
         "qwen-image": (50, 0.0, 4.0),
         "z-image": (50, 0.0, 4.0),
         "z-image-turbo": (8, 0.0, 1.0),
+        "hunyuan-video": (50, 6.0, 1.0),
+        "wan": (50, 0.0, 5.0),
+        "wan-14b": (50, 0.0, 5.0),
     }
 
 
@@ -79,6 +82,18 @@ def _defaults():
 def test_download_sizes_are_those_of_sixteen_bit_weights():
     sizes = {name: entry.download_gb for name, entry in CATALOGUE.items()}
     assert sizes | {"dev": 33.7, "klein-4b": 16.0, "klein-9b": 34.7, "flux2-dev": 113, "chroma": 27.5} == sizes
+
+
+def test_models_of_videos_have_frames_and_others_have_none():
+    found = {name: (each.width, each.height, each.frames, each.fps) for name, each in _defaults().items()}
+    assert {name: shape for name, shape in found.items() if any(shape[2:])} == {
+        "hunyuan-video": (1280, 720, 129, 24.0),
+        "wan": (832, 480, 81, 16.0),
+        "wan-14b": (1280, 720, 81, 16.0),
+    }
+    for name, entry in CATALOGUE.items():
+        assert entry.of_family.makes_video == (entry.defaults.frames > 0) == (entry.defaults.fps > 0), name
+        assert entry.defaults.frames % entry.of_family.frame_step in (0, 1)
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
