@@ -148,7 +148,7 @@ def _schedulers(owner: Any) -> Iterator[Any]:
 
 def _course(scheduler: Any, read_timestep: Callable[[], float]) -> Course | None:
     """A scheduler's course from its next step, if the timestep of that step is the model's."""
-    timesteps, first = [float(each) for each in scheduler.timesteps.tolist()], scheduler.step_index
+    timesteps, first = _timesteps(scheduler), scheduler.step_index
     if first is None:
         first = getattr(scheduler, "begin_index", None)
     if first is None:  # a few pipelines let the scheduler search for their first timestep
@@ -158,6 +158,14 @@ def _course(scheduler: Any, read_timestep: Callable[[], float]) -> Course | None
         return None
     course = Course(scheduler, first, timesteps)
     return course if course.is_at(0, read_timestep()) else None
+
+
+def _timesteps(scheduler: Any) -> list[float]:
+    """Of all steps, 1000 to 0: those of a scheduler that rounds them to whole numbers are taken from its sigmas."""
+    given = [float(each) for each in scheduler.timesteps.tolist()]
+    if scheduler.config.get("use_flow_sigmas") and scheduler.config.get("num_train_timesteps") == 1000:
+        return [1000 * sigma for sigma in scheduler.sigmas.tolist()[: len(given)]]
+    return given
 
 
 def _is_euler(scheduler: Any) -> bool:

@@ -53,10 +53,13 @@ def solving(
             f"{option}: this model is distilled to jump from one time to the next, which only its own solver does, on "
             f"its own schedule; {leave_out}."
         )
-    if not type(own).__name__.startswith("FlowMatch"):
+    unipc = _is_unipc(own)
+    if not (unipc or type(own).__name__.startswith("FlowMatch")):
         raise ModelError(
             f"{option}: the model's scheduler, {type(own).__name__}, does not support flow matching; {leave_out}."
         )
+    if unipc and solver == "lcm":
+        raise ModelError(f"{option}: LCM does not follow the schedule of this model's own solver, UniPC; {leave_out}.")
     if shift == DYNAMIC and not family.shifts_by_size:
         raise ModelError(f"--shift dynamic: {family.title} has one shift for all sizes; give a number.")
     pipe.scheduler = _solver(solver, own if shift == OWN else _shifted(own, shift), generators)
@@ -78,7 +81,7 @@ def strength_for(settings: Settings) -> float:
 
 
 def _solver(name: str, own: Any, generators: Sequence[torch.Generator] | None) -> Any:
-    if name == "own":
+    if name == "own" or (name == "unipc" and _is_unipc(own)):
         return own
     if name == "lcm":
         return _LCM.drawing_from(own, generators)
@@ -87,9 +90,16 @@ def _solver(name: str, own: Any, generators: Sequence[torch.Generator] | None) -
 
 def _shifted(own: Any, shift: str) -> Any:
     """The scheduler with another shift."""
+    if _is_unipc(own):
+        return type(own).from_config(own.config, flow_shift=float(shift))
     dynamic = shift == DYNAMIC
     changed = {"use_dynamic_shifting": dynamic, **({} if dynamic else {"shift": float(shift)})}
     return type(own).from_config(own.config, **changed)
+
+
+def _is_unipc(own: Any) -> bool:
+    """Whether a scheduler is UniPC on flow-matching sigmas, as Wan's is."""
+    return type(own).__name__ == "UniPCMultistepScheduler" and bool(own.config.get("use_flow_sigmas"))
 
 
 def _unipc(own: Any) -> Any:

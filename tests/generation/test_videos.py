@@ -130,3 +130,34 @@ def test_a_model_of_two_transformers_is_refused(folders: dict[str, Path], tmp_pa
     pipe.register_modules(transformer_2=pipe.transformer)
     with pytest.raises(CacheError, match=r"two transformers; put a cache on each, pipe\.transformer and"):
         h2gen.apply(pipe)
+
+
+@pytest.mark.parametrize("solver", ["unipc", "heun", "dpm++"])
+def test_other_solvers_follow_the_sigmas_of_wans_own(sessions: Any, solver: str) -> None:
+    session, seen = sessions["WanPipeline"], {}
+    for name in ("own", solver):
+        steps: list[StepRecord] = []
+        made = session.generate("a cat", cache=CacheConfig(0, 0), on_step=steps.append, solver=name, cfg=1, **FAST)
+        seen[name] = made.frames, list(dict.fromkeys(step.sigma for step in steps))
+    assert seen[solver][1] == pytest.approx(seen["own"][1], abs=1e-3)
+    assert np.array_equal(seen["own"][0], seen[solver][0]) == (solver == "unipc")
+
+
+def test_the_shift_of_wans_solver_is_a_number_and_lcm_is_refused(sessions: Any) -> None:
+    session = sessions["WanPipeline"]
+    pipe = small.wan_pipeline(layers=5)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, flow_shift=7.0)
+    frames = pipe(**small.run_kwargs(pipe, steps=4)).frames
+    made = session.generate("a cat", cache=None, shift="7", cfg=1, **FAST)
+    assert np.array_equal(made.frames, (frames[0] * 255).round().astype(np.uint8))
+    with pytest.raises(ModelError, match=r"one shift for all sizes"):
+        session.generate("a cat", cache=None, shift="dynamic", cfg=1, **FAST)
+    with pytest.raises(ModelError, match=r"LCM does not follow.*leave out --solver"):
+        session.generate("a cat", cache=None, solver="lcm", cfg=1, **FAST)
+
+
+def test_the_schedule_of_wan_is_exact_though_its_timesteps_are_whole_numbers(sessions: Any) -> None:
+    pipe = sessions["WanPipeline"].pipe
+    with h2gen.h2_cache(pipe, tau1=0, tau2=0) as trace:
+        pipe(**small.run_kwargs(pipe, steps=4))
+    assert [step.sigma for step in trace.steps] == pytest.approx(pipe.scheduler.sigmas[:-1].tolist(), abs=1e-7)
