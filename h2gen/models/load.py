@@ -29,6 +29,7 @@ from h2gen.models.quantization import PACKAGES, stored_quantization
 from h2gen.models.quantize import Quantizer, loading_quantized
 from h2gen.models.quantized import check_plain
 from h2gen.models.single_file import check_base, check_family, check_transformer, load_transformer, open_file
+from h2gen.models.tokenizers import is_byte_level, load_byte_level
 from h2gen.models.translate_errors import translated
 from h2gen.wording import printable
 
@@ -156,6 +157,8 @@ def _pipeline(
                     parts[name] = load_part(other, cls, folder / name, dtype)
                 else:
                     parts[name] = load_model(cls, folder_of(name), dtype, quantizer.device)
+            elif kind.startswith("LlamaTokenizer") and is_byte_level(folder / name):
+                parts[name] = load_byte_level(folder / name)
             elif modular and name == "scheduler":
                 parts[name] = cls.from_pretrained(folder / name, local_files_only=True)
             if isinstance(parts.get(name), torch.nn.Module):

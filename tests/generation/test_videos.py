@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -161,3 +162,17 @@ def test_the_schedule_of_wan_is_exact_though_its_timesteps_are_whole_numbers(ses
     with h2gen.h2_cache(pipe, tau1=0, tau2=0) as trace:
         pipe(**small.run_kwargs(pipe, steps=4))
     assert [step.sigma for step in trace.steps] == pytest.approx(pipe.scheduler.sigmas[:-1].tolist(), abs=1e-7)
+
+
+def test_a_tokenizer_of_llama_3_keeps_the_spaces_of_a_prompt(folders: dict[str, Path], tmp_path: Path) -> None:
+    """HunyuanVideo's names the class of Llama 2's, which transformers 5 takes at its word."""
+    folder = shutil.copytree(folders["HunyuanVideoPipeline"], tmp_path / "model")
+    for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
+        text = file.read_text().replace("TokenizersBackend", "LlamaTokenizerFast")
+        file.write_text(text)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["tokenizer"] == ["transformers", "LlamaTokenizerFast"]
+    session, own = h2gen.load(str(folder), device="cpu"), small.llama_tokenizer()
+    text = "a cat walks on the grass"
+    assert session.pipe.tokenizer(text)["input_ids"] == own(text)["input_ids"]
+    assert np.array_equal(session.generate("a cat", cache=None, **FAST).frames, plain("HunyuanVideoPipeline"))
