@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from h2gen.batches.messages import Broken, Message, Model, Ready, Task
 from h2gen.batches.stop import Stop
-from h2gen.batches.worker import interrupts_blocked, serve
+from h2gen.batches.worker import serve
 from h2gen.errors import RunError
+from h2gen.generation.interrupt import interrupts_blocked
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess

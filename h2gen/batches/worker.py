@@ -10,7 +10,7 @@ import queue
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from h2gen.batches.messages import Broken, Failed, Message, Model, PictureMade, Ready, Stepped, Stopped, Task
 from h2gen.errors import H2GenError, OutOfMemory, UsageError
+from h2gen.generation.interrupt import unblock_interrupts
 from h2gen.models.choices import LIBRARIES
 
 if TYPE_CHECKING:
@@ -56,25 +57,6 @@ def serve(connection: Connection, model: Model) -> None:
                 connection.send(message)
                 if isinstance(message, Failed) and message.sick:
                     return
-
-
-def unblock_interrupts() -> None:
-    """Undo ``interrupts_blocked``, which a process inherits from its parent."""
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
-@contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Around starting a process: Ctrl-C would end it before it could say that it ignores it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _load(model: Model) -> tuple[Session, tuple[str, ...]]:

@@ -62,6 +62,8 @@ class Family(ABC):
     """Whether its pipelines make videos: then ``defaults`` has ``frames`` and ``fps``."""
     frame_step: ClassVar[int] = 1
     """The numbers of frames that a video can have: 1, and any multiple of this more, such as 5, 9, 13 for 4."""
+    splits_tokens: ClassVar[bool] = False
+    """Whether diffusers can split its text and image tokens among several devices (``_cp_plan``)."""
     redux: ClassVar[str | None] = None
     """The pipeline in diffusers that turns a picture into text tokens, if there is one."""
     diffusers_caches: ClassVar[frozenset[str]] = frozenset()

@@ -68,6 +68,7 @@ class Flux1(Family):
     with_control_lora: ClassVar[Mapping[str, str]] = {"FluxPipeline": "FluxControlPipeline"}
     limits: ClassVar[Mapping[str, Limits]] = {"FluxKontextInpaintPipeline": Limits(2)}
     held_per_token = 17.5
+    splits_tokens = True
     redux = REDUX
     marks = ("double_blocks.0.img_attn.qkv", "transformer_blocks.0.attn.add_q_proj")
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {

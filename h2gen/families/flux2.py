@@ -39,6 +39,7 @@ class Flux2(Family):
         "Flux2KleinInpaintPipeline": Limits(2, 1024 * 1024),  # it shrinks a larger picture, and makes one of that size
     }
     held_per_token = 21.9
+    splits_tokens = True
     marks = ("double_stream_modulation_img.lin",)
     diffusers_caches = frozenset({"MagCacheConfig", "TaylorSeerCacheConfig"})
     per_picture = frozenset({"hidden_states", "encoder_hidden_states", "temb_mod_img", "temb_mod_txt", "temb_mod"})

@@ -31,3 +31,22 @@ def stop_on_ctrl_c(session: Session, on_stop: Callable[[], None] = lambda: None)
     finally:
         signal.signal(signal.SIGINT, before)
         session.forget_interrupt()  # it came after the last step and must not stop the next picture
+
+
+def unblock_interrupts() -> None:
+    """Undo ``interrupts_blocked``, which a process inherits from its parent."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Around starting a process: Ctrl-C would end it before it could say that it ignores it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

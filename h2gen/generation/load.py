@@ -8,6 +8,7 @@ from h2gen.arguments import names_checked
 from h2gen.generation.session import Session, open_session
 from h2gen.models import resolve
 from h2gen.models.load_options import LoadOptions, check_together
+from h2gen.settings.devices import check_devices
 from h2gen.settings.synonyms import meant_or_close
 
 
@@ -25,6 +26,7 @@ def load(
     quantize: str = "none",
     quantize_text: str = "none",
     compile: bool = False,
+    devices: int = 1,
 ) -> Session:
     """Load a model by alias, hub id, folder or file.
 
@@ -43,6 +45,7 @@ def load(
         quantize: how the transformer's weights are stored: ``int8``, ``fp8``, ``nf4``, ...; see docs/quantize.md.
         quantize_text: likewise those of the text encoders, except CLIP's.
         compile: compile the transformer's blocks when they first run, which takes up to minutes.
+        devices: that make each picture together, each in a process of its own with the whole model.
 
     Raises:
         ArgumentError: there is no such argument.
@@ -54,6 +57,12 @@ def load(
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
     >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
     """
-    options = LoadOptions(device, dtype, offload, memory, quantize, quantize_text, compile)
+    options = LoadOptions(device, dtype, offload, memory, quantize, quantize_text, compile, devices)
     check_together(options)
-    return open_session(resolve(model, base, vae, text_encoder), options)
+    checkpoint = resolve(model, base, vae, text_encoder)
+    if devices == 1:
+        return open_session(checkpoint, options)
+    check_devices(options, checkpoint)
+    from h2gen.generation.companions import open_together
+
+    return open_together(checkpoint, options)

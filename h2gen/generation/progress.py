@@ -1,11 +1,15 @@
-"""A progress bar for Python callers: the pipeline's own, in terminals and notebooks."""
+"""A progress bar for Python callers, the pipeline's own, in terminals and notebooks; and the steps of batches."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from h2gen.cache.trace import StepRecord
 
 
 @contextmanager
@@ -30,3 +34,8 @@ def _somebody_watches() -> bool:
     get = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)
     in_notebook = "IPKernelApp" in getattr(get(), "config", {})
     return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def counted_from(first: int, on_step: Callable[[StepRecord], None]) -> Callable[[StepRecord], None]:
+    """An observer of a batch's steps whose pictures are counted from ``first``."""
+    return lambda record: on_step(replace(record, picture=first + record.picture))

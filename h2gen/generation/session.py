@@ -20,7 +20,7 @@ from h2gen.errors import BadPicture, OutOfMemory, RunError, SettingError
 from h2gen.generation.arguments import SAVING, CacheChoice, choose, saving_of
 from h2gen.generation.kernels import kernels
 from h2gen.generation.preview_options import watched
-from h2gen.generation.progress import progress_bar
+from h2gen.generation.progress import counted_from, progress_bar
 from h2gen.generation.relief import free_memory, let_go, load_or_advise, out_of_memory
 from h2gen.generation.result import Result, painted, pixels_of
 from h2gen.generation.solvers import solving
@@ -230,7 +230,7 @@ class Session:
                 with self._lock, self._working(settings[0]):
                     begin_peak(self.device)  # before texts are encoded
                     part = of_one_length(self._encoded, self.pipe, fitting, self._adapters.of_text)
-                renumbered = None if on_step is None else _counted_from(first, on_step)
+                renumbered = None if on_step is None else counted_from(first, on_step)
                 if (made := self._run(part, renumbered, tiled)) is not None:
                     for result in made:
                         results.append(result)
@@ -390,7 +390,3 @@ class Session:
         if self._interrupted:
             self._interrupted = False
             raise KeyboardInterrupt
-
-
-def _counted_from(first: int, on_step: StepObserver) -> StepObserver:
-    return lambda record: on_step(replace(record, picture=first + record.picture))

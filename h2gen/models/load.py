@@ -85,8 +85,8 @@ def load_placed(
         run_eagerly(pipe.transformer)
         compiled = False
         say("The blocks are not compiled, because sequential offloading fetches each layer by itself.")
-    used = {"device": str(where), "dtype": str(precision).removeprefix("torch."), "offload": offload}
-    return pipe, replace(options, **used, **quantizer.names, compile=compiled)
+    used: dict[str, Any] = {"device": str(where), "dtype": str(precision).removeprefix("torch."), "offload": offload}
+    return pipe, replace(options, **used | quantizer.names, compile=compiled)
 
 
 def set_tiling(pipe: Any, width: int, height: int, *, always: bool = False) -> None:

@@ -21,6 +21,7 @@ class LoadOptions:
         quantize: the transformer's weights: ``none`` or a name of ``QUANTIZATIONS``.
         quantize_text: likewise those of the text encoders, except CLIP's, which are few.
         compile: compile the transformer's blocks; without effect with ``sequential`` offloading.
+        devices: that make each picture together.
     """
 
     device: str = "auto"
@@ -30,6 +31,7 @@ class LoadOptions:
     quantize: str = "none"
     quantize_text: str = "none"
     compile: bool = False
+    devices: int = 1
 
     @property
     def changing(self) -> Mapping[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from h2gen.errors import DeviceError
+from h2gen.families import family_of
 
 
 def split_tokens(transformer: Any, processes: int, mesh: Any = None) -> None:
@@ -26,8 +28,12 @@ def split_tokens(transformer: Any, processes: int, mesh: Any = None) -> None:
     """
     from diffusers import ContextParallelConfig
 
-    check_split(type(transformer), transformer.config, processes)
+    if not family_of(transformer).splits_tokens:
+        raise DeviceError(f"The tokens of {type(transformer).__name__} cannot be split among devices.")
+    check_heads(transformer.config, processes)
     config = ContextParallelConfig(ulysses_degree=processes, mesh=mesh)
+    # diffusers calls it for each output.
+    warnings.filterwarnings("ignore", r".*all_gather_tensor. is deprecated", FutureWarning)
     with _cpu_counted(), _without_warnings():
         transformer.enable_parallelism(config=config)
     heads = transformer.config["num_attention_heads"]
@@ -45,23 +51,22 @@ def split_tokens(transformer: Any, processes: int, mesh: Any = None) -> None:
     transformer.register_forward_pre_hook(choose, with_kwargs=True)
 
 
-def check_split(transformer: type, config: Mapping[str, Any], processes: int) -> None:
-    """Check that several processes can share the tokens of a transformer of this class and configuration.
+def check_heads(config: Mapping[str, Any], processes: int) -> None:
+    """Check that several processes can share the attention heads of a transformer.
+
+    Args:
+        config: of the transformer; before it is downloaded, only what the catalogue knows.
+        processes: their number.
 
     Raises:
         DeviceError: they cannot.
     """
-    if getattr(transformer, "_cp_plan", None) is None:
+    heads = config.get("num_attention_heads")
+    if heads is not None and not _shares(heads, processes):
+        fitting = [str(count) for count in range(2, heads + 1) if _shares(heads, count)]
         raise DeviceError(
-            f"One picture cannot be made on {processes} devices with this model: diffusers cannot split the tokens of "
-            f"{transformer.__name__}; leave out --devices."
-        )
-    heads = config["num_attention_heads"]
-    if not _shares(heads, processes):
-        fitting = [str(count) for count in range(1, heads + 1) if _shares(heads, count)]
-        raise DeviceError(
-            f"{processes} devices cannot share the {heads} attention heads of this model; choose --devices from "
-            f"{', '.join(fitting)}."
+            f"{processes} devices cannot share the {heads} attention heads of this model; use --devices "
+            f"{' or '.join(fitting) or 1}."
         )
 
 

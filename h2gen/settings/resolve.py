@@ -17,6 +17,7 @@ from h2gen.models.choices import memory_limit, split_device
 from h2gen.models.load_options import LOAD_OPTIONS, LoadOptions, check_together
 from h2gen.settings import presets
 from h2gen.settings.controls import check_controls, with_redux_model
+from h2gen.settings.devices import check_devices, check_picture
 from h2gen.settings.editing import inputs_of
 from h2gen.settings.layers import Layers, Resolved, merge
 from h2gen.settings.model_options import check_options
@@ -108,6 +109,8 @@ def request_from(prompt: str, layers: Layers) -> Request:
     values = {name: setting.value for name, setting in resolved.items()}
     load = LoadOptions(**{name: checked[name] for name in LOAD_OPTIONS})
     check_together(load)
+    check_devices(load, checkpoint)
+    check_picture(load.devices, settings)
     check_package(settings.attention)
     if load.compile:
         notices.append(COMPILE_NOTICE)

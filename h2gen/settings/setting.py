@@ -20,7 +20,7 @@ MAKES = ("generate", "batch", "replay", "shell")
 MEASURES = ("compare", "frontier", "tune")
 ALL = (*MAKES, *MEASURES)
 
-OF_THIS_MACHINE = ("device", "offload", "memory", "compile", "out", "format")
+OF_THIS_MACHINE = ("device", "devices", "offload", "memory", "compile", "out", "format")
 """Where to compute and write: replay takes these from here, and all else from the picture."""
 
 

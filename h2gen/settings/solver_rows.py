@@ -48,3 +48,12 @@ COMPILE = Setting(
     default=False,
     lasting=True,
 )
+DEVICES = Setting(
+    "devices",
+    "Make each picture on N devices together.",
+    Rule(int, 1, 64),
+    MODEL,
+    commands=("generate", "replay", "shell"),
+    metavar="N",
+    default=1,
+)

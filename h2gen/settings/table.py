@@ -29,7 +29,7 @@ from h2gen.settings.setting import (
 from h2gen.settings.setting import MAKES as _MAKING
 from h2gen.settings.setting import MEASURES as _MEASURING
 from h2gen.settings.side_models import CONTROL, CONTROLNET, REDUX_MODEL
-from h2gen.settings.solver_rows import ATTENTION, COMPILE, SHIFT, SOLVER
+from h2gen.settings.solver_rows import ATTENTION, COMPILE, DEVICES, SHIFT, SOLVER
 from h2gen.settings.video_rows import FPS, FRAMES, VIDEO_FORMATS
 
 __all__ = [
@@ -278,6 +278,7 @@ TABLE = (
     Setting(
         "device", "auto, cpu, cuda, cuda:1, mps, xpu.", Rule(str), MODEL, metavar="NAME", default="auto", lasting=True
     ),
+    DEVICES,
     Setting(
         "dtype", "auto, bf16, fp16, fp32.", Rule(str, choices=("auto", *DTYPES)), MODEL, default="auto", lasting=True
     ),

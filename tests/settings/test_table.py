@@ -44,7 +44,7 @@ def test_defaults_keep_their_own_rules() -> None:
 
 def test_a_prompt_file_can_set_what_determines_one_picture_and_not_the_run() -> None:
     assert not set(KEYS) & set(RUN_WIDE)
-    assert set(RUN_WIDE) == {"model", "base", "out", "format", "attention", *LOAD_OPTIONS}
+    assert set(RUN_WIDE) == {"model", "base", "out", "format", "attention", *LOAD_OPTIONS} - {"devices"}
     assert {name for name in USER_DEFAULTS if name not in RUN_WIDE} <= set(KEYS)
     assert {"out", "format"} <= {each.name for each in fields(Request)}
     assert set(LOAD_OPTIONS) <= {row.name for row in TABLE}
