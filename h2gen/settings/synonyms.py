@@ -18,6 +18,8 @@ _FOREIGN = {
     "size": "resolution res dimensions dims image_size img_size image_dimensions aspect_ratio aspect ar ratio shape",
     "width": "image_width img_width output_width target_width w",
     "height": "image_height img_height output_height target_height h",
+    "frames": "num_frames n_frames number_of_frames frame_count video_length",
+    "fps": "frame_rate frames_per_second",
     "steps": "num_inference_steps inference_steps num_steps number_of_steps sample_steps sampling_steps n_steps "
     "denoise_steps denoising_steps infer_steps ddim_steps num_timesteps",
     "solver": "sampler sampler_name sampling_method sample_sampler sampler_index scheduler scheduler_name "

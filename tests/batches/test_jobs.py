@@ -238,7 +238,8 @@ def test_everything_that_determines_the_picture_is_in_its_id() -> None:
         "redux": (InputFile("r.png", "5" * 64, 1.0),), "redux_model": (InputFile("redux", "6" * 64),),
         "attention": "native", "shift": "3.0",
     }  # fmt: skip
-    assert set(others) == {field.name for field in fields(Settings)} - {*NOT_SETTINGS}
+    of_videos = {"frames", "fps"}  # which go together; see tests/settings/test_video.py
+    assert set(others) == {field.name for field in fields(Settings)} - {*NOT_SETTINGS} - of_videos
     assert job_id(SETTINGS, "a", "float32") == job_id(replace(SETTINGS, reference_steps=99), "a", "float32")
     assert job_id(SETTINGS, "a", "float32") == job_id(replace(SETTINGS, published_plan="by them"), "a", "float32")
     ids = {job_id(SETTINGS, "a", "float32"), job_id(SETTINGS, "b", "float32"), job_id(SETTINGS, "a", "bfloat16")}

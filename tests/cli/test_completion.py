@@ -28,7 +28,7 @@ from tests.cli.test_app import HEAVY
         ("cat --device c", ["cuda", "cpu"]),
         ("cat --dtype fp3", ["fp32"]),
         ("shell --offload g", ["group"]),
-        ("cat --format ", ["png", "jpg", "webp"]),
+        ("cat --format ", ["png", "jpg", "webp", "mp4", "gif"]),
         ("presets q", ["quality"]),
         ("presets show q", ["quality"]),
         ("models path t", ["tiny"]),

@@ -89,7 +89,7 @@ def test_lines_from_a_pipe_are_prompts_and_commands(here: Path) -> None:
         (":seed", "seed needs a value"),
         (":seed x", "seed is"),
         (":again", "no picture yet"),
-        (":set format gif", "format 'gif' is not supported"),
+        (":set format gif", "format is 'gif', and this is a picture; choose png, jpg or webp"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_shell_goes_on(line: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,6 +40,8 @@ NAMES = {
     "numInferenceSteps": "steps",
     "output_format": "format",
     "aspect_ratio": "size",
+    "num_frames": "frames",
+    "frame_rate": "fps",
     # our own, misspelt only in case or dashes
     "MaxSequenceLength": "max_sequence_length",
     "no-cache": "no_cache",
