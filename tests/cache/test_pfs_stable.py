@@ -62,6 +62,30 @@ def test_a_residual_is_pooled_over_rows_columns_and_channels(rows: int, columns:
     assert torch.allclose(got.double(), stably_pooled(residual, rows, columns), atol=1e-5)
 
 
+@pytest.mark.parametrize(("frames", "rows", "columns"), [(3, 4, 6), (4, 8, 8), (9, 6, 5), (33, 4, 7)])
+@pytest.mark.parametrize("text", [0, 5])
+def test_a_videos_residual_is_pooled_over_time_too(frames: int, rows: int, columns: int, text: int) -> None:
+    residual = noise(2, text + frames * rows * columns, 96, seed=3)
+    got = Pooling(layout_of((frames, rows, columns), frames * rows * columns, text), residual)(residual)
+    periods = min(frames, 4)
+    video = divided(residual[:, text:].double(), 2, 64).unflatten(1, (frames, rows, columns))
+    high = round(math.sqrt(256 // periods * rows / columns))
+    wide = round(256 // periods / high)
+    cells = divided(divided(divided(video, 1, periods), 2, high), 3, wide)
+    assert torch.allclose(got[:, got.shape[1] - periods * high * wide :].double(), cells.flatten(1, 3), atol=1e-5)
+    assert got.shape[1] == periods * high * wide + 32 * (text > 0)
+
+
+def test_a_change_in_some_frames_of_a_video_is_seen_where_it_is() -> None:
+    """Means over all frames would hide what moves from one to another."""
+    still = noise(1, 8 * 16, 32, seed=1)
+    moved = still.unflatten(1, (8, 16)).flip(1).flatten(1, 2)
+    pooling = Pooling(layout_of((8, 4, 4), 128, 0), still)
+    flat = Pooling(Layout(0, 4, 4), still[:, :16])
+    means = [flat(each.unflatten(1, (8, 16)).mean(1)) for each in (still, moved)]
+    assert relative_change(*means) < 1e-5 < 0.5 < relative_change(pooling(still), pooling(moved))
+
+
 def field(rows: int, columns: int, turn: float) -> torch.Tensor:
     """A smooth residual of a square picture, in the given number of tokens."""
     y, x = (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns
