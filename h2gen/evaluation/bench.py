@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -21,9 +21,11 @@ from h2gen.cache.pfs import pooling_kernel, relative_change, summarize
 from h2gen.cache.stages import stages_of
 from h2gen.errors import SettingError
 from h2gen.families import family_of
+from h2gen.families.contract import PassInputs
 from h2gen.families.flux1 import random_transformer
 from h2gen.generation.session import open_session
 from h2gen.models import choose_device, choose_dtype, resolve
+from h2gen.models.footprint import width_of
 from h2gen.models.load_options import LoadOptions
 from h2gen.settings.table import MOST_TOKENS
 from h2gen.settings.video import latent_frames
@@ -194,8 +196,8 @@ def measure(
         blocks=records["all"][0].blocks_total,
         image_tokens=image_tokens,
         text_tokens=text_tokens,
-        device=str(inputs["hidden_states"].device),
-        dtype=str(inputs["hidden_states"].dtype).removeprefix("torch."),
+        device=str(_given(transformer, inputs).latents.device),
+        dtype=str(_given(transformer, inputs).latents.dtype).removeprefix("torch."),
         steps=steps,
         repeats=repeats,
         plain=statistics.median(plain) / steps,
@@ -215,20 +217,24 @@ def _median(steps: Iterable[StepRecord]) -> float:
     return statistics.median(seconds) if seconds else math.nan
 
 
+def _given(transformer: nn.Module, inputs: dict[str, Any]) -> PassInputs:
+    family = family_of(transformer)
+    return family.pass_inputs(family.at(inputs, torch.ones(1)))
+
+
 @torch.no_grad()
 def _run(
     transformer: nn.Module, inputs: dict[str, Any], steps: int, config: CacheConfig | None
 ) -> tuple[float, list[StepRecord]]:
     """Seconds of one run of denoising steps, device synchronised, and its records if the cache is on."""
-    device = inputs["hidden_states"].device
+    device, family = _given(transformer, inputs).latents.device, family_of(transformer)
     timesteps = [torch.full((1,), 1 - i / steps, device=device) for i in range(steps)]
 
     def denoise() -> float:
         wait(device)
         started = time.perf_counter()
         for timestep in timesteps:
-            latents = inputs["hidden_states"].detach()  # as in a pipeline, another object at each step
-            transformer(timestep=timestep, **inputs | {"hidden_states": latents})
+            transformer(**family.at(inputs, timestep))
         wait(device)
         return time.perf_counter() - started
 
@@ -242,9 +248,9 @@ def _run(
 @torch.no_grad()
 def _checks(transformer: nn.Module, inputs: dict[str, Any], runs: int = 20) -> float:
     """Seconds that one step spends on both stages' summaries and changes."""
-    hidden = inputs["hidden_states"]
-    width = int(getattr(transformer, "inner_dim"))  # noqa: B009 - nn.Module types its attributes as tensors
-    image, text = hidden.shape[1], inputs["encoder_hidden_states"].shape[1]
+    given = _given(transformer, inputs)
+    hidden, width = given.latents, width_of(cast(Any, transformer).config)
+    image, text = given.image_tokens, given.text_tokens
 
     def check(tokens: int, divisor: int) -> Callable[[], float]:
         before, after = (torch.randn(1, tokens, width).to(hidden.device, hidden.dtype) for _ in range(2))

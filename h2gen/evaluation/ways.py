@@ -22,6 +22,7 @@ from h2gen.cache import CacheConfig, h2_cache
 from h2gen.cache.stages import stages_of
 from h2gen.errors import SettingError
 from h2gen.evaluation.bench import Subject, find_subject, wait
+from h2gen.families import family_of
 from h2gen.models.compiling import check_compile, compile_blocks
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.quantization import QUANTIZATIONS
@@ -129,7 +130,9 @@ def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int)
         rounds: counted steps of each way.
     """
     inputs = subject.inputs()
-    device = inputs["hidden_states"].device
+    family = family_of(subject.transformer)
+    latents = family.pass_inputs(family.at(inputs, torch.ones(1))).latents
+    device = latents.device
     timesteps = [torch.full((1,), 1 - i / (rounds + _WARM), device=device) for i in range(rounds + _WARM)]
     seconds: dict[str, list[float]] = {}
     begin: dict[str, float] = {}
@@ -142,10 +145,10 @@ def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int)
             begin["+".join(parts)] = time.perf_counter() - started
 
         def step(name: str, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
-            latents = inputs["hidden_states"].detach()  # as in a pipeline, another object at each step
+            given = family.at(inputs, timestep)
             wait(device)
             started = time.perf_counter()
-            output = models[name](timestep=timestep, **inputs | {"hidden_states": latents})[0]
+            output = family.velocity(models[name](**given))
             wait(device)
             return time.perf_counter() - started, output
 
@@ -179,7 +182,7 @@ def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int)
         subject.image_tokens,
         subject.text_tokens,
         str(device),
-        str(inputs["hidden_states"].dtype).removeprefix("torch."),
+        str(latents.dtype).removeprefix("torch."),
         rounds,
         figures,
     )

@@ -16,6 +16,7 @@ import h2gen
 from h2gen.cache import CacheConfig, h2_cache
 from h2gen.cli.app import run as command
 from h2gen.errors import CacheError
+from h2gen.evaluation.bench import measure
 from h2gen.families import family_of
 from h2gen.generation.painters import linear_painter
 from h2gen.models import CATALOGUE, load_pipeline, resolve
@@ -243,6 +244,14 @@ def test_previews_are_painted_without_a_decoder(sessions: dict[str, h2gen.Sessio
     sessions[name].generate("a cat", seed=7, cfg=1.0, cache=None, on_preview=seen.append, **size_of(name))
     assert len(seen) == STEPS and seen[-1].image.size == (16, 16)
     assert linear_painter(sessions[name].pipe.vae, torch.device("cpu")) is not None
+
+
+@both
+def test_bench_measures_its_steps(name: str) -> None:
+    transformer = MAKERS[name]().transformer
+    measured = measure(transformer, image_tokens=16, text_tokens=5, steps=5, repeats=1)
+    assert measured.blocks == (6 if name == QWEN else 8)
+    assert all(value > 0 for value in (measured.plain, measured.full, measured.all_reused, measured.skipped))
 
 
 @both
