@@ -9,7 +9,7 @@ from typing import Any
 
 from h2gen.errors import SettingError
 from h2gen.sanitize import SURROGATES
-from h2gen.wording import shown
+from h2gen.wording import did_you_mean, shown
 
 _KINDS: dict[type, str] = {
     str: "it as text",
@@ -19,6 +19,8 @@ _KINDS: dict[type, str] = {
     list: "a list of texts",
     dict: "a table",
 }
+_MANY = 8
+"""If a value has more choices than this, the error names only the closest one, if any is close."""
 _BOOLEANS = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
 
 
@@ -112,7 +114,9 @@ class Rule:
     def error(self, name: str, value: Any) -> SettingError:
         """The error for a wrong value: what was given, and what to give instead."""
         if self.choices and isinstance(value, str):
-            return SettingError(f"{name} {shown(value)} is not supported; {self._advice}.")
+            close = did_you_mean(value, self.choices) if len(self.choices) > _MANY else "."
+            advice = f"; {self._advice}." if close == "." else close
+            return SettingError(f"{name} {shown(value)} is not supported{advice}")
         return SettingError(f"{name} is {shown(value)}; {self._advice}.")
 
     @property

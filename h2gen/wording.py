@@ -11,6 +11,11 @@ _LONGEST = 40
 """Characters of an untrusted value in a message."""
 
 
+def times(number: int) -> str:
+    """``once``, ``twice``, ``3 times``."""
+    return {1: "once", 2: "twice"}.get(number, f"{number} times")
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'dev'?`` with the closest known word, or a full stop if none is close."""
     close = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)

@@ -349,6 +349,16 @@ def quantizations_table() -> str:
     )
 
 
+def attentions_list() -> str:
+    """The values of --attention besides the default, by the package that each needs."""
+    from h2gen.models.attention_names import PACKAGES
+
+    found: dict[str, list[str]] = {}
+    for name, package in PACKAGES.items():
+        found.setdefault("torch alone" if package is None else f"`{package[1]}`", []).append(f"`{name}`")
+    return table(("needs", "values"), *((what, ", ".join(names)) for what, names in found.items()))
+
+
 def sheet_prompts() -> list[str]:
     """What the sheet shows; a prompt's position is its seed. Some are from the evaluation, some are not."""
     from tools.train_tiny.evaluate import questions
@@ -377,6 +387,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": memory_table,
     "needs": needs_table,
     "quantizations": quantizations_table,
+    "attentions": attentions_list,
     "support": support_table,
     "runs": support_summary,
     "sheet": sheet_table,

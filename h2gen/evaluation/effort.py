@@ -12,6 +12,7 @@ from h2gen.evaluation.options import MethodOptions
 from h2gen.evaluation.peers import SCORED, Peer
 from h2gen.evaluation.repeats import LEAST, MOST
 from h2gen.settings.profiles import Profile, ProfileKey, list_profiles
+from h2gen.wording import times
 
 _HALF = 0.5
 """Assumed share of the blocks of a cache, and of its rivals at the same cost, before it is counted."""
@@ -49,7 +50,7 @@ class Effort:
     def __str__(self) -> str:
         prompts = f" on {self.prompts} prompts" if self.prompts > 1 else ""
         low, high = self.pictures
-        often = {None: f"{LEAST} or {MOST} times", 1: "once", 2: "twice"}.get(self.repeat, f"{self.repeat} times")
+        often = f"{LEAST} or {MOST} times" if self.repeat is None else times(self.repeat)
         count = f"{low}" if low == high else f"{low} to {high}"
         whole = f"Comparing {self.methods} methods{prompts}, each timed {often}: {count} pictures"
         if self.seconds is None or self.seconds_uncached is None:

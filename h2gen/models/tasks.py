@@ -12,6 +12,7 @@ from h2gen.families import CONTROLLED, TASKS
 from h2gen.models.catalogue import CATALOGUE, CatalogueEntry, Checkpoint
 from h2gen.models.facts import model_index_of
 from h2gen.models.lora_files import is_control_lora
+from h2gen.wording import times
 
 _STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id", "_progress_bar_config")
 """What a pipeline remembers about its offloading and its progress bar."""
@@ -102,7 +103,7 @@ def check_control(
         raise SettingError("--controlnet needs a picture to follow; also give --control.")
     if tasks is None or prefix in tasks:
         if prefix == "control" and control > 1:
-            raise SettingError(f"--control is given {control} times; {name!r} follows one picture.")
+            raise SettingError(f"--control is given {times(control)}; {name!r} follows one picture.")
         if prefix == "controlnet" and controlnet not in (1, control):
             raise SettingError(
                 f"There are {controlnet} ControlNets and {control} control pictures; give one --control per "

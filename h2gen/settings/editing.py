@@ -14,7 +14,7 @@ from h2gen.models.catalogue import Checkpoint
 from h2gen.models.tasks import complete_task, task_of, tasks_of
 from h2gen.settings.inputs import InputFile
 from h2gen.settings.layers import Resolved, files_in
-from h2gen.wording import printable
+from h2gen.wording import printable, times
 
 if TYPE_CHECKING:
     from h2gen.settings.values import Settings
@@ -71,7 +71,7 @@ def inputs_of(checkpoint: Checkpoint, resolved: Mapping[str, Resolved]) -> Input
     if tasks is not None and len(files) > limits.pictures:
         most = "one picture" if limits.pictures == 1 else f"at most {limits.pictures} pictures"
         also = " with --mask" if masks else ""
-        raise SettingError(f"--image is given {len(files)} times; {checkpoint.name!r} takes {most}{also}.")
+        raise SettingError(f"--image is given {times(len(files))}; {checkpoint.name!r} takes {most}{also}.")
     image = tuple(_with_strength(file, task if place == 0 else "edit") for place, file in enumerate(files))
     sizes = [open_picture(file).size for file in files]
     if task == "edit":

@@ -12,7 +12,7 @@ from h2gen.settings.model_options import Remark, ignored_options
 from h2gen.settings.synonyms import meant
 from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.settings.values import Settings
-from h2gen.wording import printable, shown
+from h2gen.wording import printable, shown, times
 
 _OPTIONS = {row.name: row.option for row in TABLE if row.commands}
 _SHORT = "".join(row.short[1] for row in TABLE if row.short and row.is_setting)
@@ -58,13 +58,13 @@ def remarks_on(prompt: str, settings: Settings, checkpoint: Checkpoint) -> Itera
 
 def _about_loras(settings: Settings) -> Iterator[Remark]:
     """About LoRAs that were given several times, also under different names."""
-    for sha256, times in Counter(file.sha256 for file in settings.lora).items():
+    for sha256, number in Counter(file.sha256 for file in settings.lora).items():
         same = [file for file in settings.lora if file.sha256 == sha256]
-        if times > 1:
+        if number > 1:
             total = sum(1.0 if file.scale is None else file.scale for file in same)
             names = " and ".join(dict.fromkeys(repr(printable(file.name)) for file in same))
-            how = f"is given {times} times" if "' and '" not in names else f"are the same LoRA, given {times} times"
-            yield Remark("lora", f"--lora {names} {how}; the scales add up to {total:g}.")
+            how = "is given" if "' and '" not in names else "are the same LoRA, given"
+            yield Remark("lora", f"--lora {names} {how} {times(number)}; the scales add up to {total:g}.")
 
 
 def _short(letter: str) -> str | None:

@@ -31,7 +31,12 @@ SHIFT = picture_row(
 ATTENTION = Setting(
     "attention",
     "Attention backend of diffusers: native, flash, sage, xformers, ...",
-    Rule(str, choices=ATTENTIONS, aliases={"sdpa": "native", "auto": DEFAULT}),
+    Rule(
+        str,
+        choices=ATTENTIONS,
+        aliases={"sdpa": "native", "auto": DEFAULT},
+        advice="choose default, native, flex, flash, sage or xformers; docs/speed.md lists the others",
+    ),
     MODEL,
     commands=(*MAKES, "compare"),
     default=DEFAULT,

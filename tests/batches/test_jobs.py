@@ -348,7 +348,7 @@ def test_a_lora_that_an_entry_gives_twice_gets_a_remark(tmp_path: Path) -> None:
     loras.save_smallest(tmp_path / "a.safetensors")
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "lora": ["a.safetensors", "a.safetensors:0.5"]}\n')
     made = Jobs(read_prompts([str(tmp_path / "p.jsonl")]), {"model": "dev"}, {})
-    assert made.remarks == ["p.jsonl:1: --lora 'a.safetensors' is given 2 times; the scales add up to 1.5."]
+    assert made.remarks == ["p.jsonl:1: --lora 'a.safetensors' is given twice; the scales add up to 1.5."]
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:

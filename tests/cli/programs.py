@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -76,7 +76,8 @@ def in_a_terminal(*arguments: str, whole: bool = False) -> Iterator[tuple[subpro
 def read_until(descriptor: int, words: str | None = None, seconds: float = 120) -> str:
     """What the terminal shows until a regular expression matches, or to its end.
 
-    What has been read is gone: of words that follow one another closely, ask for all at once.
+    What has been read is gone: of words that follow one another closely, ask for all at once. Fails if they do not come
+    in time.
     """
     seen = b""
     end = time.monotonic() + seconds
@@ -86,10 +87,21 @@ def read_until(descriptor: int, words: str | None = None, seconds: float = 120) 
             chunk = os.read(descriptor, 65536) if ready else b""
         except OSError:  # the other end is closed
             break
+        assert chunk or words is None, f"{words!r} never came after {seen.decode(errors='replace')!r}"
         if not chunk:
             break
         seen += chunk
     return seen.decode(errors="replace")
+
+
+def press_until(descriptor: int, keys: bytes, words: str, tries: int = 20) -> str:
+    """As ``read_until``, after keys that may be missed, and are then pressed again."""
+    for _ in range(tries - 1):
+        os.write(descriptor, keys)
+        with suppress(AssertionError):
+            return read_until(descriptor, words, seconds=3)
+    os.write(descriptor, keys)
+    return read_until(descriptor, words, seconds=3)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:

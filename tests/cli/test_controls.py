@@ -126,7 +126,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "two for a control model": (
         {"model": "follows", "control": ["depth.png", "photo.png"]},
-        "--control is given 2 times; ",
+        "--control is given twice; ",
     ),
     "guidance from a picture": (
         {"control": "depth.png", "controlnet": "net.safetensors", "image": "photo.png", "cfg": 2.0},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from h2gen.errors import SettingError
 from h2gen.generation.shell import Action, ShellState
 from h2gen.models.catalogue import resolve
 from h2gen.output.metadata import read_metadata
-from tests.cli.programs import h2gen, in_a_terminal, read_until
+from tests.cli.programs import h2gen, in_a_terminal, press_until, read_until
 
 QUICK = ["--steps", "2", "--cfg", "1"]
 
@@ -229,9 +228,9 @@ def test_ctrl_c_stops_a_picture_and_not_the_shell(here: Path, own_home: Path) ->
         read_until(screen, "full")
         os.write(screen, b"\x03")
         assert "Stopped; no picture was saved." in read_until(screen, "was saved.*h2gen>")
-        time.sleep(0.5)  # Python's readline misses a signal between its prompt and its wait
-        os.write(screen, b"half a line\x03")
-        read_until(screen, "h2gen>")  # what was typed before is gone with it
+        os.write(screen, b"half a line")
+        read_until(screen, "half a line")
+        press_until(screen, b"\x03", "h2gen>")  # what was typed before is gone with it; readline may miss a signal
         os.write(screen, b":set steps 2\n:again\n")
         assert "a-red-cat" in read_until(screen, r"\.png.*h2gen>")
         os.write(screen, b"\x04")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,9 +33,13 @@ def test_the_names_are_diffusers_own_apart_from_devices_that_h2gen_does_not_use(
     assert {*ANYWHERE} < {*PACKAGES}
 
 
-def test_an_unknown_name_is_reported_with_the_known_ones(tiny: Any) -> None:
-    with pytest.raises(SettingError, match="attention 'fast' is not supported; choose default, native, "):
-        tiny.settings("a cat", attention="fast")
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("flsh_hub", "; did you mean 'flash_hub'?"), ("nonsense", "; choose default, native, flex, flash, sage or xfo")],
+)
+def test_an_unknown_name_is_reported_with_the_closest_or_the_usual_ones(tiny: Any, name: str, says: str) -> None:
+    with pytest.raises(SettingError, match=f"attention '{name}' is not supported{re.escape(says)}"):
+        tiny.settings("a cat", attention=name)
 
 
 @pytest.mark.parametrize("name", [name for name, package in PACKAGES.items() if package is not None])

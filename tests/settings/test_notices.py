@@ -87,9 +87,9 @@ def test_a_lora_that_is_given_twice_says_so(tmp_path: Path, monkeypatch: pytest.
     loras.save_smallest(tmp_path / "b.safetensors")  # the same contents
     loras.save_smallest(tmp_path / "c.safetensors", 1.0)
     given = {"model": "dev", "lora": ["a.safetensors:0.5", "a.safetensors", "c.safetensors"]}
-    assert notices(**given) == ["--lora 'a.safetensors' is given 2 times; the scales add up to 1.5."]
+    assert notices(**given) == ["--lora 'a.safetensors' is given twice; the scales add up to 1.5."]
     given["lora"][1] = "b.safetensors:2"
-    line = "--lora 'a.safetensors' and 'b.safetensors' are the same LoRA, given 2 times; the scales add up to 2.5."
+    line = "--lora 'a.safetensors' and 'b.safetensors' are the same LoRA, given twice; the scales add up to 2.5."
     assert notices(**given) == [line]
     assert notices(model="dev", lora=["a.safetensors", "c.safetensors"]) == []
 

@@ -52,6 +52,9 @@ class PictureView(RenderObserver):
         self._request: Request | None = None
         self._preview = preview
         self._table: LiveTable | None = None
+        self._compiles = False
+        self._compiled: set[tuple[int, int]] = set()
+        """Sizes of which a picture has been made, if blocks are compiled: the first of each waits for that."""
 
     @contextmanager
     def loading(self, request: Request) -> Iterator[None]:
@@ -69,6 +72,7 @@ class PictureView(RenderObserver):
 
     def loaded(self, renderer: Renderer) -> None:
         assert self._request is not None
+        self._compiles = renderer.session.options.compile
         show_notices(self._request.notices, self._console)
         self._on_loaded(renderer)
 
@@ -129,7 +133,10 @@ class PictureView(RenderObserver):
         if self._verbose and result.peak_memory is not None:
             say(console, f"Peak memory: {peak_text(result.peak_memory.bytes, result.peak_memory.of)}.", "dim")
         settings, summary = result.settings, result.summary
-        line = f"{picture.path}  seed {settings.seed}, {result.seconds:.2f} s"
+        size = settings.width, settings.height
+        including = " including compiling" if self._compiles and size not in self._compiled else ""
+        self._compiled.add(size)
+        line = f"{picture.path}  seed {settings.seed}, {result.seconds:.2f} s{including}"
         if summary is None:
             say(console, line if console.is_terminal else line + cost_of(settings, summary), "bold")
             return
