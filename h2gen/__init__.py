@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from h2gen.evaluation.options import CompareObserver, CompareOptions
     from h2gen.evaluation.tune.options import TuneObserver, TuneOptions
     from h2gen.evaluation.tune.tune import tune
+    from h2gen.families.other import Stages
     from h2gen.generation.load import load
     from h2gen.generation.own_pipeline import apply, h2_cache
     from h2gen.generation.result import Result
@@ -42,6 +43,7 @@ __all__ = [
     "Result",
     "Session",
     "Settings",
+    "Stages",
     "StepRecord",
     "Summary",
     "Trace",
@@ -69,13 +71,14 @@ _LAZY = {
     **dict.fromkeys(("CompareObserver", "CompareOptions"), "h2gen.evaluation.options"),
     **dict.fromkeys(("TuneObserver", "TuneOptions"), "h2gen.evaluation.tune.options"),
     "remove": "h2gen.cache",
+    "Stages": "h2gen.families.other",
     **dict.fromkeys(("apply", "h2_cache"), "h2gen.generation.own_pipeline"),
     "Result": "h2gen.generation.result",
     "Session": "h2gen.generation.session",
     "load": "h2gen.generation.load",
     "Settings": "h2gen.settings.values",
 }
-_WITHOUT_TRANSFORMERS = ("h2gen.cache", "h2gen.errors", "h2gen.settings")
+_WITHOUT_TRANSFORMERS = ("h2gen.cache", "h2gen.errors", "h2gen.families", "h2gen.settings")
 
 
 def __getattr__(name: str) -> Any:

@@ -127,7 +127,7 @@ def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.txt").write_text("a cat\n")
-    pipeline_code, *session_code = blocks("python", page)
+    pipeline_code, *session_code = (code for code in blocks("python", page) if "h2gen.Stages" not in code)
     names: dict[str, object] = {"h2gen": h2gen}
     for code in session_code:
         exec(compile(code, page, "exec"), names)
@@ -146,6 +146,15 @@ def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     exec(compile(pipeline_code, page, "exec"), {"h2gen": h2gen, "pipe": Small()})
     h2gen.remove(session.pipe)
+
+
+def test_the_python_for_models_outside_of_diffusers_runs() -> None:
+    import h2gen
+    from tests.families.test_other import Flux, draw_flux
+
+    (code,) = (code for code in blocks("python", "python.md") if "h2gen.Stages" in code)
+    names = {"model": Flux(), "denoise": draw_flux, "get_schedule": lambda n: [1 - i / n for i in range(n + 1)]}
+    exec(compile(code, "python.md", "exec"), {"h2gen": h2gen} | names)
 
 
 def test_the_line_of_a_trace_is_one() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import EllipsisType
@@ -17,6 +17,7 @@ from torch import nn
 from h2gen.cache.coming import next_block
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.engine import Shared
+from h2gen.cache.given import given_finder, given_schedule
 from h2gen.cache.hooks import Attachment
 from h2gen.cache.others import refuse_other_caches
 from h2gen.cache.schedule import course_finder
@@ -26,6 +27,7 @@ from h2gen.cache.tracker import ContextName
 from h2gen.cache.warn import WarnOnce
 from h2gen.errors import CacheError
 from h2gen.families import family_of
+from h2gen.families.other import OtherModel, Stages
 
 _applying = threading.RLock()
 
@@ -43,7 +45,21 @@ def _transformer_of(target: Any) -> nn.Module:
     return unwrapped
 
 
-def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], None] | None = None) -> Trace:
+def _model(target: Any) -> nn.Module:
+    if not isinstance(target, nn.Module):
+        raise CacheError(f"H2-Cache needs a torch model with stages, not a {type(target).__name__}.")
+    unwrapped: nn.Module = unwrap_module(target)
+    return unwrapped
+
+
+def apply(
+    target: Any,
+    config: CacheConfig,
+    *,
+    on_step: Callable[[StepRecord], None] | None = None,
+    stages: Stages | None = None,
+    schedule: Sequence[float] | None = None,
+) -> Trace:
     """Put H2-Cache on a transformer until ``remove``. It replaces a cache that is already on, whose trace then stops.
 
     Threads may then share the transformer: each trajectory has its own state, and all add to the one trace. Apply and
@@ -54,6 +70,9 @@ def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], N
             ``final_steps`` and ``tolerance`` need, is that of the pipeline which calls the transformer.
         config: the settings.
         on_step: called with each step's record, in order, as soon as the device has finished it.
+        stages: of a model of any other code, which is then the target.
+        schedule: the times of the loop that calls the transformer, and the one after its last step, if it has no
+            scheduler of diffusers. It moves along the velocity at each step (Euler's method).
 
     Returns:
         The trace, which grows with every step from now on.
@@ -62,24 +81,27 @@ def apply(target: Any, config: CacheConfig, *, on_step: Callable[[StepRecord], N
         CacheError: the model cannot be cached, diffusers' own cache is on, another thread is running a step, or the
             device has no fp8.
     """
-    transformer = _transformer_of(target)
-    family = family_of(transformer)
-    stages_of(transformer)
+    transformer = _transformer_of(target) if stages is None else _model(target)
+    family = family_of(transformer) if stages is None else OtherModel(stages, type(transformer).__name__)
+    stages_of(transformer, family)
     refuse_other_caches(transformer, everywhere=True)
     device = getattr(target, "_execution_device", None) or next(transformer.parameters()).device
     if config.cache_memory == "fp8" and torch.device(device).type == "mps":
         raise CacheError("--cache-memory fp8 is not supported on mps; use bf16 or cpu.")
     warn = WarnOnce()
-    if family.mean_velocity(transformer.config):  # type: ignore[arg-type]
+    if family.mean_velocity(getattr(transformer, "config", {})):
         config = without_forecasts(config, warn)
     trace, find_course = Trace(on_step), course_finder(target)
+    if schedule is not None:
+        sigma = family.sigma if isinstance(family, OtherModel) else float
+        find_course = given_finder(given_schedule(schedule, sigma))
     with _applying:
         if (before := _attachment(transformer)) is not None:
             before.detach(transformer, replaced=True)
         Attachment(
             transformer,
             Shared(family, config, find_course, trace, warn, ContextName(), itertools.count()),
-            getattr(target, "controlnet", None),
+            getattr(target, "controlnet", None) if stages is None else None,
         )
     return trace
 
@@ -99,8 +121,9 @@ def without_forecasts(config: CacheConfig, warn: Callable[[str], None]) -> Cache
 
 def remove(target: Any) -> None:
     """Take H2-Cache off a transformer or a pipeline, which is then as before. Does nothing if there is no cache."""
-    transformer = _transformer_of(target)
-    attachment = _attachment(transformer)
+    own = isinstance(target, nn.Module) and _attachment(unwrap_module(target)) is not None
+    transformer = unwrap_module(target) if own else _transformer_of(target)  # a model with stages may have a part of
+    attachment = _attachment(transformer)  # this name
     if attachment is not None:
         attachment.detach(transformer)
 
@@ -128,6 +151,8 @@ def h2_cache(
     config: CacheConfig | None = None,
     *,
     on_step: Callable[[StepRecord], None] | None = None,
+    stages: Stages | None = None,
+    schedule: Sequence[float] | None = None,
     **settings: Any,
 ) -> Iterator[Trace]:
     """H2-Cache on a transformer or pipeline within a ``with`` block.
@@ -143,13 +168,13 @@ def h2_cache(
         if not settings:
             raise CacheError("The cache has no settings here; give a CacheConfig or its fields, or use h2gen.h2_cache.")
         config = CacheConfig(**settings)
-    transformer = _transformer_of(target)  # which a pipeline may exchange
+    transformer = _transformer_of(target) if stages is None else _model(target)  # which a pipeline may exchange
     with _applying:
         if _attachment(transformer) is not None:
             raise CacheError(
                 "H2-Cache is already on this transformer: leave its with block first, or call h2gen.remove()."
             )
-        trace = apply(target, replace(config, **settings), on_step=on_step)
+        trace = apply(target, replace(config, **settings), on_step=on_step, stages=stages, schedule=schedule)
     try:
         yield trace
         trace.flush(wait=True)

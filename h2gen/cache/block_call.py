@@ -134,6 +134,7 @@ class BlockCall:
         if not (self._is_first or self._is_last):
             return output
         if self._is_first:
+            family.check_streams(name, before, streams)
             streams = engine.after_first(self._stage, Probe(call.whole, before, streams))
         if self._is_last and not engine.skips(self._stage):
             streams = engine.after_last(streams)

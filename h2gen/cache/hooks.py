@@ -85,9 +85,10 @@ class Attachment:
         """
         if self.closed():
             return None
-        stages, own = stages_of(transformer), own_stages_of(transformer)
+        family = self._shared.family
+        stages, own = stages_of(transformer, family), own_stages_of(transformer, family)
         given = {**dict(zip(self._names, args, strict=False)), **kwargs}
-        inputs = Inputs(self._shared.family, given, own, ranks_of(transformer))
+        inputs = Inputs(family, given, own, ranks_of(transformer))
         engine = self._callers.engine_for(inputs)
         engine.begin(stages, inputs, own)
         refuse_other_caches(transformer, everywhere=engine.step is not None and engine.step.index == 0)

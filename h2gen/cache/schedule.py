@@ -81,6 +81,10 @@ class Course:
         step = 0 if scheduler.step_index is None else scheduler.step_index - self._first
         return step if 0 <= step < len(self.schedule) else None
 
+    def next_step(self, last: int, read_timestep: Callable[[], float]) -> int | None:
+        """The step that comes next, after a pass of the step ``last``; None if that is not known any more."""
+        return self.step
+
     def is_at(self, step: int, timestep: Any) -> bool:
         """Whether a timestep that the model was given, 0 to 1000, may be that of a step; a tensor may."""
         return not isinstance(timestep, float) or math.isclose(timestep, self.schedule.timesteps[step], rel_tol=ROUNDED)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from h2gen.errors import CacheError
-from h2gen.families import family_of
+from h2gen.families import Family, family_of
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,16 @@ class Stage:
         return not self.divisor
 
 
-def stages_of(transformer: nn.Module) -> tuple[Stage, Stage]:
+def stages_of(transformer: nn.Module, family: Family | None = None) -> tuple[Stage, Stage]:
     """The structure stage and the detail stage of a transformer.
+
+    Args:
+        family: if it is known already.
 
     Raises:
         CacheError: it belongs to no known family, or has no blocks of one kind.
     """
-    structure, detail = family_of(transformer).block_lists(transformer)
+    structure, detail = (family or family_of(transformer)).block_lists(transformer)
     if not structure or not detail:
         raise CacheError(
             f"H2-Cache needs blocks in both stages; this {type(transformer).__name__} has {len(structure)} for the "
@@ -46,6 +49,7 @@ def stages_of(transformer: nn.Module) -> tuple[Stage, Stage]:
     return Stage("structure", structure, 2048), Stage("detail", detail, 384)
 
 
-def own_stages_of(transformer: nn.Module) -> tuple[Stage, ...]:
+def own_stages_of(transformer: nn.Module, family: Family | None = None) -> tuple[Stage, ...]:
     """The blocks that come before the stages and see one kind of tokens only; most families have none."""
-    return tuple(Stage(kind, blocks) for kind, blocks in family_of(transformer).own_blocks(transformer).items())
+    own = (family or family_of(transformer)).own_blocks(transformer)
+    return tuple(Stage(kind, blocks) for kind, blocks in own.items())

@@ -98,7 +98,7 @@ class Tracker:
         repeats = sum(each.step == run.step for each in found)
         same_latents, most = run.same_latents(inputs.identity), repeats == _MOST_REPEATS
         if run.course is not None:
-            step = run.course.step
+            step = run.course.next_step(run.step, inputs.read_timestep)
             if step == run.step and (most or (repeats and not same_latents)):
                 inputs.read_timestep()  # either a text runs again in this step, or the scheduler is another call's
             if step is not None and 0 <= step - run.step <= 1 and run.course.is_at(step, inputs.timestep):
@@ -185,7 +185,7 @@ class Tracker:
                 self._warn(
                     f"H2-Cache: {name} has no effect {where}{also}: the remaining steps are unknown. They are read "
                     "from the scheduler of the diffusers pipeline that runs the transformer, or of a loop that calls "
-                    "its step()."
+                    "its step(); or give schedule=."
                 )
 
 

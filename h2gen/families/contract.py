@@ -151,6 +151,9 @@ class Family(ABC):
         """The streams as a block of a stage returns them: the inverse of ``output_streams``."""
         return streams if len(streams) > 1 else streams[0]
 
+    def check_streams(self, stage: str, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:  # noqa: B027
+        """Raise a ``CacheError`` if a stage's first block does not return what it takes."""
+
     @abstractmethod
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
         """What the model itself adds to the image tokens between a stage's first and last block (ControlNet).
@@ -173,8 +176,7 @@ class Family(ABC):
 
     def velocity(self, output: Any) -> torch.Tensor:
         """The velocity, in the shape of the latents, in what the transformer returned."""
-        velocity: torch.Tensor = output[0]
-        return velocity
+        return output[0]  # type: ignore[no-any-return]
 
     def with_velocity(self, output: Any, velocity: torch.Tensor) -> Any:
         """The same kind of output with another velocity."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from h2gen.cache import CacheConfig, StepRecord, Trace
 from h2gen.cache import apply as apply_config
 from h2gen.cache import h2_cache as cached_by_config
 from h2gen.errors import ArgumentError, SettingError
+from h2gen.families.other import Stages
 from h2gen.settings.resolve import CACHE, resolve_cache
 from h2gen.settings.synonyms import meant_or_close
 
@@ -22,6 +23,8 @@ def apply(
     config: CacheConfig | None = None,
     *,
     on_step: Callable[[StepRecord], None] | None = None,
+    stages: Stages | None = None,
+    schedule: Sequence[float] | None = None,
     **settings: Any,
 ) -> Trace:
     """Put H2-Cache on a pipeline or a transformer until ``h2gen.remove``.
@@ -35,6 +38,9 @@ def apply(
             which ``final_steps`` and ``tolerance`` need, is that of the pipeline which calls the transformer.
         config: all settings of the cache.
         on_step: is called with each step's record, in order, as soon as the device has finished it.
+        stages: the blocks of a model of any other code, which is then the target.
+        schedule: the times of the loop that calls the transformer, and the one after its last step, if it has no
+            scheduler of diffusers. The loop moves the latents along the velocity at each step (Euler's method).
         settings: ``preset``, or fields of ``CacheConfig``, with the meaning of the command line's options: they
             override ``config``. Without any, and without ``config``, the default preset, ``balanced``.
 
@@ -46,7 +52,8 @@ def apply(
         SettingError, PresetError: a setting or the preset cannot be used.
         CacheError: the model cannot be cached, diffusers' own cache is on, or another thread is running a step.
     """
-    return apply_config(target, _resolved("apply", config, settings), on_step=on_step)
+    resolved = _resolved("apply", config, settings)
+    return apply_config(target, resolved, on_step=on_step, stages=stages, schedule=schedule)
 
 
 @contextmanager
@@ -55,6 +62,8 @@ def h2_cache(
     config: CacheConfig | None = None,
     *,
     on_step: Callable[[StepRecord], None] | None = None,
+    stages: Stages | None = None,
+    schedule: Sequence[float] | None = None,
     **settings: Any,
 ) -> Iterator[Trace]:
     """H2-Cache on a pipeline or transformer within a ``with`` block.
@@ -65,7 +74,8 @@ def h2_cache(
     ...     image = pipe("a cat").images[0]
     >>> trace.summary.estimated_speedup  # doctest: +SKIP
     """
-    with cached_by_config(target, _resolved("h2_cache", config, settings), on_step=on_step) as trace:
+    resolved = _resolved("h2_cache", config, settings)
+    with cached_by_config(target, resolved, on_step=on_step, stages=stages, schedule=schedule) as trace:
         yield trace
 
 

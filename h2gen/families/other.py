@@ -1,0 +1,214 @@
+"""Models of code outside of diffusers: the caller says which blocks they have, and the rest is found in a call."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from h2gen.errors import CacheError
+from h2gen.families.contract import Family, PassInputs
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_TEXTS = ("txt", "text", "encoder_hidden_states", "context", "contexts", "cond")
+_TIMES = ("timesteps", "timestep", "t", "time", "sigma")
+
+
+@dataclass(frozen=True, eq=False)
+class Stages:
+    """The blocks of a model that diffusers does not know, for ``h2_cache(model, stages=...)``.
+
+    The defaults are those of FLUX.1's own code and of Hunyuan3D: blocks of two streams, called with ``img`` and
+    ``txt``, which return both in this order; then blocks of one stream, the text before the image. Streams are
+    ``(B, N, D)``; a block returns them as it takes them. The blocks may also all have one stream: give the first ones
+    as the structure.
+
+    Args:
+        structure, detail: the blocks of each stage, in the order in which the model calls them.
+        image: the argument of a block with the image tokens, or with the one stream; by default its first tensor of
+            three dimensions.
+        text: the argument of a block of two streams with the text tokens.
+        image_first: whether such a block returns image and text, rather than text and image.
+        latents: the argument of the model's ``forward`` with the latents, ``(B, N, C)``; by default the first.
+        condition: its argument with the text tokens, or a dict that holds them: the same object at every step of a run,
+            and another one in the next; by default found by the usual names.
+        time: its argument with the time; by default found by the usual names.
+        times: what the time is at the beginning of a run, where all is noise, and at its end: ``(1000, 0)`` for steps
+            of 1000, ``(0, 1)`` if it counts up.
+        grid: rows and columns of the picture's tokens, after the frames of a video's. It is needed where the latents
+            are not tokens yet.
+        per_picture: the arguments of a block that have one row per picture. Without any, a batch gets one decision.
+    """
+
+    structure: Sequence[nn.Module]
+    detail: Sequence[nn.Module]
+    image: str = ""
+    text: str = "txt"
+    image_first: bool = True
+    latents: str = ""
+    condition: str = ""
+    time: str = ""
+    times: tuple[float, float] = (1.0, 0.0)
+    grid: tuple[int, ...] | None = None
+    per_picture: Collection[str] = ()
+
+
+class OtherModel(Family):
+    """A model with such stages. Unlike other families it belongs to one model, and is only good for the cache.
+
+    Args:
+        stages: of the model.
+        model: the name of its class.
+
+    Raises:
+        CacheError: the stages do not hold blocks, or hold one twice.
+    """
+
+    title = transformer = "other"
+    tasks = {}  # noqa: RUF012
+    marks = ()
+
+    def __init__(self, stages: Stages, model: str) -> None:
+        from torch import nn
+
+        self._stages, self._model = stages, model
+        lists = {"structure": stages.structure, "detail": stages.detail}
+        for name, blocks in lists.items():
+            if not isinstance(blocks, (Sequence, nn.ModuleList)):
+                raise CacheError(f"Stages({name}=...) is a {type(blocks).__name__}; give a list of the model's blocks.")
+            wrong = next((block for block in blocks if not isinstance(block, nn.Module)), None)
+            if wrong is not None:
+                raise CacheError(f"Stages({name}=...) holds a {type(wrong).__name__}, which is not a torch module.")
+        both = [*stages.structure, *stages.detail]
+        if len({*map(id, both)}) < len(both):
+            raise CacheError("Stages(...) holds a block twice; each runs once per step, in one of the stages.")
+        self._names = {name: _arguments_of(blocks) for name, blocks in lists.items()}
+        if stages.times[0] == stages.times[1]:
+            raise CacheError(f"Stages(times={stages.times}) begins where it ends; give the times of noise and picture.")
+
+    @property
+    def per_picture(self) -> frozenset[str]:  # type: ignore[override]
+        return frozenset(self._stages.per_picture)
+
+    def sigma(self, time: Any) -> Any:
+        """A time of the model, a number or a tensor, as 1 at the beginning of a run and 0 at its end."""
+        begin, end = self._stages.times
+        return time if (begin, end) == (1, 0) else (time - end) / (begin - end)
+
+    def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
+        return list(self._stages.structure), list(self._stages.detail)
+
+    def pass_inputs(self, arguments: Mapping[str, Any]) -> PassInputs:
+        import torch
+
+        stages = self._stages
+        latents = arguments.get(stages.latents) if stages.latents else next(iter(arguments.values()), None)
+        if not isinstance(latents, torch.Tensor):
+            self._missing("latents", arguments)
+        if latents.ndim != 3 and stages.grid is None:
+            raise CacheError(
+                f"The latents of {self._model} have the shape {tuple(latents.shape)} and not (B, N, C); give the rows "
+                "and columns of its tokens by Stages(grid=...)."
+            )
+        condition = _tensor_in(_named(arguments, stages.condition, _TEXTS))
+        if condition is None:
+            self._missing("condition", arguments)
+        time = _named(arguments, stages.time, _TIMES)
+        if time is None:
+            self._missing("time", arguments)
+        sigma = self.sigma(time if isinstance(time, torch.Tensor) else torch.tensor(float(time)))
+        image_ids, text_ids = (_tensor_in(arguments.get(name)) for name in ("img_ids", "txt_ids"))
+        # A model without ids is recognized by its condition alone.
+        return PassInputs(
+            latents, condition, sigma, image_ids, condition if text_ids is None else text_ids, grid=stages.grid
+        )
+
+    def _missing(self, name: str, arguments: Mapping[str, Any]) -> NoReturn:
+        given = ", ".join(arguments) or "nothing"
+        raise CacheError(
+            f"{self._model} was called with {given}, and its {name} is not found among these; name it by "
+            f"Stages({name}=...)."
+        )
+
+    def can_split(self, arguments: Mapping[str, Any]) -> bool:
+        return bool(self._stages.per_picture)
+
+    def block_streams(self, stage: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        named = {**dict(zip(self._names[stage], args, strict=False)), **kwargs}
+        text, found = named.get(self._stages.text), (named.get(self._stages.image), *named.values())
+        tokens = next(
+            (each for each in found if isinstance(each, torch.Tensor) and each.ndim == 3 and each is not text), None
+        )
+        if tokens is None:
+            raise CacheError(
+                f"A block of the {stage} of {self._model} was called without tokens, (B, N, D); name its argument by "
+                "Stages(image=...)."
+            )
+        return (tokens,) if text is None else (text, tokens)
+
+    def output_streams(self, stage: str, output: Any) -> tuple[torch.Tensor, ...]:
+        streams = output if isinstance(output, tuple) else (output,)
+        return streams[::-1] if self._stages.image_first else streams
+
+    def block_output(self, stage: str, streams: tuple[torch.Tensor, ...]) -> Any:
+        if len(streams) == 1:
+            return streams[0]
+        return streams[::-1] if self._stages.image_first else streams
+
+    def check_streams(self, stage: str, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
+        given, returned = ([tuple(getattr(each, "shape", ())) for each in streams] for streams in (before, after))
+        if given != returned:
+            raise CacheError(
+                f"A block of the {stage} of {self._model} takes text and image of the shapes {given} and returns "
+                f"{returned}; H2-Cache needs blocks that return what they take. See text and image_first of Stages."
+            )
+
+    def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
+        return ()
+
+    def velocity(self, output: Any) -> torch.Tensor:
+        import torch
+
+        velocity: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
+        return velocity
+
+    def with_velocity(self, output: Any, velocity: torch.Tensor) -> Any:
+        import torch
+
+        return velocity if isinstance(output, torch.Tensor) else super().with_velocity(output, velocity)
+
+    def only_velocity(self, output: Any) -> bool:
+        import torch
+
+        return isinstance(output, torch.Tensor) or (isinstance(output, tuple) and len(output) == 1)
+
+    def _only_cached(self, *_: Any, **__: Any) -> NoReturn:
+        raise CacheError(f"h2gen has no pipeline for {self._model}; it can only put H2-Cache on it.")
+
+    defaults = encode = unread = guidance_arguments = modulated_input = _only_cached
+
+
+def _arguments_of(blocks: Iterable[nn.Module]) -> list[str]:
+    """The names of what blocks are called with, without self."""
+    block = next(iter(blocks), None)
+    kind: Any = type(getattr(block, "_orig_mod", block))  # what torch.compile wraps
+    return [] if block is None else list(signature(kind.forward).parameters)[1:]
+
+
+def _named(arguments: Mapping[str, Any], name: str, usual: Sequence[str]) -> Any:
+    names = (name,) if name else usual
+    return next((arguments[each] for each in names if arguments.get(each) is not None), None)
+
+
+def _tensor_in(value: Any) -> torch.Tensor | None:
+    """A tensor, or the first one that a dict holds."""
+    import torch
+
+    values = value.values() if isinstance(value, Mapping) else (value,)
+    return next((each for each in values if isinstance(each, torch.Tensor)), None)
