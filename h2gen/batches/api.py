@@ -13,6 +13,7 @@ from h2gen.arguments import check_names
 from h2gen.batches.jobs import Job, Jobs, parse_shard
 from h2gen.batches.observer import BatchObserver
 from h2gen.batches.prompts import Reading, read_prompts
+from h2gen.batches.ray_cluster import check_options
 from h2gen.batches.result import BatchPicture, BatchResult
 from h2gen.batches.stop import Level, Stop
 from h2gen.errors import DeviceError, H2GenError, SettingError, Stopped
@@ -160,6 +161,9 @@ def prepare(
     shard: str | None = None,
     redo: bool = False,
     gpus: str | None = None,
+    ray: str | None = None,
+    ray_slots: int | None = None,
+    verbose: bool = False,
     batch_size: int = 1,
     no_metadata: bool = False,
     sidecar: bool = False,
@@ -182,6 +186,9 @@ def prepare(
     check_names("batch", settings, [*(name for name in own if name != "settings"), *_SETTINGS], meant_or_close)
     BY_NAME["batch_size"].check(batch_size, "batch-size")
     part = None if shard is None else parse_shard(shard)
+    cluster = None
+    if ray is not None or ray_slots is not None:
+        cluster = check_options(ray, ray_slots, gpus, settings.get("device"), verbose)
     goal = Goal(speedup, fidelity, policy, nearest)
     jobs = Jobs(_read(prompts, files, prompt_key), settings, goal=goal)
     if strict:
@@ -194,7 +201,7 @@ def prepare(
 
     options = BatchOptions(part, redo, not no_metadata, sidecar, batch_size)
     devices = _devices(gpus, settings.get("device"))
-    return PreparedBatch(jobs, Batch(jobs, target.folder, target.format, options, devices), strict)
+    return PreparedBatch(jobs, Batch(jobs, target.folder, target.format, options, devices, cluster), strict)
 
 
 def _read(

@@ -6,17 +6,20 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from h2gen.batches.jobs import Job, Jobs, Shard, file_name, job_id
 from h2gen.batches.journal import Journal, read_lines
 from h2gen.batches.messages import Model, PictureMade, Task
 from h2gen.batches.observer import BatchObserver, Tally
-from h2gen.batches.pool import Pool
+from h2gen.batches.pool import AnyPool, Pool
 from h2gen.batches.queue import JobQueue, QueuedJob
+from h2gen.batches.ray_cluster import RayOptions, device_and_dtype
 from h2gen.batches.result import BatchFailure, BatchPicture
 from h2gen.batches.stop import Stop
 from h2gen.batches.truncated import Truncated
@@ -61,18 +64,30 @@ class Batch:
         format: of the pictures.
         options: how the run behaves.
         devices: one worker process per device; empty means the device in the settings.
+        ray: workers in a cluster instead.
 
     Raises:
         DeviceError: a device does not exist, or computes in another dtype than the others.
     """
 
     def __init__(
-        self, jobs: Jobs, folder: Path, format: str, options: BatchOptions, devices: Sequence[str] = ()
+        self,
+        jobs: Jobs,
+        folder: Path,
+        format: str,
+        options: BatchOptions,
+        devices: Sequence[str] = (),
+        ray: RayOptions | None = None,
     ) -> None:
         self._jobs, self._format, self._options = jobs, format, options
         self.folder = folder
-        self._devices = [choose_device(name) for name in devices or [jobs.request.load.device]]
-        dtypes = {choose_dtype(jobs.request.load.dtype, device) for device in self._devices}
+        self._ray = ray
+        if ray is None:
+            self._devices = [choose_device(name) for name in devices or [jobs.request.load.device]]
+            dtypes = {choose_dtype(jobs.request.load.dtype, device) for device in self._devices}
+        else:
+            device, dtype = device_and_dtype(ray, jobs.request.load)
+            self._devices, dtypes = [device], {dtype}
         for device in self._devices:
             check_attention(jobs.request.settings.attention, str(device), jobs.request.load.dtype)
         if len(dtypes) > 1:
@@ -98,8 +113,8 @@ class Batch:
 
     @property
     def workers(self) -> int:
-        """Worker processes at most."""
-        return len(self._devices)
+        """Worker processes at most; 0 if the cluster is still to say."""
+        return len(self._devices) if self._ray is None else self._ray.slots or 0
 
     @property
     def failures_file(self) -> Path:
@@ -195,7 +210,7 @@ class Batch:
             truncated.add(queued.job, made.unread)
             return path
 
-        queue = JobQueue(
+        queue: JobQueue[Any] = JobQueue(
             self._missing(),
             tally,
             task_of=task_of,
@@ -204,11 +219,20 @@ class Batch:
             observer=observer,
             batch_size=options.batch_size,
         )
-        with Pool(model, [str(device) for device in self._devices[: tally.left]]) as pool:
+        with self._pool(model, tally.left, observer) as pool:
             try:
                 queue.run(pool, stop)
             finally:
                 truncated.close()
+
+    def _pool(self, model: Model, most: int, observer: BatchObserver) -> AbstractContextManager[AnyPool[Any]]:
+        """The workers, at most so many."""
+        if self._ray is None:
+            return Pool(model, [str(device) for device in self._devices[:most]])
+        from h2gen.batches.ray_pool import RayPool  # loads Ray
+
+        model = replace(model, options=replace(model.options, device=self._devices[0].type))
+        return RayPool(model, self._ray, most, observer.notice)
 
     def _missing(self) -> Iterator[tuple[str, Job]]:
         """The jobs to make, in their order, except that those with the same LoRAs follow one another."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from h2gen.batches.messages import Broken, Message, Model, Ready, Task
 from h2gen.batches.stop import Stop
@@ -25,6 +25,30 @@ _PATIENCE = 10.0
 
 class Died(Exception):
     """A worker's process ended unexpectedly."""
+
+
+class AnyWorker(Protocol):
+    """A worker, as the queue uses it: one of this machine, or of a cluster."""
+
+    model: Model
+    ready: Ready | None
+    busy: bool
+
+    def give(self, together: Sequence[Task]) -> None: ...
+    def interrupt(self) -> None: ...
+
+
+W = TypeVar("W", bound=AnyWorker)
+
+
+class AnyPool(Protocol[W]):
+    """The workers of a run, as the queue uses them."""
+
+    workers: list[W]
+
+    def idle(self) -> list[W]: ...
+    def messages(self, stop: Stop) -> Iterator[tuple[W, Message | Died]]: ...
+    def replace(self, worker: W, offload: str | None = None) -> None: ...
 
 
 class Worker:
@@ -86,7 +110,7 @@ class Pool:
     """
 
     def __init__(self, model: Model, devices: Sequence[str]) -> None:
-        self._models = [_with(model, device=device) for device in devices]
+        self._models = [with_options(model, device=device) for device in devices]
         self._deaths_while_loading = 0
         self.workers: list[Worker] = []
 
@@ -128,7 +152,7 @@ class Pool:
         """Start a new worker in place of one that has ended or is about to end; ``offload`` changes the offloading of
         the new one and its successors."""
         worker.end()
-        model = worker.model if offload is None else _with(worker.model, offload=offload)
+        model = worker.model if offload is None else with_options(worker.model, offload=offload)
         self.workers[self.workers.index(worker)] = Worker(model)
 
     def _replace_dead(self, worker: Worker, death: Died) -> Died:
@@ -147,6 +171,6 @@ def _cause(exitcode: int | None) -> str:
     return f"ended with status {exitcode}"
 
 
-def _with(model: Model, **changes: Any) -> Model:
+def with_options(model: Model, **changes: Any) -> Model:
     """The model, loaded with some options changed."""
     return replace(model, options=replace(model.options, **changes))

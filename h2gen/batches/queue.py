@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from h2gen.batches.jobs import Job
 from h2gen.batches.messages import Failed, PictureMade, Ready, Stepped, Stopped, Task
 from h2gen.batches.observer import BatchObserver, Tally
-from h2gen.batches.pool import Died, Pool, Worker
+from h2gen.batches.pool import AnyPool, AnyWorker, Died, W
 from h2gen.batches.stop import Level, Stop
 from h2gen.generation.relief import Relief, next_relief
 
@@ -41,7 +41,7 @@ class QueuedJob:
         return alike and not (self.alone or other.alone)
 
 
-class JobQueue:
+class JobQueue(Generic[W]):
     """Distributes jobs to workers.
 
     Args:
@@ -72,10 +72,10 @@ class JobQueue:
         self._reserved: dict[int, QueuedJob] = {}
         """Jobs that ran out of memory, by the number of the worker that is loaded again to make them."""
         self._batch_size = batch_size
-        self._in_flight: dict[Worker, deque[QueuedJob]] = {}
+        self._in_flight: dict[W, deque[QueuedJob]] = {}
         self._announced = False
 
-    def run(self, pool: Pool, stop: Stop) -> Tally:
+    def run(self, pool: AnyPool[W], stop: Stop) -> Tally:
         """Make everything, or as much as possible before ``stop`` ends the run.
 
         Raises:
@@ -101,7 +101,7 @@ class JobQueue:
         return self.tally
 
     def _finish(
-        self, worker: Worker, message: PictureMade | Failed | Stopped | Died | Any, pool: Pool, stop: Stop
+        self, worker: W, message: PictureMade | Failed | Stopped | Died | Any, pool: AnyPool[W], stop: Stop
     ) -> None:
         """Handle the outcome of one job, or of all jobs of a worker."""
         finished = self._take(worker, message)
@@ -119,7 +119,7 @@ class JobQueue:
             self._resolve(finished[0], message, relief)
         self._assign(pool, stop)
 
-    def _reload(self, worker: Worker, jobs: list[QueuedJob], relief: Relief | None, pool: Pool) -> None:
+    def _reload(self, worker: W, jobs: list[QueuedJob], relief: Relief | None, pool: AnyPool[W]) -> None:
         """Replace a worker that ran out of memory. The new one offloads more, and begins with the job if it was alone;
         if nothing is left to try for that job, the new one offloads as the worker did before it."""
         only = jobs[0] if len(jobs) == 1 else None
@@ -131,7 +131,7 @@ class JobQueue:
             self._reserved[pool.workers.index(worker)] = replace(only, tiled=relief.tiled, before=before)
         pool.replace(worker, relief.offload if relief.stronger else None)
 
-    def _take(self, worker: Worker, message: Any) -> list[QueuedJob]:
+    def _take(self, worker: W, message: Any) -> list[QueuedJob]:
         """The jobs in flight that a message is about: the first one for a picture, all for anything else."""
         jobs = self._in_flight.get(worker, deque())
         taken = [jobs.popleft() for _ in range(1 if isinstance(message, PictureMade) else len(jobs))]
@@ -148,7 +148,7 @@ class JobQueue:
                 self._waiting.append(QueuedJob(*following))
         return bool(self._waiting)
 
-    def _assign(self, pool: Pool, stop: Stop) -> None:
+    def _assign(self, pool: AnyPool[W], stop: Stop) -> None:
         for worker in pool.idle():
             if stop.level is not Level.NEVER:
                 return
@@ -202,7 +202,7 @@ def _error_of(message: Failed | Died) -> str:
     return f"the process that made it {message}" if isinstance(message, Died) else message.error
 
 
-def _relief(worker: Worker, jobs: list[QueuedJob]) -> Relief | None:
+def _relief(worker: AnyWorker, jobs: list[QueuedJob]) -> Relief | None:
     """What to try after a worker ran out of memory. The pictures of a batch are first tried one by one."""
     ready = worker.ready
     if ready is None:

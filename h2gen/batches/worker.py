@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from h2gen.batches.messages import Broken, Failed, Message, Model, PictureMade, Ready, Stepped, Stopped, Task
 from h2gen.errors import H2GenError, OutOfMemory, UsageError
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from h2gen.cache.trace import StepRecord
     from h2gen.generation.result import Result
     from h2gen.generation.session import Session
+
+
+class Sender(Protocol):
+    """Where messages go: a connection, or what stands in for one."""
+
+    def send(self, message: Any, /) -> None: ...
 
 
 def serve(connection: Connection, model: Model) -> None:
@@ -97,7 +103,7 @@ def _listen(
         tasks.put(None)
 
 
-def _make(session: Session, model: Model, together: Sequence[Task], connection: Connection) -> Sequence[Message]:
+def _make(session: Session, model: Model, together: Sequence[Task], connection: Sender) -> Sequence[Message]:
     """One message per picture, in their order; if one failed, a last one for all that were not finished before."""
     made: list[Message] = []
 

@@ -32,6 +32,14 @@ def batch(
     gpus: Annotated[
         str | None, options.option("--gpus", help="all, or 0,1: one process per GPU.", panel=BATCH, metavar="LIST")
     ] = None,
+    ray: Annotated[
+        str | None,
+        options.option("--ray", help="auto, or a cluster: workers are Ray actors.", panel=BATCH, metavar="HOST:PORT"),
+    ] = None,
+    ray_slots: Annotated[
+        int | None,
+        options.option("--ray-slots", help="Ray actors in all; by default one per GPU or machine.", panel=BATCH),
+    ] = None,
     batch_size: int = 1,
     speedup: float | None = None,
     fidelity: float | None = None,
@@ -61,6 +69,9 @@ def batch(
         shard=shard,
         redo=redo,
         gpus=gpus,
+        ray=ray,
+        ray_slots=ray_slots,
+        verbose=verbose,
         batch_size=batch_size,
         no_metadata=no_metadata,
         sidecar=sidecar,

@@ -159,7 +159,7 @@ class BatchView(View, BatchObserver):
         others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
         done = f"{self._passes[worker]}/{settings.passes * len(jobs)}"
         facts = f"{settings.width}x{settings.height} · seed {settings.seed}{others} · {done}"
-        who = f"{worker + 1}: {printable(settings.title)[:30]} · " if self._workers > 1 else ""
+        who = f"{worker + 1}: {printable(settings.title)[:30]} · " if self._workers > 1 or len(self._jobs) > 1 else ""
         return _cut(who + facts, "dim")
 
 
