@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from h2gen.errors import DeviceError
-from h2gen.models.files import read_json
 from h2gen.wording import did_you_mean
 
 NONE = "none"
@@ -142,6 +141,8 @@ def check_installed(package: str, what: str) -> None:
 
 def stored_quantization(path: Path) -> str | None:
     """What a part in a folder is quantized with, by its configuration; None if it is not, or if it is a file."""
+    from h2gen.models.files import read_json  # loads the families, which the table of settings does without
+
     config = path / "config.json"
     found = read_json(config).get("quantization_config") if config.is_file() else None
     if not isinstance(found, Mapping):
