@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Generic
 
 from h2gen.batches.jobs import Job
-from h2gen.batches.messages import Failed, PictureMade, Ready, Stepped, Stopped, Task
+from h2gen.batches.messages import Broken, Failed, PictureMade, Ready, Stepped, Stopped, Task
 from h2gen.batches.observer import BatchObserver, Tally
 from h2gen.batches.pool import AnyPool, AnyWorker, Died, W
 from h2gen.batches.stop import Level, Stop
@@ -96,9 +96,18 @@ class JobQueue(Generic[W]):
                             self._observer.notice(warning)
                         self._observer.ready(message)
                     self._assign(pool, stop)
+                elif isinstance(message, Broken):
+                    self._leave_out(worker, pool, stop)
                 else:
                     self._finish(worker, message, pool, stop)
         return self.tally
+
+    def _leave_out(self, worker: W, pool: AnyPool[W], stop: Stop) -> None:
+        """The pool goes on without a worker: another one makes what was reserved for it."""
+        reserved = self._reserved.pop(pool.workers.index(worker), None)
+        if reserved is not None:
+            self._waiting.appendleft(replace(reserved, before=None))
+        self._assign(pool, stop)
 
     def _finish(
         self, worker: W, message: PictureMade | Failed | Stopped | Died | Any, pool: AnyPool[W], stop: Stop

@@ -18,7 +18,7 @@ import ray
 
 from h2gen._version import __version__
 from h2gen.batches.messages import Broken, Failed, Message, Model, Ready, Task
-from h2gen.batches.worker import _load, _make
+from h2gen.batches.worker import _load, _make, _ready
 from h2gen.errors import H2GenError, ModelError, RunError, UsageError
 from h2gen.files import partial_file
 from h2gen.models.catalogue import BUNDLED, Checkpoint
@@ -41,7 +41,7 @@ class Outbox:
     """What ``_make`` sends to, in place of a connection."""
 
     def __init__(self) -> None:
-        self.messages: queue.SimpleQueue[Message | Exception | None] = queue.SimpleQueue()
+        self.messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
 
     def send(self, message: Message) -> None:
         self.messages.put(message)
@@ -59,8 +59,8 @@ class ModelHolder:
     def __init__(self, model: Model, version: str) -> None:
         self._model, self._version = model, version
         self._session: Session | None = None
-        self._outbox = Outbox()
-        self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Files]] = queue.SimpleQueue()
+        self._answer = Outbox()
+        self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Files, Outbox]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loaded: Ready | Broken | None = None
         self._folder = Path()
@@ -76,7 +76,7 @@ class ModelHolder:
             self._thread = threading.Thread(target=self._serve, daemon=True)
             self._thread.start()
         if self._loaded is None:
-            answer = self._next()
+            answer = self._answer.messages.get()
             assert isinstance(answer, (Ready, Broken))
             self._loaded = answer
         return self._loaded
@@ -86,8 +86,9 @@ class ModelHolder:
         """Make pictures together; yields what a worker process would send."""
         if isinstance(loaded := self._load(), Broken):  # Ray has started this actor again since it was loaded
             raise loaded.error
-        self._inbox.put((together, files))
-        while (message := self._next()) is not None:
+        outbox = Outbox()  # of this call alone: what one that broke off has left is not taken for pictures of the next
+        self._inbox.put((together, files, outbox))
+        while (message := outbox.messages.get()) is not None:
             yield message
 
     @ray.method(concurrency_group=CONTROL, max_task_retries=0)
@@ -101,38 +102,29 @@ class ModelHolder:
         """Remove the files that came with tasks."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _next(self) -> Message | None:
-        message = self._outbox.messages.get()
-        if isinstance(message, Exception):
-            raise message
-        return message
-
     def _serve(self) -> None:
         try:
             model = replace(self._model, checkpoint=_on_this_machine(self._model.checkpoint))
             _check_same(model, self._version)
             self._session, issued = _load(model)
-        except H2GenError as error:
-            error.args = (f"{_machine()}: {error}", *error.args[1:])
-            self._outbox.send(Broken(error))
+        except Exception as error:  # noqa: BLE001 - whatever the error, other machines may have none
+            known = error if isinstance(error, H2GenError) else RunError(f"{type(error).__name__}: {error}")
+            known.args = (f"{_machine()}: {known}", *known.args[1:])
+            self._answer.send(Broken(known))
             return
-        except Exception as error:  # noqa: BLE001 - the thread that waits raises it
-            self._outbox.messages.put(RunError(f"{type(error).__name__}: {error}"))
-            return
-        dtype = str(self._session.dtype).removeprefix("torch.")
-        self._outbox.send(Ready(str(self._session.device), dtype, self._session.offload, issued))
+        self._answer.send(_ready(self._session, issued))
         while True:
-            together, files = self._inbox.get()
+            together, files, outbox = self._inbox.get()
             try:
                 tasks = [replace(task, settings=self._with_files(task.settings, files)) for task in together]
             except UsageError as error:
-                self._outbox.send(Failed(f"{_machine()}: {error}", again=False))
+                outbox.send(Failed(f"{_machine()}: {error}", again=False))
             except Exception as error:  # noqa: BLE001 - a full disk, a reference whose bytes were lost
-                self._outbox.send(Failed(f"{_machine()}: {type(error).__name__}: {error}", again=True, sick=True))
+                outbox.send(Failed(f"{_machine()}: {type(error).__name__}: {error}", again=True, sick=True))
             else:
-                for message in _make(self._session, model, tasks, self._outbox):
-                    self._outbox.send(message)
-            self._outbox.messages.put(None)
+                for message in _make(self._session, model, tasks, outbox):
+                    outbox.send(message)
+            outbox.messages.put(None)
 
     def _with_files(self, settings: Any, files: Files) -> Any:
         """The settings, with each file where it is on this machine, and with the contents that it had."""
@@ -198,12 +190,10 @@ def _machine() -> str:
 
 def _own_folder() -> Path:
     """A folder for files that came with tasks. Removes those of processes that were killed."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    parent = Path(tempfile.gettempdir()) / f"h2gen-ray-{user}"
-    parent.mkdir(mode=0o700, exist_ok=True)
-    for each in parent.iterdir():
-        if each.name.isdecimal() and not psutil.pid_exists(int(each.name)):
-            shutil.rmtree(each, ignore_errors=True)
-    folder = parent / str(os.getpid())
-    folder.mkdir(exist_ok=True)
-    return folder
+    begin = "h2gen-ray-"
+    for each in Path(tempfile.gettempdir()).glob(f"{begin}*"):
+        process = each.name.removeprefix(begin).split("-")[0]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(each, ignore_errors=True)  # neither a link nor another user's
+    # Of a name that nobody else could have taken before, and only for this user.
+    return Path(tempfile.mkdtemp(prefix=f"{begin}{os.getpid()}-"))

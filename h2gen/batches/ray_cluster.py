@@ -210,11 +210,9 @@ def _check_reachable(address: str) -> None:
             "give the address that it prints."
         ) from error
     # Joining a server that is not Ray's can end the process; this ends another one.
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--skip-version-check"]
+    check = "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address
     try:
-        done = subprocess.run(
-            [*command, "--skip-version-check"], capture_output=True, timeout=3 * _PATIENCE, check=False
-        )
+        done = subprocess.run([sys.executable, "-m", *check], capture_output=True, timeout=3 * _PATIENCE, check=False)
         healthy = done.returncode == 0
     except subprocess.TimeoutExpired:
         healthy = False

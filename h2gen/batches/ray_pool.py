@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
@@ -76,7 +76,7 @@ class RayWorker:
         except StopIteration:
             self.awaited = None
             return None
-        except (RayError, RunError) as error:
+        except RayError as error:
             raise Died(_cause(error)) from error
         if isinstance(message, (Ready, Broken)):
             self.awaited = None
@@ -153,7 +153,7 @@ class RayPool:
 
     def messages(self, stop: Stop) -> Iterator[tuple[RayWorker, Message | Died]]:
         """Wait briefly for messages and yield them; yields nothing if ``stop`` changed its level meanwhile."""
-        if select.select([stop.wake_up], [], [], 0)[0]:
+        if wait([stop.wake_up], 0):
             stop.acknowledge()
             return
         waiting = [worker for worker in self.workers if worker.awaited is not None]
@@ -191,7 +191,7 @@ class RayPool:
             return
         if isinstance(message, Broken):
             self._refuse(worker, message)
-        elif message is not None:
+        if message is not None:
             yield worker, message
 
     def _refuse(self, worker: RayWorker, broken: Broken) -> None:

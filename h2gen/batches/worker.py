@@ -50,11 +50,7 @@ def serve(connection: Connection, model: Model) -> None:
     busy = threading.Event()
     threading.Thread(target=_listen, args=(connection, session, tasks, busy), daemon=True).start()
     with contextlib.suppress(OSError):
-        from h2gen.models.memory import refused_by
-
-        dtype = str(session.dtype).removeprefix("torch.")
-        refused = frozenset(refused_by(session.pipe))
-        connection.send(Ready(str(session.device), dtype, session.offload, issued, refused))
+        connection.send(_ready(session, issued))
         while (together := tasks.get()) is not None:
             busy.set()
             answers = _make(session, model, together, connection)
@@ -84,6 +80,13 @@ def _load(model: Model) -> tuple[Session, tuple[str, ...]]:
     with warnings.catch_warnings(record=True, action="always", category=RuntimeWarning) as issued:
         session = open_session(model.checkpoint, model.options, model.work, said.append)
     return session, (*said, *(str(warning.message) for warning in issued))
+
+
+def _ready(session: Session, issued: tuple[str, ...]) -> Ready:
+    from h2gen.models.memory import refused_by
+
+    dtype = str(session.dtype).removeprefix("torch.")
+    return Ready(str(session.device), dtype, session.offload, issued, frozenset(refused_by(session.pipe)))
 
 
 def _listen(

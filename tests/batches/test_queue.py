@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from h2gen.batches.jobs import Job
-from h2gen.batches.messages import Failed, Model, PictureMade, Ready, Stopped, Task
+from h2gen.batches.messages import Broken, Failed, Model, PictureMade, Ready, Stopped, Task
 from h2gen.batches.observer import BatchObserver, Tally
 from h2gen.batches.queue import JobQueue, QueuedJob
 from h2gen.batches.stop import Level
 from h2gen.batches.worker import _make
-from h2gen.errors import OutOfMemory
+from h2gen.errors import ModelError, OutOfMemory
 from h2gen.models.choices import WAYS
 from h2gen.models.load_options import LoadOptions
 from h2gen.settings.values import Settings
@@ -87,12 +87,14 @@ class Log(BatchObserver):
         self.events.append(("failed", job.index, again))
 
 
-def run(answer: Any, count: int = 1, batch_size: int = 1, workers: int = 1) -> tuple[Pool, list[Any], list[str]]:
+def run(
+    answer: Any, count: int = 1, batch_size: int = 1, workers: int = 1, kind: type[Pool] = Pool
+) -> tuple[Pool, list[Any], list[str]]:
     jobs = [
         (str(n), Job(n, Settings("a cat", n, 64, 64, 2), "{index}", None, None, f"p.txt:{n}"))
         for n in range(1, count + 1)
     ]
-    pool, log, given_up = Pool(answer, workers), Log(), []
+    pool, log, given_up = kind(answer, workers), Log(), []
     queue = JobQueue(
         jobs,
         Tally(count),
@@ -171,6 +173,34 @@ def test_a_worker_sends_what_was_finished_before_a_failure(
     tasks = [Task(Settings("a cat", n, 64, 64, 2), "png", None, str(n), "", None, False, True, False) for n in (1, 2)]
     model: Any = Model(None, LoadOptions(), "")  # type: ignore[arg-type]
     assert _make(Session(), model, tasks, None) == [("1", "first"), last]  # type: ignore[arg-type]
+
+
+def test_what_a_worker_that_is_left_out_was_to_make_is_made_by_another() -> None:
+    """A cluster's worker that ran out of memory is started again on a machine that has another model."""
+
+    class Cluster(Pool):
+        left_out: Any = None
+
+        def replace(self, worker: Worker, offload: str | None = None) -> None:
+            super().replace(worker, offload)
+            self.left_out = next(each for each in self.workers if each.ready is None)
+
+        def idle(self) -> list[Worker]:
+            return [each for each in super().idle() if each is not self.left_out]
+
+        def messages(self, stop: Any) -> Iterator[tuple[Worker, Any]]:
+            for worker, message in super().messages(stop):
+                if worker is not self.left_out:
+                    yield worker, message
+                elif not worker.tasks:
+                    worker.tasks = ["told"]  # type: ignore[list-item]
+                    yield worker, Broken(ModelError("other contents"))
+            self.rounds = getattr(self, "rounds", 0) + 1
+            assert self.rounds < 20, "the queue waits for a worker that never comes"
+
+    failures = iter([FULL])
+    _, events, given_up = run(lambda *_: next(failures, None), count=3, workers=2, kind=Cluster)
+    assert sorted(index for kind, index, *_ in events if kind == "saved") == [1, 2, 3] and not given_up
 
 
 def test_of_a_batch_each_picture_is_tried_alone_before_it_is_decoded_in_tiles() -> None:

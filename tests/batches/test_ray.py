@@ -8,23 +8,28 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from h2gen.batches import ray_cluster
 from h2gen.batches.api import prepare
 from h2gen.batches.batch import Batch, BatchOptions
 from h2gen.batches.jobs import Job, Jobs
+from h2gen.batches.messages import Broken, Failed, Model, Ready, Task
 from h2gen.batches.observer import Tally
 from h2gen.batches.prompts import Entry, Reading
 from h2gen.batches.ray_cluster import RayOptions, Slots, find_slots
 from h2gen.batches.stop import Stop
 from h2gen.errors import DeviceError, ModelError, SettingError
+from h2gen.models.load_options import LoadOptions
 from h2gen.output.metadata import read_metadata
+from h2gen.settings.values import Settings
 from tests import small
 from tests.batches.test_batch import BIG, QUICK, ROOM, SLOW, Watch, pixels, run
 from tests.cli.programs import piped, started, wait_for
@@ -292,6 +297,67 @@ def test_a_cluster_that_cannot_be_reached_is_one_line() -> None:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(DeviceError, match=rf"^--ray {address}: nothing can be reached there \(.*refused\)"):
             prepare(["a cat"], ray=address)
+
+
+def test_a_server_that_is_not_rays_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that runs on this machine does not answer in its place."""
+    asked: list[list[str]] = []
+
+    def unhealthy(command: list[str], **_: Any) -> Any:
+        asked.append(command)
+        return SimpleNamespace(returncode=1)
+
+    monkeypatch.setattr(ray_cluster.subprocess, "run", unhealthy)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(DeviceError, match=f"^--ray {address}: what answers there is not the head of a Ray cluster"):
+            ray_cluster._check_reachable(address)
+    assert asked[0][asked[0].index("--address") + 1] == address
+
+
+def test_an_unexpected_error_leaves_a_machine_out_each_time_that_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from h2gen.batches import ray_actor
+
+    def spoilt(_checkpoint: Any) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(ray_actor, "_on_this_machine", spoilt)
+    monkeypatch.setattr(ray_actor, "_machine", lambda: "gpu-2")
+    holder = ray_actor.ModelHolder(Model(None, LoadOptions(), ""), "")  # type: ignore[arg-type]
+    for _ in range(2):
+        broken = holder.load()
+        assert isinstance(broken, Broken) and str(broken.error) == "gpu-2: ZeroDivisionError: division by zero"
+    holder.clear()
+
+
+def test_what_a_call_that_broke_off_has_left_is_not_taken_for_pictures_of_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray")
+    from h2gen.batches import ray_actor
+
+    pipe = SimpleNamespace(components={})
+    session = SimpleNamespace(device="cpu", dtype=torch.float32, offload="none", pipe=pipe)
+    monkeypatch.setattr("h2gen.models.memory.refused_by", lambda _pipe: {"blocks"})
+    monkeypatch.setattr(ray_actor, "_on_this_machine", lambda checkpoint: checkpoint)
+    monkeypatch.setattr(ray_actor, "_check_same", lambda *_: None)
+    monkeypatch.setattr(ray_actor, "_load", lambda _model: (session, ()))
+    monkeypatch.setattr(ray_actor, "_make", lambda _session, _model, tasks, _outbox: [Failed(tasks[0].job, True)] * 2)
+    one, other = (
+        Task(Settings("a cat", n, 64, 64, 2), "png", None, str(n), "", None, False, True, False) for n in (1, 2)
+    )
+    holder = ray_actor.ModelHolder(Model(None, LoadOptions(), ""), "")  # type: ignore[arg-type]
+    ready = holder.load()
+    assert isinstance(ready, Ready) and ready.refused == {"blocks"}
+    messages = holder.make([one], {})
+    assert next(messages) == Failed("1", True)
+    messages.close()  # type: ignore[attr-defined]
+    assert [*holder.make([other], {})] == [Failed("2", True)] * 2
+    folder = holder._folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    holder.clear()
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(
