@@ -65,8 +65,12 @@ class Course:
         timesteps: of the scheduler, 1000 to 0.
     """
 
+    _whole = 0.0
+    """By how much less a timestep may be that the model was given: those of some schedulers are whole numbers."""
+
     def __init__(self, scheduler: Any, first: int, timesteps: Sequence[float]) -> None:
         self._scheduler, self._first = weakref.ref(scheduler), first
+        self._whole = 0.0 if scheduler.timesteps.is_floating_point() else 1.0
         intervals = None
         if _is_euler(scheduler):
             intervals = tuple(after - before for before, after in pairwise(scheduler.sigmas.tolist()[first:]))
@@ -87,7 +91,8 @@ class Course:
 
     def is_at(self, step: int, timestep: Any) -> bool:
         """Whether a timestep that the model was given, 0 to 1000, may be that of a step; a tensor may."""
-        return not isinstance(timestep, float) or math.isclose(timestep, self.schedule.timesteps[step], rel_tol=ROUNDED)
+        known = self.schedule.timesteps[step]
+        return not isinstance(timestep, float) or math.isclose(timestep, known, rel_tol=ROUNDED, abs_tol=self._whole)
 
 
 def course_finder(target: Any) -> Callable[[Callable[[], float]], Course | None]:

@@ -13,11 +13,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxFillPipeline, FluxImg2ImgPipeline, VisualClozePipeline
+from diffusers import FluxFillPipeline, FluxImg2ImgPipeline, UniPCMultistepScheduler, VisualClozePipeline
 from diffusers.modular_pipelines import FluxAutoBlocks
 
 from h2gen.cache import h2_cache
-from h2gen.cache.schedule import Schedule
+from h2gen.cache.schedule import Schedule, course_finder
 from h2gen.errors import CacheError
 from tests.cache.drive import flux, latents, noise, plan_from_steps, position_ids, prompt
 from tests.cache.test_time import queue_the_time
@@ -339,6 +339,18 @@ def test_a_scheduler_that_stops_moving_is_not_believed_any_longer() -> None:
             if step < 3:
                 solver.step(given["hidden_states"], solver.timesteps[step], given["hidden_states"])
     assert plan_from_steps(trace.steps) == "FFSSFFF"
+
+
+@pytest.mark.parametrize("shift", [1.0, 5.0])
+def test_a_scheduler_that_gives_the_model_whole_timesteps_is_believed_to_the_end(shift: float) -> None:
+    """Near the picture, what is cut off is a large part of a timestep."""
+    solver = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    solver.set_timesteps(100)
+    course = course_finder(solver)(lambda: float(solver.timesteps[0]))
+    assert course is not None
+    given = [float(each) for each in solver.timesteps]
+    assert all(course.is_at(step, timestep) for step, timestep in enumerate(given))
+    assert not course.is_at(98, given[99]) and not course.is_at(99, given[98])
 
 
 @pytest.mark.usefixtures("timestep_known_to")
