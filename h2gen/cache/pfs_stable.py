@@ -27,7 +27,8 @@ GROUPS = 64
 @dataclass(frozen=True)
 class Layout:
     """The order of a stream's tokens: text, ``frames`` times ``rows`` times ``columns`` of the picture, those of other
-    pictures. A picture that is no video has one frame."""
+    pictures. A picture that is no video has one frame. If it is ``filled`` up, the other tokens are no pictures, and
+    belong to no cell."""
 
     text: int
     rows: int
@@ -35,6 +36,7 @@ class Layout:
     others: int = 0
     frames: int = 1
     text_last: bool = False
+    filled: bool = False
 
 
 def layout_of(grid: tuple[int, ...] | None, image_tokens: int, text_tokens: int) -> Layout:
@@ -74,7 +76,7 @@ def token_weights(layout: Layout) -> torch.Tensor:
     if layout.text:
         blocks.insert(0, areas(layout.text, TEXT_CELLS))
     if layout.others:
-        blocks.append(areas(layout.others, CELLS))
+        blocks.append(torch.zeros(0, layout.others) if layout.filled else areas(layout.others, CELLS))
     if layout.text_last and layout.text:
         blocks.append(blocks.pop(0))
     weights = torch.zeros(sum(len(block) for block in blocks), sum(block.shape[1] for block in blocks)).double()

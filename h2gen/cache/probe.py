@@ -57,7 +57,9 @@ class Probe:
         poolings = step.current.memory.poolings
         if stage.name not in poolings:
             grid = inputs.grid or family.token_grid(inputs.identity.image_ids, inputs.image_tokens)
-            layout = replace(layout_of(grid, own, tokens - own), text_last=family.text_last)
+            # A model that makes its tokens itself may fill up those of the grid.
+            filled = inputs.grid is not None
+            layout = replace(layout_of(grid, own, tokens - own), text_last=family.text_last, filled=filled)
             poolings[stage.name] = Pooling(layout, residual)
         return poolings[stage.name](residual)
 

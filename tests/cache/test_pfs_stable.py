@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -149,6 +150,19 @@ def test_pictures_beside_it_have_cells_of_their_own() -> None:
     assert layout == Layout(2, 4, 3, 5)
     residual = noise(1, 19, 8, seed=1)
     assert Pooling(layout, residual)(residual).shape[1] == TEXT_CELLS + math.prod(cells_of(4, 3)) + CELLS
+
+
+def test_tokens_that_only_fill_up_a_picture_do_not_count() -> None:
+    residual = noise(1, 12 + 5 + 2, 8, seed=1)
+    for text_last in (False, True):
+        layout = replace(layout_of((4, 3), 17, 2), text_last=text_last, filled=True)
+        fill = 12 if text_last else 14
+        pool = Pooling(layout, residual)
+        assert pool(residual).shape[1] == TEXT_CELLS + math.prod(cells_of(4, 3))
+        for token in range(19):
+            changed = residual.clone()
+            changed[:, token] += 1
+            assert torch.equal(pool(changed), pool(residual)) == (fill <= token < fill + 5)
 
 
 @pytest.mark.parametrize("ids", [None, torch.zeros(12, 3), torch.zeros(5, 3), torch.zeros(12, 1)], ids=range(4))
