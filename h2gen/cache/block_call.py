@@ -71,9 +71,10 @@ class BlockCall:
         own, self._on = self._block.__dict__, True
         self._slot = "forward" if own.get("_compiled_call_impl") is None else "_compiled_call_impl"
         self._found, self._inner = own.get(self._slot, _NOTHING), getattr(self._block, self._slot)
+        self._covered = "forward" in own  # by others, who may skip it
         own[self._slot] = self
         self._name, self._of_thread = stage.name, callers.of_thread
-        self._covered, self._between = self._found is not _NOTHING, not (self._is_first or self._is_last)
+        self._between = not (self._is_first or self._is_last)
 
     def __reduce__(self) -> Any:
         return itself, (self._inner,)

@@ -339,6 +339,17 @@ def test_blocks_that_only_run_are_only_counted(
     assert len(calls) == looked_at * len(full) + sum(step.detail_reused for step in trace.steps)
 
 
+def test_compiled_blocks_that_only_run_are_only_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[Any] = []
+    monkeypatch.setattr(BlockCall, "_after", lambda *given: looked_at.append(given))
+    model = flux(layers=3, single_layers=4)
+    for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+        block._compiled_call_impl = block._call_impl  # what ``compile`` sets, without the time that it takes
+    with h2_cache(model, plan="FF") as trace:
+        run(model, 2)
+    assert not looked_at and [step.blocks_run for step in trace.steps] == [7, 7]
+
+
 def test_a_block_that_the_model_leaves_out_is_not_counted() -> None:
     model = flux(layers=3, single_layers=4)
     middle = model.single_transformer_blocks[1]
