@@ -1,4 +1,4 @@
-"""Text-to-image for Flux models with H2-Cache: fewer blocks per denoising step, nearly the same picture.
+"""Pictures and videos with H2-Cache: fewer transformer blocks per denoising step, nearly the same result.
 
 >>> import h2gen
 >>> session = h2gen.load("tiny")  # doctest: +SKIP

@@ -113,7 +113,7 @@ class Batch:
 
     @property
     def workers(self) -> int:
-        """Worker processes at most; 0 if the cluster is still to say."""
+        """Worker processes at most; 0 if that depends on a cluster that has not been joined yet."""
         return len(self._devices) if self._ray is None else self._ray.slots or 0
 
     @property
@@ -226,7 +226,7 @@ class Batch:
                 truncated.close()
 
     def _pool(self, model: Model, most: int, observer: BatchObserver) -> AbstractContextManager[AnyPool[Any]]:
-        """The workers, at most so many."""
+        """The workers, at most ``most`` of them."""
         if self._ray is None:
             return Pool(model, [str(device) for device in self._devices[:most]])
         from h2gen.batches.ray_pool import RayPool  # loads Ray

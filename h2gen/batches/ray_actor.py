@@ -150,7 +150,7 @@ class ModelHolder:
         except OSError as error:
             raise UsageError(f"{file.name!r} cannot be read: {error.strerror or error}.") from error
         if not same:
-            raise UsageError(f"{file.name!r} has other contents than where the batch was started.")
+            raise UsageError(f"{file.name!r} differs from the file where the batch was started.")
         return file
 
 
@@ -178,8 +178,8 @@ def _check_same(model: Model, version: str) -> None:
         found = content_hash(model.checkpoint)
     if found != model.content_hash:
         raise ModelError(
-            f"the model {model.checkpoint.name!r} has other contents there ({found[:12]}) than here "
-            f"({model.content_hash[:12]}); copy the one over the other."
+            f"the model {model.checkpoint.name!r} there ({found[:12]}) is not the one here "
+            f"({model.content_hash[:12]}); copy one over the other."
         )
 
 

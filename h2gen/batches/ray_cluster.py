@@ -73,11 +73,11 @@ def check_options(
         SettingError: one of them cannot be used, they contradict one another, or Ray is not installed.
     """
     if ray is None:
-        raise SettingError("--ray-slots is for --ray; give both, or leave it out.")
+        raise SettingError("--ray-slots has no effect without --ray; give both.")
     if gpus is not None:
-        raise SettingError("--ray and --gpus contradict each other; give one. Ray has a worker on each of its GPUs.")
+        raise SettingError("--ray and --gpus contradict each other; give one. --ray uses every GPU of the cluster.")
     if device is not None and ":" in device:
-        raise SettingError(f"--ray chooses among each machine's GPUs, so --device {printable(device)} cannot be met.")
+        raise SettingError(f"--ray chooses the GPUs itself; give --device cuda in place of {printable(device)}.")
     if slots is not None and slots < 1:
         raise SettingError(f"ray_slots is {slots}; give a whole number of at least 1.")
     found = _ADDRESS.fullmatch(ray)
@@ -142,7 +142,7 @@ def joined(options: RayOptions) -> Iterator[None]:
         if options.address == AUTO:
             raise DeviceError(f"Ray could not be started on this machine: {reason}") from error
         raise DeviceError(
-            f"--ray {options.address}: this machine could not join the cluster; run it on a machine on which "
+            f"--ray {options.address}: this machine could not join the cluster; run h2gen on a machine where "
             f"`ray start` has run: {reason}"
         ) from error
     try:
@@ -169,8 +169,8 @@ def find_slots(options: RayOptions, device: str) -> Slots:
     if wanted > most:
         unit = "GPU" if device == "cuda" else "CPU core"
         raise SettingError(
-            f"ray_slots is {wanted}, but the Ray cluster has {most} {unit}{'s' if most != 1 else ''}, one for each "
-            f"slot; give at most {most}."
+            f"ray_slots is {wanted}, but the Ray cluster has {most} {unit}{'s' if most != 1 else ''}, and each "
+            f"slot needs one; give at most {most}."
         )
     if device == "cuda":
         return Slots(wanted, 0, 1)
@@ -204,10 +204,10 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), _PATIENCE).close()
     except OSError as error:
-        reason = error.strerror or ("it does not answer" if isinstance(error, TimeoutError) else str(error))
+        reason = error.strerror or ("timed out" if isinstance(error, TimeoutError) else str(error))
         raise DeviceError(
-            f"--ray {address}: nothing can be reached there ({reason}); start the cluster with `ray start --head`, and "
-            "give the address that it prints."
+            f"--ray {address}: nothing answers there ({reason}); start the cluster with `ray start --head`, and give "
+            "the address that it prints."
         ) from error
     # Joining a server that is not Ray's can end the process; this ends another one.
     check = "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address
@@ -217,7 +217,7 @@ def _check_reachable(address: str) -> None:
     except subprocess.TimeoutExpired:
         healthy = False
     if not healthy:
-        raise DeviceError(f"--ray {address}: what answers there is not the head of a Ray cluster; check the port.")
+        raise DeviceError(f"--ray {address}: what answers there is not the head of a Ray cluster; check the address.")
 
 
 @contextlib.contextmanager

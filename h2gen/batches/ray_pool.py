@@ -131,7 +131,9 @@ class RayPool:
             count = min(self._slots.count, self._most)
             free = free_slots(self._slots)
             if free < count:
-                self._notice(f"{free} of {count} slots of the Ray cluster are free; the others begin when they are.")
+                self._notice(
+                    f"{free} of {count} slots of the Ray cluster are free; h2gen will use the others when they are."
+                )
             self.workers = [self._start(self._model) for _ in range(count)]
             self._stack = stack.pop_all()
         return self
@@ -195,7 +197,7 @@ class RayPool:
             yield worker, message
 
     def _refuse(self, worker: RayWorker, broken: Broken) -> None:
-        """Go on without a worker that cannot load the model, unless it is the last."""
+        """Continue without a worker that cannot load the model, unless it is the last."""
         worker.end()
         if all(each is worker or (each.awaited is None and each.ready is None) for each in self.workers):
             raise broken.error

@@ -36,8 +36,8 @@ def _transformer_of(target: Any) -> nn.Module:
     module = getattr(target, "transformer", target)
     if isinstance(getattr(target, "transformer_2", None), nn.Module):
         raise CacheError(
-            f"This {type(target).__name__} has two transformers; put a cache on each, pipe.transformer and "
-            "pipe.transformer_2."
+            f"This {type(target).__name__} has two transformers; put one cache on pipe.transformer and "
+            "another on pipe.transformer_2."
         )
     if not isinstance(module, nn.Module):
         raise CacheError(f"H2-Cache needs a transformer or a pipeline that has one, not a {type(target).__name__}.")

@@ -1,4 +1,4 @@
-"""The schedule of a loop that takes its steps without a scheduler of diffusers, as the caller gives it."""
+"""The schedule that a caller gives for a loop without a diffusers scheduler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from h2gen.errors import CacheError
 
 
 class GivenCourse(Course):
-    """A call's progress through a schedule that was given: told from the times that the model is called with."""
+    """Where a call is in a given schedule, which the times show that the model is called with."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -31,13 +31,13 @@ def given_schedule(times: Iterable[float], sigma: Callable[[Any], Any]) -> Sched
         sigma: of a time.
 
     Raises:
-        CacheError: the times do not lead from noise to the picture.
+        CacheError: there are fewer than two times, or one is not closer to the picture than the last.
     """
     sigmas = [float(sigma(float(time))) for time in times]
     if len(sigmas) < 2:
         raise CacheError(f"The schedule has {len(sigmas)} times; give all of them, also the one after the last step.")
     if any(after >= before for before, after in pairwise(sigmas)):
-        raise CacheError("The schedule does not lead from noise to the picture at each step; see times of Stages.")
+        raise CacheError("Each time of the schedule must be closer to the picture than the last; see times of Stages.")
     return Schedule(
         tuple(1000 * each for each in sigmas[:-1]), tuple(after - before for before, after in pairwise(sigmas))
     )

@@ -72,7 +72,7 @@ class Probe:
         if stage.name not in poolings:
             parts = parts_of(ranks, text, own, inputs.image_tokens)
             if sum(end - begin for begin, end in parts[ranks.rank]) != residual.shape[1]:
-                raise CacheError("H2-Cache works with context parallel if it splits text and image tokens evenly.")
+                raise CacheError("H2-Cache needs text and image tokens to be split evenly; switch it off.")
             cells: Cells
             if pooling == "paper":
                 cells = Windows(pooling_kernel(own + text, stage.divisor), own + text, residual.shape[2])

@@ -13,7 +13,7 @@ from h2gen.errors import UsageError
 from h2gen.settings.table import BY_NAME, CACHE
 
 SHORT = """\
-h2gen makes pictures with Flux models, and makes them faster with H2-Cache.
+h2gen makes pictures and videos with FLUX and other models, faster with H2-Cache.
 
   h2gen "a cat"               a picture made by the small model that ships with h2gen
   h2gen "a cat" --model dev   a picture made by FLUX.1 [dev], which is downloaded first

@@ -322,7 +322,7 @@ class Family(ABC):
         return latents
 
     def published(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> str:
-        """The model that others have published plans for, such as ``FLUX.1-dev``, if this is it or made from it.
+        """The model, such as ``FLUX.1-dev``, that this is, or was made from; "" if nobody published plans for it.
 
         Args:
             transformer_config, model_index: as in ``defaults``.

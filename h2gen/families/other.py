@@ -1,4 +1,4 @@
-"""Models of code outside of diffusers: the caller says which blocks they have, and the rest is found in a call."""
+"""Models outside of diffusers: the caller says which blocks they have; the rest is read from their calls."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class OtherModel(Family):
             raise CacheError("Stages(...) holds a block twice; each runs once per step, in one of the stages.")
         self._names = {name: _arguments_of(blocks) for name, blocks in lists.items()}
         if stages.times[0] == stages.times[1]:
-            raise CacheError(f"Stages(times={stages.times}) begins where it ends; give the times of noise and picture.")
+            raise CacheError(f"Stages(times={stages.times}) gives noise and picture the same time; give each its own.")
 
     @property
     def per_picture(self) -> frozenset[str]:  # type: ignore[override]
@@ -111,8 +111,8 @@ class OtherModel(Family):
             self._missing("latents", arguments)
         if latents.ndim != 3 and stages.grid is None:
             raise CacheError(
-                f"The latents of {self._model} have the shape {tuple(latents.shape)} and not (B, N, C); give the rows "
-                "and columns of its tokens by Stages(grid=...)."
+                f"The latents of {self._model} have the shape {tuple(latents.shape)} instead of (B, N, C); give "
+                "the rows and columns of its tokens: Stages(grid=...)."
             )
         condition = _tensor_in(_named(arguments, stages.condition, _TEXTS))
         if condition is None:
@@ -130,8 +130,8 @@ class OtherModel(Family):
     def _missing(self, name: str, arguments: Mapping[str, Any]) -> NoReturn:
         given = ", ".join(arguments) or "nothing"
         raise CacheError(
-            f"{self._model} was called with {given}, and its {name} is not found among these; name it by "
-            f"Stages({name}=...)."
+            f"h2gen cannot tell which argument of {self._model} holds the {name}; it was called with {given}. Name the "
+            f"argument: Stages({name}=...)."
         )
 
     def can_split(self, arguments: Mapping[str, Any]) -> bool:
@@ -147,8 +147,8 @@ class OtherModel(Family):
         )
         if tokens is None:
             raise CacheError(
-                f"A block of the {stage} of {self._model} was called without tokens, (B, N, D); name its argument by "
-                "Stages(image=...)."
+                f"A {stage} block of {self._model} was called without tokens, (B, N, D); name the argument that holds "
+                "them: Stages(image=...)."
             )
         return (tokens,) if text is None else (text, tokens)
 
@@ -165,8 +165,8 @@ class OtherModel(Family):
         given, returned = ([tuple(getattr(each, "shape", ())) for each in streams] for streams in (before, after))
         if given != returned:
             raise CacheError(
-                f"A block of the {stage} of {self._model} takes text and image of the shapes {given} and returns "
-                f"{returned}; H2-Cache needs blocks that return what they take. See text and image_first of Stages."
+                f"A {stage} block of {self._model} takes text and image of the shapes {given} and returns {returned}; "
+                "H2-Cache needs blocks that return the same shapes. Check text and image_first of Stages."
             )
 
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:

@@ -56,9 +56,7 @@ class QwenImage(Family):
 
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
         if arguments.get("controlnet_block_samples") is not None:
-            raise CacheError(
-                "H2-Cache does not know where a ControlNet of Qwen-Image adds its samples; switch the cache off."
-            )
+            raise CacheError("H2-Cache does not support ControlNets of Qwen-Image; switch the cache off.")
         return ()
 
     def file_traits(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:

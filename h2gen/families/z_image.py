@@ -83,9 +83,7 @@ class ZImage(Family):
 
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
         if arguments.get("controlnet_block_samples") is not None:
-            raise CacheError(
-                "H2-Cache does not know where a ControlNet of Z-Image adds its samples; switch the cache off."
-            )
+            raise CacheError("H2-Cache does not support ControlNets of Z-Image; switch the cache off.")
         return ()
 
     def velocity(self, output: Any) -> torch.Tensor:

@@ -76,16 +76,16 @@ def open_together(
     work: Work | None = None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Session:
-    """Load a checkpoint in as many processes as the options have devices; see ``open_session``.
+    """Load a checkpoint in one process per device, as many as the options say; see ``open_session``.
 
     Raises:
-        DeviceError: there are not so many devices, or this model's tokens cannot be split among them.
+        DeviceError: there are fewer devices, or the model's tokens cannot be split among them.
         RunError: one of the processes has ended, or this one belongs to a group already.
     """
     if dist.is_initialized():
         raise RunError(
-            "This process belongs to a group of torch.distributed already, so that it cannot start others with "
-            "devices; load the model without, and call enable_parallelism on its transformer."
+            "This process already belongs to a torch.distributed group, so it cannot start others; load the model "
+            "without devices, and call enable_parallelism on its transformer."
         )
     names = _devices(options)
     store = dist.TCPStore("127.0.0.1", 0, len(names), is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
@@ -109,11 +109,10 @@ def _devices(options: LoadOptions) -> tuple[str, ...]:
     kind, count = choose_device(options.device).type, options.devices
     if kind == "cpu":
         return ("cpu",) * count
-    here = devices().get(kind, 0)
+    here = devices().get("cuda", 0)
     if kind != "cuda" or here < count:
-        only = f"there {'is' if here == 1 else 'are'} {here} of {kind}"
         raise DeviceError(
-            f"--devices {count} needs {count} CUDA devices, and {only} here; use --devices {max(here, 1)}."
+            f"--devices {count} needs {count} CUDA devices, but this machine has {here}; use --devices {max(here, 1)}."
         )
     return tuple(f"cuda:{index}" for index in range(count))
 
@@ -275,14 +274,14 @@ class Companions:
             if process.exitcode:  # and not 0: it has not said why
                 how = f"was killed by signal {-process.exitcode}" if process.exitcode < 0 else "ended unexpectedly"
                 return RunError(
-                    f"Process {place.rank + 1} of {len(place.devices)}, on {place.device}, {how}, perhaps for want "
-                    "of memory; the picture cannot be finished."
+                    f"Process {place.rank + 1} of {len(place.devices)}, on {place.device}, {how}, perhaps "
+                    "because memory ran out; the picture cannot be finished."
                 )
         for connection in self._connections:
             with contextlib.suppress(OSError, EOFError):
                 while self._why is None and connection.poll():
                     self._why = connection.recv()
-        return self._why or RunError("The processes that make the picture together have lost each other; try again.")
+        return self._why or RunError("The processes that make the picture have lost their connection; try again.")
 
 
 class FollowingSession(Session):

@@ -1,4 +1,4 @@
-"""Whether a model can be loaded as asked, before it is; loads torch only where the answer may be no."""
+"""Checks before loading that a model can be loaded as asked; loads torch only where that may fail."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LOCAL = ("auto", "cpu")
 
 
 def check_options(options: LoadOptions) -> tuple[torch.device, torch.dtype, Quantizer]:
-    """Check how any model would be loaded. Returns where, in which dtype, and what quantizes it.
+    """Check the options for any model. Returns the device, the dtype and what quantizes the weights.
 
     Raises:
         SettingError: the limit of memory is not a size.
@@ -52,7 +52,7 @@ def check_loading(checkpoint: Checkpoint, options: LoadOptions) -> set[str]:
     """Check how a model would be loaded, with what its files on this machine say. Nothing is loaded or downloaded.
 
     Returns:
-        The ways of offloading that do not go with how it is, or will be, quantized.
+        The ways of offloading that do not work with its quantization, whether stored or asked for.
 
     Raises:
         SettingError, DeviceError: see ``check_options``.

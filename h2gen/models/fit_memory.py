@@ -175,7 +175,7 @@ def needed_on_cpu(parts: Sequence[Part], options: LoadOptions, work: Work) -> in
     """Bytes of main memory for loading a model and for computing with it.
 
     Args:
-        parts: of the model, in ``work.value`` bytes per weight. A part that is quantized is there whole before.
+        parts: of the model, in ``work.value`` bytes per weight. A quantized part is first loaded whole.
         options: how it is loaded.
         work: what is made.
     """

@@ -25,7 +25,7 @@ def check_devices(load: LoadOptions, checkpoint: Checkpoint) -> None:
     given = f"--devices {load.devices}"
     kind, _ = split_device(load.device)
     if ":" in load.device:
-        raise SettingError(f"--device {load.device} names one device, and {given} needs several; leave out one.")
+        raise SettingError(f"--device {load.device} names one device, and {given} needs several; give only one.")
     if kind not in ("auto", "cpu", "cuda"):
         raise SettingError(f"{given} needs CUDA devices, or the CPU; leave out --device {load.device}.")
     if load.offload not in ("auto", "none"):
@@ -35,7 +35,7 @@ def check_devices(load: LoadOptions, checkpoint: Checkpoint) -> None:
     if facts is not None:
         if not facts.family.splits_tokens:
             raise SettingError(
-                f"{given} does not work with {printable(checkpoint.name)!r}; it does with models of FLUX.1 and FLUX.2."
+                f"{given} does not work with {printable(checkpoint.name)!r}; use a model of FLUX.1 or FLUX.2."
             )
         check_heads(facts.config, load.devices)
 
@@ -55,4 +55,4 @@ def _refuse(given: str, **found: bool) -> None:
     for name, is_there in found.items():
         if is_there:
             option = f"--{name.replace('_', '-')}"
-            raise SettingError(f"{option} does not work with {given}; leave out one of them.")
+            raise SettingError(f"{option} does not work with {given}; leave one of them out.")

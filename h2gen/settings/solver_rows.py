@@ -10,7 +10,7 @@ from h2gen.settings.shift import ShiftRule
 
 SOLVER = picture_row(
     "solver",
-    "own (Euler), unipc, heun (two passes per step), dpm++, lcm.",
+    "own (the model's), unipc, heun (two passes per step), dpm++, lcm.",
     Rule(str, choices=tuple(SOLVERS), aliases={"euler": "own", "default": "own", **OF_DIFFUSERS}),
     section=DETAILS,
     commands=MAKES,

@@ -321,7 +321,7 @@ TABLE = (
     ),
     Setting(
         "format",
-        "png, jpg or webp; of a video mp4, gif or webp.",
+        "png, jpg or webp; for a video mp4, gif or webp.",
         Rule(str, choices=(*FORMATS, *VIDEO_FORMATS[:2])),
         OUTPUT,
         commands=_MAKING,

@@ -25,7 +25,7 @@ _FPS = 16.0
 def with_frames(checkpoint: Checkpoint, resolved: dict[str, Resolved]) -> None:
     """Complete the number of frames and their rate for a model that makes videos, and leave them out for others.
 
-    What the environment and the configuration say is for all models: what does not suit this one is left out.
+    The environment and the configuration hold for all models, so values there that do not suit this one are ignored.
 
     Args:
         checkpoint: of the model.
@@ -60,10 +60,10 @@ def with_frames(checkpoint: Checkpoint, resolved: dict[str, Resolved]) -> None:
 
 
 def check_frames(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Check that a model makes videos of so many frames, as far as it is known.
+    """Check that a model makes videos of this number of frames, as far as the model is known.
 
     Raises:
-        SettingError: it does not, or it makes pictures; or it makes videos, and that was not known before.
+        SettingError: it does not, or it makes pictures; or only its download showed that it makes videos.
     """
     facts = facts_of(checkpoint)
     if facts is None:
@@ -74,7 +74,7 @@ def check_frames(settings: Settings, checkpoint: Checkpoint) -> None:
             raise SettingError(f"frames is {frames}, but {name} makes pictures; leave it out.")
         return
     if frames is None:
-        raise SettingError(f"{name} makes videos, which was not known before it was there; run the command again.")
+        raise SettingError(f"{name} makes videos, which its download has shown only now; run the command again.")
     if over := (frames - 1) % step:
         nearest = [each for each in (frames - over, frames - over + step) if each <= MOST_FRAMES]
         raise SettingError(

@@ -22,7 +22,7 @@ class _OfVideos(Rule):
 
 FRAMES = picture_row(
     "frames",
-    "Frames of a video, such as 61.",
+    "Number of frames of a video, such as 61.",
     _OfVideos(int, 1, MOST_FRAMES),
     commands=MAKES,
     later=True,

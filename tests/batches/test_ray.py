@@ -231,7 +231,7 @@ def test_a_machine_with_another_model_of_that_name_is_left_out(tmp_path: Path, t
             two.lose()
     assert done.returncode == 0, done.stderr
     (line,) = [each for each in done.stderr.splitlines() if "Left out" in each]
-    assert f"{socket.gethostname()} (" in line and "the model 'owner/name' has other contents there" in done.stderr
+    assert f"{socket.gethostname()} (" in line and "the model 'owner/name' there (" in done.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
 
 
@@ -245,7 +245,7 @@ def test_if_every_machine_has_another_model_nothing_is_made(tmp_path: Path, two:
 
     with batch.opened():
         config.write_text(config.read_text() + " ")  # since the run has hashed it
-        different = r"has other contents there \([0-9a-f]{12}\) than here \([0-9a-f]{12}\)"
+        different = r"there \([0-9a-f]{12}\) is not the one here \([0-9a-f]{12}\)"
         with pytest.raises(ModelError, match=different), Stop() as stop:
             batch.run(Tally(1), Watch(), stop)
     assert not list((tmp_path / "out").glob("*.png"))
@@ -273,8 +273,8 @@ def test_a_second_ctrl_c_stops_amid_a_picture_and_leaves_the_cluster_running(tmp
     ("options", "message"),
     [
         ({"ray": "auto", "gpus": "0"}, "--ray and --gpus contradict each other"),
-        ({"ray": "auto", "device": "cuda:1"}, "--ray chooses among each machine's GPUs"),
-        ({"ray_slots": 2}, "--ray-slots is for --ray"),
+        ({"ray": "auto", "device": "cuda:1"}, "--ray chooses the GPUs itself"),
+        ({"ray_slots": 2}, "--ray-slots has no effect without --ray"),
         ({"ray": "ray://head:10001"}, "give auto, or HOST:PORT"),
         ({"ray": "auto", "ray_slots": 0}, "ray_slots is 0"),
     ],
@@ -295,7 +295,7 @@ def test_a_cluster_that_cannot_be_reached_is_one_line() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(DeviceError, match=rf"^--ray {address}: nothing can be reached there \(.*refused\)"):
+        with pytest.raises(DeviceError, match=rf"^--ray {address}: nothing answers there \(.*refused\)"):
             prepare(["a cat"], ray=address)
 
 

@@ -24,11 +24,11 @@ def test_it_is_how_the_model_is_loaded() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"device": "cuda:1"}, "--device cuda:1 names one device, and --devices 2 needs several; leave out one."),
+        ({"device": "cuda:1"}, "--device cuda:1 names one device, and --devices 2 needs several; give only one."),
         ({"device": "mps"}, "--devices 2 needs CUDA devices, or the CPU; leave out --device mps."),
         ({"offload": "model"}, "--devices 2 keeps the whole model on each device; leave out --offload model."),
-        ({"compile": True}, "--compile does not work with --devices 2; leave out one of them."),
-        ({"quantize": "int8"}, "--quantize does not work with --devices 2; leave out one of them."),
+        ({"compile": True}, "--compile does not work with --devices 2; leave one of them out."),
+        ({"quantize": "int8"}, "--quantize does not work with --devices 2; leave one of them out."),
         ({"devices": 0}, "--devices is 0; give a whole number from 1 to 64."),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_model_that_is_not_known_yet_may_make_videos(monkeypatch: pytest.Monke
         with_frames(unknown, {"fps": Resolved(9.0, "option")})
     picture = Settings("a cat", 7, 64, 64, 4)
     check_frames(picture, unknown)
-    with pytest.raises(SettingError, match="makes videos, which was not known before it was there; run the command"):
+    with pytest.raises(SettingError, match="makes videos, which its download has shown only now; run the command"):
         check_frames(picture, resolve(video))
     with pytest.raises(SettingError, match="'tiny' makes pictures"):
         check_frames(Settings("a cat", 7, 64, 64, 4, frames=9, fps=8.0), resolve("tiny"))

@@ -34,11 +34,13 @@ def batch(
     ] = None,
     ray: Annotated[
         str | None,
-        options.option("--ray", help="auto, or a cluster: workers are Ray actors.", panel=BATCH, metavar="HOST:PORT"),
+        options.option(
+            "--ray", help="A Ray cluster; auto starts Ray on this machine.", panel=BATCH, metavar="HOST:PORT"
+        ),
     ] = None,
     ray_slots: Annotated[
         int | None,
-        options.option("--ray-slots", help="Ray actors in all; by default one per GPU or machine.", panel=BATCH),
+        options.option("--ray-slots", help="Number of Ray workers; by default one per GPU or machine.", panel=BATCH),
     ] = None,
     batch_size: int = 1,
     speedup: float | None = None,

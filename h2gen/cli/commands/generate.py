@@ -45,7 +45,7 @@ def generate(
     verbose: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Make a picture with a Flux model, and show which blocks H2-Cache ran at each step.
+    """Make a picture or a video, and show which blocks H2-Cache ran at each step.
 
     Example: h2gen "a cat" --seed 7 --size 16:9 --out cat.png
     """
