@@ -40,6 +40,19 @@ def most_kept(config: CacheConfig, image_tokens: int, text_tokens: int, channels
     return Kept(passes * (structure + detail) * values, passes * velocities)
 
 
+def vector_bytes(cache_memory: str, width: int, value: int) -> int:
+    """Bytes of one token's vector as ``Packed`` keeps it on the device.
+
+    Args:
+        cache_memory: of the configuration.
+        width: values of the vector.
+        value: bytes of a value in the model's dtype.
+    """
+    if cache_memory == "fp8":
+        return width + 4  # a scale per token, in fp32
+    return width * (min(value, 2) if cache_memory == "bf16" else value)
+
+
 def keeps_residuals(config: CacheConfig) -> bool:
     """Whether any stage may be reused, so that its residuals are kept."""
     return config.enabled and any(map(policy_of(config).reuses, ("structure", "detail")))

@@ -28,7 +28,7 @@ class PreviewOptions:
         in_terminal: the observer gets them.
         file: each overwrites the one before.
         every: only every N-th step.
-        model: the folder of a tiny autoencoder.
+        model: the folder of a tiny autoencoder; None if it is not needed.
     """
 
     in_terminal: bool = False
@@ -100,7 +100,8 @@ def preview_options(
         from h2gen.models.tiny_autoencoder import find_tiny_autoencoder
 
         folder = find_tiny_autoencoder(model, download=download)
-    return PreviewOptions(asked and terminal, target, every or 1, folder)
+    in_terminal = asked and terminal
+    return PreviewOptions(in_terminal, target, every or 1, folder if in_terminal or target is not None else None)
 
 
 def open_previews(

@@ -204,7 +204,7 @@ def open_renderer(request: Request, options: RenderOptions, observer: RenderObse
         from h2gen.settings.workload import work_of
 
         _check_attention(request)
-        work = work_of(request.settings, request.checkpoint, options.batch_size)
+        work = work_of(request.settings, request.checkpoint, options.batch_size, preview_model=options.preview.model)
         session = open_session(request.checkpoint, request.load, work, observer.notice)
     renderer = Renderer(session, options, observer)
     renderer.check_options(request)

@@ -150,11 +150,12 @@ def quantized(part: Part, factor: float, text_factor: float = 1.0) -> Part:
 
     Args:
         part: as it is loaded.
-        factor: of a transformer's size.
+        factor: of the size of a transformer's blocks; what is outside of them stays as it is.
         text_factor: of a text encoder's, whose embeddings, the largest layer, stay as they are.
     """
     if part.is_transformer:
-        return part.times(factor)
+        outside, less = part.block - part.next, part.times(factor)
+        return replace(less, all=outside + round((part.all - outside) * factor), block=outside + less.next)
     if not part.encodes or part.name.startswith("CLIP"):
         return part
     return replace(part, all=part.layer + round((part.all - part.layer) * text_factor))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from h2gen.cache.most_kept import vector_bytes
 from h2gen.families import FAMILIES
 
 _BLOCK = re.compile(r"\w+\.\d+\.")
@@ -85,11 +86,14 @@ class Work:
         pixels: of a picture.
         pictures: in a batch.
         tokens: of one picture's text and image, with reference pictures.
-        kept_tokens: vectors of the streams' width that the cache keeps per picture, in the model's dtype.
-        kept_values: other values that it keeps.
+        kept_tokens: vectors of the streams' width that the cache keeps per picture.
+        kept_values: other values that it keeps, in the model's dtype.
         value: bytes of a value in the model's dtype.
         tiled: whether a picture is decoded in tiles.
-        beside: bytes of further weights on the device, such as ControlNets.
+        beside: further weights that are on the device unless parts are fetched piece by piece, as of ControlNets.
+        encoding: weights that are on the device only while a prompt is encoded, as of Redux.
+        always: weights that are on the device all the time, as of an autoencoder for previews.
+        cache_memory: how the cache keeps vectors; see ``CacheConfig``.
     """
 
     pixels: int
@@ -100,10 +104,14 @@ class Work:
     value: int = 2
     tiled: bool = False
     beside: int = 0
+    encoding: int = 0
+    always: int = 0
+    cache_memory: str = "device"
 
     def kept(self, width: int) -> int:
         """Bytes that the cache keeps until the pictures are decoded, for streams of this width."""
-        return self.pictures * self.value * (self.kept_tokens * (width or WIDTH) + self.kept_values)
+        vectors = self.kept_tokens * vector_bytes(self.cache_memory, width or WIDTH, self.value)
+        return self.pictures * (vectors + self.kept_values * self.value)
 
     def held_by(self, part: Part) -> int:
         """Bytes that a transformer or an autoencoder holds besides its weights while it runs."""
@@ -183,6 +191,6 @@ def _stages(way: str, parts: list[Part], work: Work | None) -> Iterator[int]:
         if work is None:
             yield held
         else:
-            beside = work.beside if size == "all" else 0
+            beside = work.always + (work.encoding if running.encodes else 0) + (work.beside if size == "all" else 0)
             besides = ENCODING if running.encodes else kept + work.held_by(running)
-            yield round(held + beside + MARGIN * besides) + RESERVE
+            yield round(held + work.value * beside + MARGIN * besides) + RESERVE

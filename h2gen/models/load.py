@@ -25,7 +25,7 @@ from h2gen.models.load_options import LoadOptions
 from h2gen.models.load_part import load_part
 from h2gen.models.part_files import PartFile, by_component, check_all_fit, parts_of
 from h2gen.models.place import Say, check_host_memory, place, unsaid
-from h2gen.models.quantization import PACKAGES, stored_quantization
+from h2gen.models.quantization import PACKAGES, quantization_in
 from h2gen.models.quantize import Quantizer, loading_quantized
 from h2gen.models.quantized import check_plain
 from h2gen.models.single_file import check_base, check_family, check_transformer, load_transformer, open_file
@@ -214,12 +214,12 @@ def load_model(cls: Any, folder: Path, dtype: torch.dtype, device: torch.device 
     ``device`` is where weights that are stored quantized are prepared; they are in main memory afterwards, as others.
     """
     weights, variant = files.find_weights(folder)
-    files.read_json(folder / "config.json")  # one that is missing or damaged is named, not the whole model
-    quantized = stored_quantization(folder)
+    config = files.read_json(folder / "config.json")  # one that is missing or damaged is named, not the whole model
+    quantized = quantization_in(config)
     for file in () if quantized else weights:
         check_plain(file)
     try:
-        with loading_quantized(folder, device) as options:
+        with loading_quantized(folder, quantized, device) as options:
             model, info = cls.from_pretrained(
                 folder,
                 dtype=dtype,

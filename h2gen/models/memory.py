@@ -133,9 +133,13 @@ def place_part(part: torch.nn.Module, pipe: Any, mode: str) -> None:
 
 
 def stored_bytes(weight: torch.Tensor) -> int:
-    """Bytes of a weight as it is stored: torchao's call themselves as large as what they stand for."""
-    inner = getattr(weight, "tensor_data_names", None)
-    return weight.nbytes if inner is None else sum(getattr(weight, name).nbytes for name in inner)
+    """Bytes of a weight as it is stored: torchao's call themselves as large as what they stand for, and the scales of
+    bitsandbytes' 4 bits are beside them.
+    """
+    inner, state = getattr(weight, "tensor_data_names", None), getattr(weight, "quant_state", None)
+    if inner is not None:
+        return sum(getattr(weight, name).nbytes for name in inner)
+    return weight.nbytes + (0 if state is None else state.absmax.nbytes)
 
 
 def component_bytes(pipe: Any) -> dict[str, int]:

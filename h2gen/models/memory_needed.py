@@ -14,6 +14,7 @@ from h2gen.models.catalogue import Checkpoint
 from h2gen.models.defaults import read_config
 from h2gen.models.facts import Facts
 from h2gen.models.footprint import Part, footprint, measure, width_of
+from h2gen.models.quantization import stored_quantization
 
 _EMBEDDERS = ("x_embedder.weight", "img_in.weight")
 """Of image tokens, in diffusers' names and in the original ones: as many rows as a transformer has channels."""
@@ -27,10 +28,12 @@ class MemoryNeeded:
     Args:
         parts: each with its sizes; quantized weights as they are stored.
         source: what they were computed from: ``files`` or ``catalogue``.
+        quantized: whether the transformer is stored quantized, so that it cannot be quantized again.
     """
 
     parts: Sequence[Part]
     source: str
+    quantized: bool = False
 
     @property
     def bytes(self) -> Mapping[str, int]:
@@ -55,7 +58,18 @@ def memory_needed(checkpoint: Checkpoint, facts: Facts, value: int = 2) -> Memor
         if own is None:
             return None
         source, whole = "files", [own, *(part for part in whole if part.name != facts.family.transformer)]
-    return MemoryNeeded(whole, source)
+    return MemoryNeeded(whole, source, _is_quantized(checkpoint, facts))
+
+
+def _is_quantized(checkpoint: Checkpoint, facts: Facts) -> bool:
+    place = Path(checkpoint.location)
+    if checkpoint.kind == "file":
+        return place.suffix.lower() == ".gguf"
+    if checkpoint.kind != "transformer":
+        if facts.folder is None:
+            return False
+        place = facts.folder / "transformer"
+    return stored_quantization(place) is not None
 
 
 def _parts(facts: Facts, value: int) -> tuple[str, list[Part]] | None:

@@ -6,6 +6,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from h2gen.errors import DeviceError
 from h2gen.wording import did_you_mean
@@ -144,7 +145,12 @@ def stored_quantization(path: Path) -> str | None:
     from h2gen.models.files import read_json  # loads the families, which the table of settings does without
 
     config = path / "config.json"
-    found = read_json(config).get("quantization_config") if config.is_file() else None
+    return quantization_in(read_json(config)) if config.is_file() else None
+
+
+def quantization_in(config: Mapping[str, Any]) -> str | None:
+    """What a part is quantized with, by the contents of its ``config.json``; None if it is not."""
+    found = config.get("quantization_config")
     if not isinstance(found, Mapping):
         return None
     four = found.get("bnb_4bit_quant_type") if found.get("load_in_4bit") else None

@@ -266,13 +266,17 @@ def _flag(part: Any, how: Quantization, dtype: torch.dtype) -> None:
 
 
 @contextmanager
-def loading_quantized(folder: Path, device: torch.device) -> Iterator[dict[str, Any]]:
+def loading_quantized(folder: Path, stored: str | None, device: torch.device) -> Iterator[dict[str, Any]]:
     """Around loading a part from a folder: yields what ``from_pretrained`` needs besides, if it is stored quantized.
+
+    Args:
+        folder: for messages.
+        stored: what ``stored_quantization`` says of it.
+        device: where its weights are prepared.
 
     Raises:
         DeviceError: the package that it needs is missing.
     """
-    stored = stored_quantization(folder)
     package = (stored or "none").split()[0]
     if package not in PACKAGES:
         yield {}

@@ -52,11 +52,16 @@ def known_redux(name: str) -> Path | None:
     return cached_part(name, "", INDEX) if REPO_ID.fullmatch(name) else None
 
 
+def parts_of_redux(folder: Path) -> list[Path]:
+    """The folders of a Redux model that have weights."""
+    return [folder / part for part in _PARTS]
+
+
 def hash_redux(folder: Path | str) -> str:
     """The hash of a Redux model's weights."""
     from h2gen.models.content_hash import files_hash
 
-    return files_hash([file for part in _PARTS for file in files.weight_files(Path(folder) / part)])
+    return files_hash([file for part in parts_of_redux(Path(folder)) for file in files.weight_files(part)])
 
 
 def check_redux(folder: Path) -> None:
@@ -72,8 +77,8 @@ def check_redux(folder: Path) -> None:
     for part in (*_PARTS, _PROCESSOR):
         if not (folder / part).is_dir():
             raise ModelError(f"{shown(folder / part)} is missing; {files.again(folder / part / '*')}.")
-    for part in _PARTS:
-        files.weight_files(folder / part)
+    for weights in parts_of_redux(folder):
+        files.weight_files(weights)
 
 
 def text_width(folder: Path) -> int:

@@ -20,9 +20,12 @@ from h2gen.models.entries import inputs_of, needed_by
 from h2gen.models.facts import Facts, entry_of, facts_of
 from h2gen.models.files import WEIGHTS, tensors_of
 from h2gen.models.fit_here import fit_here
+from h2gen.models.fit_memory import as_loaded
+from h2gen.models.footprint import footprint
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.lora_files import known_lora
-from h2gen.models.memory_needed import memory_needed
+from h2gen.models.memory_needed import MemoryNeeded, memory_needed
+from h2gen.models.quantization import QUANTIZATIONS
 from h2gen.models.vocabulary import Vocabulary, vocabulary
 from h2gen.settings import presets
 from h2gen.settings.profiles import FEWEST_STEPS
@@ -83,7 +86,7 @@ def describe(name: str, base: str | None = None) -> dict[str, Any]:
         found["published_plans"] = list(summary_lines(published_model(checkpoint)))
     needed = None if facts is None else memory_needed(checkpoint, facts)
     if needed is not None:
-        found["memory"] = {"bytes": dict(needed.bytes), "computed_from": needed.source}
+        found["memory"] = _about_memory(checkpoint, needed)
         here = fit_here(checkpoint, AUTO, default_work(checkpoint))
         if here is not None:
             found["memory"]["here"] = here
@@ -176,6 +179,20 @@ def _about_cache(checkpoint: Checkpoint, facts: Facts | None) -> dict[str, Any]:
         "steps": steps,
         "most_reused": most,
         "helps": steps >= FEWEST_STEPS and most > 0,
+    }
+
+
+def _about_memory(checkpoint: Checkpoint, needed: MemoryNeeded) -> dict[str, Any]:
+    """Bytes on the device by ``--offload``, in 16 bits: of the weights alone, and with all that a picture takes."""
+    quantized = {
+        name: dict(footprint(as_loaded(needed.parts, LoadOptions(quantize=name), 2)))
+        for name in (() if needed.quantized else QUANTIZATIONS)
+    }
+    return {
+        "bytes": dict(needed.bytes),
+        "with_picture": footprint(needed.parts, default_work(checkpoint)),
+        "quantized": quantized,
+        "computed_from": needed.source,
     }
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.most_kept import most_kept
+from h2gen.errors import ModelError
 from h2gen.models.catalogue import Checkpoint
-from h2gen.models.files import WEIGHTS
+from h2gen.models.files import tensors_of, weight_files
 from h2gen.models.footprint import Work
+from h2gen.models.redux import parts_of_redux
 from h2gen.settings import presets
-from h2gen.settings.inputs import InputFile
 from h2gen.settings.values import Settings
 from h2gen.settings.video import latent_frames
 
@@ -22,7 +24,9 @@ _REDUX_TOKENS = 729
 """Tokens of text that Redux reads from a picture."""
 
 
-def work_of(settings: Settings, checkpoint: Checkpoint, pictures: int = 1, value: int = 2) -> Work:
+def work_of(
+    settings: Settings, checkpoint: Checkpoint, pictures: int = 1, value: int = 2, *, preview_model: Path | None = None
+) -> Work:
     """What making pictures takes besides the weights.
 
     Args:
@@ -30,6 +34,7 @@ def work_of(settings: Settings, checkpoint: Checkpoint, pictures: int = 1, value
         checkpoint: of the model.
         pictures: in a batch.
         value: bytes of a value in the model's dtype.
+        preview_model: the folder of a tiny autoencoder, if one makes previews.
     """
     references = sum(file.scale is None for file in settings.image)
     work = _work(
@@ -41,7 +46,14 @@ def work_of(settings: Settings, checkpoint: Checkpoint, pictures: int = 1, value
         (1 + references, pictures, value),
         settings.frames or 0,
     )
-    return replace(work, beside=sum(map(_size_on_disk, settings.controlnet)))
+    redux = [part for file in settings.redux_model for part in parts_of_redux(Path(str(file.path)))]
+    return replace(
+        work,
+        beside=_weights(Path(str(file.path)) for file in settings.controlnet),
+        encoding=_weights(redux if settings.redux else ()),
+        always=_weights(() if preview_model is None else (preview_model,)),
+        cache_memory=settings.cache.cache_memory,
+    )
 
 
 def default_work(checkpoint: Checkpoint, value: int = 2) -> Work:
@@ -67,12 +79,13 @@ def _work(
     return Work(width * height * max(1, frames), pictures, tokens + text, *kept, value)
 
 
-def _size_on_disk(file: InputFile) -> int:
-    """Bytes of the weights of a ControlNet; 0 if they are not on this machine."""
-    place = Path(str(file.path))
-    try:
-        if os.path.isfile(place):
-            return place.stat().st_size
-        return sum(each.stat().st_size for each in place.glob("*") if each.suffix.lower() in WEIGHTS)
-    except OSError:
-        return 0
+def _weights(places: Iterable[Path]) -> int:
+    """The number of weights in files or folders; of those that are not on this machine, 0."""
+    total = 0
+    for place in places:
+        try:
+            files = [place] if place.is_file() else weight_files(place)
+            total += sum(prod(each.shape) for file in files for each in tensors_of(file).tensors.values())
+        except (ModelError, OSError):  # loading it reports what is wrong
+            continue
+    return total

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from h2gen.cache import CacheConfig, h2_cache
+from h2gen.cache.keep import Packed
 from h2gen.cache.memory import Memory
-from h2gen.cache.most_kept import most_kept
+from h2gen.cache.most_kept import most_kept, vector_bytes
 from tests.small import flux_pipeline, run_kwargs
 
 
@@ -17,9 +18,12 @@ def bytes_kept(memories: list[Memory]) -> int:
     """Of residuals and velocities, each storage once."""
     found: dict[int, int] = {}
     for memory in memories:
-        tensors = [
-            tensor for stage in (memory.structure, memory.detail) for each in stage.residuals._values for tensor in each
-        ]
+        tensors = []
+        for stage in (memory.structure, memory.detail):
+            kept: Any = getattr(stage.residuals._values, "_kept", stage.residuals._values)
+            for each in (tensor for value in kept for tensor in value):
+                packed = isinstance(each, Packed)
+                tensors += [one for one in (each._kept, each._scale) if one is not None] if packed else [each]
         for history in memory.velocities:
             tensors += [tensor for _, tensor in filter(None, (history._last, history._way))]
         found |= {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -38,6 +42,8 @@ def bytes_kept(memories: list[Memory]) -> int:
         {"plan": "FFFFDF", "forecast": 1},
         {"plan": "FFFFRF"},
         {"tau1": 0.0, "tau2": 0.0},
+        {"tau1": 1e-9, "tau2": 1e-9, "cache_memory": "bf16"},
+        {"tau1": 1e-9, "tau2": 1e-9, "cache_memory": "fp8", "forecast": 1},
     ],
     ids=str,
 )
@@ -61,4 +67,4 @@ def test_it_keeps_what_was_computed(given: dict[str, Any], cfg: float) -> None:
     channels = pipe.transformer.config.in_channels
     kept = most_kept(config, image, text, channels, 2 if cfg > 1 else 1)
     width = pipe.transformer.config.num_attention_heads * pipe.transformer.config.attention_head_dim
-    assert max(seen) == 4 * (kept.tokens * width + kept.values)
+    assert max(seen) == kept.tokens * vector_bytes(config.cache_memory, width, 4) + 4 * kept.values

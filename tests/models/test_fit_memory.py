@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from h2gen.errors import SettingError
 from h2gen.models.catalogue import CATALOGUE, resolve
 from h2gen.models.choices import WAYS, memory_limit
 from h2gen.models.facts import facts_of
-from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line, needed_on_cpu
+from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line, needed_on_cpu, quantized
 from h2gen.models.footprint import Part, Work, footprint
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.memory_needed import memory_needed
@@ -102,7 +103,8 @@ def test_quantization_is_offered_where_the_transformer_could_then_stay_and_never
     line = str(fit("dev", 16, quantizable=True))
     assert "one block at a time" in line and "--quantize int8" in line and "the picture changes a little" in line
     assert "--quantize nf4" in str(fit("dev", 12, quantizable=True))
-    assert "--quantize int8 --quantize-text int8" in str(fit("klein-9b", 12, quantizable=True))
+    assert "--quantize int8 --quantize-text int8" in str(fit("klein-9b", 13, quantizable=True))
+    assert "--quantize nf4 --quantize-text nf4" in str(fit("klein-9b", 12, quantizable=True))
     assert "--quantize nf4 --quantize-text nf4" in str(fit("flux2-dev", 24, quantizable=True))
     for name, card in (("dev", 48), ("klein-9b", 24)):
         assert fit(name, card, quantizable=True).quantized is None
@@ -133,7 +135,23 @@ def test_larger_pictures_and_batches_need_more_and_tiles_less() -> None:
             assert need(way, pixels=1280**2, tiled=True) < need(way, pixels=1280**2)
         assert need(way, kept_tokens=10**6) > need(way)
         assert need(way, pixels=2048**2) < need(way, pixels=1536**2) * 2  # decoded in tiles
-    assert need("none", beside=10**9) == need("none") + 10**9 and need("group", beside=10**9) == need("group")
+    assert need("none", beside=10**9) == need("none") + 2 * 10**9 and need("group", beside=10**9) == need("group")
+
+
+def test_weights_count_while_they_are_on_the_device() -> None:
+    parts, plain = parts_of("dev"), default_work(resolve("dev"))
+    before = footprint(parts, plain)
+    always = footprint(parts, replace(plain, always=10**9))
+    assert all(always[way] == before[way] + 2 * 10**9 for way in WAYS)
+    encoding = footprint(parts, replace(plain, encoding=10**9))
+    assert encoding["model"] == before["model"]  # the transformer alone needs more than T5 and they do
+    assert footprint(parts, replace(plain, encoding=10**10))["model"] > before["model"] + 10**9
+    assert footprint(parts, replace(plain, encoding=10**10, value=4))["model"] > 4 * 10**10
+
+
+def test_what_is_outside_of_the_blocks_stays_as_it_is() -> None:
+    part = Part("FluxTransformer2DModel", all=1100, block=200, layer=50, next=100, width=8)  # 10 blocks and 100 outside
+    assert quantized(part, 0.5) == Part("FluxTransformer2DModel", all=600, block=150, layer=25, next=50, width=8)
 
 
 def test_a_cpu_is_mentioned_only_if_its_memory_does_not_suffice() -> None:

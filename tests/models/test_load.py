@@ -18,8 +18,8 @@ import pytest
 import torch
 import transformers
 
-from h2gen.models import load_pipeline, resolve, set_tiling
-from h2gen.models.load import quiet
+from h2gen.models import files, load_pipeline, resolve, set_tiling
+from h2gen.models.load import load_model, quiet
 from tests import checkpoints, small
 
 
@@ -43,6 +43,16 @@ def load(name: Path | str, base: Path | str | None = None, dtype: str = "fp32"):
 
 def test_a_folder_paints_what_was_saved(flux_folder):
     assert_same(load(flux_folder), small.flux_pipeline())
+
+
+def test_the_configuration_of_a_part_is_read_once_before_the_library_reads_it(tmp_path, monkeypatch):
+    part = small.redux_prior().image_embedder
+    part.save_pretrained(tmp_path)
+    read = []
+    monkeypatch.setattr(files, "read_json", lambda path, own=files.read_json: read.append(path) or own(path))
+    loaded = load_model(type(part), tmp_path, torch.float32).state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in part.state_dict().items())
+    assert read == [tmp_path / "config.json"]
 
 
 def test_a_klein_folder_paints_what_was_saved(klein_folder):

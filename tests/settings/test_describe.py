@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ from h2gen.errors import ModelError, SettingError
 from h2gen.families import TASKS
 from h2gen.models.catalogue import CATALOGUE, resolve
 from h2gen.models.facts import facts_of
+from h2gen.models.load import load_pipeline
 from h2gen.models.memory import component_bytes
 from h2gen.models.memory_needed import memory_needed
+from h2gen.models.quantization import QUANTIZATIONS
 from h2gen.models.tasks import complete_task, tasks_of
 from h2gen.settings.describe import OPTIONS, describe
 from tests import small
@@ -95,6 +98,34 @@ def test_the_memory_of_a_folder_is_that_of_the_loaded_pipeline(flux_folder: Path
         assert needed.bytes["none"] == pytest.approx(sum(sizes.values()), rel=0.01)
         assert needed.bytes["model"] == pytest.approx(max(sizes.values()), rel=0.01)
         assert needed.bytes["sequential"] <= needed.bytes["group"] <= needed.bytes["model"] <= needed.bytes["none"]
+
+
+def test_memory_is_told_of_weights_alone_with_a_picture_and_quantized(capsys: pytest.CaptureFixture[str]) -> None:
+    memory = describe("dev")["memory"]
+    assert memory["with_picture"].keys() == memory["bytes"].keys() and memory["quantized"].keys() == {*QUANTIZATIONS}
+    assert all(memory["with_picture"][way] > size for way, size in memory["bytes"].items())
+    assert run(["models", "show", "dev"]) == 0
+    rows = {line[:20].strip(): line[21:] for line in capsys.readouterr().out.splitlines()}
+    assert rows["memory"].startswith("none 36.0 GB, text 26.2 GB") and "weights included" in rows["memory"]
+    assert rows["weights alone"].startswith("none 33.7 GB, text 24.0 GB")
+    assert rows["--quantize int8"].endswith("of weights; the same with int8-dynamic, fp8, fp8-dynamic")
+    assert "--quantize int4" in rows and "--quantize fp8" not in rows
+
+
+@pytest.mark.parametrize("name", ["int8", "nf4"])
+def test_quantized_weights_take_what_is_told(name: str) -> None:
+    pytest.importorskip("torchao" if name == "int8" else "bitsandbytes")
+    pipe = load_pipeline(resolve("tiny"), dtype="bf16", device="cpu", quantize=name)
+    told = describe("tiny")["memory"]["quantized"][name]["none"]
+    assert told == pytest.approx(sum(component_bytes(pipe).values()), rel=0.03)
+
+
+def test_what_is_quantized_already_is_not_told_quantized(flux_folder: Path, tmp_path: Path) -> None:
+    assert describe(str(flux_folder))["memory"]["quantized"]
+    folder = tmp_path / "flux"
+    shutil.copytree(flux_folder, folder)
+    edit_json(folder / "transformer" / "config.json", quantization_config={"quant_method": "torchao"})
+    assert describe(str(folder))["memory"]["quantized"] == {}
 
 
 def test_a_folder_without_its_weights_does_not_say_what_they_need(tmp_path: Path) -> None:

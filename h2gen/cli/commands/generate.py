@@ -67,7 +67,7 @@ def generate(
         say(console, f"Making a picture of {prompt!r}{did_you_mean(prompt, COMMANDS)}", "yellow")
     targets = check_output(request, render_options, seeds)
     if dry_run:
-        show_notices([*request.notices, *loading_of(request, batch_size)], console)
+        show_notices([*request.notices, *loading_of(request, batch_size, previews.model)], console)
         source = "option" if prompt is None else "stdin" if prompt == "-" else "argument"
         paths = [target.path(request.settings.title, seed) for target, seed in zip(targets, seeds, strict=True)]
         show_request(request, seeds, as_json, prompt=(text, source), whole=verbose, paths=paths, overwrite=overwrite)

@@ -49,7 +49,7 @@ def replay(
     )
     targets = check_output(request, render_options, seeds)
     if dry_run:
-        show_notices([*request.notices, *loading_of(request)], console)
+        show_notices([*request.notices, *loading_of(request, preview_model=previews.model)], console)
         text, source = request.settings.prompt, "picture" if prompt is None else "option"
         paths = [target.path(request.settings.title, seed) for target, seed in zip(targets, seeds, strict=True)]
         show_request(request, seeds, as_json, prompt=(text, source), whole=verbose, paths=paths, overwrite=overwrite)

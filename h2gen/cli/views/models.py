@@ -133,7 +133,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if "cache" in found:
         yield "cache", _about_cache(found["cache"])
     if "memory" in found:
-        yield "memory", _about_memory(found["memory"])
+        yield from _about_memory(found["memory"], found["defaults"])
         if "here" in found["memory"]:
             yield "on this machine", found["memory"]["here"].removeprefix("Memory: ")
     if found.get("published_plans"):
@@ -177,12 +177,24 @@ def _about_cache(cache: Mapping[str, Any]) -> str:
     return most if cache["helps"] else f"{most}; with so few steps it saves almost nothing"
 
 
-def _about_memory(memory: Mapping[str, Any]) -> str:
-    sizes = ", ".join(f"{mode} {_size(size)}" for mode, size in memory["bytes"].items())
-    return (
-        f"{sizes}, by --offload; computed: the weights that are on the GPU at a time, in 16 bits; fp32 doubles "
-        "this, and making a picture takes more (docs/memory.md)"
+def _about_memory(memory: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    what = f"video of {defaults['frames']} frames" if defaults["frames"] else "picture"
+    yield (
+        "memory",
+        f"{_sizes(memory['with_picture'])}, by --offload; computed: what the GPU needs for one {what} at "
+        f"{defaults['width']}x{defaults['height']} in 16 bits, weights included (docs/memory.md)",
     )
+    yield "weights alone", f"{_sizes(memory['bytes'])}; fp32 doubles this"
+    alike: dict[str, list[str]] = {}
+    for name, sizes in memory["quantized"].items():
+        alike.setdefault(_sizes(sizes), []).append(name)
+    for sizes, names in alike.items():
+        same = f"; the same with {', '.join(names[1:])}" if names[1:] else ""
+        yield f"--quantize {names[0]}", f"{sizes} of weights{same}"
+
+
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{way} {_size(size)}" for way, size in sizes.items())
 
 
 def _size(size: int) -> str:

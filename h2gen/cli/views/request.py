@@ -38,12 +38,13 @@ def show_notice(notice: str, console: Console) -> None:
         say(console, notice, "dim")
 
 
-def loading_of(request: Request, pictures: int = 1) -> list[str]:
+def loading_of(request: Request, pictures: int = 1, preview_model: Path | None = None) -> list[str]:
     """For ``--dry-run``: how the model would be loaded here, at most one line; none about the bundled model.
 
     Args:
         request: resolved settings.
         pictures: in a batch.
+        preview_model: the folder of a tiny autoencoder, if one makes previews.
 
     Raises:
         UsageError: it cannot be loaded so.
@@ -55,7 +56,8 @@ def loading_of(request: Request, pictures: int = 1) -> list[str]:
     if request.checkpoint.kind == "bundled":
         check_loading(request.checkpoint, request.load)
         return []
-    line = fit_here(request.checkpoint, request.load, work_of(request.settings, request.checkpoint, pictures))
+    work = work_of(request.settings, request.checkpoint, pictures, preview_model=preview_model)
+    line = fit_here(request.checkpoint, request.load, work)
     return [] if line is None else [line]
 
 
