@@ -103,7 +103,7 @@ class JobQueue(Generic[W]):
         return self.tally
 
     def _leave_out(self, worker: W, pool: AnyPool[W], stop: Stop) -> None:
-        """The pool goes on without a worker: another one makes what was reserved for it."""
+        """The pool continues without a worker; others make what was reserved for it."""
         reserved = self._reserved.pop(pool.workers.index(worker), None)
         if reserved is not None:
             self._waiting.appendleft(replace(reserved, before=None))

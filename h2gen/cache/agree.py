@@ -1,9 +1,9 @@
 """Agreement between processes that make one picture together, each with a part of the tokens (context parallel).
 
-diffusers' ``enable_parallelism`` splits the arguments of the transformer's forward pass, inside of it, and gathers its
-output. The cache's hooks are outside: arguments and output are whole, and the same for every process. What runs between
-them, the blocks, has a part of the tokens, and a sum over tokens is added up over the processes, so that all decide
-alike. A single process adds up nothing: for it, there are no ``Ranks``.
+diffusers' ``enable_parallelism`` splits the arguments inside the transformer's forward pass, and gathers its output.
+The cache's hooks are outside: they see whole arguments and outputs, the same in every process. The blocks in between
+have a part of the tokens, so a sum over tokens is added up over the processes, and all of them decide alike. A single
+process adds up nothing: it has no ``Ranks``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Ranks(NamedTuple):
         return self.add_up(torch.stack([*sums])).unbind()
 
     def of_first(self, values: torch.Tensor) -> torch.Tensor:
-        """The first process's values. They are alike already, but other devices may round differently."""
+        """The first process's values. All have nearly the same, but other devices may round differently."""
         import torch.distributed as dist
 
         dist.broadcast(values, group=self.group, group_src=0)

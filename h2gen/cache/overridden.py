@@ -96,7 +96,7 @@ class Forward(Overridden):
         return itself, (self.original,)
 
     def restore(self, transformer: nn.Module | None = None) -> None:
-        """Put ``forward`` back. Below it may be another one of these, which others covered for a while."""
+        """Put ``forward`` back. What it wraps may be another ``Forward``, which others had covered for a while."""
         super().restore(transformer)
         if isinstance(self._found, Forward):
             self._found.restore(transformer)

@@ -66,7 +66,7 @@ class Course:
     """
 
     _whole = 0.0
-    """By how much less a timestep may be that the model was given: those of some schedulers are whole numbers."""
+    """How far a timestep that the model gets may lie below the schedule's: some schedulers round to whole numbers."""
 
     def __init__(self, scheduler: Any, first: int, timesteps: Sequence[float]) -> None:
         self._scheduler, self._first = weakref.ref(scheduler), first

@@ -54,7 +54,7 @@ class Kind(NamedTuple):
         return ModelError(f"{printable(str(file))!r} is {self.what}, not a model that h2gen loads. {self.advice}.")
 
 
-ONLY = "h2gen makes pictures with FLUX.1, FLUX.2, FLUX.3, Chroma, Qwen-Image and Z-Image"
+ONLY = "h2gen runs FLUX.1, FLUX.2, FLUX.3, Chroma, Qwen-Image, Z-Image, HunyuanVideo and Wan 2.1"
 _LORA = "Give it with --lora, together with the model that it is for"
 _AUTOENCODER = "Give it with --vae, together with a model"
 _ENCODER = "Give it with --text-encoder, together with a model"

@@ -142,7 +142,7 @@ def check_installed(package: str, what: str) -> None:
 
 def stored_quantization(path: Path) -> str | None:
     """What a part in a folder is quantized with, by its configuration; None if it is not, or if it is a file."""
-    from h2gen.models.files import read_json  # loads the families, which the table of settings does without
+    from h2gen.models.files import read_json  # loads the families, which the table of settings does not need
 
     config = path / "config.json"
     return quantization_in(read_json(config)) if config.is_file() else None
