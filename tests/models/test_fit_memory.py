@@ -21,8 +21,8 @@ from h2gen.settings.workload import default_work
 
 CARDS = (8, 12, 16, 24, 48, 80)
 SMALLEST = {"qwen-image": 12, "wan-14b": 16, "hunyuan-video": 24}
-"""The smallest card, in GB, on which a picture or video of the model's own size fits at all: on smaller ones decoding it
-does not, or the transformer's activations for all its tokens."""
+"""The smallest card, in GB, on which a picture or video of the model's own size fits at all: on smaller ones decoding
+it does not, or the transformer's activations for all its tokens."""
 IN_USE = 2**30
 """What a desktop takes of a card."""
 
