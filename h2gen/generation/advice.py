@@ -25,7 +25,9 @@ _HALF = 0.5
 """Tuned thresholds that run at most this share of the blocks are preferred: estimated ones aim at the same."""
 
 
-def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] = lambda: None) -> str | None:
+def advice(
+    trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] = lambda: None, *, tunable: bool = True
+) -> str | None:
     """One or two sentences for the user; None if something was reused, or a plan forbade it.
 
     It suggests no value outside a setting's useful range: there, fewer steps are closer to the uncached picture.
@@ -34,6 +36,7 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
         trace: of the picture.
         cache: its settings.
         tuned: finds a profile's thresholds for such pictures; called only if the picture was made with thresholds.
+        tunable: whether ``h2gen tune`` takes its model, which it does not if that makes videos.
     """
     summary, steps = trace.summary, trace.steps
     if summary.full < summary.steps or cache.plan_alone:
@@ -57,8 +60,8 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
         if not options:
             return _TOO_FEW
         return (
-            f"The cache reused nothing; by the changes it measured, {options} would reuse some stages. 'h2gen tune' "
-            "finds better thresholds."
+            f"The cache reused nothing; by the changes it measured, {options} would reuse some stages."
+            + " 'h2gen tune' finds better thresholds." * tunable
         )
     if any(step.structure.outcome is Outcome.GUARDED for step in steps):
         return (

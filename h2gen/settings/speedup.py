@@ -175,7 +175,7 @@ class GoalResolver:
                 f"{key.model!r} takes {key.steps} steps here, and a cache cannot help below {FEWEST_STEPS}; leave out "
                 f"{self.goal.option}, and give fewer --steps to be faster."
             )
-        command = command_for(self._checkpoint, settings)
+        command = command_for(self._checkpoint, settings) if settings.frames is None else ""
         search = ProfileSearch(key, lambda: self._hash)
         # A profile of the same weights comes first; one of another model only after the published plans.
         profile = search.exact() or (search.nearest(same_weights=True) if self.goal.nearest else None)
@@ -184,6 +184,11 @@ class GoalResolver:
             if plans is not None:
                 return self._choose_published(plans, search)
             profile = search.nearest() if self.goal.nearest else None
+        if profile is None and not command:
+            raise ProfileError(
+                f"There is no published plan for {key}, and h2gen measures no profiles of videos; leave out "
+                f"{self.goal.option}, or give a --preset."
+            )
         if profile is None:
             raise search.missing(command, NEAREST)
         policy = self.goal.policy
@@ -255,6 +260,8 @@ def profile_key_of(checkpoint: Checkpoint, settings: Settings, content_hash: str
 
 
 def _lacks(what: str, policy: str, command: str) -> ProfileError:
+    if not command:
+        return ProfileError(f"{what} has no {PLURALS[policy]}; leave out --policy.")
     return ProfileError(f"{what} has no {PLURALS[policy]}. Measure them: {command}; or leave out --policy.")
 
 

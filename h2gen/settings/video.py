@@ -78,8 +78,7 @@ def check_frames(settings: Settings, checkpoint: Checkpoint) -> None:
     if over := (frames - 1) % step:
         nearest = [each for each in (frames - over, frames - over + step) if each <= MOST_FRAMES]
         raise SettingError(
-            f"frames is {frames}, but {name} takes 1 more than a multiple of {step}; "
-            f"give {' or '.join(map(str, nearest))}."
+            f"frames is {frames}, but {name} takes 1 plus a multiple of {step}; give {' or '.join(map(str, nearest))}."
         )
 
 

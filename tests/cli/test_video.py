@@ -106,7 +106,7 @@ def test_a_batch_makes_videos_and_continues(model: str, here: Path) -> None:
 
 
 BAD = [
-    (["--frames", "8"], r"--frames is 8, but .* takes 1 more than a multiple of 4; give 5 or 9\."),
+    (["--frames", "8"], r"--frames is 8, but .* takes 1 plus a multiple of 4; give 5 or 9\."),
     (["--frames", "many"], r"--frames is 'many'; give a whole number from 1 to 1025\."),
     (["--frames", "1029"], r"--frames is 1029; give a whole number from 1 to 1025\."),
     (["--fps", "0"], r"--fps is 0; give a number from 1 to 120\."),
@@ -206,3 +206,9 @@ def test_the_help_of_every_command_that_makes_something_has_the_options(capsys: 
         assert run(command) == 0
         shown = capsys.readouterr().out
         assert "--frames" in shown and "--fps" in shown
+
+
+def test_show_says_that_a_model_makes_videos_and_offers_no_profile(model: str, here: Path) -> None:
+    shown = h2gen("models", "show", model).stdout
+    assert re.search("^makes videos +from a prompt$", shown, re.M) and "h2gen tune" not in shown
+    assert re.search("^makes pictures ", h2gen("models", "show", "z-image").stdout, re.M)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from h2gen.batches.jobs import job_id
-from h2gen.errors import SettingError
+from h2gen.errors import ProfileError, SettingError
 from h2gen.families.hunyuan_video import HUNYUAN_VIDEO
 from h2gen.models.catalogue import Checkpoint, ModelDefaults, resolve
 from h2gen.settings.layers import Resolved
 from h2gen.settings.resolve import Request, resolve_request
+from h2gen.settings.speedup import Goal, GoalResolver
 from h2gen.settings.values import Settings
 from h2gen.settings.video import check_comparable, check_frames, latent_frames, with_frames
 from h2gen.settings.workload import default_work, work_of
@@ -75,7 +76,7 @@ def test_a_format_of_the_user_suits_the_model_or_is_left_out(video: str) -> None
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"frames": 8}, r"frames is 8, but .* takes 1 more than a multiple of 4; give 5 or 9\."),
+        ({"frames": 8}, r"frames is 8, but .* takes 1 plus a multiple of 4; give 5 or 9\."),
         ({"frames": 1024}, r"give 1021 or 1025\."),
         ({"frames": 0}, "frames is 0; give a whole number from 1 to 1025"),
         ({"frames": 1029}, "frames is 1029; give a whole number from 1 to 1025"),
@@ -137,3 +138,15 @@ def test_videos_are_not_compared(video: str) -> None:
     check_comparable(request("tiny").settings, resolve("tiny"))
     with pytest.raises(SettingError, match="makes videos, and only pictures can be compared"):
         check_comparable(request(video).settings, resolve(video))
+
+
+def test_no_profile_is_offered_for_videos(video: str) -> None:
+    def asked(model: str, **goal: Any) -> Request:
+        return GoalResolver(Goal(**goal), resolve(model)).request("a cat walks", [("option", {})])
+
+    with pytest.raises(ProfileError, match=r"no published plan for .*; leave out --speedup, or give a --preset") as one:
+        asked(video, speedup=2)
+    with pytest.raises(ProfileError, match=r"needs measured figures, .*; give --speedup\.$") as two:
+        asked("hunyuan-video", fidelity=0.9)
+    said = [str(one.value), str(two.value), *asked("hunyuan-video", speedup=2).notices]
+    assert "published, not measured" in said[-1] and not any("h2gen tune" in line for line in said)

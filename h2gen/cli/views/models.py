@@ -102,6 +102,10 @@ def _about_lora(lora: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "hash", lora["hash"]
 
 
+def _makes_videos(found: Mapping[str, Any]) -> bool:
+    return bool(found.get("defaults", {}).get("frames"))
+
+
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "model", ": ".join([found["name"], *([found["description"]] if "description" in found else [])])
     if "lora" in found:
@@ -138,8 +142,14 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "on this machine", found["memory"]["here"].removeprefix("Memory: ")
     if found.get("published_plans"):
         plans = "; ".join(found["published_plans"])
-        yield "plans", f"{plans}; {WORDS}; --speedup uses them until you have a profile"
-    elif "published_plans" in found and found["cache"]["helps"] and found["kind"] != "bundled":
+        until = "" if _makes_videos(found) else " until you have a profile"
+        yield "plans", f"{plans}; {WORDS}; --speedup uses them{until}"
+    elif (
+        "published_plans" in found
+        and found["cache"]["helps"]
+        and found["kind"] != "bundled"
+        and not _makes_videos(found)
+    ):
         yield (
             "plans",
             f"none published for it; --speedup needs a profile of your own: h2gen tune --model {found['name']}",
@@ -153,7 +163,10 @@ def _about_use(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     defaults = found["defaults"]
     if "tasks" in found:
         alone = [task for task in found["tasks"] if " " not in task]  # the others do two of these at once
-        yield "makes pictures", "; ".join(dict.fromkeys(_TASKS.get(task, task) for task in alone))
+        yield (
+            f"makes {'videos' if _makes_videos(found) else 'pictures'}",
+            "; ".join(dict.fromkeys(_TASKS.get(task, task) for task in alone)),
+        )
     if found.get("needs"):
         kind = f"; made for --control {found['follows']}:FILE" if found.get("follows") else ""
         yield "needs", " and ".join(f"--{name}" for name in found["needs"]) + kind
