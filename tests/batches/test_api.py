@@ -109,16 +109,16 @@ def test_prompt_files_are_read_as_the_command_reads_them(tmp_path: Path) -> None
 
 
 def test_what_fails_is_in_the_result(tmp_path: Path) -> None:
-    """A solver needs a scheduler of flow matching, which only the loaded model can say."""
+    """Whether a solver suits the model's own scheduler, only the loaded model can say."""
     pipe = small.flux2_klein_pipeline()
     pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     pipe.save_pretrained(tmp_path / "klein")
     options = {**QUICK, "model": str(tmp_path / "klein"), "max_sequence_length": 32}
-    result = h2gen.batch([{"prompt": "a cat", "solver": "heun"}, "a dog"], out=str(tmp_path / "out"), **options)
+    result = h2gen.batch([{"prompt": "a cat", "solver": "lcm"}, "a dog"], out=str(tmp_path / "out"), **options)
     assert (result.made, result.failed) == (1, 1)
     (failure,) = result.failures
     assert (failure.index, failure.source, failure.settings.prompt) == (1, "prompt 1", "a cat")
-    assert "flow matching" in failure.error
+    assert "LCM does not follow the schedule" in failure.error
     assert result.failures_file == tmp_path / "out" / "h2gen-failures.jsonl" and result.failures_file.exists()
 
 

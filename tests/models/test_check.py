@@ -171,7 +171,11 @@ def test_a_single_file_is_told_what_it_holds(flux_folder, tmp_path):
     lora = {f"transformer.transformer_blocks.0.attn.add_q_proj.{end}": tensor for end, tensor in ends.items()}
     save_file(lora, tmp_path / "style.safetensors")
     text = check_model(str(tmp_path / "style.safetensors")).lines[0].text
-    assert text.startswith("a LoRA for FLUX: rank 4, ") and "; complete, " in text and text.endswith("with --lora")
+    assert (
+        text.startswith("a LoRA for FLUX or Qwen-Image: rank 4, ")
+        and "; complete, " in text
+        and text.endswith("with --lora")
+    )
     checkpoints.truncate(file, -1)
     assert "is cut short" in problems(check_model(str(file)))["file"][0]
 
