@@ -254,7 +254,7 @@ def test_a_job_that_fails_is_listed_and_the_run_goes_on(here: Path, capsys: pyte
     assert "2 of 3 pictures failed; they are listed in 'out/h2gen-failures.jsonl'" in err
     listed = [json.loads(line) for line in (here / "out" / "h2gen-failures.jsonl").read_text().splitlines()]
     assert [(line["prompt"], line["source"]) for line in listed] == [("a cat", "p.jsonl:1"), ("an {owl}", "p.jsonl:3")]
-    assert "flow matching" in listed[0]["error"] and listed[0]["mood"] == "calm"
+    assert "LCM does not follow the schedule" in listed[0]["error"] and listed[0]["mood"] == "calm"
     if os.name == "posix":
         assert stat.S_IMODE((here / "out" / "h2gen-failures.jsonl").stat().st_mode) == 0o666 & ~UMASK
 
