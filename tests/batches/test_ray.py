@@ -223,7 +223,8 @@ def test_a_machine_with_another_model_of_that_name_is_left_out(tmp_path: Path, t
         two.complete(env_vars={"HF_HOME": str(tmp_path / "there")})
         (tmp_path / "p.txt").write_text("a cat\na dog\n")
         command = ["batch", "p.txt", "-o", "out", "-m", "owner/name", "--ray", two.address, "--device", "cpu"]
-        command += ["--steps", "4", "--size", "64x64", "--max-sequence-length", "16"]
+        # One machine must not have made them all before the other one has loaded.
+        command += ["-n", "30", "--steps", "8", "--size", "64x64", "--max-sequence-length", "16"]
         environment = {**os.environ, "HF_HOME": str(tmp_path / "here")}
         done = piped(*command, cwd=tmp_path, env=environment, timeout=60)
     finally:
@@ -232,7 +233,7 @@ def test_a_machine_with_another_model_of_that_name_is_left_out(tmp_path: Path, t
     assert done.returncode == 0, done.stderr
     (line,) = [each for each in done.stderr.splitlines() if "Left out" in each]
     assert f"{socket.gethostname()} (" in line and "the model 'owner/name' there (" in done.stderr
-    assert len(list((tmp_path / "out").glob("*.png"))) == 2
+    assert len(list((tmp_path / "out").glob("*.png"))) == 60
 
 
 @NEEDS_RAY

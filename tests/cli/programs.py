@@ -6,6 +6,7 @@ import io
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ def in_a_terminal(*arguments: str, whole: bool = False) -> Iterator[tuple[subpro
         stdout=theirs if whole else subprocess.PIPE,
         stderr=theirs,
         start_new_session=whole,
-        preexec_fn=(lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)) if whole else None,  # Ctrl-C comes from it
+        preexec_fn=(lambda: _take(theirs)) if whole else None,
         text=True,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"},
     ) as process:
@@ -71,6 +72,12 @@ def in_a_terminal(*arguments: str, whole: bool = False) -> Iterator[tuple[subpro
         finally:
             process.kill()
             os.close(ours)
+
+
+def _take(terminal: int) -> None:
+    """Let Ctrl-C come from a terminal, and heed it even if the tests were started so that they ignore it."""
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def read_until(descriptor: int, words: str | None = None, seconds: float = 120) -> str:
