@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -99,6 +100,16 @@ def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monke
     for name in [name for name in os.environ if name.startswith("H2GEN_")]:
         monkeypatch.delenv(name)
     return home
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_attention() -> Iterator[None]:
+    """diffusers keeps the attention backend that was set last, for all models of the process."""
+    yield
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    if dispatch is not None:
+        default = dispatch.AttentionBackendName(dispatch.DIFFUSERS_ATTN_BACKEND)
+        dispatch._AttentionBackendRegistry.set_active_backend(default)
 
 
 @pytest.fixture(scope="session")

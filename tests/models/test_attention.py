@@ -28,14 +28,6 @@ from tests import small
 QUICK: dict[str, Any] = {"seed": 1, "steps": 4, "cfg": 1.0, "plan": "FRDS"}
 
 
-@pytest.fixture(autouse=True)
-def _own_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers keeps the backend that was set last for all models of the process."""
-    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
-
-    monkeypatch.setattr(registry, "_active_backend", registry._active_backend)
-
-
 def test_the_names_are_diffusers_own_apart_from_devices_that_h2gen_does_not_use() -> None:
     assert {each.value for each in AttentionBackendName} - {"_native_npu", "_native_xla"} == {*PACKAGES}
     assert {*ANYWHERE} < {*PACKAGES}
