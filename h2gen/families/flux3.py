@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from h2gen.families.contract import Family, PassInputs, PictureInputs
+from h2gen.families.contract import PassInputs, PictureInputs
 from h2gen.families.defaults import ModelDefaults
-from h2gen.families.one_list import counted_in_two, in_two
+from h2gen.families.one_list import OneListFamily
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.single_file import block_counts
 from h2gen.families.tasks import Limits
@@ -27,7 +27,7 @@ KLEIN = ModelDefaults(steps=16, guidance=0.0, max_sequence_length=8192)
 _BASE, _DISTILLED = "Flux3ModularPipeline", "Flux3DistilledModularPipeline"
 
 
-class Flux3(Family):
+class Flux3(OneListFamily):
     """``Flux3Transformer2DModel``: FLUX.3 [klein], the base model and the one distilled to few steps."""
 
     title = "FLUX.3"
@@ -38,13 +38,12 @@ class Flux3(Family):
     limits: ClassVar[Mapping[str, Limits]] = {_BASE: Limits(10), _DISTILLED: Limits(10)}
     pads_text = False
     held_per_token = 25.0
+    blocks = "single_transformer_blocks"
+    count = "num_single_layers"
     shifts_by_size = False
     marks = ("early_stream_modulations.",)
     per_picture = frozenset({"hidden_states", "encoder_hidden_states", "temb_mod", "temb_mod_context"})
     unsplittable = ()
-
-    def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        return in_two(list(transformer.single_transformer_blocks))  # type: ignore[arg-type]
 
     def own_blocks(self, transformer: nn.Module) -> Mapping[str, Sequence[nn.Module]]:
         modes: Any = transformer.mode_blocks
@@ -84,9 +83,6 @@ class Flux3(Family):
 
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
         return KLEIN if self.mean_velocity(transformer_config) else KLEIN_BASE
-
-    def stages(self, transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
-        return counted_in_two(transformer_config.get("num_single_layers"))
 
     def unused(
         self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]

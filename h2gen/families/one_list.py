@@ -1,23 +1,33 @@
-"""Where a single list of blocks is cut: its first third is the structure stage, the rest the detail stage."""
+"""Families with a single list of blocks: its first third is the structure stage, the rest the detail stage."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-_Block = TypeVar("_Block")
+from h2gen.families.contract import Family
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class OneListFamily(Family):
+    """A transformer whose stages are cut out of one list of blocks."""
+
+    blocks: ClassVar[str]
+    """The list's name in the transformer."""
+    count: ClassVar[str] = "num_layers"
+    """The name of its length in the transformer's configuration."""
+
+    def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
+        blocks = list(getattr(transformer, self.blocks))
+        return blocks[: cut(len(blocks))], blocks[cut(len(blocks)) :]
+
+    def stages(self, transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
+        count = transformer_config.get(self.count)
+        return (cut(count), count - cut(count)) if isinstance(count, int) else None
 
 
 def cut(blocks: int) -> int:
     """The number of blocks in the structure stage."""
     return round(blocks / 3)
-
-
-def in_two(blocks: Sequence[_Block]) -> tuple[Sequence[_Block], Sequence[_Block]]:
-    """The blocks of the structure stage and of the detail stage."""
-    return blocks[: cut(len(blocks))], blocks[cut(len(blocks)) :]
-
-
-def counted_in_two(blocks: object) -> tuple[int, int] | None:
-    """The numbers of blocks of the two stages, of what a configuration says; None if that is no number."""
-    return (cut(blocks), blocks - cut(blocks)) if isinstance(blocks, int) else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from h2gen.errors import CacheError
 from h2gen.families.contract import Family, PassInputs
 from h2gen.families.defaults import ModelDefaults
-from h2gen.families.one_list import counted_in_two, in_two
+from h2gen.families.one_list import OneListFamily
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.single_file import block_counts
 from h2gen.families.token_grid import unpacked
@@ -16,13 +16,12 @@ from h2gen.families.unused import NOT_DISTILLED, Unused
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 QWEN_IMAGE = ModelDefaults(width=1328, height=1328, guidance=0.0, cfg=4.0)
 """Source: the model's own page: 50 steps, ``true_cfg_scale`` 4, 1328x1328 for a square picture."""
 
 
-class QwenImage(Family):
+class QwenImage(OneListFamily):
     """``QwenImageTransformer2DModel``: Qwen-Image."""
 
     title = "Qwen-Image"
@@ -35,13 +34,11 @@ class QwenImage(Family):
         },
     }
     held_per_token = 14.3
+    blocks = "transformer_blocks"
     pads_text = False
     marks = ("transformer_blocks.0.img_mod.1",)
     per_picture = Family.per_picture | {"encoder_hidden_states_mask"}
     unsplittable = ("controlnet_block_samples", "additional_t_cond")
-
-    def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        return in_two(list(transformer.transformer_blocks))  # type: ignore[arg-type]
 
     def pass_inputs(self, arguments: Mapping[str, Any]) -> PassInputs:
         # There are no position ids. Both passes of a step get the same latents, and all steps of a pass the same text.
@@ -68,9 +65,6 @@ class QwenImage(Family):
 
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
         return QWEN_IMAGE
-
-    def stages(self, transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
-        return counted_in_two(transformer_config.get("num_layers"))
 
     def unused(
         self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]

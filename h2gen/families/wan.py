@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.families.defaults import ModelDefaults
-from h2gen.families.one_list import counted_in_two, in_two
+from h2gen.families.one_list import OneListFamily
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.single_file import block_counts
 from h2gen.families.unused import NOT_DISTILLED, Unused
@@ -17,23 +17,20 @@ from h2gen.families.video import VideoFamily, example_latents
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 WAN = ModelDefaults(width=832, height=480, steps=50, guidance=0.0, cfg=5.0, frames=81, fps=16.0)
 """Those of diffusers' pipeline, and the frames per second of its example."""
 
 
-class Wan(VideoFamily):
+class Wan(OneListFamily, VideoFamily):
     """``WanTransformer3DModel``: Wan 2.1, text to video."""
 
     title = "Wan 2.1"
     transformer = "WanTransformer3DModel"
     tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {"WanPipeline": {"text": "WanPipeline"}}
     held_per_token = 14.5
+    blocks = "blocks"
     marks = ("blocks.0.self_attn.norm_q.", "blocks.0.attn1.norm_q.")
-
-    def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        return in_two(list(transformer.blocks))  # type: ignore[arg-type]
 
     def block_streams(self, stage: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         return (kwargs["hidden_states"] if "hidden_states" in kwargs else args[0],)
@@ -49,9 +46,6 @@ class Wan(VideoFamily):
 
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
         return WAN
-
-    def stages(self, transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
-        return counted_in_two(transformer_config.get("num_layers"))
 
     def unused(
         self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.errors import CacheError
-from h2gen.families.contract import Family, PassInputs
+from h2gen.families.contract import PassInputs
 from h2gen.families.defaults import ModelDefaults
-from h2gen.families.one_list import counted_in_two, in_two
+from h2gen.families.one_list import OneListFamily
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.unused import NO_GUIDANCE, NOT_DISTILLED, Unused
 
@@ -27,7 +27,7 @@ _PADDED_TO = 32
 _WITHOUT_GUIDANCE = 0.0
 
 
-class ZImage(Family):
+class ZImage(OneListFamily):
     """``ZImageTransformer2DModel``: Z-Image and Z-Image-Turbo."""
 
     title = "Z-Image"
@@ -40,14 +40,13 @@ class ZImage(Family):
         },
     }
     held_per_token = 15.9
+    blocks = "layers"
+    count = "n_layers"
     pads_text = False
     text_last = True
     marks = ("cap_embedder.1.",)
     per_picture = frozenset({"x", "attn_mask", "freqs_cis", "adaln_input"})
     unsplittable = ("controlnet_block_samples",)
-
-    def block_lists(self, transformer: nn.Module) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-        return in_two(list(transformer.layers))  # type: ignore[arg-type]
 
     def own_blocks(self, transformer: nn.Module) -> Mapping[str, Sequence[nn.Module]]:
         image: Any = transformer.noise_refiner
@@ -103,9 +102,6 @@ class ZImage(Family):
 
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
         return TURBO if model_index.get("is_distilled") else Z_IMAGE
-
-    def stages(self, transformer_config: Mapping[str, Any]) -> tuple[int, int] | None:
-        return counted_in_two(transformer_config.get("n_layers"))
 
     def unused(
         self, pipeline: str, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]
