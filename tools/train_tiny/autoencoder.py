@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from h2gen.evaluation.metrics.psnr_ssim import psnr, ssim
 from tools.train_tiny.render import Renderer, to_images
-from tools.train_tiny.runs import Average, Log, Run, set_rate
+from tools.train_tiny.runs import Average, Kept, Log, Run, set_rate
 from tools.train_tiny.scenes import Scene, Stage
 from tools.train_tiny.sprites import Sprites
 
@@ -43,16 +42,8 @@ def train(sprites: Sprites, folder: Path, minutes: float, device: torch.device) 
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(parameters, 0.998)
-
-    def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values}
-
-    def restore(saved: dict[str, Any]) -> None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average.restore(saved["average"])
-
-    run, log = Run(folder, minutes, state, restore), Log(folder)
+    kept = Kept(model, average, [optimizer])
+    run, log = Run(folder, minutes, kept.state, kept.restore), Log(folder)
     stage, render = Stage(sprites), Renderer(sprites, device)
     rng = np.random.default_rng(run.progress.steps)
     held_out = frozenset(range(0, len(sprites.index), _HELD_OUT))

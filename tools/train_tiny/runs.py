@@ -188,3 +188,23 @@ class Average:
         """Replace the weights by the average."""
         for parameter, value in zip(self._parameters, self.values, strict=True):
             parameter.copy_(value)
+
+
+class Kept:
+    """What a snapshot holds of a training: the model, the average of its weights, and what optimizes it."""
+
+    def __init__(self, model: torch.nn.Module, average: Average, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._model, self._average, self._optimizers = model, average, optimizers
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self._model.state_dict(),
+            "average": self._average.values,
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self._model.load_state_dict(saved["model"])
+        self._average.restore(saved["average"])
+        for optimizer, kept in zip(self._optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 import torch
-from diffusers import FluxPipeline
+from diffusers import DiffusionPipeline, FluxPipeline
 
 from h2gen.models.catalogue import BUNDLED, Checkpoint, resolve
 from h2gen.models.content_hash import HASH, content_hash
@@ -44,9 +45,7 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
     ):
         raise RuntimeError("The model changed since its evaluation, or that was not complete: evaluate it first.")
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in _networks(pipe).items()}
-    pipe.to(torch.float16).save_pretrained(partial, max_shard_size="1GB")
-    for path in (partial / "model_index.json", *partial.glob("*/config.json")):
-        path.write_text(cleaned(path.read_text(encoding="utf-8")), encoding="utf-8")
+    save_half(pipe, partial)
     weights = sum(path.stat().st_size for path in partial.rglob("*.safetensors"))
     if weights > _LARGEST:
         raise RuntimeError(f"The weights are {weights / 1e6:.1f} MB; at most {_LARGEST / 1e6:.0f} MB may be shipped.")
@@ -57,10 +56,22 @@ def ship(made: Path, hardware: str, history: str = "", into: Path = BUNDLED) -> 
         parts.append("model/distilled")
     trained = [training(name, made / name) for name in parts if (made / name).exists()]
     card = _card(pipe.transformer.config, sizes, weights, report, trained, hardware, history)
+    put_in_place(partial, into, card, knowledge(report["names"]))
+
+
+def save_half(pipe: DiffusionPipeline, partial: Path) -> None:
+    """Save a pipeline in half precision, into a folder that ``put_in_place`` completes."""
+    pipe.to(torch.float16).save_pretrained(partial, max_shard_size="1GB")
+    for path in (partial / "model_index.json", *partial.glob("*/config.json")):
+        path.write_text(cleaned(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def put_in_place(partial: Path, into: Path, card: str, knows: Mapping[str, Any]) -> None:
+    """Complete a checkpoint that has its weights and defaults, and put it in place of the old one."""
     checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))
     (partial / HASH).write_text(f"{content_hash(checkpoint)}\n", encoding="ascii")
     (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    (partial / KNOWS).write_text(f"{json.dumps(knowledge(report['names']), indent=1)}\n", encoding="utf-8")
+    (partial / KNOWS).write_text(f"{json.dumps(knows, indent=1)}\n", encoding="utf-8")
     shutil.rmtree(into, ignore_errors=True)
     partial.rename(into)
 

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from tools.train_tiny import autoencoder
 from tools.train_tiny.model import PATCH, assemble, build_transformer, deepened, pack, position_ids, without_guidance
 from tools.train_tiny.render import Renderer
-from tools.train_tiny.runs import DECAY, Average, Log, Run, set_rate
+from tools.train_tiny.runs import DECAY, Average, Kept, Log, Run, set_rate
 from tools.train_tiny.scenes import SHAPES, Scene, Stage, Variety
 from tools.train_tiny.sprites import Sprites
 from tools.train_tiny.text import Text, build_encoders
@@ -250,21 +250,8 @@ class _Trainer:
         parameters = list(model.parameters())
         average = Average(parameters, self.pace.ema_decay)
         optimizers = optimizers_of(model, self.pace.rate * rate)
-
-        def state() -> dict[str, Any]:
-            return {
-                "model": model.state_dict(),
-                "average": average.values,
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            }
-
-        def restore(saved: dict[str, Any]) -> None:
-            model.load_state_dict(saved["model"])
-            average.restore(saved["average"])
-            for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(kept)
-
-        run, log = Run(folder, minutes, state, restore, decay), Log(folder)
+        kept = Kept(model, average, optimizers)
+        run, log = Run(folder, minutes, kept.state, kept.restore, decay), Log(folder)
         for part in (model, teacher):
             if part is not None and self._compiled:
                 part.transformer.compile_repeated_blocks(dynamic=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch.nn import functional as F
 
 from h2gen.models.catalogue import BUNDLED
 from tools.train_tiny.autoencoder import LATENT_CHANNELS
-from tools.train_tiny.runs import Average, Log, Run, set_rate
+from tools.train_tiny.runs import Average, Kept, Log, Run, set_rate
 from tools.train_tiny.sprites import Sprites
 from tools.train_tiny.video_clips import EVERY, FRAMES, THINGS, Projector, clip, random_clip
 
@@ -70,16 +69,8 @@ def train(sprites: Sprites, folder: Path, minutes: float, device: torch.device) 
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=_RATE, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(parameters, 0.99)
-
-    def state() -> dict[str, Any]:
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.values}
-
-    def restore(saved: dict[str, Any]) -> None:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average.restore(saved["average"])
-
-    run, log = Run(folder, minutes, state, restore, every=3, processor=device.type == "cpu"), Log(folder)
+    kept = Kept(model, average, [optimizer])
+    run, log = Run(folder, minutes, kept.state, kept.restore, every=3, processor=device.type == "cpu"), Log(folder)
     picture, project = picture_autoencoder(device), Projector(sprites, device)
     rng = np.random.default_rng(run.progress.steps)
     for progress in run:

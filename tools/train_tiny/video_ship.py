@@ -12,14 +12,11 @@ import tomli_w
 import torch
 from diffusers import HunyuanVideoPipeline
 
-from h2gen.models.catalogue import Checkpoint
-from h2gen.models.content_hash import HASH, content_hash
-from h2gen.models.defaults import FILE, read_defaults
+from h2gen.models.defaults import FILE
 from h2gen.models.entries import bundled_folder
-from h2gen.models.vocabulary import KNOWS
 from tools.train_tiny.colours import BACKGROUNDS
 from tools.train_tiny.model import PATCH
-from tools.train_tiny.ship import blocks, cleaned, training
+from tools.train_tiny.ship import blocks, put_in_place, save_half, training
 from tools.train_tiny.sprites import notice
 from tools.train_tiny.video_clips import FPS, FRAMES, MOTIONS, SIDE, THINGS, all_captions
 from tools.train_tiny.video_evaluate import Calling, load, weights_of
@@ -57,21 +54,14 @@ def ship(made: Path, hardware: str, into: Path = FOLDER) -> None:
     partial = into.with_name(f"{into.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     networks = _networks(pipe)
-    pipe.to(torch.float16).save_pretrained(partial, max_shard_size="1GB")
-    for path in (partial / "model_index.json", *partial.glob("*/config.json")):
-        path.write_text(cleaned(path.read_text(encoding="utf-8")), encoding="utf-8")
+    save_half(pipe, partial)
     size = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
     if size > _LARGEST:
         raise RuntimeError(f"The checkpoint has {size / 1e6:.1f} MB; at most {_LARGEST / 1e6:.0f} MB may be shipped.")
     trained = [training(name, made / name) for name in ("autoencoder", "model")]
     card = _card(pipe.transformer.config, networks, size, report, trained, hardware)
     (partial / FILE).write_text(_defaults(Calling(**report["calling"])), encoding="utf-8")
-    checkpoint = Checkpoint(into.name, "bundled", partial, None, read_defaults(partial / FILE))
-    (partial / HASH).write_text(f"{content_hash(checkpoint)}\n", encoding="ascii")
-    (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    (partial / KNOWS).write_text(f"{json.dumps(knowledge(), indent=1)}\n", encoding="utf-8")
-    shutil.rmtree(into, ignore_errors=True)
-    partial.rename(into)
+    put_in_place(partial, into, card, knowledge())
 
 
 def knowledge() -> dict[str, Any]:

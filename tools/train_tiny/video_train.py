@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from tools.train_tiny.runs import Average, Log, Run, set_rate
+from tools.train_tiny.runs import Average, Kept, Log, Run, set_rate
 from tools.train_tiny.sprites import Sprites
 from tools.train_tiny.train import optimizers_of, sigmas
 from tools.train_tiny.video_autoencoder import latents_of, load, picture_autoencoder
@@ -39,21 +38,8 @@ def train(sprites: Sprites, vae: Path, folder: Path, minutes: float, device: tor
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     average = Average(parameters, _DECAY)
     optimizers = optimizers_of(model, _RATE)
-
-    def state() -> dict[str, Any]:
-        return {
-            "model": model.state_dict(),
-            "average": average.values,
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        }
-
-    def restore(saved: dict[str, Any]) -> None:
-        model.load_state_dict(saved["model"])
-        average.restore(saved["average"])
-        for optimizer, kept in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-
-    run = Run(folder, minutes, state, restore, every=3, processor=device.type == "cpu")
+    kept = Kept(model, average, optimizers)
+    run = Run(folder, minutes, kept.state, kept.restore, every=3, processor=device.type == "cpu")
     log = Log(folder)
     torch.manual_seed(run.progress.steps)
     batches = _batches(*_pool(sprites, folder / "pool.pt", device), run.progress.steps)
