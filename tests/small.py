@@ -389,15 +389,12 @@ def byte_tokenizer() -> Qwen2TokenizerFast:
     return tokens
 
 
-def flux2_klein_pipeline(
-    *, seed: int = 0, transformer: Flux2Transformer2DModel | None = None, is_distilled: bool = True, **overrides: Any
-) -> Flux2KleinPipeline:
-    tokens = byte_tokenizer()
+def qwen3(tokens: Any, layers: int, seed: int) -> Qwen3ForCausalLM:
     config = Qwen3Config(
         vocab_size=len(tokens),
         hidden_size=ENCODER2_WIDTH,
         intermediate_size=32,
-        num_hidden_layers=KLEIN_LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
@@ -407,7 +404,14 @@ def flux2_klein_pipeline(
         eos_token_id=tokens.eos_token_id,
     )
     with seeded(seed):
-        encoder = Qwen3ForCausalLM(config).eval()
+        return Qwen3ForCausalLM(config).eval()  # type: ignore[no-any-return]
+
+
+def flux2_klein_pipeline(
+    *, seed: int = 0, transformer: Flux2Transformer2DModel | None = None, is_distilled: bool = True, **overrides: Any
+) -> Flux2KleinPipeline:
+    tokens = byte_tokenizer()
+    encoder = qwen3(tokens, KLEIN_LAYERS, seed)
     overrides.setdefault("guidance_embeds", False)
     return quiet(
         Flux2KleinPipeline(
@@ -491,21 +495,7 @@ def z_image_pipeline(
     *, seed: int = 0, transformer: ZImageTransformer2DModel | None = None, **overrides: Any
 ) -> ZImagePipeline:
     tokens = byte_tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tokens),
-        hidden_size=ENCODER2_WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        pad_token_id=tokens.pad_token_id,
-        eos_token_id=tokens.eos_token_id,
-    )
-    with seeded(seed):
-        encoder = Qwen3ForCausalLM(config).eval()
+    encoder = qwen3(tokens, 3, seed)
     return quiet(
         ZImagePipeline(
             transformer=z_image_transformer(seed, **overrides) if transformer is None else transformer,
