@@ -18,7 +18,7 @@ import ray
 
 from h2gen._version import __version__
 from h2gen.batches.messages import Broken, Failed, Message, Model, Ready, Task
-from h2gen.batches.worker import _load, _make, _ready
+from h2gen.batches.worker import load_session, make_together, ready_message
 from h2gen.errors import H2GenError, ModelError, RunError, UsageError
 from h2gen.files import partial_file
 from h2gen.models.catalogue import BUNDLED, Checkpoint
@@ -38,7 +38,7 @@ Files = Mapping[str, tuple[str, Any]]
 
 
 class Outbox:
-    """What ``_make`` sends to, in place of a connection."""
+    """What ``make_together`` sends to, in place of a connection."""
 
     def __init__(self) -> None:
         self.messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -106,13 +106,13 @@ class ModelHolder:
         try:
             model = replace(self._model, checkpoint=_on_this_machine(self._model.checkpoint))
             _check_same(model, self._version)
-            self._session, issued = _load(model)
+            self._session, issued = load_session(model)
         except Exception as error:  # noqa: BLE001 - whatever the error, other machines may have none
             known = error if isinstance(error, H2GenError) else RunError(f"{type(error).__name__}: {error}")
             known.args = (f"{_machine()}: {known}", *known.args[1:])
             self._answer.send(Broken(known))
             return
-        self._answer.send(_ready(self._session, issued))
+        self._answer.send(ready_message(self._session, issued))
         while True:
             together, files, outbox = self._inbox.get()
             try:
@@ -122,7 +122,7 @@ class ModelHolder:
             except Exception as error:  # noqa: BLE001 - a full disk, a reference whose bytes were lost
                 outbox.send(Failed(f"{_machine()}: {type(error).__name__}: {error}", again=True, sick=True))
             else:
-                for message in _make(self._session, model, tasks, outbox):
+                for message in make_together(self._session, model, tasks, outbox):
                     outbox.send(message)
             outbox.messages.put(None)
 

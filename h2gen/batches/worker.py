@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import queue
 import signal
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from h2gen.batches.messages import Broken, Failed, Message, Model, PictureMade, Ready, Stepped, Stopped, Task
 from h2gen.errors import H2GenError, OutOfMemory, UsageError
 from h2gen.generation.interrupt import unblock_interrupts
-from h2gen.models.choices import LIBRARIES
+from h2gen.generation.quiet import be_quiet
 
 if TYPE_CHECKING:
     from h2gen.cache.trace import StepRecord
@@ -42,7 +41,7 @@ def serve(connection: Connection, model: Model) -> None:
         signal.signal(number, signal.SIG_IGN)
     unblock_interrupts()
     try:
-        session, issued = _load(model)
+        session, issued = load_session(model)
     except H2GenError as error:
         connection.send(Broken(error))
         return
@@ -50,10 +49,10 @@ def serve(connection: Connection, model: Model) -> None:
     busy = threading.Event()
     threading.Thread(target=_listen, args=(connection, session, tasks, busy), daemon=True).start()
     with contextlib.suppress(OSError):
-        connection.send(_ready(session, issued))
+        connection.send(ready_message(session, issued))
         while (together := tasks.get()) is not None:
             busy.set()
-            answers = _make(session, model, together, connection)
+            answers = make_together(session, model, together, connection)
             busy.clear()
             for message in answers:
                 connection.send(message)
@@ -61,18 +60,12 @@ def serve(connection: Connection, model: Model) -> None:
                     return
 
 
-def _load(model: Model) -> tuple[Session, tuple[str, ...]]:
+def load_session(model: Model) -> tuple[Session, tuple[str, ...]]:
     """The model, and what the user should know about loading it."""
     said: list[str] = []
-    from tqdm import tqdm
-
-    tqdm.set_lock(threading.RLock())  # tqdm's own lock is a system semaphore, which a killed process leaks
+    be_quiet()
     from h2gen.generation.session import open_session
 
-    for name in LIBRARIES:
-        logger = logging.getLogger(name)  # the main process owns the terminal
-        logger.handlers, logger.propagate = [logging.NullHandler()], False
-    warnings.simplefilter("ignore")
     if model.threads is not None:
         import torch
 
@@ -82,7 +75,7 @@ def _load(model: Model) -> tuple[Session, tuple[str, ...]]:
     return session, (*said, *(str(warning.message) for warning in issued))
 
 
-def _ready(session: Session, issued: tuple[str, ...]) -> Ready:
+def ready_message(session: Session, issued: tuple[str, ...]) -> Ready:
     from h2gen.models.memory import refused_by
 
     dtype = str(session.dtype).removeprefix("torch.")
@@ -106,7 +99,7 @@ def _listen(
         tasks.put(None)
 
 
-def _make(session: Session, model: Model, together: Sequence[Task], connection: Sender) -> Sequence[Message]:
+def make_together(session: Session, model: Model, together: Sequence[Task], connection: Sender) -> Sequence[Message]:
     """One message per picture, in their order; if one failed, a last one for all that were not finished before."""
     made: list[Message] = []
 

@@ -26,10 +26,10 @@ import torch.distributed as dist
 from h2gen.cache import StepRecord, Trace
 from h2gen.errors import DeviceError, H2GenError, RunError
 from h2gen.generation.interrupt import interrupts_blocked, unblock_interrupts
+from h2gen.generation.quiet import be_quiet
 from h2gen.generation.relief import load_or_advise
 from h2gen.generation.session import Session, StepObserver
 from h2gen.models import Checkpoint, is_out_of_memory
-from h2gen.models.choices import LIBRARIES
 from h2gen.models.devices import choose_device, devices
 from h2gen.models.footprint import Work
 from h2gen.models.load_options import LoadOptions
@@ -316,7 +316,7 @@ def accompany(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     unblock_interrupts()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _be_quiet()
+    be_quiet()
     try:
         loaded = _loaded(checkpoint, options, work, lambda _line: None, place)
         session = FollowingSession(*loaded, connection)
@@ -344,19 +344,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
-
-
-def _be_quiet() -> None:
-    import logging
-    import warnings
-
-    from tqdm import tqdm
-
-    tqdm.set_lock(threading.RLock())  # tqdm's own lock is a system semaphore, which a killed process leaks
-    for name in LIBRARIES:
-        logger = logging.getLogger(name)  # the first process owns the terminal
-        logger.handlers, logger.propagate = [logging.NullHandler()], False
-    warnings.simplefilter("ignore")
 
 
 @contextlib.contextmanager

@@ -28,13 +28,15 @@ def split_tokens(transformer: Any, processes: int, mesh: Any = None) -> None:
     """
     from diffusers import ContextParallelConfig
 
+    from h2gen.models.load import quiet
+
     if not family_of(transformer).splits_tokens:
         raise DeviceError(f"The tokens of {type(transformer).__name__} cannot be split among devices.")
     check_heads(transformer.config, processes)
     config = ContextParallelConfig(ulysses_degree=processes, mesh=mesh)
     # diffusers calls it for each output.
     warnings.filterwarnings("ignore", r".*all_gather_tensor. is deprecated", FutureWarning)
-    with _cpu_counted(), _without_warnings():
+    with _cpu_counted(), quiet():  # diffusers says that the feature may change
         transformer.enable_parallelism(config=config)
     heads = transformer.config["num_attention_heads"]
 
@@ -74,19 +76,6 @@ def _shares(heads: int, processes: int) -> bool:
     """Whether diffusers can share heads out: the last process gets at least one."""
     each = -(-heads // processes)
     return each * (processes - 1) < heads
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """diffusers says each time that the feature may change."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 @contextmanager

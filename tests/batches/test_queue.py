@@ -15,7 +15,7 @@ from h2gen.batches.messages import Broken, Failed, Model, PictureMade, Ready, St
 from h2gen.batches.observer import BatchObserver, Tally
 from h2gen.batches.queue import JobQueue, QueuedJob
 from h2gen.batches.stop import Level
-from h2gen.batches.worker import _make
+from h2gen.batches.worker import make_together
 from h2gen.errors import ModelError, OutOfMemory
 from h2gen.models.choices import WAYS
 from h2gen.models.load_options import LoadOptions
@@ -172,7 +172,7 @@ def test_a_worker_sends_what_was_finished_before_a_failure(
     monkeypatch.setattr("h2gen.batches.worker._made", lambda _model, task, result: (task.job, result))
     tasks = [Task(Settings("a cat", n, 64, 64, 2), "png", None, str(n), "", None, False, True, False) for n in (1, 2)]
     model: Any = Model(None, LoadOptions(), "")  # type: ignore[arg-type]
-    assert _make(Session(), model, tasks, None) == [("1", "first"), last]  # type: ignore[arg-type]
+    assert make_together(Session(), model, tasks, None) == [("1", "first"), last]  # type: ignore[arg-type]
 
 
 def test_what_a_worker_that_is_left_out_was_to_make_is_made_by_another() -> None:

@@ -343,8 +343,9 @@ def test_what_a_call_that_broke_off_has_left_is_not_taken_for_pictures_of_the_ne
     monkeypatch.setattr("h2gen.models.memory.refused_by", lambda _pipe: {"blocks"})
     monkeypatch.setattr(ray_actor, "_on_this_machine", lambda checkpoint: checkpoint)
     monkeypatch.setattr(ray_actor, "_check_same", lambda *_: None)
-    monkeypatch.setattr(ray_actor, "_load", lambda _model: (session, ()))
-    monkeypatch.setattr(ray_actor, "_make", lambda _session, _model, tasks, _outbox: [Failed(tasks[0].job, True)] * 2)
+    monkeypatch.setattr(ray_actor, "load_session", lambda _model: (session, ()))
+    failed = lambda _session, _model, tasks, _outbox: [Failed(tasks[0].job, True)] * 2  # noqa: E731
+    monkeypatch.setattr(ray_actor, "make_together", failed)
     one, other = (
         Task(Settings("a cat", n, 64, 64, 2), "png", None, str(n), "", None, False, True, False) for n in (1, 2)
     )
