@@ -80,6 +80,8 @@ class Family(ABC):
     """Whether the text comes last in a concatenated stream."""
     shifts_by_size: ClassVar[bool] = True
     """Whether the pipelines give the picture's size to a scheduler that shifts its schedule by it."""
+    scheduler: ClassVar[Mapping[str, Any]] = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    """The configuration of its published checkpoints' scheduler, as far as the choice of solvers depends on it."""
     unsplittable: ClassVar[tuple[str, ...]] = SAMPLES
     """The forward-pass arguments that cannot be divided among the pictures of a batch. With one of them given, the
     batch gets one decision instead of one per picture."""

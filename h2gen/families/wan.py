@@ -29,6 +29,7 @@ class Wan(OneListFamily, VideoFamily):
     transformer = "WanTransformer3DModel"
     tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {"WanPipeline": {"text": "WanPipeline"}}
     held_per_token = 14.5
+    scheduler: ClassVar[Mapping[str, Any]] = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}
     blocks = "blocks"
     marks = ("blocks.0.self_attn.norm_q.", "blocks.0.attn1.norm_q.")
 

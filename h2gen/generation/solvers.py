@@ -18,6 +18,7 @@ from h2gen.errors import ModelError
 from h2gen.families import family_of
 from h2gen.models.choices import evaluations
 from h2gen.settings.shift import DYNAMIC, OWN
+from h2gen.settings.solvers import is_flow_unipc, why_not
 from h2gen.settings.values import Settings
 
 
@@ -45,23 +46,9 @@ def solving(
     if solver == "own" and shift == OWN:
         yield
         return
-    option = f"--shift {shift}" if solver == "own" else f"--solver {solver}"
-    leave_out = f"leave out {option.split()[0]}"
-    family = family_of(pipe.transformer)
-    if family.mean_velocity(pipe.transformer.config):
-        raise ModelError(
-            f"{option}: this model is distilled to jump from one time to the next, which only its own solver does, on "
-            f"its own schedule; {leave_out}."
-        )
-    unipc = _is_unipc(own)
-    if not (unipc or type(own).__name__.startswith("FlowMatch")):
-        raise ModelError(
-            f"{option}: the model's scheduler, {type(own).__name__}, does not support flow matching; {leave_out}."
-        )
-    if unipc and solver == "lcm":
-        raise ModelError(f"{option}: LCM does not follow the schedule of this model's own solver, UniPC; {leave_out}.")
-    if shift == DYNAMIC and not family.shifts_by_size:
-        raise ModelError(f"--shift dynamic: {family.title} has one shift for all sizes; give a number.")
+    why = why_not(family_of(pipe.transformer), pipe.transformer.config, type(own).__name__, own.config, solver, shift)
+    if why:
+        raise ModelError(why)
     pipe.scheduler = _solver(solver, own if shift == OWN else _shifted(own, shift), generators)
     try:
         yield
@@ -98,8 +85,7 @@ def _shifted(own: Any, shift: str) -> Any:
 
 
 def _is_unipc(own: Any) -> bool:
-    """Whether a scheduler is UniPC on flow-matching sigmas, as Wan's is."""
-    return type(own).__name__ == "UniPCMultistepScheduler" and bool(own.config.get("use_flow_sigmas"))
+    return is_flow_unipc(type(own).__name__, own.config)
 
 
 def _unipc(own: Any) -> Any:

@@ -11,6 +11,7 @@ from h2gen.families.unused import Unused
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.facts import facts_of
 from h2gen.models.tasks import pipeline_of
+from h2gen.settings.solvers import check_solver
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import Settings
 from h2gen.settings.video import check_frames
@@ -33,7 +34,7 @@ def check_options(settings: Settings, checkpoint: Checkpoint) -> None:
     """Check that a model takes the settings of a picture.
 
     Raises:
-        SettingError: it refuses one, or a LoRA is for another model.
+        SettingError: it refuses one, or a LoRA is for another model, or a solver for another scheduler.
     """
     if settings.lora:
         from h2gen.models.lora_files import check_loras
@@ -43,6 +44,7 @@ def check_options(settings: Settings, checkpoint: Checkpoint) -> None:
     for name, unused, value in _given_in_vain(settings, checkpoint):
         if unused.refused:
             raise SettingError(f"{name} is {shown(value)}, but {_name(checkpoint)} {unused.why}.")
+    check_solver(settings, checkpoint)
 
 
 def ignored_options(settings: Settings, checkpoint: Checkpoint) -> Iterator[Remark]:

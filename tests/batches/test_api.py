@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler
 from safetensors.torch import load_file, save_file
 
 import h2gen
@@ -17,7 +16,7 @@ from h2gen.batches.api import prepare
 from h2gen.batches.observer import Tally
 from h2gen.errors import PromptFileError, PromptWarning, SettingError, Stopped
 from h2gen.output.metadata import read_metadata
-from tests import small
+from tests import loras, small
 
 QUICK: dict[str, Any] = {"steps": 2, "cfg": 1.0, "preset": "paper", "size": "64x64"}
 
@@ -109,16 +108,15 @@ def test_prompt_files_are_read_as_the_command_reads_them(tmp_path: Path) -> None
 
 
 def test_what_fails_is_in_the_result(tmp_path: Path) -> None:
-    """Whether a solver suits the model's own scheduler, only the loaded model can say."""
-    pipe = small.flux2_klein_pipeline()
-    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    pipe.save_pretrained(tmp_path / "klein")
+    """Whether a LoRA's layers are the model's, only the loaded model can say."""
+    small.flux2_klein_pipeline().save_pretrained(tmp_path / "klein")
+    lora = str(loras.save_smallest(tmp_path / "other.safetensors"))
     options = {**QUICK, "model": str(tmp_path / "klein"), "max_sequence_length": 32}
-    result = h2gen.batch([{"prompt": "a cat", "solver": "lcm"}, "a dog"], out=str(tmp_path / "out"), **options)
+    result = h2gen.batch([{"prompt": "a cat", "lora": lora}, "a dog"], out=str(tmp_path / "out"), **options)
     assert (result.made, result.failed) == (1, 1)
     (failure,) = result.failures
     assert (failure.index, failure.source, failure.settings.prompt) == (1, "prompt 1", "a cat")
-    assert "LCM does not follow the schedule" in failure.error
+    assert "does not fit this FLUX.2" in failure.error
     assert result.failures_file == tmp_path / "out" / "h2gen-failures.jsonl" and result.failures_file.exists()
 
 

@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusers import UniPCMultistepScheduler
 from PIL import Image
 
 from h2gen.batches.journal import Journal
 from h2gen.cli.app import run
 from h2gen.output.metadata import read_metadata
-from tests import small
+from tests import loras, small
 from tests.cli.programs import alive, children, h2gen, in_a_terminal, read_until, started, wait_for
 
 UMASK = os.umask(0o022)
@@ -236,25 +235,24 @@ def test_a_second_run_of_the_same_part_says_so_and_stops(here: Path, capsys: pyt
 
 @pytest.mark.slow
 def test_a_job_that_fails_is_listed_and_the_run_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whether a solver suits the model's own scheduler, only the loaded model can say."""
-    pipe = small.flux2_klein_pipeline()
-    pipe.scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    pipe.save_pretrained(here / "klein")
+    """Whether a LoRA's layers are the model's, only the loaded model can say."""
+    small.flux2_klein_pipeline().save_pretrained(here / "klein")
+    loras.save_smallest(here / "other.safetensors")
     lines = [
-        {"prompt": "a cat", "solver": "lcm", "mood": "calm"},
+        {"prompt": "a cat", "lora": "other.safetensors", "mood": "calm"},
         {"prompt": "a dog"},
-        {"prompt": "an {owl}", "solver": "lcm", "seed": 5},
+        {"prompt": "an {owl}", "lora": "other.safetensors", "seed": 5},
     ]
     file = prompts(here, *map(json.dumps, lines), name="p.jsonl")
     command = ["-m", "klein", "-o", "out", "--steps", "2", "--size", "64x64", "--max-sequence-length", "32"]
     assert run(["batch", file, *command, "--cfg", "1"]) == 1
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 1 and "a-dog" in out
-    assert "p.jsonl:1: --solver lcm: " in err
+    assert "p.jsonl:1: The LoRA 'other.safetensors' does not fit this FLUX.2: " in err
     assert "2 of 3 pictures failed; they are listed in 'out/h2gen-failures.jsonl'" in err
     listed = [json.loads(line) for line in (here / "out" / "h2gen-failures.jsonl").read_text().splitlines()]
     assert [(line["prompt"], line["source"]) for line in listed] == [("a cat", "p.jsonl:1"), ("an {owl}", "p.jsonl:3")]
-    assert "LCM does not follow the schedule" in listed[0]["error"] and listed[0]["mood"] == "calm"
+    assert "does not fit this FLUX.2" in listed[0]["error"] and listed[0]["mood"] == "calm"
     if os.name == "posix":
         assert stat.S_IMODE((here / "out" / "h2gen-failures.jsonl").stat().st_mode) == 0o666 & ~UMASK
 

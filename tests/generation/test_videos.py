@@ -14,7 +14,7 @@ import pytest
 
 import h2gen
 from h2gen.cache import CacheConfig, StepRecord
-from h2gen.errors import CacheError, ModelError, PromptWarning
+from h2gen.errors import CacheError, ModelError, PromptWarning, SettingError
 from h2gen.models import resolve
 from tests import small
 
@@ -151,9 +151,9 @@ def test_the_shift_of_wans_solver_is_a_number_and_lcm_is_refused(sessions: Any) 
     frames = pipe(**small.run_kwargs(pipe, steps=4)).frames
     made = session.generate("a cat", cache=None, shift="7", cfg=1, **FAST)
     assert np.array_equal(made.frames, (frames[0] * 255).round().astype(np.uint8))
-    with pytest.raises(ModelError, match=r"one shift for all sizes"):
+    with pytest.raises(SettingError, match=r"one shift for all sizes"):
         session.generate("a cat", cache=None, shift="dynamic", cfg=1, **FAST)
-    with pytest.raises(ModelError, match=r"LCM does not follow.*leave out --solver"):
+    with pytest.raises(SettingError, match=r"LCM does not follow.*leave out --solver"):
         session.generate("a cat", cache=None, solver="lcm", cfg=1, **FAST)
 
 
