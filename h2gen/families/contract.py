@@ -64,6 +64,9 @@ class Family(ABC):
     """The numbers of frames that a video can have: 1, and any multiple of this more, such as 5, 9, 13 for 4."""
     splits_tokens: ClassVar[bool] = False
     """Whether diffusers can split its text and image tokens among several devices (``_cp_plan``)."""
+    lora_layers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """For LoRAs: by list of blocks, the layers of a block that LoRAs train, all by their original names. Only of
+    families whose loader in diffusers needs the names of others to be changed."""
     redux: ClassVar[str | None] = None
     """The pipeline in diffusers that turns a picture into text tokens, if there is one."""
     diffusers_caches: ClassVar[frozenset[str]] = frozenset()

@@ -29,6 +29,14 @@ class HunyuanVideo(VideoFamily):
     tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {"HunyuanVideoPipeline": {"text": "HunyuanVideoPipeline"}}
     held_per_token = 17.5
     marks = ("txt_in.individual_token_refiner.", "context_embedder.token_refiner.")
+    lora_layers: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "double_blocks": tuple(
+            f"{stream}_{layer}"
+            for stream in ("img", "txt")
+            for layer in ("attn_qkv", "attn_proj", "mlp.fc1", "mlp.fc2", "mod.linear")
+        ),
+        "single_blocks": ("linear1", "linear2", "modulation.linear"),
+    }
     per_picture = VideoFamily.per_picture | {"attention_mask", "token_replace_emb"}
 
     def output_streams(self, stage: str, output: Any) -> tuple[torch.Tensor, ...]:

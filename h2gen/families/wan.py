@@ -31,6 +31,9 @@ class Wan(OneListFamily, VideoFamily):
     held_per_token = 14.5
     scheduler: ClassVar[Mapping[str, Any]] = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}
     blocks = "blocks"
+    lora_layers: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "blocks": (*(f"{kind}_attn.{layer}" for kind in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")
+    }
     marks = ("blocks.0.self_attn.norm_q.", "blocks.0.attn1.norm_q.")
 
     def block_streams(self, stage: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:

@@ -7,7 +7,7 @@ import re
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import torch
 from diffusers.utils import logging as of_diffusers
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from h2gen.errors import ModelError
 from h2gen.families import family_of
@@ -23,19 +22,15 @@ from h2gen.models.content_hash import file_hash
 from h2gen.models.files import again
 from h2gen.models.load import quiet
 from h2gen.models.lora_files import describe_lora, is_control_lora
+from h2gen.models.lora_names import IN_A_LAYER, converted_names
 from h2gen.models.memory import is_out_of_memory
 from h2gen.models.translate_errors import brief
 from h2gen.wording import printable
 
 MOST_LOADED = 8
 """LoRAs that stay loaded at once; of those not in use, the one used longest ago is deleted first."""
-_IN_A_LAYER = re.compile(r"\.(lora_[AB]|lokr_\w+)(\.|$)")
-_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
-_DOWN = (".lora_A.weight", ".lora_down.weight")
 _WIDENED = "_overwritten_params"
 """Where diffusers keeps the layers of a transformer that a Control LoRA has replaced."""
-_LAST = "final_layer.adaLN_modulation.1.lora_A.weight"
-"""A Control LoRA's first factor of the last modulation, by its original name."""
 _NORM = re.compile(r"\.norm_(added_)?[qk]\.weight$")
 _CONVERSION = (LookupError, RuntimeError, ValueError, AssertionError, NotImplementedError, AttributeError, TypeError)
 
@@ -192,8 +187,10 @@ def _load(pipe: Any, lora: Lora, name: str, offload: str) -> bool:
     with quiet(), warnings.catch_warnings():
         of_diffusers.set_verbosity(logging.CRITICAL)  # it logs each error that it raises
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # it means a second LoRA
+        # It means a layer whose name ends others' names too, which are not in the file. What matches is checked below.
+        warnings.filterwarnings("ignore", "While injecting the PEFT adapters")
         try:
-            converted, dropped, as_is = _converted(pipe, path)
+            converted, dropped, as_is = converted_names(pipe, path)
         except SafetensorError as error:
             raise ModelError(
                 f"{called} is damaged: its header does not fit its tensors; {again(path, damaged=True)}."
@@ -247,104 +244,6 @@ def _refuse(called: str, facts: str, title: str, misfits: Sequence[str], total: 
     )
 
 
-def _converted(pipe: Any, path: Path) -> tuple[dict[str, torch.Tensor], list[str], bool]:
-    """The LoRA's tensors by diffusers' names, the names in the file of those that the conversion dropped, and whether
-    diffusers reads the file by itself."""
-    # diffusers only logs what it drops. Autograd knows better: what was used is an ancestor of the result.
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = {
-            name: tensor.requires_grad_() if tensor.is_floating_point() else tensor
-            for name, tensor in load_file(path).items()
-        }
-        scaled = _with_alphas(leaves)
-        given = {name: scaled[old].clone() for old, name in _readable(pipe, scaled).items()}
-        if _LAST in given:
-            # diffusers swaps the halves of both factors, but should swap only those of the second.
-            given[_LAST] = torch.cat([*given[_LAST].chunk(2)][::-1])
-        found = type(pipe).lora_state_dict(dict(given))
-    converted = {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
-    used = _ancestors(converted.values())
-    dropped = [
-        name
-        for name, tensor in leaves.items()
-        if not name.endswith("alpha") and id(tensor) not in used and tensor.is_floating_point() and tensor.any()
-    ]
-    as_is = given.keys() == leaves.keys() and converted.keys() <= leaves.keys()
-    return _peft_names(pipe, {name: tensor.detach() for name, tensor in converted.items()}), dropped, as_is
-
-
-def _with_alphas(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors with each layer's alpha in its first factor. diffusers does that for Kohya's names; for others it
-    depends on the loader, and some drop it."""
-    scaled = dict(tensors)
-    for name in [name for name in tensors if name.endswith(".alpha") and not name.startswith("lora_")]:
-        layer = name.removesuffix(".alpha")
-        down = next((layer + end for end in _DOWN if layer + end in tensors), None)
-        if down is not None:
-            scaled[down] = tensors[down] * (scaled.pop(name).item() / tensors[down].shape[0])
-    return scaled
-
-
-def _readable(pipe: Any, names: Iterable[str]) -> dict[str, str]:
-    """Names that diffusers' loaders read, of those that they do not, such as ComfyUI's and PEFT's."""
-    if any(".processor." in name or name.endswith("query_norm.scale") for name in names):
-        return {name: name for name in names}
-    plain = {name: re.sub(r"^(base_model\.model|diffusion_model)\.", "", name) for name in names}
-    if any(re.match(r"(double|single)_blocks\.", name) for name in plain.values()):
-        found = {old: old if old.startswith("text") else f"diffusion_model.{name}" for old, name in plain.items()}
-        if "text_encoder" in pipe._lora_loadable_modules:  # FLUX.1's loader, which Chroma has too
-            return {
-                old: name.replace(".lora_A.", ".lora_down.").replace(".lora_B.", ".lora_up.")
-                for old, name in found.items()
-            }
-        return {old: _in_peft(name) for old, name in found.items()}
-    ours = {old: name != old or name.startswith(_BLOCKS) for old, name in plain.items()}
-    found = {old: f"transformer.{name}" if ours[old] else old for old, name in plain.items()}
-    return {old: _in_peft(name) if "transformer_blocks." in name else name for old, name in found.items()}
-
-
-def _in_peft(name: str) -> str:
-    return name.replace(".lora_down.", ".lora_A.").replace(".lora_up.", ".lora_B.")
-
-
-def _ancestors(tensors: Any) -> set[int]:
-    """The ids of these tensors and of those that they were computed from."""
-    found = {id(tensor) for tensor in tensors}
-    waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set()
-    while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        waiting += [each for each, _ in node.next_functions if each is not None]
-    return found
-
-
-def _peft_names(pipe: Any, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors by the loader's final names, which name layers of the model."""
-    from diffusers.utils import (
-        convert_state_dict_to_diffusers,
-        convert_state_dict_to_peft,
-        convert_unet_state_dict_to_peft,
-    )
-
-    text = {name: tensor for name, tensor in tensors.items() if name.startswith("text_encoder.")}
-    rest = {name: tensor for name, tensor in tensors.items() if name not in text and not name.endswith("alpha")}
-    # The conversion forgets the prefix of layers outside the blocks, and the loader then drops them.
-    rest = {name if name.startswith("transformer.") else f"transformer.{name}": t for name, t in rest.items()}
-    if rest and not any(_IN_A_LAYER.search(name) for name in rest):
-        rest = convert_unet_state_dict_to_peft(rest)
-    if text:
-        inner = {name.removeprefix("text_encoder."): tensor for name, tensor in text.items() if "alpha" not in name}
-        inner = convert_state_dict_to_peft(convert_state_dict_to_diffusers(inner))
-        flat = not hasattr(getattr(pipe, "text_encoder", None), "text_model")
-        text = {f"text_encoder.{name.removeprefix('text_model.') if flat else name}": t for name, t in inner.items()}
-    return {**rest, **text}
-
-
 def _misfits(pipe: Any, tensors: Mapping[str, torch.Tensor], *, control: bool) -> Iterator[str]:
     """The names of tensors that no layer of the model takes.
 
@@ -368,7 +267,7 @@ def _misfits(pipe: Any, tensors: Mapping[str, torch.Tensor], *, control: bool) -
         module = modules.get(_layer(name))
         inside, outside = getattr(module, "in_features", None), getattr(module, "out_features", None)
         flat = tensor.ndim != 2 and name.endswith(("lora_A.weight", "lora_B.weight"))
-        if module is None or inside is None or flat or not _IN_A_LAYER.search(name):
+        if module is None or inside is None or flat or not IN_A_LAYER.search(name):
             yield name
         elif ".lora_A." in name and tensor.shape[1] != inside:
             # diffusers pads the input of a LoRA that was trained before the model got more channels, as Fill has.
@@ -380,7 +279,7 @@ def _misfits(pipe: Any, tensors: Mapping[str, torch.Tensor], *, control: bool) -
 
 
 def _layer(name: str) -> str:
-    return _IN_A_LAYER.split(name)[0]
+    return IN_A_LAYER.split(name)[0]
 
 
 def _layers(pipe: Any, adapter: str) -> set[str]:

@@ -46,9 +46,8 @@ OPTIONS = tuple(
 """The settings that a model uses, ignores or refuses."""
 _BY_TASK = ("image", "mask", "control", "controlnet", "redux", "redux_model")
 """Those that a model takes if one of its tasks does."""
-_PICTURES, _NO_LORAS = Unused("makes pictures", refused=True), Unused("takes no LoRAs in h2gen yet", refused=True)
-_BY_OUTPUT = {False: {"frames": _PICTURES, "fps": _PICTURES}, True: {"lora": _NO_LORAS}}
-"""Those that models refuse which make pictures, and those that models refuse which make videos."""
+_OF_VIDEOS = ("frames", "fps")
+"""Those that models refuse which make pictures."""
 
 
 def describe(name: str, base: str | None = None) -> dict[str, Any]:
@@ -152,8 +151,8 @@ def _about_family(checkpoint: Checkpoint, facts: Facts) -> dict[str, Any]:
     for name in _BY_TASK:
         if name not in inputs_of(tasks):
             unused.setdefault(name, Unused(f"has no pipeline for it in {facts.family.title}", refused=True))
-    for name, why_not in _BY_OUTPUT[facts.family.makes_video].items():
-        unused.setdefault(name, why_not)
+    if not facts.family.makes_video:
+        unused |= dict.fromkeys(_OF_VIDEOS, Unused("makes pictures", refused=True))
     options: dict[str, dict[str, str]] = {}
     for name in OPTIONS:
         why = unused.get(name)

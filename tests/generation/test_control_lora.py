@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 import h2gen
 from h2gen.errors import H2GenError
-from h2gen.models.adapters import Adapters, _converted
+from h2gen.models.adapters import Adapters
+from h2gen.models.lora_names import converted_names
 from tests import loras
 from tests.cli.programs import h2gen as program
 from tests.small import (
@@ -91,7 +92,7 @@ def test_the_last_modulation_is_the_one_of_the_file(here: Path, session: Any) ->
     """diffusers has scale and shift in the other order, which is a matter of the second factor alone."""
     tensors = load_file(here / "original.safetensors")
     up = tensors[LAST.replace("lora_A", "lora_B")]
-    converted, dropped, _ = _converted(session.pipe, here / "original.safetensors")
+    converted, dropped, _ = converted_names(session.pipe, here / "original.safetensors")
     assert dropped == []
     ours = [converted[f"transformer.norm_out.linear.lora_{factor}.weight"] for factor in "BA"]
     assert torch.equal(ours[0] @ ours[1], exchanged(up) @ tensors[LAST])

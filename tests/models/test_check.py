@@ -172,7 +172,7 @@ def test_a_single_file_is_told_what_it_holds(flux_folder, tmp_path):
     save_file(lora, tmp_path / "style.safetensors")
     text = check_model(str(tmp_path / "style.safetensors")).lines[0].text
     assert (
-        text.startswith("a LoRA for FLUX or Qwen-Image: rank 4, ")
+        text.startswith("a LoRA for FLUX, Qwen-Image or HunyuanVideo: rank 4, ")
         and "; complete, " in text
         and text.endswith("with --lora")
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from h2gen.cli.console import stdout
+from h2gen.families.lora import in_blocks
 from h2gen.models.entries import CATALOGUE, CatalogueEntry
 from h2gen.settings.profiles.published import WORDS
 from h2gen.wording import count, printable
@@ -91,8 +92,7 @@ def print_model(found: Mapping[str, Any], *, as_json: bool = False) -> None:
 
 def _about_lora(lora: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "LoRA", f"for {lora['family'] or 'an unknown model'}" + (f", width {lora['width']}" if lora["width"] else "")
-    double, single = lora["blocks"]
-    yield "trains", f"{lora['layers']} layers of the {' and '.join(lora['parts'])}, in {double} + {single} blocks"
+    yield "trains", f"{lora['layers']} layers of the {' and '.join(lora['parts'])}{in_blocks(lora['blocks'])}"
     yield "rank", ", ".join(map(str, lora["ranks"])) or "unknown"
     yield "layout", f"{lora['layout']}, {lora['tensors']} tensors"
     if lora["control"]:
