@@ -53,8 +53,8 @@ class Rules:
     hierarchy: str = "forced"
     max_detail_age: int = 0
     tolerance: float = 0.0
-    grid: tuple[int, int] | None = None
-    """Rows and columns of the picture, for stable pooling."""
+    grid: tuple[int, ...] | None = None
+    """Rows and columns of the picture, after the frames of a video's latents, for stable pooling."""
 
     def guards(self, step: int, steps: int | None, in_a_row: int) -> bool:
         if step < self.warmup_steps:
@@ -75,12 +75,17 @@ def divided(values: torch.Tensor, dim: int, parts: int) -> torch.Tensor:
     return values.repeat_interleave(parts, dim).unflatten(dim, (parts, -1)).mean(dim + 1)
 
 
-def stably_pooled(residual: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Means over 256 nearly square cells of the picture, 32 of the text before it, and 64 groups of channels."""
+def stably_pooled(residual: torch.Tensor, *grid: int) -> torch.Tensor:
+    """Means over 256 nearly square cells of the picture, 32 of the text before it, and 64 groups of channels. A video
+    has as many cells, in at most four periods."""
+    *frames, rows, columns = grid
+    count = math.prod(frames)
     residual = divided(residual.double(), 2, min(64, residual.shape[2]))
-    text, picture = residual.split([residual.shape[1] - rows * columns, rows * columns], dim=1)
-    high = round(16 * math.sqrt(rows / columns))
-    picture = divided(divided(picture.unflatten(1, (rows, columns)), 1, high), 2, round(256 / high)).flatten(1, 2)
+    text, picture = residual.split([residual.shape[1] - count * rows * columns, count * rows * columns], dim=1)
+    periods = min(count, 4)
+    high = round(math.sqrt(256 // periods * rows / columns))
+    picture = divided(picture.unflatten(1, (count, rows, columns)), 1, periods)
+    picture = divided(divided(picture, 2, high), 3, round(256 // periods / high)).flatten(1, 3)
     return torch.cat([divided(text, 1, 32), picture] if text.shape[1] else [picture], dim=1)
 
 
@@ -423,18 +428,20 @@ class Reference:
     Args:
         passes: the contexts in the order in which each step runs them.
         steps: how many steps there will be, for ``final_steps``.
-        sigmas: of all steps and of the end, where they are known and the solver is Euler's.
+        sigmas: of all steps and of the end, where they are known.
+        euler: whether the solver is Euler's: a step adds interval times velocity, so that errors can be made good.
     """
 
     def __init__(
         self,
-        model: FluxTransformer2DModel | Flux2Transformer2DModel | ChromaTransformer2DModel,
+        model: torch.nn.Module,
         rules: Rules,
         passes: tuple[str, ...] = ("cond",),
         steps: int | None = None,
         sigmas: list[float] | None = None,
+        euler: bool = True,
     ) -> None:
-        self.model, self.rules, self.passes, self.steps = model, rules, passes, steps
+        self.model, self.rules, self.passes, self.steps, self.euler = model, rules, passes, steps, euler
         self.forward_once = FORWARD[type(model)]
         self.kept: dict[str, Kept] = {name: {} for name in passes}
         self.in_a_row = dict.fromkeys(passes, 0)
@@ -451,25 +458,40 @@ class Reference:
         last = max(self.rates)[0]
         rate = max(rate for at, rate in self.rates if at == last)
         skips = range(last + 1, step + 1)
+        if self.euler:
+            moves = [self.sigmas[each] - self.sigmas[each + 1] for each in skips]
+        else:  # half of the way from the step before to the step after, and an error stays that nothing makes good
+            moves = [(self.sigmas[each - 1] - self.sigmas[each + 1]) / 2 for each in skips]
+            rate *= 2
         displaced = sum(
-            (self.sigmas[each] - self.sigmas[each + 1]) * rate * (self.sigmas[last] - self.sigmas[each])
-            for each in skips
+            move * rate * (self.sigmas[last] - self.sigmas[each]) for each, move in zip(skips, moves, strict=True)
         )
         return displaced > self.rules.tolerance
 
     def __call__(
-        self, *, return_dict: bool = True, joint_attention_kwargs: dict | None = None, **inputs: object
+        self,
+        *,
+        return_dict: bool = True,
+        joint_attention_kwargs: dict | None = None,
+        attention_kwargs: dict | None = None,
+        **inputs: object,
     ) -> tuple[torch.Tensor]:
-        assert not joint_attention_kwargs, "the reference knows no joint_attention_kwargs"
+        assert not joint_attention_kwargs and not attention_kwargs, "the reference knows no attention_kwargs"
         step, turn = divmod(len(self.decisions), len(self.passes))
-        name = self.passes[turn]
-        kept, sigma = self.kept[name], float(inputs["timestep"].flatten()[0])
+        name, latents = self.passes[turn], inputs["hidden_states"]
+        video = latents.ndim == 5
+        kept, sigma = self.kept[name], float(inputs["timestep"].flatten()[0]) / (1000 if video else 1)
+        if video and self.sigmas:  # its timestep may be a whole number
+            sigma = self.sigmas[step]
         guarded = self.rules.guards(step, self.steps, self.in_a_row[name])
         plans = self.rules.plan.split("/")
         letter = plans[min(turn, len(plans) - 1)][step] if self.rules.plan else None
         remember(kept, "pass", sigma, torch.empty(0))
-        pictures = inputs["img_ids"].reshape(-1, *inputs["img_ids"].shape[-2:])[0, :, 0]
-        remember(kept, "own", sigma, pictures == pictures[0])
+        if video:
+            remember(kept, "own", sigma, torch.ones(latents[0, 0].numel() // 4, dtype=torch.bool))
+        else:
+            pictures = inputs["img_ids"].reshape(-1, *inputs["img_ids"].shape[-2:])[0, :, 0]
+            remember(kept, "own", sigma, pictures == pictures[0])
         if turn == 0:
             free = not any(self.rules.guards(step, self.steps, self.in_a_row[each]) for each in self.passes)
             lines = all(len(self.kept[each].get("velocity", [])) > 1 for each in self.passes)
@@ -480,7 +502,7 @@ class Reference:
             guarded = True
         if letter == "S":
             output = forecast(kept["velocity"], sigma, kept["own"][-1][1])
-            if self.sigmas:
+            if self.sigmas and self.euler:
                 self.skipped[name].append((sigma, self.sigmas[step + 1] - self.sigmas[step], output))
             decision = Decision(None, "skipped", None, "skipped")
         else:
@@ -497,6 +519,7 @@ class Reference:
         output, self.skipped[name], skipped = velocity, [], self.skipped[name]
         if before:
             off = velocity - forecast(before, sigma, own)
+            own = tokens(velocity, own)
             error = float(off[:, own].abs().mean() / velocity[:, own].abs().mean())
             self.rates.append((step, error / (before[-1][0] - sigma)))
         for at, interval, used in skipped:
@@ -504,6 +527,11 @@ class Reference:
             output = output + interval * (better - used) / (self.sigmas[step + 1] - self.sigmas[step]) / (1 + error)
         remember(self.kept[name], "velocity", sigma, velocity)
         return output
+
+
+def tokens(velocity: torch.Tensor, own: torch.Tensor) -> torch.Tensor | slice:
+    """What chooses the own tokens out of a velocity: all of a video's, which are not in a line."""
+    return own if velocity.ndim == 3 else slice(None)
 
 
 def line(points: list[tuple[float, torch.Tensor]], sigma: float) -> torch.Tensor:
@@ -521,6 +549,7 @@ def forecast(points: list[tuple[float, torch.Tensor]], sigma: float, own: torch.
         return points[-1][1]
     (_, before), (newer, new) = points[-2:]
     way = line(points[:-1], newer) - before
+    own = tokens(way, own)
     part = float(((new - before) * way)[:, own].sum() / (way * way)[:, own].sum())
     return new + min(max(part, 0.0), 1.0) * (line(points, sigma) - new)
 
@@ -532,9 +561,10 @@ def reference(
     passes: tuple[str, ...] = ("cond",),
     steps: int | None = None,
     sigmas: list[float] | None = None,
+    euler: bool = True,
 ) -> Iterator[list[Decision]]:
     """Puts the reference in the place of ``model.forward`` for one run of a pipeline; yields the decisions."""
-    stand_in = Reference(model, rules, passes, steps, sigmas)
+    stand_in = Reference(model, rules, passes, steps, sigmas, euler)
     model.forward = stand_in
     try:
         yield stand_in.decisions

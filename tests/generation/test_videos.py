@@ -16,6 +16,7 @@ import h2gen
 from h2gen.cache import CacheConfig, StepRecord
 from h2gen.errors import CacheError, ModelError, PromptWarning, SettingError
 from h2gen.models import resolve
+from h2gen.models.choices import SOLVERS
 from tests import small
 
 FAST: dict[str, Any] = {"steps": 4, "size": "64", "seed": 7}
@@ -111,14 +112,32 @@ def test_true_guidance_is_the_pipelines_own(sessions: Any, name: str) -> None:
     assert [(step.step, step.context) for step in seen] == [(i, name) for i in range(4) for name in ("cond", "uncond")]
 
 
+BATCHES: dict[str, dict[str, Any]] = {
+    "a plan": {"plan": "FFSD"},
+    "thresholds": {"tau1": 0.5, "tau2": 0.6, "pfs": "stable", "cfg": 3.0, "negative": "a bird"},
+    "a tolerance": {"tau1": 0, "tau2": 0, "tolerance": 0.5, "cfg": 3.0, "negative": "a bird", "steps": 8},
+}
+
+
+@pytest.mark.parametrize("policy", BATCHES)
 @every_maker
-def test_two_videos_of_a_batch_are_as_alone(sessions: Any, name: str) -> None:
-    session = sessions[name]
-    settings = [session.settings("a cat", plan="FFSD", **FAST), session.settings("a dog", plan="FFSD", **FAST)]
+def test_two_videos_of_a_batch_are_as_alone(sessions: Any, name: str, policy: str) -> None:
+    session, given = sessions[name], {"cfg": 1.0, "frames": 5, **FAST, **BATCHES[policy]}
+    settings = [session.settings(prompt, **given) for prompt in ("a cat", "a dog")]
     for one, result in zip(settings, session.run_together(settings), strict=True):
         alone = session.run(one)
         assert np.abs(alone.frames.astype(int) - result.frames).max() <= 1
         assert [step.blocks_run for step in result.trace.steps] == [step.blocks_run for step in alone.trace.steps]
+        assert result.summary.share < 1
+
+
+@every_maker
+def test_any_number_of_steps_makes_a_video_with_every_solver(sessions: Any, name: str) -> None:
+    solvers = [*SOLVERS] if name == "HunyuanVideoPipeline" else [each for each in SOLVERS if each != "lcm"]
+    for solver in solvers:
+        for steps in (1, 2):
+            given = {**FAST, "steps": steps, "frames": 1, "cfg": 1.0, "solver": solver}
+            assert sessions[name].generate("a cat", cache=None, **given).frames.shape == (1, 64, 64, 3)
 
 
 def test_a_model_of_two_transformers_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
