@@ -9,7 +9,7 @@ from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.single_file import block_counts, takes_guidance
 from h2gen.families.unused import NOT_DISTILLED, Unused
-from h2gen.families.video import VideoFamily, example_latents
+from h2gen.families.video import VideoFamily, example_latents, takes_latents
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,8 @@ HUNYUAN_VIDEO = ModelDefaults(
 )
 """Those of diffusers' pipeline; 24 frames per second are those of the model's authors."""
 _REFINER = "token_refiner."
+_WITH_PICTURE = 33
+"""Channels: of the latents, of a picture's and of a mask that says which frames it is."""
 
 
 class HunyuanVideo(VideoFamily):
@@ -113,5 +115,5 @@ def _traits(double: int | None, single: int | None, guidance: bool | None, chann
     return (
         f"has {double} + {single} blocks",
         f"takes {'a' if guidance else 'no'} guidance scale",
-        f"takes {channels} latent channels",
+        takes_latents(channels, _WITH_PICTURE),
     )

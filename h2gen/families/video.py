@@ -45,6 +45,11 @@ class VideoFamily(Family):
         return ()
 
 
+def takes_latents(channels: int | None, with_picture: int) -> str:
+    """The trait of a model's input; one with the latents of a picture beside its own starts from that picture."""
+    return f"takes {channels} latent channels{' (image-to-video)' if channels == with_picture else ''}"
+
+
 def example_latents(transformer: Any, image_tokens: int, text_tokens: int, text_width: int) -> dict[str, Any]:
     """Random latents of one frame and text for one forward pass, on the transformer's device and in its dtype."""
     import torch

@@ -13,13 +13,15 @@ from h2gen.families.one_list import OneListFamily
 from h2gen.families.prompt_end import PromptEnd, end_of
 from h2gen.families.single_file import block_counts
 from h2gen.families.unused import NOT_DISTILLED, Unused
-from h2gen.families.video import VideoFamily, example_latents
+from h2gen.families.video import VideoFamily, example_latents, takes_latents
 
 if TYPE_CHECKING:
     import torch
 
 WAN = ModelDefaults(width=832, height=480, steps=50, guidance=0.0, cfg=5.0, frames=81, fps=16.0)
 """Those of diffusers' pipeline, and the frames per second of its example."""
+_WITH_PICTURE = 36
+"""Channels: of the latents, of a picture's and of a mask that says which frames it is."""
 
 
 class Wan(OneListFamily, VideoFamily):
@@ -85,4 +87,4 @@ class Wan(OneListFamily, VideoFamily):
 
 
 def _traits(blocks: int | None = None, width: int | None = None, channels: int | None = None) -> tuple[str, ...]:
-    return f"has {blocks} blocks", f"is {width} channels wide", f"takes {channels} latent channels"
+    return f"has {blocks} blocks", f"is {width} channels wide", takes_latents(channels, _WITH_PICTURE)

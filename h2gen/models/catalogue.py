@@ -173,6 +173,13 @@ def _other_kind(path: Path) -> Kind | None:
     return other_kind(names, of_a_family=recognize(names) is not None)
 
 
+def _base_for(path: Path) -> str:
+    """A model that may supply the parts that a file with a transformer lacks."""
+    family = recognize(tensors_of(path).tensors)
+    bases = [entry.name for entry in CATALOGUE.values() if entry.repo and entry.of_family is family]
+    return bases[0] if bases and "dev" not in bases else "dev"
+
+
 def _file(name: str, path: Path, base: str | None) -> Checkpoint:
     suffix = path.suffix.lower()
     if suffix in PICKLES:
@@ -186,9 +193,12 @@ def _file(name: str, path: Path, base: str | None) -> Checkpoint:
         if kind is not None:  # a LoRA or a VAE, which no base helps
             raise kind.refusal(path)
         if sections_beside(path):
-            raise ModelError(f"{name!r} lacks configurations and tokenizers; name a model that has them: --base dev.")
+            raise ModelError(
+                f"{name!r} lacks configurations and tokenizers; name a model that has them: --base {_base_for(path)}."
+            )
         raise ModelError(
-            f"{name!r} holds only a transformer; name the model that supplies its other parts, such as --base dev."
+            f"{name!r} holds only a transformer; name the model that supplies its other parts, such as --base "
+            f"{_base_for(path)}."
         )
     parts = _parts(base)
     return Checkpoint(name, "file", path, parts, parts.defaults)

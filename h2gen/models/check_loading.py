@@ -10,7 +10,7 @@ from h2gen.errors import ModelError
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.choices import memory_limit
-from h2gen.models.facts import facts_of
+from h2gen.models.facts import facts_of, folder_of
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.part_files import TRANSFORMER, by_component, parts_of
 from h2gen.models.quantization import NONE, stored_quantization
@@ -56,7 +56,7 @@ def check_loading(checkpoint: Checkpoint, options: LoadOptions) -> set[str]:
 
     Raises:
         SettingError, DeviceError: see ``check_options``.
-        ModelError: a part that is to be quantized is stored quantized.
+        ModelError: a part that is to be quantized is stored quantized, or a file needs another base.
     """
     places = dict(_places(checkpoint))
     asked = options.quantize, options.quantize_text, options.compile, options.offload in ("auto", NONE)
@@ -68,11 +68,30 @@ def check_loading(checkpoint: Checkpoint, options: LoadOptions) -> set[str]:
     for name, path in places.items():
         quantizer.check_stored(name, path)
     if checkpoint.kind == "file":
-        from h2gen.models.single_file import open_file
+        from h2gen.models.single_file import check_base, check_family, open_file
 
-        file = open_file(Path(checkpoint.location))
+        folder, file = folder_of(checkpoint), open_file(Path(checkpoint.location))
+        check_family(file, checkpoint)
         quantizer.keep(file.four_bits.kind, file.path)
+        if folder is not None:
+            check_base(file, checkpoint, folder)
     return quantizer.refused
+
+
+def check_index(checkpoint: Checkpoint) -> None:
+    """Check that a model on this machine is one that h2gen loads.
+
+    Raises:
+        ModelError: it is not, or a transformer needs another base; loading it would say the same.
+    """
+    folder = folder_of(checkpoint)
+    if folder is None:
+        return
+    files.read_index(folder)
+    if checkpoint.kind == "transformer":
+        from h2gen.models.single_file import check_transformer
+
+        check_transformer(checkpoint, folder)
 
 
 def _places(checkpoint: Checkpoint) -> Iterator[tuple[str, Path]]:

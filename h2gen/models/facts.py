@@ -62,7 +62,7 @@ def facts_of(checkpoint: Checkpoint) -> Facts | None:
     entry = entry_of(whole)
     if entry is not None and entry.repo is not None:
         return Facts(entry.of_family, entry.index, entry.config, entry.repo, entry)
-    folder = _folder(whole)
+    folder = folder_of(whole)
     if folder is None:
         return None
     own = Path(checkpoint.location, "config.json") if checkpoint.kind == "transformer" else folder / CONFIG
@@ -74,14 +74,15 @@ def facts_of(checkpoint: Checkpoint) -> Facts | None:
 def model_index_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """A checkpoint's ``model_index.json``, or that of its base; empty if it is not on this machine."""
     whole = checkpoint.base or checkpoint
-    entry, folder = entry_of(whole), _folder(whole)
+    entry, folder = entry_of(whole), folder_of(whole)
     if entry is not None and entry.repo is not None:
         return entry.index
     return {} if folder is None else _read(index_of(folder), _changed(index_of(folder)))
 
 
-def _folder(whole: Checkpoint) -> Path | None:
-    """The folder of a model that is not a single file; None if it is not on this machine."""
+def folder_of(checkpoint: Checkpoint) -> Path | None:
+    """The folder of a model, of a single file that of its base; None if it is not on this machine."""
+    whole = checkpoint.base or checkpoint
     return _downloaded(str(whole.location)) if whole.kind == "hub" else Path(whole.location)
 
 

@@ -94,19 +94,29 @@ def read_index(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{shown(folder)} is not a checkpoint in diffusers' layout: it has no {INDEX}{hint}.")
     index = read_json(path)
     pipeline = index.get("_class_name")
+    parts = components(index)
     if pipeline not in PIPELINES:
-        known = components(index).get("transformer", ("", ""))[1] in FAMILIES
-        hint = " In Python, load it with diffusers and call h2gen.h2_cache(pipe)." if known else ""
+        family = FAMILIES.get(parts.get("transformer", ("", ""))[1])
+        hint = " In Python, load it with diffusers and call h2gen.h2_cache(pipe)." if family is not None else ""
+        if family is not None and family.makes_video:
+            known = f"h2gen makes videos of {family.title} from text only, with {' and '.join(family.tasks)}"
+        else:
+            known = f"h2gen loads {', '.join(PIPELINES)}"
         raise ModelError(
-            f"{shown(folder)} is not a text-to-image checkpoint that h2gen supports: its {path.name} says "
-            f"{printable(repr(pipeline))}; h2gen loads {', '.join(PIPELINES)}.{hint}"
+            f"{shown(folder)} is not a checkpoint that h2gen supports: its {path.name} says "
+            f"{printable(repr(pipeline))}; {known}.{hint}"
         )
-    if "transformer_2" in components(index):
+    if "transformer_2" in parts or index.get("boundary_ratio") is not None:
         raise ModelError(
             f"{shown(folder)} has two transformers, one for the first steps and one for the others, as Wan 2.2 has; "
             "h2gen runs models with one, such as wan and wan-14b."
         )
-    for name, (library, kind) in components(index).items():
+    if index.get("expand_timesteps"):
+        raise ModelError(
+            f"{shown(folder)} gives each token a time of its own, as Wan 2.2 5B does, which h2gen does not run; use a "
+            "model such as wan or wan-14b."
+        )
+    for name, (library, kind) in parts.items():
         if library not in LIBRARIES or not kind.isidentifier() or kind.startswith("_") or not name.isidentifier():
             raise ModelError(
                 f"{shown(folder)} takes its {printable(repr(name))} from {printable(f'{library}.{kind}')!r}; "

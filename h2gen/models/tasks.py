@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from h2gen.errors import SettingError
-from h2gen.families import CONTROLLED, TASKS
+from h2gen.families import CONTROLLED, FAMILIES, TASKS
 from h2gen.models.catalogue import CATALOGUE, CatalogueEntry, Checkpoint
 from h2gen.models.facts import model_index_of
 from h2gen.models.lora_files import is_control_lora
 from h2gen.wording import times
 
+_OF_VIDEOS = {name for family in FAMILIES.values() if family.makes_video for name in family.tasks}
+"""The pipelines in diffusers that make videos."""
 _STATE = ("_all_hooks", "_offload_device", "_offload_gpu_id", "_progress_bar_config")
 """What a pipeline remembers about its offloading and its progress bar."""
 
@@ -78,6 +80,8 @@ def task_of(
         if task in tasks:
             return task
     what, option = ("inpaint", "--mask") if mask else ("start from a picture", "--image")
+    if isinstance(tasks, Mapping) and _OF_VIDEOS & {*tasks.values()}:
+        raise SettingError(f"{name!r} makes videos from text only, so it takes no {option}; leave it out.")
     able = [alias for alias in CATALOGUE if {*wanted[:2]} & {*_tasks_of_entry(CATALOGUE[alias])}]
     raise SettingError(f"{name!r} cannot {what}, so it takes no {option}; these models can: {', '.join(able)}.")
 

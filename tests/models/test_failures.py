@@ -36,7 +36,7 @@ def test_another_pipeline_is_named(broken):
     folder = broken()
     checkpoints.edit_json(folder / "model_index.json", _class_name="StableDiffusionPipeline")
     message = refusal(folder)
-    assert "not a text-to-image checkpoint that h2gen supports" in message and "'StableDiffusionPipeline'" in message
+    assert "not a checkpoint that h2gen supports" in message and "'StableDiffusionPipeline'" in message
     assert "h2gen.h2_cache(pipe)" in message  # its transformer is one of ours
 
 

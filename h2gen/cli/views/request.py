@@ -49,13 +49,14 @@ def loading_of(request: Request, pictures: int = 1, preview_model: Path | None =
     Raises:
         UsageError: it cannot be loaded so.
     """
-    from h2gen.models.check_loading import check_loading
+    from h2gen.models.check_loading import check_index, check_loading
     from h2gen.models.fit_here import fit_here
     from h2gen.settings.workload import work_of
 
     if request.checkpoint.kind == "bundled":
         check_loading(request.checkpoint, request.load)
         return []
+    check_index(request.checkpoint)
     work = work_of(request.settings, request.checkpoint, pictures, preview_model=preview_model)
     line = fit_here(request.checkpoint, request.load, work)
     return [] if line is None else [line]
