@@ -67,6 +67,8 @@ class Family(ABC):
     lora_layers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """For LoRAs: by list of blocks, the layers of a block that LoRAs train, all by their original names. Only of
     families whose loader in diffusers needs the names of others to be changed."""
+    lora_words: ClassVar[Mapping[str, str]] = {}
+    """Parts of such names as other programs write them, and the original ones."""
     redux: ClassVar[str | None] = None
     """The pipeline in diffusers that turns a picture into text tokens, if there is one."""
     diffusers_caches: ClassVar[frozenset[str]] = frozenset()

@@ -39,6 +39,15 @@ class HunyuanVideo(VideoFamily):
         ),
         "single_blocks": ("linear1", "linear2", "modulation.linear"),
     }
+    lora_words: ClassVar[Mapping[str, str]] = {
+        "_attn.": "_attn_",
+        "_mlp.0.": "_mlp.fc1.",
+        "_mlp.2.": "_mlp.fc2.",
+        "mod.lin.": "mod.linear.",
+        "modulation.lin.": "modulation.linear.",
+        ".diff_b": ".lora_B.bias",
+    }
+    """ComfyUI names its layers as FLUX.1's."""
     per_picture = VideoFamily.per_picture | {"attention_mask", "token_replace_emb"}
 
     def output_streams(self, stage: str, output: Any) -> tuple[torch.Tensor, ...]:

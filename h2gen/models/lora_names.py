@@ -30,9 +30,10 @@ def converted_names(pipe: Any, path: Path) -> tuple[dict[str, torch.Tensor], lis
             name: tensor.requires_grad_() if tensor.is_floating_point() else tensor
             for name, tensor in load_file(path).items()
         }
-        layers = family_of(pipe.transformer).lora_layers
+        family = family_of(pipe.transformer)
+        layers = family.lora_layers
         scaled = _with_alphas(leaves, kohyas=bool(layers))
-        names = _by_layers(layers, scaled) if layers else _readable(pipe, scaled)
+        names = _by_layers(layers, family.lora_words, scaled) if layers else _readable(pipe, scaled)
         given = {name: scaled[old].clone() for old, name in names.items()}
         for name in given.keys() & {_LAST, *([_ORIGINAL + _LAST] if layers else [])}:
             # diffusers swaps the halves of both factors, but should swap only those of the second.
@@ -79,14 +80,20 @@ def _readable(pipe: Any, names: Iterable[str]) -> dict[str, str]:
     return {old: _in_peft(name) if "transformer_blocks." in name else name for old, name in found.items()}
 
 
-def _by_layers(layers: Mapping[str, Sequence[str]], names: Iterable[str]) -> dict[str, str]:
-    """As ``_readable``, for a family that lists the original names of its ``layers``: also for Kohya's names, and
-    whichever prefix they have."""
+def _by_layers(layers: Mapping[str, Sequence[str]], words: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """As ``_readable``, for a family that lists the original names of its ``layers``, and the ``words`` of other
+    programs for them: also for Kohya's names, and whichever prefix they have."""
     kohyas = {
         f"{blocks}_{{}}_{layer.replace('.', '_')}": f"{blocks}.{{}}.{layer}"
         for blocks, each in layers.items()
         for layer in each
     }
+
+    def in_words(name: str) -> str:
+        if name.startswith(tuple(f"{blocks}." for blocks in layers)):
+            for other, own in words.items():
+                name = name.replace(other, own)
+        return name
 
     def dotted(name: str) -> str:
         layer, _, rest = name.removeprefix("lora_unet_").partition(".")
@@ -95,7 +102,7 @@ def _by_layers(layers: Mapping[str, Sequence[str]], names: Iterable[str]) -> dic
         return f"{found.format(number[1])}.{rest}" if found and number else name
 
     plain = {
-        name: dotted(name) if name.startswith("lora_unet_") else re.sub(rf"^({_PREFIXES})\.", "", name)
+        name: dotted(name) if name.startswith("lora_unet_") else in_words(re.sub(rf"^({_PREFIXES})\.", "", name))
         for name in names
     }
     inside = "|".join(rf"{blocks}\.\d+\.({'|'.join(map(re.escape, each))})\." for blocks, each in layers.items())

@@ -151,6 +151,36 @@ def test_every_layout_changes_the_layers_that_it_means(
     pipe.unload_lora_weights()
 
 
+COMFY = {"_attn_": "_attn.", "_mlp.fc1": "_mlp.0", "_mlp.fc2": "_mlp.2", ".linear": ".lin"}
+
+
+def test_comfyuis_names_for_hunyuan_video_are_those_of_flux_and_biases_count(
+    pipes: dict[str, Any], tmp_path: Path
+) -> None:
+    pipe, tensors = pipes["HunyuanVideo"], {}
+    plain = velocity(pipe.transformer)
+    for name, tensor in in_layout("down and up", pipe.transformer, HUNYUAN).items():
+        end = name.rpartition(".lora_")[1:] if ".lora_" in name else name.rpartition(".")[1:]
+        start = name.removesuffix("".join(end))
+        for own, other in COMFY.items():
+            start = start.replace(own, other) if "linear1" not in start and "linear2" not in start else start
+        tensors["".join((start, *end))] = tensor
+        if end[-1].startswith("up"):
+            tensors[f"{start}.diff_b"] = torch.full((len(tensor),), 0.1)
+    assert any(".img_attn.qkv." in name for name in tensors) and any(".img_mod.lin." in name for name in tensors)
+    adapters = Adapters()
+    adapters.use(pipe, [given(loras.save(tmp_path / "fast.safetensors", tensors))])
+    found = velocity(pipe.transformer)
+    adapters.use(pipe, [])
+    other = merged(MAKERS["HunyuanVideo"]().transformer, HUNYUAN)
+    with torch.no_grad():
+        for layers in HUNYUAN.values():
+            for layer in layers:
+                other.get_submodule(layer).bias.add_(0.1)
+    assert torch.allclose(found, velocity(other), atol=1e-4) and not torch.allclose(found, plain, atol=1e-2)
+    pipe.unload_lora_weights()
+
+
 @both
 def test_a_layer_that_the_model_lacks_is_one_line(pipes: dict[str, Any], tmp_path: Path, name: str) -> None:
     pipe = pipes[name]
