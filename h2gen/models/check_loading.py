@@ -12,7 +12,7 @@ from h2gen.models.catalogue import Checkpoint
 from h2gen.models.choices import memory_limit
 from h2gen.models.facts import facts_of, folder_of
 from h2gen.models.load_options import LoadOptions
-from h2gen.models.part_files import TRANSFORMER, by_component, parts_of
+from h2gen.models.part_files import TRANSFORMER, by_component, check_all_fit, parts_of
 from h2gen.models.quantization import NONE, stored_quantization
 
 if TYPE_CHECKING:
@@ -82,12 +82,15 @@ def check_index(checkpoint: Checkpoint) -> None:
     """Check that a model on this machine is one that h2gen loads.
 
     Raises:
-        ModelError: it is not, or a transformer needs another base; loading it would say the same.
+        ModelError: it is not, a transformer needs another base, or a file is of a part that it lacks; loading it would
+            say the same.
     """
     folder = folder_of(checkpoint)
     if folder is None:
         return
-    files.read_index(folder)
+    index = files.read_index(folder)
+    if checkpoint.parts:
+        check_all_fit(checkpoint.parts, index, (checkpoint.base or checkpoint).name)
     if checkpoint.kind == "transformer":
         from h2gen.models.single_file import check_transformer
 

@@ -107,6 +107,15 @@ def test_a_file_that_does_not_go_with_its_base_is_one_line_in_a_dry_run_too(
     assert f"takes {channels} latent channels (image-to-video) and its base" in said
 
 
+def test_a_text_encoder_that_the_model_lacks_is_refused_in_a_dry_run_too(
+    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = small.flux_text_encoders()["text_encoder_2"]
+    save_file({name: each.clone() for name, each in encoder.state_dict().items()}, tmp_path / "t5.safetensors")
+    said = refused(capsys, "-m", str(folders["HunyuanVideo"]), "--text-encoder", str(tmp_path / "t5.safetensors"))
+    assert "leave it out, or give another file." in said
+
+
 def changed(folder: Path, to: Path, **index: Any) -> str:
     shutil.copytree(folder, to)
     checkpoints.edit_json(to / "model_index.json", **index)
