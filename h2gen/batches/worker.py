@@ -152,7 +152,5 @@ def _made(model: Model, task: Task, result: Result) -> PictureMade:
         result.summary,
         result.nan_with_cache,
         result.unread,
-        None
-        if result.summary is None
-        else advice(result.trace, result.settings.cache, tuned, tunable=result.settings.frames is None),
+        None if result.summary is None else advice(result.trace, result.settings.cache, tuned),
     )

@@ -64,7 +64,7 @@ class BaselineSearch:
         self._measure, self._recall, self._remember = measure, recall, remember
         self._steps, self._steps_run = maker.settings.steps, maker.settings.steps_run
         self._warm = False
-        self._searching = replace(maker, cases=builtin_prompts.cases(builtin_prompts.TUNING, 1000))
+        self._searching = replace(maker, cases=builtin_prompts.to_search(bool(maker.settings.frames)))
         self._uncached: list[MadeImage] = []
         self.notices: list[str] = []
 
@@ -208,13 +208,13 @@ class BaselineSearch:
 
     def _searched_ssim(self, method: Method, case: int) -> float:
         """SSIM to the uncached image on a prompt of the search; -1 if the image contains NaN."""
-        from h2gen.evaluation.metrics.psnr_ssim import ssim
+        from h2gen.evaluation.video_metrics import mean_ssim  # loads torch
 
         if not self._uncached:
             plain = methods.reference(self._steps)
             self._uncached = [self._searching.make(plain, each) for each in range(SCORED)]
         try:
-            return ssim(self._searching.make(method, case).image, self._uncached[case].image)
+            return mean_ssim(self._searching.make(method, case).image, self._uncached[case].image)
         except BadPicture:
             return -1.0
 

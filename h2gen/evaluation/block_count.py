@@ -88,10 +88,11 @@ def _witnesses(block: Any) -> list[nn.Module]:
     Caches replace the forward pass of blocks, attention and feed-forward modules; quantization, LoRA and fused
     projections replace linear layers. What remains is the attention's query norm and the activation.
     """
-    feed_forward = getattr(block, "ff", None)
+    feed_forward = getattr(block, "ff", getattr(block, "ffn", None))
     if feed_forward is None:
         activation = getattr(block, "act_mlp", None)
     else:
         activation = getattr(feed_forward, "act_fn", None)
         activation = feed_forward.net[0] if activation is None else activation
-    return [block.attn.norm_q, *([] if activation is None else [activation])]
+    attention = next(getattr(block, name) for name in ("attn", "attention", "attn1") if hasattr(block, name))
+    return [attention.norm_q, *([] if activation is None else [activation])]

@@ -1,7 +1,8 @@
-"""The prompts built into tune and frontier: single objects that every model can draw, even the bundled one.
+"""The prompts built into tune and frontier: single objects that every model can draw, even a very small one.
 
 The three lists share no prompt: settings are searched on one, judged on another, and the frontier is measured on the
-third. ``compare`` has no built-in prompts; it takes the user's.
+third. ``compare`` has no built-in prompts; it takes the user's. Those of videos are things that move, and share no
+prompt either.
 """
 
 from __future__ import annotations
@@ -40,6 +41,35 @@ cartoon of an egg; a cartoon of a backpack; a cartoon of a book
 """Prompts for measuring only; nothing is chosen on them."""
 
 
+_THINGS = _split("""
+a cat; a dog; a pig; a rabbit; a panda; a lion; a fox; an elephant; a penguin; an owl; a frog; a whale; a fish; a crab;
+a butterfly; a rose; a cactus; a mushroom; an apple; a banana; a strawberry; a hamburger; a pizza; a car; a bus; a
+rocket; an airplane; a house; an umbrella; a guitar
+""")
+_MOTIONS = _split("moves to the right; moves to the left; moves up; moves down; grows; shrinks; turns")
+
+
+def _moving(first: int, count: int) -> tuple[str, ...]:
+    """Things that move: another pair for each number, since the lists' lengths have no common divisor."""
+    numbers = range(first, first + count)
+    return tuple(f"{_THINGS[number % len(_THINGS)]} {_MOTIONS[number % len(_MOTIONS)]}" for number in numbers)
+
+
 def cases(prompts: tuple[str, ...], first_seed: int) -> list[Case]:
     """The prompts, with seeds counting up from the first one."""
     return [Case(prompt, first_seed + place) for place, prompt in enumerate(prompts)]
+
+
+def to_search(video: bool) -> list[Case]:
+    """The cases for searching plans and tolerances, of pictures or of videos."""
+    return cases(_moving(0, len(TUNING)) if video else TUNING, 1000)
+
+
+def to_check(video: bool) -> list[Case]:
+    """The cases for judging the candidates of a search."""
+    return cases(_moving(len(TUNING), len(CHECKING)) if video else CHECKING, 2000)
+
+
+def to_measure(video: bool) -> list[Case]:
+    """The cases for measuring only."""
+    return cases(_moving(len(TUNING) + len(CHECKING), len(FRONTIER)) if video else FRONTIER, 3000)

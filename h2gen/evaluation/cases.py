@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,6 @@ from h2gen.settings.resolve import CACHE, Request, resolve_request
 from h2gen.settings.synonyms import meant_or_close
 from h2gen.settings.table import TABLE
 from h2gen.settings.values import Settings, clean_prompt
-from h2gen.settings.video import check_comparable
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -108,7 +107,11 @@ def cases_of(jobs: Jobs, limit: int | None = None) -> tuple[list[Case], Settings
 
 
 def uncached_request(
-    given: Mapping[str, Any], files: PromptFiles, key: str | None, built_in: Sequence[Case], limit: int
+    given: Mapping[str, Any],
+    files: PromptFiles,
+    key: str | None,
+    built_in: Callable[[bool], Sequence[Case]],
+    limit: int,
 ) -> tuple[Request, Sequence[Case]]:
     """The request for the uncached reference images, and their cases.
 
@@ -116,7 +119,7 @@ def uncached_request(
         given: settings, as in ``resolve_request``.
         files: prompt files. Settings in them must be the same for all prompts.
         key: of the prompt in JSON Lines.
-        built_in: the cases if there are no files.
+        built_in: the cases if there are no files, given whether they are of videos.
         limit: number of cases, at most.
 
     Raises:
@@ -126,10 +129,8 @@ def uncached_request(
     paths = file_names(files)
     if not paths:
         request = resolve_request("-", {**given, "seed": 0})
-        check_comparable(request.settings, request.checkpoint)
-        return _without_cache(request), built_in[:limit]
+        return _without_cache(request), built_in(request.settings.frames is not None)[:limit]
     jobs = Jobs(read_prompts(paths, key), given)
-    check_comparable(jobs.request.settings, jobs.request.checkpoint)
     cases, settings = cases_of(jobs, limit)
     shared = {"size": f"{settings.width}x{settings.height}", **settings.to_json()}
     resolved = {

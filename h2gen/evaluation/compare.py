@@ -24,7 +24,6 @@ from h2gen.settings import presets
 from h2gen.settings.resolve import Request
 from h2gen.settings.speedup import profile_key_of
 from h2gen.settings.values import Settings
-from h2gen.settings.video import check_comparable
 
 if TYPE_CHECKING:
     from h2gen.evaluation.comparison_run import FinishedRun
@@ -109,10 +108,9 @@ def prepare_comparison(
     jobs = Jobs(reading, {**settings, **first})
     if strict:
         jobs.check_strict()
-    check_comparable(jobs.request.settings, jobs.request.checkpoint)
     target = target_of(jobs.request.out, "png")
     if target.stem is not None:
-        raise SettingError(f"out is {jobs.request.out!r}; a comparison needs a folder for its pictures.")
+        raise SettingError(f"out is {jobs.request.out!r}; a comparison needs a folder for its files.")
     check_report_folder(options.report)
     if options.save_preset is not None:
         presets.check_new(options.save_preset)
@@ -162,6 +160,7 @@ class PreparedComparison:
             H2GenError: as ``compare``.
         """
         from h2gen.evaluation.comparison_run import run_comparison  # loads torch
+        from h2gen.evaluation.video_metrics import suited
 
         observer = observer or CompareObserver()
         row = self._options.row
@@ -169,7 +168,7 @@ class PreparedComparison:
             self.request,
             self.cases,
             self._settings,
-            self._metrics or choose_metrics(),  # which of them there are takes an import of torch
+            suited(self._metrics or choose_metrics(), self._settings),  # which there are takes an import of torch
             self._methods,
             observer,
             choose=recommended if row is None else lambda results, _metrics: numbered(results, row),

@@ -17,9 +17,6 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-from PIL import Image
-
 from h2gen.errors import BadPicture, OutputError, SettingError, Stopped
 from h2gen.evaluation import methods as known_methods
 from h2gen.evaluation.baselines import BaselineSearch
@@ -34,6 +31,7 @@ from h2gen.evaluation.repeats import least, wants_another
 from h2gen.evaluation.report_pictures import ReportPictures
 from h2gen.evaluation.results import VERSION, Case, Comparison, MethodResult, Sample
 from h2gen.evaluation.rivals import missing_rivals, without_rival
+from h2gen.evaluation.videos import Shown, identical
 from h2gen.generation.session import Session
 from h2gen.output.metadata import origin, versions
 from h2gen.settings.resolve import Request
@@ -42,7 +40,19 @@ from h2gen.settings.values import Settings
 ROUNDS = 3
 """How often further numbers of steps are measured, at most."""
 _T = TypeVar("_T")
-_SHARED = ("width", "height", "steps", "guidance", "cfg", "negative", "max_sequence_length", "shift", "attention")
+_SHARED = (
+    "width",
+    "height",
+    "frames",
+    "fps",
+    "steps",
+    "guidance",
+    "cfg",
+    "negative",
+    "max_sequence_length",
+    "shift",
+    "attention",
+)
 
 Choose = Callable[[Sequence[MethodResult], Sequence[MetricInfo]], str]
 """Returns the name of the method that is shown first."""
@@ -55,7 +65,7 @@ class FinishedRun:
     """A comparison, the images of its first case by method name, and the error that ended it early, if any."""
 
     comparison: Comparison
-    images: Mapping[str, Image.Image]
+    images: Mapping[str, Shown]
     error: Exception | None
 
 
@@ -103,7 +113,7 @@ def run_comparison(
             if not run.finished:
                 raise Stopped(f"Stopped before there was anything to compare.{again}") from None
             whole = "Stopped before all runs were done; the figures are of those that were."
-            part = f"Stopped. The figures cover {run.finished} of {len(cases)} pictures per method."
+            part = f"Stopped. The figures cover {run.finished} of {len(cases)} {settings.noun}s per method."
             error = Stopped((part if run.finished < len(cases) else whole) + again)
         except Exception as problem:
             if not run.finished:
@@ -119,12 +129,12 @@ class ComparisonRun:
         session: a loaded model.
         cases: prompts and seeds.
         settings: of every image; prompt, seed, steps and cache come from the case and the method.
-        metrics: what images are scored by. The first that measures fidelity decides what is Pareto-optimal.
+        metrics: what images or videos are scored by. The first that measures fidelity decides what is Pareto-optimal.
         methods: what is compared.
         observer: receives progress events.
         store: keeps each sample as soon as it is known, and returns those of earlier runs, whose images are not made
             again; every method then makes one image per case, whatever ``methods.repeat`` is. None keeps nothing.
-        folder: of the report, where every image is written to ``pictures/CASE-METHOD.png``; None writes none.
+        folder: of the report, where everything made is written to ``pictures``; None writes none.
     """
 
     def __init__(
@@ -145,8 +155,8 @@ class ComparisonRun:
         self._tallies: list[Tally] = []
         self._notices: list[str] = list(metrics.notices)
         self._maker = ImageMaker(session, self._cases, settings, self._notices.append)
-        self._first_images: dict[str, Image.Image] = {}
-        self._truths: dict[int, Image.Image] = {}
+        self._first_images: dict[str, Shown] = {}
+        self._truths: dict[int, Shown] = {}
         self._kept: KeptSamples | None = None
         if store is not None:
             self._kept = KeptSamples(store, self._maker, self._scored, observer, images=folder is not None)
@@ -163,7 +173,7 @@ class ComparisonRun:
         return made if len(made) >= min(2, len(self._tallies)) else []
 
     @property
-    def images(self) -> Mapping[str, Image.Image]:
+    def images(self) -> Mapping[str, Shown]:
         """The first case's images, by method name."""
         return self._first_images
 
@@ -225,7 +235,7 @@ class ComparisonRun:
         """
         finished = self.finished
         if not finished:
-            raise SettingError("No picture has been compared yet; call run() first.")
+            raise SettingError(f"No {self._settings.noun} has been compared yet; call run() first.")
         shown = self._shown
         results = method_results(shown, finished, self._metrics.infos)
         lacking = [tally.method for tally in self._tallies if tally not in shown]
@@ -247,7 +257,11 @@ class ComparisonRun:
             metrics=self._metrics.infos,
             cases=self._cases[:finished],
             methods=tuple(results),
-            notices=(*self._notices, *kept, *remarks(results, finished, len(self._cases), lacking)),
+            notices=(
+                *self._notices,
+                *kept,
+                *remarks(results, finished, len(self._cases), lacking, self._settings.noun),
+            ),
             chosen=choose(results, self._metrics.infos),
         )
 
@@ -274,7 +288,7 @@ class ComparisonRun:
                 sample = replace(sample, picture=path)
             self._add(tally, sample)
 
-    def _scored(self, method: Method, case: int, made: MadeImage, plain: Image.Image) -> Sample:
+    def _scored(self, method: Method, case: int, made: MadeImage, plain: Shown) -> Sample:
         return self._sample(method, case, [made], plain, None)
 
     def _take_turns(self, case: int, tallies: Sequence[Tally]) -> None:
@@ -351,7 +365,7 @@ class ComparisonRun:
         self._notices.append(f"{tally.method.label} is left out: {str(error) or type(error).__name__}")
 
     def _sample(
-        self, method: Method, case: int, made: Sequence[MadeImage], plain: Image.Image, truth: Image.Image | None
+        self, method: Method, case: int, made: Sequence[MadeImage], plain: Shown, truth: Shown | None
     ) -> Sample:
         image, prompt = made[0].image, self._cases[case].prompt
         against_truth = {} if truth is None or method.kind == "truth" else self._metrics.measure(image, truth, prompt)
@@ -363,6 +377,6 @@ class ComparisonRun:
             truth_scores={name: value for name, value in against_truth.items() if name in fidelity},
             seconds=tuple(one.seconds for one in made),
             share=made[0].share,
-            identical=bool(np.array_equal(np.asarray(image), np.asarray(plain))),
+            identical=identical(image, plain),
             trace=made[0].trace,
         )

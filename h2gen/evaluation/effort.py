@@ -32,6 +32,7 @@ class Effort:
         uncached_pictures: how many uncached pictures take as long as everything, untimed work included.
         seconds_uncached: seconds per uncached picture in an earlier measurement; None if there is none.
         measured_in: the profile with that measurement.
+        noun: what is made: a picture or a video.
     """
 
     methods: int
@@ -41,6 +42,7 @@ class Effort:
     uncached_pictures: float
     seconds_uncached: float | None
     measured_in: str
+    noun: str = "picture"
 
     @property
     def seconds(self) -> float | None:
@@ -52,10 +54,11 @@ class Effort:
         low, high = self.pictures
         often = f"{LEAST} or {MOST} times" if self.repeat is None else times(self.repeat)
         count = f"{low}" if low == high else f"{low} to {high}"
-        whole = f"Comparing {self.methods} methods{prompts}, each timed {often}: {count} pictures"
+        whole = f"Comparing {self.methods} methods{prompts}, each timed {often}: {count} {self.noun}s"
         if self.seconds is None or self.seconds_uncached is None:
             return f"{whole}. The time left is shown once the first is made."
-        return f"{whole}, about {duration(self.seconds)} {timing_words(self.seconds_uncached, self.measured_in)}."
+        known = timing_words(self.seconds_uncached, self.measured_in, self.noun)
+        return f"{whole}, about {duration(self.seconds)} {known}."
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -91,12 +94,13 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
         uncached_pictures=warm + search + prompts * (_bounds(methods.repeat)[1] * once + truth),
         seconds_uncached=None if known is None else known[0],
         measured_in="" if known is None else known[1].path.name,
+        noun=key.noun,
     )
 
 
-def timing_words(seconds_uncached: float, profile: str) -> str:
+def timing_words(seconds_uncached: float, profile: str, noun: str) -> str:
     """The measurement that an estimated time is based on; it may come from another machine."""
-    return f"if an uncached picture takes {seconds(seconds_uncached)}, as in the profile {profile!r}"
+    return f"if an uncached {noun} takes {seconds(seconds_uncached)}, as in the profile {profile!r}"
 
 
 def _search(peer: Peer, caches: int, prompts: int) -> float:
@@ -121,8 +125,13 @@ def timed_before(key: ProfileKey) -> tuple[float, Profile] | None:
     """
     known: list[tuple[float, Profile]] = []
     for profile in list_profiles([]):
-        alike = (profile.key.model, profile.key.width, profile.key.height) == (key.model, key.width, key.height)
+        alike = _of(profile.key) == _of(key)
         once = profile.measured.get("seconds_uncached")
         if alike and profile.key.guidance_mode == key.guidance_mode and isinstance(once, (int, float)) and once > 0:
             known.append((once / profile.key.steps * key.steps, profile))
     return min(known, key=lambda found: abs(found[1].key.steps - key.steps), default=None)
+
+
+def _of(key: ProfileKey) -> tuple[str, int, int, int]:
+    """What decides how long a step takes."""
+    return key.model, key.width, key.height, key.frames

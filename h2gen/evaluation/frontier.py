@@ -182,12 +182,10 @@ def prepare_frontier(
     """Check all arguments of ``frontier``; nothing is loaded or written."""
     own = ("prompts", "prompt_key", "options", "observer")
     settings, options = split_options("frontier", settings, options or FrontierOptions(), own)
-    built_in = builtin_prompts.cases(builtin_prompts.FRONTIER, 3000)
-    if not prompts and options.limit > len(built_in):
-        raise SettingError(
-            f"limit is {options.limit}; there are {len(built_in)} prompts built in: give more with --prompts."
-        )
-    request, cases = uncached_request(settings, prompts, prompt_key, built_in, options.limit)
+    most = len(builtin_prompts.FRONTIER)
+    if not prompts and options.limit > most:
+        raise SettingError(f"limit is {options.limit}; there are {most} prompts built in: give more with --prompts.")
+    request, cases = uncached_request(settings, prompts, prompt_key, builtin_prompts.to_measure, options.limit)
     if options.budgets is None:
         lowest = (LOWEST,) if request.settings.steps >= MANY else ()
         options = replace(options, budgets=(*BUDGETS, *lowest))
@@ -255,6 +253,7 @@ class PreparedFrontier:
             H2GenError: as ``frontier``.
         """
         from h2gen.evaluation.comparison_run import run_comparison  # loads torch
+        from h2gen.evaluation.video_metrics import suited
 
         observer = observer or FrontierObserver()
         for notice in self._notices:
@@ -274,7 +273,7 @@ class PreparedFrontier:
             at_budgets=groups & {"steps", "paper"},
             repeat=1,
         )
-        metrics = choose_metrics("psnr,ssim,lpips", download=False)
+        metrics = suited(choose_metrics("psnr,ssim,lpips", download=False), self.request.settings)
         run = run_comparison(
             self.request,
             self.cases,
@@ -305,5 +304,5 @@ class PreparedFrontier:
         with open_shared_log(key, session, self.request.settings, self._options.log) as log:
             observer.resumed(log.path, len(log))
             pictures = log.path.with_name(f"{log.path.name}-pictures")
-            every = self._options.report is not None
-            yield LoggedSamples(log, self.cases, metrics.infos, pictures=pictures, every=every)
+            every, videos = self._options.report is not None, self.request.settings.frames is not None
+            yield LoggedSamples(log, self.cases, metrics.infos, pictures=pictures, every=every, videos=videos)

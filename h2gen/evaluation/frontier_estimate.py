@@ -33,6 +33,7 @@ class FrontierEstimate:
         methods: number of methods measured, at most.
         seconds_uncached: seconds per uncached picture in an earlier measurement; None if there is none.
         measured_in: the profile with that measurement.
+        noun: what is made: a picture or a video.
     """
 
     pictures: int
@@ -42,6 +43,7 @@ class FrontierEstimate:
     methods: int
     seconds_uncached: float | None = None
     measured_in: str = ""
+    noun: str = "picture"
 
     @property
     def seconds(self) -> float | None:
@@ -51,22 +53,25 @@ class FrontierEstimate:
     def expecting(self, key: ProfileKey) -> FrontierEstimate:
         """The same with the time of an uncached picture, if a profile of such pictures records it."""
         known = timed_before(key)
-        return self if known is None else replace(self, seconds_uncached=known[0], measured_in=known[1].path.name)
+        named = replace(self, noun=key.noun)
+        return named if known is None else replace(named, seconds_uncached=known[0], measured_in=known[1].path.name)
 
     def __str__(self) -> str:
         search = f", {self.searching} of them to find the settings of other caches" if self.searching else ""
         of = f"{self.methods} methods, {self.prompts} prompt{'' if self.prompts == 1 else 's'}"
-        whole = f"At most {self.pictures} pictures ({of}){search}; they take about as long as {self.uncached_pictures} "
+        whole = (
+            f"At most {self.pictures} {self.noun}s ({of}){search}; they take about as long as {self.uncached_pictures} "
+        )
         if self.seconds is None or self.seconds_uncached is None:
             return f"{whole}uncached ones."
-        known = timing_words(self.seconds_uncached, self.measured_in)
+        known = timing_words(self.seconds_uncached, self.measured_in, self.noun)
         return f"{whole}uncached ones: {duration(self.seconds)} {known}."
 
     def timed(self, once: float) -> str:
         """The estimate in seconds, given those of one uncached picture."""
         return (
-            f"An uncached picture takes {seconds(once)}: about {duration(self.uncached_pictures * once)} in all at "
-            "most, less for pictures that are already measured."
+            f"An uncached {self.noun} takes {seconds(once)}: about {duration(self.uncached_pictures * once)} in all at "
+            f"most, less for {self.noun}s that are already measured."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -177,7 +177,7 @@ class Verdict:
         name = name[0].upper() + name[1:]
         rival, other = self.rival.result.label, self.worst_rival.result.label
         if math.isinf(self.ratio):
-            return f"{name} differs from the uncached pictures; the best alternative, {rival}, is identical to them."
+            return f"{name} differs from the uncached run; the best alternative, {rival}, is identical to it."
         there = "" if rival == other else f" that of the best there, {other}"
         return (
             f"{name} has {self.ratio:.2f}x the error of the best alternative, {rival}; at the worst prompt, "

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from PIL import Image
-
 from h2gen.evaluation import methods
 from h2gen.evaluation.make_image import ImageMaker, MadeImage
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.options import CompareObserver
 from h2gen.evaluation.results import Case, Sample
+from h2gen.evaluation.videos import Shown
 
-Score = Callable[[Method, int, MadeImage, Image.Image], Sample]
+Score = Callable[[Method, int, MadeImage, Shown], Sample]
 """Scores a method's image of a case against the uncached one."""
 
 
@@ -26,10 +25,10 @@ class SampleStore(Protocol):
     def recall(self, method: Method, case: int) -> Sample | None:
         """The sample of an image, if it was measured before."""
 
-    def picture(self, method: Method, case: int) -> Image.Image | None:
+    def picture(self, method: Method, case: int) -> Shown | None:
         """The image itself, if it was kept."""
 
-    def keep(self, method: Method, case: int, sample: Sample, image: Image.Image) -> None:
+    def keep(self, method: Method, case: int, sample: Sample, image: Shown) -> None:
         """Store a sample, and its image if the store keeps such images."""
 
     def value(self, method: Method, case: Case, make: Callable[[], float]) -> float:
@@ -52,7 +51,7 @@ class KeptSamples:
     ) -> None:
         self._store, self._maker, self._score, self._observer, self._images = store, maker, score, observer, images
         self._reference = methods.reference(maker.settings.steps)
-        self._plain: tuple[int, Image.Image] | None = None
+        self._plain: tuple[int, Shown] | None = None
 
     @property
     def notices(self) -> Sequence[str]:
@@ -87,12 +86,12 @@ class KeptSamples:
         """A method's score on a case of the search, which is made if it is missing."""
         return self._store.value(method, case, make)
 
-    def image(self, method: Method, case: int) -> Image.Image:
+    def image(self, method: Method, case: int) -> Shown:
         """The image of a sample, if images were asked for."""
         image = self._store.picture(method, case)
         return self._maker.make(method, case).image if image is None else image
 
-    def _plain_image(self, case: int) -> Image.Image:
+    def _plain_image(self, case: int) -> Shown:
         """The uncached image of a case: the last one made, the store's, or made once more."""
         if self._plain is None or self._plain[0] != case:
             self.sample(self._reference, case)

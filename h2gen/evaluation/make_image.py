@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from PIL import Image
-
 from h2gen.cache.trace import StepRecord
 from h2gen.errors import BadPicture
 from h2gen.evaluation.block_count import BlockCount, count_blocks
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.results import Case
+from h2gen.evaluation.videos import Shown, shown
 from h2gen.generation.relief import with_relief
 from h2gen.generation.result import Result
 from h2gen.generation.session import Session, open_session
@@ -46,9 +45,9 @@ def load_model(request: Request) -> tuple[Session, str]:
 
 @dataclass(frozen=True)
 class MadeImage:
-    """An image, the seconds of the pipeline call, the share of the blocks that ran, and H2-Cache's decisions."""
+    """An image or a video, seconds of the pipeline call, the share of the blocks that ran, and H2-Cache's decisions."""
 
-    image: Image.Image
+    image: Shown
     seconds: float
     share: float
     trace: tuple[StepRecord, ...]
@@ -112,14 +111,14 @@ class ImageMaker:
             )
         self._succeeded = True
         if result.nan_with_cache:
-            raise BadPicture(f"The picture of {where.prompt!r} contains NaN.")
+            raise BadPicture(f"The {self.settings.noun} of {where.prompt!r} contains NaN.")
         # At a strength below 1 only a part of each method's steps run, rounded up.
         share = 1 / settings.reference if method.share is None or settings.strength < 1 else method.share
         if counted is not None:
             share = counted.share
         elif result.summary is not None:
             share = result.summary.share
-        return MadeImage(result.image, result.seconds, share, tuple(result.trace.steps))
+        return MadeImage(shown(result), result.seconds, share, tuple(result.trace.steps))
 
     def _run(self, method: Method, settings: Settings, tiled: bool) -> tuple[Result, BlockCount | None]:
         self.session.encode(settings)

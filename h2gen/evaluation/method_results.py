@@ -58,7 +58,9 @@ def _scores(samples: Sequence[Mapping[str, float]], metrics: Sequence[MetricInfo
     }
 
 
-def remarks(results: Sequence[MethodResult], finished: int, cases: int, lacking: Sequence[Method] = ()) -> list[str]:
+def remarks(
+    results: Sequence[MethodResult], finished: int, cases: int, lacking: Sequence[Method] = (), noun: str = "picture"
+) -> list[str]:
     """Notices that follow from the figures: doubtful timings, peers at another cost, cases and methods missing."""
     found = list(timing_doubts(results))
     shares = [result.share for result in results if result.kind == "h2"]
@@ -67,7 +69,7 @@ def remarks(results: Sequence[MethodResult], finished: int, cases: int, lacking:
         if result.kind == "peer" and abs(off) > TOLERANCE:
             found.append(f"{result.label} runs {result.share:.1%} of the blocks, {off:+.1%} from H2-Cache's.")
     if finished < cases:
-        found.append(f"Stopped after {finished} of {cases} pictures per method.")
+        found.append(f"Stopped after {finished} of {cases} {noun}s per method.")
     if lacking:
         found.append(f"Stopped before these were measured: {'; '.join(method.label for method in lacking)}.")
     return found

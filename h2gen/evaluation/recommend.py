@@ -72,10 +72,10 @@ def preset_figures(method: MethodResult, comparison: Comparison) -> dict[str, An
             name = metric.name.replace("-", "_")
             score = method.scores[metric.name]
             figures |= {f"{name}_mean": round(score.mean, 4), f"{name}_worst": round(score.worst, 4)}
-    count = len(comparison.cases)
+    count, noun = len(comparison.cases), comparison.noun
     figures["measured_on"] = (
-        f"{model['name']}, {count} picture{'s' * (count > 1)}, {settings['width']}x{settings['height']}, "
+        f"{model['name']}, {count} {noun}{'s' * (count > 1)}, {settings['width']}x{settings['height']}, "
         f"{settings['steps']} steps, guidance {settings['guidance']:g}, cfg {settings['cfg']:g}, against the uncached "
-        f"pictures; time on {model['device']} {model['dtype']}"
+        f"{noun}s; time on {model['device']} {model['dtype']}"
     )
     return figures

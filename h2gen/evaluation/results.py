@@ -18,7 +18,7 @@ IDENTICAL = 120.0
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt with a seed: one image that every method makes."""
+    """A prompt with a seed: one image or video that every method makes."""
 
     prompt: str
     seed: int
@@ -116,6 +116,11 @@ class Comparison:
     methods: tuple[MethodResult, ...]
     notices: tuple[str, ...]
     chosen: str
+
+    @property
+    def noun(self) -> str:
+        """What was compared, in words."""
+        return "video" if "frames" in self.settings else "picture"
 
     @property
     def reference(self) -> MethodResult:

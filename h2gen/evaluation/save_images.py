@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from h2gen.errors import OutputError
 from h2gen.evaluation.charts import decisions_chart, pareto_chart
-from h2gen.evaluation.contact_sheet import Panel, contact_sheet, difference_panel
+from h2gen.evaluation.contact_sheet import Panel, contact_sheet, difference_map, difference_panel
 from h2gen.evaluation.number_format import percent, reading, seconds
 from h2gen.evaluation.recommend import cache_of
 from h2gen.evaluation.results import Comparison, MethodResult
+from h2gen.evaluation.videos import Shown, Video
 from h2gen.output.save import encode, keep, slug
+from h2gen.output.video_file import check_video_format, encode_video
 
+_ON_PANELS = {"psnr", "ssim", "lpips"}
+"""The metrics that stand beneath an image."""
 _FEW = 4
 """With at most this many methods a chart would say no more than the table."""
 
 
-def save_images(comparison: Comparison, images: Mapping[str, Image.Image], folder: Path) -> Iterator[Path]:
-    """Write the first case's images side by side, a chart of its decisions and, for many methods, a chart of them.
+def save_images(comparison: Comparison, images: Mapping[str, Shown], folder: Path) -> Iterator[Path]:
+    """Write what the methods made of the first case side by side, a chart of its decisions and, for many methods, a
+    chart of them.
 
     Args:
         comparison: what was measured.
@@ -36,16 +43,13 @@ def save_images(comparison: Comparison, images: Mapping[str, Image.Image], folde
     chosen, plain = comparison.method(comparison.chosen), comparison.reference
     case = comparison.cases[0]
     stem = f"{slug(case.prompt)}-{case.seed}"
-    above = [_panel(comparison, method, images[method.name]) for method in (plain, chosen)]
-    above.append(difference_panel(images[plain.name], images[chosen.name]))
     others = [
         min(rivals, key=lambda method: abs(method.seconds.median - chosen.seconds.median))
         for kind in ("steps", "solver")
         if (rivals := [method for method in comparison.methods if method.kind == kind])
     ]
-    below = [_panel(comparison, method, images[method.name]) for method in others]
-    sheet = contact_sheet([above, below] if below else [above])
-    yield keep(encode(sheet, "png"), folder, f"{stem}-compare", "png")
+    data, format = _side_by_side(comparison, [(method, images[method.name]) for method in (plain, chosen, *others)])
+    yield keep(data, folder, f"{stem}-compare", format)
     steps = chosen.samples[0].trace
     if steps:
         chart = decisions_chart(steps, cache_of(chosen), width=720.0)
@@ -56,11 +60,41 @@ def save_images(comparison: Comparison, images: Mapping[str, Image.Image], folde
         yield keep(chart.encode(), folder, f"{stem}-methods", "svg")
 
 
-def _panel(comparison: Comparison, method: MethodResult, image: Image.Image) -> Panel:
-    """An image with its figures."""
+def _side_by_side(comparison: Comparison, made: Sequence[tuple[MethodResult, Shown]]) -> tuple[bytes, str]:
+    """A file of the first two methods and their difference, with the others beneath, and its format."""
+    panels = [_panel(comparison, method) for method, _ in made]
+
+    def sheet(pictures: Sequence[Image.Image], factor: int | None = None) -> Image.Image:
+        above, below = pictures[:2], pictures[2:]
+        rows = [[panel(picture) for panel, picture in zip(panels, above, strict=False)]]
+        rows[0].append(difference_panel(above[0], above[1], factor))
+        rows += [[panel(picture) for panel, picture in zip(panels[2:], below, strict=True)]] if below else []
+        return contact_sheet(rows)
+
+    pictures = [image for _, image in made if not isinstance(image, Video)]
+    if pictures:
+        return encode(sheet(pictures), "png"), "png"
+    videos = [image for _, image in made if isinstance(image, Video)]
+    factor = difference_map(_all_frames(videos[0]), _all_frames(videos[1]))[1]  # the same for all frames
+    frames = [sheet(pictures, factor) for pictures in zip(*(video.pictures for video in videos), strict=True)]
+    try:
+        check_video_format("mp4")
+        format = "mp4"
+    except OutputError:
+        format = "webp"
+    return encode_video(np.stack([np.asarray(frame) for frame in frames]), videos[0].fps, format), format
+
+
+def _all_frames(video: Video) -> Image.Image:
+    """All frames, one beneath the other."""
+    return Image.fromarray(video.frames.reshape(-1, video.size[0], 3))
+
+
+def _panel(comparison: Comparison, method: MethodResult) -> Callable[[Image.Image], Panel]:
+    """Puts a method's figures on its image of the first case, or on a frame of its video."""
     sample = method.samples[0]
     lines = [f"{seconds(statistics.median(sample.seconds))}, {percent(sample.share)} of the blocks"]
     if method.kind != "reference":
-        close = [metric for metric in comparison.metrics if metric.fidelity and metric.name in sample.scores]
+        close = [metric for metric in comparison.metrics if metric.name in _ON_PANELS & sample.scores.keys()]
         lines.append(", ".join(f"{metric.title} {reading(metric, sample.scores[metric.name])}" for metric in close))
-    return Panel(image, method.label, lines)
+    return lambda image: Panel(image, method.label, lines)

@@ -30,6 +30,7 @@ class HunyuanVideo(VideoFamily):
     transformer = "HunyuanVideoTransformer3DModel"
     tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {"HunyuanVideoPipeline": {"text": "HunyuanVideoPipeline"}}
     held_per_token = 17.5
+    diffusers_caches = frozenset({"FirstBlockCacheConfig", "MagCacheConfig", "SeaCacheConfig", "TaylorSeerCacheConfig"})
     marks = ("txt_in.individual_token_refiner.", "context_embedder.token_refiner.")
     lora_layers: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "double_blocks": tuple(

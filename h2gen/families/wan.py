@@ -32,6 +32,7 @@ class Wan(OneListFamily, VideoFamily):
     tasks: ClassVar[Mapping[str, Mapping[str, str]]] = {"WanPipeline": {"text": "WanPipeline"}}
     held_per_token = 14.5
     scheduler: ClassVar[Mapping[str, Any]] = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}
+    diffusers_caches = frozenset({"FirstBlockCacheConfig", "MagCacheConfig", "TaylorSeerCacheConfig"})
     blocks = "blocks"
     lora_layers: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "blocks": (*(f"{kind}_attn.{layer}" for kind in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")

@@ -25,9 +25,7 @@ _HALF = 0.5
 """Tuned thresholds that run at most this share of the blocks are preferred: estimated ones aim at the same."""
 
 
-def advice(
-    trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] = lambda: None, *, tunable: bool = True
-) -> str | None:
+def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] = lambda: None) -> str | None:
     """One or two sentences for the user; None if something was reused, or a plan forbade it.
 
     It suggests no value outside a setting's useful range: there, fewer steps are closer to the uncached picture.
@@ -36,7 +34,6 @@ def advice(
         trace: of the picture.
         cache: its settings.
         tuned: finds a profile's thresholds for such pictures; called only if the picture was made with thresholds.
-        tunable: whether ``h2gen tune`` takes its model, which it does not if that makes videos.
     """
     summary, steps = trace.summary, trace.steps
     if summary.full < summary.steps or cache.plan_alone:
@@ -60,8 +57,8 @@ def advice(
         if not options:
             return _TOO_FEW
         return (
-            f"The cache reused nothing; by the changes it measured, {options} would reuse some stages."
-            + " 'h2gen tune' finds better thresholds." * tunable
+            f"The cache reused nothing; by the changes it measured, {options} would reuse some stages. 'h2gen tune' "
+            "finds better thresholds."
         )
     if any(step.structure.outcome is Outcome.GUARDED for step in steps):
         return (
@@ -82,7 +79,9 @@ def tuned_thresholds(settings: Settings, content_hash: Callable[[], str | None])
         None if no profile fits, or the one that does has no thresholds.
     """
     mode = "true" if settings.cfg > 1 else "plain"
-    key = ProfileKey("", "", settings.steps, settings.width, settings.height, mode, settings.shift)
+    key = ProfileKey(
+        "", "", settings.steps, settings.width, settings.height, mode, settings.shift, settings.frames or 0
+    )
     try:
         profile = ProfileSearch(key, lambda: content_hash() or "").exact()
     except (H2GenError, OSError):  # advice must not cost a finished picture

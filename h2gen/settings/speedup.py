@@ -175,7 +175,7 @@ class GoalResolver:
                 f"{key.model!r} takes {key.steps} steps here, and a cache cannot help below {FEWEST_STEPS}; leave out "
                 f"{self.goal.option}, and give fewer --steps to be faster."
             )
-        command = command_for(self._checkpoint, settings) if settings.frames is None else ""
+        command = command_for(self._checkpoint, settings)
         search = ProfileSearch(key, lambda: self._hash)
         # A profile of the same weights comes first; one of another model only after the published plans.
         profile = search.exact() or (search.nearest(same_weights=True) if self.goal.nearest else None)
@@ -184,11 +184,6 @@ class GoalResolver:
             if plans is not None:
                 return self._choose_published(plans, search)
             profile = search.nearest() if self.goal.nearest else None
-        if profile is None and not command:
-            raise ProfileError(
-                f"There is no published plan for {key}, and h2gen measures no profiles of videos; leave out "
-                f"{self.goal.option}, or give a --preset."
-            )
         if profile is None:
             raise search.missing(command, NEAREST)
         policy = self.goal.policy
@@ -201,7 +196,7 @@ class GoalResolver:
             where = "in the profile" if policy == "auto" else f"among the profile's {PLURALS[policy]}"
             line = (
                 f"Nothing faster {where} reaches a mean SSIM of {self.goal.fidelity:g} (the closest has "
-                f"{below_one(best.figures.ssim_mean, 4)}); making the uncached picture."
+                f"{below_one(best.figures.ssim_mean, 4)}); making the uncached {key.noun}."
             )
             return _Chosen("profile", {**asdict(OFF), "solver": "own"}, asked, [*search.notices, line])
         values = {"steps": choice.steps, "solver": choice.solver, **asdict(choice.cache)}
@@ -256,12 +251,11 @@ def profile_key_of(checkpoint: Checkpoint, settings: Settings, content_hash: str
         settings.height,
         guidance_mode=mode,
         shift=settings.shift,
+        frames=settings.frames or 0,
     )
 
 
 def _lacks(what: str, policy: str, command: str) -> ProfileError:
-    if not command:
-        return ProfileError(f"{what} has no {PLURALS[policy]}; leave out --policy.")
     return ProfileError(f"{what} has no {PLURALS[policy]}. Measure them: {command}; or leave out --policy.")
 
 
@@ -285,8 +279,8 @@ def expectation(choice: Choice, profile: Profile, chosen_by_sort: bool = False) 
     count = f" of {profile.pictures}" if profile.pictures else ""
     line = (
         f"Using {what}: {cost(figures.share, profile.key.steps)} ({figures.speedup:.1f}x when measured), with a mean "
-        f"SSIM of {below_one(figures.ssim_mean)} to the uncached pictures ({below_one(figures.ssim_worst)} for the "
-        f"worst{count})."
+        f"SSIM of {below_one(figures.ssim_mean)} to the uncached {profile.key.noun}s "
+        f"({below_one(figures.ssim_worst)} for the worst{count})."
     )
     if profile.measured_for is None:
         return line
@@ -307,6 +301,8 @@ def command_for(checkpoint: Checkpoint, settings: Settings, *start: str) -> str:
         words += ["--steps", str(settings.steps)]
     if (settings.width, settings.height) != (defaults.width, defaults.height):
         words += ["--size", f"{settings.width}x{settings.height}"]
+    if settings.frames is not None and settings.frames != defaults.frames:
+        words += ["--frames", str(settings.frames)]
     if settings.cfg != defaults.cfg:
         words += ["--cfg", f"{settings.cfg:g}"]
     return shlex.join(words)

@@ -85,6 +85,11 @@ class Settings:
     reference_steps: int | None = None
     published_plan: str | None = None
 
+    @property
+    def noun(self) -> str:
+        """What messages call what is made."""
+        return "picture" if self.frames is None else "video"
+
     def __post_init__(self) -> None:
         for name in FIELDS:
             object.__setattr__(self, name, BY_NAME[name].check(getattr(self, name)))

@@ -82,18 +82,6 @@ def check_frames(settings: Settings, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_comparable(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Check that a command that compares pictures was not given a model that makes videos.
-
-    Raises:
-        SettingError: it was.
-    """
-    if settings.frames is not None:
-        raise SettingError(
-            f"{_name(checkpoint)} makes videos, and only pictures can be compared; give another --model."
-        )
-
-
 def latent_frames(frames: int, checkpoint: Checkpoint) -> int:
     """The frames of a video as its model computes them; 1 for a picture, whose number of frames is 0."""
     facts = facts_of(checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from h2gen.checks import Rule
-from h2gen.settings.setting import MAKES, picture_row
+from h2gen.settings.setting import picture_row
 
 MOST_FRAMES = 1025
 """A minute at 16 frames per second. No model that is known here was made for more than a few seconds."""
@@ -24,13 +24,11 @@ FRAMES = picture_row(
     "frames",
     "Number of frames of a video, such as 61.",
     _OfVideos(int, 1, MOST_FRAMES),
-    commands=MAKES,
     later=True,
 )
 FPS = picture_row(
     "fps",
     "Frames per second of a video.",
     _OfVideos(float, 1, 120),
-    commands=MAKES,
     later=True,
 )

@@ -134,11 +134,58 @@ def test_a_picture_model_takes_neither_frames_nor_a_rate(here: Path, options: li
     )
 
 
-@pytest.mark.parametrize("command", [["compare", "a cat"], ["frontier"], ["tune"]])
-def test_videos_are_not_compared(model: str, here: Path, command: list[str]) -> None:
-    done = h2gen(*command, "--model", model)
-    assert done.returncode == 2 and "makes videos, and only pictures can be compared" in done.stderr
-    assert done.stderr.count("\n") == 1 and os.listdir(here) == []
+SMALL = ("--size", "32", "--steps", "4", "--frames", "5")
+
+
+@pytest.mark.slow
+def test_videos_are_compared_frame_by_frame_and_played_in_the_report(model: str, here: Path) -> None:
+    given = ("--tau1", "9", "--tau2", "9", "--repeat", "1", "--report", "rep")
+    done = h2gen("compare", "a cat walks", "--model", model, "--seed", "7", *SMALL, *given)
+    assert done.returncode == 0, done.stderr
+    files = {path.relative_to("rep").as_posix() for path in Path("rep").rglob("*") if path.is_file()}
+    assert {"index.html", "results.json", "a-cat-walks-7-compare.mp4", "a-cat-walks-7-decisions.svg"} <= files
+    said = " ".join(done.stdout.split())
+    assert "makes a video in" in said and "in the worst frame." in said and "picture" not in said + done.stderr
+    found = json.loads(Path("rep/results.json").read_text())
+    assert (found["settings"]["frames"], found["settings"]["fps"]) == (5, 8.0)
+    names = ("psnr", "ssim", "psnr-frame", "ssim-frame", "flicker")
+    assert tuple(metric["name"] for metric in found["metrics"])[:5] == names
+    plain, cached = (found["methods"][number]["shots"][0] for number in (0, 1))
+    frames = [frames_of(Path("rep") / each["picture"]) for each in (plain, cached)]
+    assert frames[0].shape == frames[1].shape == (5, 32, 32, 3) and not np.array_equal(*frames)
+    errors = [np.square((one / 255.0) - (other / 255.0)).mean() for one, other in zip(*frames, strict=True)]
+    apart = -10 * np.log10(errors)
+    assert cached["scores"]["psnr"] == pytest.approx(apart.mean()) and cached["share"] < 1
+    assert cached["scores"]["psnr-frame"] == pytest.approx(apart.min())
+    assert frames_of("rep/a-cat-walks-7-compare.mp4").shape[0] == 5
+    page = Path("rep/index.html").read_text()
+    assert "<canvas" in page and '"frames":5' in page and "1 video per method" in page
+
+
+@pytest.mark.slow
+def test_a_frontier_of_videos_is_printed_and_continued(model: str, here: Path) -> None:
+    given = ("--budgets", "0.75", "--limit", "2", "--only", "steps,peers", "--against", "taylor", "--log", "log")
+    made = []
+    for more in ("", "--report"):
+        done = h2gen("frontier", "--model", model, *SMALL, *given, *([more, "rep"] if more else []))
+        assert done.returncode == 0, done.stderr
+        made.append(done)
+    assert re.search(r"At 75\W%.*\n.*1 - SSIM +worst +PSNR", made[0].stdout) and " 3 steps" in made[0].stdout
+    assert "TaylorSeer" in made[0].stdout and "picture" not in made[0].stdout + made[0].stderr
+    assert "videos are already measured" in made[1].stderr and made[1].stdout == made[0].stdout
+    found = json.loads(Path("rep/results.json").read_text())
+    assert [case["prompt"] for case in found["cases"]] == ["a pig grows", "a rabbit shrinks"]
+    kept = sorted(Path("log-pictures").glob("*.npz"))
+    with np.load(kept[0]) as file:
+        assert file["frames"].shape == (5, 32, 32, 3) and file["fps"] == 8
+
+
+def test_a_dry_run_of_compare_counts_videos(model: str, here: Path) -> None:
+    done = h2gen("compare", "a cat", "--model", model, *SMALL, "--tau1", "0.1", "--dry-run")
+    assert done.returncode == 0 and "8 to 12 videos" in done.stdout and "frames" in done.stdout, done.stderr
+    done = h2gen("compare", "a cat", "--model", model, "--frames", "6")
+    assert done.returncode == 2 and "give 5 or 9" in done.stderr and done.stderr.count("\n") == 1
+    assert os.listdir(here) == []
 
 
 def test_without_av_only_mp4_is_refused(model: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +255,6 @@ def test_the_help_of_every_command_that_makes_something_has_the_options(capsys: 
         assert "--frames" in shown and "--fps" in shown
 
 
-def test_show_says_that_a_model_makes_videos_and_offers_no_profile(model: str, here: Path) -> None:
-    shown = h2gen("models", "show", model).stdout
-    assert re.search("^makes videos +from a prompt$", shown, re.M) and "h2gen tune" not in shown
+def test_show_says_that_a_model_makes_videos(model: str, here: Path) -> None:
+    assert re.search("^makes videos +from a prompt$", h2gen("models", "show", model).stdout, re.M)
     assert re.search("^makes pictures ", h2gen("models", "show", "z-image").stdout, re.M)

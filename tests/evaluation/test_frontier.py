@@ -104,8 +104,7 @@ def test_the_verdict_is_a_sentence_in_plain_words() -> None:
     same = replace(same, scores={**same.scores, "ssim": Score(1.0, 1.0, 0)})
     (plan,) = verdicts(best_rows(measured(same), [PLAN], [0.2]), 0.2)
     assert str(plan) == (
-        f"The plan ({PLAN.name}) differs from the uncached pictures; the best alternative, steps 9, is identical to "
-        "them."
+        f"The plan ({PLAN.name}) differs from the uncached run; the best alternative, steps 9, is identical to it."
     )
     assert plan.to_json()["ratio"] is None
 

@@ -24,7 +24,14 @@ from h2gen.evaluation.peers.builtin import _latents, taylor_steps, taylor_values
 from h2gen.evaluation.peers.teacache import Trajectory, rescaled, teacache
 from h2gen.families import family_of
 from h2gen.families.flux1 import TEACACHE_DEV
-from tests.small import flux2_klein_pipeline, flux2_pipeline, flux2_transformer, flux_transformer, run_kwargs
+from tests.small import (
+    flux2_klein_pipeline,
+    flux2_pipeline,
+    flux2_transformer,
+    flux_transformer,
+    hunyuan_video_pipeline,
+    run_kwargs,
+)
 
 BLOCKS = 24  # of the bundled model
 STEPS = 8
@@ -243,6 +250,25 @@ def test_taylorseer_can_compute_any_number_of_steps_from_few_to_all(steps: int, 
 
 
 # SeaCache.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", named("fb", "mag", "sea", "taylor", "tea", "dbcache", "meancache"))
+def test_peers_work_on_videos(name: str) -> None:
+    pipe = hunyuan_video_pipeline(layers=2, single_layers=2)
+
+    def made() -> Any:
+        return pipe(**run_kwargs(pipe, steps=STEPS)).frames
+
+    peer = PEERS[name].calibrated(pipe, [made] * 8, steps=STEPS)
+    plain, values = made(), peer.values(STEPS)
+    least = values.low if isinstance(values, Span) else values[0]
+    with peer.applied(pipe, least, steps=STEPS):
+        assert np.array_equal(made(), plain)
+    with count_blocks(pipe.transformer) as count, peer.applied(pipe, most_reuse(peer), steps=STEPS):
+        changed = made()
+        assert count.share < 0.7 and not np.array_equal(changed, plain)
+    assert np.array_equal(made(), plain)
 
 
 def test_seacache_sees_the_latents_as_a_picture() -> None:

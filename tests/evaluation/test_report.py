@@ -391,6 +391,10 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    yield from started_browser()
+
+
+def started_browser() -> Iterator[Browser]:
     if BROWSER is None:
         pytest.skip("there is no Chromium here")
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -127,6 +127,23 @@ def test_the_checkpoint_is_not_read_where_no_profile_could_fit() -> None:
         find_profile(ProfileKey("dev", "", 33, 1024, 1024, "plain"), never, "h2gen tune")
 
 
+def test_a_profile_of_videos_is_for_one_number_of_frames_and_never_for_pictures() -> None:
+    video = replace(HERE, frames=61)
+    assert str(video) == "'mine' at 20 steps, 128x128, 61 frames"
+    assert write_profile(profile(video)).name == "mine-20-128x128x61-abababab.toml"
+    write_profile(profile(replace(HERE, model="other", content_hash="cd" * 32)))
+    assert found(video)[0] == profile(video)
+    with pytest.raises(ProfileError, match=r"33 frames\. Make one: .*as 850 videos.* Or use the nearest one"):
+        found(replace(HERE, frames=33))
+    near, notices = found(replace(HERE, frames=33), nearest=True)
+    assert near.measured_for == video and "made for 61 frames." in notices[0]
+    with pytest.raises(ProfileError, match="There is no profile") as caught:  # that of other pictures does not suit
+        found(replace(HERE, model="third", frames=0, steps=9))
+    assert "nearest" not in str(caught.value)
+    near, _ = found(replace(HERE, steps=10), nearest=True)
+    assert near.measured_for is not None and near.measured_for.model == "other"
+
+
 def test_the_nearest_is_of_the_same_model_first_and_its_plans_are_drawn_out() -> None:
     write_profile(profile())
     write_profile(profile(ProfileKey("other", "cd" * 32, 30, 128, 128, "plain")))

@@ -16,7 +16,7 @@ from h2gen.settings.layers import Resolved
 from h2gen.settings.resolve import Request, resolve_request
 from h2gen.settings.speedup import Goal, GoalResolver
 from h2gen.settings.values import Settings
-from h2gen.settings.video import check_comparable, check_frames, latent_frames, with_frames
+from h2gen.settings.video import check_frames, latent_frames, with_frames
 from h2gen.settings.workload import default_work, work_of
 from tests import small
 
@@ -134,19 +134,14 @@ def test_memory_counts_frames(video: str) -> None:
     assert [latent_frames(count, checkpoint) for count in (0, 1, 5, 129)] == [1, 1, 2, 33]
 
 
-def test_videos_are_not_compared(video: str) -> None:
-    check_comparable(request("tiny").settings, resolve("tiny"))
-    with pytest.raises(SettingError, match="makes videos, and only pictures can be compared"):
-        check_comparable(request(video).settings, resolve(video))
-
-
-def test_no_profile_is_offered_for_videos(video: str) -> None:
+def test_a_profile_of_videos_is_offered_and_none_of_pictures_is_taken(video: str) -> None:
     def asked(model: str, **goal: Any) -> Request:
         return GoalResolver(Goal(**goal), resolve(model)).request("a cat walks", [("option", {})])
 
-    with pytest.raises(ProfileError, match=r"no published plan for .*; leave out --speedup, or give a --preset") as one:
-        asked(video, speedup=2)
-    with pytest.raises(ProfileError, match=r"needs measured figures, .*; give --speedup\.$") as two:
+    for goal in ({"speedup": 2}, {"speedup": 2, "nearest": True}):  # there are profiles of the bundled model
+        with pytest.raises(ProfileError, match=r"no profile for .* frames\. Make one: h2gen tune .*as 850 videos"):
+            asked(video, **goal)
+    with pytest.raises(ProfileError, match=r"needs measured figures, .*; give --speedup, or measure: h2gen tune "):
         asked("hunyuan-video", fidelity=0.9)
-    said = [str(one.value), str(two.value), *asked("hunyuan-video", speedup=2).notices]
-    assert "published, not measured" in said[-1] and not any("h2gen tune" in line for line in said)
+    said = asked("hunyuan-video", speedup=2).notices[-1]
+    assert "published, not measured" in said and said.endswith("h2gen tune --model hunyuan-video")

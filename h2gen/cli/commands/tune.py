@@ -76,6 +76,6 @@ def tune(
     from h2gen.cli.views.tune import TuneView
 
     route_warnings(console, verbose)
-    with TuneView(console, as_json, wanted) as view:
+    with TuneView(console, as_json, wanted, prepared.request.settings.noun) as view:
         found = prepared.run(view)
     say(console, prepared.next_command(found.profile), "bold")

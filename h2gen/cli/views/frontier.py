@@ -32,7 +32,8 @@ class FrontierView(CompareView, FrontierObserver):
         self._estimate = estimate
 
     def resumed(self, log: Path, known: int) -> None:
-        what = f"Continuing: {known} pictures are already measured in" if known else "Recording each picture in"
+        noun = self._estimate.noun
+        what = f"Continuing: {known} {noun}s are already measured in" if known else f"Recording each {noun} in"
         say(self._console, f"{what} {str(log)!r}.", "dim")
 
     def timed(self, seconds: float) -> None:

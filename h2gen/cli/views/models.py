@@ -142,14 +142,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "on this machine", found["memory"]["here"].removeprefix("Memory: ")
     if found.get("published_plans"):
         plans = "; ".join(found["published_plans"])
-        until = "" if _makes_videos(found) else " until you have a profile"
-        yield "plans", f"{plans}; {WORDS}; --speedup uses them{until}"
-    elif (
-        "published_plans" in found
-        and found["cache"]["helps"]
-        and found["kind"] != "bundled"
-        and not _makes_videos(found)
-    ):
+        yield "plans", f"{plans}; {WORDS}; --speedup uses them until you have a profile"
+    elif "published_plans" in found and found["cache"]["helps"] and found["kind"] != "bundled":
         yield (
             "plans",
             f"none published for it; --speedup needs a profile of your own: h2gen tune --model {found['name']}",

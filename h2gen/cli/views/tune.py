@@ -35,10 +35,12 @@ class TuneView(EvaluationView, TuneObserver):
         console: where progress and notices go.
         as_json: print the result as JSON instead of a table.
         options: how much is tried, from which the remaining time is estimated.
+        noun: what is made: a picture or a video.
     """
 
-    def __init__(self, console: Console, as_json: bool, options: TuneOptions) -> None:
+    def __init__(self, console: Console, as_json: bool, options: TuneOptions, noun: str = "picture") -> None:
         super().__init__(console, as_json)
+        self._noun = noun
         self._made = 0
         self._expected = options.search * options.images_per_prompt
         self._budgets = options.budgets
@@ -77,7 +79,7 @@ class TuneView(EvaluationView, TuneObserver):
     def _before(self, width: int) -> list[RenderableType]:
         each = (time.perf_counter() - self._began) / max(1, self._made)
         left = f"at most {clock(each * max(0, self._expected - self._made))} left" if self._made else ""
-        bar = progress(self._made, self._expected, f"{self._made} pictures", left, width)
+        bar = progress(self._made, self._expected, f"{self._made} {self._noun}s", left, width)
         table = columns(("budget", "right"), ("blocks", "right"), ("1 - SSIM", "right"), ("best so far", "left"))
         for budget in self._budgets:
             if budget in self._best:

@@ -149,8 +149,9 @@ _X_TITLE = "speed-up over uncached, by wall time"
 def _axis_title(comparison: Comparison, metric: MetricInfo, truth: bool) -> str:
     unit = f", {metric.unit}" if metric.unit else ""
     if not metric.fidelity:
-        return f"{metric.title}{unit} of the picture by itself: higher is better"
-    what = f"the picture of {truth_steps(comparison)} steps" if truth else "the uncached picture"
+        return f"{metric.title}{unit} of the {comparison.noun} by itself: higher is better"
+    noun = comparison.noun
+    what = f"the {noun} of {truth_steps(comparison)} steps" if truth else f"the uncached {noun}"
     return f"{metric.title}{unit}: higher is closer to {what}"
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from h2gen.errors import SettingError
 from h2gen.wording import did_you_mean
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from h2gen.evaluation.videos import Shown
 
-    Fidelity = Callable[[Image.Image, Image.Image], float]  # of an image and its reference
-    Quality = Callable[[Image.Image, str], float]  # of an image and its prompt
+    Fidelity = Callable[[Any, Any], float]  # of an image and its reference
+    Quality = Callable[[Any, str], float]  # of an image and its prompt
 
 NAMES = ("psnr", "ssim", "lpips", "clip-iqa", "clip-score")
 
@@ -62,7 +62,7 @@ class Metrics:
         self._fidelity = dict(fidelity)
         self._quality = dict(quality)
 
-    def measure(self, image: Image.Image, reference: Image.Image | None, prompt: str) -> dict[str, float]:
+    def measure(self, image: Shown, reference: Shown | None, prompt: str) -> dict[str, float]:
         """Each metric's value by name; without a reference those of fidelity are omitted.
 
         Identical images have a PSNR of ``math.inf``, an SSIM of 1 and an LPIPS of 0, exactly.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from h2gen.errors import CacheError
 from h2gen.evaluation.peers.base import Peer, Span, Value, contexts, left_as_found, threshold_of, version_of
@@ -100,8 +100,8 @@ class Magnitude(Builtin):
         ratios: dict[str, tuple[float, ...]] = {}
 
         def note(*_: Any) -> None:
-            hook = transformer.transformer_blocks[0]._diffusers_hook.get_hook("mag_cache_leader_block_hook")
-            manager = hook.state_manager
+            leader = cast(Any, family_of(transformer).block_lists(transformer)[0][0])
+            manager = leader._diffusers_hook.get_hook("mag_cache_leader_block_hook").state_manager
             ratios[manager.context.name] = tuple(manager.get_state().calibration_ratios)
 
         # One step more than there are: at the last one diffusers prints the ratios and discards them.
@@ -187,7 +187,7 @@ class Sea(Builtin):
         return SeaCacheConfig(
             threshold=threshold_of(value),
             max_consecutive_cached=2 if self.guarded else 0,
-            power_exp=2.0,  # its authors' value for images; 3 is for video
+            power_exp=3.0 if family_of(transformer).makes_video else 2.0,  # its authors' values for videos and images
             raw_vision_callback=_latents,
         )
 
@@ -202,8 +202,11 @@ class Sea(Builtin):
 
 
 def _latents(_module: Any, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """The packed latents ``(B, N, 4 C)`` as one ``(C, 1, H, W)`` per image."""
-    packed, ids = kwargs["hidden_states"], kwargs["img_ids"]
+    """The latents of videos, or the packed latents ``(B, N, 4 C)`` of images, as one ``(C, F, H, W)`` each."""
+    packed = kwargs["hidden_states"]
+    if packed.ndim == 5:
+        return list(packed)
+    ids = kwargs["img_ids"]
     high, wide = (int(ids[:, axis].max()) + 1 for axis in (1, 2))
     grid = packed.reshape(packed.shape[0], high, wide, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
     return list(grid.reshape(packed.shape[0], -1, 1, 2 * high, 2 * wide))

@@ -17,9 +17,8 @@ from h2gen.evaluation.report.story import RankedRow, Ranking, Story
 from h2gen.files import check_folder
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from h2gen.evaluation.results import Comparison
+    from h2gen.evaluation.videos import Shown
 
 __all__ = ["RankedRow", "Ranking", "Story", "check_report_folder", "headline_and_summary", "write_report"]
 
@@ -45,7 +44,7 @@ def check_report_folder(folder: Path | None) -> None:
 
 def write_report(
     comparison: Comparison,
-    pictures: Mapping[tuple[str, int], Image.Image] | Path,
+    pictures: Mapping[tuple[str, int], Shown] | Path,
     folder: Path,
     story: Story | None = None,
 ) -> Path:
@@ -92,9 +91,12 @@ def write_report(
 
 
 def _lay_out(
-    comparison: Comparison, pictures: Mapping[tuple[str, int], Image.Image] | Path, work: Path, *, stay: bool
+    comparison: Comparison, pictures: Mapping[tuple[str, int], Shown] | Path, work: Path, *, stay: bool
 ) -> None:
     """Put the pictures at the samples' paths."""
+    from h2gen.evaluation.videos import Video
+    from h2gen.output.save import encode
+
     for method in comparison.methods:
         for sample in method.samples:
             if not sample.picture:
@@ -110,7 +112,8 @@ def _lay_out(
                 with contextlib.suppress(FileNotFoundError):
                     shutil.copyfile(pictures / relative, target)
             elif (method.name, sample.case) in pictures:
-                pictures[method.name, sample.case].save(target, "PNG")
+                image = pictures[method.name, sample.case]
+                target.write_bytes(image.webp() if isinstance(image, Video) else encode(image, "png"))
 
 
 def _write(path: Path, text: str) -> None:

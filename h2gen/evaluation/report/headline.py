@@ -24,9 +24,9 @@ def headline_and_summary(comparison: Comparison) -> tuple[str, list[str]]:
     """A headline and the sentences of one paragraph, about the chosen method."""
     chosen, reference = comparison.method(comparison.chosen), comparison.reference
     metric = comparison.fidelity_metric
-    sentences = [_gain(chosen, reference)]
+    sentences = [_gain(chosen, reference, comparison.noun)]
     if metric is None or metric.name not in chosen.scores:
-        return _headline(chosen, None, None), sentences
+        return _headline(comparison, None, None), sentences
     sentences.append(_cost(comparison, chosen, metric))
     rival = _rival(comparison, chosen, metric)
     if chosen.kind not in ("steps", "solver", "reference", "truth"):
@@ -34,16 +34,17 @@ def headline_and_summary(comparison: Comparison) -> tuple[str, list[str]]:
     if chosen.kind != "reference" and metric.name in chosen.truth_scores and metric.name in reference.truth_scores:
         sentences.append(_truth(comparison, chosen, metric))
     sentences += _quality(comparison, chosen, reference)
-    return _headline(chosen, rival, metric), sentences
+    return _headline(comparison, rival, metric), sentences
 
 
 def _saves(method: MethodResult) -> bool:
     return method.speedup > SAVES
 
 
-def _headline(chosen: MethodResult, rival: MethodResult | None, metric: MetricInfo | None) -> str:
+def _headline(comparison: Comparison, rival: MethodResult | None, metric: MetricInfo | None) -> str:
+    chosen = comparison.method(comparison.chosen)
     if chosen.kind == "reference":
-        return "The uncached pictures, and the methods measured against them"
+        return f"The uncached {comparison.noun}s, and the methods measured against them"
     once = " in one timed run" if chosen.seconds.runs == 1 else ""
     if not _saves(chosen):
         return ("No time saved" if chosen.speedup > 0.98 else "Slower than without a cache") + once
@@ -58,12 +59,12 @@ def _headline(chosen: MethodResult, rival: MethodResult | None, metric: MetricIn
     return f"{gain}, {'closer than' if margin < -_worth(metric) else 'as close as'} fewer steps at that speed"
 
 
-def _gain(chosen: MethodResult, reference: MethodResult) -> str:
+def _gain(chosen: MethodResult, reference: MethodResult, noun: str) -> str:
     ours, theirs = seconds(chosen.seconds.median), seconds(reference.seconds.median)
-    start = f"{chosen.label} makes a picture in {ours}"
+    start = f"{chosen.label} makes a {noun} in {ours}"
     blocks = f"running {percent(chosen.share)} of the blocks"
     if chosen.kind == "reference":
-        return f"{chosen.label} makes a picture in {ours}."
+        return f"{chosen.label} makes a {noun} in {ours}."
     if not _saves(chosen):
         return f"{start}, {blocks}; without a cache it takes {theirs}, so no time is saved."
     apart = "" if chosen.seconds.high < reference.seconds.low else " (the timings' ranges overlap)"
@@ -71,24 +72,33 @@ def _gain(chosen: MethodResult, reference: MethodResult) -> str:
 
 
 def _cost(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -> str:
-    count, score = len(chosen.samples), chosen.scores[metric.name]
+    count, score, noun = len(chosen.samples), chosen.scores[metric.name], comparison.noun
     if chosen.kind == "reference":
         return "All other methods are measured against it."
     if chosen.identical == count:
-        whole = "Its picture is" if count == 1 else f"All its {count} pictures are"
+        whole = f"Its {noun} is" if count == 1 else f"All its {count} {noun}s are"
         return f"{whole} identical to the uncached {'one' if count == 1 else 'ones'}, bit for bit."
     some = f"; {chosen.identical} of {count} are identical" if chosen.identical else ""
     if some and metric.unit == "dB":
         some += f" and count as {IDENTICAL:g} dB"
     if count == 1:
-        return f"Against the uncached picture its {metric.title} is {reading(metric, score.mean)}."
+        value = reading(metric, score.mean)
+        return f"Against the uncached {noun} its {metric.title} is {value}{_frames(comparison, chosen, metric)}."
     worst = comparison.cases[score.worst_case].prompt
     worst = worst if len(worst) <= 60 else worst[:57].rstrip() + "..."
     usual = reading(metric, chosen.mean(metric))
     return (
-        f"Against the uncached pictures its {metric.title} is {usual} on average over {count}, "
-        f"{reading(metric, score.worst)} at worst (\u201c{worst}\u201d){some}."
+        f"Against the uncached {noun}s its {metric.title} is {usual} on average over {count}, "
+        f"{reading(metric, score.worst)} at worst (\u201c{worst}\u201d){_frames(comparison, chosen, metric)}{some}."
     )
+
+
+def _frames(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -> str:
+    """The worst frame of videos; empty for pictures."""
+    info = next((info for info in comparison.metrics if info.name == f"{metric.name}-frame"), None)
+    if info is None or info.name not in chosen.scores:
+        return ""
+    return f", and {reading(info, chosen.scores[info.name].worst)} in the worst frame"
 
 
 def _rivals(comparison: Comparison, chosen: MethodResult, *kinds: str) -> list[MethodResult]:
@@ -170,9 +180,8 @@ def _truth(comparison: Comparison, chosen: MethodResult, metric: MetricInfo) -> 
     pair = (chosen, comparison.reference)
     ours, theirs = (reading(metric, method.mean(metric, truth=True)) for method in pair)
     steps = truth_steps(comparison)
-    return (
-        f"Against the picture of {steps} steps its {metric.title} is {ours}; that of the uncached picture is {theirs}."
-    )
+    noun = comparison.noun
+    return f"Against the {noun} of {steps} steps its {metric.title} is {ours}; that of the uncached {noun} is {theirs}."
 
 
 def _quality(comparison: Comparison, chosen: MethodResult, reference: MethodResult) -> list[str]:
@@ -187,4 +196,4 @@ def _quality(comparison: Comparison, chosen: MethodResult, reference: MethodResu
     if not found or chosen.kind == "reference":
         return []
     listed = ", ".join(pair(metric, chosen.scores, reference.scores) for metric in found)
-    return [f"Judged on their own, the pictures score {listed}."]
+    return [f"Judged on their own, the {comparison.noun}s score {listed}."]

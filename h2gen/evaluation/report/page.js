@@ -20,6 +20,43 @@
     else $(id).removeAttribute("href");
   }
 
+  // A video is one image with all of its frames: so both show the same frame at the same time.
+  const video = data.video;
+  const sheets = {};
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  let frame = 0;
+  let clock = 0;
+
+  function sheetOf(source) {
+    if (!source) return null;
+    const sheet = new Image();
+    sheet.addEventListener("load", drawFrame);
+    sheet.src = source;
+    return sheet;
+  }
+
+  function drawFrame() {
+    const { width, height, columns } = video;
+    for (const [id, sheet] of Object.entries(sheets)) {
+      if (!sheet || !sheet.complete || !sheet.naturalWidth) continue;
+      const [x, y] = [width * (frame % columns), height * Math.floor(frame / columns)];
+      $(id).getContext("2d").drawImage(sheet, x, y, width, height, 0, 0, width, height);
+    }
+    $("frame").value = String(frame);
+    $("frame-words").textContent = `frame ${frame * video.every + 1} of ${video.whole}`;
+  }
+
+  function goTo(number) {
+    frame = number % video.frames;
+    drawFrame();
+  }
+
+  function play(on) {
+    clearInterval(clock);
+    clock = on ? setInterval(() => goTo(frame + 1), video.milliseconds) : 0;
+    $("play").textContent = on ? "Pause" : "Play";
+  }
+
   function showPictures() {
     const method = data.methods[state.method];
     const [before, after] = [shot(data.reference), shot(state.method)];
@@ -27,9 +64,11 @@
     for (const [id, made, label] of [["before", before, "Uncached"], ["after", after, method.label]]) {
       const source = uri(made);
       $(id).hidden = !source;
-      if (source) $(id).src = source;
+      if (video) sheets[id] = sheetOf(source);
+      else if (source) $(id).src = source;
       else $(id).removeAttribute("src");
-      $(id).alt = `${label}: ${prompt}`;
+      if (video) $(id).setAttribute("aria-label", `${label}: ${prompt}`);
+      else $(id).alt = `${label}: ${prompt}`;
     }
     $("missing").hidden = Boolean(uri(before) && uri(after));
     $("prompt").textContent = prompt;
@@ -127,7 +166,7 @@
   // Choosing.
   const index = new Map(data.methods.map((method, number) => [method.name, number]));
   for (const [number, image] of all("#cases img").entries()) {
-    const source = uri(data.methods[data.reference].shots[number]);
+    const source = video ? uris[data.cases[number].thumbnail] : uri(data.methods[data.reference].shots[number]);
     if (source) image.src = source;
   }
   $("method").addEventListener("change", (event) => choose(Number(event.target.value)));
@@ -159,7 +198,6 @@
     const row = event.target.closest("tr");
     if (button && button.dataset.case) {
       choose(Number(button.dataset.index), Number(button.dataset.case));
-      const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
       $("look").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
     } else if (row) {
       choose(index.get(row.dataset.method));
@@ -185,6 +223,15 @@
       });
       body.append(...rows);
     });
+  }
+
+  if (video) {
+    $("play").addEventListener("click", () => play(!clock));
+    $("frame").addEventListener("input", (event) => {
+      play(false);
+      goTo(Number(event.target.value));
+    });
+    play(!calm && video.frames > 1);
   }
 
   slide(50);

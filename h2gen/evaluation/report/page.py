@@ -20,18 +20,19 @@ from h2gen.evaluation.charts import STYLE, decisions_chart, pareto_chart
 from h2gen.evaluation.charts.pareto import KINDS, truth_steps
 from h2gen.evaluation.number_format import percent, reading, seconds, times
 from h2gen.evaluation.recommend import cache_of
-from h2gen.evaluation.report.embed import LOSSLESS, Embedded, fitted, largest_side
+from h2gen.evaluation.report.embed import LOSSLESS, Embedded, Sheet, fitted, largest_side
 from h2gen.evaluation.report.headline import headline_and_summary
 from h2gen.evaluation.report.story import Story
 from h2gen.evaluation.report.table import table
 from h2gen.evaluation.results import Comparison, MethodResult, Sample
+from h2gen.evaluation.videos import Shown, Video, webp_video
 from h2gen.wording import printable
 
 _HERE = Path(__file__).parent
 _WIDE, _NARROW = 720.0, 340.0
 """Pixels that charts are drawn for: on a desktop, on a phone."""
 
-Pictures = Mapping[tuple[str, int], Image.Image] | Path
+Pictures = Mapping[tuple[str, int], Shown] | Path
 
 
 def page(comparison: Comparison, pictures: Pictures, story: Story | None = None) -> str:
@@ -48,6 +49,7 @@ def page(comparison: Comparison, pictures: Pictures, story: Story | None = None)
     environment.filters["printable"] = printable
     return environment.get_template("page.html.j2").render(
         comparison=comparison,
+        noun=comparison.noun,
         story=story,
         headline=printable(headline),
         sentences=[printable(sentence) for sentence in sentences],
@@ -77,21 +79,45 @@ class _Shown:
         self._pictures = pictures
         self.width, self.height = int(comparison.settings["width"]), int(comparison.settings["height"])
         samples = sum(len(method.samples) for method in comparison.methods)
-        side = largest_side([(self.width, self.height)] * samples)
-        self.embedded = Embedded(side)
-        self.smaller = fitted((self.width, self.height), side) != (self.width, self.height)
-        self.size = fitted((self.width, self.height), side)
-        self.lossless = not self.smaller and self.width * self.height <= LOSSLESS
+        whole, self.frames = (self.width, self.height), int(comparison.settings.get("frames", 0))
+        self.fps = float(comparison.settings.get("fps", 0))
+        self.sheet = Sheet.of(whole, self.frames, samples) if self.frames else None
+        side = largest_side([whole] * samples)
+        self.embedded = Embedded(side, self.sheet)
+        self.size = fitted(whole, side) if self.sheet is None else self.sheet.size
+        self.smaller = self.size != whole
+        self.lossless = not self.smaller and self.width * self.height * max(1, self.frames) <= LOSSLESS
+        self._thumbnails: dict[int, int] = {}
         self._charts: list[tuple[str, str]] = []
         methods = [self._method(comparison, method) for method in comparison.methods]
         names = [method.name for method in comparison.methods]
         self.chosen = names.index(comparison.chosen)
         self.data = {
             "methods": methods,
-            "cases": [{"prompt": printable(case.prompt), "seed": case.seed} for case in comparison.cases],
+            "cases": [
+                {"prompt": printable(case.prompt), "seed": case.seed, "thumbnail": self._thumbnails.get(number, -1)}
+                for number, case in enumerate(comparison.cases)
+            ],
+            "video": self._video,
             "charts": self._charts,
             "reference": names.index(comparison.reference.name),
             "chosen": self.chosen,
+        }
+
+    @property
+    def _video(self) -> dict[str, Any] | None:
+        """How the script plays videos; None for pictures."""
+        if self.sheet is None:
+            return None
+        width, height = self.sheet.size
+        return {
+            "width": width,
+            "height": height,
+            "columns": self.sheet.columns,
+            "frames": self.sheet.frames,
+            "every": self.sheet.every,
+            "whole": self.frames,
+            "milliseconds": round(1000 * self.sheet.every / self.fps, 3),
         }
 
     def _method(self, comparison: Comparison, method: MethodResult) -> dict[str, Any]:
@@ -123,6 +149,8 @@ class _Shown:
                 figures.append([printable(metric.title), reading(metric, sample.scores[metric.name])])
         picture = self._open(method, sample)
         path = quote(str(PurePosixPath(sample.picture))) if sample.picture else ""
+        if method.kind == "reference" and isinstance(picture, Video):
+            self._thumbnails[sample.case] = self.embedded.thumbnail(picture)
         return {
             "picture": -1 if picture is None else self.embedded.add(picture),
             "path": path,
@@ -131,12 +159,14 @@ class _Shown:
             "chart": self._decisions(method, sample),
         }
 
-    def _open(self, method: MethodResult, sample: Sample) -> Image.Image | None:
+    def _open(self, method: MethodResult, sample: Sample) -> Shown | None:
         if not isinstance(self._pictures, Path):
             return self._pictures.get((method.name, sample.case))
         path = self._pictures / sample.picture
         if not sample.picture or not path.is_file():
             return None
+        if self.sheet is not None:
+            return webp_video(path, self.fps)
         with Image.open(path) as picture:
             return picture.convert("RGB")
 

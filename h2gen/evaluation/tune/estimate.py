@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class TuneEstimate:
         seconds_uncached: of one uncached picture, when it was last measured; None if that is not known.
         measured_in: the profile that records that.
         profile: the file to be written; * stands for part of the model's hash, unless the user named the file.
+        noun: what is made: a picture or a video.
     """
 
     pictures: int
@@ -29,6 +30,7 @@ class TuneEstimate:
     seconds_uncached: float | None
     measured_in: str
     profile: Path
+    noun: str = "picture"
 
     @property
     def seconds(self) -> float | None:
@@ -36,7 +38,7 @@ class TuneEstimate:
         return None if self.seconds_uncached is None else self.uncached_pictures * self.seconds_uncached
 
     def __str__(self) -> str:
-        whole = f"At most {self.pictures} pictures, which take as long as {self.uncached_pictures} uncached ones"
+        whole = f"At most {self.pictures} {self.noun}s, which take as long as {self.uncached_pictures} uncached ones"
         if self.seconds is not None and self.seconds_uncached is not None:
             each = seconds(self.seconds_uncached)
             whole += f": {duration(self.seconds)} at {each} each, as measured for {self.measured_in}"
@@ -60,11 +62,12 @@ def estimate(options: TuneOptions, key: ProfileKey) -> TuneEstimate:
     """
     known = timed_before(key)
     folder = user_folder()
-    named = ProfileKey(key.model, "*", key.steps, key.width, key.height, key.guidance_mode)
+    named = replace(key, content_hash="*")
     return TuneEstimate(
         pictures=options.pictures,
         uncached_pictures=options.uncached_pictures,
         seconds_uncached=None if known is None else known[0],
         measured_in="" if known is None else f"the profile {known[1].path.name!r}",
         profile=options.profile or folder / file_name(named),
+        noun=key.noun,
     )

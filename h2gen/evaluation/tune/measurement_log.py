@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from PIL import Image
 
 import h2gen.cache
 from h2gen.batches.journal import append_line, read_lines
 from h2gen.cache import Outcome, StageRecord, StepRecord
 from h2gen.errors import OutputError
 from h2gen.evaluation.results import IDENTICAL, Case, Sample
+from h2gen.evaluation.videos import Shown, Video, kept_picture, kept_video
 from h2gen.files import user_folder
 from h2gen.output.metadata import origin, versions
 from h2gen.output.save import encode
@@ -208,6 +208,7 @@ class LoggedSamples:
         metrics: those that every sample must have, from the same source; otherwise it is measured again.
         pictures: a folder for the uncached pictures, so that they are not made again; None keeps none.
         every: keep all pictures there, and H2-Cache's decisions. A sample without them is measured again.
+        videos: the cases are videos.
     """
 
     def __init__(
@@ -218,7 +219,9 @@ class LoggedSamples:
         *,
         pictures: Path | None = None,
         every: bool = False,
+        videos: bool = False,
     ) -> None:
+        self._videos = videos
         self._log, self._cases, self._pictures, self._every = log, cases, pictures, every
         self._sources = {metric.name: metric.source for metric in metrics}
         self._session = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -247,17 +250,14 @@ class LoggedSamples:
         trace = tuple(map(_step, fields.pop("trace")))
         return Sample(**{**fields, "case": case, "seconds": tuple(found["seconds"]), "trace": trace})
 
-    def picture(self, method: Method, case: int) -> Image.Image | None:
+    def picture(self, method: Method, case: int) -> Shown | None:
         """A picture that was kept, exactly as it was."""
         if self._pictures is None:
             return None
-        try:
-            with Image.open(self._file(method, case)) as image:
-                return image.convert("RGB")
-        except OSError:
-            return None
+        file = self._file(method, case)
+        return kept_video(file) if self._videos else kept_picture(file)
 
-    def keep(self, method: Method, case: int, sample: Sample, image: Image.Image) -> None:
+    def keep(self, method: Method, case: int, sample: Sample, image: Shown) -> None:
         """Write a sample, and its picture if it is one that is kept.
 
         Raises:
@@ -267,7 +267,7 @@ class LoggedSamples:
             file = self._file(method, case)
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(encode(image, "png"))
+                file.write_bytes(image.npz() if isinstance(image, Video) else encode(image, "png"))
             except OSError as error:
                 raise OutputError(f"Cannot write {str(file)!r}: {error.strerror or error}.") from error
         whole = {name: value for name, value in asdict(sample).items() if name != "trace"}
@@ -284,7 +284,8 @@ class LoggedSamples:
 
     def _file(self, method: Method, case: int) -> Path:
         assert self._pictures is not None
-        return self._pictures / f"{hashlib.sha256(self._key(method, case).encode()).hexdigest()[:32]}.png"
+        name = hashlib.sha256(self._key(method, case).encode()).hexdigest()[:32]
+        return self._pictures / f"{name}.{'npz' if self._videos else 'png'}"
 
     def _key(self, method: Method, case: int) -> str:
         """A method with all its settings, and a case."""

@@ -14,8 +14,6 @@ from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from h2gen.cache.config import CacheConfig
 from h2gen.cache.stages import stages_of
 from h2gen.errors import BadPicture, H2GenError, SettingError
@@ -23,7 +21,6 @@ from h2gen.evaluation import methods
 from h2gen.evaluation.fit_budget import ADAPTIVE, fit_tolerance, guard
 from h2gen.evaluation.make_image import ImageMaker
 from h2gen.evaluation.methods import Method
-from h2gen.evaluation.metrics.psnr_ssim import ssim
 from h2gen.evaluation.results import Case
 from h2gen.evaluation.tune.candidates import Candidate, adaptive_method, fewer_steps, plan_method
 from h2gen.evaluation.tune.measurement_log import MeasurementLog
@@ -33,6 +30,8 @@ from h2gen.evaluation.tune.polish import polish
 from h2gen.evaluation.tune.recording import RecordedRun, recording
 from h2gen.evaluation.tune.stage_changes import StageChanges, recording_changes
 from h2gen.evaluation.tune.threshold_search import ThresholdSearch
+from h2gen.evaluation.video_metrics import mean_ssim
+from h2gen.evaluation.videos import Shown
 from h2gen.generation.session import Session
 from h2gen.models.choices import SOLVERS, TRIED_SOLVERS, evaluations
 from h2gen.settings.profiles import sort_of
@@ -76,7 +75,7 @@ class TuneSearch:
         self._maker = ImageMaker(session, self._cases, self._settings, self.notices.append)
         self._steps = settings.steps
         self._blocks = [len(stage.blocks) for stage in stages_of(session.pipe.transformer)]
-        self._references: list[Image.Image] = []
+        self._references: list[Shown] = []
         self._changes: list[StageChanges] = []
         self._thresholds = ThresholdSearch(
             lambda cache: statistics.fmean(changes.share(cache) for changes in self._changes),
@@ -86,7 +85,7 @@ class TuneSearch:
 
     def candidates(self) -> list[Method]:
         """The best methods for each budget, which should be measured on other prompts."""
-        self._observer.began(f"Making {len(self._cases)} uncached pictures")
+        self._observer.began(f"Making {len(self._cases)} uncached {self._settings.noun}s")
         self._references = [self._reference(case) for case in range(len(self._cases))]
         planners = {solver: planner for solver in TRIED_SOLVERS for planner in self._planners(solver)}
         found: dict[str, Method] = {}
@@ -175,7 +174,7 @@ class TuneSearch:
             yield None
             return
         by = f"{SOLVERS[solver]}{' solver' if solver == 'own' else ''}"
-        self._observer.began(f"Recording {len(self._cases)} pictures with {by}")
+        self._observer.began(f"Recording {len(self._cases)} {self._settings.noun}s with {by}")
         try:
             runs = [self._recorded(solver, case) for case in range(len(self._cases))]
         except H2GenError as error:
@@ -216,12 +215,12 @@ class TuneSearch:
             except BadPicture:  # NaN: as bad as it gets
                 return {"ssim": -1.0, "share": 1.0}
             self._observer.made()
-            return {"ssim": ssim(made.image, self._references[case]), "share": made.share}
+            return {"ssim": mean_ssim(made.image, self._references[case]), "share": made.share}
 
         score: dict[str, float] = self._log.get(self._key(f"score {method.name}", case), make)
         return score
 
-    def _reference(self, case: int) -> Image.Image:
+    def _reference(self, case: int) -> Shown:
         """The uncached image of a case; how its stages change is recorded."""
         transformer, passes = self._session.pipe.transformer, self._maker.passes
         with recording_changes(transformer, passes=passes, steps=self._steps) as record:
@@ -229,7 +228,7 @@ class TuneSearch:
         self._changes.append(record.finish())
         return image
 
-    def _make(self, method: Method, case: int) -> Image.Image:
+    def _make(self, method: Method, case: int) -> Shown:
         image = self._maker.make(method, case).image
         self._observer.made()
         return image

@@ -84,10 +84,10 @@ def prepare_tuning(
             f"search is {search} and check is {check}; the built-in prompts are {len(searched)} to search on and "
             f"{len(checked)} to check on; give more with --prompts."
         )
-    built_in = [
-        *builtin_prompts.cases(searched, 1000)[:search],
-        *builtin_prompts.cases(checked, 2000)[:check],
-    ]
+
+    def built_in(video: bool) -> list[Case]:
+        return [*builtin_prompts.to_search(video)[:search], *builtin_prompts.to_check(video)[:check]]
+
     request, cases = uncached_request(settings, prompts, prompt_key, built_in, search + check)
     check_steps(request.checkpoint.name, request.settings.steps)
     if len(cases) < search + check:
@@ -157,6 +157,7 @@ class PreparedTuning:
         from h2gen.evaluation.tune.build_profile import build_profile
         from h2gen.evaluation.tune.measurement_log import LoggedSamples, open_log
         from h2gen.evaluation.tune.search import TuneSearch
+        from h2gen.evaluation.video_metrics import suited
 
         observer = observer or TuneObserver()
         settings = self.request.settings
@@ -168,7 +169,7 @@ class PreparedTuning:
             if len(log):
                 observer.resumed(len(log))
             try:
-                metrics = choose_metrics("psnr,ssim")
+                metrics = suited(choose_metrics("psnr,ssim"), settings)
                 search = TuneSearch(session, settings, self.searched, self.options, log, observer)
                 methods = search.candidates()
                 run = ComparisonRun(

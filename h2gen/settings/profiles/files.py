@@ -15,6 +15,7 @@ from h2gen.errors import ProfileError, SettingError
 from h2gen.settings.profiles.profile import Choice, Figures, Profile, ProfileKey
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import check_length
+from h2gen.settings.video_rows import MOST_FRAMES
 from h2gen.toml import read_toml
 from h2gen.wording import did_you_mean, shown
 
@@ -36,7 +37,7 @@ def file_name(key: ProfileKey) -> str:
     """The name of a profile's file; the model's hash distinguishes models of the same name."""
     model = re.sub(r"[^A-Za-z0-9]+", "-", key.model).strip("-")[:60] or "model"
     guided = "-guided" if key.guidance_mode == "true" else ""
-    size = f"{key.width}x{key.height}"
+    size = f"{key.width}x{key.height}" + (f"x{key.frames}" if key.frames else "")
     return f"{model}-{key.steps}-{size}{guided}-{key.content_hash[:8]}.toml"
 
 
@@ -83,7 +84,7 @@ def to_toml(profile: Profile) -> str:
         )
     whole = {
         "version": VERSION,
-        "situation": {name: getattr(profile.key, name) for name in _KEY_RULES},
+        "situation": {name: getattr(profile.key, name) for name in (*_KEY_RULES, *_of_videos(profile.key.frames))},
         "measured": dict(profile.measured),
         "choices": choices,
     }
@@ -121,7 +122,8 @@ def _checked(path: Path, data: Mapping[str, Any]) -> Profile:
     _only(data, ("version", "situation", "measured", "choices"), "it")
     if data.get("version") != VERSION:
         raise SettingError(f"its version is {shown(data.get('version'))}, and this h2gen reads {VERSION}")
-    key = ProfileKey(**_values(_KEY_RULES, _table(data, "situation"), "situation"))
+    situation = _table(data, "situation")
+    key = ProfileKey(**_values({**_KEY_RULES, **_of_videos("frames" in situation)}, situation, "situation"))
     choices = data.get("choices")
     if not isinstance(choices, list) or not 1 <= len(choices) <= MOST_CHOICES:
         raise SettingError(f"it must have choices, from 1 to {MOST_CHOICES}")
@@ -155,6 +157,13 @@ _KEY_RULES = {
     **{name: BY_NAME[name].rule for name in ("steps", "width", "height")},
     "guidance_mode": Rule(str, choices=("true", "plain")),
 }
+
+
+def _of_videos(video: Any) -> Mapping[str, Rule]:
+    """What a key has besides, if it is for videos."""
+    return {"frames": Rule(int, 1, MOST_FRAMES)} if video else {}
+
+
 _FIGURE_RULES = {
     "share": Rule(float, 0, 1),
     "seconds": Rule(float, 0, 10**9),

@@ -13,8 +13,12 @@ from h2gen.settings.profiles.profile import Profile, ProfileKey
 PICTURES = 850
 """The time that ``h2gen tune`` takes by default, in uncached pictures; estimated from the blocks that it ran at 20
 steps."""
-HOW_LONG = f"it takes about as long as {PICTURES} pictures, and can be stopped and continued"
 NEAREST = "use the nearest one: --nearest"
+
+
+def how_long(noun: str) -> str:
+    """How long a profile takes to measure, for pictures or for videos."""
+    return f"it takes about as long as {PICTURES} {noun}s, and can be stopped and continued"
 
 
 class ProfileSearch:
@@ -29,6 +33,7 @@ class ProfileSearch:
         self._wanted, self._content_hash = wanted, content_hash
         self._broken: list[str] = []
         self._profiles = list(list_profiles(self._broken))
+        self._near = [each for each in self._profiles if each.key.noun == wanted.noun]
         self._alike = [profile for profile in self._profiles if _nameless(profile.key) == _nameless(wanted)]
         self.notices = list(self._broken)
         """Lines for the user about files that cannot be used, and about the nearest profile once it was looked up."""
@@ -36,7 +41,7 @@ class ProfileSearch:
     @property
     def of_model(self) -> bool:
         """Whether there is a profile of the model, for any steps and size."""
-        return any(profile.key.model == self._wanted.model for profile in self._profiles)
+        return any(profile.key.model == self._wanted.model for profile in self._near)
 
     def exact(self) -> Profile | None:
         """The profile that fits; None if there is none."""
@@ -45,7 +50,7 @@ class ProfileSearch:
 
     def nearest(self, same_weights: bool = False) -> Profile | None:
         """The nearest profile; None if there is none at all, or none of the same weights."""
-        near = self._profiles
+        near = self._near
         if same_weights:  # those that ship are of the bundled model: for another, nothing is downloaded to be hashed
             near = [each for each in near if each.key.model == self._wanted.model or not ships(each)]
         real = self._content_hash() if near else ""
@@ -53,7 +58,7 @@ class ProfileSearch:
         if not near:
             return None
         best = min(near, key=lambda profile: _distance(profile.key, self._wanted, real))
-        differences = _differences(best.key, self._wanted, real) or "other pictures"
+        differences = _differences(best.key, self._wanted, real) or f"other {self._wanted.noun}s"
         self.notices.append(f"There is no profile for {self._wanted}; using the nearest, made for {differences}.")
         return replace(best.fitted(self._wanted.steps), measured_for=best.key)
 
@@ -69,7 +74,9 @@ class ProfileSearch:
         if known:
             reason = f"The profile for {self._wanted} is for other weights"
         other = f" Or {or_else}." if self.of_model else ""
-        return ProfileError(" ".join([f"{reason}. Make one: {command} ({HOW_LONG}).{other}", *self._broken]))
+        return ProfileError(
+            " ".join([f"{reason}. Make one: {command} ({how_long(self._wanted.noun)}).{other}", *self._broken])
+        )
 
 
 def find_profile(
@@ -108,7 +115,7 @@ def _distance(have: ProfileKey, want: ProfileKey, real: str) -> tuple[float, ...
         float(have.content_hash != real),
         float(have.model != want.model),
         float(have.guidance_mode != want.guidance_mode),
-        abs(math.log(have.steps / want.steps)) + area,
+        abs(math.log(have.steps / want.steps)) + area + abs(math.log(max(1, have.frames) / max(1, want.frames))),
     )
 
 
@@ -128,6 +135,8 @@ def _differences(have: ProfileKey, want: ProfileKey, real: str) -> str:
         found.append(f"{have.steps} steps")
     if (have.width, have.height) != (want.width, want.height):
         found.append(f"{have.width}x{have.height}")
+    if have.frames != want.frames:
+        found.append(f"{have.frames} frames" if have.frames else "pictures")
     if have.guidance_mode != want.guidance_mode:
         found.append("true guidance" if have.guidance_mode == "true" else "no true guidance")
     if have.shift != want.shift:

@@ -26,6 +26,7 @@ class ProfileKey:
 
     ``content_hash`` is the checkpoint's, including its scheduler, or "" if it is not known yet. ``guidance_mode`` is
     ``true`` (two passes per step) or ``plain``. ``shift`` is ``own`` in all profiles: the scheduler's.
+    ``frames`` is the number of frames of a video, and 0 for pictures.
     """
 
     model: str
@@ -35,11 +36,18 @@ class ProfileKey:
     height: int
     guidance_mode: str
     shift: str = "own"
+    frames: int = 0
+
+    @property
+    def noun(self) -> str:
+        """What messages call what is made."""
+        return "video" if self.frames else "picture"
 
     def __str__(self) -> str:
         guided = ", true guidance" if self.guidance_mode == "true" else ""
         shifted = "" if self.shift == "own" else f", shift {self.shift}"
-        return f"{self.model!r} at {self.steps} steps, {self.width}x{self.height}{guided}{shifted}"
+        frames = f", {self.frames} frames" if self.frames else ""
+        return f"{self.model!r} at {self.steps} steps, {self.width}x{self.height}{frames}{guided}{shifted}"
 
 
 @dataclass(frozen=True)

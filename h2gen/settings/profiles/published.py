@@ -16,7 +16,7 @@ from h2gen.families import FAMILIES
 from h2gen.models.catalogue import CATALOGUE, Checkpoint
 from h2gen.models.hub import transformer_config
 from h2gen.models.translate_errors import translated
-from h2gen.settings.profiles.find import HOW_LONG
+from h2gen.settings.profiles.find import how_long
 from h2gen.settings.profiles.profile import ProfileKey, stretched
 from h2gen.settings.table import BY_NAME
 from h2gen.toml import read_toml
@@ -102,13 +102,13 @@ class PublishedPlan:
 
         Args:
             key: of the pictures that it is used for.
-            command: the command that makes a profile for them; empty if none does, as for videos.
+            command: the command that makes a profile for them.
         """
         line = f"Using a plan from {self._by}: {self._does}. It is {WORDS}: {self._origin}."
         other_size = bool(self.size) and self.size != f"{key.width}x{key.height}"
         if self.made_steps or other_size or _name_of(key.model) not in self.models:
             line += f" Here it is used for {key}{', stretched to these steps' if self.made_steps else ''}."
-        return f"{line} To measure a profile of your own: {command}" if command else line
+        return f"{line} To measure a profile of your own: {command}"
 
 
 def rounded_down(speedup: float) -> str:
@@ -139,7 +139,7 @@ class PublishedPlans:
     Args:
         key: of the pictures.
         plans: for its number of steps, stretched if none was published for it.
-        command: the command that makes a profile; empty if none does.
+        command: the command that makes a profile.
     """
 
     key: ProfileKey
@@ -166,9 +166,9 @@ class PublishedPlans:
 
     def no_fidelity(self) -> ProfileError:
         """The error for a goal that is a fidelity."""
-        or_measure = f", or measure: {self.command} ({HOW_LONG})" if self.command else ""
         return ProfileError(
-            f"--fidelity needs measured figures, and the plans for {self.key} are {WORDS}; give --speedup{or_measure}."
+            f"--fidelity needs measured figures, and the plans for {self.key} are {WORDS}; give --speedup, or measure: "
+            f"{self.command} ({how_long(self.key.noun)})."
         )
 
 

@@ -1,0 +1,111 @@
+"""What the evaluation measures of a video: its frames, kept exactly, and as one picture to look at."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from h2gen.output.video_file import encode_video
+
+if TYPE_CHECKING:
+    from h2gen.generation.result import Result
+    from h2gen.output.video_file import Frames
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Frames, ``(F, H, W, 3)`` from 0 to 255, and how many are shown per second."""
+
+    frames: Frames
+    fps: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.frames.shape[2], self.frames.shape[1]
+
+    def picture(self, number: int) -> Image.Image:
+        """One frame."""
+        return Image.fromarray(self.frames[number])
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """All frames."""
+        return [self.picture(number) for number in range(len(self.frames))]
+
+    @property
+    def middle(self) -> Image.Image:
+        """The frame in the middle."""
+        return self.picture(len(self.frames) // 2)
+
+    def webp(self) -> bytes:
+        """An animated WebP file with exactly these pixels."""
+        return encode_video(self.frames, self.fps, "webp")
+
+    def npz(self) -> bytes:
+        """Exactly these frames as a file of NumPy, which unlike WebP keeps frames apart that are the same."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, frames=self.frames, fps=np.float64(self.fps))
+        return buffer.getvalue()
+
+
+Shown = Image.Image | Video
+"""What a method makes of a case."""
+
+
+def shown(result: Result) -> Shown:
+    """A result's picture, or its video."""
+    return result.image if result.frames is None else Video(result.frames, result.settings.fps or 1)
+
+
+def still(image: Shown) -> Image.Image:
+    """The picture itself, or the frame in the middle."""
+    return image.middle if isinstance(image, Video) else image
+
+
+def identical(one: Shown, other: Shown) -> bool:
+    """Whether every pixel is the same."""
+    return bool(np.array_equal(pixels(one), pixels(other)))
+
+
+def pixels(image: Shown) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Those of a picture ``(H, W, 3)``, or of a video ``(F, H, W, 3)``."""
+    return image.frames if isinstance(image, Video) else np.asarray(image)
+
+
+def kept_picture(path: Path) -> Image.Image | None:
+    """The picture of a file; None if there is none."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError:
+        return None
+
+
+def kept_video(path: Path) -> Video | None:
+    """The video of a file that ``npz`` made; None if there is none, or if it is damaged."""
+    try:
+        with np.load(path) as file:
+            return Video(file["frames"], float(file["fps"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def webp_video(path: Path, fps: float) -> Video:
+    """The video of a file that ``webp`` made.
+
+    Frames that do not differ from the one before are not in it: it is shown for longer instead.
+    """
+    frames = []
+    with Image.open(path) as image:
+        for number in range(getattr(image, "n_frames", 1)):
+            image.seek(number)
+            frame = np.asarray(image.convert("RGB"))  # its duration is known from here on
+            frames += [frame] * max(1, round(image.info.get("duration", 0) * fps / 1000))
+    return Video(np.stack(frames), fps)
