@@ -85,6 +85,15 @@ def test_a_single_file_has_the_weights_that_were_saved(
 
 
 @both
+def test_models_show_tells_the_stages_of_a_file(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = checkpoints.save_single(OTHERS[name](), tmp_path / "video.safetensors", original=True)
+    assert run(["models", "show", str(file)]) == 0
+    shown = capsys.readouterr().out
+    title, stages = {"HunyuanVideo": ("HunyuanVideo", (2, 2)), "Wan": ("Wan 2.1", (1, 2))}[name]
+    assert title in shown and "structure {} blocks, detail {} blocks".format(*stages) in shown
+
+
+@both
 def test_a_gguf_file_has_them_too(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
     transformer = OTHERS[name]()
     found = loaded(checkpoints.save_gguf(transformer, tmp_path / "v.gguf", "F16", original=True), folders[name])
