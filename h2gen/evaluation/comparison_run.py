@@ -251,6 +251,7 @@ class ComparisonRun:
                 "content_hash": content_hash,
                 "device": made_with.device,
                 "dtype": made_with.dtype,
+                **made_with.changing,
                 **({"compile": "yes"} if made_with.compiled else {}),
             },
             settings={name: settings[name] for name in _SHARED if name in settings},

@@ -29,7 +29,7 @@ from h2gen.evaluation.results import Case, Comparison
 from h2gen.evaluation.tune.options import parse_budgets
 from h2gen.files import check_file
 from h2gen.models.content_hash import content_hash
-from h2gen.settings.profiles import Profile, find_profile, mismatch, read_profile
+from h2gen.settings.profiles import Profile, find_profile, mismatch, quantized_otherwise, read_profile
 from h2gen.settings.resolve import Request
 from h2gen.settings.speedup import command_for, profile_key_of
 from h2gen.settings.synonyms import meant_or_close
@@ -211,13 +211,14 @@ def prepare_frontier(
 
 def _own_profile(request: Request, given: Path | None) -> tuple[Profile, list[str]]:
     """The profile whose settings are h2gen's own, and notices about it for the user."""
-    checkpoint, settings = request.checkpoint, request.settings
+    checkpoint, settings, changing = request.checkpoint, request.settings, request.load.changing
     here = profile_key_of(checkpoint, settings)
     if given is not None:
         profile = read_profile(given)
-        return profile.fitted(here.steps), mismatch(profile.key, here, content_hash(checkpoint))
-    command = command_for(checkpoint, settings)
-    return find_profile(here, lambda: content_hash(checkpoint), command, or_else=_OR_ELSE)
+        about = mismatch(profile.key, here, content_hash(checkpoint))
+        return profile.fitted(here.steps), [*about, *quantized_otherwise(profile, changing)]
+    command = command_for(checkpoint, settings, changing=changing)
+    return find_profile(here, lambda: content_hash(checkpoint), command, or_else=_OR_ELSE, changing=changing)
 
 
 @dataclass(frozen=True)

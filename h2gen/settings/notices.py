@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from h2gen.cache.config import USEFUL_TOLERANCE, CacheConfig
 from h2gen.cache.most_kept import keeps_residuals
+from h2gen.models.load_options import CHANGING
+from h2gen.models.quantization import NONE
 from h2gen.settings.layers import Layers, Resolved
 from h2gen.settings.presets import load_preset
 from h2gen.settings.profiles import FEWEST_STEPS
@@ -39,6 +41,8 @@ def notices_about(settings: Settings, resolved: Mapping[str, Resolved], layers: 
     if kept.value not in (None, "device") and kept.source not in _RECORDS and not keeps_residuals(settings.cache):
         yield "--cache-memory has no effect here: only thresholds and the letters D, C and R of a plan keep residuals."
     changed = [name for name in ("lora", "image", "control", "controlnet", "redux") if getattr(settings, name)]
+    if source == "published plan":  # a profile says what it was measured with
+        changed += [name for name in CHANGING if BY_NAME[name].check(resolved[name].value) != NONE]
     if changed and source in ("profile", "published plan"):
         options = " or ".join(BY_NAME[name].option for name in changed)
         yield f"The {source} does not know what {options} changes; its figures are a rough guide here."

@@ -158,6 +158,41 @@ def test_the_nearest_is_of_the_same_model_first_and_its_plans_are_drawn_out() ->
     assert made.choices[0].label == f"{plan.count('F')} of 30 steps, {plan.count('S')} skipped"
 
 
+INT8, NF4 = {"quantize": "int8"}, {"quantize": "nf4", "quantize_text": "int8"}
+WITH_INT8, WITH_NF4 = "with --quantize int8", "with --quantize nf4 --quantize-text int8"
+
+
+@pytest.mark.parametrize(
+    ("measured", "here", "notice"),
+    [
+        ({}, {}, ""),
+        (INT8, INT8, ""),
+        ({}, INT8, f"The profile was measured without --quantize; {WITH_INT8} its figures are a rough guide."),
+        (INT8, {}, f"The profile was measured {WITH_INT8}; without it its figures are a rough guide."),
+        (INT8, NF4, f"The profile was measured {WITH_INT8}; {WITH_NF4} its figures are a rough guide."),
+    ],
+)
+@pytest.mark.parametrize("steps", [20, 30])
+def test_a_profile_of_other_quantized_weights_is_used_with_a_notice(
+    measured: dict[str, str], here: dict[str, str], notice: str, steps: int
+) -> None:
+    made = replace(profile(), measured={"pictures": 12, **measured})
+    write_profile(made)
+    key = replace(HERE, steps=steps)
+    _, notices = find_profile(key, lambda: "ab" * 32, "h2gen tune", nearest=steps != 20, changing=here)
+    assert [line for line in notices if "nearest" not in line] == ([notice] if notice else [])
+
+
+def test_profiles_of_quantized_weights_have_files_of_their_own_and_the_one_that_fits_is_found() -> None:
+    for measured in ({}, INT8, NF4):
+        path = user_folder() / file_name(HERE, measured)
+        write_profile(replace(profile(), path=path, measured={"pictures": 12, **measured}))
+    assert path.name == "mine-20-128x128-quantize-nf4-quantize-text-int8-abababab.toml"
+    for here in ({}, INT8, NF4):
+        made, notices = find_profile(HERE, lambda: "ab" * 32, "h2gen tune", changing=here)
+        assert made.changing == here and not notices
+
+
 def test_figures_of_the_nearest_are_said_to_be_those_of_another_number_of_steps() -> None:
     write_profile(profile())
     here, _ = found()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,13 @@ class TuneEstimate:
         }
 
 
-def estimate(options: TuneOptions, key: ProfileKey) -> TuneEstimate:
+def estimate(options: TuneOptions, key: ProfileKey, changing: Mapping[str, str] | None = None) -> TuneEstimate:
     """What tuning with these options would take, at most.
 
     Args:
         options: how much is tried.
         key: what the profile is for; its ``content_hash`` is ignored.
+        changing: what the model is loaded with, as ``LoadOptions.changing``.
     """
     known = timed_before(key)
     folder = user_folder()
@@ -68,6 +70,6 @@ def estimate(options: TuneOptions, key: ProfileKey) -> TuneEstimate:
         uncached_pictures=options.uncached_pictures,
         seconds_uncached=None if known is None else known[0],
         measured_in="" if known is None else f"the profile {known[1].path.name!r}",
-        profile=options.profile or folder / file_name(named),
+        profile=options.profile or folder / file_name(named, changing),
         noun=key.noun,
     )

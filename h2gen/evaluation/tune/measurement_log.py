@@ -155,8 +155,8 @@ def open_log(key: ProfileKey, session: Session, settings: Settings) -> Measureme
     Raises:
         OutputError: there is no home folder.
     """
-    path = _folder("cache") / "tune" / Path(file_name(key)).with_suffix(".jsonl")
-    return MeasurementLog(path, _header(key, session, settings))
+    name = file_name(key, session.options.changing)
+    return MeasurementLog((_folder("cache") / "tune" / name).with_suffix(".jsonl"), _header(key, session, settings))
 
 
 def open_shared_log(key: ProfileKey, session: Session, settings: Settings, path: Path | None = None) -> MeasurementLog:
@@ -194,6 +194,7 @@ def _header(key: ProfileKey, session: Session, settings: Settings) -> dict[str, 
         "model": key.content_hash,
         "device": made_with.device,
         "dtype": made_with.dtype,
+        **made_with.changing,
         **({"compile": True} if made_with.compiled else {}),
         **shared,
     }

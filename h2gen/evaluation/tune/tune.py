@@ -132,7 +132,8 @@ class PreparedTuning:
     @property
     def estimate(self) -> TuneEstimate:
         """What it would take, and where the profile would go."""
-        return estimate(self.options, profile_key_of(self.request.checkpoint, self.request.settings))
+        key = profile_key_of(self.request.checkpoint, self.request.settings)
+        return estimate(self.options, key, self.request.load.changing)
 
     def next_command(self, profile: Profile) -> str:
         """The line to type once the profile is there, such as ``h2gen "a cat" --speedup 3``, in a sentence."""
@@ -143,7 +144,8 @@ class PreparedTuning:
         if self.options.profile is not None:
             return f"To choose from it with --speedup or --fidelity, move it to {str(user_folder())!r}."
         goal = "h2gen", "a cat", "--speedup", f"{speed:g}"
-        return f"Now use it: {command_for(self.request.checkpoint, self.request.settings, *goal)}"
+        changing = self.request.load.changing
+        return f"Now use it: {command_for(self.request.checkpoint, self.request.settings, *goal, changing=changing)}"
 
     def run(self, observer: TuneObserver | None = None) -> TuneResult:
         """Search, measure what was found on other prompts, and write the profile with its chart.
@@ -163,8 +165,8 @@ class PreparedTuning:
         settings = self.request.settings
         session, content_hash = load_model(self.request)
         observer.loaded(session)
-        key = profile_key_of(self.request.checkpoint, settings, content_hash)
-        path = self.options.profile or user_folder() / file_name(key)
+        key, changing = profile_key_of(self.request.checkpoint, settings, content_hash), self.request.load.changing
+        path = self.options.profile or user_folder() / file_name(key, changing)
         with open_log(key, session, settings) as log:
             if len(log):
                 observer.resumed(len(log))
@@ -187,8 +189,9 @@ class PreparedTuning:
             comparison = run.result(content_hash=content_hash)
             for notice in search.notices:
                 observer.notice(notice)
-            command = command_for(self.request.checkpoint, settings, "h2gen", "tune", *self.options.arguments)
-            facts = {"searched": len(self.searched), "command": command}
+            words = ("h2gen", "tune", *self.options.arguments)
+            command = command_for(self.request.checkpoint, settings, *words, changing=changing)
+            facts = {"searched": len(self.searched), "command": command, **changing}
             profile = build_profile(comparison, methods, key, path, facts)
             observer.wrote(write_profile(profile))
             log.remove()

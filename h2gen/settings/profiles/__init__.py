@@ -5,7 +5,7 @@ Profiles of the bundled model ship with h2gen; ``h2gen tune`` makes others. For 
 """
 
 from h2gen.settings.profiles.files import file_name, list_profiles, read_profile, to_toml, user_folder, write_profile
-from h2gen.settings.profiles.find import ProfileSearch, find_profile, mismatch
+from h2gen.settings.profiles.find import ProfileSearch, find_profile, mismatch, quantized_otherwise
 from h2gen.settings.profiles.profile import (
     FEWEST_STEPS,
     PLURALS,
@@ -31,6 +31,7 @@ __all__ = [
     "label_of",
     "list_profiles",
     "mismatch",
+    "quantized_otherwise",
     "read_profile",
     "sort_of",
     "stretched",

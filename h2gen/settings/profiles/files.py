@@ -33,16 +33,22 @@ def user_folder() -> Path:
     return files.user_folder("data") / "profiles"
 
 
-def file_name(key: ProfileKey) -> str:
-    """The name of a profile's file; the model's hash distinguishes models of the same name."""
+def file_name(key: ProfileKey, changing: Mapping[str, str] | None = None) -> str:
+    """The name of a profile's file; the model's hash distinguishes models of the same name.
+
+    Args:
+        key: of the profile.
+        changing: what it is measured with, as ``LoadOptions.changing``.
+    """
     model = re.sub(r"[^A-Za-z0-9]+", "-", key.model).strip("-")[:60] or "model"
     guided = "-guided" if key.guidance_mode == "true" else ""
     size = f"{key.width}x{key.height}" + (f"x{key.frames}" if key.frames else "")
-    return f"{model}-{key.steps}-{size}{guided}-{key.content_hash[:8]}.toml"
+    loaded = "".join(f"-{name.replace('_', '-')}-{value}" for name, value in (changing or {}).items())
+    return f"{model}-{key.steps}-{size}{guided}{loaded}-{key.content_hash[:8]}.toml"
 
 
 def list_profiles(broken: list[str] | None = None) -> Iterator[Profile]:
-    """The user's own profiles and the shipped ones; one of the user's hides a shipped one with the same key.
+    """The user's own profiles and the shipped ones; one of the user's hides a shipped one that is for the same.
 
     Args:
         broken: gets one line per file that is not valid, and such files are skipped.
@@ -59,8 +65,9 @@ def list_profiles(broken: list[str] | None = None) -> Iterator[Profile]:
                 raise
             broken.append(str(error))
             continue
-        if profile.key not in seen:
-            seen.add(profile.key)
+        identity = profile.key, *profile.changing.items()
+        if identity not in seen:
+            seen.add(identity)
             yield profile
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from h2gen.errors import ProfileError
 from h2gen.settings.profiles.files import list_profiles, ships
 from h2gen.settings.profiles.profile import Profile, ProfileKey
+from h2gen.wording import printable
 
 PICTURES = 850
 """The time that ``h2gen tune`` takes by default, in uncached pictures; estimated from the blocks that it ran at 20
@@ -27,16 +28,19 @@ class ProfileSearch:
     Args:
         wanted: the key; its ``content_hash`` is ignored.
         content_hash: computes the checkpoint's; called only if everything else fits.
+        changing: what the model is loaded with, as ``LoadOptions.changing``.
     """
 
-    def __init__(self, wanted: ProfileKey, content_hash: Callable[[], str]) -> None:
-        self._wanted, self._content_hash = wanted, content_hash
+    def __init__(
+        self, wanted: ProfileKey, content_hash: Callable[[], str], changing: Mapping[str, str] | None = None
+    ) -> None:
+        self._wanted, self._content_hash, self._changing = wanted, content_hash, dict(changing or {})
         self._broken: list[str] = []
         self._profiles = list(list_profiles(self._broken))
         self._near = [each for each in self._profiles if each.key.noun == wanted.noun]
         self._alike = [profile for profile in self._profiles if _nameless(profile.key) == _nameless(wanted)]
         self.notices = list(self._broken)
-        """Lines for the user about files that cannot be used, and about the nearest profile once it was looked up."""
+        """Lines for the user about files that cannot be used, and about the profile once it was looked up."""
 
     @property
     def of_model(self) -> bool:
@@ -44,9 +48,13 @@ class ProfileSearch:
         return any(profile.key.model == self._wanted.model for profile in self._near)
 
     def exact(self) -> Profile | None:
-        """The profile that fits; None if there is none."""
+        """The profile that fits; None if there is none. One for another quantization is used if there is no better."""
         real = self._content_hash() if self._alike else ""
-        return next((profile for profile in self._alike if profile.key.content_hash == real), None)
+        fitting = [profile for profile in self._alike if profile.key.content_hash == real]
+        found = min(fitting, key=lambda profile: profile.changing != self._changing, default=None)
+        if found is not None:
+            self.notices += quantized_otherwise(found, self._changing)
+        return found
 
     def nearest(self, same_weights: bool = False) -> Profile | None:
         """The nearest profile; None if there is none at all, or none of the same weights."""
@@ -60,6 +68,7 @@ class ProfileSearch:
         best = min(near, key=lambda profile: _distance(profile.key, self._wanted, real))
         differences = _differences(best.key, self._wanted, real) or f"other {self._wanted.noun}s"
         self.notices.append(f"There is no profile for {self._wanted}; using the nearest, made for {differences}.")
+        self.notices += quantized_otherwise(best, self._changing)
         return replace(best.fitted(self._wanted.steps), measured_for=best.key)
 
     def missing(self, command: str, or_else: str) -> ProfileError:
@@ -85,6 +94,7 @@ def find_profile(
     command: str,
     nearest: bool = False,
     or_else: str = NEAREST,
+    changing: Mapping[str, str] | None = None,
 ) -> tuple[Profile, list[str]]:
     """The profile for a key, and notices about it for the user.
 
@@ -94,11 +104,12 @@ def find_profile(
         command: the command that makes a profile for it.
         nearest: use the nearest profile if none fits, with a notice of how it differs.
         or_else: what else the user can do if there is one of the model.
+        changing: what the model is loaded with, as ``LoadOptions.changing``.
 
     Raises:
         ProfileError: there is none; the message says how to make one, and which files cannot be used.
     """
-    search = ProfileSearch(wanted, content_hash)
+    search = ProfileSearch(wanted, content_hash, changing)
     found = search.exact() or (search.nearest() if nearest else None)
     if found is None:
         raise search.missing(command, or_else)
@@ -123,6 +134,23 @@ def mismatch(have: ProfileKey, want: ProfileKey, real: str) -> list[str]:
     """A notice of how a profile that the user named differs, if it does."""
     differences = _differences(have, want, real)
     return [f"The profile is not for {want}; it was made for {differences}."] if differences else []
+
+
+def quantized_otherwise(profile: Profile, changing: Mapping[str, str]) -> list[str]:
+    """A notice if a profile was measured with other quantized weights than those in ``changing``."""
+    if profile.changing == changing:
+        return []
+    had, has = _options(profile.changing), _options(changing)
+    here = f"with {has}" if has else "without it"
+    return [
+        f"The profile was measured {f'with {had}' if had else 'without --quantize'}; {here} its figures are a rough "
+        "guide."
+    ]
+
+
+def _options(changing: Mapping[str, str]) -> str:
+    """``LoadOptions.changing`` as options of the command line."""
+    return " ".join(f"--{name.replace('_', '-')} {printable(value)}" for name, value in changing.items())
 
 
 def _differences(have: ProfileKey, want: ProfileKey, real: str) -> str:

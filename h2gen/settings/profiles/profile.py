@@ -12,6 +12,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies.plan import joined
 from h2gen.errors import ProfileError
 from h2gen.models.choices import SOLVERS, evaluations
+from h2gen.models.load_options import CHANGING
 from h2gen.settings.table import BY_NAME
 
 FEWEST_STEPS = 8
@@ -100,6 +101,11 @@ class Profile:
         """The number of pictures behind the figures; 0 if the file does not say."""
         count = self.measured.get("pictures")
         return count if isinstance(count, int) and 0 < count < 10**6 else 0
+
+    @property
+    def changing(self) -> dict[str, str]:
+        """The options of ``LoadOptions.changing`` that it was measured with."""
+        return {name: str(self.measured[name]) for name in CHANGING if name in self.measured}
 
     def of(self, policy: str) -> tuple[Choice, ...]:
         """The choices of a sort; all of them if it is ``auto``."""

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from h2gen.errors import OutputError
-from h2gen.evaluation.tune.measurement_log import MeasurementLog
+from h2gen.evaluation.tune.measurement_log import MeasurementLog, open_log, open_shared_log
+from h2gen.models import resolve
+from h2gen.models.load_options import LoadOptions
+from h2gen.settings.profiles import ProfileKey
+from h2gen.settings.resolve import request_from
 
 
 def never() -> None:
@@ -110,3 +117,20 @@ def test_a_file_of_another_kind_is_refused_even_if_it_is_short(tmp_path: Path) -
     with pytest.raises(OutputError, match="is not a measurement log"), MeasurementLog(path, {}, shared=True):
         pass
     assert path.read_text() == "{mine"
+
+
+@pytest.mark.parametrize("opened", [open_log, open_shared_log])
+def test_measurements_of_quantized_weights_are_not_mixed_with_others(opened: Any) -> None:
+    settings = request_from("-", [("option", {"seed": 1})]).settings
+    key = ProfileKey("tiny", "ab" * 32, 28, 128, 128, "plain")
+
+    def log(**options: Any) -> Any:
+        session = SimpleNamespace(checkpoint=resolve("tiny"), device="cpu", dtype=torch.float32, offload="none")
+        return opened(key, SimpleNamespace(**vars(session), options=LoadOptions(**options)), settings)
+
+    for options in ({}, {"quantize": "int8"}, {"quantize_text": "int8"}):
+        with log(**options) as book:
+            assert len(book) == 0
+            book.put("one", 1)
+    with log() as book:
+        assert len(book) == 1
