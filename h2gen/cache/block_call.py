@@ -116,6 +116,8 @@ class BlockCall:
         if engine.skips(stage, first=first):
             streams = engine.instead(stage, whole, first=first)
             return _Call((), {}, (), rows, output=family.block_output(stage.name, streams), skipped=True)
+        if first and not stage.own:
+            engine.before_first(stage)
         if rows is not None:
             block: Any = getattr(self._block, "_orig_mod", self._block)  # what torch.compile wraps
             names = [*_arguments_of(type(block).forward), *[""] * len(args)]  # it may take more than it names

@@ -116,6 +116,7 @@ class Engine:
             return None
         if unfinished is not None:  # the model did not call a stage's last block
             step.current.forget()
+        step.current.memory.let_go()
         current, (structure, detail) = step.current, (step.ran(stage.name) for stage in self.stages)
         full, skipped = structure & detail, {*range(step.pictures)} - {*step.present}
         # A schedule may be lost halfway through a step that some pictures skip.
@@ -151,6 +152,11 @@ class Engine:
             return None
         rows = self.step.present if first else self.step.running
         return None if len(rows) == self.step.pictures else rows
+
+    def before_first(self, stage: Stage) -> None:
+        """A stage's first block is about to run."""
+        if self.step is not None:
+            self._method.fetch(self.step, stage)
 
     def skips(self, stage: Stage, *, first: bool = False) -> bool:
         """Whether the stage's first block, or the blocks after it, are skipped in this step."""

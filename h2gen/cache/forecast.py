@@ -70,6 +70,16 @@ class ResidualHistory:
     def __len__(self) -> int:
         return len(self._values)
 
+    def fetch(self) -> None:
+        """Begin to bring the values back from main memory, if they are there: they will probably be needed soon."""
+        if isinstance(self._values, PackedValues):
+            self._values.fetch()
+
+    def let_go(self) -> None:
+        """Drop what was fetched and not needed."""
+        if isinstance(self._values, PackedValues):
+            self._values.let_go()
+
     def has_line(self, row: int) -> bool:
         """Whether one picture of the batch has two points to draw a line through."""
         return len(self._values) > 1 and self._sigmas[0][row] != self._sigmas[-1][row]

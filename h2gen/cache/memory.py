@@ -86,6 +86,11 @@ class Memory:
     def of(self, stage: str) -> StageMemory:
         return self.structure if stage == "structure" else self.detail
 
+    def let_go(self) -> None:
+        """Drop what was fetched from main memory and not needed."""
+        self.structure.residuals.let_go()
+        self.detail.residuals.let_go()
+
     @property
     def size(self) -> KeptBytes:
         """Of its tensors, of all pictures. Needs nothing from the device."""
@@ -103,6 +108,8 @@ def _bytes(value: Any) -> int:
         return 0
     if isinstance(value, torch.Tensor):
         return value.nbytes
+    if isinstance(value, Packed):
+        return sum(each.nbytes for each in value.tensors)
     if isinstance(value, dict):
         return sum(map(_bytes, value.values()))
     if isinstance(value, (list, tuple, deque)):
@@ -110,4 +117,4 @@ def _bytes(value: Any) -> int:
     return _bytes(vars(value)) if isinstance(value, _WITH_TENSORS) else 0
 
 
-_WITH_TENSORS = ResidualHistory, PackedValues, Packed, VelocityHistory, Pooling, PartPooling, Weighted, Results
+_WITH_TENSORS = ResidualHistory, PackedValues, VelocityHistory, Pooling, PartPooling, Weighted, Results

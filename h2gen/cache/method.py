@@ -36,6 +36,15 @@ class Method:
     def __init__(self, config: CacheConfig, policy: Policy, decide: BatchDecision) -> None:
         self._config, self._policy, self._decide = config, policy, decide
 
+    def fetch(self, step: Step, stage: Stage) -> None:
+        """Before a stage's first block: begin to bring kept residuals back from main memory, if they may be needed."""
+        if self._config.cache_memory != "cpu" or not self._policy.reuses(stage.name):
+            return
+        residuals, decided = step.memory(stage.name).residuals, [step.outcomes[stage.name][row] for row in step.present]
+        # What is computed is compared with the line through two values.
+        if len(residuals) > 1 or any(outcome is None or not outcome.ran for outcome in decided):
+            residuals.fetch()
+
     def structure_stage(self, step: Step, stage: Stage, probe: Probe) -> StageSteps:
         """Steps 1 to 3."""
         # 1. Probe the structure stage: its first block has run. The indicator is the residual of the image tokens.

@@ -1,4 +1,4 @@
-"""How much the cache keeps on the device from step to step, before anything runs. Loads no torch."""
+"""How much the cache keeps from step to step, before anything runs. Loads no torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from h2gen.cache.policies import policy_of
 
 
 class Kept(NamedTuple):
-    """What the cache keeps of one picture on the device, at most.
+    """What the cache keeps of one picture, at most.
 
     Args:
-        tokens: vectors as wide as the streams: residuals of the stages.
-        values: other values: velocities, in the model's dtype.
+        tokens: vectors as wide as the streams, on the device: residuals of the stages.
+        values: other values there: velocities, in the model's dtype.
+        host_tokens: vectors in main memory, with ``--cache-memory cpu``.
     """
 
     tokens: int
     values: int
+    host_tokens: int = 0
 
 
 def most_kept(config: CacheConfig, image_tokens: int, text_tokens: int, channels: int, passes: int = 1) -> Kept:
@@ -36,8 +38,9 @@ def most_kept(config: CacheConfig, image_tokens: int, text_tokens: int, channels
     structure = image_tokens + text_tokens if policy.reuses("structure") else 0
     detail = image_tokens if policy.reuses("detail") else 0  # the model drops the text after this stage
     velocities = 2 * image_tokens * channels if policy.skips else 0  # the last one, and the way to it
-    values = 0 if config.cache_memory == "cpu" else 1 + config.forecast
-    return Kept(passes * (structure + detail) * values, passes * velocities)
+    tokens = passes * (structure + detail) * (1 + config.forecast)
+    here, there = (0, tokens) if config.cache_memory == "cpu" else (tokens, 0)
+    return Kept(here, passes * velocities, there)
 
 
 def vector_bytes(cache_memory: str, width: int, value: int) -> int:

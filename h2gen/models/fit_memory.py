@@ -180,9 +180,27 @@ def needed_on_cpu(parts: Sequence[Part], options: LoadOptions, work: Work) -> in
         options: how it is loaded.
         work: what is made.
     """
+    work = replace(work, kept_tokens=work.kept_tokens + work.host_tokens)  # the device's memory is main memory
     loaded = as_loaded(parts, options, work.value)
     before = max((whole.all - part.all for whole, part in zip(parts, loaded, strict=True)), default=0)
     return max(footprint(loaded, work)["none"], sum(part.all for part in loaded) + before)
+
+
+def cache_line(parts: Iterable[Part], work: Work, free: int) -> str | None:
+    """What to say if main memory does not suffice for what the cache keeps there; None if it does.
+
+    Args:
+        parts: of the model.
+        work: what is made.
+        free: bytes of main memory.
+    """
+    needed = work.kept_in_main_memory(next((part.width for part in parts if part.is_transformer), 0))
+    if needed <= free:
+        return None
+    return (
+        f"Memory: the cache needs {gigabytes(needed)} of main memory with --cache-memory cpu, but only "
+        f"{gigabytes(free)} are free; it will probably run out. Use --cache-memory fp8, or leave it out."
+    )
 
 
 def host_line(needed: int, work: Work, available: Available) -> str | None:

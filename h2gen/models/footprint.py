@@ -94,6 +94,7 @@ class Work:
         encoding: weights that are on the device only while a prompt is encoded, as of Redux.
         always: weights that are on the device all the time, as of an autoencoder for previews.
         cache_memory: how the cache keeps vectors; see ``CacheConfig``.
+        host_tokens: vectors of the streams' width that it keeps per picture in main memory.
     """
 
     pixels: int
@@ -107,11 +108,16 @@ class Work:
     encoding: int = 0
     always: int = 0
     cache_memory: str = "device"
+    host_tokens: int = 0
 
     def kept(self, width: int) -> int:
         """Bytes that the cache keeps until the pictures are decoded, for streams of this width."""
         vectors = self.kept_tokens * vector_bytes(self.cache_memory, width or WIDTH, self.value)
         return self.pictures * (vectors + self.kept_values * self.value)
+
+    def kept_in_main_memory(self, width: int) -> int:
+        """Bytes that the cache keeps in main memory, for streams of this width."""
+        return self.pictures * self.host_tokens * (width or WIDTH) * self.value
 
     def held_by(self, part: Part) -> int:
         """Bytes that a transformer or an autoencoder holds besides its weights while it runs."""

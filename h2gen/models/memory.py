@@ -82,7 +82,7 @@ def offload_groups(pipe: Any, device: torch.device, *, ahead: bool = True) -> Bl
                 "quantization."
             )
     transformer = parts.pop("transformer")
-    offload = BlockOffload(transformer, device, stream_of(device) if ahead else None)
+    offload = BlockOffload(transformer, device, stream_of(device), ahead=ahead)
     for part in parts.values():
         _offload_layers(part, device)
         for module in (part, *part.children()):  # an autoencoder's ``decode`` skips its ``forward``, not its decoder's
@@ -152,11 +152,11 @@ def component_bytes(pipe: Any) -> dict[str, int]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "xpu":
-        return int(torch.xpu.mem_get_info(device)[0])
+    """Bytes that are free on a GPU, with those that torch keeps although nothing uses them, as of an earlier model."""
+    if device.type in ("cuda", "xpu"):
+        gpu: Any = torch.get_device_module(device)
+        unused = gpu.memory_reserved(device) - gpu.memory_allocated(device)
+        return int(gpu.mem_get_info(device)[0]) + int(unused)
     return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
 
 

@@ -12,7 +12,7 @@ from h2gen.families import family_of
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.choices import WAYS, memory_limit
 from h2gen.models.facts import facts_of
-from h2gen.models.fit_memory import Available, Fit, choose_fit, host_line, needed_on_cpu
+from h2gen.models.fit_memory import Available, Fit, cache_line, choose_fit, host_line, needed_on_cpu
 from h2gen.models.footprint import MEGAPIXEL, Part, Work, measure, width_of
 from h2gen.models.host_memory import free_host_memory
 from h2gen.models.load_options import LoadOptions
@@ -53,6 +53,10 @@ def place(
     """
     if device.type == "cuda":
         _limit(memory_limit(options.memory), device)
+    if device.type != "cpu" and work.host_tokens:
+        line = cache_line(parts_of_pipe(pipe), work, free_host_memory())
+        if line is not None:
+            say(line)
     if options.offload != "auto":
         return apply_offload(pipe, options.offload, device)
     offload = "none"

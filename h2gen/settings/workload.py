@@ -76,7 +76,8 @@ def _work(
     multiple = checkpoint.defaults.size_multiple
     tokens = images * latent_frames(frames, checkpoint) * -(-width // multiple) * -(-height // multiple)
     kept = most_kept(cache, tokens, text, _CHANNELS, passes)
-    return Work(width * height * max(1, frames), pictures, tokens + text, *kept, value)
+    pixels = width * height * max(1, frames)
+    return Work(pixels, pictures, tokens + text, kept.tokens, kept.values, value, host_tokens=kept.host_tokens)
 
 
 def _weights(places: Iterable[Path]) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import pickle
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
-from h2gen.cache import CacheConfig, apply, h2_cache
+from h2gen.cache import CacheConfig, apply, h2_cache, main_memory
 from h2gen.cache.forecast import ResidualHistory
 from h2gen.cache.keep import Packed, PackedValues
 from h2gen.cache.kept import KeptBytes
@@ -124,9 +125,8 @@ def test_it_is_freed_between_pictures(how: str, monkeypatch: pytest.MonkeyPatch)
 
     def remembered(history: ResidualHistory, *args: Any) -> None:
         keep(history, *args)
-        kept.extend(weakref.ref(each if how == "device" else each._kept) for each in (
-            history._values[-1] if how == "device" else history._values._kept[-1]
-        ))  # fmt: skip
+        newest = history._values[-1] if how == "device" else [each.tensors[0] for each in history._values._kept[-1]]
+        kept.extend(map(weakref.ref, newest))
 
     monkeypatch.setattr(ResidualHistory, "keep", remembered)
     with h2_cache(pipe.transformer, tau1=1e-9, tau2=1e-9, cache_memory=how):
@@ -150,6 +150,78 @@ def test_fp8_is_refused_on_a_device_that_lacks_it(monkeypatch: pytest.MonkeyPatc
         apply(pipe, CacheConfig(cache_memory="fp8"))
 
 
+class Stream:
+    """A stream on the CPU. What is queued on it is done only once the other stream waits for it."""
+
+    def __init__(self) -> None:
+        self.queue: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.recorded: list[torch.Tensor] = []
+        self.waited, self.done, self.pending = False, 0, 0
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        assert self.waited, "the stream that computes may not have made it yet"
+        self.queue.append((target, source))
+        target.fill_(torch.nan)
+        self.pending = max(self.pending, len(self.queue) - self.done)
+
+    def wait_stream(self, _computing: Any) -> None:
+        self.waited = True
+
+    def record_event(self) -> int:
+        return len(self.queue)
+
+    def wait_event(self, event: int) -> None:
+        for target, source in self.queue[self.done : event]:
+            target.copy_(source)
+        self.done = max(self.done, event)
+
+
+@pytest.fixture
+def stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
+    """Let the CPU act as a device with streams and pinned memory."""
+    stream = Stream()
+    for name, does in {
+        "copy_stream": lambda device: stream,
+        "_computing": lambda device: stream,
+        "_on": lambda used, device: nullcontext(),
+        "_copy": stream.copy,
+    }.items():
+        monkeypatch.setattr(main_memory, name, does)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **more: empty(*args, **more))
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, used: stream.recorded.append(tensor))
+    return stream
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_copies_on_a_stream_of_their_own_change_no_bit(stream: Stream, settings: dict[str, Any], batch: int) -> None:
+    model = flux()
+    with h2_cache(model, **settings):
+        wanted = run(model, batch=batch)
+    assert not stream.queue
+    with h2_cache(model, **settings, cache_memory="cpu"):
+        assert same(run(model, batch=batch), wanted)
+    recorded, there = {id(tensor) for tensor in stream.recorded}, {id(target) for target, _ in stream.queue}
+    back = [target for target, source in stream.queue if id(source) in there]
+    assert 0 < len(back) < len(stream.queue)
+    assert all(id(source) in recorded for _, source in stream.queue if id(source) not in there)
+    # With thresholds a miss drops what was fetched for a hit.
+    assert all(id(target) in recorded for target in back) or settings.get("tau1")
+
+
+def test_residuals_come_back_while_the_first_block_runs_and_only_if_they_may_be_needed(stream: Stream) -> None:
+    model, before, within = flux(), list[int](), list[int]()
+    first = model.transformer_blocks[0]
+    first.register_forward_pre_hook(lambda *_: before.append(stream.record_event()))
+    first.norm1.register_forward_pre_hook(lambda *_: within.append(stream.record_event()))
+    with h2_cache(model, plan="FFRFR", cache_memory="cpu"):
+        run(model, steps=5)
+    # Full steps queue two tensors of the structure and one of the detail; the other steps bring them back.
+    assert before == [0, 3, 6, 9, 12] and within == [0, 3, 6 + 2, 9, 12 + 2]
+    assert len(stream.queue) == 15
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_main_memory_is_pinned_and_changes_no_bit() -> None:
     made = []
@@ -158,4 +230,4 @@ def test_on_a_gpu_main_memory_is_pinned_and_changes_no_bit() -> None:
         with h2_cache(pipe, plan="FRDCRF", cache_memory=how):
             made.append(torch.from_numpy(pipe(**run_kwargs(pipe)).images))
     assert torch.equal(*made)
-    assert Packed(torch.ones(1, 2, 3, device="cuda"), "cpu")._kept.is_pinned()
+    assert Packed(torch.ones(1, 2, 3, device="cuda"), "cpu").tensors[0].is_pinned()

@@ -23,7 +23,7 @@ def bytes_kept(memories: list[Memory]) -> int:
             kept: Any = getattr(stage.residuals._values, "_kept", stage.residuals._values)
             for each in (tensor for value in kept for tensor in value):
                 packed = isinstance(each, Packed)
-                tensors += [one for one in (each._kept, each._scale) if one is not None] if packed else [each]
+                tensors += each.tensors if packed else [each]
         for history in memory.velocities:
             tensors += [tensor for _, tensor in filter(None, (history._last, history._way))]
         found |= {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -44,6 +44,7 @@ def bytes_kept(memories: list[Memory]) -> int:
         {"tau1": 0.0, "tau2": 0.0},
         {"tau1": 1e-9, "tau2": 1e-9, "cache_memory": "bf16"},
         {"tau1": 1e-9, "tau2": 1e-9, "cache_memory": "fp8", "forecast": 1},
+        {"tau1": 1e-9, "tau2": 1e-9, "cache_memory": "cpu", "forecast": 1},
     ],
     ids=str,
 )
@@ -67,4 +68,6 @@ def test_it_keeps_what_was_computed(given: dict[str, Any], cfg: float) -> None:
     channels = pipe.transformer.config.in_channels
     kept = most_kept(config, image, text, channels, 2 if cfg > 1 else 1)
     width = pipe.transformer.config.num_attention_heads * pipe.transformer.config.attention_head_dim
-    assert max(seen) == kept.tokens * vector_bytes(config.cache_memory, width, 4) + 4 * kept.values
+    assert (kept.tokens == 0) == (config.cache_memory == "cpu" or kept.host_tokens + kept.tokens == 0)
+    tokens = kept.tokens + kept.host_tokens
+    assert max(seen) == tokens * vector_bytes(config.cache_memory, width, 4) + 4 * kept.values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from h2gen.models.choices import WAYS
 from h2gen.models.facts import facts_of
 from h2gen.models.footprint import MEGAPIXEL, Work, footprint
 from h2gen.models.load_options import LoadOptions
+from h2gen.models.memory import free_memory
 from h2gen.models.memory_needed import memory_needed
 from h2gen.models.place import check_host_memory, parts_of_pipe, place
 from tests import small
@@ -99,6 +101,29 @@ def test_without_a_choice_nothing_is_decided_or_said(gpu: Callable[..., list[str
     assert place(pipe, LoadOptions(offload="model"), CUDA, WORK, said.append) == "model"
     assert place(pipe, AUTO, CPU, WORK, said.append) == "none"
     assert (tried, said) == (["none", "model", "none"], [])
+
+
+@pytest.mark.parametrize(("free", "said"), [(10**9, False), (10**6, True)])
+def test_what_the_cache_keeps_in_main_memory_has_to_fit_there(
+    free: int, said: bool, gpu: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu(10**12)
+    monkeypatch.setattr(placing, "free_host_memory", lambda: free)
+    pipe, lines = small.flux_pipeline(), []
+    work = replace(WORK, host_tokens=10**5, pictures=2)
+    place(pipe, LoadOptions(offload="none"), CUDA, work, lines.append)
+    needed = f"{2 * 10**5 * pipe.transformer.inner_dim * WORK.value / 1e6:.0f}"
+    line = (
+        f"Memory: the cache needs {needed} MB of main memory with --cache-memory cpu, but only 1 MB are free; it will "
+        "probably run out. Use --cache-memory fp8, or leave it out."
+    )
+    assert lines == [line] * said
+
+
+def test_memory_that_torch_keeps_of_an_earlier_model_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"mem_get_info": (5, 80), "memory_reserved": 40, "memory_allocated": 10}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
+    assert free_memory(CUDA) == 35
 
 
 def test_if_memory_runs_out_all_the_same_the_next_way_is_taken(gpu: Callable[..., list[str]]) -> None:
