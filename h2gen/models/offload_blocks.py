@@ -96,6 +96,17 @@ class Weights(ModuleGroup):  # type: ignore[misc]
             super().onload_()
         self.here, self.ran = True, False
 
+    def _onload_from_memory(self) -> None:
+        """As diffusers', but the host does not wait for what was queued on the stream before: the copies of two blocks
+        follow each other without a gap."""
+        if self.stream is None:
+            super()._onload_from_memory()
+            return
+        module = torch.get_device_module(self.onload_device)
+        computing = module.current_stream(self.onload_device)
+        with module.stream(self.stream):
+            self._process_tensors_from_modules(self.cpu_param_dict, default_stream=computing)
+
     def drop(self) -> None:
         """Let go of what is on the device. With a stream nothing is copied back."""
         super().offload_()
@@ -109,10 +120,11 @@ class BlockOffload:
         transformer: in main memory, of a family in ``h2gen.families``.
         device: to compute on.
         stream: of the device, to fetch weights on while others compute; None fetches each block when it is needed.
+        ahead: fetch each block while the one before it runs, if there is a stream.
     """
 
-    def __init__(self, transformer: nn.Module, device: torch.device, stream: Any = None) -> None:
-        self.device, self.stream, self.moves = device, stream, Moves()
+    def __init__(self, transformer: nn.Module, device: torch.device, stream: Any = None, *, ahead: bool = True) -> None:
+        self.device, self.stream, self.moves, self._ahead = device, stream, Moves(), ahead
         self._transformer = weakref.ref(transformer)
         self._blocks: dict[nn.Module | None, Weights] = {}
         self._outside: Weights | None = None
@@ -129,30 +141,50 @@ class BlockOffload:
         transformer.register_forward_pre_hook(self._begin)
 
     def enter(self, weights: Weights) -> None:
-        """A block, or the whole transformer, is about to run: fetch its weights, and begin with the next block's."""
+        """A block, or the whole transformer, is about to run: fetch its weights."""
         outside = weights is self._outside
         if not weights.here:
+            self._wait_for(self._done)
             weights.fetch()
             self.moves.fetched += not outside
         weights.ran = True
-        if self.stream is None:
+        if self.stream is not None:
+            self._now.wait_stream(self.stream)
+            if outside:
+                self._fetch_after(None, self._done)
+
+    def leave(self, weights: Weights) -> None:
+        """A block's kernels are queued, or its hook was just put on: drop its weights, and fetch the next block's.
+
+        Not before: the device would have nothing to do while the host waits for the block before and queues copies.
+        """
+        if weights is self._outside and weights.here:
+            return  # a step that is skipped entirely would fetch it again
+        if self.stream is None or not weights.here:
+            weights.drop()
             return
-        self._now.wait_stream(self.stream)
-        following = self._blocks.get(self._next(None if outside else weights.onload_leader))
+        before, self._done = self._done, self._now.record_event()
+        weights.drop()
+        self._fetch_after(weights.onload_leader, before)
+
+    def _fetch_after(self, block: nn.Module | None, done: Any) -> None:
+        """Begin with the weights of the block after another one, if it is known which one that is.
+
+        Args:
+            block: the other one; None before the first.
+            done: the event after which what they replace is not needed any more.
+        """
+        following = self._blocks.get(self._next(block)) if self._ahead else None
         if following is not None and not following.here:
-            if self._done is not None:
-                self._done.synchronize()  # otherwise all that is queued would take memory at once
+            self._wait_for(done)
             following.fetch()
             self.moves.fetched += 1
             self.moves.ahead += 1
 
-    def leave(self, weights: Weights) -> None:
-        """A block has run, or its hook was just put on: it needs no memory on the device any more."""
-        if weights is self._outside and weights.here:
-            return  # a step that is skipped entirely would fetch it again
-        if self.stream is not None and weights.here:
-            self._done = self._now.record_event()
-        weights.drop()
+    def _wait_for(self, done: Any) -> None:
+        """Let the host wait for the end of a block: all that is queued would take memory at once."""
+        if done is not None:
+            done.synchronize()
 
     def release(self, *_: Any) -> None:
         """Drop everything that is on the device: another part of the pipeline runs now."""
