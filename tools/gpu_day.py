@@ -30,11 +30,11 @@ TOTAL = 470.0
 """Seconds for all parts together."""
 PARTS = (
     Part("eager", "each outcome, the checks, plans and a batch of 4, in bfloat16", "tools.gpu.parts:eager", 90),
-    Part("compiled", "the same with compiled blocks", "tools.gpu.parts:compiled", 90),
-    Part("fp8", "the same with compiled blocks and float8 weights and activations", "tools.gpu.parts:fp8", 90),
+    Part("compiled", "the same with compiled blocks", "tools.gpu.parts:compiled", 110),
+    Part("fp8", "the same with compiled blocks and float8 weights and activations", "tools.gpu.parts:fp8", 100),
     Part("known", "launches and waits of steps that a plan decides", "tools.gpu.parts:known", 45),
-    Part("others", "diffusers' FirstBlockCache and cache-dit at the same plans", "tools.gpu.parts:others", 60),
-    Part("offload", "weights in main memory, fetched block by block", "tools.gpu.parts:offload", 65),
+    Part("others", "diffusers' FirstBlockCache and cache-dit at the same plans", "tools.gpu.parts:others", 50),
+    Part("offload", "weights in main memory, fetched block by block", "tools.gpu.parts:offload", 45),
     Part("tests", "the tests that need a GPU", "tools.gpu.parts:tests", 30),
 )
 LEAST = 10.0

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -48,6 +49,7 @@ PLANS = {
     "fast, both forecast": FAST.replace("S", "R"),
     "every other detail forecast": "FFFF" + "DF" * 12,
 }
+CACHE_MEMORY = "FFFDFDFD"
 
 
 def eager(small: bool, report: Report) -> None:
@@ -66,6 +68,11 @@ def eager(small: bool, report: Report) -> None:
     cached = seconds_of(together, planned(call.pipe, plan), len(plan))
     compare(report, f"batch of 4, plan {plan}", [uncached], [cached], plan.count("F") / len(plan))
     _report_memory(report, call.scale)
+    for how in ("device", "cpu", "fp8"):  # the detail is forecast from two values at every other step
+        steps = steps_of(call, planned(call.pipe, CACHE_MEMORY, cache_memory=how), len(CACHE_MEMORY))
+        for letter in "FD":
+            each = [seconds for at, seconds in zip(CACHE_MEMORY, steps, strict=True) if at == letter][1:]
+            report(f"--cache-memory {how}: {OUTCOMES[letter].format('forecast')}", statistics.median(each), "s")
 
 
 def compiled(small: bool, report: Report) -> None:
@@ -205,6 +212,9 @@ def _cache_dit(pipe: Any, plan: str) -> Iterator[None]:
 def offload(small: bool, report: Report) -> None:
     """Group offloading: h2gen's, which knows the plan, with and without fetching ahead; and diffusers' own."""
     scale = scale_of(small)
+    if scale.cuda:  # a third of the blocks, which are what moves: main memory is pinned for all of them, three times
+        scale = replace(scale, config={**scale.config, "num_layers": 6, "num_single_layers": 12})
+        report("blocks, of 57", 6 + 12)
     ways: dict[str, Callable[[Any, torch.device], Any]] = {
         "h2gen": offload_groups,
         "h2gen, nothing fetched ahead": partial(offload_groups, ahead=False),
@@ -218,15 +228,14 @@ def offload(small: bool, report: Report) -> None:
         report(f"{name}: seconds to prepare", time.perf_counter() - started, "s")
         call = Caller(pipe, scale)
         _reset_memory(scale)
-        full = steps_of(call, steps=2)[1]
+        full = steps_of(call, steps=3)[-1]  # diffusers looks at the first one for the order of the blocks
         report(f"{name}: full step, no cache", full, "s")
-        fetched = 0 if placed is None else placed.moves.fetched
-        plan = "FFSDRF"
-        steps = steps_of(call, planned(pipe, plan), len(plan))
-        for letter, seconds in list(zip(plan, steps, strict=True))[2:]:
-            outcome = OUTCOMES[letter].format("forecast")
-            report(f"{name}, in a plan: {outcome}", seconds, "s", share=seconds / full)
-        if placed is not None:
+        if placed is not None:  # diffusers never fetches the block after one that is skipped
+            fetched, plan = placed.moves.fetched, "FFSDRF"
+            steps = steps_of(call, planned(pipe, plan), len(plan))
+            for letter, seconds in list(zip(plan, steps, strict=True))[2:]:
+                outcome = OUTCOMES[letter].format("forecast")
+                report(f"{name}, in a plan: {outcome}", seconds, "s", share=seconds / full)
             report(f"{name}: blocks fetched by the plan {plan}", placed.moves.fetched - fetched)
         _report_memory(report, scale, name)
         del pipe, call, placed
@@ -242,7 +251,8 @@ def _offload_by_diffusers(pipe: Any, device: torch.device) -> None:
         offload_device=torch.device("cpu"),
         offload_type="block_level",
         num_blocks_per_group=1,
-        use_stream=False,
+        use_stream=device.type == "cuda",
+        record_stream=device.type == "cuda",
     )
 
 

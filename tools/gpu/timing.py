@@ -33,9 +33,9 @@ SECONDS = 1.0
 """The aims: realised against ideal speed-up, the checks' share of a full step, and a whole picture's seconds."""
 
 
-def planned(pipe: Any, plan: str, forecast: int = 1) -> Cache:
+def planned(pipe: Any, plan: str, forecast: int = 1, cache_memory: str = "device") -> Cache:
     """H2-Cache on a pipeline, with a plan."""
-    return lambda: h2_cache(pipe, CacheConfig(plan=plan, forecast=forecast))
+    return lambda: h2_cache(pipe, CacheConfig(plan=plan, forecast=forecast, cache_memory=cache_memory))
 
 
 def checking(pipe: Any) -> Cache:
