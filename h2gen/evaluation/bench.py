@@ -27,6 +27,7 @@ from h2gen.generation.session import open_session
 from h2gen.models import choose_device, choose_dtype, resolve
 from h2gen.models.footprint import width_of
 from h2gen.models.load_options import LoadOptions
+from h2gen.models.quantize import Quantizer
 from h2gen.settings.table import MOST_TOKENS
 from h2gen.settings.video import latent_frames
 
@@ -90,6 +91,7 @@ def bench(
     repeat: int = 3,
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str = "none",
 ) -> BenchReport:
     """Time a model's transformer; see ``find_subject`` and ``measure``.
 
@@ -99,9 +101,10 @@ def bench(
 
     Raises:
         SettingError: a number is out of range.
+        DeviceError: the device does not compute with that quantization, or a package is missing.
         ModelError: the model cannot be loaded.
     """
-    subject = find_subject(model, random=random, tokens=tokens, device=device, dtype=dtype)
+    subject = find_subject(model, random=random, tokens=tokens, device=device, dtype=dtype, quantize=quantize)
     return measure(
         subject.transformer,
         image_tokens=subject.image_tokens,
@@ -125,7 +128,13 @@ class Subject:
 
 
 def find_subject(
-    model: str = "tiny", *, random: bool = False, tokens: int | None = None, device: str = "auto", dtype: str = "auto"
+    model: str = "tiny",
+    *,
+    random: bool = False,
+    tokens: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str = "none",
 ) -> Subject:
     """Load the transformer to time.
 
@@ -133,21 +142,26 @@ def find_subject(
         model: a model, by alias, hub id or path.
         random: take 350 M random weights instead.
         tokens: image tokens; None takes 1024 with ``random`` and otherwise the model's own default size.
-        device, dtype: as on the command line.
+        device, dtype, quantize: as on the command line.
 
     Raises:
         SettingError: the number of tokens is out of range.
+        DeviceError: the device does not compute with that quantization, or a package is missing.
         ModelError: the model cannot be loaded.
     """
     if tokens is not None and not 1 <= tokens <= 65536:
         raise SettingError(f"tokens is {tokens}; give a whole number from 1 to 65536.")
     if random:
         where = choose_device(device)
-        return Subject(random_transformer(where, choose_dtype(dtype, where)), tokens or 1024, 128)
+        precision = choose_dtype(dtype, where)
+        quantizer = Quantizer(LoadOptions(quantize=quantize), where, precision)
+        transformer = random_transformer(where, precision)
+        quantizer.quantize("transformer", transformer)
+        return Subject(transformer.to(where), tokens or 1024, 128)
     checkpoint = resolve(model)
     defaults = checkpoint.defaults
     return Subject(
-        open_session(checkpoint, LoadOptions(device, dtype)).pipe.transformer,
+        open_session(checkpoint, LoadOptions(device, dtype, quantize=quantize)).pipe.transformer,
         tokens
         or defaults.width * defaults.height // defaults.size_multiple**2 * latent_frames(defaults.frames, checkpoint),
         min(defaults.max_sequence_length, MOST_TOKENS),
@@ -192,7 +206,7 @@ def measure(
         records["skip"] += skipped
         share = sum(step.blocks_run for step in trace) / sum(step.blocks_total for step in trace)
     return BenchReport(
-        parameters=sum(parameter.numel() for parameter in transformer.parameters()),
+        parameters=sum(map(_weights, transformer.parameters())),
         blocks=records["all"][0].blocks_total,
         image_tokens=image_tokens,
         text_tokens=text_tokens,
@@ -210,6 +224,12 @@ def measure(
         measured_speedup=statistics.median(plain) / statistics.median(cached),
         exact=records["check"][-1].exact,
     )
+
+
+def _weights(parameter: nn.Parameter) -> int:
+    """The number of weights in a parameter; bitsandbytes stores two of 4 bits in a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def _median(steps: Iterable[StepRecord]) -> float:

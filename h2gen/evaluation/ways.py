@@ -24,9 +24,9 @@ from h2gen.errors import SettingError
 from h2gen.evaluation.bench import Subject, find_subject, wait
 from h2gen.families import family_of
 from h2gen.models.compiling import check_compile, compile_blocks
-from h2gen.models.load_options import LoadOptions
+from h2gen.models.devices import choose_device, choose_dtype
 from h2gen.models.quantization import QUANTIZATIONS
-from h2gen.models.quantize import Quantizer, quantize
+from h2gen.models.quantize import check_usable, quantize
 from h2gen.wording import did_you_mean
 
 CACHES = ("off", "plan", "checks")
@@ -110,14 +110,14 @@ def bench_ways(model: str, ways: str, rounds: int, **given: Any) -> WaysReport:
         ModelError: the model cannot be loaded.
     """
     parsed = parse_ways(ways)
-    subject = find_subject(model, **given)
-    transformer = cast(Any, subject.transformer)
-    for part in {part for parts in parsed for part in parts}:
+    device = choose_device(given.get("device", "auto"))
+    dtype = choose_dtype(given.get("dtype", "auto"), device)
+    for part in dict.fromkeys(part for parts in parsed for part in parts):
         if part in QUANTIZATIONS:
-            Quantizer(LoadOptions(quantize=part), transformer.device, transformer.dtype)
+            check_usable(QUANTIZATIONS[part], f"--ways {part}", device, dtype)
         elif part == "compile":
-            check_compile(transformer.device)
-    return compare_ways(subject, parsed, rounds)
+            check_compile(device)
+    return compare_ways(find_subject(model, **given), parsed, rounds)
 
 
 @torch.no_grad()

@@ -60,7 +60,7 @@ class Quantizer:
         for option, how in self._of.items():
             if how is not None:
                 named = f"--{option.replace('_', '-')} {how.name}"
-                _check(how, named, device, dtype)
+                check_usable(how, named, device, dtype)
                 self._check_offload(how.package == "bitsandbytes", named, blocks=option == "quantize")
 
     @property
@@ -113,7 +113,7 @@ class Quantizer:
         check_installed("bitsandbytes", shown(file))
         if self._of["quantize"] is None:
             how = QUANTIZATIONS[kind]
-            _check(how, named := f"{shown(file)} in {kind}", self.device, self._dtype)
+            check_usable(how, named := f"{shown(file)} in {kind}", self.device, self._dtype)
             self._check_offload(True, named, blocks=True)
             self._of["quantize"] = how
 
@@ -154,8 +154,18 @@ def _option(name: str) -> str | None:
     return "quantize" if name == "transformer" else "quantize_text" if name.startswith("text_enc") else None
 
 
-def _check(how: Quantization, named: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Check that a quantization, called like its option, can be used."""
+def check_usable(how: Quantization, named: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Check that a quantization can be used.
+
+    Args:
+        how: the quantization.
+        named: what the user calls it, for messages.
+        device: to compute on.
+        dtype: to compute in.
+
+    Raises:
+        DeviceError: its package is missing, or it does not go with the device or the dtype.
+    """
     check_installed(how.package, named)
     short = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "fp32")
     capability = torch.cuda.get_device_capability(device) if device.type == "cuda" and not torch.version.hip else None

@@ -171,3 +171,37 @@ def test_bench_measures_steps_by_outcome(capsys: pytest.CaptureFixture[str]) -> 
     assert run(["bench", "--steps", "5", "--repeat", "1"]) == 0
     out = capsys.readouterr().out
     assert "all reused" in out and "skipped" in out
+
+
+@pytest.mark.slow
+def test_bench_measures_quantized_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchao")
+    given = ["--steps", "5", "--repeat", "1", "--tokens", "16"]
+    assert run(["bench", *given, "--quantize", "w8a8", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["parameters"] == 8_852_528 and report["plain"] > 0
+    assert run(["bench", *given, "--quantize", "int8"]) == 0
+    assert capsys.readouterr().out.startswith("tiny in int8: 9 M parameters")
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (["--ways", "off"], "--quantize cannot be used with --ways; name it as a way: --ways nf4."),
+        (["--paper"], "--quantize cannot be used with --paper; leave it out."),
+    ],
+)
+def test_bench_quantizes_only_where_it_times_steps(
+    more: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "--quantize", "nf4", *more]) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_way_that_the_device_does_not_compute_in_is_refused_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchao")
+    monkeypatch.setattr("h2gen.evaluation.ways.find_subject", lambda *_args, **_given: pytest.fail("loaded"))
+    assert run(["bench", "--device", "cpu", "--ways", "off,int4"]) == 2
+    assert "--ways int4 does not run on the device 'cpu'; choose from int8, " in capsys.readouterr().err

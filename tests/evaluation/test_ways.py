@@ -47,16 +47,23 @@ def test_a_step_with_everything_off_and_full_steps_with_the_cache_are_those_of_p
     subject: Subject,
 ) -> None:
     before = copy.deepcopy(subject.transformer.state_dict())
-    report = compare_ways(subject, parse_ways("off,plan,checks,int8,int8-dynamic"), 4)
+    report = compare_ways(subject, parse_ways("off,plan,checks,int8,int8-dynamic,fp8"), 4)
     ways = {each.way: each for each in report.ways}
-    assert list(ways) == ["plain", "off", "plan", "checks", "int8", "int8-dynamic"]
+    assert list(ways) == ["plain", "off", "plan", "checks", "int8", "int8-dynamic", "fp8"]
     assert all(ways[name].difference == 0 for name in ("plain", "off", "plan", "checks"))
-    assert 0 < ways["int8"].difference < ways["int8-dynamic"].difference < 0.1
+    assert 0 < ways["int8"].difference < ways["int8-dynamic"].difference < ways["fp8"].difference < 0.1
     assert all(each.low <= each.ratio <= each.high and each.seconds > 0 for each in report.ways)
     assert ways["plain"].ratio == ways["plain"].low == ways["plain"].high == 1
     assert not subject.transformer._forward_pre_hooks
     assert all(torch.equal(value, before[name]) for name, value in subject.transformer.state_dict().items())
     assert json.loads(json.dumps(report.to_json()))["ways"][1]["way"] == "off"
+
+
+def test_four_bits_are_ways_too() -> None:
+    pytest.importorskip("bitsandbytes")
+    subject = Subject(flux_transformer(), 16, 8)
+    ways = {each.way: each for each in compare_ways(subject, parse_ways("nf4,fp4"), 1).ways}
+    assert all(0 < ways[name].difference < 0.5 for name in ("nf4", "fp4"))
 
 
 def test_the_interval_of_a_median_is_that_of_the_sign_test() -> None:

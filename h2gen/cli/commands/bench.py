@@ -61,6 +61,7 @@ def bench(
     model: str = "tiny",
     device: str = "auto",
     dtype: str = "auto",
+    quantize: str = "none",
     offload: str = "none",
     as_json: bool = False,
 ) -> None:
@@ -72,6 +73,9 @@ def bench(
     With --paper: run the paper's protocol (seed 0, 100 steps, 1024x1024; no cache, block cache, TeaCache and H2-Cache
     at 0.15 and 0.22), plus uncached runs of fewer steps.
     """
+    if quantize != "none" and (paper or ways is not None):
+        instead = "leave it out" if paper else f"name it as a way: --ways {quantize}"
+        raise SettingError(f"--quantize cannot be used with --{'paper' if paper else 'ways'}; {instead}.")
     if paper:
         _paper_table(
             prompts,
@@ -98,6 +102,7 @@ def bench(
     say(make_console(), "Loading and measuring; do not use the machine meanwhile.", "dim")
     subject: dict[str, Any] = {"random": random, "tokens": tokens, "device": device, "dtype": dtype}
     name = "random weights" if random else model
+    name += "" if quantize == "none" else f" in {quantize}"
     if ways is not None:
         from h2gen.evaluation.ways import bench_ways
 
@@ -109,7 +114,7 @@ def bench(
         return
     from h2gen.evaluation import bench as benchmark
 
-    measured = benchmark.bench(model, steps=steps or 8, repeat=repeat or 3, **subject)
+    measured = benchmark.bench(model, steps=steps or 8, repeat=repeat or 3, quantize=quantize, **subject)
     if as_json:
         print(json.dumps(measured.to_json()))
     else:
