@@ -150,8 +150,10 @@ def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
             raise ModelError(f"{name} {ours} and its base {base} {theirs}; give another base.")
 
 
-_OF_THE_BASE = {"in_channels", "joint_attention_dim", "pooled_projection_dim"}
+_OF_THE_BASE = {"in_channels", "joint_attention_dim", "pooled_projection_dim", "text_dim", "text_embed_dim"}
 """What a transformer's configuration must have in common with its base's: what the other parts give and take."""
+_TASK = "image_condition_type"
+"""What makes a transformer of HunyuanVideo start from a picture; text-to-video has none."""
 
 
 def check_transformer(checkpoint: Checkpoint, folder: Path) -> None:
@@ -167,9 +169,9 @@ def check_transformer(checkpoint: Checkpoint, folder: Path) -> None:
     if found != family.transformer:
         raise _wrong_family(family, checkpoint, FAMILIES[found].title if found in FAMILIES else printable(found))
     base = checkpoint.base.name if checkpoint.base else None
-    for key in own.keys() & theirs.keys() & _OF_THE_BASE:
-        if own[key] != theirs[key]:
-            ours, other = (printable(repr(config[key]))[:40] for config in (own, theirs))
+    for key in (own.keys() & theirs.keys() & _OF_THE_BASE) | {_TASK}:
+        if own.get(key) != theirs.get(key):
+            ours, other = (printable(repr(config.get(key)))[:40] for config in (own, theirs))
             raise ModelError(
                 f"{checkpoint.name!r} has {key} {ours}, but its base {base!r} has {other}; give another base."
             )

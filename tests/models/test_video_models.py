@@ -116,6 +116,31 @@ def test_a_file_that_does_not_go_with_its_base_is_one_line_in_a_dry_run_too(
     assert f"takes {channels} latent channels (image-to-video) and its base" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "config", "words"),
+    [
+        (
+            "HunyuanVideo",
+            {"image_condition_type": "token_replace"},
+            "has image_condition_type 'token_replace', but its",
+        ),
+        ("HunyuanVideo", {"text_embed_dim": 48}, "has text_embed_dim 48, but its base"),
+        ("Wan", {"text_dim": 48}, "has text_dim 48, but its base"),
+        ("Wan", {"in_channels": 36}, "has in_channels 36, but its base"),
+    ],
+)
+def test_a_transformer_that_does_not_go_with_its_base_is_one_line_in_a_dry_run_too(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    name: str,
+    config: dict[str, Any],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    OTHERS[name](**config).save_pretrained(tmp_path / "transformer")
+    assert words in refused(capsys, "-m", str(tmp_path / "transformer"), "--base", str(folders[name]))
+
+
 def test_a_text_encoder_that_the_model_lacks_is_refused_in_a_dry_run_too(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
