@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -29,8 +30,19 @@ def make_console() -> Console:
 
 def stdout() -> Console:
     """A console on stdout for tables; piped, it is as wide as they are."""
-    width = None if sys.stdout.isatty() else _PIPE
-    return Console(width=width, highlight=False, markup=False, emoji=False, _environ=_environ())
+    live = sys.stdout.isatty()
+    width, file = (None, None) if live else (_PIPE, cast(IO[str], _Trimmed()))
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False, _environ=_environ())
+
+
+class _Trimmed:
+    """Standard output without the blanks with which tables fill up their rows."""
+
+    def write(self, text: str) -> int:
+        return sys.stdout.write(re.sub(r" +$", "", text, flags=re.MULTILINE))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
 
 
 def _environ() -> dict[str, str]:

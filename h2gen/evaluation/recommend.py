@@ -73,8 +73,9 @@ def preset_figures(method: MethodResult, comparison: Comparison) -> dict[str, An
             score = method.scores[metric.name]
             figures |= {f"{name}_mean": round(score.mean, 4), f"{name}_worst": round(score.worst, 4)}
     count, noun = len(comparison.cases), comparison.noun
+    frames = f", {settings['frames']} frames" if "frames" in settings else ""
     figures["measured_on"] = (
-        f"{model['name']}, {count} {noun}{'s' * (count > 1)}, {settings['width']}x{settings['height']}, "
+        f"{model['name']}, {count} {noun}{'s' * (count > 1)}, {settings['width']}x{settings['height']}{frames}, "
         f"{settings['steps']} steps, guidance {settings['guidance']:g}, cfg {settings['cfg']:g}, against the uncached "
         f"{noun}s; time on {model['device']} {model['dtype']}"
     )

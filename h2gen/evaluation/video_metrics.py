@@ -35,7 +35,7 @@ class VideoMetrics(Metrics):
 
     def __init__(self, metrics: Metrics) -> None:
         of_frames = [
-            replace(info, name=info.name + OF_WORST_FRAME, title=f"{info.title}, worst frame")
+            replace(info, name=info.name + OF_WORST_FRAME, title=f"Worst-frame {info.title}")
             for info in metrics.infos
             if info.name in _WORST
         ]

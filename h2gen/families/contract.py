@@ -313,6 +313,10 @@ class Family(ABC):
         """What ``encode`` returned, with Redux's tokens, ``(1, tokens, width)``; only for families with ``redux``."""
         raise NotImplementedError
 
+    def first_frame(self, latents: torch.Tensor) -> torch.Tensor:
+        """Of what a scheduler steps through, the part that a preview shows: all of it, of a video its first frame."""
+        return latents
+
     def decoder_latents(
         self, tokens: torch.Tensor, grid: tuple[int, int], autoencoder: Any, decoder: Any
     ) -> torch.Tensor:

@@ -41,6 +41,15 @@ class VideoFamily(Family):
     def at(self, inputs: Mapping[str, Any], timestep: torch.Tensor) -> dict[str, Any]:
         return super().at(inputs, 1000 * timestep)
 
+    def first_frame(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents[:, :, 0]
+
+    def decoder_latents(
+        self, tokens: torch.Tensor, grid: tuple[int, int], autoencoder: Any, decoder: Any
+    ) -> torch.Tensor:
+        latents: torch.Tensor = tokens / autoencoder.config.scaling_factor  # they are not packed into tokens
+        return latents
+
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
         return ()
 

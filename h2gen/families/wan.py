@@ -77,6 +77,15 @@ class Wan(OneListFamily, VideoFamily):
     def guidance_arguments(self, pipe: Any, guidance: float, cfg: float) -> dict[str, Any]:
         return {"guidance_scale": cfg}
 
+    def decoder_latents(
+        self, tokens: torch.Tensor, grid: tuple[int, int], autoencoder: Any, decoder: Any
+    ) -> torch.Tensor:
+        config = autoencoder.config
+        mean, deviation = (
+            tokens.new_tensor(each).view(1, -1, 1, 1) for each in (config.latents_mean, config.latents_std)
+        )
+        return tokens * deviation + mean
+
     def example_inputs(self, transformer: Any, image_tokens: int, text_tokens: int) -> dict[str, Any]:
         return example_latents(transformer, image_tokens, text_tokens, transformer.config.text_dim)
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from PIL import Image
 
-from h2gen.errors import SettingError
 from h2gen.families import family_of
 from h2gen.generation.painters import TinyPainter, linear_painter
 from h2gen.wording import printable
@@ -38,7 +37,7 @@ SHARE = 0.01
 
 @dataclass(frozen=True)
 class Preview:
-    """The first picture of a batch, as a step expects it to become.
+    """The first picture of a batch, or the first frame of a video, as a step expects it to become.
 
     Args:
         image: small, in RGB.
@@ -84,13 +83,7 @@ def previewed(session: Session, previews: Previews) -> Iterator[None]:
 
 @contextmanager
 def previewing(previews: Previews, pipe: Any, settings: Settings) -> Iterator[None]:
-    """Make previews of what a pipeline makes inside the context, with the scheduler that it has.
-
-    Raises:
-        SettingError: it makes a video.
-    """
-    if settings.frames is not None:
-        raise SettingError("Previews show pictures, and this model makes videos; leave on_preview out.")
+    """Make previews of what a pipeline makes inside the context, with the scheduler that it has."""
     scheduler, watch = pipe.scheduler, _Watch(pipe, previews, settings)
 
     @wraps(scheduler.step)
@@ -120,7 +113,7 @@ class _Watch:
     def __init__(self, pipe: Any, previews: Previews, settings: Settings) -> None:
         self._pipe, self._previews = pipe, previews
         self._scheduler, self._step = pipe.scheduler, pipe.scheduler.step
-        token = 2 * pipe.vae_scale_factor
+        token = 2 * getattr(pipe, "vae_scale_factor", 1)
         self._grid = settings.height // token, settings.width // token
         self._waiting: deque[_Waiting] = deque()
         self._first: int | None = None
@@ -161,7 +154,9 @@ class _Watch:
             return False
         self._shown = step
         sigma = self._scheduler.sigmas[index]
-        expected = sample[:1].float() - sigma * velocity[:1].float()
+        family = family_of(self._pipe.transformer)
+        first, towards = (family.first_frame(latents[:1]).float() for latents in (sample, velocity))
+        expected = first - sigma * towards
         pixels = self._paint(expected)
         if pixels.device.type != "cuda":
             self._waiting.append(_Waiting(pixels.cpu(), None, step))

@@ -40,14 +40,13 @@ class PreviewOptions:
         return self.in_terminal or self.file is not None
 
     def check(self, settings: Settings) -> None:
-        """Check that there are previews of what is made.
+        """Check that there are such previews of what is made.
 
         Raises:
-            SettingError: it is a video.
+            SettingError: it is a video, and a tiny autoencoder decodes pictures only.
         """
-        if self and settings.frames is not None:
-            option = "--preview-file" if self.file is not None else "--preview"
-            raise SettingError(f"Previews show pictures, and this model makes videos; leave {option} out.")
+        if self.model is not None and settings.frames is not None:
+            raise SettingError("--preview-model decodes pictures, and this model makes videos; leave it out.")
 
     def check_file(self, targets: Sequence[Target], seeds: Sequence[int], settings: Settings) -> None:
         """Check that previews replace neither a picture of the same run nor a file that it is made from.

@@ -148,7 +148,7 @@ def render(
         except KeyboardInterrupt:
             if not renderer.saved:
                 raise
-            raise Stopped(f"Stopped; {renderer.saved} of {len(seeds)} pictures are saved.") from None
+            raise Stopped(f"Stopped; {renderer.saved} of {len(seeds)} {request.settings.noun}s are saved.") from None
     return saved
 
 

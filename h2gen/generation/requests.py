@@ -79,7 +79,7 @@ def replay_request(
         settings = replace(request.settings, **asked)
         request = replace(request, settings=settings)
     if given.get("preset") is None and not given.get("no_cache"):
-        request = replace(request, resolved=relabelled(request.resolved, found.preset))
+        request = replace(request, resolved=relabelled(request.resolved, found))
     return request if same else _sourced(request, seed), seeds
 
 

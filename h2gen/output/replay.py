@@ -65,15 +65,15 @@ def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None
     if found.parts and not given.get("vae") and not given.get("text_encoder"):
         names = ", ".join(repr(printable(name)) for name in found.parts)
         raise MetadataError(
-            f"The picture was made with {names} in place of the model's own parts; give the files with --vae or "
-            "--text-encoder."
+            f"The {found.settings.noun} was made with {names} in place of the model's own parts; give the files with "
+            "--vae or --text-encoder."
         )
     if given.get("model") is None:
         recorded["model"], recorded["base"] = _model(found, mine)
     kept = [
         (source, {name: value for name, value in values.items() if name in OF_THIS_MACHINE}) for source, values in mine
     ]
-    return [("option", given), ("picture", recorded), *kept]
+    return [("option", given), (found.settings.noun, recorded), *kept]
 
 
 def _model(found: Metadata, mine: Layers) -> tuple[str, str | None]:
@@ -89,8 +89,8 @@ def _model(found: Metadata, mine: Layers) -> tuple[str, str | None]:
     if found.base is None and repo is not None and REPO_ID.fullmatch(repo) and is_complete(repo):
         return found.model, None
     raise MetadataError(
-        f"The picture was made with the model {found.model!r}, which is not on this machine under that name; "
-        "say which to use with --model."
+        f"The {found.settings.noun} was made with the model {found.model!r}, which is not on this machine under that "
+        "name; say which to use with --model."
     )
 
 
@@ -99,9 +99,11 @@ def _dtype(recorded: str | None) -> str | None:
     return recorded if recorded in DTYPES else None
 
 
-def relabelled(resolved: Mapping[str, Resolved], preset: str | None) -> dict[str, Resolved]:
+def relabelled(resolved: Mapping[str, Resolved], found: Metadata) -> dict[str, Resolved]:
     """The settings with the preset that the picture names; the settings themselves are all recorded."""
-    return dict(resolved) if preset is None else {**resolved, "preset": Resolved(preset, "picture")}
+    if found.preset is None:
+        return dict(resolved)
+    return {**resolved, "preset": Resolved(found.preset, found.settings.noun)}
 
 
 def differences(found: Metadata, now: Origin, settings: Settings) -> Iterator[str]:
@@ -112,28 +114,29 @@ def differences(found: Metadata, now: Origin, settings: Settings) -> Iterator[st
         now: what it is made with now.
         settings: that it is made with now; only input files are compared, because options change the others on purpose.
     """
+    noun = found.settings.noun
     if found.content_hash != now.content_hash:
         was = (found.content_hash or "unknown")[:12]
         yield (
-            f"The model {now.name!r} is not the one that made the picture: its hash is {str(now.content_hash)[:12]}, "
-            f"the picture's is {was}."
+            f"The model {now.name!r} is not the one that made the {noun}: its hash is {str(now.content_hash)[:12]}, "
+            f"the {noun}'s is {was}."
         )
     for name in FILES:
         those, these = getattr(found.settings, name), getattr(settings, name)
         if {each.sha256 for each in those} != {each.sha256 for each in these}:
             was, here = (", ".join(map(str, each)) or "nothing" for each in (those, these))
-            yield f"The picture was made with the {name} {printable(was)}; this one uses {printable(here)}."
+            yield f"The {noun} was made with the {name} {printable(was)}; this one uses {printable(here)}."
     for what, before, here in (("device", found.device, now.device), ("dtype", found.dtype, now.dtype)):
         if before is not None and before != here:
-            yield f"The picture was made on {what} {before}, and this is {here}."
+            yield f"The {noun} was made on {what} {before}, and this is {here}."
     for name in CHANGING:
         before, here = (each.changing.get(name, getattr(DEFAULT, name)) for each in (found, now))
         if before != here:
-            yield f"The picture was made with {BY_NAME[name].option} {before}, and this with {here}."
+            yield f"The {noun} was made with {BY_NAME[name].option} {before}, and this with {here}."
     if found.together:
-        yield "The picture was made in a batch with others, which rounds differently."
+        yield f"The {noun} was made in a batch with others, which rounds differently."
     current = versions()
     changed = {name: old for name, old in found.versions.items() if current.get(name, old) != old}
     if changed:
         both = "; ".join(f"{name} {old}, here {current[name]}" for name, old in changed.items())
-        yield f"The picture was made with {both}."
+        yield f"The {noun} was made with {both}."

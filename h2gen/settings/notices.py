@@ -18,7 +18,7 @@ COMPILE_NOTICE = (
     "Compiling the transformer's blocks: the first steps will be slow, and so will the first at another size."
 )
 """What ``--compile`` costs, before it begins."""
-_RECORDS = ("profile", "picture", "trace")
+_RECORDS = ("profile", "picture", "video", "trace")
 """Sources that hold settings as they were measured or used, not as somebody has just chosen them."""
 
 

@@ -285,7 +285,7 @@ def _origin_of_plan(resolved: Mapping[str, Resolved]) -> str:
     if source.startswith("preset "):
         named = resolved["preset"].source
         return f"{source}, named in the {named}" if named in ("environment", "configuration") else source
-    return f"the {source}" if source in ("trace", "profile", "published plan", "picture", "defaults") else ""
+    return f"the {source}" if source in ("trace", "profile", "published plan", "picture", "video", "defaults") else ""
 
 
 def _base(given: Mapping[str, Resolved]) -> str | None:

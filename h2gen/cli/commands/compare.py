@@ -67,9 +67,9 @@ def compare(
     verbose: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Compare cached pictures with uncached ones and with simply using fewer steps.
+    """Compare cached pictures or videos with uncached ones and with simply using fewer steps.
 
-    Writes the first prompt's pictures side by side (NAME-compare.png), the decisions at each step
+    Writes those of the first prompt side by side (NAME-compare.png or .mp4), the decisions at each step
     (NAME-decisions.svg) and, for more than four methods, a chart (NAME-methods.svg) to --out, or to the folder of the
     --report.
 

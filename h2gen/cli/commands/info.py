@@ -14,7 +14,9 @@ from h2gen.wording import printable
 
 
 def info(
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or their .toml sidecars.", metavar="PICTURE...")],
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Pictures and videos, or their .toml sidecars.", metavar="PICTURE...")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")] = False,
 ) -> None:
     """Show how pictures were made. No model is loaded."""

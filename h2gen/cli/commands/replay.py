@@ -14,7 +14,7 @@ from h2gen.settings.table import PICTURE
 @options.takes_options("replay")
 def replay(
     given: options.Given,
-    picture: Annotated[Path, typer.Argument(help="A picture, or its .toml sidecar.", metavar="PICTURE")],
+    picture: Annotated[Path, typer.Argument(help="A picture or a video, or its .toml sidecar.", metavar="PICTURE")],
     prompt: Annotated[str | None, options.option("--prompt", "-p", help="Another prompt.", panel=PICTURE)] = None,
     no_metadata: bool = False,
     overwrite: bool = False,
@@ -30,7 +30,7 @@ def replay(
     verbose: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Make a picture again: the same pixels on the same machine. Options override the recorded settings."""
+    """Make a picture or a video again: the same pixels on the same machine. Options override the recorded settings."""
     from h2gen.cli.console import make_console, say
     from h2gen.cli.views.preview import options_for
     from h2gen.cli.views.request import loading_of, show_notices, show_request
@@ -50,7 +50,7 @@ def replay(
     targets = check_output(request, render_options, seeds)
     if dry_run:
         show_notices([*request.notices, *loading_of(request, preview_model=previews.model)], console)
-        text, source = request.settings.prompt, "picture" if prompt is None else "option"
+        text, source = request.settings.prompt, found.settings.noun if prompt is None else "option"
         paths = [target.path(request.settings.title, seed) for target, seed in zip(targets, seeds, strict=True)]
         show_request(request, seeds, as_json, prompt=(text, source), whole=verbose, paths=paths, overwrite=overwrite)
         return

@@ -113,7 +113,8 @@ class PictureView(RenderObserver):
             suffix = picture.path.suffix
             say(console, f"The prompt is too long for the metadata of a {suffix}; use png.", "yellow")
         if picture.trace_error is not None:
-            complain(f"The trace {str(picture.trace)!r} is incomplete: {picture.trace_error}. The picture is complete.")
+            incomplete = f"The trace {str(picture.trace)!r} is incomplete: {picture.trace_error}."
+            complain(f"{incomplete} The {result.settings.noun} is complete.")
         if self._verbose and result.trace.steps and not console.is_terminal:
             table = steps_table(result.trace.steps, result.settings.cache, 100, contexts=result.settings.cfg > 1)
             console.print(table, width=100, crop=False)  # a pipe has no width to keep to
@@ -129,7 +130,7 @@ class PictureView(RenderObserver):
 
         console, result = self._console, picture.result
         if result.nan_with_cache:
-            complain("The picture came out as NaN with the cache; it was made again without it.")
+            complain(f"The {result.settings.noun} came out as NaN with the cache; it was made again without it.")
         if self._verbose and result.peak_memory is not None:
             say(console, f"Peak memory: {peak_text(result.peak_memory.bytes, result.peak_memory.of)}.", "dim")
         settings, summary = result.settings, result.summary

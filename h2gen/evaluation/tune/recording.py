@@ -19,6 +19,7 @@ from torch import nn
 from h2gen.cache.stages import stages_of
 from h2gen.errors import RunError
 from h2gen.evaluation.tune.forecast_errors import Matrix, SolverPasses
+from h2gen.families import family_of
 
 _CHUNK = 1 << 22
 """Values, over all steps together, that are multiplied at once in float64."""
@@ -67,6 +68,7 @@ class Recording:
 
     def __init__(self, transformer: Any, passes: int, scale: float) -> None:
         self._transformer, self._passes, self._scale = transformer, passes, scale
+        self._family = family_of(transformer)
         self._tensors: dict[str, list[list[torch.Tensor]]] = {"velocity": [], "reused": [], "detail": []}
         self._gains: list[list[float]] = []
         self._first: dict[str, torch.Tensor] = {}
@@ -79,13 +81,14 @@ class Recording:
     # Called by hooks.
 
     def begin(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
-        self._tokens = kwargs["hidden_states"].shape[1]
+        inputs = self._family.pass_inputs(kwargs)
+        self._tokens = inputs.image_tokens + (0 if inputs.references is None else inputs.references.shape[1])
 
     def after_first(self, stage: str, output: Any) -> None:
-        self._first[stage] = self._image(output)
+        self._first[stage] = self._image(stage, output)
 
     def after_last(self, stage: str, output: Any) -> None:
-        self._added[stage] = self._image(output) - self._first.pop(stage)
+        self._added[stage] = self._image(stage, output) - self._first.pop(stage)
 
     def head(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
         """After the last norm: measure how the velocity responds to a change of what the blocks add."""
@@ -100,7 +103,8 @@ class Recording:
         self._probing = True
         try:
             project = self._transformer.proj_out
-            response = project(output) - project(module(args[0] - change, *args[1:]))
+            again = module(args[0] - change, *args[1:])
+            response = project(output.type_as(added)) - project(again.type_as(added))  # a norm may be in float32
         finally:
             self._probing = False
         size = float(change.double().norm())
@@ -112,7 +116,7 @@ class Recording:
         self._gains[-1].append(value)
 
     def end(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        velocity = output[0] if isinstance(output, tuple) else output.sample
+        velocity = self._family.velocity(output)
         both = self._added["structure"] + self._added["detail"]
         for name, tensor in (("velocity", velocity), ("reused", both), ("detail", self._added["detail"])):
             if self._count % self._passes == 0:
@@ -120,10 +124,9 @@ class Recording:
             self._tensors[name][-1].append(tensor.detach().to("cpu", copy=True))
         self._count += 1
 
-    def _image(self, output: Any) -> torch.Tensor:
+    def _image(self, stage: str, output: Any) -> torch.Tensor:
         """The image tokens: the second of two streams, or the end of a single one."""
-        hidden: torch.Tensor = output[1] if isinstance(output, tuple) else output
-        return hidden[:, -self._tokens :].detach()
+        return self._family.output_streams(stage, output)[-1][:, -self._tokens :].detach()
 
     def finish(self, scheduler: Any) -> RecordedRun:
         """The recorded matrices.
@@ -161,7 +164,7 @@ def recording(transformer: Any, *, passes: int = 1, scale: float = 1.0) -> Itera
     """Record the one image that is made inside a ``with`` block.
 
     Args:
-        transformer: of FLUX.1 or FLUX.2, without a cache.
+        transformer: of FLUX.1, FLUX.2 or a video model, without a cache.
         passes: forward passes per step; 2 with true guidance, the conditional one first.
         scale: of true guidance.
 
