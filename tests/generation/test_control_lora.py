@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 import h2gen
 from h2gen.errors import H2GenError
+from h2gen.models import compiling
 from h2gen.models.adapters import Adapters
 from h2gen.models.lora_names import converted_names
 from tests import loras
@@ -24,6 +25,7 @@ from tests.small import (
     controlnet,
     flux2_klein_pipeline,
     flux_pipeline,
+    mask,
     no_warning_of_diffusers_own_import,
     picture,
     quiet,
@@ -63,10 +65,10 @@ def session(here: Path) -> Any:
     return h2gen.load(str(here / "flux"), device="cpu", dtype="fp32")
 
 
-def plain(here: Path, scales: dict[str, float]) -> np.ndarray:
-    """What diffusers makes of the picture, with LoRAs by name and scale."""
+def plain(here: Path, scales: dict[str, float], pipeline: str = "FluxControlPipeline", **more: Any) -> np.ndarray:
+    """What diffusers makes of the picture, with LoRAs by name and scale, and further arguments."""
     with no_warning_of_diffusers_own_import():
-        pipe = quiet(diffusers.FluxControlPipeline.from_pretrained(here / "flux"))
+        pipe = quiet(getattr(diffusers, pipeline).from_pretrained(here / "flux"))
     for name in scales:
         tensors = load_file(here / f"{name}.safetensors")
         if LAST in tensors:  # diffusers exchanges its halves, which is wrong; see below
@@ -77,11 +79,11 @@ def plain(here: Path, scales: dict[str, float]) -> np.ndarray:
     pipe.set_adapters([*scales], [*scales.values()])
     given = {"width": 64, "height": 64, "num_inference_steps": 6, "guidance_scale": 3.5, "max_sequence_length": 16}
     generator = torch.Generator().manual_seed(7)
-    return np.asarray(pipe("a cat", control_image=picture(), generator=generator, **given).images[0])
+    return np.asarray(pipe("a cat", control_image=picture(), generator=generator, **given, **more).images[0])
 
 
 def made(session: Any, **given: Any) -> np.ndarray:
-    return np.asarray(session.generate("a cat", **COMMON, **given).image)
+    return np.asarray(session.generate("a cat", **COMMON | given).image)
 
 
 def exchanged(tensor: torch.Tensor) -> torch.Tensor:
@@ -131,6 +133,33 @@ def test_the_layer_that_is_put_back_goes_where_the_transformer_is_by_now(here: P
     session.pipe.transformer.to("meta")  # as to a GPU, when its turn came
     adapters.use(session.pipe, (), "text")
     assert {each.device.type for each in session.pipe.transformer.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_a_picture_or_a_mask_beside_it_gives_the_pictures_of_diffusers(name: str, here: Path, session: Any) -> None:
+    mask().save(here / "mask.png")
+    given = {"lora": str(here / "original.safetensors"), "control": str(here / "one.png")}
+    given |= {"image": f"{here / 'one.png'}:0.6"} | ({"mask": str(here / "mask.png")} if name == "mask" else {})
+    pipeline = {"image": "FluxControlImg2ImgPipeline", "mask": "FluxControlInpaintPipeline"}[name]
+    more = {"image": picture(), "strength": 0.6} | ({"mask_image": mask()} if name == "mask" else {})
+    wanted = plain(here, {"original": 1.0}, pipeline, **more)
+    assert np.array_equal(made(session, no_cache=True, **given), wanted)
+    assert np.array_equal(made(session, tau1=1e-9, tau2=1e-9, **given), wanted)
+    assert session.generate("a cat", plan="FSSF", **COMMON, **given).trace.summary.skipped == 2
+
+
+@pytest.mark.slow
+def test_with_compiled_blocks_it_comes_and_goes(here: Path, session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "BACKEND", "eager")  # it rounds like blocks that are not compiled
+    torch._dynamo.reset()
+    compiled = h2gen.load(str(here / "flux"), device="cpu", dtype="fp32", compile=True)
+    given = {"lora": str(here / "diffusers.safetensors"), "control": str(here / "one.png")}
+    counted = torch._dynamo.utils.counters["stats"]
+    graphs = []
+    for more in (given, {}, given, {}):
+        assert np.array_equal(made(compiled, plan="FSDF", steps=4, **more), made(session, plan="FSDF", steps=4, **more))
+        graphs.append(counted["unique_graphs"])
+    assert 0 < graphs[0] < graphs[1] == graphs[-1]
 
 
 def test_one_replaces_another(here: Path, session: Any) -> None:

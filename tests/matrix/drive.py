@@ -16,6 +16,7 @@ from diffusers import FluxControlNetPipeline
 from diffusers.guiders import ClassifierFreeGuidance
 
 from h2gen.cache.stages import stages_of
+from tests.loras import control_lora
 from tests.matrix.rows import Row
 from tests.small import (
     HIDDEN,
@@ -60,6 +61,7 @@ def base_of(kind: str, is_distilled: bool = True) -> Any:
         "QwenImage": qwen_image_pipeline,
         "ZImage": z_image_pipeline,
         "with an IP-Adapter": with_ip_adapter,
+        "with a Control LoRA": with_control_lora,
     }[kind]()
 
 
@@ -83,6 +85,13 @@ def with_ip_adapter() -> Any:
     return pipe
 
 
+def with_control_lora() -> Any:
+    """A text-to-image model that a Control LoRA has made follow a picture."""
+    pipe = quiet(flux_pipeline(diffusers.FluxControlInpaintPipeline, layers=3, single_layers=4))
+    pipe.load_lora_weights(control_lora(pipe.transformer, original=False))
+    return pipe
+
+
 KINDS = ("FluxControlNet", "FluxControl", "FluxFill", "Flux2Klein", "Flux2", "Flux", "Chroma", "HunyuanVideo", "Wan")
 KINDS += ("QwenImage", "ZImage")
 
@@ -90,6 +99,8 @@ KINDS += ("QwenImage", "ZImage")
 def pipeline_of(row: Row) -> Any:
     if "adapter_pictures" in row.call:
         return base_of("with an IP-Adapter")
+    if "control_lora" in row.call:
+        return base_of("with a Control LoRA")
     if row.pipeline.startswith("Flux3"):
         return _unguided("Flux3Distilled" if "Distilled" in row.pipeline else "Flux3")
     return (_modular if row.modular else _pipeline)(row.pipeline, row.config.get("is_distilled", True))
@@ -155,7 +166,7 @@ def asked(row: Row, steps: int = STEPS, seed: int = 7, **more: Any) -> dict[str,
         kwargs["mask_image"] = mask()
     if "guidance_scale" in row.guided:
         kwargs.setdefault("guidance_scale", 1.0)  # otherwise it is true guidance
-    call = dict(row.call)
+    call = {name: value for name, value in row.call.items() if name != "control_lora"}
     references = [picture(150 + 60 * number) for number in range(call.pop("references", 0))]
     if references:
         kwargs |= {"image_reference": references[0]} if "image_reference" in takes else {"image": references}

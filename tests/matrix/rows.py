@@ -77,6 +77,7 @@ ROWS = (
     Row("FLUX.1 Canny, Depth", "control", "control", "FluxControlPipeline"),
     Row("FLUX.1 Canny, Depth", "control image-to-image", "control image", "FluxControlImg2ImgPipeline"),
     Row("FLUX.1 Canny, Depth", "control inpainting", "control inpaint", "FluxControlInpaintPipeline"),
+    Row(FLUX1, "Control LoRA inpainting", "control inpaint", "FluxControlInpaintPipeline", call={"control_lora": 1}),
     Row(FLUX1, "ControlNet", "controlnet", "FluxControlNetPipeline", guided=TRUE_CFG, one_decision=True, quick=True),
     Row(FLUX1, "ControlNet image-to-image", "controlnet image", "FluxControlNetImg2ImgPipeline", one_decision=True),
     Row(FLUX1, "ControlNet inpainting", "controlnet inpaint", "FluxControlNetInpaintPipeline", one_decision=True),
