@@ -30,12 +30,12 @@ TOTAL = 470.0
 """Seconds for all parts together."""
 PARTS = (
     Part("eager", "each outcome, the checks, plans and a batch of 4, in bfloat16", "tools.gpu.parts:eager", 90),
-    Part("compiled", "the same with compiled blocks", "tools.gpu.parts:compiled", 110),
+    Part("compiled", "the same with compiled blocks", "tools.gpu.parts:compiled", 105),
     Part("fp8", "the same with compiled blocks and float8 weights and activations", "tools.gpu.parts:fp8", 100),
     Part("known", "launches and waits of steps that a plan decides", "tools.gpu.parts:known", 45),
-    Part("others", "diffusers' FirstBlockCache and cache-dit at the same plans", "tools.gpu.parts:others", 50),
+    Part("others", "diffusers' FirstBlockCache and cache-dit at the same plans", "tools.gpu.parts:others", 45),
     Part("offload", "weights in main memory, fetched block by block", "tools.gpu.parts:offload", 45),
-    Part("tests", "the tests that need a GPU", "tools.gpu.parts:tests", 30),
+    Part("tests", "the tests that need a GPU", "tools.gpu.parts:tests", 40),
 )
 LEAST = 10.0
 """Seconds below which a part is not begun."""

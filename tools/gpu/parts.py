@@ -262,7 +262,7 @@ def tests(small: bool, report: Report) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "tests.xml"
         allowed = ("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning")
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *allowed]
+        command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *allowed]
         status = subprocess.run([*command, f"--junitxml={found}", *map(str, files)], cwd=ROOT).returncode
         if not found.exists():
             raise RuntimeError(f"pytest ended with status {status}, see the log; it needs: pip install -e '.[test]'")
