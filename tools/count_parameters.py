@@ -30,7 +30,7 @@ def build(part: dict[str, Any], dtype: Any = None) -> Any:
 
     name, config = part["class"], part.get("config", {})
     if "folder" in part:
-        config = json.loads((BUNDLED / part["folder"] / "config.json").read_text("utf-8"))
+        config = json.loads((BUNDLED.parent / part["folder"] / "config.json").read_text("utf-8"))
     with torch.device("meta"):
         if hasattr(diffusers, name):
             model = getattr(diffusers, name).from_config(config)

@@ -21,8 +21,9 @@ from h2gen.batches.messages import Broken, Failed, Message, Model, Ready, Task
 from h2gen.batches.worker import load_session, make_together, ready_message
 from h2gen.errors import H2GenError, ModelError, RunError, UsageError
 from h2gen.files import partial_file
-from h2gen.models.catalogue import BUNDLED, Checkpoint
+from h2gen.models.catalogue import Checkpoint
 from h2gen.models.content_hash import content_hash
+from h2gen.models.entries import bundled_folder
 from h2gen.models.translate_errors import translated
 from h2gen.settings.inputs import InputFile
 from h2gen.settings.table import BY_NAME
@@ -162,7 +163,7 @@ def _on_this_machine(checkpoint: Checkpoint) -> Checkpoint:
     """
     location = checkpoint.location
     if checkpoint.kind == "bundled":
-        location = BUNDLED
+        location = bundled_folder(checkpoint.name)
     paths = [part.path for part in checkpoint.parts]
     for path in paths if checkpoint.kind in ("bundled", "hub") else [Path(location), *paths]:
         if not path.exists():

@@ -87,9 +87,16 @@ def _about_vocabulary(prompt: str, settings: Settings, checkpoint: Checkpoint) -
             f"The bundled model does not know {words}{hint} 'h2gen models show {checkpoint.name}' lists what it knows.",
         )
     if max(settings.width, settings.height) > known.largest_side:
-        small, large = (f"{side}x{side}" for side in (known.smallest_side, known.largest_side))
+        sides = dict.fromkeys((known.smallest_side, known.largest_side))
+        trained = " to ".join(f"{side}x{side}" for side in sides)
+        made = "pictures" if settings.frames is None else "videos"
         yield Remark(
             "size",
-            f"The bundled model was trained at {small} to {large}; expect poor pictures at {settings.width}x"
-            f"{settings.height}.",
+            f"The bundled model was trained at {trained}; expect poor {made} at {settings.width}x{settings.height}.",
+        )
+    if settings.frames is not None and settings.frames > checkpoint.defaults.frames:
+        yield Remark(
+            "frames",
+            f"The bundled model was trained with {checkpoint.defaults.frames} frames; expect poor videos with "
+            f"{settings.frames}.",
         )

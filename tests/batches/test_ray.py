@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from h2gen.batches.prompts import Entry, Reading
 from h2gen.batches.ray_cluster import RayOptions, Slots, find_slots
 from h2gen.batches.stop import Stop
 from h2gen.errors import DeviceError, ModelError, SettingError
+from h2gen.models.catalogue import resolve
 from h2gen.models.load_options import LoadOptions
 from h2gen.output.metadata import read_metadata
 from h2gen.settings.values import Settings
@@ -330,6 +332,15 @@ def test_an_unexpected_error_leaves_a_machine_out_each_time_that_it_is_asked(mon
         broken = holder.load()
         assert isinstance(broken, Broken) and str(broken.error) == "gpu-2: ZeroDivisionError: division by zero"
     holder.clear()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-video"])
+def test_a_bundled_model_is_found_where_h2gen_is_installed(name: str) -> None:
+    pytest.importorskip("ray")
+    from h2gen.batches.ray_actor import _on_this_machine
+
+    own = resolve(name)
+    assert _on_this_machine(replace(own, location=Path("/elsewhere") / name)) == own
 
 
 def test_what_a_call_that_broke_off_has_left_is_not_taken_for_pictures_of_the_next(

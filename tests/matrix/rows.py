@@ -34,7 +34,7 @@ class Row:
         one_decision: whether the pictures of a batch share their decisions.
         forecasts: whether steps can be skipped, by a plan or a tolerance.
         by_hand: whether a call takes sigmas.
-        trained: whether a test also runs it on the bundled model, which is trained.
+        trained: whether a test also runs it on a bundled model, which is trained.
         quick: whether its tests are among the fast ones.
     """
 
@@ -111,7 +111,7 @@ ROWS = (
     Row("Chroma", "text", "text", "ChromaPipeline", guided=GUIDED, quick=True),
     Row("Chroma", "image-to-image", "image", "ChromaImg2ImgPipeline", guided=GUIDED),
     Row("Chroma", "inpainting", "inpaint", "ChromaInpaintPipeline", guided=GUIDED),
-    Row("HunyuanVideo", "text-to-video", "text", "HunyuanVideoPipeline", guided=TRUE_CFG, quick=True),
+    Row("HunyuanVideo", "text-to-video", "text", "HunyuanVideoPipeline", guided=TRUE_CFG, trained=True, quick=True),
     Row("Wan 2.1", "text-to-video", "text", "WanPipeline", guided=GUIDED, by_hand=False, quick=True),
     Row("Qwen-Image", "text", "text", "QwenImagePipeline", guided=TRUE_CFG, quick=True),
     Row("Qwen-Image", "image-to-image", "image", "QwenImageImg2ImgPipeline", guided=TRUE_CFG),

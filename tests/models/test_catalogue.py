@@ -29,13 +29,20 @@ def refusal(*args: str) -> str:
     return message
 
 
-def test_the_bundled_model_is_inside_the_package():
-    checkpoint = resolve("tiny")
-    assert (checkpoint.kind, checkpoint.location) == ("bundled", BUNDLED)
-    assert checkpoint.defaults == ModelDefaults(128, 128, 28, 1.0, 3.0, 24, 16)
+@pytest.mark.parametrize(
+    ("name", "defaults"),
+    [
+        ("tiny", ModelDefaults(128, 128, 28, 1.0, 3.0, 24, 16)),
+        ("tiny-video", ModelDefaults(64, 64, 28, 0.0, 3.0, 16, 16, frames=9, fps=8.0)),
+    ],
+)
+def test_a_bundled_model_is_inside_the_package(name, defaults):
+    checkpoint = resolve(name)
+    assert (checkpoint.kind, checkpoint.location) == ("bundled", BUNDLED.with_name(name))
+    assert checkpoint.defaults == defaults
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOGUE if name != "tiny"])
+@pytest.mark.parametrize("name", [name for name in CATALOGUE if not name.startswith("tiny")])
 def test_an_alias_is_its_repository_with_its_makers_defaults(name):
     checkpoint = resolve(name)
     assert (checkpoint.kind, checkpoint.location) == ("hub", CATALOGUE[name].repo)
@@ -51,6 +58,7 @@ def test_each_entry_has_what_its_makers_recommend():
     defaults = {name: (each.steps, each.guidance, each.cfg) for name, each in _defaults().items()}
     assert defaults == {
         "tiny": (28, 1.0, 3.0),
+        "tiny-video": (28, 0.0, 3.0),
         "dev": (50, 3.5, 1.0),
         "schnell": (4, 0.0, 1.0),
         "krea": (28, 4.5, 1.0),
@@ -87,6 +95,7 @@ def test_download_sizes_are_those_of_sixteen_bit_weights():
 def test_models_of_videos_have_frames_and_others_have_none():
     found = {name: (each.width, each.height, each.frames, each.fps) for name, each in _defaults().items()}
     assert {name: shape for name, shape in found.items() if any(shape[2:])} == {
+        "tiny-video": (64, 64, 9, 8.0),
         "hunyuan-video": (1280, 720, 129, 24.0),
         "wan": (832, 480, 81, 16.0),
         "wan-14b": (1280, 720, 81, 16.0),

@@ -65,8 +65,9 @@ def problems(found: Checked) -> dict[str, tuple[str, str]]:
     return {line.subject: (line.text, line.fix) for line in found.lines if not line.ok}
 
 
-def test_the_bundled_model_is_as_it_was_shipped():
-    found = check_model("tiny")
+@pytest.mark.parametrize("name", ["tiny", "tiny-video"])
+def test_a_bundled_model_is_as_it_was_shipped(name):
+    found = check_model(name)
     assert found.ok and found.kind == "bundled"
     assert {line.subject: line.text for line in found.lines}["hash"] == "all files are as shipped"
 

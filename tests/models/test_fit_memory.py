@@ -45,6 +45,7 @@ def fit(name: str, card: int, limit: int | None = None, host: int | None = None,
     ("name", "ways"),
     [
         ("tiny", "none none none none none none"),
+        ("tiny-video", "none none none none none none"),
         ("dev", "group group group model none none"),
         ("schnell", "group group group model none none"),
         ("kontext", "group group group model none none"),

@@ -112,6 +112,19 @@ def test_a_size_beyond_the_training_is_told(size: str, remarked: int) -> None:
     assert lines("a cat", "dev", size="1024x768") == []
 
 
+def test_the_bundled_video_model_says_what_it_was_not_trained_with() -> None:
+    known = vocabulary(resolve("tiny-video"))
+    assert known is not None and len(known.things) == 30
+    for names, motion in zip(known.things, known.layouts * 5, strict=False):
+        assert lines(f"a {names[0]} {motion[2:]} on a blue background", "tiny-video") == []
+    assert lines("a cat moves left", "tiny-video") == []
+    assert lines("a wolf moves left", "tiny-video", size="96x64", frames=13) == [
+        "The bundled model does not know 'wolf'. 'h2gen models show tiny-video' lists what it knows.",
+        "The bundled model was trained at 64x64; expect poor videos at 96x64.",
+        "The bundled model was trained with 9 frames; expect poor videos with 13.",
+    ]
+
+
 def test_a_guidance_that_changes_nothing_is_told(tmp_path: Path) -> None:
     assert lines("a cat", guidance=7.0) == ["--guidance has no effect: 'tiny' is not guidance-distilled; use --cfg."]
     assert len(lines("a cat", "schnell", guidance=3.5)) == 1

@@ -35,7 +35,7 @@ def test_the_catalogue_has_the_counted_numbers(name: str) -> None:
     "name",
     [
         *("transformer-flux1", "transformer-klein-4b", "transformer-chroma", "transformer-flux3", "transformer-tiny"),
-        *("transformer-hunyuan-video", "transformer-wan-1b"),
+        *("transformer-hunyuan-video", "transformer-tiny-video", "transformer-wan-1b"),
     ],
 )
 def test_a_family_says_what_its_forward_pass_holds(name: str) -> None:

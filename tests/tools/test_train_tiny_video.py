@@ -153,14 +153,15 @@ def test_it_is_judged_and_shipped_only_if_it_is_good(made: Path, tmp_path: Path)
     assert report["made"]["of"] == report["real"]["of"] == 3 and report["drawn"]["motion"] == 1
     assert (made / "evaluation" / "sheet.png").exists()
     with pytest.raises(RuntimeError, match="not good enough"):
-        video_ship.ship(made, "a test", tmp_path / "tiny-video")
+        video_ship.ship(made, "a test", into=tmp_path / "tiny-video")
     assert not (tmp_path / "tiny-video").exists()
     good = {**report, "made": {**report["made"], "top1": 0.9, "motion": 0.9}}
     (made / "evaluation" / "report.json").write_text(json.dumps(good), encoding="utf-8")
-    video_ship.ship(made, "a test", tmp_path / "tiny-video")
+    video_ship.ship(made, "a test", "The rate was changed by hand.", tmp_path / "tiny-video")
     shipped = HunyuanVideoPipeline.from_pretrained(tmp_path / "tiny-video", local_files_only=True)
     torch.testing.assert_close(shipped.transformer.state_dict(), pipe.transformer.float().state_dict(), rtol=0, atol=0)
     defaults = read_defaults(tmp_path / "tiny-video" / FILE)
     assert (defaults.frames, defaults.width, defaults.steps) == (FRAMES, video_clips.SIDE, 1)
     check_bundled(Checkpoint("tiny-video", "bundled", tmp_path / "tiny-video", None, defaults))
-    assert "a test" in (tmp_path / "tiny-video" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    card = (tmp_path / "tiny-video" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "a test" in card and "\nThe rate was changed by hand.\n" in card

@@ -43,7 +43,7 @@ def train(folder: Folder = HOME, minutes: Minutes = 90) -> None:
 @app.command()
 def evaluate(
     folder: Folder = HOME,
-    each: Annotated[int, typer.Option(help="Number of motions to ask for, of every thing.")] = 4,
+    each: Annotated[int, typer.Option(help="Number of motions to ask for, of every thing.")] = 2,
     steps: int = 28,
     cfg: float = 3.0,
 ) -> None:
@@ -61,9 +61,10 @@ def evaluate(
 def ship(
     hardware: Annotated[str, typer.Option(help="Hardware that it was trained on, for the card.")],
     folder: Folder = HOME,
+    history: Annotated[str, typer.Option(help="More about the training, for the card.")] = "",
 ) -> None:
     """Write the finished checkpoint beside the bundled picture model."""
-    video_ship.ship(folder / "video", hardware)
+    video_ship.ship(folder / "video", hardware, history)
 
 
 if __name__ == "__main__":

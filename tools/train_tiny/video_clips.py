@@ -45,8 +45,16 @@ class Motion:
 
 
 MOTIONS = {
-    "right": Motion(("moves to the right", "moving to the right"), (-0.19, 0, 0.6, 0), (0.19, 0, 0.6, 0)),
-    "left": Motion(("moves to the left", "moving to the left"), (0.19, 0, 0.6, 0), (-0.19, 0, 0.6, 0)),
+    "right": Motion(
+        ("moves to the right", "moving to the right", "moves right", "moving right"),
+        (-0.19, 0, 0.6, 0),
+        (0.19, 0, 0.6, 0),
+    ),
+    "left": Motion(
+        ("moves to the left", "moving to the left", "moves left", "moving left"),
+        (0.19, 0, 0.6, 0),
+        (-0.19, 0, 0.6, 0),
+    ),
     "up": Motion(("moves up", "moving up"), (0, 0.19, 0.6, 0), (0, -0.19, 0.6, 0)),
     "down": Motion(("moves down", "moving down"), (0, -0.19, 0.6, 0), (0, 0.19, 0.6, 0)),
     "grow": Motion(("grows", "growing"), (0, 0, 0.4, 0), (0, 0, 0.85, 0)),

@@ -30,12 +30,13 @@ _THING, _MOTION = 0.6, 0.7
 _JUDGED = ("top1", "top5", "motion", "both_top1")
 
 
-def ship(made: Path, hardware: str, into: Path = FOLDER) -> None:
+def ship(made: Path, hardware: str, history: str = "", into: Path = FOLDER) -> None:
     """Write the checkpoint with its card, in place of the old one.
 
     Args:
         made: the folder of autoencoder, model and evaluation.
         hardware: that it was trained on, for the card.
+        history: more about the training, for the card.
         into: the checkpoint's folder.
 
     Raises:
@@ -59,7 +60,7 @@ def ship(made: Path, hardware: str, into: Path = FOLDER) -> None:
     if size > _LARGEST:
         raise RuntimeError(f"The checkpoint has {size / 1e6:.1f} MB; at most {_LARGEST / 1e6:.0f} MB may be shipped.")
     trained = [training(name, made / name) for name in ("autoencoder", "model")]
-    card = _card(pipe.transformer.config, networks, size, report, trained, hardware)
+    card = _card(pipe.transformer.config, networks, size, report, trained, hardware, history)
     (partial / FILE).write_text(_defaults(Calling(**report["calling"])), encoding="utf-8")
     put_in_place(partial, into, card, knowledge())
 
@@ -85,13 +86,15 @@ def _defaults(calling: Calling) -> str:
         "width": SIDE,
         "height": SIDE,
         "steps": calling.steps,
+        "guidance": 0.0,
         "cfg": calling.cfg,
         "max_sequence_length": calling.length,
         "size_multiple": PATCH,
         "frames": FRAMES,
         "fps": FPS,
     }
-    return f"# The defaults of this checkpoint. It takes no guidance: cfg is the true one.\n{tomli_w.dumps(values)}"
+    said = "# The defaults of this checkpoint. Guidance is not distilled into it: cfg is the true one."
+    return f"{said}\n{tomli_w.dumps(values)}"
 
 
 def _networks(pipe: HunyuanVideoPipeline) -> dict[str, int]:
@@ -106,7 +109,13 @@ def _networks(pipe: HunyuanVideoPipeline) -> dict[str, int]:
 
 
 def _card(
-    shape: Any, networks: dict[str, int], size: int, report: dict[str, Any], trained: list[str], hardware: str
+    shape: Any,
+    networks: dict[str, int],
+    size: int,
+    report: dict[str, Any],
+    trained: list[str],
+    hardware: str,
+    history: str,
 ) -> str:
     calling = Calling(**report["calling"])
     named = {"made": "made by the model", "real": "real, through the autoencoder", "drawn": "real"}
@@ -137,6 +146,7 @@ def _card(
             decoder=report["autoencoder"]["decoder"],
             both=report["autoencoder"]["both"],
             hardware=hardware,
+            history=f"\n{textwrap.fill(history, 120)}\n" if history else "",
             training="\n".join(trained),
             packages=notice(),
         )

@@ -211,6 +211,9 @@ def _size(size: int) -> str:
 def _about_vocabulary(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "trained at", ", ".join(known["shapes"])
     yield f"{len(known['things'])} things", ", ".join(names[0] for names in known["things"])
-    yield "also called", ", ".join(f"{other} ({names[0]})" for names in known["things"] for other in names[1:])
+    others = [f"{other} ({names[0]})" for names in known["things"] for other in names[1:]]
+    if others:
+        yield "also called", ", ".join(others)
     for title in ("colours", "sizes", "numbers", "layouts", "styles", "backgrounds"):
-        yield title, ("; " if title == "styles" else ", ").join(known[title])
+        if known[title]:
+            yield title, ("; " if title == "styles" else ", ").join(known[title])
