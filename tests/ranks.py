@@ -1,4 +1,4 @@
-"""Pictures made by four processes together, and by two and two of them: gloo on the CPU, started once for all cases."""
+"""Pictures made by four processes together, and by two of them: gloo on the CPU, started once for all cases."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ def make(case: Case, split: Callable[[Any], None] | None = None) -> Made:
 
 
 def work(rank: int, folder: Path) -> None:
-    """One of four processes: all cases by all four, then by this pair of them. Writes ``RANK.pt``."""
+    """One of four processes: all cases by all four, then by pairs, each of which has every other case. Writes
+    ``RANK.pt``."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
@@ -134,9 +135,9 @@ def work(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=4)
     pairs = init_device_mesh("cpu", (2, 1, 2), mesh_dim_names=("pair", "ring", "ulysses"))
     found: dict[tuple[int, str], Made] = {}
-    for size, mesh in ((4, None), (2, pairs)):
+    for size, mesh, names in ((4, None, [*CASES]), (2, pairs, [*CASES][rank // 2 :: 2])):
         split = partial(split_tokens, processes=size, mesh=mesh)
-        found |= {(size, name): make(case, split) for name, case in CASES.items()}
+        found |= {(size, name): make(CASES[name], split) for name in names}
     torch.save(found, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

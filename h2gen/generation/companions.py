@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -88,15 +88,16 @@ def open_together(
             "without devices, and call enable_parallelism on its transformer."
         )
     names = _devices(options)
-    store = dist.TCPStore("127.0.0.1", 0, len(names), is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    server = dist.TCPStore("127.0.0.1", 0, len(names), is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     threads = max(1, torch.get_num_threads() // len(names))
-    places = [Place(rank, names, store.port, threads) for rank in range(len(names))]
+    places = [Place(rank, names, server.port, threads) for rank in range(len(names))]
     options = replace(options, offload="none")
-    companions = Companions(checkpoint, options, work, places[1:])
+    companions = Companions(checkpoint, options, work, places[1:], server)
+    del server  # it ends with them
     try:
         session = FirstSession(*_loaded(checkpoint, options, work, say, places[0]), companions)
         companions.wait_until_loaded()
-        _meet(session, places[0], store)
+        companions.meet(lambda: _meet(session, places[0]))
     except BaseException:
         companions.end()
         raise
@@ -128,10 +129,11 @@ def _loaded(
     return pipe, checkpoint, used
 
 
-def _meet(session: Session, place: Place, store: Any) -> None:
+def _meet(session: Session, place: Place) -> None:
     """Join the group of all processes, once each of them has loaded the model, and split the tokens."""
     backend = "gloo" if place.device == "cpu" else "cpu:gloo,cuda:nccl"
     count = len(place.devices)
+    store = dist.TCPStore("127.0.0.1", place.port, count, is_master=False)  # type: ignore[attr-defined]
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=count, timeout=_LONGEST)
     split_tokens(session.pipe.transformer, count)
 
@@ -169,13 +171,14 @@ class Companions:
     Args:
         checkpoint, options, work: what each of them loads.
         places: where they compute.
+        server: of the store by which all meet.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, options: LoadOptions, work: Work | None, places: Sequence[Place]
+        self, checkpoint: Checkpoint, options: LoadOptions, work: Work | None, places: Sequence[Place], server: Any
     ) -> None:
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        self._places, self._connections, self._processes = places, [], []
+        self._places, self._connections, self._processes, self._server = places, [], [], server
         self._making = self._stopping = self._ended = False
         self._why: H2GenError | None = None
         with _quiet_torch(), interrupts_blocked():
@@ -195,11 +198,39 @@ class Companions:
         Raises:
             H2GenError: one of them cannot, or has ended.
         """
-        for connection in self._connections:
-            with contextlib.suppress(OSError, EOFError):
-                if connection.recv() is None:
-                    continue
-            raise self._reason()
+        loading = [*self._connections]
+        while loading:
+            for connection in cast("list[Connection]", wait(loading)):
+                loading.remove(connection)
+                with contextlib.suppress(OSError, EOFError):
+                    if (failure := connection.recv()) is None:
+                        continue
+                    self._why = failure
+                raise self._reason()
+
+    def meet(self, join: Callable[[], None]) -> None:
+        """Call what waits until all have met: in a thread, so that it does not wait for a process that has ended.
+
+        Raises:
+            H2GenError: one of them has ended, or they cannot work together.
+        """
+        errors: list[BaseException] = []
+        near, far = multiprocessing.Pipe()
+
+        def run() -> None:
+            try:
+                join()
+            except BaseException as error:  # noqa: BLE001 - raised in the other thread
+                errors.append(error)
+            finally:
+                far.close()
+
+        threading.Thread(target=run, daemon=True).start()
+        ended = wait([near, *(process.sentinel for process in self._processes)])
+        if near not in ended or (errors and self._lost()):
+            raise self._reason() from (errors[0] if errors else None)
+        if errors:
+            raise errors[0]
 
     @contextlib.contextmanager
     def making(self, what: Making, device: torch.device) -> Iterator[None]:
@@ -251,6 +282,7 @@ class Companions:
                 dist.destroy_process_group()
             else:  # the others do not leave it in an orderly way
                 dist.distributed_c10d._abort_process_group()
+        self._server = None  # whoever still waits for the others there is told
 
     def _send(self, message: Any) -> None:
         for connection in self._connections:
@@ -265,7 +297,11 @@ class Companions:
 
     def _lost(self) -> bool:
         """Whether one has ended. What the connection to it says is often known a little earlier than its end."""
-        return bool(wait([process.sentinel for process in self._processes], 1.0))
+        ended = wait([process.sentinel for process in self._processes], 1.0)
+        for process in self._processes:
+            if process.sentinel in ended:
+                process.join(1.0)  # its exit code is known a little later
+        return bool(ended)
 
     def _reason(self) -> H2GenError:
         """Why one has failed, in its own words if it had any left."""
@@ -321,8 +357,7 @@ def accompany(
         loaded = _loaded(checkpoint, options, work, lambda _line: None, place)
         session = FollowingSession(*loaded, connection)
         connection.send(None)
-        store = dist.TCPStore("127.0.0.1", place.port, len(place.devices), is_master=False)  # type: ignore[attr-defined]
-        _meet(session, place, store)
+        _meet(session, place)
         session.follow()
     except (EOFError, OSError):
         pass  # the first process has ended, or does not need this one any more

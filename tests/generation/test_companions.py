@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +20,11 @@ from PIL import Image
 
 import h2gen
 from h2gen.errors import RunError
-from h2gen.generation.companions import FirstSession
+from h2gen.generation.companions import Companions, FirstSession, Place
 from h2gen.generation.result import Result
 from h2gen.output.metadata import read_metadata
 from h2gen.settings.values import OFF
+from tests.cli.programs import h2gen as h2gen_in_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*all_gather_tensor:FutureWarning")]
 THRESHOLDS = {"tau1": 0.4, "tau2": 0.5}
@@ -49,6 +53,32 @@ def assert_same(one: Result, two: Result) -> None:
     first, second = (np.asarray(each.image).astype(int) for each in (one, two))
     assert abs(first - second).max() <= 1
     assert decisions(one) == decisions(two)
+
+
+def test_a_size_that_cannot_be_shared_out_is_said_in_one_line() -> None:
+    done = in_this_process("a cat", "--devices", "2", "--device", "cpu", "--steps", "4", "--size", "144x144")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines() == [
+        "h2gen: 81 tokens cannot be shared out evenly among 2 processes on the CPU; choose another size, "
+        "--max-sequence-length or number of devices."
+    ]
+
+
+def test_the_program_makes_it_and_replays_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--steps", "4", "--size", "96x96", "--seed", "7", "--device", "cpu", "--tau1", "0.4", "--tau2", "0.5")
+    one = in_this_process("a cat", *options, "--out", "one.png", "--trace", "one.jsonl")
+    two = program("a cat", *options, "--out", "two.png", "--trace", "two.jsonl", "--devices", "2", cwd=tmp_path)
+    again = in_this_process("replay", "two.png", "--out", "again.png", "--devices", "2")
+    assert [each.returncode for each in (one, two, again)] == [0, 0, 0]
+    assert two.stdout == "two.png\n" and two.stderr.count("\n") == 1
+    pictures = {name: np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("one", "two", "again")}
+    assert abs(pictures["one"] - pictures["two"]).max() <= 1
+    assert (pictures["two"] == pictures["again"]).all()
+    metadata = [read_metadata(tmp_path / f"{name}.png") for name in ("one", "two")]
+    assert metadata[0].settings == metadata[1].settings
+    lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("one", "two")]
+    assert len(lines[0]) == len(lines[1]) > 8
 
 
 @pytest.mark.parametrize(
@@ -81,31 +111,6 @@ def test_an_interrupted_picture_stops_all_and_the_next_is_made(alone: h2gen.Sess
     assert_same(alone.generate("a cat", **SMALL, cache=OFF), pair.generate("a cat", **SMALL, cache=OFF))
 
 
-def test_a_size_that_cannot_be_shared_out_is_said_in_one_line() -> None:
-    done = program("a cat", "--devices", "2", "--device", "cpu", "--steps", "4", "--size", "144x144")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines() == [
-        "h2gen: 81 tokens cannot be shared out evenly among 2 processes on the CPU; choose another size, "
-        "--max-sequence-length or number of devices."
-    ]
-
-
-def test_the_program_makes_it_and_replays_it(tmp_path: Path) -> None:
-    options = ("--steps", "4", "--size", "96x96", "--seed", "7", "--device", "cpu", "--tau1", "0.4", "--tau2", "0.5")
-    one = program("a cat", *options, "--out", "one.png", "--trace", "one.jsonl", cwd=tmp_path)
-    two = program("a cat", *options, "--out", "two.png", "--trace", "two.jsonl", "--devices", "2", cwd=tmp_path)
-    again = program("replay", "two.png", "--out", "again.png", "--devices", "2", cwd=tmp_path)
-    assert [each.returncode for each in (one, two, again)] == [0, 0, 0]
-    assert two.stdout == "two.png\n" and two.stderr.count("\n") == 1
-    pictures = {name: np.asarray(Image.open(tmp_path / f"{name}.png")).astype(int) for name in ("one", "two", "again")}
-    assert abs(pictures["one"] - pictures["two"]).max() <= 1
-    assert (pictures["two"] == pictures["again"]).all()
-    metadata = [read_metadata(tmp_path / f"{name}.png") for name in ("one", "two")]
-    assert metadata[0].settings == metadata[1].settings
-    lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("one", "two")]
-    assert len(lines[0]) == len(lines[1]) > 8
-
-
 def test_in_a_script_of_ones_own_under_torchrun(tmp_path: Path, alone: h2gen.Session) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -131,6 +136,28 @@ def test_in_a_script_of_ones_own_under_torchrun(tmp_path: Path, alone: h2gen.Ses
     assert (pictures[0] == pictures[1]).all() and abs(expected - pictures[0]).max() <= 1
 
 
+def test_a_process_that_ends_before_they_meet_ends_the_waiting() -> None:
+    sentinel, alive = os.pipe()
+    process = SimpleNamespace(sentinel=sentinel, exitcode=None, join=lambda _seconds: None)
+    companions = object.__new__(Companions)
+    companions._places, companions._processes = [Place(1, ("cpu", "cpu"), 1, 1)], [process]
+    companions._connections, companions._why = [], None
+    stopped = threading.Event()
+
+    def exit_code_is_known(_seconds: float) -> None:
+        process.exitcode = -signal.SIGKILL
+
+    def join() -> None:
+        process.join = exit_code_is_known
+        os.close(alive)
+        stopped.wait(60)
+
+    with pytest.raises(RunError, match="Process 2 of 2, on cpu, was killed by signal 9"):
+        companions.meet(join)
+    stopped.set()
+    os.close(sentinel)
+
+
 def test_a_process_that_dies_ends_the_run_with_one_line(pair: FirstSession) -> None:
     (process,) = pair._companions._processes
 
@@ -144,6 +171,14 @@ def test_a_process_that_dies_ends_the_run_with_one_line(pair: FirstSession) -> N
     assert not process.is_alive() and not dist.is_initialized()
     with pytest.raises(RunError, match="load the model again"):
         pair.generate("a cat", **SMALL)
+
+
+def in_this_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program, before this process has companions of its own."""
+    done = h2gen_in_process(*arguments)
+    gc.collect()
+    assert not dist.is_initialized()
+    return done
 
 
 def program(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
