@@ -85,11 +85,11 @@ class Batch:
         if ray is None:
             self._devices = [choose_device(name) for name in devices or [jobs.request.load.device]]
             dtypes = {choose_dtype(jobs.request.load.dtype, device) for device in self._devices}
+            for device in self._devices:
+                check_attention(jobs.request.settings.attention, str(device), jobs.request.load.dtype)
         else:
             device, dtype = device_and_dtype(ray, jobs.request.load)
             self._devices, dtypes = [device], {dtype}
-        for device in self._devices:
-            check_attention(jobs.request.settings.attention, str(device), jobs.request.load.dtype)
         if len(dtypes) > 1:
             raise DeviceError("The devices compute in different dtypes, which gives different pictures; give --dtype.")
         self._dtype = str(dtypes.pop()).removeprefix("torch.")
@@ -186,7 +186,7 @@ class Batch:
         threads = max(1, (os.cpu_count() or 1) // on_cpu) if on_cpu > 1 else None
         work = work_of(request.settings, request.checkpoint, options.batch_size)
         how = replace(request.load, dtype=self._dtype)
-        model = Model(request.checkpoint, how, self._content_hash, threads, work)
+        model = Model(request.checkpoint, how, self._content_hash, threads, work, request.settings.attention)
 
         def task_of(queued: QueuedJob) -> Task:
             job = queued.job

@@ -10,6 +10,7 @@ from h2gen.cache.summary import Summary
 from h2gen.cache.trace import StepRecord
 from h2gen.errors import H2GenError
 from h2gen.generation.unread import Unread
+from h2gen.models.attention_names import DEFAULT
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.footprint import Work
 from h2gen.models.load_options import LoadOptions
@@ -21,7 +22,7 @@ class Model:
     """What a worker loads, and how.
 
     ``content_hash`` goes into the pictures' metadata; ``threads`` limits torch on the CPU when several workers share
-    its cores; ``work`` is what a batch takes besides the weights.
+    its cores; ``work`` is what a batch takes besides the weights; ``attention`` is that of all pictures.
     """
 
     checkpoint: Checkpoint
@@ -29,6 +30,7 @@ class Model:
     content_hash: str
     threads: int | None = None
     work: Work | None = None
+    attention: str = DEFAULT
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,8 @@ class Pool:
                 continue
             if isinstance(message, Broken):
                 raise message.error
+            if isinstance(message, Ready):
+                self._deaths_while_loading = 0
             yield worker, message
 
     def replace(self, worker: Worker, offload: str | None = None) -> None:

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-import os
 import queue
-import shutil
 import socket
-import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psutil
 import ray
 
 from h2gen._version import __version__
 from h2gen.batches.messages import Broken, Failed, Message, Model, Ready, Task
+from h2gen.batches.ray_files import Files, Placing
 from h2gen.batches.worker import load_session, make_together, ready_message
 from h2gen.errors import H2GenError, ModelError, RunError, UsageError
-from h2gen.files import partial_file
+from h2gen.models.attention import check_attention
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.content_hash import content_hash
 from h2gen.models.entries import bundled_folder
 from h2gen.models.translate_errors import translated
-from h2gen.settings.inputs import InputFile
-from h2gen.settings.table import BY_NAME
-from h2gen.settings.values import FILES
 
 if TYPE_CHECKING:
     from h2gen.generation.session import Session
 
 CONTROL = "control"
 """The group of calls that are answered while a picture is made."""
-Files = Mapping[str, tuple[str, Any]]
-"""Files that tasks need: by the hash of its contents, each one's suffix and a reference to its bytes."""
 
 
 class Outbox:
@@ -64,7 +56,7 @@ class ModelHolder:
         self._inbox: queue.SimpleQueue[tuple[Sequence[Task], Files, Outbox]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._loaded: Ready | Broken | None = None
-        self._folder = Path()
+        self._placing = Placing()
 
     @ray.method(max_task_retries=2)
     def load(self) -> Ready | Broken:
@@ -73,7 +65,6 @@ class ModelHolder:
 
     def _load(self) -> Ready | Broken:
         if self._thread is None:
-            self._folder = _own_folder()
             self._thread = threading.Thread(target=self._serve, daemon=True)
             self._thread.start()
         if self._loaded is None:
@@ -101,12 +92,13 @@ class ModelHolder:
     @ray.method(concurrency_group=CONTROL, max_task_retries=0)
     def clear(self) -> None:
         """Remove the files that came with tasks."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._placing.clear()
 
     def _serve(self) -> None:
         try:
             model = replace(self._model, checkpoint=_on_this_machine(self._model.checkpoint))
             _check_same(model, self._version)
+            check_attention(model.attention, model.options.device, model.options.dtype)
             self._session, issued = load_session(model)
         except Exception as error:  # noqa: BLE001 - whatever the error, other machines may have none
             known = error if isinstance(error, H2GenError) else RunError(f"{type(error).__name__}: {error}")
@@ -117,7 +109,7 @@ class ModelHolder:
         while True:
             together, files, outbox = self._inbox.get()
             try:
-                tasks = [replace(task, settings=self._with_files(task.settings, files)) for task in together]
+                tasks = [replace(task, settings=self._placing.placed(task.settings, files)) for task in together]
             except UsageError as error:
                 outbox.send(Failed(f"{_machine()}: {error}", again=False))
             except Exception as error:  # noqa: BLE001 - a full disk, a reference whose bytes were lost
@@ -126,33 +118,6 @@ class ModelHolder:
                 for message in make_together(self._session, model, tasks, outbox):
                     outbox.send(message)
             outbox.messages.put(None)
-
-    def _with_files(self, settings: Any, files: Files) -> Any:
-        """The settings, with each file where it is on this machine, and with the contents that it had."""
-        changed = {}
-        for name in FILES:
-            given: tuple[InputFile, ...] = getattr(settings, name)
-            if given:
-                changed[name] = tuple(self._placed(name, file, files) for file in given)
-        return replace(settings, **changed) if changed else settings
-
-    def _placed(self, name: str, file: InputFile, files: Files) -> InputFile:
-        if file.sha256 in files:
-            suffix, bytes_of = files[file.sha256]
-            path = self._folder / f"{file.sha256}{suffix}"
-            if not path.is_file():
-                contents: Any = ray.get(bytes_of)
-                with partial_file(contents, self._folder, durable=False) as partial:
-                    os.replace(partial, path)
-            file = replace(file, path=path)
-        rule: Any = BY_NAME[name].rule
-        try:
-            same = rule.hashed(file.opened()) == file.sha256 if isinstance(file.path, Path) else True
-        except OSError as error:
-            raise UsageError(f"{file.name!r} cannot be read: {error.strerror or error}.") from error
-        if not same:
-            raise UsageError(f"{file.name!r} differs from the file where the batch was started.")
-        return file
 
 
 def _on_this_machine(checkpoint: Checkpoint) -> Checkpoint:
@@ -187,14 +152,3 @@ def _check_same(model: Model, version: str) -> None:
 def _machine() -> str:
     """Such as ``gpu-2 (10.0.0.3)``."""
     return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"  # type: ignore[no-untyped-call]
-
-
-def _own_folder() -> Path:
-    """A folder for files that came with tasks. Removes those of processes that were killed."""
-    begin = "h2gen-ray-"
-    for each in Path(tempfile.gettempdir()).glob(f"{begin}*"):
-        process = each.name.removeprefix(begin).split("-")[0]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
-            shutil.rmtree(each, ignore_errors=True)  # neither a link nor another user's
-    # Of a name that nobody else could have taken before, and only for this user.
-    return Path(tempfile.mkdtemp(prefix=f"{begin}{os.getpid()}-"))

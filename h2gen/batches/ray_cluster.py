@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -30,6 +31,8 @@ INSTALL = "pip install 'h2gen[ray]'"
 _ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_.-]+):(?P<port>[0-9]{1,5})")
 _PATIENCE = 10
 """Seconds for a cluster's head to answer."""
+_VERSIONS = re.compile(r"started with: Ray: (\S+) Python: (\S+) This process.* Ray: (\S+) Python: (\S+)")
+"""In Ray's message about other versions than the cluster's."""
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else Ray announces that this will be its default
@@ -89,27 +92,23 @@ def check_options(
 
 
 def device_and_dtype(options: RayOptions, load: LoadOptions) -> tuple[torch.device, torch.dtype]:
-    """What all workers compute on and in: as on this machine, or, in a cluster, what that has.
-
-    The GPUs of other machines are taken to support bf16; a machine whose GPU does not is left out when it loads.
+    """What all workers compute on and in: as on this machine, or, in a cluster, what its machines say that they have.
 
     Raises:
         DeviceError: this machine has no such device, or the cluster cannot be reached.
     """
-    import torch
-
+    from h2gen.batches.ray_nodes import ask, decide
     from h2gen.models.devices import choose_device, choose_dtype
 
     if options.address == AUTO:
         device = choose_device(load.device)
         return device, choose_dtype(load.dtype, device)
-    kind = load.device
-    if kind == "auto":
-        with joined(options):
-            kind = "cuda" if any(machine.get("GPU") for machine in _machines()) else "cpu"
-    if kind == "cuda" and load.dtype == "auto":
-        return torch.device(kind), torch.bfloat16
-    return torch.device(kind), choose_dtype(load.dtype, torch.device("cpu"))
+    if load.device == "cpu" or "auto" not in (load.device, load.dtype):
+        _check_answers(options.address)
+        return decide(load.device, load.dtype, ())
+    with joined(options):
+        found = ask([node["NodeID"] for node in _nodes() if node.get("Resources", {}).get("GPU")], load.device)
+    return decide(load.device, load.dtype, found)
 
 
 @contextlib.contextmanager
@@ -130,25 +129,20 @@ def joined(options: RayOptions) -> Iterator[None]:
     if options.address != AUTO:
         _check_reachable(options.address)
         how = {"address": options.address}
-    try:
-        with _own_handlers(), warnings.catch_warnings():
-            if not options.verbose:
-                warnings.simplefilter("ignore")
-            level = logging.INFO if options.verbose else logging.CRITICAL
-            ray.init(**how, log_to_driver=options.verbose, logging_level=level)
-    except Exception as error:  # Ray raises many kinds
-        ray.shutdown()
-        reason = printable(" ".join(str(error).split()))[:300]
-        if options.address == AUTO:
-            raise DeviceError(f"Ray could not be started on this machine: {reason}") from error
-        raise DeviceError(
-            f"--ray {options.address}: this machine could not join the cluster; run h2gen on a machine where "
-            f"`ray start` has run: {reason}"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with _printing_to_stderr(options.verbose):
+        try:
+            with _own_handlers(), warnings.catch_warnings(), _seen_by_nobody(options.address == AUTO):
+                if not options.verbose:
+                    warnings.simplefilter("ignore")
+                level = logging.INFO if options.verbose else logging.CRITICAL
+                ray.init(**how, log_to_driver=options.verbose, logging_level=level)
+        except Exception as error:  # Ray raises many kinds
+            ray.shutdown()
+            raise _not_joined(options.address, error) from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def find_slots(options: RayOptions, device: str) -> Slots:
@@ -159,20 +153,21 @@ def find_slots(options: RayOptions, device: str) -> Slots:
         DeviceError: it has no room for any.
     """
     machines = _machines()
-    resource = "GPU" if device == "cuda" else "CPU"
+    on_gpu = device not in ("cpu", "mps")
+    resource = "GPU" if on_gpu else "CPU"
     sizes = [int(machine.get(resource, 0)) for machine in machines if machine.get(resource, 0) >= 1]
     if not sizes:
-        kind = "GPU; give --device cpu" if device == "cuda" else "CPU core; start Ray with --num-cpus"
+        kind = "GPU; give --device cpu" if on_gpu else "CPU core; start Ray with --num-cpus"
         raise DeviceError(f"The Ray cluster has no {kind}.")
     most = sum(sizes)
-    wanted = options.slots or (most if device == "cuda" else len(sizes))
+    wanted = options.slots or (most if on_gpu else len(sizes))
     if wanted > most:
-        unit = "GPU" if device == "cuda" else "CPU core"
+        unit = "GPU" if on_gpu else "CPU core"
         raise SettingError(
             f"ray_slots is {wanted}, but the Ray cluster has {most} {unit}{'s' if most != 1 else ''}, and each "
             f"slot needs one; give at most {most}."
         )
-    if device == "cuda":
+    if on_gpu:
         return Slots(wanted, 0, 1)
     cores = next(each for each in range(max(sizes), 0, -1) if sum(size // each for size in sizes) >= wanted)
     return Slots(wanted, cores, 0)
@@ -194,12 +189,34 @@ def free_slots(slots: Slots) -> int:
 
 def _machines() -> list[dict[str, float]]:
     """The resources of each machine that is alive."""
+    return [node.get("Resources", {}) for node in _nodes()]
+
+
+def _nodes() -> list[dict[str, Any]]:
+    """The machines that are alive, as Ray describes them."""
     import ray
 
-    return [node.get("Resources", {}) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def _check_reachable(address: str) -> None:
+def _not_joined(address: str, error: Exception) -> DeviceError:
+    """Why Ray could not be started or joined, and what to do about it."""
+    reasons = [" ".join(str(each).split()) for each in (error, error.__cause__) if each is not None]
+    if address == AUTO:
+        return DeviceError(f"Ray could not be started on this machine: {printable(reasons[0])[:300]}")
+    for reason in reasons:
+        if found := _VERSIONS.search(reason):
+            theirs, ours = f"Ray {found[1]} and Python {found[2]}", f"Ray {found[3]} and Python {found[4]}"
+            return DeviceError(
+                f"--ray {address}: the cluster runs {theirs}, and this machine {ours}; install the same versions."
+            )
+    return DeviceError(
+        f"--ray {address}: this machine could not join the cluster; is `ray start --address {address}` running on it? "
+        f"({printable(reasons[-1])[:300]})"
+    )
+
+
+def _check_answers(address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), _PATIENCE).close()
@@ -209,15 +226,65 @@ def _check_reachable(address: str) -> None:
             f"--ray {address}: nothing answers there ({reason}); start the cluster with `ray start --head`, and give "
             "the address that it prints."
         ) from error
+
+
+def _check_reachable(address: str) -> None:
+    _check_answers(address)
     # Joining a server that is not Ray's can end the process; this ends another one.
     check = "ray.scripts.scripts", "health-check", "--skip-version-check", "--address", address
     try:
         done = subprocess.run([sys.executable, "-m", *check], capture_output=True, timeout=3 * _PATIENCE, check=False)
-        healthy = done.returncode == 0
+        healthy, said = done.returncode == 0, done.stderr
     except subprocess.TimeoutExpired:
-        healthy = False
+        healthy, said = False, b""
+    if b"uthentication token" in said and not healthy:
+        raise DeviceError(
+            f"--ray {address}: the cluster asks for a token; copy ~/.ray/auth_token from its first machine to this "
+            "one, and set RAY_AUTH_MODE=token."
+        )
     if not healthy:
         raise DeviceError(f"--ray {address}: what answers there is not the head of a Ray cluster; check the address.")
+    from ray._private.services import find_node_ids
+
+    if not find_node_ids():  # type: ignore[no-untyped-call]  # Ray would look for them for a minute
+        raise DeviceError(
+            f"--ray {address}: this machine is not in the cluster; run `ray start --address {address}` on it first."
+        )
+
+
+@contextlib.contextmanager
+def _seen_by_nobody(alone: bool) -> Iterator[None]:
+    """Around starting Ray for this machine alone: it listens on 127.0.0.1, where Ray by itself listens to the network.
+
+    Its processes know each other by a token. Without one in the environment Ray would write one into the home folder,
+    which later clusters would ask for.
+    """
+    from ray._private import ray_constants
+
+    if not alone:
+        yield
+        return
+    if not any(name.startswith("RAY_AUTH_") for name in os.environ):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _printing_to_stderr(verbose: bool) -> Iterator[None]:
+    """Keep Ray's notices out of stdout, where it prints them, even those of a run that asked for no log."""
+    from ray._private import worker
+
+    before = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, **more: before({**data, "is_err": True}, **more) if verbose else None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 @contextlib.contextmanager

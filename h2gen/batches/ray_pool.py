@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,12 +18,13 @@ from ray.exceptions import RayError
 from h2gen._version import __version__
 from h2gen.batches.messages import Broken, Message, Model, Ready, Task
 from h2gen.batches.pool import Died, with_options
-from h2gen.batches.ray_actor import CONTROL, Files, ModelHolder
+from h2gen.batches.ray_actor import CONTROL, ModelHolder
 from h2gen.batches.ray_cluster import RayOptions, Slots, find_slots, free_slots, has_room, joined
+from h2gen.batches.ray_files import Shipping
 from h2gen.batches.stop import Stop
-from h2gen.errors import RunError
+from h2gen.errors import H2GenError, ModelError, RunError
 from h2gen.models.catalogue import Checkpoint
-from h2gen.settings.values import FILES
+from h2gen.wording import printable
 
 _TICK = 0.2
 """Seconds after which a change of the stop level is noticed at the latest."""
@@ -30,6 +32,10 @@ _LOST = 60.0
 """Seconds that a cluster without room for any worker may take to get some back."""
 _PATIENCE = 3.0
 """Seconds for the actors to remove their files."""
+_DEATHS = 2
+"""How often in a row an actor may die while it loads the model."""
+
+_LOADER = "The process that loads the model"
 
 _remote: Any = ray.remote  # its types do not know of concurrency groups
 _Actor = _remote(max_restarts=-1, concurrency_groups={CONTROL: 1})(ModelHolder)
@@ -38,11 +44,13 @@ _Actor = _remote(max_restarts=-1, concurrency_groups={CONTROL: 1})(ModelHolder)
 class RayWorker:
     """One actor, as the program sees it. Ray starts it again, if need be on another machine, when its own is lost."""
 
-    def __init__(self, model: Model, slots: Slots, ship: Callable[[Sequence[Task]], Files]) -> None:
+    def __init__(self, model: Model, slots: Slots, shipping: Shipping) -> None:
         self.model = model
         self.ready: Ready | None = None
         self.busy = False
-        self._ship = ship
+        self.deaths = 0
+        """While it was loading the model, in a row."""
+        self._shipping = shipping
         self._actor = _Actor.options(num_cpus=slots.cores, num_gpus=slots.gpus, scheduling_strategy="SPREAD").remote(
             model, __version__
         )
@@ -58,7 +66,8 @@ class RayWorker:
     def give(self, together: Sequence[Task]) -> None:
         """Send it pictures to make in one batch. If it has died, ``read`` will find out."""
         self.busy = True
-        self.awaited = self._actor.make.options(num_returns="streaming").remote(together, self._ship(together))
+        files = self._shipping.files_of(task.settings for task in together)
+        self.awaited = self._actor.make.options(num_returns="streaming").remote(together, files)
 
     def interrupt(self) -> None:
         """Make it stop after the current step, without finishing its pictures."""
@@ -70,19 +79,24 @@ class RayWorker:
         Raises:
             Died: the actor is gone, or what it had sent was lost with its machine.
         """
-        awaited = self.awaited
         try:
-            message = cast(Message, ray.get(awaited if self.ready is None else next(awaited)))
+            message = self._received()
         except StopIteration:
             self.awaited = None
             return None
         except RayError as error:
+            if self.ready is None and (unfit := _unfit(error)) is not None:
+                return Broken(unfit)
+            self.deaths += self.ready is None
             raise Died(_cause(error)) from error
         if isinstance(message, (Ready, Broken)):
             self.awaited = None
         if isinstance(message, Ready):
-            self.ready = message
+            self.ready, self.deaths = message, 0
         return message
+
+    def _received(self) -> Message:
+        return cast(Message, ray.get(self.awaited if self.ready is None else next(self.awaited)))
 
     def clear(self) -> Any:
         """Remove its files; the reference is there once that is done."""
@@ -115,8 +129,7 @@ class RayPool:
         self._model = replace(model, checkpoint=_absolute(model.checkpoint))
         self._options, self._most, self._notice = options, most, notice
         self._stack = contextlib.ExitStack()
-        self._shipped: dict[str, tuple[str, Any]] = {}
-        self._deaths_while_loading = 0
+        self._shipping = Shipping()
         self._refused: set[str] = set()
         self._lost_since: float | None = None
         self.workers: list[RayWorker] = []
@@ -142,7 +155,7 @@ class RayPool:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._stack:
-            if self._shipped:
+            if self._shipping.is_used:
                 with contextlib.suppress(RayError):
                     cleared = [worker.clear() for worker in self.workers if worker.ready is not None]
                     ray.wait(cleared, num_returns=len(cleared), timeout=_PATIENCE) if cleared else None
@@ -176,21 +189,17 @@ class RayPool:
         self.workers[self.workers.index(worker)] = self._start(model)
 
     def _start(self, model: Model) -> RayWorker:
-        return RayWorker(model, self._slots, self._ship)
+        return RayWorker(model, self._slots, self._shipping)
 
     def _read(self, worker: RayWorker) -> Iterator[tuple[RayWorker, Message | Died]]:
         try:
             message = worker.read()
         except Died as death:
-            if worker.ready is None:
-                self._deaths_while_loading += 1
-                if self._deaths_while_loading > len(self.workers):
-                    raise RunError(
-                        f"The process that loads the model {death}; there may not be enough memory for it."
-                    ) from death
-            worker.load()  # Ray starts the actor again
-            yield worker, death
-            return
+            if worker.deaths < _DEATHS:
+                worker.load()  # Ray starts the actor again
+                yield worker, death
+                return
+            message = Broken(RunError(f"{_LOADER} {death}; there may not be enough memory for it."))
         if isinstance(message, Broken):
             self._refuse(worker, message)
         if message is not None:
@@ -199,11 +208,12 @@ class RayPool:
     def _refuse(self, worker: RayWorker, broken: Broken) -> None:
         """Continue without a worker that cannot load the model, unless it is the last."""
         worker.end()
+        worker.ready = worker.awaited = None
         if all(each is worker or (each.awaited is None and each.ready is None) for each in self.workers):
             raise broken.error
         if (text := str(broken.error)) not in self._refused:
             self._refused.add(text)
-            self._notice(f"Left out {text}")
+            self._notice(f"Left out {text.replace(_LOADER, 'a worker: the process that loads the model')}")
 
     def _check_room(self) -> None:
         """End the run if no machine is left that could hold a worker."""
@@ -213,19 +223,6 @@ class RayPool:
             self._lost_since = time.monotonic()
         elif time.monotonic() - self._lost_since > _LOST:
             raise RunError("The Ray cluster has lost every machine that could hold the model.")
-
-    def _ship(self, together: Sequence[Task]) -> Files:
-        """The files that tasks name, in Ray's store, each once."""
-        needed = {}
-        for task in together:
-            for file in (each for name in FILES for each in getattr(task.settings, name)):
-                if file.sha256 not in self._shipped:
-                    path = None if file.path is None else Path(file.path)
-                    if path is None or not path.is_file():
-                        continue  # a folder or a repository is found on each machine, as the model is
-                    self._shipped[file.sha256] = (path.suffix, ray.put(path.read_bytes()))
-                needed[file.sha256] = self._shipped[file.sha256]
-        return needed
 
 
 def _absolute(checkpoint: Checkpoint) -> Checkpoint:
@@ -239,6 +236,22 @@ def _absolute(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
+def _unfit(error: Exception) -> H2GenError | None:
+    """The error if an actor could not even be started, so that starting it again would not help."""
+    text = str(error)
+    if not (getattr(error, "actor_init_failed", False) or "failed to import on the worker" in text):
+        return None
+    machine = re.search(r"\bip=([\w.:]+)", text)
+    return ModelError(
+        f"{machine[1] if machine else 'a machine'}: h2gen could not be started there ({_last_line(error)}); install "
+        f"h2gen[ray] {__version__} on every machine."
+    )
+
+
 def _cause(error: Exception) -> str:
+    return f"was lost ({_last_line(error)})"
+
+
+def _last_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"was lost ({lines[-1].strip()[:200] if lines else type(error).__name__})"
+    return printable(lines[-1].strip())[:200] if lines else type(error).__name__

@@ -73,6 +73,15 @@ def weights_of(path: Path) -> list[Path]:
     return [path]
 
 
+def files_of_controlnet(path: Path) -> list[Path]:
+    """The files that are read to load a ControlNet, from a file or a folder.
+
+    Raises:
+        ModelError: as ``weights_of``.
+    """
+    return files.files_of_part(path) if path.is_dir() else [path]
+
+
 def read_controlnet(path: Path) -> dict[str, Any]:
     """A ControlNet's configuration: its ``config.json``, or what the header of a single file says.
 

@@ -165,6 +165,15 @@ def weight_files(folder: Path) -> list[Path]:
     return find_weights(folder).files
 
 
+def files_of_part(folder: Path) -> list[Path]:
+    """The files that are read to load one part: its weights and its configurations.
+
+    Raises:
+        ModelError: as ``weight_files``.
+    """
+    return [*weight_files(folder), *sorted(folder.glob("*.json"))]
+
+
 def find_weights(folder: Path) -> Weights:
     """The safetensors files of one part, each checked for completeness; a variant's if it has only variants.
 

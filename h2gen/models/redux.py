@@ -57,6 +57,16 @@ def parts_of_redux(folder: Path) -> list[Path]:
     return [folder / part for part in _PARTS]
 
 
+def files_of_redux(folder: Path) -> list[Path]:
+    """The files that are read to load a Redux model.
+
+    Raises:
+        ModelError: weights are missing.
+    """
+    weights = [file for part in parts_of_redux(folder) for file in files.files_of_part(part)]
+    return [folder / INDEX, *sorted((folder / _PROCESSOR).glob("*.json")), *weights]
+
+
 def hash_redux(folder: Path | str) -> str:
     """The hash of a Redux model's weights."""
     from h2gen.models.content_hash import files_hash

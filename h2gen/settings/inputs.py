@@ -92,6 +92,11 @@ def hash_file(path: Path | str) -> str:
     return file_hash(Path(path))
 
 
+def only_file(path: Path) -> list[Path]:
+    """The files that are read of a file."""
+    return [path]
+
+
 def nothing_known(_name: str) -> None:
     """For settings whose files are never found by a recorded name."""
 
@@ -109,6 +114,7 @@ class FileRule(Rule):
         find: where a file is, and its name in metadata; or a SettingError.
         known: where a file with a recorded name is, if h2gen ships it or the user has downloaded it under that name.
         hashed: the hash of what ``find`` has found.
+        read_of: the files that are read of what ``find`` has found, which may be a folder.
     """
 
     kind: type = list
@@ -120,6 +126,7 @@ class FileRule(Rule):
     find: Callable[[str], tuple[Path | str, str]] = find_file
     known: Callable[[str], Path | str | None] = nothing_known
     hashed: Callable[[Path | str], str] = hash_file
+    read_of: Callable[[Path], list[Path]] = only_file
 
     def check(self, name: str, value: Any) -> tuple[InputFile, ...]:
         """The files, as they are written: nothing looks for them yet. They have no hash, unless they had one before.

@@ -31,6 +31,12 @@ def _hash_controlnet(path: Path | str) -> str:
     return hash_controlnet(path)
 
 
+def _files_of_controlnet(path: Path) -> list[Path]:
+    from h2gen.models.controlnet import files_of_controlnet
+
+    return files_of_controlnet(path)
+
+
 def _find_redux(name: str) -> tuple[Path | str, str]:
     from h2gen.models.redux import find_redux
 
@@ -47,6 +53,12 @@ def _hash_redux(path: Path | str) -> str:
     from h2gen.models.redux import hash_redux
 
     return hash_redux(path)
+
+
+def _files_of_redux(folder: Path) -> list[Path]:
+    from h2gen.models.redux import files_of_redux
+
+    return files_of_redux(folder)
 
 
 def _find_control(name: str) -> tuple[Path | str, str]:
@@ -67,5 +79,13 @@ CONTROLNET = FileRule(
     find=_find_controlnet,
     known=_known_controlnet,
     hashed=_hash_controlnet,
+    read_of=_files_of_controlnet,
 )
-REDUX_MODEL = FileRule(what="Redux model", several=False, find=_find_redux, known=_known_redux, hashed=_hash_redux)
+REDUX_MODEL = FileRule(
+    what="Redux model",
+    several=False,
+    find=_find_redux,
+    known=_known_redux,
+    hashed=_hash_redux,
+    read_of=_files_of_redux,
+)

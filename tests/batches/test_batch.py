@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -20,10 +21,11 @@ from h2gen.batches.jobs import Job, Jobs
 from h2gen.batches.journal import Journal
 from h2gen.batches.messages import Model, PictureMade, Ready
 from h2gen.batches.observer import BatchObserver, Tally
-from h2gen.batches.pool import Pool
+from h2gen.batches.pool import Pool, Worker
 from h2gen.batches.prompts import Entry, Reading
 from h2gen.batches.stop import Level, Stop
 from h2gen.errors import DeviceError, ModelError, RunError
+from h2gen.models.catalogue import resolve
 from h2gen.models.load_options import LoadOptions
 from h2gen.output.metadata import read_metadata
 from tests.cli.programs import children, wait_for
@@ -160,6 +162,18 @@ def test_a_model_that_kills_whoever_loads_it_ends_the_run(tmp_path: Path) -> Non
     finally:
         stopping.set()
         killer.join()
+
+
+def test_once_the_model_is_loaded_deaths_before_that_no_longer_count() -> None:
+    near, far = multiprocessing.Pipe()
+    worker = object.__new__(Worker)
+    worker.connection, worker.ready = near, None
+    pool = Pool(Model(resolve("tiny"), LoadOptions(), ""), ["cpu"])
+    pool.workers, pool._deaths_while_loading = [worker], 1
+    far.send(Ready("cpu", "float32", "none"))
+    with Stop() as stop:
+        assert [type(message) for _, message in pool.messages(stop)] == [Ready]
+    assert pool._deaths_while_loading == 0
 
 
 def test_a_model_that_cannot_be_loaded_is_told_as_it_is(tmp_path: Path) -> None:

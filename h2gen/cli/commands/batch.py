@@ -85,7 +85,8 @@ def batch(
         **given,
     )
     if dry_run:
-        show_notices([*prepared.notices, *loading_of(prepared.request, batch_size)], console)
+        here = [] if ray is not None else loading_of(prepared.request, batch_size)
+        show_notices([*prepared.notices, *here], console)
         _show(prepared, as_json)
         return
     from h2gen.cli.views.batch import BatchView
