@@ -174,7 +174,7 @@ class BaselineSearch:
                 self.notices.append(
                     f"{peer.title} cannot run {each.target:.0%} of the blocks; the closest it gets is {each.share:.0%}."
                 )
-            yield methods.peer(each, self._steps, self._maker.passes, self._steps_run)
+            yield methods.peer(each, self._steps, self._maker.forward_passes, self._steps_run)
         if peer.note:
             self.notices.append(f"{peer.title}: {peer.note}")
 
@@ -186,7 +186,7 @@ class BaselineSearch:
             if known is not None:
                 return known
             tried = EqualCost(one, value, share=math.nan, target=math.nan, tried=0)
-            return share(methods.peer(tried, self._steps, self._maker.passes, self._steps_run))
+            return share(methods.peer(tried, self._steps, self._maker.forward_passes, self._steps_run))
 
         budget = target in self._options.budgets
         return find_equal_cost(peer, target, measure, steps=self._steps_run, cases=len(self._counted), budget=budget)
@@ -195,7 +195,7 @@ class BaselineSearch:
         """The same setting of a peer, with the further settings that are best on the prompts of the search."""
 
         def score(one: Peer) -> float:
-            method = methods.peer(replace(found, peer=one), self._steps, self._maker.passes, self._steps_run)
+            method = methods.peer(replace(found, peer=one), self._steps, self._maker.forward_passes, self._steps_run)
             known = (
                 self._remember(method, self._searching.cases[case], partial(self._searched_ssim, method, case))
                 for case in range(SCORED)
@@ -225,7 +225,7 @@ class BaselineSearch:
             tried = replace(found, peer=replace(found.peer, **changed))
             with suppress(_Unknown):
                 for case in range(len(self._maker.cases)):
-                    self._recalled(methods.peer(tried, self._steps, self._maker.passes, self._steps_run), case)
+                    self._recalled(methods.peer(tried, self._steps, self._maker.forward_passes, self._steps_run), case)
                 return tried
         raise _Unknown
 

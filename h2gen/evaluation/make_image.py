@@ -13,6 +13,7 @@ from h2gen.evaluation.block_count import BlockCount, count_blocks
 from h2gen.evaluation.methods import Method
 from h2gen.evaluation.results import Case
 from h2gen.evaluation.videos import Shown, shown
+from h2gen.families import family_of
 from h2gen.generation.relief import with_relief
 from h2gen.generation.result import Result
 from h2gen.generation.session import Session, open_session
@@ -72,8 +73,13 @@ class ImageMaker:
 
     @property
     def passes(self) -> int:
-        """Forward passes per step."""
+        """Passes per step: 2 with true guidance."""
         return 2 if self.settings.cfg > 1 else 1
+
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes per step; some models run both passes of true guidance as one batch."""
+        return 1 if family_of(self.session.pipe.transformer).guides_in_one_pass else self.passes
 
     def make(self, method: Method, case: int) -> MadeImage:
         """Make one image.

@@ -62,6 +62,8 @@ class Family(ABC):
     """Whether its pipelines make videos: then ``defaults`` has ``frames`` and ``fps``."""
     frame_step: ClassVar[int] = 1
     """The numbers of frames that a video can have: 1, and any multiple of this more, such as 5, 9, 13 for 4."""
+    guides_in_one_pass: ClassVar[bool] = False
+    """Whether its pipelines run both passes of true guidance as one batch (see ``passes_at_once``)."""
     splits_tokens: ClassVar[bool] = False
     """Whether diffusers can split its text and image tokens among several devices (``_cp_plan``)."""
     lora_layers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -370,6 +372,15 @@ class Family(ABC):
             timestep: ``(1,)``, from 1 to 0.
         """
         return {**inputs, "hidden_states": inputs["hidden_states"].detach(), "timestep": timestep}
+
+    def head(self, transformer: Any) -> tuple[nn.Module, nn.Module | None]:
+        """The layer that takes the tokens of the last block as its first argument, and the one that makes the velocity
+        of what this returns; None if the first layer does both."""
+        return transformer.norm_out, transformer.proj_out
+
+    def guidance_weight(self, cfg: float) -> float:
+        """What the difference between both passes of true guidance is multiplied by, at a scale of ``cfg``."""
+        return cfg
 
     @abstractmethod
     def modulated_input(self, block: Any, arguments: Mapping[str, Any]) -> torch.Tensor:

@@ -36,6 +36,7 @@ class QwenImage(OneListFamily):
     held_per_token = 14.3
     blocks = "transformer_blocks"
     pads_text = False
+    diffusers_caches = frozenset({"FirstBlockCacheConfig", "MagCacheConfig", "TaylorSeerCacheConfig"})
     marks = ("transformer_blocks.0.img_mod.1",)
     per_picture = Family.per_picture | {"encoder_hidden_states_mask"}
     unsplittable = ("controlnet_block_samples", "additional_t_cond")

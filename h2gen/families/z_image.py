@@ -43,6 +43,7 @@ class ZImage(OneListFamily):
     blocks = "layers"
     count = "n_layers"
     pads_text = False
+    guides_in_one_pass = True
     text_last = True
     marks = ("cap_embedder.1.",)
     per_picture = frozenset({"x", "attn_mask", "freqs_cis", "adaln_input"})
@@ -150,6 +151,12 @@ class ZImage(OneListFamily):
 
     def at(self, inputs: Mapping[str, Any], timestep: torch.Tensor) -> dict[str, Any]:
         return {**inputs, "x": [each.detach() for each in inputs["x"]], "t": 1 - timestep}
+
+    def head(self, transformer: Any) -> tuple[nn.Module, nn.Module | None]:
+        return next(iter(transformer.all_final_layer.values())), None
+
+    def guidance_weight(self, cfg: float) -> float:
+        return 1 + cfg
 
     def modulated_input(self, block: Any, arguments: Mapping[str, Any]) -> torch.Tensor:
         scale = 1 + block.adaLN_modulation(arguments["adaln_input"]).unsqueeze(1).chunk(4, dim=2)[0]

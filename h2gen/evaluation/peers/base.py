@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from h2gen.errors import CacheError
@@ -95,7 +96,7 @@ class Peer(ABC):
         Every call of the pipeline starts with an empty cache, also after one that was interrupted.
 
         Args:
-            pipe: a diffusers pipeline of a Flux model.
+            pipe: a diffusers pipeline of any of the families.
             value: one of ``values``.
             steps: denoising steps of the following calls.
             passes: forward passes per step; 2 with true classifier-free guidance.
@@ -162,8 +163,12 @@ def contexts(pipe: Any, where: Callable[[], dict[str, Any]] = dict) -> Iterator[
     Args:
         where: what the context should contain besides its name.
     """
+    from diffusers.hooks import HookRegistry
+    from diffusers.models.cache_utils import CacheMixin
+
     transformer = pipe.transformer
-    original = transformer.cache_context
+    # Some transformers have no caches of diffusers, and so no contexts; the hooks of other caches need one all the same.
+    original = getattr(transformer, "cache_context", None) or partial(CacheMixin.cache_context, transformer)
     stack = ExitStack()
     begun: set[str] = set()
     inside = 0
@@ -175,7 +180,7 @@ def contexts(pipe: Any, where: Callable[[], dict[str, Any]] = dict) -> Iterator[
             begun.clear()
         else:  # the scheduler's timesteps are new
             if not begun or name in begun:
-                transformer._reset_stateful_cache()
+                HookRegistry.check_if_exists_or_initialize(transformer).reset_stateful_hooks(recurse=True)
                 begun.clear()
             begun.add(name)
         inside += 1

@@ -15,7 +15,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from h2gen.cache.stages import stages_of
+from h2gen.cache.stages import own_stages_of, stages_of
 from h2gen.evaluation.peers.base import contexts, left_as_found
 from h2gen.families import Family, family_of
 
@@ -132,7 +132,8 @@ def skipping(
     root = _Root(family, StateManager(_Pass, (new_forecaster,)), skipped, target)
     hooked = [(transformer, root)]
     if target == "features":
-        hooked += [(block, _Block(root, stage.name)) for stage in stages_of(transformer) for block in stage.blocks]
+        stages = (*own_stages_of(transformer), *stages_of(transformer))
+        hooked += [(block, _Block(root, stage.name)) for stage in stages for block in stage.blocks]
     with ExitStack() as stack:
         stack.enter_context(contexts(pipe))
         for module, hook in hooked:
@@ -141,7 +142,7 @@ def skipping(
             stack.callback(registry.remove_hook, _HOOK, recurse=False)
         HookRegistry.check_if_exists_or_initialize(transformer).invalidate_child_registries_cache()
         if target == "features":
-            handle = transformer.norm_out.register_forward_pre_hook(root.entering_output_layers)
+            handle = family.head(transformer)[0].register_forward_pre_hook(root.entering_output_layers)
             stack.callback(handle.remove)
         yield
 

@@ -6,6 +6,8 @@ While an image is made its tensors are held in host memory in the model's dtype 
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -64,11 +66,15 @@ class RecordedRun:
 
 
 class Recording:
-    """Hooks that collect the passes of one image. ``finish`` turns them into matrices."""
+    """Hooks that collect the passes of one image. ``finish`` turns them into matrices.
+
+    Both passes of true guidance may be one forward pass with a row for each.
+    """
 
     def __init__(self, transformer: Any, passes: int, scale: float) -> None:
-        self._transformer, self._passes, self._scale = transformer, passes, scale
-        self._family = family_of(transformer)
+        self._family, self._passes, self._scale = family_of(transformer), passes, scale
+        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._project = self._family.head(transformer)[1]
         self._tensors: dict[str, list[list[torch.Tensor]]] = {"velocity": [], "reused": [], "detail": []}
         self._gains: list[list[float]] = []
         self._first: dict[str, torch.Tensor] = {}
@@ -80,53 +86,68 @@ class Recording:
 
     # Called by hooks.
 
-    def begin(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
-        inputs = self._family.pass_inputs(kwargs)
-        self._tokens = inputs.image_tokens + (0 if inputs.references is None else inputs.references.shape[1])
+    def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        inputs = self._family.pass_inputs({**dict(zip(self._names, args, strict=False)), **kwargs})
+        references = 0 if inputs.references is None else inputs.references.shape[1]
+        # A model with a grid may fill up the tokens of its picture.
+        self._tokens = inputs.image_tokens + references if inputs.grid is None else math.prod(inputs.grid)
 
     def after_first(self, stage: str, output: Any) -> None:
-        self._first[stage] = self._image(stage, output)
+        self._first[stage] = self._image(self._family.output_streams(stage, output)[-1])
 
     def after_last(self, stage: str, output: Any) -> None:
-        self._added[stage] = self._image(stage, output) - self._first.pop(stage)
+        self._added[stage] = self._image(self._family.output_streams(stage, output)[-1]) - self._first.pop(stage)
 
-    def head(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+    def head(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: torch.Tensor
+    ) -> None:
         """After the last norm: measure how the velocity responds to a change of what the blocks add."""
         if self._probing:
             return
         added = self._added["structure"] + self._added["detail"]
-        index = self._count % self._passes
-        before, self._last[index] = self._last[index], added
-        if before is None:
+        before = []
+        for row, index in enumerate(self._indices(len(added))):
+            before.append(self._last[index])
+            self._last[index] = added[row]
+        known = [each for each in before if each is not None]
+        if len(known) < len(before):
             return
-        change = added - before
+        change = added - torch.stack(known)
+        other = args[0].clone()
+        self._image(other).sub_(change)
         self._probing = True
         try:
-            project = self._transformer.proj_out
-            again = module(args[0] - change, *args[1:])
-            response = project(output.type_as(added)) - project(again.type_as(added))  # a norm may be in float32
+            again, project = module(other, *args[1:], **kwargs), self._project
+            if project is not None:  # the norm before it may be in float32
+                output, again = (project(each.type_as(added)) for each in (output, again))
+            response = output - again
         finally:
             self._probing = False
-        size = float(change.double().norm())
-        self._gain(float(response.double().norm()) / size if size > 0 else 0.0)
-
-    def _gain(self, value: float) -> None:
-        if self._count % self._passes == 0:
-            self._gains.append([])
-        self._gains[-1].append(value)
+        for row, index in enumerate(self._indices(len(added))):
+            size = float(change[row].double().norm())
+            if index == 0:
+                self._gains.append([])
+            self._gains[-1].append(float(response[row].double().norm()) / size if size > 0 else 0.0)
 
     def end(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        velocity = self._family.velocity(output)
         both = self._added["structure"] + self._added["detail"]
-        for name, tensor in (("velocity", velocity), ("reused", both), ("detail", self._added["detail"])):
-            if self._count % self._passes == 0:
-                self._tensors[name].append([])
-            self._tensors[name][-1].append(tensor.detach().to("cpu", copy=True))
-        self._count += 1
+        found = {"velocity": self._family.velocity(output), "reused": both, "detail": self._added["detail"]}
+        indices = self._indices(len(both))
+        for name, tensor in found.items():
+            for row, index in enumerate(indices):
+                if index == 0:
+                    self._tensors[name].append([])
+                self._tensors[name][-1].append(tensor[row].detach().to("cpu", copy=True))
+        self._count += len(indices)
 
-    def _image(self, stage: str, output: Any) -> torch.Tensor:
-        """The image tokens: the second of two streams, or the end of a single one."""
-        return self._family.output_streams(stage, output)[-1][:, -self._tokens :].detach()
+    def _indices(self, rows: int) -> list[int]:
+        """Which of a step's passes the rows of the current forward pass are."""
+        return [(self._count + row) % self._passes for row in range(rows)]
+
+    def _image(self, stream: torch.Tensor) -> torch.Tensor:
+        """The image tokens of a stream, a view."""
+        stream = stream.detach()
+        return stream[:, : self._tokens] if self._family.text_last else stream[:, -self._tokens :]
 
     def finish(self, scheduler: Any) -> RecordedRun:
         """The recorded matrices.
@@ -164,12 +185,12 @@ def recording(transformer: Any, *, passes: int = 1, scale: float = 1.0) -> Itera
     """Record the one image that is made inside a ``with`` block.
 
     Args:
-        transformer: of FLUX.1, FLUX.2 or a video model, without a cache.
-        passes: forward passes per step; 2 with true guidance, the conditional one first.
-        scale: of true guidance.
+        transformer: of any of the families, without a cache.
+        passes: per step; 2 with true guidance, the conditional one first.
+        scale: of true guidance: what the difference between both passes is multiplied by.
 
     Raises:
-        CacheError: the model is neither.
+        CacheError: the model belongs to no family.
     """
     stages = stages_of(transformer)
     record = Recording(transformer, passes, scale)
@@ -183,7 +204,7 @@ def recording(transformer: Any, *, passes: int = 1, scale: float = 1.0) -> Itera
             name = stage.name
             on(stage.blocks[0].register_forward_hook(lambda _m, _a, out, name=name: record.after_first(name, out)))
             on(stage.blocks[-1].register_forward_hook(lambda _m, _a, out, name=name: record.after_last(name, out)))
-        on(transformer.norm_out.register_forward_hook(record.head))
+        on(family_of(transformer).head(transformer)[0].register_forward_hook(record.head, with_kwargs=True))
         on(transformer.register_forward_hook(record.end))
         yield record
 

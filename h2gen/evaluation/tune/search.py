@@ -32,6 +32,7 @@ from h2gen.evaluation.tune.stage_changes import StageChanges, recording_changes
 from h2gen.evaluation.tune.threshold_search import ThresholdSearch
 from h2gen.evaluation.video_metrics import mean_ssim
 from h2gen.evaluation.videos import Shown
+from h2gen.families import family_of
 from h2gen.generation.session import Session
 from h2gen.models.choices import SOLVERS, TRIED_SOLVERS, evaluations
 from h2gen.settings.profiles import sort_of
@@ -186,9 +187,10 @@ class TuneSearch:
 
     def _recorded(self, solver: str, case: int) -> RecordedRun:
         def make() -> Any:
-            passes, scale = self._maker.passes, self._settings.cfg
+            transformer, passes = self._session.pipe.transformer, self._maker.passes
+            scale = family_of(transformer).guidance_weight(self._settings.cfg)
             method = methods.tuned("recorded", self._steps, OFF, solver)
-            with recording(self._session.pipe.transformer, passes=passes, scale=scale) as record:
+            with recording(transformer, passes=passes, scale=scale) as record:
                 scheduler = self._scheduler_of(method, case)
             return record.finish(scheduler).to_json()
 

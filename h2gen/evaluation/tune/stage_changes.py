@@ -7,9 +7,10 @@ first reuse, which changes what the later steps see; so predicted settings are m
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,7 @@ class ChangesRecording:
     def __init__(self, transformer: nn.Module, passes: int, steps: int) -> None:
         self._family, self._stages = family_of(transformer), stages_of(transformer)
         self._passes, self._steps = passes, steps
+        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
         self._image_ids: torch.Tensor | None = None
         self._grid: tuple[int, ...] | None = None
         self._image_tokens = self._references = 0
@@ -118,13 +120,13 @@ class ChangesRecording:
         self._poolings: dict[str, Pooling] = {}
         self._indicators: list[dict[tuple[str, str], torch.Tensor]] = []
 
-    def begin(self, _module: nn.Module, _args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Called by a hook, before a forward pass."""
-        inputs = self._family.pass_inputs(kwargs)
+    def begin(self, _module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Called by a hook, before a forward pass, which may have a row for each of a step's passes."""
+        inputs = self._family.pass_inputs({**dict(zip(self._names, args, strict=False)), **kwargs})
         self._image_ids, self._image_tokens, self._grid = inputs.image_ids, inputs.image_tokens, inputs.grid
         self._references = 0 if inputs.references is None else inputs.references.shape[1]
         self._picture = self._picture or PictureTokens(self._image_ids, self._image_tokens)
-        self._indicators.append({})
+        self._indicators += [{} for _ in inputs.latents]
 
     @torch.no_grad()
     def after_first(self, stage: Stage, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
@@ -136,10 +138,13 @@ class ChangesRecording:
         tokens = residual.shape[1]
         if stage.name not in self._poolings:
             grid = self._grid or self._family.token_grid(self._image_ids, self._image_tokens)
-            self._poolings[stage.name] = Pooling(layout_of(grid, own, tokens - own), residual)
+            layout = layout_of(grid, own, tokens - own)
+            layout = replace(layout, text_last=self._family.text_last, filled=self._grid is not None)
+            self._poolings[stage.name] = Pooling(layout, residual)
         indicators = summarize(residual, pooling_kernel(tokens, stage.divisor)), self._poolings[stage.name](residual)
         for pooling, indicator in zip(POOLINGS, indicators, strict=True):
-            self._indicators[-1][pooling, stage.name] = indicator[0].to("cpu", copy=True)
+            for found, row in zip(self._indicators[-len(indicator) :], indicator, strict=True):
+                found[pooling, stage.name] = row.to("cpu", copy=True)
 
     def finish(self) -> StageChanges:
         """The changes between all steps of the last image.

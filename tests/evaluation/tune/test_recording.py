@@ -13,6 +13,7 @@ from h2gen.cache import CacheConfig, h2_cache
 from h2gen.errors import CacheError, RunError
 from h2gen.evaluation.tune.forecast_errors import displacements
 from h2gen.evaluation.tune.recording import RecordedRun, recording
+from h2gen.families import family_of
 from h2gen.generation.solvers import solving
 from tests import small
 
@@ -50,6 +51,32 @@ def test_what_it_foretells_of_a_run_at_the_end_is_what_the_cache_does(guided: bo
     foretold = displacements(record.velocity, record.passes, order=0)[last, last, 9]
     assert float(moved.double().norm()) == pytest.approx(foretold, rel=1e-3)
     assert foretold > 1e-3
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("make", [small.qwen_image_pipeline, small.z_image_pipeline, small.hunyuan_video_pipeline])
+def test_it_records_every_family(make: Any, guided: bool) -> None:
+    """Z-Image runs both passes of guidance as one batch, and Qwen-Image rescales what guidance makes: there it is an
+    estimate."""
+    pipe = make()
+    scale = "guidance_scale" if make is small.z_image_pipeline else "true_cfg_scale"
+    more = {scale: 3.0, "negative_prompt": "a dog"} if guided else {}
+    call = small.run_kwargs(pipe, steps=6) | {"output_type": "latent"} | more
+    weight = family_of(pipe.transformer).guidance_weight(3.0) if guided else 1.0
+
+    def made() -> torch.Tensor:
+        found: torch.Tensor = pipe(**call | {"generator": torch.Generator().manual_seed(1)})[0]
+        return found
+
+    with recording(pipe.transformer, passes=1 + guided, scale=weight) as record:
+        plain = made()
+    found = record.finish(pipe.scheduler)
+    assert len(found.passes) == 6 and all(gain > 0 for gain in found.gains)
+    with h2_cache(pipe, CacheConfig(0, 0, plan="FFSSSS")):
+        moved = made() - plain
+    foretold = displacements(found.velocity, found.passes, order=0)[1, 1, 6]
+    estimated = guided and make is small.qwen_image_pipeline
+    assert float(moved.double().norm()) == pytest.approx(foretold, rel=0.02 if estimated else 1e-3)
 
 
 @pytest.mark.parametrize("guided", [False, True])

@@ -61,17 +61,21 @@ def test_decisions_follow_thresholds_and_guards(
 
 def made(pipe: Any, **more: Any) -> None:
     pipe.set_progress_bar_config(disable=True)
-    pipe(prompt="a cat", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1), **CALL, **more)
+    pipe(prompt="a cat", num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1), **CALL | more)
 
 
 @pytest.mark.parametrize("pooling", ["paper", "stable"])
-@pytest.mark.parametrize("guided", [False, True])
-def test_up_to_the_first_reuse_the_prediction_is_what_the_cache_does(guided: bool, pooling: str) -> None:
+@pytest.mark.parametrize("guided", [False, True, "in one pass"])
+def test_up_to_the_first_reuse_the_prediction_is_what_the_cache_does(guided: bool | str, pooling: str) -> None:
     pipe, more = small.flux_pipeline(), GUIDED if guided else {}
-    with recording_changes(pipe.transformer, passes=1 + guided, steps=STEPS) as record:
+    if guided == "in one pass":
+        pipe = small.z_image_pipeline()
+        more = {"negative_prompt": "a dog", "guidance_scale": 3.0, "max_sequence_length": 64}
+    passes = 2 if guided else 1
+    with recording_changes(pipe.transformer, passes=passes, steps=STEPS) as record:
         made(pipe, **more)
     changes = record.finish()
-    assert len(changes.changes) == 1 + guided and not pipe.transformer._forward_pre_hooks
+    assert len(changes.changes) == passes and not pipe.transformer._forward_pre_hooks
     found = changes.changes[0][pooling, "structure"]
     compared = 0
     for tau in np.nanquantile(found, (0.1, 0.3, 0.5)):
