@@ -81,9 +81,13 @@ def apply(
         CacheError: the model cannot be cached, diffusers' own cache is on, another thread is running a step, or the
             device has no fp8.
     """
+    if stages is not None and not isinstance(stages, Stages):
+        raise CacheError(f"stages is a {type(stages).__name__}; give h2gen.Stages(structure=..., detail=...).")
     transformer = _transformer_of(target) if stages is None else _model(target)
     family = family_of(transformer) if stages is None else OtherModel(stages, type(transformer).__name__)
     stages_of(transformer, family)
+    if isinstance(family, OtherModel):
+        family.check_belongs(transformer)
     refuse_other_caches(transformer, everywhere=True)
     device = getattr(target, "_execution_device", None) or next(transformer.parameters()).device
     if config.cache_memory == "fp8" and torch.device(device).type == "mps":

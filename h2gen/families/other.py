@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
+from inspect import Parameter, signature
+from math import prod
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from h2gen.errors import CacheError
@@ -24,8 +25,9 @@ class Stages:
 
     The defaults are those of FLUX.1's own code and of Hunyuan3D: blocks of two streams, called with ``img`` and
     ``txt``, which return both in this order; then blocks of one stream, the text before the image. Streams are
-    ``(B, N, D)``; a block returns them as it takes them. The blocks may also all have one stream: give the first ones
-    as the structure.
+    ``(B, N, D)``; a block returns them as it takes them, alone or in a tuple or list. The blocks may also all have one
+    stream: give the first ones as the structure. The model returns its velocity alone, first in a tuple or list, or as
+    the only value of a dict.
 
     Args:
         structure, detail: the blocks of each stage, in the order in which the model calls them.
@@ -87,8 +89,38 @@ class OtherModel(Family):
         if len({*map(id, both)}) < len(both):
             raise CacheError("Stages(...) holds a block twice; each runs once per step, in one of the stages.")
         self._names = {name: _arguments_of(blocks) for name, blocks in lists.items()}
-        if stages.times[0] == stages.times[1]:
-            raise CacheError(f"Stages(times={stages.times}) gives noise and picture the same time; give each its own.")
+        self._containers: dict[str, type | None] = {}  # what the blocks of a stage return their streams in
+        for name, given in (("image", stages.image), *(("per_picture", each) for each in stages.per_picture)):
+            self._check_name(name, given)
+        times = stages.times
+        if not isinstance(times, Sequence) or len(times) != 2:
+            raise CacheError(f"Stages(times={times}) must be two numbers: the time of noise, and that of the picture.")
+        if times[0] == times[1]:
+            raise CacheError(f"Stages(times={times}) gives noise and picture the same time; give each its own.")
+
+    def _check_name(self, field: str, name: str) -> None:
+        """Check that a block takes an argument of this name; one that takes any arguments may."""
+        known = {each for names in self._names.values() for each in names}
+        if name and name not in known and "kwargs" not in known:
+            raise CacheError(
+                f"Stages({field}=...) names {name!r}, which no block of {self._model} takes; they take "
+                f"{', '.join(sorted(known))}."
+            )
+
+    def check_belongs(self, model: nn.Module) -> None:
+        """Check that the blocks are a model's own.
+
+        Raises:
+            CacheError: one is not, so that calling the model would never run it.
+        """
+        own = {id(module) for module in model.modules()}
+        for name, blocks in (("structure", self._stages.structure), ("detail", self._stages.detail)):
+            for block in blocks:
+                if id(block) not in own and id(getattr(block, "_orig_mod", block)) not in own:
+                    raise CacheError(
+                        f"Stages({name}=...) holds a {type(block).__name__} that is not part of this {self._model}; "
+                        "give the blocks of the model that gets the cache."
+                    )
 
     @property
     def per_picture(self) -> frozenset[str]:  # type: ignore[override]
@@ -153,20 +185,36 @@ class OtherModel(Family):
         return (tokens,) if text is None else (text, tokens)
 
     def output_streams(self, stage: str, output: Any) -> tuple[torch.Tensor, ...]:
-        streams = output if isinstance(output, tuple) else (output,)
+        container = type(output) if isinstance(output, (tuple, list)) else None
+        self._containers[stage] = container
+        streams = (output,) if container is None else tuple(output)
         return streams[::-1] if self._stages.image_first else streams
 
     def block_output(self, stage: str, streams: tuple[torch.Tensor, ...]) -> Any:
-        if len(streams) == 1:
-            return streams[0]
-        return streams[::-1] if self._stages.image_first else streams
+        streams = streams[::-1] if self._stages.image_first else streams
+        container = self._containers.get(stage, tuple if len(streams) > 1 else None)
+        return streams[0] if container is None else _filled(container, streams)
 
     def check_streams(self, stage: str, before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> None:
-        given, returned = ([tuple(getattr(each, "shape", ())) for each in streams] for streams in (before, after))
+        import torch
+
+        odd = next((each for each in after if not isinstance(each, torch.Tensor)), None)
+        if odd is not None:
+            raise CacheError(
+                f"A {stage} block of {self._model} returns a {type(odd).__name__}; H2-Cache needs blocks that return "
+                "their streams as tensors: one, or image and text in a tuple."
+            )
+        given, returned = ([tuple(each.shape) for each in streams] for streams in (before, after))
         if given != returned:
             raise CacheError(
                 f"A {stage} block of {self._model} takes text and image of the shapes {given} and returns {returned}; "
                 "H2-Cache needs blocks that return the same shapes. Check text and image_first of Stages."
+            )
+        grid, tokens = self._stages.grid, before[-1].shape[1]
+        if grid is not None and (tokens < prod(grid) or (len(before) > 1 and tokens != prod(grid))):
+            raise CacheError(
+                f"Stages(grid={grid}) has {prod(grid)} tokens, but a {stage} block of {self._model} got {tokens}; give "
+                "the rows and columns of the picture's tokens."
             )
 
     def added_between(self, stage: str, blocks: int, arguments: Mapping[str, Any]) -> Sequence[torch.Tensor]:
@@ -175,18 +223,28 @@ class OtherModel(Family):
     def velocity(self, output: Any) -> torch.Tensor:
         import torch
 
-        velocity: torch.Tensor = output if isinstance(output, torch.Tensor) else output[0]
-        return velocity
+        first = output
+        if isinstance(output, (tuple, list)) and output:
+            first = output[0]
+        elif isinstance(output, Mapping) and len(output) == 1:
+            (first,) = output.values()
+        if not isinstance(first, torch.Tensor):
+            what = f"dict of {', '.join(map(str, output))}" if isinstance(output, Mapping) else type(output).__name__
+            raise CacheError(
+                f"{self._model} returns a {what}, in which h2gen cannot tell the velocity; let it return the velocity "
+                "alone or first in a tuple."
+            )
+        return first
 
     def with_velocity(self, output: Any, velocity: torch.Tensor) -> Any:
-        import torch
-
-        return velocity if isinstance(output, torch.Tensor) else super().with_velocity(output, velocity)
+        if isinstance(output, Mapping):
+            return type(output)(**dict.fromkeys(output, velocity))
+        return _filled(type(output), (velocity, *output[1:])) if isinstance(output, (tuple, list)) else velocity
 
     def only_velocity(self, output: Any) -> bool:
         import torch
 
-        return isinstance(output, torch.Tensor) or (isinstance(output, tuple) and len(output) == 1)
+        return isinstance(output, torch.Tensor) or len(output) == 1
 
     def _only_cached(self, *_: Any, **__: Any) -> NoReturn:
         raise CacheError(f"h2gen has no pipeline for {self._model}; it can only put H2-Cache on it.")
@@ -197,8 +255,16 @@ class OtherModel(Family):
 def _arguments_of(blocks: Iterable[nn.Module]) -> list[str]:
     """The names of what blocks are called with, without self."""
     block = next(iter(blocks), None)
+    if block is None:
+        return []
     kind: Any = type(getattr(block, "_orig_mod", block))  # what torch.compile wraps
-    return [] if block is None else list(signature(kind.forward).parameters)[1:]
+    parameters = [*signature(kind.forward).parameters.values()][1:]
+    return ["kwargs" if each.kind is Parameter.VAR_KEYWORD else each.name for each in parameters]
+
+
+def _filled(container: Any, values: Sequence[Any]) -> Any:
+    """A tuple, a named one or a list of these values."""
+    return getattr(container, "_make", container)(values)
 
 
 def _named(arguments: Mapping[str, Any], name: str, usual: Sequence[str]) -> Any:

@@ -105,6 +105,69 @@ class Shapes(Base):
         return self.final_layer(latent[:, cond.shape[1] :])
 
 
+class Wrapped(Flux):
+    """Blocks and a model that return what they make in lists, tuples and a dict."""
+
+    class Double(DoubleBlock):
+        def forward(self, img: torch.Tensor, txt: torch.Tensor, vec: torch.Tensor, pe: Any = None) -> Any:
+            return [*super().forward(img, txt, vec, pe)]
+
+    class Single(SingleBlock):
+        def forward(self, x: torch.Tensor, vec: torch.Tensor, pe: Any = None) -> Any:
+            return (super().forward(x, vec, pe),)
+
+    def __init__(self) -> None:
+        super().__init__()
+        for blocks, kind in ((self.double_blocks, self.Double), (self.single_blocks, self.Single)):
+            for block in blocks:
+                block.__class__ = kind
+
+    def forward(
+        self,
+        img: torch.Tensor,
+        img_ids: torch.Tensor,
+        txt: torch.Tensor,
+        txt_ids: torch.Tensor,
+        timesteps: torch.Tensor,
+    ) -> Any:
+        img, txt, vec = self.img_in(img), self.txt_in(txt), self.time_in(timesteps[:, None])
+        pe = torch.cat((txt_ids, img_ids), 1).sum(-1, keepdim=True) / 10
+        for block in self.double_blocks:
+            img, txt = block(img, txt, vec, pe=pe)
+        img = torch.cat((txt, img), 1)
+        for block in self.single_blocks:
+            (img,) = block(img, vec, pe=pe)
+        return {"velocity": self.final_layer(img[:, txt.shape[1] :])}
+
+
+class Named(Flux):
+    """A model that returns a dict."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+
+    def forward(self, img: torch.Tensor, **given: Any) -> Any:
+        return dict.fromkeys(self.names, super().forward(img, **given))
+
+
+class Odd(Flux):
+    """Blocks that return a dict."""
+
+    class Block(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"x": x + 1}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.odd = nn.ModuleList(self.Block() for _ in range(2))
+
+    def forward(self, img: torch.Tensor, txt: torch.Tensor, timesteps: torch.Tensor, **_: Any) -> torch.Tensor:
+        for block in self.odd:
+            img = block(img)["x"]
+        return img
+
+
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -215,6 +278,33 @@ def test_without_a_schedule_a_tolerance_says_that_it_has_no_effect() -> None:
     assert all(step.full for step in trace.steps)
 
 
+@pytest.mark.parametrize("plan", ["FFSFSFSF", "FDRFCRFS"])
+def test_streams_and_velocities_may_be_in_lists_tuples_and_dicts(plan: str) -> None:
+    made = []
+    for model in (Flux(), Wrapped()):
+        with h2gen.h2_cache(model, plan=plan, stages=stages_of(model), schedule=TIMES) as trace:
+            made.append(draw_flux(lambda model=model, **given: alone(model(**given))))
+        assert model.calls == sum(step.blocks_run for step in trace.steps) < 7 * STEPS
+    assert torch.equal(*made)
+
+
+def alone(output: Any) -> torch.Tensor:
+    velocity: torch.Tensor = output["velocity"] if isinstance(output, dict) else output
+    return velocity
+
+
+def test_it_works_within_autocast() -> None:
+    model = Flux()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = draw_flux(model)
+        with h2gen.h2_cache(model, tau1=1e-12, tau2=1e-12, stages=stages_of(model)):
+            assert torch.equal(draw_flux(model), plain)
+        with h2gen.h2_cache(model, plan="FDRFCRFS", stages=stages_of(model), schedule=TIMES) as trace:
+            got = draw_flux(model)
+    assert sum(step.blocks_run for step in trace.steps) < 7 * STEPS
+    assert 0 < (got - plain).norm() / plain.norm() < 0.1
+
+
 def test_pictures_of_a_batch_are_decided_together_unless_told_what_belongs_to_each() -> None:
     model, plain = Flux(), draw_flux(Flux(), batch=2)
     with h2gen.h2_cache(model, tau1=0.02, tau2=0.1, stages=stages_of(model)) as trace:
@@ -267,6 +357,15 @@ def used(stages: Any, target: Any = None, draw: Callable[[Any], Any] = draw_flux
         ({"stages": lambda m: h2gen.Stages(m.double_blocks[0], m.single_blocks)}, "is a DoubleBlock; give a list"),
         ({"stages": lambda m: h2gen.Stages(m.double_blocks, m.double_blocks)}, "holds a block twice"),
         ({"stages": lambda m: stages_of(m, times=(1, 1))}, "the same time"),
+        ({"stages": lambda m: stages_of(m, times=(1,))}, "must be two numbers"),
+        ({"stages": lambda m: (m.double_blocks, m.single_blocks)}, r"is a tuple; give h2gen.Stages\(structure"),
+        ({"stages": lambda m: stages_of(Flux())}, "a DoubleBlock that is not part of this Flux; give the blocks of"),
+        ({"stages": lambda m: stages_of(m, image="tokens")}, "'tokens', which no block of Flux takes; they take img, "),
+        ({"stages": lambda m: stages_of(m, per_picture=["vek"])}, r"per_picture=...\) names 'vek', which no block"),
+        ({"stages": lambda m: stages_of(m, grid=(4, 5))}, "has 20 tokens, but a structure block of Flux got 16"),
+        ({"stages": lambda m: stages_of(m, text="context")}, "takes text and image of the shapes"),
+        ({"stages": stages_of, "target": Named("img", "mask"), "plan": "FSFSFSFS"}, "a dict of img, mask, in which"),
+        ({"stages": lambda m: h2gen.Stages(m.odd[:1], m.odd[1:]), "target": Odd()}, "block of Odd returns a dict; "),
         ({"stages": lambda m: stages_of(Flux()), "target": "a model"}, "needs a torch model with stages, not a str"),
         ({"stages": lambda m: stages_of(m, image_first=False)}, "blocks that return the same shapes"),
         (
