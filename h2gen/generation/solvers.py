@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
@@ -99,7 +100,17 @@ def _unipc(own: Any) -> Any:
 
 
 class _UniPC(UniPCMultistepScheduler):  # type: ignore[misc]
-    """diffusers' UniPC for pipelines that begin with a noisy picture, which ask flow-matching schedulers for it."""
+    """diffusers' UniPC for pipelines that begin with a noisy picture, which ask flow-matching schedulers for it, and
+    for those that give it a list of sigmas."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
+        super().set_timesteps(num_inference_steps, device, None if sigmas is None else np.asarray(sigmas), mu)
 
     def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         noisy: torch.Tensor = self.add_noise(sample, noise, timestep)
