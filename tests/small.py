@@ -492,15 +492,16 @@ def qwen_image_pipeline(
 
 
 def z_image_pipeline(
-    *, seed: int = 0, transformer: ZImageTransformer2DModel | None = None, **overrides: Any
+    *, seed: int = 0, transformer: ZImageTransformer2DModel | None = None, shift: float = 6.0, **overrides: Any
 ) -> ZImagePipeline:
+    """Z-Image; Z-Image-Turbo has a shift of 3."""
     tokens = byte_tokenizer()
     encoder = qwen3(tokens, 3, seed)
     return quiet(
         ZImagePipeline(
             transformer=z_image_transformer(seed, **overrides) if transformer is None else transformer,
             vae=flux_vae(seed),
-            scheduler=scheduler(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
             text_encoder=encoder,
             tokenizer=tokens,
         )

@@ -33,9 +33,10 @@ class Inputs:
     ) -> None:
         given = family.pass_inputs(arguments)
         latents, text, timestep, image_ids, text_ids, references, *_ = given
-        self._identity = [None if each is None else weakref.ref(each) for each in (text, image_ids, text_ids, latents)]
+        identity = text, image_ids, text_ids, latents if given.shared is None else given.shared
+        self._identity = [None if each is None else weakref.ref(each) for each in identity]
         self.pictures: int = latents.shape[0]
-        together = family.passes_at_once(callers)
+        together = family.passes_at_once(arguments, callers)
         #: The passes of true guidance in this one; each row of the batch counts as a picture here.
         self.passes = together if self.pictures % together == 0 else 1
         self._family, self.ranks = family, ranks

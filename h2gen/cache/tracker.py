@@ -103,7 +103,7 @@ class Tracker:
                 inputs.read_timestep()  # either a text runs again in this step, or the scheduler is another call's
             if step is not None and 0 <= step - run.step <= 1 and run.course.is_at(step, inputs.timestep):
                 return None if most and step == run.step else step
-            if inputs.read_timestep() > _known(run.timestep):
+            if inputs.read_timestep() > _known(run.timestep) or (step is None and not found):
                 return None
             self._lose_course(run)
         lost = not found and run.lost_text

@@ -83,9 +83,9 @@ class Run:
 
         Named passes (``cache_context``) are told apart by their names, others by their text embeddings.
         """
-        # Where there are no image ids, a pass with a new name is recognised by the latents of the pass before it.
+        # Where there are no image ids, a pass with a new name or text is recognised by the latents of the pass before.
         same_image, found = self._image(identity.image_ids), []
-        same_step = name is not None and identity.image_ids is None and self.same_latents(identity)
+        same_step = identity.image_ids is None and self.same_latents(identity)
         for known, text, text_ids, each in self._passes:
             if name == known and (name is not None or text(identity.text)):
                 if not (same_image or text_ids(identity.text_ids)):

@@ -123,7 +123,7 @@ def prepare_comparison(
     methods = MethodOptions(
         caches,
         fewer=_step_counts(options.fewer, shared.steps),
-        peers=() if options.against is None else choose_peers(options.against),
+        peers=() if options.against is None else choose_peers(options.against, jobs.request.checkpoint),
         truth=options.truth,
         repeat=options.repeat,
     )

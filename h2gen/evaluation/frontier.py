@@ -196,9 +196,9 @@ def prepare_frontier(
         if options.against is not None and options.against.strip():
             raise SettingError("--against names other caches, but --only leaves them out; add peers to --only.")
     elif options.against is None:
-        peers, notices = default_peers()
+        peers, notices = default_peers(request.checkpoint)
     elif options.against.strip():
-        peers = choose_peers(options.against)
+        peers = choose_peers(options.against, request.checkpoint)
     check_report_folder(options.report)
     if options.log is not None:
         check_file(options.log)

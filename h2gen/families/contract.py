@@ -16,7 +16,7 @@ from h2gen.errors import SettingError
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.given import SAMPLES, PassInputs, PictureInputs
 from h2gen.families.prompt_end import PromptEnd
-from h2gen.families.single_file import block_counts, input_channels, takes_guidance
+from h2gen.families.single_file import block_counts, input_channels, takes_guidance, traits
 from h2gen.families.tasks import Limits
 from h2gen.families.token_grid import grid_of, unpacked
 from h2gen.families.unused import Unused
@@ -132,10 +132,11 @@ class Family(ABC):
             arguments.get("txt_ids"),
         )
 
-    def passes_at_once(self, callers: Callable[[], Iterable[Any]]) -> int:
+    def passes_at_once(self, arguments: Mapping[str, Any], callers: Callable[[], Iterable[Any]]) -> int:
         """The passes of true guidance that a forward pass runs at once, one after the other in its batch.
 
         Args:
+            arguments: of the transformer's forward pass.
             callers: finds what of diffusers the calling functions know: pipelines, schedulers and models.
         """
         return 1
@@ -213,12 +214,16 @@ class Family(ABC):
         Args:
             shapes: of the file's tensors, by name.
         """
-        return _traits(*block_counts(shapes), takes_guidance(shapes), input_channels(shapes))
+        return traits(*block_counts(shapes), takes_guidance(shapes), input_channels(shapes))
 
     def config_traits(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         """The same traits, in the same words, of a transformer with this ``config.json``."""
         keys = ("num_layers", "num_single_layers", "guidance_embeds", "in_channels")
-        return _traits(*(config.get(key) for key in keys))
+        return traits(*(config.get(key) for key in keys))
+
+    def completed(self, model_index: Mapping[str, Any], scheduler_config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A local checkpoint's ``model_index.json``, with what only its scheduler tells, such as ``is_distilled``."""
+        return model_index
 
     @abstractmethod
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
@@ -335,11 +340,7 @@ class Family(ABC):
         return latents
 
     def published(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> str:
-        """The model, such as ``FLUX.1-dev``, that this is, or was made from; "" if nobody published plans for it.
-
-        Args:
-            transformer_config, model_index: as in ``defaults``.
-        """
+        """The model, such as ``FLUX.1-dev``, that this is, or was made from; "" if nobody published plans for it."""
         return ""
 
     # What the evaluation needs.
@@ -394,11 +395,3 @@ class Family(ABC):
     def teacache_polynomial(self, transformer: Any) -> tuple[float, ...]:
         """TeaCache's published rescaling polynomial, highest power first; the identity if none was published."""
         return (1.0, 0.0)
-
-
-def _traits(double: int | None, single: int | None, guidance: bool | None, channels: int | None) -> tuple[str, ...]:
-    return (
-        f"has {double} + {single} blocks",
-        f"takes {'a' if guidance else 'no'} guidance scale",
-        f"takes {channels} input channels",
-    )

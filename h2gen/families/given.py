@@ -41,6 +41,9 @@ class PassInputs(NamedTuple):
     """N_img and N_txt in the streams, of a model that takes one text ``(tokens, width)`` per picture, of which ``text``
     is the first, and fills up both kinds of tokens."""
 
+    shared: torch.Tensor | None = None
+    """What all passes of a step get as the same object, if that is not ``latents``."""
+
     @property
     def image_tokens(self) -> int:
         """N_img."""

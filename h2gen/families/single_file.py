@@ -31,6 +31,15 @@ def takes_guidance(names: Iterable[str]) -> bool:
     return any("guidance_in." in name or "guidance_embedder." in name for name in names)
 
 
+def traits(double: int | None, single: int | None, guidance: bool | None, channels: int | None) -> tuple[str, ...]:
+    """What a file must have in common with its base, in words: the numbers of its blocks, and what it takes."""
+    return (
+        f"has {double} + {single} blocks",
+        f"takes {'a' if guidance else 'no'} guidance scale",
+        f"takes {channels} input channels",
+    )
+
+
 def input_channels(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """The channels of a token of the picture; None if no tensor says."""
     return next((shapes[name][1] for name in _IMAGE_INPUT if len(shapes.get(name, ())) == 2), None)

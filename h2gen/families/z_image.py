@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Z_IMAGE = ModelDefaults(guidance=0.0, cfg=4.0)
 TURBO = ModelDefaults(steps=8, guidance=0.0)
 """Sources: the models' own pages. A ``guidance_scale`` of 4 at 50 steps; 8 steps without guidance."""
+_TURBO_SHIFT = 3.0
+"""Of the schedule of Z-Image-Turbo; Z-Image's is 6."""
 _PADDED_TO = 32
 _WITHOUT_GUIDANCE = 0.0
 
@@ -68,12 +70,22 @@ class ZImage(OneListFamily):
         # A view, which copies nothing; there are no position ids, and all steps get the same text.
         all_latents = latents[0].expand(len(latents), *latents[0].shape)
         return PassInputs(
-            all_latents, texts[0], 1 - arguments["t"], None, texts[0], grid=(rows, columns), tokens=tokens
+            all_latents,
+            texts[0],
+            1 - arguments["t"],
+            None,
+            texts[0],
+            grid=(rows, columns),
+            tokens=tokens,
+            shared=latents[0],
         )
 
-    def passes_at_once(self, callers: Callable[[], Iterable[Any]]) -> int:
-        guided = (getattr(each, "do_classifier_free_guidance", None) for each in callers())
-        return 2 if next((each for each in guided if each is not None), False) else 1
+    def passes_at_once(self, arguments: Mapping[str, Any], callers: Callable[[], Iterable[Any]]) -> int:
+        pipe = next((each for each in callers() if hasattr(each, "do_classifier_free_guidance")), None)
+        if pipe is None or not pipe.do_classifier_free_guidance:
+            return 1
+        last = getattr(pipe, "_cfg_truncation", None)  # the time from which the pipeline leaves guidance out
+        return 1 if last is not None and last < 1 and float(arguments["t"].flatten()[0]) > last else 2
 
     def can_split(self, arguments: Mapping[str, Any]) -> bool:
         return all(arguments.get(name) is None for name in self.unsplittable)
@@ -100,6 +112,11 @@ class ZImage(OneListFamily):
 
     def config_traits(self, config: Mapping[str, Any]) -> tuple[str, ...]:
         return _traits(config.get("n_layers"), config.get("cap_feat_dim"))
+
+    def completed(self, model_index: Mapping[str, Any], scheduler_config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Both models have the same ``model_index.json`` and transformer; the shift of their schedule differs."""
+        turbo = scheduler_config.get("shift") == _TURBO_SHIFT and not scheduler_config.get("use_dynamic_shifting")
+        return {"is_distilled": turbo, **model_index}
 
     def defaults(self, transformer_config: Mapping[str, Any], model_index: Mapping[str, Any]) -> ModelDefaults:
         return TURBO if model_index.get("is_distilled") else Z_IMAGE

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from h2gen.errors import ModelError
-from h2gen.families import DEFAULT, FAMILIES, ModelDefaults
+from h2gen.families import DEFAULT, FAMILIES, Family, ModelDefaults
 from h2gen.toml import read_untrusted_toml
 from h2gen.wording import did_you_mean, printable
 
@@ -53,7 +54,21 @@ def folder_defaults(folder: Path) -> ModelDefaults:
         return read_defaults(folder / FILE)
     config = read_config(folder / "transformer" / "config.json")
     family = FAMILIES.get(str(config.get("_class_name")), DEFAULT)
-    return family.defaults(config, read_config(folder / "model_index.json"))
+    return family.defaults(config, completed_index(read_config(folder / "model_index.json"), folder))
+
+
+def completed_index(index: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """A checkpoint's ``model_index.json``, with what only its scheduler tells.
+
+    Args:
+        index: read from the file.
+        folder: of the checkpoint.
+    """
+    transformer = index.get("transformer")
+    family = FAMILIES.get(str(transformer[-1])) if isinstance(transformer, list) and transformer else None
+    if family is None or type(family).completed is Family.completed:
+        return index
+    return family.completed(index, read_config(folder / "scheduler" / "scheduler_config.json"))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from h2gen.families import FAMILIES, Family
 from h2gen.families.unused import Unused
 from h2gen.models.catalogue import Checkpoint
-from h2gen.models.defaults import read_config
+from h2gen.models.defaults import completed_index, read_config
 from h2gen.models.entries import CATALOGUE, CatalogueEntry
 from h2gen.models.files import index_of
 
@@ -77,7 +77,7 @@ def model_index_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     entry, folder = entry_of(whole), folder_of(whole)
     if entry is not None and entry.repo is not None:
         return entry.index
-    return {} if folder is None else _read(index_of(folder), _changed(index_of(folder)))
+    return {} if folder is None else completed_index(_read(index_of(folder), _changed(index_of(folder))), folder)
 
 
 def folder_of(checkpoint: Checkpoint) -> Path | None:

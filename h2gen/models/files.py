@@ -101,7 +101,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         if family is not None and family.makes_video:
             known = f"h2gen makes videos of {family.title} from text only, with {' and '.join(family.tasks)}"
         else:
-            known = f"h2gen loads {', '.join(PIPELINES)}"
+            of = "" if family is None else f" of {family.title}"
+            known = f"h2gen loads {', '.join(PIPELINES if family is None else family.tasks)}{of}"
         raise ModelError(
             f"{shown(folder)} is not a checkpoint that h2gen supports: its {path.name} says "
             f"{printable(repr(pipeline))}; {known}.{hint}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,17 @@ from safetensors.torch import save_file
 import h2gen
 from h2gen.cache import CacheConfig, h2_cache
 from h2gen.cli.app import run as command
-from h2gen.errors import CacheError
+from h2gen.errors import CacheError, ModelError
 from h2gen.evaluation.bench import measure
+from h2gen.evaluation.block_count import count_blocks
+from h2gen.evaluation.compare import prepare_comparison
+from h2gen.evaluation.options import CompareOptions
+from h2gen.evaluation.peers import PEERS, Span, default_peers
 from h2gen.families import family_of
 from h2gen.generation.painters import linear_painter
 from h2gen.models import CATALOGUE, load_pipeline, resolve
+from h2gen.models.compiling import compile_blocks
+from h2gen.models.facts import facts_of
 from h2gen.models.offload_blocks import BlockOffload
 from h2gen.output.metadata import read_metadata
 from tests import checkpoints, small
@@ -229,6 +236,17 @@ def test_group_offloading_changes_nothing(name: str) -> None:
 
 
 @both
+@pytest.mark.slow
+def test_compiled_blocks_make_the_same_picture(name: str) -> None:
+    pipe, guided = MAKERS[name](), {SCALE[name]: 3.0, "negative_prompt": "a dog"}
+    with h2_cache(pipe, plan="FRSFRF"):
+        wanted = call(pipe, **guided)
+        compile_blocks(pipe.transformer, "eager")
+        assert np.array_equal(call(pipe, **guided), wanted)
+    torch._dynamo.reset()
+
+
+@both
 def test_a_quantized_transformer_is_cached_too(
     folders: dict[str, Path], sessions: dict[str, h2gen.Session], name: str
 ) -> None:
@@ -244,6 +262,125 @@ def test_previews_are_painted_without_a_decoder(sessions: dict[str, h2gen.Sessio
     sessions[name].generate("a cat", seed=7, cfg=1.0, cache=None, on_preview=seen.append, **size_of(name))
     assert len(seen) == STEPS and seen[-1].image.size == (16, 16)
     assert linear_painter(sessions[name].pipe.vae, torch.device("cpu")) is not None
+
+
+CACHES = {
+    QWEN: ("fb", "tea", "mag", "taylor", "dbcache", "meancache", "dpcache"),
+    Z: ("tea", "dbcache", "l2p", "spectrum"),
+}
+
+
+@pytest.mark.parametrize(("name", "cache"), [(name, cache) for name, caches in CACHES.items() for cache in caches])
+def test_other_caches_work(name: str, cache: str) -> None:
+    if PEERS[cache].package == "cache-dit":
+        pytest.importorskip("cache_dit")
+    pipe, guided = MAKERS[name](), {SCALE[name]: 3.0, "negative_prompt": "a dog", "output_type": "latent"}
+    plain = call(pipe, **guided)
+    peer = PEERS[cache].calibrated(pipe, [lambda: call(pipe, **guided)], steps=STEPS)
+    values = peer.values(STEPS)
+    value = values.high if isinstance(values, Span) else values[-1]
+    with count_blocks(pipe.transformer) as count, peer.applied(pipe, value, steps=STEPS, passes=1 + (name == QWEN)):
+        first, second = call(pipe, **guided), call(pipe, **guided)
+    assert count.share < 0.75
+    assert np.array_equal(first, second) and not np.array_equal(first, plain)
+    assert np.array_equal(call(pipe, **guided), plain)
+
+
+@both
+def test_other_caches_that_do_not_work_are_told_before_anything_is_loaded(folders: dict[str, Path], name: str) -> None:
+    family = family_of(MAKERS[name]().transformer)
+    wrong = "sea" if name == QWEN else "fb"
+    given: dict[str, Any] = {"model": str(folders[name]), "steps": STEPS}
+    with pytest.raises(CacheError, match=rf"^{wrong} \(diffusers .*\) does not work on {family.title}; leave it out"):
+        prepare_comparison("a cat", tau1=0.1, tau2=0.2, options=CompareOptions(against=f"tea,{wrong}"), **given)
+    peers, notices = default_peers(resolve(str(folders[name])))
+    assert ("fb" in {peer.name for peer in peers}) == (name == QWEN)
+    words = "FBCache, TaylorSeer and MagCache left out: diffusers' version does not work on Z-Image."
+    assert (words in notices) == (name == Z)
+
+
+@both
+@pytest.mark.parametrize("solver", ["unipc", "heun", "dpm++", "lcm"])
+def test_other_solvers_work(sessions: dict[str, h2gen.Session], name: str, solver: str) -> None:
+    given = {"seed": 7, "cfg": 1.0, "cache": None, **size_of(name)}
+    plain, other = (sessions[name].generate("a cat", solver=each, **given).image for each in ("own", solver))
+    assert not np.array_equal(pixels(other), pixels(plain))
+
+
+@pytest.mark.parametrize("more", [{"cfg_truncation": 0.6}, {"cfg_normalization": 0.9}])
+def test_z_images_guidance_may_end_early_or_be_normalized(more: dict[str, Any]) -> None:
+    pipe = small.z_image_pipeline(shift=1.0)
+
+    def made(**how: Any) -> np.ndarray[Any, Any]:
+        # Lists of its own: the pipeline changes those of prompts.
+        texts = {"prompt": PROMPTS[:2], "negative_prompt": ["a bird"] * 2}
+        return call(pipe, guidance_scale=3.0, output_type="latent", **texts, **how)
+
+    plain = made(**more)
+    assert not np.array_equal(plain, made())
+    guided = 4 if "cfg_truncation" in more else STEPS
+    for settings in ({"tau1": 1e-12, "tau2": 1e-12}, {"plan": "F" * STEPS}, {"plan": "FFSFFS"}):
+        with h2_cache(pipe, **settings) as trace:
+            got = made(**more)
+        assert np.array_equal(got, plain) != ("S" in str(settings.get("plan", "")))
+        found = [(step.step, step.picture, step.context) for step in trace.steps]
+        contexts = [("cond", "uncond") if step < guided else ("cond",) for step in range(STEPS)]
+        assert sorted(found) == sorted(
+            (step, picture, context) for step in range(STEPS) for picture in (0, 1) for context in contexts[step]
+        )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [small.qwen_image_transformer, small.z_image_transformer, small.wan_transformer, small.hunyuan_video_transformer],
+)
+@torch.no_grad()
+def test_passes_of_guidance_that_nobody_names_belong_to_one_run(make: Callable[..., Any]) -> None:
+    """Models without position ids, in a loop without ``cache_context``, as some pipelines of diffusers have."""
+    model = make()
+    family = family_of(model)
+    cond, uncond = (family.example_inputs(model, 16, words) for words in (5, 7))
+    latents = "x" if "x" in cond else "hidden_states"
+    with h2_cache(model, tau1=1e9, tau2=1e9) as trace:
+        for step in range(4):
+            now = family.at(cond, torch.tensor([1 - step / 4]))
+            model(**now)
+            model(**uncond | {name: now[name] for name in now.keys() - uncond.keys()} | {latents: now[latents]})
+    found = [(step.run, step.step, step.context, step.all_reused) for step in trace.steps]
+    assert found == [(0, step, context, step > 0) for step in range(4) for context in ("cond", "uncond")]
+
+
+@pytest.mark.parametrize(("shift", "turbo"), [(3.0, True), (6.0, False), (1.0, False)])
+def test_a_folder_of_z_image_turbo_is_told_from_z_image_by_its_schedule(
+    tmp_path: Path, shift: float, turbo: bool
+) -> None:
+    parts = {
+        "model_index.json": {
+            "_class_name": Z,
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            "transformer": ["diffusers", "ZImageTransformer2DModel"],
+        },
+        "transformer/config.json": {"_class_name": "ZImageTransformer2DModel", "n_layers": 30},
+        "scheduler/scheduler_config.json": {"shift": shift, "use_dynamic_shifting": False},
+    }
+    for file, content in parts.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(json.dumps(content))
+    checkpoint = resolve(str(tmp_path))
+    assert checkpoint.defaults == CATALOGUE["z-image-turbo" if turbo else "z-image"].defaults
+    assert (checkpoint.defaults.steps, checkpoint.defaults.cfg) == ((8, 1.0) if turbo else (50, 4.0))
+    facts = facts_of(checkpoint)
+    assert facts is not None and facts.unused["guidance"].why.startswith("is distilled" if turbo else "is not")
+
+
+def test_a_folder_of_qwen_image_edit_is_refused_in_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    index = json.loads((folders[QWEN] / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "_class_name": "QwenImageEditPipeline"}))
+    with pytest.raises(ModelError) as raised:
+        load_pipeline(resolve(str(tmp_path)), device="cpu")
+    told = str(raised.value)
+    assert "its model_index.json says 'QwenImageEditPipeline'; h2gen loads QwenImagePipeline of Qwen-Image." in told
+    assert told.endswith("In Python, load it with diffusers and call h2gen.h2_cache(pipe).") and "\n" not in told
 
 
 @both

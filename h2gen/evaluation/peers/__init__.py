@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
-from h2gen.errors import SettingError
+from h2gen.errors import CacheError, SettingError
 from h2gen.evaluation.peers.base import Peer, Span, Value, contexts, threshold_of
 from h2gen.evaluation.peers.builtin import FirstBlock, Magnitude, Sea, Taylor
 from h2gen.evaluation.peers.dbcache import DualBlock
 from h2gen.evaluation.peers.equal_cost import SCORED, TOLERANCE, EqualCost, find_best, find_equal_cost
 from h2gen.evaluation.peers.scheduled import DPCache, LinearPredictor, MeanCache, Spectrum, StepMasks
+from h2gen.families import Family
+from h2gen.models.catalogue import Checkpoint
+from h2gen.models.facts import facts_of
 from h2gen.wording import did_you_mean
 
 __all__ = [
@@ -92,11 +95,16 @@ PEERS: dict[str, Peer] = {
 """All peers by name."""
 
 
-def choose_peers(names: str) -> list[Peer]:
+def choose_peers(names: str, checkpoint: Checkpoint | None = None) -> list[Peer]:
     """Peers by their names, separated by commas, in that order, without repetitions.
+
+    Args:
+        names: as in ``PEERS``.
+        checkpoint: the model that they are to work on, if it is known.
 
     Raises:
         SettingError: a name is unknown, the list is empty, or a peer's package is not installed.
+        CacheError: a peer does not work on the model.
     """
     wanted = list(dict.fromkeys(name for name in (part.strip().lower() for part in names.split(",")) if name))
     if not wanted:
@@ -109,18 +117,28 @@ def choose_peers(names: str) -> list[Peer]:
             raise SettingError(
                 f"{name} needs {PEERS[name].package}, which is not installed; run: pip install {PEERS[name].package}."
             )
+    facts = None if checkpoint is None else facts_of(checkpoint)
+    if facts is not None:
+        for name in wanted:
+            PEERS[name].check_family(facts.family)
     return [PEERS[name] for name in wanted]
 
 
-def default_peers() -> tuple[list[Peer], list[str]]:
-    """The frontier's peers whose packages are installed, and a notice for each package that is not."""
+def default_peers(checkpoint: Checkpoint | None = None) -> tuple[list[Peer], list[str]]:
+    """The frontier's peers that work on a model and whose packages are installed, and notices about the others."""
     wanted = [PEERS[name] for name in FRONTIER]
+    facts = None if checkpoint is None else facts_of(checkpoint)
+    unfit = [] if facts is None else [peer for peer in wanted if not _works(peer, facts.family)]
+    wanted = [peer for peer in wanted if peer not in unfit]
     missing = [peer for peer in wanted if not _installed(peer)]
     notices = [
         f"{_listed([peer.title for peer in missing if peer.package == package])} left out: {package} is not "
         f"installed; run: pip install {package}"
         for package in dict.fromkeys(peer.package for peer in missing)
     ]
+    if facts is not None and unfit:
+        titles = _listed([peer.title for peer in unfit])
+        notices.append(f"{titles} left out: diffusers' version does not work on {facts.family.title}.")
     return [peer for peer in wanted if peer not in missing], notices
 
 
@@ -133,6 +151,14 @@ FRONTIER = (
 
 def _listed(names: list[str]) -> str:
     return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+
+
+def _works(peer: Peer, family: Family) -> bool:
+    try:
+        peer.check_family(family)
+    except CacheError:
+        return False
+    return True
 
 
 def _installed(peer: Peer) -> bool:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from h2gen.errors import CacheError
+from h2gen.families import Family
 
 Value = float | tuple[int, ...]
 """One setting of a peer: a threshold, or one whole number per knob."""
@@ -89,6 +90,13 @@ class Peer(ABC):
         """
         return self
 
+    def check_family(self, family: Family) -> None:  # noqa: B027
+        """Check that the cache works on a family's models.
+
+        Raises:
+            CacheError: it does not.
+        """
+
     @contextmanager
     def applied(self, pipe: Any, value: Value, *, steps: int, passes: int = 1) -> Iterator[None]:
         """Apply the peer's cache to a pipeline within a ``with`` block; afterwards the model is as before.
@@ -167,7 +175,7 @@ def contexts(pipe: Any, where: Callable[[], dict[str, Any]] = dict) -> Iterator[
     from diffusers.models.cache_utils import CacheMixin
 
     transformer = pipe.transformer
-    # Some transformers have no caches of diffusers, and so no contexts; the hooks of other caches need one all the same.
+    # A transformer without diffusers' caches has no contexts; the hooks of other caches need one all the same.
     original = getattr(transformer, "cache_context", None) or partial(CacheMixin.cache_context, transformer)
     stack = ExitStack()
     begun: set[str] = set()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 
 from h2gen.errors import CacheError
 from h2gen.evaluation.peers.base import Peer, Span, Value, contexts, left_as_found, threshold_of, version_of
-from h2gen.families import family_of
+from h2gen.families import Family, family_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Builtin(Peer):
     @contextmanager
     def _on(self, pipe: Any, value: Value, steps: int, passes: int) -> Iterator[None]:
         transformer = pipe.transformer
-        self._check(transformer)
+        self.check_family(family_of(transformer))
         with contexts(pipe, lambda: self._where(pipe)):
             transformer.enable_cache(self._config(transformer, value, steps))
             try:
@@ -36,8 +36,7 @@ class Builtin(Peer):
             finally:
                 transformer.disable_cache()
 
-    def _check(self, transformer: Any) -> None:
-        family = family_of(transformer)
+    def check_family(self, family: Family) -> None:
         if self.config not in family.diffusers_caches:
             raise CacheError(
                 f"{self.name} ({self.source}) does not work on {family.title}; leave it out of the comparison."
@@ -96,7 +95,7 @@ class Magnitude(Builtin):
         from diffusers import MagCacheConfig
 
         transformer = pipe.transformer
-        self._check(transformer)
+        self.check_family(family_of(transformer))
         ratios: dict[str, tuple[float, ...]] = {}
 
         def note(*_: Any) -> None:

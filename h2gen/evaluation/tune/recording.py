@@ -98,9 +98,7 @@ class Recording:
     def after_last(self, stage: str, output: Any) -> None:
         self._added[stage] = self._image(self._family.output_streams(stage, output)[-1]) - self._first.pop(stage)
 
-    def head(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: torch.Tensor
-    ) -> None:
+    def head(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: torch.Tensor) -> None:
         """After the last norm: measure how the velocity responds to a change of what the blocks add."""
         if self._probing:
             return
