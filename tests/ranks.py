@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
+from copy import deepcopy
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,9 +109,17 @@ class Made(NamedTuple):
     steps: list[StepRecord]
 
 
+@cache
+def _made_once(make: Callable[[], Any]) -> tuple[Any, Any]:
+    """A pipeline, and its transformer as it was made."""
+    pipe = make()
+    return pipe, pipe.transformer
+
+
 def make(case: Case, split: Callable[[Any], None] | None = None) -> Made:
     """A case's pictures and its trace, by this process alone unless it splits the tokens."""
-    pipe, steps = case.make(), []
+    (pipe, transformer), steps = _made_once(case.make), []
+    pipe.transformer = deepcopy(transformer)
     given = {**run_kwargs(pipe, steps=STEPS), **case.call}
     if len(given["prompt"]) == 2:
         given["generator"] = [torch.Generator().manual_seed(seed) for seed in (7, 8)]
@@ -125,9 +136,29 @@ def make(case: Case, split: Callable[[Any], None] | None = None) -> Made:
     return Made(pictures, steps)
 
 
+def lead(folder: Path) -> None:
+    """Start four processes, which need not import anything, and wait for them."""
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    running = [context.Process(target=work, args=(rank, folder)) for rank in range(4)]
+    for each in running:
+        each.start()
+    for each in running:
+        each.join(240)
+        each.kill()
+
+
 def work(rank: int, folder: Path) -> None:
-    """One of four processes: all cases by all four, then by pairs, each of which has every other case. Writes
-    ``RANK.pt``."""
+    """One of four processes. Writes ``RANK.pt``, or else ``RANK.txt``."""
+    try:
+        _work(rank, folder)
+    except BaseException:
+        (folder / f"{rank}.txt").write_text(traceback.format_exc())
+        raise
+
+
+def _work(rank: int, folder: Path) -> None:
+    """All cases by all four processes, then by pairs, each of which has every other case."""
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
