@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -51,8 +52,17 @@ def make(session: h2gen.Session, *, steps: int = STEPS, cfg: float = 1, negative
     return np.asarray(session.generate("a cat", seed=7, steps=steps, cfg=cfg, negative=negative, cache=None).image)
 
 
-def ready(name: str, session: h2gen.Session, steps: int = STEPS) -> Peer:
+def calibrated(name: str, session: h2gen.Session, steps: int = STEPS) -> Peer:
     return PEERS[name].calibrated(session.pipe, [lambda: make(session, steps=steps)], steps=steps)
+
+
+ready = functools.cache(calibrated)
+"""A peer keeps nothing but what it was calibrated to, so that tests share it."""
+
+
+@functools.cache
+def plain_of(session: h2gen.Session) -> np.ndarray[Any, Any]:
+    return make(session)
 
 
 def most_reuse(peer: Peer, steps: int = STEPS) -> Value:
@@ -70,8 +80,7 @@ def attributes(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any], list[s
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_peer_saves_blocks_and_keeps_nothing_from_picture_to_picture(name: str, tiny: h2gen.Session) -> None:
-    peer = ready(name, tiny)
-    plain = make(tiny)
+    peer, plain = ready(name, tiny), plain_of(tiny)
     with count_blocks(tiny.pipe.transformer) as count, peer.applied(tiny.pipe, most_reuse(peer), steps=STEPS):
         first = make(tiny)
         saved, count.run = count.run, 0
@@ -84,6 +93,7 @@ def test_a_peer_saves_blocks_and_keeps_nothing_from_picture_to_picture(name: str
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ALL)
 def test_a_peer_leaves_no_trace_on_the_model(name: str, tiny: h2gen.Session) -> None:
     peer = ready(name, tiny)
@@ -97,6 +107,7 @@ def test_a_peer_leaves_no_trace_on_the_model(name: str, tiny: h2gen.Session) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ALL)
 def test_a_call_that_was_broken_off_leaves_nothing_behind(name: str, tiny: h2gen.Session) -> None:
     peer = ready(name, tiny)
@@ -116,6 +127,7 @@ def test_a_call_that_was_broken_off_leaves_nothing_behind(name: str, tiny: h2gen
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ALL)
 def test_the_passes_of_guidance_do_not_share_what_is_kept(name: str, tiny: h2gen.Session) -> None:
     # With the prompt as its own negative both passes are the same, and guidance between them changes nothing: unless
@@ -130,6 +142,7 @@ def test_the_passes_of_guidance_do_not_share_what_is_kept(name: str, tiny: h2gen
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ALL)
 def test_at_the_other_end_of_its_range_a_peer_reuses_next_to_nothing(name: str, tiny: h2gen.Session) -> None:
     peer = ready(name, tiny)
@@ -209,7 +222,7 @@ def test_calibration_finds_what_diffusers_would_print_and_prints_nothing(
     tiny: h2gen.Session, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = attributes(tiny.pipe.transformer)
-    peer = ready("mag", tiny)
+    peer = calibrated("mag", tiny)
     assert capfd.readouterr() == ("", "")
     assert attributes(tiny.pipe.transformer) == before
     tiny.pipe.transformer.enable_cache(MagCacheConfig(calibrate=True, num_inference_steps=STEPS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -58,11 +59,25 @@ def images(pipe: Any, *, seed: int = 7, steps: int = STEPS, **more: Any) -> np.n
     return np.asarray(pipe(**{**run_kwargs(pipe, steps=steps, seed=seed), **more}).images)
 
 
-def ready(name: str, pipe: Any, steps: int = STEPS) -> Scheduled:
+def calibrated(name: str, pipe: Any, steps: int = STEPS) -> Scheduled:
     runs = [lambda: images(pipe, seed=1, steps=steps), lambda: images(pipe, seed=2, steps=steps)]
     peer = PEERS[name].calibrated(pipe, runs, steps=steps)
     assert isinstance(peer, Scheduled)
     return peer
+
+
+ready = functools.cache(calibrated)
+"""A peer keeps nothing but what it was calibrated to, so that tests share it."""
+
+
+@functools.cache
+def plain_of(pipe: Any) -> np.ndarray[Any, Any]:
+    return images(pipe)
+
+
+@functools.cache
+def pipeline_of(small: Callable[[], Any]) -> Any:
+    return small()
 
 
 def attributes(model: torch.nn.Module) -> list[Any]:
@@ -76,7 +91,7 @@ def pipe() -> Any:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_with_all_steps_computed_the_picture_is_the_plain_one(name: str, pipe: Any) -> None:
-    plain = images(pipe)
+    plain = plain_of(pipe)
     with ready(name, pipe).applied(pipe, (STEPS,), steps=STEPS):
         assert np.array_equal(images(pipe), plain)
 
@@ -88,7 +103,7 @@ def test_the_blocks_run_are_those_of_the_computed_steps(name: str, pipe: Any) ->
         pipe.transformer.x_embedder.register_forward_pre_hook(lambda *_: ran.append(False)),
         pipe.transformer.transformer_blocks[1].attn.register_forward_pre_hook(lambda *_: ran.__setitem__(-1, True)),
     ]
-    plain = images(pipe)
+    plain = plain_of(pipe)
     try:
         for value in peer.values(STEPS)[1:]:
             assert isinstance(value, tuple)
@@ -107,9 +122,10 @@ def test_the_blocks_run_are_those_of_the_computed_steps(name: str, pipe: Any) ->
             handle.remove()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", NAMES)
 def test_calls_do_not_depend_on_each_other_and_the_model_is_left_as_found(name: str, pipe: Any) -> None:
-    plain, peer = images(pipe), ready(name, pipe)
+    plain, peer = plain_of(pipe), ready(name, pipe)
     before, step = attributes(pipe.transformer), pipe.scheduler.step
 
     def stop(_pipe: Any, step: int, _timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -128,6 +144,7 @@ def test_calls_do_not_depend_on_each_other_and_the_model_is_left_as_found(name: 
     assert np.array_equal(images(pipe), plain)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", NAMES)
 def test_each_pass_of_guidance_has_its_own_forecasts(name: str, pipe: Any) -> None:
     # With the prompt as its own negative both passes are the same, and guidance between them changes nothing.
@@ -141,11 +158,12 @@ def test_each_pass_of_guidance_has_its_own_forecasts(name: str, pipe: Any) -> No
     assert count.share == peer.share(value, STEPS)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("small", [chroma_pipeline, flux2_klein_pipeline])
 @pytest.mark.parametrize("name", NAMES)
 def test_they_work_on_the_other_families(name: str, small: Callable[[], Any]) -> None:
-    other = small()
-    steps, peer = 6, ready(name, other, 6)
+    other = pipeline_of(small)
+    steps, peer = 6, calibrated(name, other, 6)
     plain = images(other, steps=steps)
     with count_blocks(other.transformer) as count, peer.applied(other, peer.values(steps)[-1], steps=steps):
         first, second = images(other, steps=steps), images(other, steps=steps)
