@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,13 +18,14 @@ def stop_on_ctrl_c(session: Session, on_stop: Callable[[], None] = lambda: None)
 
     Args:
         session: makes pictures inside.
-        on_stop: is called from within the signal handler.
+        on_stop: is called in a thread of its own. The signal may come amid a line that is being printed, and the stream
+            refuses another one before that one is written.
     """
 
     def stop(_signal: int, _frame: Any) -> None:
         session.interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        on_stop()
+        _thread.start_new_thread(on_stop, ())
 
     before = signal.signal(signal.SIGINT, stop)
     try:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from tests.cli.programs import needs_posix, piped
+from h2gen.cli.console import say_stopping
+from h2gen.generation.interrupt import stop_on_ctrl_c
+from tests.cli.programs import needs_posix, piped, wait_for
 
 QUICK = ("--steps", "4", "--size", "64x64", "--no-cache")
 
@@ -97,3 +104,31 @@ def test_piped_output_is_never_wrapped(here: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("COLUMNS", "0")
     prompt = "a cat " * 100
     assert f"{prompt.strip()}  " in piped(prompt, "--dry-run").stdout
+
+
+@pytest.mark.posix
+def test_ctrl_c_amid_a_line_is_told_after_it() -> None:
+    written = bytearray()
+
+    class Slow(io.RawIOBase):
+        """Is interrupted while it writes its first line."""
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if not written:
+                written.extend(b"> ")
+                os.kill(os.getpid(), signal.SIGINT)
+            written.extend(data)
+            return len(data)
+
+    interrupted: list[bool] = []
+    session: Any = SimpleNamespace(interrupt=lambda: interrupted.append(True), forget_interrupt=lambda: None)
+    with io.TextIOWrapper(io.BufferedWriter(Slow()), "utf-8") as stream:
+        console = Console(file=stream, width=80)
+        with stop_on_ctrl_c(session, lambda: say_stopping(console)):
+            console.print("a line")
+            wait_for(lambda: b"again to stop at once" in written)
+    assert interrupted == [True]
+    assert written.startswith(b"> a line\nStopping after this step;")
