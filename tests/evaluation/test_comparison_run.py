@@ -116,12 +116,18 @@ def test_a_cache_that_never_hits_is_reported_as_identical(tiny: Any) -> None:
     assert found.to_json()["methods"][1]["scores"]["psnr"]["mean"] == "inf"
 
 
+def test_the_truth_is_the_picture_of_400_steps() -> None:
+    truth = methods.truth(8)
+    assert (truth.steps, truth.share, truth.label) == (400, 50.0, "uncached, 400 steps")
+
+
 @pytest.mark.slow
-def test_against_the_truth_and_further_numbers_of_steps(tiny: Any) -> None:
+def test_against_the_truth_and_further_numbers_of_steps(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(methods, "TRUTH_STEPS", 40)  # of 400, which take ten times as long
     found = compared(tiny, side=64, baselines=False, fewer=[4], truth=True)
     assert [method.name for method in found.methods] == ["uncached", "h2 0.3 0.3", "steps 4", "unipc 4", "truth"]
     truth = found.method("truth")
-    assert truth.steps == 400 and truth.share == 50.0 and truth.truth_scores == {}
+    assert truth.steps == 40 and truth.share == 5.0 and truth.truth_scores == {}
     assert found.method("steps 4").share == found.method("unipc 4").share == 0.5
     # The higher-order solver is closer to the result of many steps than Euler with the same steps.
     assert found.method("unipc 4").truth_scores["psnr"].mean > found.method("steps 4").truth_scores["psnr"].mean
