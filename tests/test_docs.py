@@ -57,6 +57,7 @@ def test_the_readme_opens_with_the_two_commands_that_do_everything() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 def test_every_command_line_is_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,8 @@ from tests.small import (
     run_kwargs,
 )
 
+pytestmark = pytest.mark.no_cover
+
 STEPS = 5
 SMALL = {"layers": 2, "single_layers": 3}
 CFG = {"negative_prompt": "a dog", "true_cfg_scale": 3.0}

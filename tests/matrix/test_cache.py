@@ -18,6 +18,8 @@ from tests.matrix.drive import asked, attentions, counted, distance, larger, lor
 from tests.matrix.rows import ROWS, Row
 from tests.small import mask, picture
 
+pytestmark = pytest.mark.no_cover
+
 NEVER = {"tau1": 1e-12, "tau2": 1e-12}
 ALWAYS = {"tau1": 1e9, "tau2": 1e9}
 NEAR = 0.3

@@ -15,6 +15,8 @@ from h2gen.cache import h2_cache
 from tests.matrix.drive import STEPS, made, pipeline_of, plain
 from tests.matrix.rows import ROWS
 
+pytestmark = pytest.mark.no_cover
+
 ROW = next(row for row in ROWS if row.pipeline == "Flux2KleinBaseAutoBlocks" and "references" in row.call)
 STACK = "single_transformer_blocks"
 

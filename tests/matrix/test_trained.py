@@ -17,6 +17,8 @@ from h2gen.evaluation.metrics.psnr_ssim import psnr
 from tests.matrix.rows import ROWS, Row
 from tests.small import BUNDLED, mask, picture, quiet
 
+pytestmark = pytest.mark.no_cover
+
 TRAINED = [row for row in ROWS if row.trained]
 SIZE, STEPS = 128, 28
 

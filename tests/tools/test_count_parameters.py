@@ -12,6 +12,8 @@ from tests import small
 from tools.count_activations import held_per_pixel, held_per_token
 from tools.count_parameters import count
 
+pytestmark = pytest.mark.no_cover
+
 PARTS = read_toml(CATALOGUE_FILE)["parts"]
 
 

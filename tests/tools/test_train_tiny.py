@@ -22,7 +22,7 @@ from tools.train_tiny import autoencoder, classifier, evaluate, model, runs, shi
 from tools.train_tiny.runs import DECAY, Progress, Run
 from tools.train_tiny.scenes import SHAPES, Stage, Variety
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
 
 CPU = torch.device("cpu")
 FEW, MORE = 0.2, 0.5

@@ -23,7 +23,7 @@ from tools.train_tiny.packages import PACKAGES, Package
 from tools.train_tiny.render import Renderer
 from tools.train_tiny.scenes import Scene, Stage, Thing, Variety
 
-pytestmark = pytest.mark.posix
+pytestmark = [pytest.mark.posix, pytest.mark.no_cover]
 
 CPU = torch.device("cpu")
 WHITE = (1.0, 1.0, 1.0)

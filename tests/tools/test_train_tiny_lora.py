@@ -22,6 +22,8 @@ from tests.tools.sprites import few_sprites
 from tools.train_tiny import evaluate_lora, lora, runs
 from tools.train_tiny.blueprint import INK, PAPER, blueprint, likeness
 
+pytestmark = pytest.mark.no_cover
+
 CPU = torch.device("cpu")
 SHIPPED = BUNDLED / "loras" / f"{lora.NAME}.safetensors"
 

@@ -30,6 +30,8 @@ from tools.train_tiny.model import pack, position_ids
 from tools.train_tiny.sprites import SIDE, Sprite, Sprites
 from tools.train_tiny.video_clips import FRAMES, MOTIONS, THINGS, Projector
 
+pytestmark = pytest.mark.no_cover
+
 FEW, MORE = 0.1, 0.2
 """Minutes, of a clock that a step takes one or two seconds of."""
 
