@@ -27,11 +27,12 @@ def build(part: dict[str, Any], dtype: Any = None) -> Any:
     import diffusers
     import torch
     import transformers
+    from diffusers.models.modeling_utils import no_init_weights
 
     name, config = part["class"], part.get("config", {})
     if "folder" in part:
         config = json.loads((BUNDLED.parent / part["folder"] / "config.json").read_text("utf-8"))
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         if hasattr(diffusers, name):
             model = getattr(diffusers, name).from_config(config)
         else:
