@@ -73,7 +73,8 @@ def rooms_without_fast_tests(items: list[pytest.Item]) -> list[str]:
 def quick_workers() -> Iterator[None]:
     """Fork the worker processes of batches from a server that has imported torch and diffusers already.
 
-    Where a test starts the whole program as a process of its own, its workers are started as they are for a user.
+    ``Forked`` programs and their workers come from it too. Where a test starts a new program, its workers are started
+    as they are for a user.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         yield

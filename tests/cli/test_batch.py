@@ -23,7 +23,7 @@ from h2gen.batches.journal import Journal
 from h2gen.cli.app import run
 from h2gen.output.metadata import read_metadata
 from tests import loras, small
-from tests.cli.programs import alive, children, h2gen, in_a_terminal, read_until, started, wait_for
+from tests.cli.programs import alive, h2gen, in_a_terminal, read_until, started, wait_for
 
 UMASK = os.umask(0o022)
 os.umask(UMASK)
@@ -311,7 +311,8 @@ def test_a_run_that_is_stopped_keeps_what_is_made_and_can_go_on(
     words = words[1:] if signals == [signal.SIGTERM] else words
     with open(here / "err", "w+") as errors, started(*command, stderr=errors) as process:
         wait_for(lambda: pictures(here / "out"))
-        mine = children(process.pid)
+        mine = process.workers()
+        assert mine
         for number, said in zip(signals, words, strict=False):
             process.send_signal(number)
             wait_for(lambda said=said: said in (here / "err").read_text())
@@ -344,7 +345,7 @@ def test_killed_at_any_instant_a_run_loses_at_most_the_picture_in_hand(here: Pat
             wait_for(lambda before=before: len(list((here / "out").glob("*.png"))) > before)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(chance.random() * 0.3)
-            mine = children(process.pid)
+            mine = process.workers()
             process.send_signal(signal.SIGKILL)
             process.wait()
         wait_for(lambda mine=mine: not any(map(alive, mine)))  # a worker whose parent has died ends by itself
