@@ -30,6 +30,8 @@ from tests.cli.programs import h2gen, in_a_terminal, read_until, started, wait_f
 SMALL = ["--steps", "10", "--cfg", "1"]
 QUICK = ["tune", *SMALL, "--search", "1", "--check", "2", "--budgets", "0.5,0.3", "--tries", "3"]
 QUICK += ["--threshold-tries", "3"]
+LEAST = ["tune", "--steps", "8", "--size", "64x64", "--cfg", "1", "--search", "1", "--check", "1", "--budgets", "0.5"]
+LEAST += ["--tries", "1", "--threshold-tries", "1"]
 
 
 def figures(speedup: float, ssim: float, share: float | None = None) -> Figures:
@@ -275,12 +277,12 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
 
 @pytest.mark.slow
 def test_a_search_that_was_killed_goes_on(here: Path, own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with started(*QUICK) as process:
+    with started(*LEAST) as process:
         notes = wait_for(lambda: [p for p in own_home.rglob("*.jsonl") if p.read_bytes().count(b"\n") > 6])
         process.kill()
     before = notes[0].read_bytes().count(b'"key"')
     assert before > 3
-    assert run(QUICK) == 0
+    assert run(LEAST) == 0
     captured = capsys.readouterr()
     assert "Continuing an interrupted search" in captured.err
     assert "faster" in captured.out and "SSIM" in captured.out
@@ -289,7 +291,7 @@ def test_a_search_that_was_killed_goes_on(here: Path, own_home: Path, capsys: py
 
 @pytest.mark.slow
 def test_in_a_terminal_it_says_how_far_it_is() -> None:
-    with in_a_terminal(*QUICK) as (process, screen):
+    with in_a_terminal(*LEAST) as (process, screen):
         text = read_until(screen)
         assert process.wait(60) == 0
     for words in ("Recording", "Searching", "pictures", "best so far", "Measuring"):
