@@ -46,6 +46,8 @@ def main() -> None:
     fast = parser.parse_args().fast
     # Small models gain nothing from threads, and lose on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Tests start programs, which would each compile the package anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     seconds = {
         "lint": step("lint", "ruff", "check", "."),
         "format": step("format", "ruff", "format", "--check", "."),
