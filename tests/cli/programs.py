@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
-from pathlib import Path
 from typing import IO, Any
 from unittest.mock import patch
 
@@ -44,15 +43,6 @@ def started(*arguments: str, stderr: IO[str] | None = None) -> Iterator[Forked]:
     needs_posix()
     with closing(Forked(arguments, stderr=None if stderr is None else stderr.fileno())) as process:
         yield process
-
-
-def forked(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """As ``piped``, without the seconds that a new process takes to import torch."""
-    if os.name != "posix":
-        return piped(*arguments, cwd=folder)
-    with closing(Forked(arguments, folder=folder)) as process:
-        out, err = process.communicate(200)
-        return subprocess.CompletedProcess(arguments, process.wait(), out, err)
 
 
 @contextmanager
