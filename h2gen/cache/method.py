@@ -41,7 +41,7 @@ class Method:
         if self._config.cache_memory != "cpu" or not self._policy.reuses(stage.name):
             return
         residuals, decided = step.memory(stage.name).residuals, [step.outcomes[stage.name][row] for row in step.present]
-        # What is computed is compared with the line through two values.
+        # With two values, a stage that is computed needs them too: it is compared with the line through them.
         if len(residuals) > 1 or any(outcome is None or not outcome.ran for outcome in decided):
             residuals.fetch()
 

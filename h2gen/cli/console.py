@@ -36,7 +36,7 @@ def stdout() -> Console:
 
 
 class _Trimmed:
-    """Standard output without the blanks with which tables fill up their rows."""
+    """Standard output without the spaces that tables add at the ends of rows."""
 
     def write(self, text: str) -> int:
         return sys.stdout.write(re.sub(r" +$", "", text, flags=re.MULTILINE))

@@ -39,7 +39,7 @@ class VideoMetrics(Metrics):
             for info in metrics.infos
             if info.name in _WORST
         ]
-        # PSNR and SSIM first, then what is known of them, so that a narrow table has the first two.
+        # PSNR and SSIM first, then their worst frames and flicker: a narrow table shows only the first two.
         first = [info for info in metrics.infos if info.name in _WORST]
         others = [info for info in metrics.infos if info.name not in _WORST]
         more = [*of_frames, *([_FLICKER] if of_frames else [])]
@@ -73,8 +73,8 @@ def suited(metrics: Metrics, settings: Settings) -> Metrics:
 def flicker(video: Video, reference: Video) -> float:
     """How much the difference of two videos changes from one frame to the next.
 
-    The mean absolute value over all pixels, in the levels of 8 bits; 0 if the difference stands still, and for one
-    frame. A video that is wrong in the same way all the time does not flicker.
+    The mean absolute change over all pixels, in 8-bit levels; 0 if the difference never changes, and for one frame. A
+    video that is wrong in the same way all the time does not flicker.
     """
     total = 0.0
     for start in range(0, len(video.frames) - 1, _AT_ONCE):

@@ -1,4 +1,4 @@
-"""What the evaluation measures of a video: its frames, kept exactly, and as one picture to look at."""
+"""Videos in the evaluation: their exact frames, and the files that keep them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Video:
         return encode_video(self.frames, self.fps, "webp")
 
     def npz(self) -> bytes:
-        """Exactly these frames as a file of NumPy, which unlike WebP keeps frames apart that are the same."""
+        """A NumPy file with exactly these frames; a WebP file would merge identical ones."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, frames=self.frames, fps=np.float64(self.fps))
         return buffer.getvalue()
@@ -75,7 +75,7 @@ def identical(one: Shown, other: Shown) -> bool:
 
 
 def pixels(image: Shown) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Those of a picture ``(H, W, 3)``, or of a video ``(F, H, W, 3)``."""
+    """The pixels of a picture, ``(H, W, 3)``, or of a video, ``(F, H, W, 3)``."""
     return image.frames if isinstance(image, Video) else np.asarray(image)
 
 
@@ -100,7 +100,7 @@ def kept_video(path: Path) -> Video | None:
 def webp_video(path: Path, fps: float) -> Video:
     """The video of a file that ``webp`` made.
 
-    Frames that do not differ from the one before are not in it: it is shown for longer instead.
+    The file leaves out frames that are identical to the one before, and shows that one longer; here they are back.
     """
     frames = []
     with Image.open(path) as image:

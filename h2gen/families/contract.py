@@ -67,10 +67,10 @@ class Family(ABC):
     splits_tokens: ClassVar[bool] = False
     """Whether diffusers can split its text and image tokens among several devices (``_cp_plan``)."""
     lora_layers: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """For LoRAs: by list of blocks, the layers of a block that LoRAs train, all by their original names. Only of
-    families whose loader in diffusers needs the names of others to be changed."""
+    """By list of blocks, the layers of a block that LoRAs train, all under their original names. Only for families
+    whose LoRA loader in diffusers does not read the names that other programs use."""
     lora_words: ClassVar[Mapping[str, str]] = {}
-    """Parts of such names as other programs write them, and the original ones."""
+    """Parts of layer names as other programs write them, with the original spelling of each."""
     redux: ClassVar[str | None] = None
     """The pipeline in diffusers that turns a picture into text tokens, if there is one."""
     diffusers_caches: ClassVar[frozenset[str]] = frozenset()
@@ -321,7 +321,7 @@ class Family(ABC):
         raise NotImplementedError
 
     def first_frame(self, latents: torch.Tensor) -> torch.Tensor:
-        """Of what a scheduler steps through, the part that a preview shows: all of it, of a video its first frame."""
+        """The part of the latents that a preview shows: the first frame of a video, all of a picture."""
         return latents
 
     def decoder_latents(

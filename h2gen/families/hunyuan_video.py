@@ -20,7 +20,7 @@ HUNYUAN_VIDEO = ModelDefaults(
 """Those of diffusers' pipeline; 24 frames per second are those of the model's authors."""
 _REFINER = "token_refiner."
 _WITH_PICTURE = 33
-"""Channels: of the latents, of a picture's and of a mask that says which frames it is."""
+"""Input channels of an image-to-video model: the latents, those of the picture, and a mask of the frames it fills."""
 
 
 class HunyuanVideo(VideoFamily):
@@ -48,7 +48,7 @@ class HunyuanVideo(VideoFamily):
         "modulation.lin.": "modulation.linear.",
         ".diff_b": ".lora_B.bias",
     }
-    """ComfyUI names its layers as FLUX.1's."""
+    """ComfyUI names HunyuanVideo's layers like FLUX.1's."""
     per_picture = VideoFamily.per_picture | {"attention_mask", "token_replace_emb"}
 
     def output_streams(self, stage: str, output: Any) -> tuple[torch.Tensor, ...]:

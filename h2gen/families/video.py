@@ -55,7 +55,7 @@ class VideoFamily(Family):
 
 
 def takes_latents(channels: int | None, with_picture: int) -> str:
-    """The trait of a model's input; one with the latents of a picture beside its own starts from that picture."""
+    """The number of input channels, in words; a model that also takes the latents of a picture is image-to-video."""
     return f"takes {channels} latent channels{' (image-to-video)' if channels == with_picture else ''}"
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WAN = ModelDefaults(width=832, height=480, steps=50, guidance=0.0, cfg=5.0, frames=81, fps=16.0)
 """Those of diffusers' pipeline, and the frames per second of its example."""
 _WITH_PICTURE = 36
-"""Channels: of the latents, of a picture's and of a mask that says which frames it is."""
+"""Input channels of an image-to-video model: the latents, those of the picture, and a mask of the frames it fills."""
 
 
 class Wan(OneListFamily, VideoFamily):

@@ -57,8 +57,8 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
         if not options:
             return _TOO_FEW
         return (
-            f"The cache reused nothing; by the changes it measured, {options} would reuse some stages. 'h2gen tune' "
-            "finds better thresholds."
+            f"The cache reused nothing. Judging by the changes that it measured, {options} would reuse some stages; "
+            "'h2gen tune' finds better thresholds."
         )
     if any(step.structure.outcome is Outcome.GUARDED for step in steps):
         return (

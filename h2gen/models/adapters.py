@@ -187,7 +187,7 @@ def _load(pipe: Any, lora: Lora, name: str, offload: str) -> bool:
     with quiet(), warnings.catch_warnings():
         of_diffusers.set_verbosity(logging.CRITICAL)  # it logs each error that it raises
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # it means a second LoRA
-        # It means a layer whose name ends others' names too, which are not in the file. What matches is checked below.
+        # It warns of layers that the file lacks if their names end like a layer's in it. What matches is checked below.
         warnings.filterwarnings("ignore", "While injecting the PEFT adapters")
         try:
             converted, dropped, as_is = converted_names(pipe, path)

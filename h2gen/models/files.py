@@ -114,8 +114,8 @@ def read_index(folder: Path) -> dict[str, Any]:
         )
     if index.get("expand_timesteps"):
         raise ModelError(
-            f"{shown(folder)} gives each token a time of its own, as Wan 2.2 5B does, which h2gen does not run; use a "
-            "model such as wan or wan-14b."
+            f"{shown(folder)} uses a separate timestep for each token, as Wan 2.2 5B does, which h2gen does not "
+            "support; use a model such as wan or wan-14b."
         )
     for name, (library, kind) in parts.items():
         if library not in LIBRARIES or not kind.isidentifier() or kind.startswith("_") or not name.isidentifier():

@@ -199,7 +199,7 @@ def cache_line(parts: Iterable[Part], work: Work, free: int) -> str | None:
         return None
     return (
         f"Memory: the cache needs {gigabytes(needed)} of main memory with --cache-memory cpu, but only "
-        f"{gigabytes(free)} are free; it will probably run out. Use --cache-memory fp8, or leave it out."
+        f"{gigabytes(free)} are free; it will probably run out. Use --cache-memory fp8, or leave out --cache-memory."
     )
 
 

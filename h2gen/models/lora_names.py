@@ -51,8 +51,8 @@ def converted_names(pipe: Any, path: Path) -> tuple[dict[str, torch.Tensor], lis
 
 
 def _with_alphas(tensors: Mapping[str, torch.Tensor], *, kohyas: bool) -> dict[str, torch.Tensor]:
-    """The tensors with each layer's alpha in its first factor. For others than ``kohyas`` names, with which most of
-    diffusers' loaders do that, it depends on the loader, and some drop it."""
+    """The tensors with each layer's alpha multiplied into its first factor. Kohya's names are left alone unless
+    ``kohyas``, because diffusers' loaders then do it themselves; with other names some of them drop alpha."""
     scaled = dict(tensors)
     for name in [name for name in tensors if name.endswith(".alpha") and (kohyas or not name.startswith("lora_"))]:
         layer = name.removesuffix(".alpha")
@@ -63,7 +63,7 @@ def _with_alphas(tensors: Mapping[str, torch.Tensor], *, kohyas: bool) -> dict[s
 
 
 def _readable(pipe: Any, names: Iterable[str]) -> dict[str, str]:
-    """Names that diffusers' loaders read, of those that they do not, such as ComfyUI's and PEFT's."""
+    """For each name in the file, such as ComfyUI's or PEFT's, a name that diffusers' loaders read."""
     if any(".processor." in name or name.endswith("query_norm.scale") for name in names):
         return {name: name for name in names}
     plain = {name: re.sub(r"^(base_model\.model|diffusion_model)\.", "", name) for name in names}
@@ -81,8 +81,8 @@ def _readable(pipe: Any, names: Iterable[str]) -> dict[str, str]:
 
 
 def _by_layers(layers: Mapping[str, Sequence[str]], words: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
-    """As ``_readable``, for a family that lists the original names of its ``layers``, and the ``words`` of other
-    programs for them: also for Kohya's names, and whichever prefix they have."""
+    """As ``_readable``, for a family that lists the original names of its ``layers`` and the ``words`` that other
+    programs use instead. Kohya's names and all prefixes are read too."""
     kohyas = {
         f"{blocks}_{{}}_{layer.replace('.', '_')}": f"{blocks}.{{}}.{layer}"
         for blocks, each in layers.items()

@@ -152,7 +152,7 @@ def component_bytes(pipe: Any) -> dict[str, int]:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU, with those that torch keeps although nothing uses them, as of an earlier model."""
+    """Free bytes on a GPU, including those that torch still reserves but does not use, such as an earlier model's."""
     if device.type in ("cuda", "xpu"):
         gpu: Any = torch.get_device_module(device)
         unused = gpu.memory_reserved(device) - gpu.memory_allocated(device)

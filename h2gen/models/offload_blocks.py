@@ -156,7 +156,7 @@ class BlockOffload:
     def leave(self, weights: Weights) -> None:
         """A block's kernels are queued, or its hook was just put on: drop its weights, and fetch the next block's.
 
-        Not before: the device would have nothing to do while the host waits for the block before and queues copies.
+        Fetching them earlier would leave the device idle while the host waits for the previous block and queues copies.
         """
         if weights is self._outside and weights.here:
             return  # a step that is skipped entirely would fetch it again
@@ -168,7 +168,7 @@ class BlockOffload:
         self._fetch_after(weights.onload_leader, before)
 
     def _fetch_after(self, block: nn.Module | None, done: Any) -> None:
-        """Begin with the weights of the block after another one, if it is known which one that is.
+        """Begin to fetch the weights of the block that follows another one, if it is known which one that is.
 
         Args:
             block: the other one; None before the first.
@@ -182,7 +182,7 @@ class BlockOffload:
             self.moves.ahead += 1
 
     def _wait_for(self, done: Any) -> None:
-        """Let the host wait for the end of a block: all that is queued would take memory at once."""
+        """Let the host wait until a block has finished: otherwise all queued weights would be in memory at once."""
         if done is not None:
             done.synchronize()
 

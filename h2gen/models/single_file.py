@@ -6,7 +6,7 @@ Everything is checked by the file's header and the base's configuration, before 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,13 +147,13 @@ def check_base(file: SingleFile, checkpoint: Checkpoint, folder: Path) -> None:
         )
     for ours, theirs in zip(family.file_traits(shapes), family.config_traits(config), strict=True):
         if ours != theirs and "None" not in ours + theirs:
-            raise ModelError(f"{name} {ours} and its base {base} {theirs}; give another base.")
+            raise ModelError(f"{name} {ours} and its base {base} {theirs}; {_way_out([ours])}.")
 
 
 _OF_THE_BASE = {"in_channels", "joint_attention_dim", "pooled_projection_dim", "text_dim", "text_embed_dim"}
 """What a transformer's configuration must have in common with its base's: what the other parts give and take."""
 _TASK = "image_condition_type"
-"""What makes a transformer of HunyuanVideo start from a picture; text-to-video has none."""
+"""Set in the configuration of a HunyuanVideo transformer that starts from a picture, and missing for text-to-video."""
 
 
 def check_transformer(checkpoint: Checkpoint, folder: Path) -> None:
@@ -169,12 +169,18 @@ def check_transformer(checkpoint: Checkpoint, folder: Path) -> None:
     if found != family.transformer:
         raise _wrong_family(family, checkpoint, FAMILIES[found].title if found in FAMILIES else printable(found))
     base = checkpoint.base.name if checkpoint.base else None
+    way_out = _way_out(family.config_traits(own), starts_from_picture=own.get(_TASK) is not None)
     for key in (own.keys() & theirs.keys() & _OF_THE_BASE) | {_TASK}:
         if own.get(key) != theirs.get(key):
             ours, other = (printable(repr(config.get(key)))[:40] for config in (own, theirs))
-            raise ModelError(
-                f"{checkpoint.name!r} has {key} {ours}, but its base {base!r} has {other}; give another base."
-            )
+            raise ModelError(f"{checkpoint.name!r} has {key} {ours}, but its base {base!r} has {other}; {way_out}.")
+
+
+def _way_out(traits: Iterable[str], *, starts_from_picture: bool = False) -> str:
+    """What to say about a transformer that does not go with its base; no base helps if it is image-to-video."""
+    if starts_from_picture or any("(image-to-video)" in trait for trait in traits):
+        return "h2gen makes videos from text only"
+    return "give another base"
 
 
 def _wrong_family(family: Family, checkpoint: Checkpoint, found: str) -> ModelError:

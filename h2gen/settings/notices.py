@@ -45,7 +45,7 @@ def notices_about(settings: Settings, resolved: Mapping[str, Resolved], layers: 
         changed += [name for name in CHANGING if BY_NAME[name].check(resolved[name].value) != NONE]
     if changed and source in ("profile", "published plan"):
         options = " or ".join(BY_NAME[name].option for name in changed)
-        yield f"The {source} does not know what {options} changes; its figures are a rough guide here."
+        yield f"The {source} does not account for {options}; its figures are only a rough guide here."
     for _, values in layers:
         if values.get("preset") is not None:
             yield from _about_preset(str(values["preset"]), settings, _given(values))

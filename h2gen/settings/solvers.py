@@ -56,14 +56,14 @@ def why_not(
     leave_out = f"leave out {option.split()[0]}"
     if family.mean_velocity(transformer):
         return (
-            f"{option}: this model is distilled to jump from one time to the next, which only its own solver does, on "
-            f"its own schedule; {leave_out}."
+            f"{option}: this model is distilled to jump between the times of its own schedule, with its own solver; "
+            f"{leave_out}."
         )
     unipc = is_flow_unipc(name, config)
     if not (unipc or name.startswith("FlowMatch")):
         return f"{option}: the model's scheduler, {name}, does not support flow matching; {leave_out}."
     if unipc and solver == "lcm":
-        return f"{option}: LCM does not follow the schedule of this model's own solver, UniPC; {leave_out}."
+        return f"{option}: LCM cannot follow the schedule of UniPC, this model's own solver; {leave_out}."
     if shift == DYNAMIC and not family.shifts_by_size:
         return f"--shift dynamic: {family.title} has one shift for all sizes; give a number."
     return ""

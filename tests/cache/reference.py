@@ -460,7 +460,7 @@ class Reference:
         skips = range(last + 1, step + 1)
         if self.euler:
             moves = [self.sigmas[each] - self.sigmas[each + 1] for each in skips]
-        else:  # half of the way from the step before to the step after, and an error stays that nothing makes good
+        else:  # half of the way from the step before to the step after; some error remains that nothing corrects
             moves = [(self.sigmas[each - 1] - self.sigmas[each + 1]) / 2 for each in skips]
             rate *= 2
         displaced = sum(
@@ -530,7 +530,7 @@ class Reference:
 
 
 def tokens(velocity: torch.Tensor, own: torch.Tensor) -> torch.Tensor | slice:
-    """What chooses the own tokens out of a velocity: all of a video's, which are not in a line."""
+    """An index of the picture's own tokens in a velocity; all of a video's, which is not a sequence of tokens."""
     return own if velocity.ndim == 3 else slice(None)
 
 

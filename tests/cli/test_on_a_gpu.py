@@ -1,4 +1,4 @@
-"""The program on a GPU: ways of loading and of keeping that only a GPU has make the picture that they are to make."""
+"""The program on a GPU: ways of loading and of keeping residuals that only a GPU has give the right picture."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ CACHES: dict[str, dict[str, Any]] = {
 }
 models = pytest.mark.parametrize("model", MAKES)
 _SOME = {"HunyuanVideo", "Wan, guidance"}, {"hits", "a plan", "a tolerance"}
-"""Models of which these caches are enough: their blocks are run as those of the others."""
+"""Models that need only these caches here: their blocks run like those of the others."""
 CASES = [(model, cache) for model in MAKES for cache in CACHES if model not in _SOME[0] or cache in _SOME[1]]
 
 

@@ -115,7 +115,7 @@ def test_what_the_cache_keeps_in_main_memory_has_to_fit_there(
     needed = f"{2 * 10**5 * pipe.transformer.inner_dim * WORK.value / 1e6:.0f}"
     line = (
         f"Memory: the cache needs {needed} MB of main memory with --cache-memory cpu, but only 1 MB are free; it will "
-        "probably run out. Use --cache-memory fp8, or leave it out."
+        "probably run out. Use --cache-memory fp8, or leave out --cache-memory."
     )
     assert lines == [line] * said
 

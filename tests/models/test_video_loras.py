@@ -1,4 +1,4 @@
-"""LoRAs of HunyuanVideo and Wan: every layout, on the layers that it means; those for other models are refused."""
+"""LoRAs of HunyuanVideo and Wan: every layout reaches the right layers; LoRAs for other models are refused."""
 
 from __future__ import annotations
 

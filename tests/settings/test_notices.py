@@ -76,7 +76,7 @@ def test_what_is_meant_is_not_remarked_on(given: dict[str, Any]) -> None:
 def test_a_profiles_figures_are_a_rough_guide_with_what_it_was_not_measured_with(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "cat.png")
     layers: Any = [("profile", asdict(CacheConfig(tolerance=0.002))), ("option", {"image": str(tmp_path / "cat.png")})]
-    line = "The profile does not know what --image changes; its figures are a rough guide here."
+    line = "The profile does not account for --image; its figures are only a rough guide here."
     assert line in request_from("a cat", layers).notices
     assert line not in request_from("a cat", layers[:1]).notices
 

@@ -167,9 +167,9 @@ WITH_INT8, WITH_NF4 = "with --quantize int8", "with --quantize nf4 --quantize-te
     [
         ({}, {}, ""),
         (INT8, INT8, ""),
-        ({}, INT8, f"The profile was measured without --quantize; {WITH_INT8} its figures are a rough guide."),
-        (INT8, {}, f"The profile was measured {WITH_INT8}; without it its figures are a rough guide."),
-        (INT8, NF4, f"The profile was measured {WITH_INT8}; {WITH_NF4} its figures are a rough guide."),
+        ({}, INT8, f"The profile was measured without --quantize; its figures are only a rough guide {WITH_INT8}."),
+        (INT8, {}, f"The profile was measured {WITH_INT8}; its figures are only a rough guide without it."),
+        (INT8, NF4, f"The profile was measured {WITH_INT8}; its figures are only a rough guide {WITH_NF4}."),
     ],
 )
 @pytest.mark.parametrize("steps", [20, 30])

@@ -278,9 +278,11 @@ def test_of_the_candidates_with_as_many_computed_steps_the_closest_ships(tmp_pat
 
 
 def test_quantized_weights_are_told_of_a_published_plan_and_of_a_profile(weights: str) -> None:
-    told = "The published plan does not know what --quantize changes; its figures are a rough guide here."
+    told = "The published plan does not account for --quantize; its figures are only a rough guide here."
     assert told in asked(Goal(3), quantize="int8").notices and told not in asked(Goal(3), quantize="off").notices
     own(ProfileKey("dev", weights, 50, 1024, 1024, "plain"))
-    told = "The profile was measured without --quantize; with --quantize int8-dynamic its figures are a rough guide."
+    told = (
+        "The profile was measured without --quantize; its figures are only a rough guide with --quantize int8-dynamic."
+    )
     assert told in asked(Goal(3), quantize="w8a8").notices
     assert not any("quantize" in notice for notice in asked(Goal(3)).notices)

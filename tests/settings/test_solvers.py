@@ -32,7 +32,7 @@ CHOICES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_what_running_it_refuses_is_refused_before_it_is_loaded(name: str) -> None:
-    """For the model's name alone, of which no file is here."""
+    """Of a model that is known by name only, with no file on this machine."""
     alias = next(entry.name for entry in CATALOGUE.values() if entry.repo and entry.family == name)
     pipe = MAKERS[name]()
     family = FAMILIES[type(pipe.transformer).__name__]
@@ -64,7 +64,7 @@ def test_what_running_it_refuses_is_refused_before_it_is_loaded(name: str) -> No
     ("scheduler", "words"),
     [
         ({"_class_name": "DDIMScheduler"}, "--solver lcm: the model's scheduler, DDIMScheduler, does not support flow"),
-        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "--solver lcm: LCM does not follow"),
+        ({"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}, "--solver lcm: LCM cannot follow"),
         ({"_class_name": "UniPCMultistepScheduler"}, "UniPCMultistepScheduler, does not support flow matching"),
         ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, ""),
     ],

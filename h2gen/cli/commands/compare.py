@@ -69,7 +69,7 @@ def compare(
 ) -> None:
     """Compare cached pictures or videos with uncached ones and with simply using fewer steps.
 
-    Writes those of the first prompt side by side (NAME-compare.png or .mp4), the decisions at each step
+    Writes the first prompt's results side by side (NAME-compare.png or .mp4), the decisions at each step
     (NAME-decisions.svg) and, for more than four methods, a chart (NAME-methods.svg) to --out, or to the folder of the
     --report.
 

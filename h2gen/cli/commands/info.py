@@ -19,7 +19,7 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")] = False,
 ) -> None:
-    """Show how pictures were made. No model is loaded."""
+    """Show how pictures or videos were made. No model is loaded."""
     from h2gen.cli.console import complain
     from h2gen.output.metadata import read_metadata
 

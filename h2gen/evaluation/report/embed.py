@@ -25,7 +25,7 @@ LOSSLESS = 256 * 256
 SHEET = 12_000_000
 """Pixels of a video, all frames together, at most: browsers keep four bytes of each."""
 THUMBNAIL = 128
-"""Longest side of the picture by which a video is chosen."""
+"""Longest side, in pixels, of the still picture that stands for a video in the list."""
 
 
 def largest_side(sizes: Iterable[tuple[int, int]]) -> int:
@@ -48,7 +48,7 @@ class Sheet:
 
     @staticmethod
     def of(size: tuple[int, int], frames: int, videos: int) -> Sheet:
-        """For so many videos of this size on a page: smaller first, down to the last of ``SIDES``; then fewer frames.
+        """The layout for a number of videos on a page: frames are scaled down as far as ``SIDES`` go, then left out.
 
         Args:
             size: of a frame.

@@ -143,8 +143,8 @@ def quantized_otherwise(profile: Profile, changing: Mapping[str, str]) -> list[s
     had, has = _options(profile.changing), _options(changing)
     here = f"with {has}" if has else "without it"
     return [
-        f"The profile was measured {f'with {had}' if had else 'without --quantize'}; {here} its figures are a rough "
-        "guide."
+        f"The profile was measured {f'with {had}' if had else 'without --quantize'}; its figures are only a rough "
+        f"guide {here}."
     ]
 
 
