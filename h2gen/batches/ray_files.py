@@ -114,7 +114,7 @@ class Placing:
             if isinstance(path, Path) and _has(rule, path, file.sha256):
                 return path
         if file.sha256 not in files:
-            raise UsageError(f"{file.name!r} is no longer where it was when the batch was started, or is too large.")
+            raise UsageError(f"{file.name!r} has been moved since the batch was started, or is too large to send.")
         path = self._write(file.sha256, files[file.sha256])
         if not _has(rule, path, file.sha256):
             raise UsageError(f"{file.name!r} has changed since the batch was started; start it again.")

@@ -1,8 +1,8 @@
 """The prompts built into tune and frontier: single objects that every model can draw, even a very small one.
 
 The three lists share no prompt: settings are searched on one, judged on another, and the frontier is measured on the
-third. ``compare`` has no built-in prompts; it takes the user's. Those of videos are things that move, and share no
-prompt either.
+third. ``compare`` has no built-in prompts; it takes the user's. For videos the prompts are things that
+move, in three lists that share no prompt either.
 """
 
 from __future__ import annotations

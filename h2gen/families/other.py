@@ -231,8 +231,8 @@ class OtherModel(Family):
         if not isinstance(first, torch.Tensor):
             what = f"dict of {', '.join(map(str, output))}" if isinstance(output, Mapping) else type(output).__name__
             raise CacheError(
-                f"{self._model} returns a {what}, in which h2gen cannot tell the velocity; let it return the velocity "
-                "alone or first in a tuple."
+                f"{self._model} returns a {what}, and h2gen cannot tell where the velocity is in it; let it return the "
+                "velocity alone or first in a tuple."
             )
         return first
 

@@ -99,7 +99,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         family = FAMILIES.get(parts.get("transformer", ("", ""))[1])
         hint = " In Python, load it with diffusers and call h2gen.h2_cache(pipe)." if family is not None else ""
         if family is not None and family.makes_video:
-            known = f"h2gen makes videos of {family.title} from text only, with {' and '.join(family.tasks)}"
+            known = f"with {family.title}, h2gen makes videos from text only ({' and '.join(family.tasks)})"
         else:
             of = "" if family is None else f" of {family.title}"
             known = f"h2gen loads {', '.join(PIPELINES if family is None else family.tasks)}{of}"

@@ -108,7 +108,7 @@ def test_a_file_that_is_gone_or_was_changed_is_one_line(tmp_path: Path, store: S
     with pytest.raises(UsageError, match=r"^'start\.png' has changed since the batch was started; start it again\.$"):
         ray_files.Placing().placed(settings, files)
     path.unlink()
-    with pytest.raises(UsageError, match=r"^'start\.png' is no longer where it was when the batch was started"):
+    with pytest.raises(UsageError, match=r"^'start\.png' has been moved since the batch was started"):
         ray_files.Placing().placed(settings, ray_files.Shipping().files_of([settings]))
 
 

@@ -364,7 +364,7 @@ def used(stages: Any, target: Any = None, draw: Callable[[Any], Any] = draw_flux
         ({"stages": lambda m: stages_of(m, per_picture=["vek"])}, r"per_picture=...\) names 'vek', which no block"),
         ({"stages": lambda m: stages_of(m, grid=(4, 5))}, "has 20 tokens, but a structure block of Flux got 16"),
         ({"stages": lambda m: stages_of(m, text="context")}, "takes text and image of the shapes"),
-        ({"stages": stages_of, "target": Named("img", "mask"), "plan": "FSFSFSFS"}, "a dict of img, mask, in which"),
+        ({"stages": stages_of, "target": Named("img", "mask"), "plan": "FSFSFSFS"}, "a dict of img, mask, and h2gen"),
         ({"stages": lambda m: h2gen.Stages(m.odd[:1], m.odd[1:]), "target": Odd()}, "block of Odd returns a dict; "),
         ({"stages": lambda m: stages_of(Flux()), "target": "a model"}, "needs a torch model with stages, not a str"),
         ({"stages": lambda m: stages_of(m, image_first=False)}, "blocks that return the same shapes"),

@@ -172,7 +172,7 @@ def test_the_shift_of_wans_solver_is_a_number_and_lcm_is_refused(sessions: Any) 
     assert np.array_equal(made.frames, (frames[0] * 255).round().astype(np.uint8))
     with pytest.raises(SettingError, match=r"one shift for all sizes"):
         session.generate("a cat", cache=None, shift="dynamic", cfg=1, **FAST)
-    with pytest.raises(SettingError, match=r"LCM does not follow.*leave out --solver"):
+    with pytest.raises(SettingError, match=r"LCM cannot follow.*leave out --solver"):
         session.generate("a cat", cache=None, solver="lcm", cfg=1, **FAST)
 
 

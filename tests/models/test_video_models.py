@@ -170,7 +170,7 @@ def test_a_model_that_starts_from_a_picture_or_a_video_is_refused(
 ) -> None:
     said = refused(capsys, "-m", changed(folders[name], tmp_path / "i2v", _class_name=pipeline))
     family = FAMILIES[type(OTHERS[name]()).__name__]
-    assert f"h2gen makes videos of {family.title} from text only, with {next(iter(family.tasks))}." in said
+    assert f"with {family.title}, h2gen makes videos from text only ({next(iter(family.tasks))})." in said
     assert repr(pipeline) in said and "In Python, load it with diffusers" in said
 
 
