@@ -71,7 +71,7 @@ def test_thresholds_of_a_profile_come_before_estimates() -> None:
         "The cache reused nothing. The profile for such pictures suggests --tau1 0.1 --tau2 0.15 --warmup-steps 2 "
         "--forecast 1 --budget: 48% of the blocks, with a mean SSIM of 0.4800."
     )
-    assert str(advice(made, THRESHOLDS)).endswith(" would reuse some stages. 'h2gen tune' finds better thresholds.")
+    assert str(advice(made, THRESHOLDS)).endswith(" would reuse some stages; 'h2gen tune' finds better thresholds.")
 
 
 def test_the_profile_that_fits_gives_its_closest_thresholds_of_half_the_blocks() -> None:
