@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from h2gen.errors import OutputError
 from h2gen.evaluation.charts import decisions_chart, pareto_chart
 from h2gen.evaluation.contact_sheet import Panel, contact_sheet, difference_map, difference_panel
 from h2gen.evaluation.number_format import percent, reading, seconds
@@ -17,7 +16,7 @@ from h2gen.evaluation.recommend import cache_of
 from h2gen.evaluation.results import Comparison, MethodResult
 from h2gen.evaluation.videos import Shown, Video
 from h2gen.output.save import encode, keep, slug
-from h2gen.output.video_file import check_video_format, encode_video
+from h2gen.output.video_file import mp4_or_webp
 
 _ON_PANELS = {"psnr", "ssim", "lpips"}
 """The metrics that stand beneath an image."""
@@ -76,13 +75,11 @@ def _side_by_side(comparison: Comparison, made: Sequence[tuple[MethodResult, Sho
         return encode(sheet(pictures), "png"), "png"
     videos = [image for _, image in made if isinstance(image, Video)]
     factor = difference_map(_all_frames(videos[0]), _all_frames(videos[1]))[1]  # the same for all frames
-    frames = [sheet(pictures, factor) for pictures in zip(*(video.pictures for video in videos), strict=True)]
-    try:
-        check_video_format("mp4")
-        format = "mp4"
-    except OutputError:
-        format = "webp"
-    return encode_video(np.stack([np.asarray(frame) for frame in frames]), videos[0].fps, format), format
+    size = sheet([video.picture(0) for video in videos], factor).size
+    frames = np.empty((len(videos[0].frames), size[1], size[0], 3), np.uint8)
+    for number, together in enumerate(zip(*(video.pictures for video in videos), strict=True)):
+        frames[number] = np.asarray(sheet(together, factor))  # one at a time: they are several times as large as videos
+    return mp4_or_webp(frames, videos[0].fps)
 
 
 def _all_frames(video: Video) -> Image.Image:

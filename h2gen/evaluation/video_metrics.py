@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -56,8 +56,9 @@ class VideoMetrics(Metrics):
         values = {name: [measure(frame, prompt) for frame in image.pictures] for name, measure in self._quality.items()}
         more: dict[str, float] = {}
         if reference is not None:
-            pairs = _pairs(image, reference)
-            close = {name: [measure(*pair) for pair in pairs] for name, measure in self._fidelity.items()}
+            close = {
+                name: [measure(*pair) for pair in _pairs(image, reference)] for name, measure in self._fidelity.items()
+            }
             values = {**close, **values}
             more = {name + OF_WORST_FRAME: min(close[name]) for name in _WORST if name in close}
             if _FLICKER in self.infos:
@@ -96,12 +97,12 @@ def mean_ssim(image: Shown, reference: Shown) -> float:
     return ssim(image, reference)
 
 
-def _pairs(image: Video, reference: Video) -> list[tuple[Image.Image, Image.Image]]:
+def _pairs(image: Video, reference: Video) -> Iterator[tuple[Image.Image, Image.Image]]:
     if len(image.frames) != len(reference.frames):
         raise SettingError(
             f"A video of {len(image.frames)} frames cannot be compared with one of {len(reference.frames)}."
         )
-    return list(zip(image.pictures, reference.pictures, strict=True))
+    return zip(image.pictures, reference.pictures, strict=True)
 
 
 def _means(values: Mapping[str, list[float]], infos: tuple[MetricInfo, ...]) -> dict[str, float]:

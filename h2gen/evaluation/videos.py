@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +37,9 @@ class Video:
         return Image.fromarray(self.frames[number])
 
     @property
-    def pictures(self) -> list[Image.Image]:
-        """All frames."""
-        return [self.picture(number) for number in range(len(self.frames))]
+    def pictures(self) -> Iterator[Image.Image]:
+        """All frames, each made when it is its turn: together they would take more memory than the video."""
+        return map(self.picture, range(len(self.frames)))
 
     @property
     def middle(self) -> Image.Image:
@@ -93,7 +95,7 @@ def kept_video(path: Path) -> Video | None:
     try:
         with np.load(path) as file:
             return Video(file["frames"], float(file["fps"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

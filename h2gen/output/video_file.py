@@ -62,15 +62,23 @@ def encode_video(frames: Frames, fps: float, format: str, metadata: bytes | None
     return {"mp4": _mp4, "gif": _gif, "webp": _webp}[format](frames, fps, metadata)
 
 
+def mp4_or_webp(frames: Frames, fps: float) -> tuple[bytes, str]:
+    """A video as the bytes of an MP4 file, or of a WebP file where that cannot be written; and the format."""
+    try:
+        return encode_video(frames, fps, "mp4"), "mp4"
+    except Exception:  # noqa: BLE001 - there may be no encoder here
+        return encode_video(frames, fps, "webp"), "webp"
+
+
 def as_html(frames: Frames, fps: float) -> str:
     """A video that plays itself, as HTML with its bytes in it: MP4, or WebP where that cannot be written."""
     from base64 import b64encode
 
-    try:
-        data = b64encode(encode_video(frames, fps, "mp4")).decode()
-    except Exception:  # noqa: BLE001 - there may be no encoder here
-        return f'<img src="data:image/webp;base64,{b64encode(encode_video(frames, fps, "webp")).decode()}">'
-    return f'<video controls loop autoplay muted src="data:video/mp4;base64,{data}"></video>'
+    data, format = mp4_or_webp(frames, fps)
+    text = b64encode(data).decode()
+    if format == "webp":
+        return f'<img src="data:image/webp;base64,{text}">'
+    return f'<video controls loop autoplay muted src="data:video/mp4;base64,{text}"></video>'
 
 
 def _mp4(frames: Frames, fps: float, metadata: bytes | None) -> bytes:
@@ -78,19 +86,20 @@ def _mp4(frames: Frames, fps: float, metadata: bytes | None) -> bytes:
     import numpy as np
     from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
-    frames = np.pad(frames, [(0, 0), *((0, side % 2) for side in frames.shape[1:3]), (0, 0)], mode="edge")
+    odd = [(0, side % 2) for side in frames.shape[1:3]]
     rate, buffer = Fraction(fps).limit_denominator(1001), io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream: Any = container.add_stream(CODEC, rate=rate, options=_OPTIONS)
         context = stream.codec_context
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = (side + side % 2 for side in frames.shape[1:3])
         stream.pix_fmt, context.thread_count = "yuv420p", _THREADS
         context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
         context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         if metadata is not None:
             container.metadata[MP4_TAG] = metadata.decode()
         for number, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
+            even = np.pad(pixels, [*odd, (0, 0)], mode="edge")
+            frame = av.VideoFrame.from_ndarray(even, format="rgb24").reformat(
                 format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
             )
             frame.pts, frame.time_base = number, 1 / rate

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +249,26 @@ def test_each_method_runs_twice_and_a_third_time_where_its_two_runs_differ(
     assert found.method("h2 0.3 0.3").seconds.median == 0.6
     assert watch.again == ["h2 0.3 0.3 0", "h2 0.3 0.3 1"]
     assert watch.runs[:7] == ["uncached", "h2 0.3 0.3", "steps 2", "h2 0.3 0.3", "steps 2", "uncached", "h2 0.3 0.3"]
+
+
+def test_of_several_runs_only_the_first_image_is_kept(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = ImageMaker.make
+    images: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def watched(maker: ImageMaker, method: Method, case: int) -> MadeImage:
+        one = make(maker, method, case)
+        images.append(weakref.ref(one.image))
+        return one
+
+    def count(_number: int) -> None:
+        gc.collect()
+        alive.append(sum(image() is not None for image in images))
+
+    monkeypatch.setattr(ImageMaker, "make", watched)
+    compared(tiny, Watch(count), side=64, baselines=False, repeat=4)
+    # Two methods' images of the first case, which are shown, those of this case, and the one just made.
+    assert len(alive) == 16 and max(alive) <= 5
 
 
 def test_a_full_disk_is_not_a_failure_of_the_method_that_met_it(tiny: Any) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from h2gen.evaluation.contact_sheet import contact_sheet
 from h2gen.evaluation.report import write_report
 from h2gen.evaluation.report.embed import PIXELS, SHEET, Sheet
 from h2gen.evaluation.results import Comparison
+from h2gen.evaluation.save_images import save_images
 from h2gen.evaluation.videos import Video, webp_video
 from tests.evaluation import test_report
 from tests.evaluation.comparisons import comparison
@@ -59,6 +62,29 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     yield from test_report.started_browser()
+
+
+def test_videos_side_by_side_are_laid_out_frame_by_frame_and_are_webp_where_mp4_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sheets: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def laid_out(rows: Any) -> Any:
+        sheet = contact_sheet(rows)
+        sheets.append(weakref.ref(sheet))
+        alive.append(sum(each() is not None for each in sheets))
+        return sheet
+
+    def fails(*_args: Any) -> bytes:
+        raise ValueError("no encoder")
+
+    monkeypatch.setattr("h2gen.evaluation.save_images.contact_sheet", laid_out)
+    monkeypatch.setattr("h2gen.output.video_file._mp4", fails)
+    found, videos = compared()
+    path, *_ = save_images(found, {name: video for (name, case), video in videos.items() if case == 0}, tmp_path)
+    assert path.suffix == ".webp" and len(webp_video(path, 50.0).frames) == FRAMES
+    assert max(alive) <= 2
 
 
 def test_the_videos_lie_beside_the_page_and_it_speaks_of_videos(report: Path) -> None:

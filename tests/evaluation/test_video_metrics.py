@@ -80,5 +80,9 @@ def test_a_video_is_kept_exactly_with_the_frames_that_do_not_change(tmp_path: Pa
     kept = kept_video(tmp_path / "cat.npz")
     assert kept is not None and np.array_equal(kept.frames, frames) and kept.fps == fps
     assert np.array_equal(np.asarray(still(kept)), frames[4])
+    damaged = bytearray((tmp_path / "cat.npz").read_bytes())
+    damaged[80:120] = b"\xff" * 40
+    (tmp_path / "cat.npz").write_bytes(damaged)
+    assert kept_video(tmp_path / "cat.npz") is None
     (tmp_path / "cat.npz").write_bytes(b"half a file")
     assert kept_video(tmp_path / "cat.npz") is None and kept_video(tmp_path / "gone.npz") is None

@@ -10,6 +10,7 @@ import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from math import ceil, prod, sqrt
 
 from PIL import Image
@@ -67,7 +68,7 @@ class Sheet:
         width, height = self.size
         rows = ceil(self.frames / self.columns)
         image = Image.new("RGB", (self.columns * width, rows * height))
-        for number, frame in enumerate(video.pictures[:: self.every]):
+        for number, frame in enumerate(islice(video.pictures, None, None, self.every)):
             at = width * (number % self.columns), height * (number // self.columns)
             image.paste(frame if frame.size == self.size else frame.resize(self.size, Image.Resampling.LANCZOS), at)
         return image
