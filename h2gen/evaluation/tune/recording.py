@@ -1,7 +1,7 @@
 """Records an uncached run: inner products between steps of the velocity and of each stage's residual.
 
 While an image is made its tensors are held in host memory in the model's dtype (about 50 MB per step for FLUX.1 at
-1024x1024). Only a few steps-by-steps matrices are kept.
+1024x1024, and no more for larger pictures and videos). Only a few steps-by-steps matrices are kept.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from h2gen.errors import RunError
 from h2gen.evaluation.tune.forecast_errors import Matrix, SolverPasses
 from h2gen.families import family_of
 
+_TOKENS = 4096
+"""Of what the blocks add, so many tokens are kept, those of a picture of 1024x1024: a video of 50 steps would take tens
+of gigabytes, and inner products over some tokens are as good."""
 _CHUNK = 1 << 22
 """Values, over all steps together, that are multiplied at once in float64."""
 
@@ -82,6 +85,8 @@ class Recording:
         self._last: list[torch.Tensor | None] = [None] * passes
         self._count = 0
         self._tokens = 0
+        self._some: torch.Tensor | None = None
+        """The tokens that are kept, of more than ``_TOKENS``."""
         self._probing = False
 
     # Called by hooks.
@@ -128,8 +133,13 @@ class Recording:
             self._gains[-1].append(float(response[row].double().norm()) / size if size > 0 else 0.0)
 
     def end(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        both = self._added["structure"] + self._added["detail"]
-        found = {"velocity": self._family.velocity(output), "reused": both, "detail": self._added["detail"]}
+        both, detail = self._added["structure"] + self._added["detail"], self._added["detail"]
+        if self._tokens > _TOKENS:
+            if self._some is None:
+                some = torch.randperm(self._tokens, generator=torch.Generator().manual_seed(0))[:_TOKENS]
+                self._some = some.sort().values.to(both.device)
+            both, detail = both[:, self._some], detail[:, self._some]
+        found = {"velocity": self._family.velocity(output), "reused": both, "detail": detail}
         indices = self._indices(len(both))
         for name, tensor in found.items():
             for row, index in enumerate(indices):
@@ -165,6 +175,8 @@ class Recording:
         sigmas = [float(timestep) / 1000 for timestep in scheduler.timesteps[-count:]]
         gains = [float(np.mean(each)) for each in self._gains]
         gram = {name: _gram([self._guided(step) for step in steps]) for name, steps in self._tensors.items()}
+        if self._some is not None:
+            gram |= {name: gram[name] * (self._tokens / len(self._some)) for name in ("reused", "detail")}
         return RecordedRun(
             SolverPasses(tuple(sigmas), intervals(scheduler, count)),
             **gram,

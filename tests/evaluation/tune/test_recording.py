@@ -23,7 +23,7 @@ CALL = {"width": 64, "height": 64, "max_sequence_length": 16, "output_type": "la
 def latents(pipe: Any, steps: int = 9, **more: Any) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
     made: torch.Tensor = pipe(
-        prompt="a cat", num_inference_steps=steps, generator=torch.Generator().manual_seed(1), **CALL, **more
+        prompt="a cat", num_inference_steps=steps, generator=torch.Generator().manual_seed(1), **(CALL | more)
     ).images
     return made
 
@@ -93,6 +93,21 @@ def test_what_it_foretells_of_a_run_that_was_made_good_for_is_what_the_cache_lea
     )
     assert float(moved.double().norm()) == pytest.approx(corrected - alone, rel=0.2)
     assert corrected - alone < alone
+
+
+def test_of_many_tokens_it_keeps_some_that_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = small.flux_pipeline()
+    records = []
+    for most in (4096, 64):
+        monkeypatch.setattr("h2gen.evaluation.tune.recording._TOKENS", most)
+        with recording(pipe.transformer) as record:
+            latents(pipe, 3, width=256, height=256)
+        records.append(record)
+    assert [record._tensors["reused"][0][0].shape[0] for record in records] == [256, 64]
+    every, some = (record.finish(pipe.scheduler) for record in records)
+    assert np.array_equal(some.velocity, every.velocity) and some.gains == every.gains
+    for name in ("reused", "detail"):
+        assert np.diag(getattr(some, name)) == pytest.approx(np.diag(getattr(every, name)), rel=0.3)
 
 
 @pytest.mark.parametrize("make", [small.flux_pipeline, small.flux2_klein_pipeline])
