@@ -272,9 +272,9 @@ class Batch:
         settings = job.settings.to_json()
         if not settings["negative"]:
             del settings["negative"]
-        for name in FILES:
-            if name in settings:
-                settings[name] = [file.typed() for file in getattr(job.settings, name)]
+        for each in FILES:
+            if each in settings:
+                settings[each] = [file.typed() for file in getattr(job.settings, each)]
         facts = {"name": name, "source": job.source, "error": error, "id": queued.id}
         notes = json.loads(job.notes) if job.notes else {}
         self._failed_lines[queued.id] = json.dumps({**notes, **settings, **facts})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -241,7 +242,8 @@ def test_whatever_goes_wrong_in_a_worker_costs_that_picture_alone(tmp_path: Path
     tally = run(batch, watch)
     assert (tally.made, tally.failed) == (2, 1)
     assert [(entry[1], entry[3]) for entry in watch.log if entry[0] == "failed"] == [(2, True), (2, False)]
-    assert "RuntimeError: " in batch.failures_file.read_text()
+    listed = json.loads(batch.failures_file.read_text())
+    assert "RuntimeError: " in listed["error"] and listed["name"] == f"0002-{BROKEN}-2"
 
 
 @pytest.mark.slow
