@@ -254,10 +254,10 @@ def _check_reachable(address: str) -> None:
 
 @contextlib.contextmanager
 def _seen_by_nobody(alone: bool) -> Iterator[None]:
-    """Around starting Ray for this machine alone: it listens on 127.0.0.1, where Ray by itself listens to the network.
+    """While Ray is started for this machine alone: let it listen on 127.0.0.1 only, not on the network as usual.
 
-    Its processes know each other by a token. Without one in the environment Ray would write one into the home folder,
-    which later clusters would ask for.
+    Its processes recognize each other by a token. Without one in the environment, Ray would write one to the home
+    folder, and later clusters would ask for it.
     """
     from ray._private import ray_constants
 

@@ -21,7 +21,7 @@ from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import FILES, Settings
 
 _PIECE = 2**26
-"""Bytes that go into Ray's store as one object: what is larger than the store does not fit into it as a whole."""
+"""Bytes that go into Ray's store as one object: a file may be larger than the store."""
 _BEGIN = "h2gen-ray-"
 
 
@@ -43,7 +43,7 @@ Files = Mapping[str, Sent]
 
 
 class Shipping:
-    """The side of the program: puts everything into Ray's store once."""
+    """On the machine that starts the batch: puts each file into Ray's store once."""
 
     def __init__(self) -> None:
         self._sent: dict[str, Sent] = {}
@@ -53,7 +53,7 @@ class Shipping:
         return bool(self._sent)
 
     def files_of(self, settings: Iterable[Settings]) -> Files:
-        """What the pictures need, without what cannot be read any more, or is too much for Ray's store."""
+        """The files that pictures need, except those that can no longer be read or do not fit into Ray's store."""
         needed = {}
         for name, file in (pair for each in settings for pair in _files_in(each)):
             with contextlib.suppress(OSError, UsageError, RayError):
@@ -82,7 +82,7 @@ def _put(path: Path) -> tuple[Any, ...]:
 
 
 class Placing:
-    """The side of a machine: finds files where they are already, or writes those that came into a folder of its own."""
+    """On a worker's machine: uses the files that it already has, and writes the others to a temporary folder."""
 
     def __init__(self) -> None:
         _remove_leftovers()
@@ -90,7 +90,7 @@ class Placing:
         self._written: dict[str, Path] = {}
 
     def placed(self, settings: Settings, files: Files) -> Settings:
-        """The settings, with each file where it is on this machine, and with the contents that it had.
+        """The settings with each file's path on this machine, with the contents that it had when the batch started.
 
         Raises:
             UsageError: a file could not be sent, or has changed since the batch was started.

@@ -1,4 +1,4 @@
-"""What the machines of a Ray cluster compute on, and in which precision: only they know, so they are asked."""
+"""Asks the machines of a Ray cluster which devices and which precision they compute with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Found = tuple[str, str]
 
 
 def look(device: str) -> Found:
-    """What this machine has; runs there."""
+    """What this machine computes with; called on the machine itself."""
     for name in _HIDING:
         os.environ.pop(name, None)
     from h2gen.models.devices import choose_device, choose_dtype
@@ -31,7 +31,7 @@ def look(device: str) -> Found:
 
 
 def ask(machines: Sequence[str], device: str) -> list[Found]:
-    """What machines have; those that cannot say are left out, as they are when they load the model.
+    """What machines have, except those that do not answer: these are left out again when the model is loaded.
 
     Args:
         machines: their ids, of the cluster that was joined.
@@ -56,7 +56,7 @@ def ask(machines: Sequence[str], device: str) -> list[Found]:
 
 
 def decide(device: str, dtype: str, found: Sequence[Found]) -> tuple[torch.device, torch.dtype]:
-    """What all workers compute on and in: the best device, and its dtype, bf16 if one of the machines has it.
+    """The device and the dtype of all workers: the best device, in bf16 if at least one of the machines supports it.
 
     Args:
         device, dtype: as ``LoadOptions`` has them.

@@ -93,7 +93,7 @@ def open_together(
     places = [Place(rank, names, server.port, threads) for rank in range(len(names))]
     options = replace(options, offload="none")
     companions = Companions(checkpoint, options, work, places[1:], server)
-    del server  # it ends with them
+    del server  # it is closed together with them
     try:
         session = FirstSession(*_loaded(checkpoint, options, work, say, places[0]), companions)
         companions.wait_until_loaded()
@@ -209,7 +209,7 @@ class Companions:
                 raise self._reason()
 
     def meet(self, join: Callable[[], None]) -> None:
-        """Call what waits until all have met: in a thread, so that it does not wait for a process that has ended.
+        """Call ``join``, which waits until all have met, in a thread: it would wait for a process that has ended, too.
 
         Raises:
             H2GenError: one of them has ended, or they cannot work together.
@@ -282,7 +282,7 @@ class Companions:
                 dist.destroy_process_group()
             else:  # the others do not leave it in an orderly way
                 dist.distributed_c10d._abort_process_group()
-        self._server = None  # whoever still waits for the others there is told
+        self._server = None  # closes it, which wakes a process that still waits there
 
     def _send(self, message: Any) -> None:
         for connection in self._connections:

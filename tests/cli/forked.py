@@ -22,14 +22,14 @@ if os.name == "posix":
 
 
 class Forked:
-    """What ``subprocess.Popen`` is, for ``h2gen``, with the environment of now.
+    """Like ``subprocess.Popen``, for ``h2gen``, with the current environment.
 
     Args:
         arguments: of the program.
         stdout: a file descriptor; a pipe unless given.
         stderr: the same.
         terminal: a file descriptor of the terminal that is to be its stdin, its stdout and its own.
-        folder: to run in; the present one unless given.
+        folder: to run in; the current one unless given.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Forked:
         return self._process.exitcode
 
     def workers(self) -> list[int]:
-        """The processes that it has started."""
+        """The ids of the processes that it has started."""
         with suppress(BlockingIOError):
             self._workers += map(int, os.read(self._told, 4096).split())
         return self._workers
@@ -89,7 +89,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float) -> tuple[str, str]:
-        """What it writes to its pipes, once it has ended; killed after so many seconds."""
+        """Wait for its end and return what it wrote to its pipes; it is killed after ``timeout`` seconds."""
         killer = threading.Timer(timeout, self.kill)
         killer.start()
         try:
@@ -124,10 +124,10 @@ class _Descriptor:
 
 
 class _Worker(getattr(context, "ForkServerProcess", multiprocessing.Process)):
-    """A process that the program starts: forked too, with the program's output for its own."""
+    """A process that the program starts: also forked, and it writes to the program's output."""
 
     tell = -1
-    """Where its number is told."""
+    """The file descriptor to which it writes its id."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)

@@ -291,5 +291,7 @@ def test_the_help_of_every_command_that_makes_something_has_the_options(capsys: 
 
 
 def test_show_says_that_a_model_makes_videos(model: str, here: Path) -> None:
-    assert re.search("^makes videos +from a prompt$", h2gen("models", "show", model).stdout, re.M)
+    shown = h2gen("models", "show", model).stdout
+    assert re.search("^makes videos +from a prompt$", shown, re.M)
+    assert re.search(r"^frames +\d+, \d+ per second$", shown, re.M)
     assert re.search("^makes pictures ", h2gen("models", "show", "z-image").stdout, re.M)

@@ -80,6 +80,7 @@ def test_a_cache_has_nothing_to_skip_at_four_steps() -> None:
 def test_published_plans_are_not_for_models_that_take_a_picture(tmp_path: Path) -> None:
     having = [name for name in CATALOGUE if describe(name)["published_plans"]]
     assert having == ["dev", "krea", "qwen-image", "hunyuan-video", "wan"]
+    assert describe("wan")["published_plans"] == ["50 steps: 21 or 13 computed, an estimated 2.3x or 3.8x"]
     for pipeline, channels, is_for in (("FluxPipeline", 64, True), ("FluxKontextPipeline", 64, False)):
         folder = tmp_path / pipeline
         (folder / "transformer").mkdir(parents=True)

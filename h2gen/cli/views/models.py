@@ -166,6 +166,8 @@ def _about_use(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "needs", " and ".join(f"--{name}" for name in found["needs"]) + kind
     size = f"{defaults['width']}x{defaults['height']}"
     yield "size", f"{size}; sides are multiples of {defaults['size_multiple']}"
+    if defaults["frames"]:
+        yield "frames", f"{defaults['frames']}, {defaults['fps']:g} per second"
     options = found.get("options", {})
     for name in ("steps", "guidance", "cfg", "max_sequence_length"):
         if options.get(name, {"use": "used"})["use"] == "used":

@@ -224,11 +224,11 @@ def models_with_plans() -> Sequence[str]:
 
 
 def summary_lines(model: str) -> Iterator[str]:
-    """The shipped plans for a model, one line per number of steps: ``50 steps: 21, 13 or 9 computed, ...``."""
+    """The shipped plans for a model, one line per number of steps, such as ``50 steps: 21 or 13 computed, ...``."""
     for steps in dict.fromkeys(plan.steps for plan in plans_for(model)):
         plans = [plan for plan in plans_for(model) if plan.steps == steps]
         computed, speeds = (
-            ", ".join(words)
+            " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
             for words in zip(*((str(p.computed), rounded_down(p.estimated_speedup)) for p in plans), strict=True)
         )
         yield f"{steps} steps: {computed} computed, an estimated {speeds}"
