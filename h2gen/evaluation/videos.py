@@ -38,7 +38,7 @@ class Video:
 
     @property
     def pictures(self) -> Iterator[Image.Image]:
-        """All frames, each made when it is its turn: together they would take more memory than the video."""
+        """All frames, made one at a time: together they would take more memory than the video."""
         return map(self.picture, range(len(self.frames)))
 
     @property

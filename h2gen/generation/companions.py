@@ -209,7 +209,7 @@ class Companions:
                 raise self._reason()
 
     def meet(self, join: Callable[[], None]) -> None:
-        """Call ``join``, which waits until all have met, in a thread: it would wait for a process that has ended, too.
+        """Call ``join``, which waits until all have met, in a thread: it would also wait for a process that has ended.
 
         Raises:
             H2GenError: one of them has ended, or they cannot work together.

@@ -24,8 +24,8 @@ from h2gen.evaluation.tune.forecast_errors import Matrix, SolverPasses
 from h2gen.families import family_of
 
 _TOKENS = 4096
-"""Of what the blocks add, so many tokens are kept, those of a picture of 1024x1024: a video of 50 steps would take tens
-of gigabytes, and inner products over some tokens are as good."""
+"""The number of tokens that are kept of what the blocks add, at most: as many as a picture of 1024x1024 has. All tokens
+of a video of 50 steps would take tens of gigabytes, and inner products over some of them are as good."""
 _CHUNK = 1 << 22
 """Values, over all steps together, that are multiplied at once in float64."""
 
@@ -86,7 +86,7 @@ class Recording:
         self._count = 0
         self._tokens = 0
         self._some: torch.Tensor | None = None
-        """The tokens that are kept, of more than ``_TOKENS``."""
+        """The tokens that are kept if there are more than ``_TOKENS``."""
         self._probing = False
 
     # Called by hooks.
