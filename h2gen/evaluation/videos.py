@@ -66,11 +66,6 @@ def shown(result: Result) -> Shown:
     return result.image if result.frames is None else Video(result.frames, result.settings.fps or 1)
 
 
-def still(image: Shown) -> Image.Image:
-    """The picture itself, or the frame in the middle."""
-    return image.middle if isinstance(image, Video) else image
-
-
 def identical(one: Shown, other: Shown) -> bool:
     """Whether every pixel is the same."""
     return bool(np.array_equal(pixels(one), pixels(other)))

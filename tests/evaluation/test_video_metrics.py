@@ -13,7 +13,7 @@ from h2gen.errors import SettingError
 from h2gen.evaluation.metrics import choose_metrics
 from h2gen.evaluation.metrics.psnr_ssim import psnr, ssim
 from h2gen.evaluation.video_metrics import flicker, mean_ssim, suited
-from h2gen.evaluation.videos import Video, identical, kept_video, still, webp_video
+from h2gen.evaluation.videos import Video, identical, kept_video, webp_video
 from h2gen.settings.values import Settings
 from tests.output.test_video_file import moving
 
@@ -79,7 +79,7 @@ def test_a_video_is_kept_exactly_with_the_frames_that_do_not_change(tmp_path: Pa
     assert np.array_equal(webp_video(tmp_path / "cat.webp", fps).frames, frames)
     kept = kept_video(tmp_path / "cat.npz")
     assert kept is not None and np.array_equal(kept.frames, frames) and kept.fps == fps
-    assert np.array_equal(np.asarray(still(kept)), frames[4])
+    assert np.array_equal(np.asarray(kept.middle), frames[4])
     damaged = bytearray((tmp_path / "cat.npz").read_bytes())
     damaged[80:120] = b"\xff" * 40
     (tmp_path / "cat.npz").write_bytes(damaged)
