@@ -99,7 +99,7 @@ class _Block(ModelHook):  # type: ignore[misc]
         output = self.fn_ref.original_forward(*args, **kwargs)
         if self.last:
             # Where text and image tokens are in one stream, the image's come last.
-            image = output[-1] if isinstance(output, tuple) else output
+            image = self.family.output_streams(self.stage, output)[-1]
             assert state.entered is not None
             state.residual = image[:, -state.entered.shape[1] :] - state.entered
             state.entered = None
