@@ -230,7 +230,7 @@ class Companions:
         if near not in ended or (errors and self._lost()):
             raise self._reason() from (errors[0] if errors else None)
         if errors:
-            raise errors[0]
+            raise _failure(0, self._places[0].devices, errors[0])
 
     @contextlib.contextmanager
     def making(self, what: Making, device: torch.device) -> Iterator[None]:
@@ -361,16 +361,19 @@ def accompany(
         session.follow()
     except (EOFError, OSError):
         pass  # the first process has ended, or does not need this one any more
-    except H2GenError as error:
-        with contextlib.suppress(OSError):
-            connection.send(error)
     except Exception as error:  # noqa: BLE001 - the first process says it in one line
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        lost = RunError(f"Process {place.rank + 1} of {len(place.devices)}, on {place.device}, failed: {said}")
         with contextlib.suppress(OSError):
-            connection.send(lost)
+            connection.send(_failure(place.rank, place.devices, error))
     finally:
         os._exit(0)  # without the libraries' complaints about a group that others have left
+
+
+def _failure(rank: int, devices: Sequence[str], error: BaseException) -> H2GenError:
+    """What a process failed with, in one line."""
+    if isinstance(error, H2GenError):
+        return error
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return RunError(f"Process {rank + 1} of {len(devices)}, on {devices[rank]}, failed: {said}")
 
 
 def _end_with_parent() -> None:

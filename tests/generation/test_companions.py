@@ -158,6 +158,22 @@ def test_a_process_that_ends_before_they_meet_ends_the_waiting() -> None:
     os.close(sentinel)
 
 
+def test_what_keeps_the_first_process_from_meeting_the_others_is_one_line() -> None:
+    sentinel, alive = os.pipe()
+    companions = object.__new__(Companions)
+    companions._places = [Place(1, ("cpu", "cpu"), 1, 1)]
+    companions._processes = [SimpleNamespace(sentinel=sentinel, exitcode=None, join=lambda _seconds: None)]
+    companions._connections, companions._why = [], None
+
+    def join() -> None:
+        raise RuntimeError("no address for this host\nhere")
+
+    with pytest.raises(RunError, match=r"^Process 1 of 2, on cpu, failed: no address for this host$"):
+        companions.meet(join)
+    os.close(alive)
+    os.close(sentinel)
+
+
 def test_a_process_that_dies_ends_the_run_with_one_line(pair: FirstSession) -> None:
     (process,) = pair._companions._processes
 
