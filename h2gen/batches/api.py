@@ -119,7 +119,7 @@ class PreparedBatch:
                     except H2GenError as failure:
                         error = failure
                 if error is None and (interrupted or stop.level is not Level.NEVER):
-                    left = f"{tally.left} image{'s' if tally.left != 1 else ''} left"
+                    left = f"{tally.left} picture{'s' if tally.left != 1 else ''} left"
                     error = Stopped(
                         f"Stopped. {left}; run the same command to continue.", 143 if stop.terminated else 130
                     )

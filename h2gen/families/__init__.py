@@ -65,7 +65,10 @@ def family_of(transformer: Any) -> Family:
     for kind in type(transformer).__mro__:
         if kind.__name__ in FAMILIES:
             return FAMILIES[kind.__name__]
-    raise CacheError(f"H2-Cache needs a {' or a '.join(FAMILIES)}, not a {type(transformer).__name__}.")
+    raise CacheError(
+        f"H2-Cache does not know which blocks {type(transformer).__name__} has; give "
+        f"stages=h2gen.Stages(structure=..., detail=...), or use one of {', '.join(FAMILIES)}."
+    )
 
 
 def recognize(tensors: Collection[str]) -> Family | None:

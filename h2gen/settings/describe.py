@@ -150,7 +150,7 @@ def _about_family(checkpoint: Checkpoint, facts: Facts) -> dict[str, Any]:
     unused: dict[str, Unused] = dict(facts.unused)
     for name in _BY_TASK:
         if name not in inputs_of(tasks):
-            unused.setdefault(name, Unused(f"has no pipeline for it in {facts.family.title}", refused=True))
+            unused.setdefault(name, Unused("has no pipeline for that", refused=True))
     if not facts.family.makes_video:
         unused |= dict.fromkeys(_OF_VIDEOS, Unused("makes pictures", refused=True))
     options: dict[str, dict[str, str]] = {}

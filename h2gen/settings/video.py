@@ -11,7 +11,7 @@ from h2gen.models.facts import facts_of
 from h2gen.settings.layers import Resolved
 from h2gen.settings.table import FORMATS
 from h2gen.settings.video_rows import MOST_FRAMES, VIDEO_FORMATS
-from h2gen.wording import printable
+from h2gen.wording import printable, shown
 
 if TYPE_CHECKING:
     from h2gen.settings.values import Settings
@@ -92,7 +92,7 @@ def _makes_pictures(name: str, resolved: Mapping[str, Resolved], checkpoint: Che
     value = resolved[name].value
     able = [alias for alias, entry in CATALOGUE.items() if entry.of_family.makes_video]
     other = f"choose a model that makes videos ({', '.join(able)}), or leave it out" if able else "leave it out"
-    return SettingError(f"{name} is {value}, but {_name(checkpoint)} makes pictures; {other}.")
+    return SettingError(f"{name} is {shown(value)}, but {_name(checkpoint)} makes pictures; {other}.")
 
 
 def _name(checkpoint: Checkpoint) -> str:

@@ -325,7 +325,7 @@ def test_a_run_that_is_stopped_keeps_what_is_made_and_can_go_on(
     assert 1 <= len(made) < 30
     assert out.splitlines() == [f"out/{path.name}" for path in made]
     assert err.splitlines()[-1].startswith(
-        f"h2gen: Stopped. {30 - len(made)} images left; run the same command to continue."
+        f"h2gen: Stopped. {30 - len(made)} pictures left; run the same command to continue."
     )
     assert "no picture was saved" not in err
     for path in made:

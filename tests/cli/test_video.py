@@ -130,7 +130,7 @@ def test_what_a_video_model_refuses_is_one_line_before_anything_is_loaded(
 def test_a_picture_model_takes_neither_frames_nor_a_rate(here: Path, options: list[str]) -> None:
     done = h2gen("a cat", *options)
     assert done.returncode == 2 and re.fullmatch(
-        rf"h2gen: {options[0]} is {options[1]}(\.0)?, but 'tiny' makes pictures; .*leave it out\.\n", done.stderr
+        rf"h2gen: {options[0]} is {options[1]}, but 'tiny' makes pictures; .*leave it out\.\n", done.stderr
     )
 
 
@@ -264,7 +264,8 @@ def test_a_preview_is_the_first_frame_in_a_file(model: str, here: Path) -> None:
 def test_a_dry_run_of_a_replay_says_that_settings_are_the_videos(model: str, here: Path) -> None:
     assert h2gen("a cat", "--model", model, "--seed", "7", "--frames", "5", "--out", "cat.webp", "-q").returncode == 0
     done = h2gen("replay", "cat.webp", "--model", model, "--dry-run")
-    assert re.search(r"^steps +3 +video$", done.stdout, re.M) and "picture" not in done.stdout + done.stderr
+    assert re.search(r"^steps +3 +video$", done.stdout, re.M) and re.search(r"^fps +8 +video$", done.stdout, re.M)
+    assert "picture" not in done.stdout + done.stderr
     for shown in (done.stdout, h2gen("info", "cat.webp").stdout):
         assert not re.search(r" $", shown, re.M)
 

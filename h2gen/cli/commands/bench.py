@@ -67,8 +67,8 @@ def bench(
 ) -> None:
     """Benchmark each kind of step and the overall speed-up. No picture is made.
 
-    With --ways: a full step with the cache taken off again, with its checks, compiled or quantized takes turns with one
-    of plain diffusers.
+    With --ways: compare full steps with those of plain diffusers, taking turns: with the cache taken off again, with
+    its checks, compiled or quantized.
 
     With --paper: run the paper's protocol (seed 0, 100 steps, 1024x1024; no cache, block cache, TeaCache and H2-Cache
     at 0.15 and 0.22), plus uncached runs of fewer steps.

@@ -54,7 +54,7 @@ def print_comparison(comparison: Comparison, lead: str | None = None) -> None:
     names += ["the 400-step results"] if comparison.reference.truth_scores else []
     if names:
         verb = "does" if len(left_out) == 1 == len(names) else "do"
-        listed = " and ".join(names)
+        listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
         listed = listed[0].upper() + listed[1:]
         out.print(Text(f"{listed} {verb} not fit in this window; see --json or --report.", style="dim"))
     headline, sentences = headline_and_summary(comparison)

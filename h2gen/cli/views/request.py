@@ -124,9 +124,9 @@ def show_request(
     for name, item in resolved.items():
         if not whole and name in _UNCHANGED and item.value == _UNCHANGED[name] and item.source not in _OF_USER:
             continue
-        value = (
-            (", ".join(map(str, item.value)) or "none") if isinstance(item.value, (list, tuple)) else str(item.value)
-        )
+        many = item.value if isinstance(item.value, (list, tuple)) else [item.value]
+        texts = [str(each).removesuffix(".0") if isinstance(each, float) else str(each) for each in many]
+        value = ", ".join(texts) if texts else "none"
         table.add_row(name.replace("_", "-"), Text(printable(value)), Text(item.source))
     if request.settings.published_plan:
         table.add_row("published plan", Text(printable(request.settings.published_plan)), "")
