@@ -119,10 +119,8 @@ class PreparedBatch:
                     except H2GenError as failure:
                         error = failure
                 if error is None and (interrupted or stop.level is not Level.NEVER):
-                    left = f"{tally.left} picture{'s' if tally.left != 1 else ''} left"
-                    error = Stopped(
-                        f"Stopped. {left}; run the same command to continue.", 143 if stop.terminated else 130
-                    )
+                    left = f"Stopped. {tally.left_words}; run the same command to continue."
+                    error = Stopped(left, 143 if stop.terminated else 130)
         failures_file = batch.failures_file if tally.failed else None
         seconds = time.monotonic() - started
         observer.ended(tally, seconds, failures_file, error)

@@ -161,13 +161,13 @@ class Batch:
             self._journal.clear_orphans()
             self._done = self.made()
             self._failed_lines, self._finished, self.failures = {}, set(), []
-            total = skipped = 0
+            tally = Tally(0)
             for id, job in self:
-                total += 1
+                tally.jobs += 1
+                tally.noun = job.settings.noun
                 if id in self._done:
-                    skipped += 1
+                    tally.skipped += 1
                     self.on_picture(BatchPicture.of(id, job, self._done[id]))
-            tally = Tally(total, skipped)
             try:
                 yield tally
             finally:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @dataclass
 class Tally:
     """Counts of a run so far. ``skipped`` pictures existed before; ``seconds`` and ``steps`` are sums over the
-    pictures made."""
+    pictures made. ``noun`` is what is made: a picture or a video."""
 
     jobs: int
     skipped: int = 0
@@ -30,10 +30,16 @@ class Tally:
     failed: int = 0
     seconds: float = 0.0
     steps: Summary = field(default_factory=Summary)
+    noun: str = "picture"
 
     @property
     def left(self) -> int:
         return self.jobs - self.skipped - self.made - self.failed
+
+    @property
+    def left_words(self) -> str:
+        """How much is left, such as "2 pictures left"."""
+        return f"{self.left} {self.noun}{'' if self.left == 1 else 's'} left"
 
 
 class BatchObserver:

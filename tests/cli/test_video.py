@@ -104,6 +104,7 @@ def test_a_batch_makes_videos_and_continues(model: str, here: Path) -> None:
     Path("out", names[0]).unlink()
     done = h2gen(*command)
     assert done.returncode == 0 and done.stdout.split() == [f"out/{names[0]}"], done.stderr
+    assert "1 of 2 videos already exist: making the other 1." in done.stderr
 
 
 BAD = [

@@ -53,9 +53,9 @@ class BatchView(View, BatchObserver):
         self._tally, self._workers = tally, workers
         if tally.skipped:
             left = f"making the other {tally.left}" if tally.left else "--redo makes them again"
-            say(self._console, f"{tally.skipped} of {tally.jobs} pictures already exist: {left}.", "dim")
+            say(self._console, f"{tally.skipped} of {tally.jobs} {tally.noun}s already exist: {left}.", "dim")
         if duplicates:
-            text = f"{duplicates} pictures are duplicates of others in this run; each is made once."
+            text = f"{duplicates} {tally.noun}s are duplicates of others in this run; each is made once."
             say(self._console, text, "dim")
         if tally.left:
             self.start()
@@ -93,8 +93,8 @@ class BatchView(View, BatchObserver):
             print(path, flush=True)
 
     def split(self, jobs: Sequence[Job], error: str) -> None:
-        text = f"{jobs[0].source}: {error.rstrip('.')}; making the {len(jobs)} pictures of its batch one by one."
-        say(self._console, text, "yellow")
+        one_by_one = f"making the {len(jobs)} {self._tally.noun}s of its batch one by one"
+        say(self._console, f"{jobs[0].source}: {error.rstrip('.')}; {one_by_one}.", "yellow")
         self.draw(now=True)
 
     def relieved(self, job: Job, notice: str) -> None:
@@ -108,7 +108,7 @@ class BatchView(View, BatchObserver):
 
     def stopping(self, level: Level) -> None:
         if level is Level.PICTURE:
-            text = "Stopping after the current picture; press Ctrl-C again to stop after the current step."
+            text = f"Stopping after the current {self._tally.noun}; press Ctrl-C again to stop after the current step."
             say(self._console, text, "yellow")
         elif level is Level.STEP:
             say_stopping(self._console)
@@ -116,14 +116,13 @@ class BatchView(View, BatchObserver):
     def ended(self, tally: Tally, seconds: float, failures_file: Path | None, error: H2GenError | None) -> None:
         self.stop()
         if tally.failed:
-            complain(f"{tally.failed} of {tally.jobs} pictures failed; they are listed in {str(failures_file)!r}.")
+            complain(f"{tally.failed} of {tally.jobs} {tally.noun}s failed; they are listed in {str(failures_file)!r}.")
         if tally.left or tally.made or tally.failed:
             say(self._console, "; ".join([*totals(tally), f"{clock(seconds)} in all."]), "bold")
         if self._advice is not None and tally.steps.full == tally.steps.steps:
             say(self._console, self._advice, "yellow")
         if tally.made and error is not None and not isinstance(error, Stopped):
-            left = f"{tally.left} image{'s' if tally.left != 1 else ''} left"
-            say(self._console, f"The run ended early. {left}; run the same command to continue.", "yellow")
+            say(self._console, f"The run ended early. {tally.left_words}; run the same command to continue.", "yellow")
 
     def render(self) -> RenderableType:
         width, height = self._console.size
@@ -143,7 +142,7 @@ class BatchView(View, BatchObserver):
     def _overall(self, width: int) -> list[RenderableType]:
         tally = self._tally
         done = tally.jobs - tally.left
-        line = progress(done, tally.jobs, f"{done}/{tally.jobs} pictures", self._time_left(), width)
+        line = progress(done, tally.jobs, f"{done}/{tally.jobs} {tally.noun}s", self._time_left(), width)
         return [line, *(_cut(part, "") for part in totals(tally))]
 
     def _time_left(self) -> str:
