@@ -134,8 +134,7 @@ def _meet(session: Session, place: Place) -> None:
     backend = "gloo" if place.device == "cpu" else "cpu:gloo,cuda:nccl"
     count = len(place.devices)
     store = dist.TCPStore("127.0.0.1", place.port, count, is_master=False)  # type: ignore[attr-defined]
-    # torch names a group by how many were begun before, which is how its processes find each other. A meeting that
-    # failed earlier in this process counts there, but not in the others.
+    # A group is found by how many were begun before. A meeting that failed counts in this process only.
     dist.distributed_c10d._world.group_count = 0
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=count, timeout=_LONGEST)
     split_tokens(session.pipe.transformer, count)

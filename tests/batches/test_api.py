@@ -157,7 +157,7 @@ def test_stopping_raises_and_keeps_what_is_made(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGINT)
 
     log = Stopping()
-    with pytest.raises(Stopped, match=r"Stopped\. [12] images? left") as caught:
+    with pytest.raises(Stopped, match=r"Stopped\. [12] pictures? left") as caught:
         h2gen.batch(["a cat", "a dog", "an owl"], out=str(tmp_path), observer=log, **QUICK)
     assert caught.value.exit_code == 130
     made = [event for event in log.events if event[0] == "saved"]

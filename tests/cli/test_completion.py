@@ -31,7 +31,7 @@ from tests.cli.test_app import HEAVY
         ("cat --format ", ["png", "jpg", "webp", "mp4", "gif"]),
         ("presets q", ["quality"]),
         ("presets show q", ["quality"]),
-        ("models path t", ["tiny"]),
+        ("models path t", ["tiny", "tiny-video"]),
         ("cat --steps x --forec", ["--forecast"]),
         ("cat --out ", []),
     ],
@@ -58,4 +58,4 @@ def test_it_loads_neither_torch_nor_pil() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **words}
     )
-    assert (done.stdout, done.stderr.splitlines()[-1]) == ("tiny\n", "[]")
+    assert (done.stdout, done.stderr.splitlines()[-1]) == ("tiny\ntiny-video\n", "[]")

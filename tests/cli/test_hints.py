@@ -21,7 +21,7 @@ HINTS: list[tuple[list[str], str]] = [
     (["bathc", "x.txt"], "There is no command 'bathc'; did you mean 'batch'?"),
     (["replay", "a.png", "b.png"], "'h2gen replay' does not take b.png. See 'h2gen replay --help'."),
     (["batch"], ". See 'h2gen batch --help'."),
-    (["info"], "PICTURE... is missing: Pictures, or their .toml sidecars. See 'h2gen info --help'."),
+    (["info"], "PICTURE... is missing: Pictures and videos, or their .toml sidecars. See 'h2gen info --help'."),
     (["presets", "show"], "NAME is missing: A preset's name or file. See 'h2gen presets show --help'."),
     (["presets", "balanecd"], "There is no preset 'balanecd'; did you mean 'balanced'?"),
     (["presets", "--foo"], "There is no option --foo. See 'h2gen presets --help'."),
