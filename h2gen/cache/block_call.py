@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -15,6 +13,7 @@ from h2gen.cache.callers import Callers
 from h2gen.cache.engine import Engine
 from h2gen.cache.probe import Probe
 from h2gen.cache.stages import Stage
+from h2gen.families.given import argument_names
 
 _NOTHING = object()
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -45,12 +44,6 @@ class _Call(NamedTuple):
     rows: Rows | None
     output: Any = None
     skipped: bool = False
-
-
-@functools.cache
-def _arguments_of(forward: Callable[..., Any]) -> Sequence[str]:
-    """Their names, without self."""
-    return list(inspect.signature(forward).parameters)[1:]
 
 
 def itself(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,7 +113,7 @@ class BlockCall:
             engine.before_first(stage)
         if rows is not None:
             block: Any = getattr(self._block, "_orig_mod", self._block)  # what torch.compile wraps
-            names = [*_arguments_of(type(block).forward), *[""] * len(args)]  # it may take more than it names
+            names = [*argument_names(type(block).forward), *[""] * len(args)]  # it may take more than it names
             args = tuple(self._narrowed(zip(names, args, strict=False), engine, rows))
             kwargs = dict(zip(kwargs, self._narrowed(kwargs.items(), engine, rows), strict=True))
         return _Call(args, kwargs, whole if first else (), rows)

@@ -15,7 +15,6 @@ until the next pass begins or the cache is taken off.
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from h2gen.cache.others import refuse_other_caches
 from h2gen.cache.overridden import Forward, Overridden
 from h2gen.cache.stages import own_stages_of, stages_of
 from h2gen.errors import CacheError
+from h2gen.families.given import argument_names, named
 
 
 class Attachment:
@@ -53,7 +53,7 @@ class Attachment:
             self._closed.set()
             return
         self._shared, self._callers = shared, Callers(lambda: Engine(shared))
-        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._names = argument_names(type(transformer).forward)
         self._begin = transformer.register_forward_pre_hook(self.begin, with_kwargs=True)
         self._end = transformer.register_forward_hook(self.end, always_call=True)
         self._transformer = weakref.ref(transformer)
@@ -87,7 +87,7 @@ class Attachment:
             return None
         family = self._shared.family
         stages, own = stages_of(transformer, family), own_stages_of(transformer, family)
-        given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        given = named(self._names, args, kwargs)
         inputs = Inputs(family, given, own, ranks_of(transformer))
         engine = self._callers.engine_for(inputs)
         engine.begin(stages, inputs, own)

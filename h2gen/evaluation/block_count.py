@@ -52,6 +52,7 @@ def count_blocks(transformer: nn.Module) -> Iterator[BlockCount]:
     from h2gen.cache.inputs import parts_of
     from h2gen.cache.stages import own_stages_of, stages_of
     from h2gen.families import family_of
+    from h2gen.families.given import named
 
     own = own_stages_of(transformer)
     blocks = [(block, stage) for stage in (*stages_of(transformer), *own) for block in stage.blocks]
@@ -61,8 +62,7 @@ def count_blocks(transformer: nn.Module) -> Iterator[BlockCount]:
 
     def passed(_module: nn.Module, args: Any, kwargs: Any) -> None:
         if own:
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            parts.update(parts_of(family_of(transformer).pass_inputs(given)))
+            parts.update(parts_of(family_of(transformer).pass_inputs(named(names, args, kwargs))))
         count.total += sum(parts.get(stage.name, 1) for _, stage in blocks)
 
     def ran(kind: str, part: float) -> Any:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -13,6 +15,17 @@ if TYPE_CHECKING:
 
 SAMPLES = ("controlnet_block_samples", "controlnet_single_block_samples")
 """The arguments of a forward pass that come from ControlNets: for double-stream and for single-stream blocks."""
+
+
+@functools.cache
+def argument_names(forward: Callable[..., Any]) -> Sequence[str]:
+    """The names of a method's arguments, without self."""
+    return list(inspect.signature(forward).parameters)[1:]
+
+
+def named(names: Iterable[str], args: Iterable[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name; ``names`` are those that it may be given by position."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 class PassInputs(NamedTuple):

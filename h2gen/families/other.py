@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from h2gen.errors import CacheError
 from h2gen.families.contract import Family, PassInputs
+from h2gen.families.given import named
 
 if TYPE_CHECKING:
     import torch
@@ -172,8 +173,8 @@ class OtherModel(Family):
     def block_streams(self, stage: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
         import torch
 
-        named = {**dict(zip(self._names[stage], args, strict=False)), **kwargs}
-        text, found = named.get(self._stages.text), (named.get(self._stages.image), *named.values())
+        by_name = named(self._names[stage], args, kwargs)
+        text, found = by_name.get(self._stages.text), (by_name.get(self._stages.image), *by_name.values())
         tokens = next(
             (each for each in found if isinstance(each, torch.Tensor) and each.ndim == 3 and each is not text), None
         )

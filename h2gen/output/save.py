@@ -20,7 +20,7 @@ from h2gen.output.metadata import read_metadata, save_options
 from h2gen.output.names import is_spellable
 from h2gen.settings.table import FORMATS
 from h2gen.settings.video_rows import VIDEO_FORMATS
-from h2gen.wording import shown
+from h2gen.wording import listed, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -94,7 +94,7 @@ def target_of(out: str | None, format: str | None, *, video: bool = False) -> Ta
     if format is not None and format not in formats:
         known = format in (*FORMATS, *VIDEO_FORMATS)
         what = f", and this is a {'video' if video else 'picture'}" if known else ""
-        raise OutputError(f"format is {format!r}{what}; choose {', '.join(formats[:-1])} or {formats[-1]}.")
+        raise OutputError(f"format is {format!r}{what}; choose {listed(formats, 'or')}.")
     if out == "":
         raise OutputError("out is empty; give a folder or a file.")
     try:

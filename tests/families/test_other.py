@@ -83,11 +83,17 @@ class Flux(Base):
         img, txt, vec = self.img_in(img), self.txt_in(txt), self.time_in(timesteps[:, None])
         pe = torch.cat((txt_ids, img_ids), 1).sum(-1, keepdim=True) / 10
         for block in self.double_blocks:
-            img, txt = block(img=img, txt=txt, vec=vec, pe=pe)
+            img, txt = self.double(block, img, txt, vec, pe)
         img = torch.cat((txt, img), 1)
         for block in self.single_blocks:
-            img = block(img, vec=vec, pe=pe)
+            img = self.single(block, img, vec, pe)
         return self.final_layer(img[:, txt.shape[1] :])
+
+    def double(self, block: nn.Module, img: Any, txt: Any, vec: Any, pe: Any) -> Any:
+        return block(img=img, txt=txt, vec=vec, pe=pe)
+
+    def single(self, block: nn.Module, img: Any, vec: Any, pe: Any) -> Any:
+        return block(img, vec=vec, pe=pe)
 
 
 class Shapes(Base):
@@ -130,14 +136,14 @@ class Wrapped(Flux):
         txt_ids: torch.Tensor,
         timesteps: torch.Tensor,
     ) -> Any:
-        img, txt, vec = self.img_in(img), self.txt_in(txt), self.time_in(timesteps[:, None])
-        pe = torch.cat((txt_ids, img_ids), 1).sum(-1, keepdim=True) / 10
-        for block in self.double_blocks:
-            img, txt = block(img, txt, vec, pe=pe)
-        img = torch.cat((txt, img), 1)
-        for block in self.single_blocks:
-            (img,) = block(img, vec, pe=pe)
-        return {"velocity": self.final_layer(img[:, txt.shape[1] :])}
+        return {"velocity": super().forward(img, img_ids, txt, txt_ids, timesteps)}
+
+    def double(self, block: nn.Module, img: Any, txt: Any, vec: Any, pe: Any) -> Any:
+        return block(img, txt, vec, pe=pe)
+
+    def single(self, block: nn.Module, img: Any, vec: Any, pe: Any) -> Any:
+        (img,) = block(img, vec, pe=pe)
+        return img
 
 
 class Named(Flux):

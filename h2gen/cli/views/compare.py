@@ -17,7 +17,7 @@ from h2gen.evaluation.options import CompareObserver
 from h2gen.evaluation.recommend import row_names
 from h2gen.evaluation.report import headline_and_summary
 from h2gen.evaluation.results import Comparison, MethodResult
-from h2gen.wording import printable
+from h2gen.wording import listed, printable
 
 
 class CompareView(EvaluationView, CompareObserver):
@@ -54,9 +54,9 @@ def print_comparison(comparison: Comparison, lead: str | None = None) -> None:
     names += ["the 400-step results"] if comparison.reference.truth_scores else []
     if names:
         verb = "does" if len(left_out) == 1 == len(names) else "do"
-        listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-        listed = listed[0].upper() + listed[1:]
-        out.print(Text(f"{listed} {verb} not fit in this window; see --json or --report.", style="dim"))
+        whole = listed(names)
+        lacking = whole[0].upper() + whole[1:]
+        out.print(Text(f"{lacking} {verb} not fit in this window; see --json or --report.", style="dim"))
     headline, sentences = headline_and_summary(comparison)
     out.print()
     out.print(Text(f"{printable(headline)}.", style="bold"))

@@ -17,7 +17,7 @@ from h2gen.evaluation.peers.scheduled import DPCache, LinearPredictor, MeanCache
 from h2gen.families import Family
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.facts import facts_of
-from h2gen.wording import did_you_mean
+from h2gen.wording import did_you_mean, listed
 
 __all__ = [
     "PEERS",
@@ -132,12 +132,12 @@ def default_peers(checkpoint: Checkpoint | None = None) -> tuple[list[Peer], lis
     wanted = [peer for peer in wanted if peer not in unfit]
     missing = [peer for peer in wanted if not _installed(peer)]
     notices = [
-        f"{_listed([peer.title for peer in missing if peer.package == package])} left out: {package} is not "
+        f"{listed([peer.title for peer in missing if peer.package == package])} left out: {package} is not "
         f"installed; run: pip install {package}"
         for package in dict.fromkeys(peer.package for peer in missing)
     ]
     if facts is not None and unfit:
-        titles = _listed([peer.title for peer in unfit])
+        titles = listed([peer.title for peer in unfit])
         notices.append(f"{titles} left out: diffusers' version does not work on {facts.family.title}.")
     return [peer for peer in wanted if peer not in missing], notices
 
@@ -147,10 +147,6 @@ FRONTIER = (
     *("meancache", "spectrum", "dpcache", "l2p", "masks"),
 )
 """The peers that the frontier is measured against."""
-
-
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _works(peer: Peer, family: Family) -> bool:

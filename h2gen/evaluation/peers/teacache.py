@@ -6,7 +6,6 @@ distributed process group, and keeps one state for both passes of classifier-fre
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import nn
 
 from h2gen.cache.stages import stages_of
 from h2gen.families import Family, family_of
+from h2gen.families.given import argument_names, named
 
 _HOOK = "h2gen_teacache"
 
@@ -78,17 +78,17 @@ class _Block(ModelHook):  # type: ignore[misc]
         super().__init__()
         self.family, self.stage = family, stage
         self.states, self.first, self.last, self.decide = states, first, last, decide
-        self.names: list[str] = []
+        self.names: Sequence[str] = []
 
     def initialize_hook(self, block: nn.Module) -> nn.Module:
-        self.names = list(inspect.signature(type(block).forward).parameters)[1:]
+        self.names = argument_names(type(block).forward)
         return block
 
     def new_forward(self, block: nn.Module, *args: Any, **kwargs: Any) -> Any:
         streams = self.family.block_streams(self.stage, args, kwargs)
         state: Trajectory = self.states.get_state()
         if self.first:
-            given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+            given = named(self.names, args, kwargs)
             self.decide(state, self.family.modulated_input(block, given))
             state.entered = streams[-1]
         if state.skips:

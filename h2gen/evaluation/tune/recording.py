@@ -6,7 +6,6 @@ While an image is made its tensors are held in host memory in the model's dtype 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from h2gen.cache.stages import stages_of
 from h2gen.errors import RunError
 from h2gen.evaluation.tune.forecast_errors import Matrix, SolverPasses
 from h2gen.families import family_of
+from h2gen.families.given import argument_names, named
 
 _TOKENS = 4096
 """The number of tokens that are kept of what the blocks add, at most: as many as a picture of 1024x1024 has. All tokens
@@ -76,7 +76,7 @@ class Recording:
 
     def __init__(self, transformer: Any, passes: int, scale: float) -> None:
         self._family, self._passes, self._scale = family_of(transformer), passes, scale
-        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._names = argument_names(type(transformer).forward)
         self._project = self._family.head(transformer)[1]
         self._tensors: dict[str, list[list[torch.Tensor]]] = {"velocity": [], "reused": [], "detail": []}
         self._gains: list[list[float]] = []
@@ -92,7 +92,7 @@ class Recording:
     # Called by hooks.
 
     def begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        inputs = self._family.pass_inputs({**dict(zip(self._names, args, strict=False)), **kwargs})
+        inputs = self._family.pass_inputs(named(self._names, args, kwargs))
         references = 0 if inputs.references is None else inputs.references.shape[1]
         # A model with a grid may fill up the tokens of its picture.
         self._tokens = inputs.image_tokens + references if inputs.grid is None else math.prod(inputs.grid)

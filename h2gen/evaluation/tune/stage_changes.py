@@ -7,7 +7,6 @@ first reuse, which changes what the later steps see; so predicted settings are m
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from h2gen.cache.stages import Stage, stages_of
 from h2gen.errors import RunError
 from h2gen.evaluation.tune.forecast_errors import Matrix
 from h2gen.families import family_of
+from h2gen.families.given import argument_names, named
 
 POOLINGS = ("paper", "stable")
 
@@ -112,7 +112,7 @@ class ChangesRecording:
     def __init__(self, transformer: nn.Module, passes: int, steps: int) -> None:
         self._family, self._stages = family_of(transformer), stages_of(transformer)
         self._passes, self._steps = passes, steps
-        self._names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._names = argument_names(type(transformer).forward)
         self._image_ids: torch.Tensor | None = None
         self._grid: tuple[int, ...] | None = None
         self._image_tokens = self._references = 0
@@ -122,7 +122,7 @@ class ChangesRecording:
 
     def begin(self, _module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Called by a hook, before a forward pass, which may have a row for each of a step's passes."""
-        inputs = self._family.pass_inputs({**dict(zip(self._names, args, strict=False)), **kwargs})
+        inputs = self._family.pass_inputs(named(self._names, args, kwargs))
         self._image_ids, self._image_tokens, self._grid = inputs.image_ids, inputs.image_tokens, inputs.grid
         self._references = 0 if inputs.references is None else inputs.references.shape[1]
         self._picture = self._picture or PictureTokens(self._image_ids, self._image_tokens)

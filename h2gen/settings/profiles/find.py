@@ -9,6 +9,7 @@ from dataclasses import replace
 from h2gen.errors import ProfileError
 from h2gen.settings.profiles.files import list_profiles, ships
 from h2gen.settings.profiles.profile import Profile, ProfileKey
+from h2gen.settings.table import BY_NAME
 from h2gen.wording import printable
 
 PICTURES = 850
@@ -150,7 +151,7 @@ def quantized_otherwise(profile: Profile, changing: Mapping[str, str]) -> list[s
 
 def _options(changing: Mapping[str, str]) -> str:
     """``LoadOptions.changing`` as options of the command line."""
-    return " ".join(f"--{name.replace('_', '-')} {printable(value)}" for name, value in changing.items())
+    return " ".join(f"{BY_NAME[name].option} {printable(value)}" for name, value in changing.items())
 
 
 def _differences(have: ProfileKey, want: ProfileKey, real: str) -> str:

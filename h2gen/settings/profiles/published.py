@@ -20,6 +20,7 @@ from h2gen.settings.profiles.find import how_long
 from h2gen.settings.profiles.profile import ProfileKey, stretched
 from h2gen.settings.table import BY_NAME
 from h2gen.toml import read_toml
+from h2gen.wording import listed
 
 WORDS = "published, not measured with h2gen"
 """What messages say about these plans."""
@@ -228,7 +229,7 @@ def summary_lines(model: str) -> Iterator[str]:
     for steps in dict.fromkeys(plan.steps for plan in plans_for(model)):
         plans = [plan for plan in plans_for(model) if plan.steps == steps]
         computed, speeds = (
-            " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+            listed(words, "or")
             for words in zip(*((str(p.computed), rounded_down(p.estimated_speedup)) for p in plans), strict=True)
         )
         yield f"{steps} steps: {computed} computed, an estimated {speeds}"
