@@ -71,7 +71,8 @@ def test_every_command_line_is_understood(
     quick = ["--steps", "2", "--cfg", "1"]
     assert run(["a cat", "--seed", "7", *quick]) == 0
     assert run(["a cat", "--image", "cat.png", "-o", "result.png", *quick]) == 0
-    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    commands = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    lines = [shlex.split(line, comments=True) for line in commands]
     shown = {tuple(words[1:]) for words in lines if words and words[0] == "h2gen" and "--base" not in words}
     assert len(shown) > 20
     for words in sorted(shown - {("bench",)}):  # which has no dry run

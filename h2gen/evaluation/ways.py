@@ -1,13 +1,15 @@
 """``h2gen bench --ways``: a full step in several ways against plain diffusers: compiled, quantized, with the cache on.
 
-The ways take turns, step by step and in alternating order, and each step is compared with the plain one of its round: a
-machine whose speed drifts slows both. So a difference of a few tenths of a percent shows in some dozens of rounds.
+The ways take turns, step by step, and each step is compared with the plain one of its round: a machine whose speed
+drifts slows both. The order within a round is drawn anew, so that no way profits from what ran before it. So a
+difference of a few tenths of a percent shows in some dozens of rounds.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -152,8 +154,9 @@ def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int)
             wait(device)
             return time.perf_counter() - started, output
 
+        order = random.Random(0)
         for number, timestep in enumerate(timesteps):
-            for name in list(models) if number % 2 else list(reversed(models)):
+            for name in order.sample(list(models), len(models)):
                 spent, output = step(name, timestep)
                 if number == 0:
                     begin[name] = begin.get(name, 0.0) + spent
