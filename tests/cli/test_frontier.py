@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from h2gen.cache import CacheConfig
 from h2gen.cli.app import run
 from h2gen.evaluation.frontier import prepare_frontier
 from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey, write_profile
+from tests import small
 
 SMALL = ["frontier", "--steps", "10", "--cfg", "1", "--limit", "1", "--budgets", "0.5", "--against", "fb"]
 
@@ -32,6 +35,24 @@ def test_it_measures_fewer_steps_peers_the_paper_and_ours(profile: str, capsys: 
     assert {"steps", "solver", "peer", "paper", "ours"} == {row["whose"] for row in found["rows"]}
     assert all(row["share"] <= 0.52 and 0 <= row["error"] < 1 for row in found["rows"])
     assert found["comparison"]["cases"] == [{"prompt": "a fox face", "seed": 3000}]
+
+
+@pytest.mark.slow
+@pytest.mark.no_cover
+@pytest.mark.parametrize("make", [small.qwen_image_pipeline, small.z_image_pipeline])
+def test_the_profile_that_tune_made_of_another_family_is_ranked(
+    make: Callable[..., Any], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(layers=3).save_pretrained(here / "model")
+    (here / "p.txt").write_text("a cat\na dog\n")
+    model = ["--model", "./model", "--steps", "8", "--size", "64x64", "--prompts", "p.txt", "--budgets", "0.5"]
+    least = ["--search", "1", "--check", "1", "--tries", "1", "--threshold-tries", "1"]
+    assert run(["tune", *model, *least, "--quiet"]) == 0
+    capsys.readouterr()
+    some = ["--limit", "1", "--only", "own,steps,peers", "--against", "meancache"]
+    assert run(["frontier", *model, *some, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {"steps", "solver", "peer", "ours"} == {row["whose"] for row in rows}
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ class ChangesRecording:
         self._grid: tuple[int, ...] | None = None
         self._image_tokens = self._references = 0
         self._picture: PictureTokens | None = None
-        self._poolings: dict[str, Pooling] = {}
+        self._poolings: dict[tuple[str, int], Pooling] = {}
         self._indicators: list[dict[tuple[str, str], torch.Tensor]] = []
 
     def begin(self, _module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -136,12 +136,13 @@ class ChangesRecording:
         own, after = self._picture.count, self._family.output_streams(stage.name, output)
         residual = residual_of(stage.name, before, after, self._image_tokens - own + self._references)
         tokens = residual.shape[1]
-        if stage.name not in self._poolings:
+        key = stage.name, tokens  # with true guidance, texts may differ in length
+        if key not in self._poolings:
             grid = self._grid or self._family.token_grid(self._image_ids, self._image_tokens)
             layout = layout_of(grid, own, tokens - own)
             layout = replace(layout, text_last=self._family.text_last, filled=self._grid is not None)
-            self._poolings[stage.name] = Pooling(layout, residual)
-        indicators = summarize(residual, pooling_kernel(tokens, stage.divisor)), self._poolings[stage.name](residual)
+            self._poolings[key] = Pooling(layout, residual)
+        indicators = summarize(residual, pooling_kernel(tokens, stage.divisor)), self._poolings[key](residual)
         for pooling, indicator in zip(POOLINGS, indicators, strict=True):
             for found, row in zip(self._indicators[-len(indicator) :], indicator, strict=True):
                 found[pooling, stage.name] = row.to("cpu", copy=True)
