@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,23 @@ def stop_on_ctrl_c(session: Session, on_stop: Callable[[], None] = lambda: None)
 
     Args:
         session: makes pictures inside.
-        on_stop: is called in a thread of its own. The signal may come amid a line that is being printed, and the stream
-            refuses another one before that one is written.
+        on_stop: is called in a thread of its own, and has returned at the end. The signal may come amid a line that is
+            being printed, and the stream refuses another one before that one is written.
     """
+    told = threading.Event()
+    told.set()
+
+    def tell() -> None:
+        try:
+            on_stop()
+        finally:
+            told.set()
 
     def stop(_signal: int, _frame: Any) -> None:
         session.interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _thread.start_new_thread(on_stop, ())
+        told.clear()
+        _thread.start_new_thread(tell, ())
 
     before = signal.signal(signal.SIGINT, stop)
     try:
@@ -33,6 +43,7 @@ def stop_on_ctrl_c(session: Session, on_stop: Callable[[], None] = lambda: None)
     finally:
         signal.signal(signal.SIGINT, before)
         session.forget_interrupt()  # it came after the last step and must not stop the next picture
+        told.wait()  # what it prints comes before what follows
 
 
 def unblock_interrupts() -> None:
