@@ -9,7 +9,7 @@ that run and the uncached one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -31,6 +31,7 @@ from h2gen.evaluation.repeats import least, wants_another
 from h2gen.evaluation.report_pictures import ReportPictures
 from h2gen.evaluation.results import VERSION, Case, Comparison, MethodResult, Sample
 from h2gen.evaluation.rivals import missing_rivals, without_rival
+from h2gen.evaluation.truths import Truths
 from h2gen.evaluation.videos import Shown, identical
 from h2gen.generation.session import Session
 from h2gen.output.metadata import origin, versions
@@ -156,7 +157,7 @@ class ComparisonRun:
         self._notices: list[str] = list(metrics.notices)
         self._maker = ImageMaker(session, self._cases, settings, self._notices.append)
         self._first_images: dict[str, Shown] = {}
-        self._truths: dict[int, Shown] = {}
+        self._truths = Truths()
         self._kept: KeptSamples | None = None
         if store is not None:
             self._kept = KeptSamples(store, self._maker, self._scored, observer, images=folder is not None)
@@ -198,13 +199,14 @@ class ComparisonRun:
         self._tallies = [Tally(method) for method in methods]
         cases = range(len(self._cases))
         self._plan(methods)
-        for case in cases:
-            if kept is None:
-                self._take_turns(case, self._tallies)
-            else:
-                self._take_one_turn(case, kept)
-        if self._methods.baselines:
-            self._add_rivals(search)
+        with closing(self._truths):
+            for case in cases:
+                if kept is None:
+                    self._take_turns(case, self._tallies)
+                else:
+                    self._take_one_turn(case, kept)
+            if self._methods.baselines:
+                self._add_rivals(search)
 
     def _add_rivals(self, search: BaselineSearch) -> None:
         """Measure numbers of fewer steps that the medians so far lack, until each cached run has its rivals."""
@@ -323,14 +325,15 @@ class ComparisonRun:
 
     def _score(self, case: int, tallies: Sequence[Tally], made: Mapping[str, Sequence[MadeImage]]) -> None:
         """Score one case's images of some methods, and add them to their samples, once what they need is made."""
-        if not made["uncached"] or made.get("truth") == []:
+        ready = [tally for tally in tallies if made.get(tally.method.name)]
+        if not ready or not made["uncached"] or made.get("truth") == []:
             return
         plain = made["uncached"][0].image
-        if "truth" in made:
-            self._truths[case] = made["truth"][0].image
-        truth = self._truths.get(case)
-        for tally in [tally for tally in tallies if made.get(tally.method.name)]:
+        truth = made["truth"][0].image if "truth" in made else self._truths.find(case)
+        for tally in ready:
             image = made[tally.method.name][0].image
+            if tally.method.kind == "truth" and self._methods.baselines:
+                self._truths.keep(case, image)
             sample = self._sample(tally.method, case, made[tally.method.name], plain, truth)
             if self._pictures is not None:
                 sample = replace(sample, picture=self._pictures.write(image, tally.method, case))

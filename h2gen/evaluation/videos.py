@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from h2gen.errors import OutputError
+from h2gen.output.save import encode
 from h2gen.output.video_file import encode_video
 
 if TYPE_CHECKING:
@@ -74,6 +76,19 @@ def identical(one: Shown, other: Shown) -> bool:
 def pixels(image: Shown) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The pixels of a picture, ``(H, W, 3)``, or of a video, ``(F, H, W, 3)``."""
     return image.frames if isinstance(image, Video) else np.asarray(image)
+
+
+def keep_exactly(image: Shown, file: Path) -> None:
+    """Write a picture or a video so that ``kept_picture`` or ``kept_video`` reads the same pixels.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(image.npz() if isinstance(image, Video) else encode(image, "png"))
+    except OSError as error:
+        raise OutputError(f"Cannot write {str(file)!r}: {error.strerror or error}.") from error
 
 
 def kept_picture(path: Path) -> Image.Image | None:

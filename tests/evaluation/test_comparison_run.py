@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from PIL import Image
 
 from h2gen.cache.config import CacheConfig
 from h2gen.errors import OutputError, SettingError
-from h2gen.evaluation import baselines, builtin_prompts, methods
+from h2gen.evaluation import baselines, builtin_prompts, comparison_run, methods
 from h2gen.evaluation.baselines import BaselineSearch
 from h2gen.evaluation.comparison_run import ComparisonRun
 from h2gen.evaluation.make_image import ImageMaker, MadeImage
@@ -27,6 +28,8 @@ from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.peers import PEERS, EqualCost, choose_peers
 from h2gen.evaluation.recommend import recommended
 from h2gen.evaluation.results import Case, Comparison, Sample
+from h2gen.evaluation.video_metrics import VideoMetrics
+from h2gen.evaluation.videos import Video
 
 CASES = [Case("a cat", 1), Case("a red apple", 2)]
 CACHE = CacheConfig(0.3, 0.3)
@@ -269,6 +272,43 @@ def test_of_several_runs_only_the_first_image_is_kept(tiny: Any, monkeypatch: py
     compared(tiny, Watch(count), side=64, baselines=False, repeat=4)
     # Two methods' images of the first case, which are shown, those of this case, and the one just made.
     assert len(alive) == 16 and max(alive) <= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("video", [False, True])
+def test_the_truth_is_on_disk_when_methods_are_added_later(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, video: bool
+) -> None:
+    make, few = ImageMaker.make, iter([{3}])
+    truths: list[weakref.ref[Any]] = []
+
+    def watched(maker: ImageMaker, method: Method, case: int) -> MadeImage:
+        one = make(maker, method, case)
+        if video:
+            one = replace(one, image=Video(np.stack([np.asarray(one.image)] * 2), 8))
+        if method.kind == "truth":
+            truths.append(weakref.ref(one.image))
+        return one
+
+    def missing(_results: Any) -> set[int]:
+        gc.collect()
+        assert [truth() is not None for truth in truths] == [True, False]  # the first case's images are shown
+        return next(few, set())
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(methods, "TRUTH_STEPS", 12)
+    monkeypatch.setattr(ImageMaker, "make", watched)
+    monkeypatch.setattr(comparison_run, "missing_rivals", missing)
+    monkeypatch.setattr(BaselineSearch, "in_steps", lambda _, count: iter([fewer(count, 8)] if count == 3 else []))
+    made = comparing(tiny, Watch(), side=64, truth=True)
+    if video:
+        made._metrics = VideoMetrics(made._metrics)
+    made.run()
+    monkeypatch.undo()
+    found = made.result(recommended)
+    added = found.method("steps 3")
+    assert added.truth_scores["psnr"].mean < found.method("uncached").truth_scores["psnr"].mean
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_not_a_failure_of_the_method_that_met_it(tiny: Any) -> None:

@@ -19,10 +19,9 @@ from h2gen.batches.journal import append_line, read_lines
 from h2gen.cache import Outcome, StageRecord, StepRecord
 from h2gen.errors import OutputError
 from h2gen.evaluation.results import IDENTICAL, Case, Sample
-from h2gen.evaluation.videos import Shown, Video, kept_picture, kept_video
+from h2gen.evaluation.videos import Shown, keep_exactly, kept_picture, kept_video
 from h2gen.files import user_folder
 from h2gen.output.metadata import origin, versions
-from h2gen.output.save import encode
 from h2gen.settings.profiles import ProfileKey, file_name
 
 if TYPE_CHECKING:
@@ -265,12 +264,7 @@ class LoggedSamples:
             OutputError: they cannot be written.
         """
         if self._pictures is not None and (self._every or method.kind == "reference"):
-            file = self._file(method, case)
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(image.npz() if isinstance(image, Video) else encode(image, "png"))
-            except OSError as error:
-                raise OutputError(f"Cannot write {str(file)!r}: {error.strerror or error}.") from error
+            keep_exactly(image, self._file(method, case))
         whole = {name: value for name, value in asdict(sample).items() if name != "trace"}
         whole |= {"picture": "", "scores": {name: min(value, IDENTICAL) for name, value in sample.scores.items()}}
         trace = [step.to_json() for step in sample.trace] if self._every else []
