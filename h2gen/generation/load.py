@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from h2gen.arguments import names_checked
 from h2gen.generation.session import Session, open_session
 from h2gen.models import resolve
-from h2gen.models.load_options import LoadOptions, check_together
+from h2gen.models.load_options import LoadOptions, check_together, unheeded_limit
 from h2gen.settings.devices import check_devices
 from h2gen.settings.synonyms import meant_or_close
 
@@ -61,8 +62,13 @@ def load(
     check_together(options)
     checkpoint = resolve(model, base, vae, text_encoder)
     if devices == 1:
-        return open_session(checkpoint, options)
-    check_devices(options, checkpoint)
-    from h2gen.generation.companions import open_together
+        session = open_session(checkpoint, options)
+    else:
+        check_devices(options, checkpoint)
+        from h2gen.generation.companions import open_together
 
-    return open_together(checkpoint, options)
+        session = open_together(checkpoint, options)
+    unheeded = unheeded_limit(options, session.device.type)
+    if unheeded is not None:
+        warnings.warn(unheeded, RuntimeWarning, stacklevel=3)  # 2 is the decorator
+    return session

@@ -8,21 +8,20 @@ from dataclasses import replace
 
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.check_loading import check_loading
-from h2gen.models.choices import memory_limit
 from h2gen.models.facts import facts_of
-from h2gen.models.fit_memory import Available, as_loaded, host_line, needed_on_cpu
+from h2gen.models.fit_memory import Available, as_loaded, cache_line, host_line, needed_on_cpu
 from h2gen.models.footprint import Work
 from h2gen.models.host_memory import free_host_memory
-from h2gen.models.load_options import LoadOptions
-from h2gen.models.memory_needed import memory_needed
+from h2gen.models.load_options import LoadOptions, unheeded_limit
+from h2gen.models.memory_needed import MemoryNeeded, memory_needed
 from h2gen.wording import gigabytes
 
 _SIGNS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri")
 """Files of the drivers of NVIDIA's GPUs (in Windows' Linux too), of AMD's and of others."""
 
 
-def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | None:
-    """The line that loading a model would print here, and on a CPU what it needs; None if its sizes are not known.
+def lines_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> list[str]:
+    """The lines that loading a model would print here; on a CPU also what it needs, except for a bundled model.
 
     Args:
         checkpoint: of the model.
@@ -32,27 +31,68 @@ def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | 
     Raises:
         UsageError: it cannot be loaded so; see ``check_loading``.
     """
+    fit, device = fit_here(checkpoint, options, work), _device(options)
+    kind = device.split(":")[0]
+    if kind == "cpu":
+        lines = [unheeded_limit(options, kind), None if checkpoint.kind == "bundled" else fit]
+    else:
+        lines = [unheeded_limit(options, kind), _about_cache(checkpoint, options, work, device), fit]
+    return [line for line in lines if line is not None]
+
+
+def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | None:
+    """How loading a model would fit here, and on a CPU what it needs; None if its sizes are not known.
+
+    The arguments and errors are those of ``lines_here``.
+    """
     refused = check_loading(checkpoint, options)
-    facts = facts_of(checkpoint)
-    if facts is None:
-        return None
-    kind = options.device.split(":")[0]
-    if kind == "cpu" or (kind == "auto" and not may_have_gpu()):
+    device = _device(options)
+    if device == "cpu":
         return _on_cpu(checkpoint, options, work)
-    from h2gen.models.devices import choose_device, choose_dtype
+    import torch
+
     from h2gen.models.place import fit_of
 
-    device = choose_device(options.device)
-    if device.type == "cpu":
-        return _on_cpu(checkpoint, options, work)
-    size = choose_dtype(options.dtype, device).itemsize
-    needed = memory_needed(checkpoint, facts, size)
-    if needed is None or options.memory == "none":
+    size = _value(options, device)
+    needed = _needed(checkpoint, size)
+    if needed is None or options.memory == "none" or options.offload != "auto" or options.devices > 1:
         return None
     stored = str(checkpoint.location).lower().endswith(".gguf")
-    parts = as_loaded(needed.parts, options, size)
-    fit = fit_of(parts, options, device, replace(work, value=size), quantizable=not stored, without=refused)
-    return str(fit) if options.offload == "auto" else None
+    parts, work = as_loaded(needed.parts, options, size), replace(work, value=size)
+    return str(fit_of(parts, options, torch.device(device), work, quantizable=not stored, without=refused))
+
+
+def _device(options: LoadOptions) -> str:
+    """The device that a model would be loaded onto."""
+    kind = options.device.split(":")[0]
+    if kind == "cpu" or (kind == "auto" and not may_have_gpu()):
+        return "cpu"
+    from h2gen.models.devices import choose_device
+
+    return str(choose_device(options.device))
+
+
+def _value(options: LoadOptions, device: str) -> int:
+    """Bytes of a weight on a GPU."""
+    import torch
+
+    from h2gen.models.devices import choose_dtype
+
+    return choose_dtype(options.dtype, torch.device(device)).itemsize
+
+
+def _needed(checkpoint: Checkpoint, value: int) -> MemoryNeeded | None:
+    facts = facts_of(checkpoint)
+    return None if facts is None else memory_needed(checkpoint, facts, value)
+
+
+def _about_cache(checkpoint: Checkpoint, options: LoadOptions, work: Work, device: str) -> str | None:
+    """What to say if main memory does not suffice for what the cache of a GPU keeps there."""
+    if not work.host_tokens:
+        return None
+    value = _value(options, device)
+    needed = _needed(checkpoint, value)
+    return None if needed is None else cache_line(needed.parts, replace(work, value=value), free_host_memory())
 
 
 def may_have_gpu() -> bool:
@@ -62,11 +102,10 @@ def may_have_gpu() -> bool:
 
 def _on_cpu(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | None:
     size = 2 if options.dtype not in ("auto", "fp32", "float32") else 4
-    facts = facts_of(checkpoint)
-    needed = None if facts is None else memory_needed(checkpoint, facts, size)
+    needed = _needed(checkpoint, size)
     if needed is None:
         return None
-    work, available = replace(work, value=size), Available("cpu", free_host_memory(), memory_limit(options.memory))
+    work, available = replace(work, value=size), Available("cpu", free_host_memory())
     need = needed_on_cpu(needed.parts, options, work)
-    line = host_line(need, work, available)
+    line = None if options.memory == "none" else host_line(need, work, available)
     return line or f"Memory: on the CPU the model needs {gigabytes(need)} of main memory, out of {available}."

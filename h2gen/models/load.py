@@ -21,7 +21,7 @@ from h2gen.models.choices import LIBRARIES
 from h2gen.models.content_hash import check_bundled
 from h2gen.models.footprint import MEGAPIXEL, TILED_ABOVE, Work
 from h2gen.models.hub import download
-from h2gen.models.load_options import LoadOptions
+from h2gen.models.load_options import LoadOptions, unheeded_limit
 from h2gen.models.load_part import load_part
 from h2gen.models.part_files import PartFile, by_component, check_all_fit, parts_of
 from h2gen.models.place import Say, check_host_memory, place, unsaid
@@ -66,6 +66,9 @@ def load_placed(
     """
     check_docstrings()
     where, precision, quantizer = check_options(options)
+    unheeded = unheeded_limit(options, where.type)
+    if unheeded is not None:
+        say(unheeded)
     if where.type == "cpu":
         check_host_memory(checkpoint, options, precision, work, say)
     compiled = options.compile and options.offload != "sequential"

@@ -16,8 +16,8 @@ class LoadOptions:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps`` or ``xpu``.
         dtype: of all parts: ``auto`` (bf16 on a GPU that has it, fp32 on the CPU), ``bf16``, ``fp16`` or ``fp32``.
         offload: ``none``, ``text``, ``model``, ``group``, ``sequential`` or ``auto``; see ``apply_offload``.
-        memory: what ``offload="auto"`` has to fit into: ``auto`` is the free memory, ``10GB`` at most
-            that, ``none`` loads everything onto the device.
+        memory: of a GPU that ``offload="auto"`` has to fit into: ``auto`` is what is free, ``10GB`` at most that,
+            ``none`` loads everything onto it.
         quantize: the transformer's weights: ``none`` or a name of ``QUANTIZATIONS``.
         quantize_text: likewise those of the text encoders, except CLIP's, which are few.
         compile: compile the transformer's blocks; without effect with ``sequential`` offloading.
@@ -58,3 +58,20 @@ def check_together(options: LoadOptions) -> None:
             "--compile has no effect with --offload sequential, which fetches each layer; use --offload group, or "
             "leave out --compile."
         )
+
+
+def unheeded_limit(options: LoadOptions, device: str) -> str | None:
+    """What to say if nothing keeps to the size that ``--memory`` allows; None if something does, or there is none.
+
+    Args:
+        options: how a model is loaded.
+        device: the kind of device, such as ``cuda``, whose allocator keeps to it whatever is offloaded.
+    """
+    if options.memory in ("auto", "none") or device == "cuda":
+        return None
+    given = f"--memory {options.memory.strip()} has no effect"
+    if device == "cpu":
+        return f"{given} on the CPU; it limits the memory of a GPU."
+    if options.offload != "auto":
+        return f"{given} on {device} with --offload {options.offload}; use --offload auto."
+    return None

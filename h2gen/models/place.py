@@ -141,7 +141,7 @@ def check_host_memory(
     facts = facts_of(checkpoint)
     needed = None if facts is None else memory_needed(checkpoint, facts, dtype.itemsize)
     if needed is not None:
-        available = Available("cpu", free_host_memory(), memory_limit(options.memory))
+        available = Available("cpu", free_host_memory())
         work = replace(work, value=dtype.itemsize)
         line = host_line(needed_on_cpu(needed.parts, options, work), work, available)
         if line is not None:

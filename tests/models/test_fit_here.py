@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import h2gen
 from h2gen.cli.app import run
 from h2gen.models import devices, fit_here, place, resolve
-from h2gen.models.load_options import LoadOptions
+from h2gen.models.footprint import Work
+from h2gen.models.load_options import LoadOptions, unheeded_limit
 from h2gen.settings.describe import describe
 from h2gen.settings.workload import default_work
 from tests import small
 
 AUTO = LoadOptions(offload="auto")
+NO_EFFECT = "--memory 1GB has no effect on the CPU; it limits the memory of a GPU."
 
 
 @pytest.fixture
@@ -48,6 +52,38 @@ def test_a_card_is_asked_what_is_free() -> None:
     assert "text encoders" in describe("klein-9b")["memory"]["here"]
 
 
+@pytest.mark.usefixtures("card")
+def test_a_dry_run_says_if_the_cache_does_not_fit_into_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = resolve("klein-9b")
+    work = replace(default_work(checkpoint), host_tokens=10**6)
+
+    def lines(work: Work = work, **given: str) -> list[str]:
+        return fit_here.lines_here(checkpoint, LoadOptions(**given), work)
+
+    monkeypatch.setattr(fit_here, "free_host_memory", lambda: 10**9)
+    told, fit = lines(offload="auto")
+    assert "the cache needs 8.2 GB of main memory with --cache-memory cpu, but only 1.0 GB" in told
+    assert "text encoders leave cuda" in fit
+    assert lines(offload="model") == [told] and "16.4 GB" in lines(offload="model", dtype="fp32")[0]
+    assert lines(replace(work, host_tokens=0), offload="model") == []
+    monkeypatch.setattr(fit_here, "free_host_memory", lambda: 10**11)
+    assert lines(offload="model") == []
+
+
+@pytest.mark.usefixtures("card")
+def test_a_dry_run_plans_nothing_where_a_run_does_not() -> None:
+    checkpoint = resolve("klein-9b")
+    assert fit_here.lines_here(checkpoint, LoadOptions(offload="auto", devices=2), default_work(checkpoint)) == []
+
+
+@pytest.mark.usefixtures("card")
+def test_a_dry_run_says_what_a_limit_means_for_the_bundled_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["a cat", "--dry-run", "--memory", "10MB"]) == 0
+    assert "more than the 10 MB that --memory allows" in capsys.readouterr().err
+    assert run(["a cat", "--dry-run"]) == 0
+    assert "Memory" not in capsys.readouterr().err
+
+
 def test_a_cpu_needs_twice_as_much_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_here, "free_host_memory", lambda: 10**11)
     cpu = LoadOptions(device="cpu", offload="auto")
@@ -64,6 +100,42 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert run(["a cat", "--device", "cpu", "--dry-run", "--json"]) == 0
     shown = capsys.readouterr()
     assert "Memory" not in shown.err and json.loads(shown.out)["settings"]["memory"]["value"] == "auto"
+
+
+@pytest.mark.parametrize("command", [["a cat"], ["compare", "a cat"], ["tune", "--steps", "9"]])
+def test_a_dry_run_says_that_a_limit_has_no_effect_on_a_cpu(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*command, "--device", "cpu", "--memory", "1GB", "--dry-run"]) == 0
+    assert capsys.readouterr().err.count(NO_EFFECT) == 1
+
+
+def test_a_run_says_that_a_limit_has_no_effect_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["a cat", "--device", "cpu", "--steps", "1", "--size", "64x64", "--out", str(tmp_path)]
+    assert run([*given, "--memory", "1GB"]) == 0
+    assert capsys.readouterr().err.count(NO_EFFECT) == 1
+    for unlimited in ("auto", "none"):
+        assert run([*given, "--memory", unlimited]) == 0
+        assert "--memory" not in capsys.readouterr().err
+
+
+def test_python_is_warned_that_a_limit_has_no_effect_on_a_cpu() -> None:
+    with pytest.warns(RuntimeWarning, match=NO_EFFECT) as issued:
+        h2gen.load("tiny", device="cpu", memory="1GB")
+    assert issued[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("device", "offload", "said"),
+    [
+        ("cuda", "model", None),
+        ("mps", "auto", None),
+        ("mps", "model", "--memory 9GB has no effect on mps with --offload model; use --offload auto."),
+        ("xpu", "none", "--memory 9GB has no effect on xpu with --offload none; use --offload auto."),
+    ],
+)
+def test_a_limit_that_nothing_keeps_to_is_mentioned(device: str, offload: str, said: str | None) -> None:
+    assert unheeded_limit(LoadOptions(offload=offload, memory="9GB"), device) == said
 
 
 @pytest.mark.parametrize("given", ["10", "lots", "-3GB"])

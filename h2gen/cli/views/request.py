@@ -39,7 +39,7 @@ def show_notice(notice: str, console: Console) -> None:
 
 
 def loading_of(request: Request, pictures: int = 1, preview_model: Path | None = None) -> list[str]:
-    """For ``--dry-run``: how the model would be loaded here, at most one line; none about the bundled model.
+    """For ``--dry-run``: lines about how the model would be loaded here; of a bundled one only with a ``--memory``.
 
     Args:
         request: resolved settings.
@@ -50,16 +50,15 @@ def loading_of(request: Request, pictures: int = 1, preview_model: Path | None =
         UsageError: it cannot be loaded so.
     """
     from h2gen.models.check_loading import check_index, check_loading
-    from h2gen.models.fit_here import fit_here
+    from h2gen.models.fit_here import lines_here
     from h2gen.settings.workload import work_of
 
-    if request.checkpoint.kind == "bundled":
-        check_loading(request.checkpoint, request.load)
+    if request.checkpoint.kind == "bundled" and request.load.memory in ("auto", "none"):
+        check_loading(request.checkpoint, request.load)  # without torch, even where there may be a GPU
         return []
     check_index(request.checkpoint)
     work = work_of(request.settings, request.checkpoint, pictures, preview_model=preview_model)
-    line = fit_here(request.checkpoint, request.load, work)
-    return [] if line is None else [line]
+    return lines_here(request.checkpoint, request.load, work)
 
 
 def _first_time() -> bool:
