@@ -26,6 +26,7 @@ from h2gen.families.flux1 import random_transformer
 from h2gen.generation.session import open_session
 from h2gen.models import choose_device, choose_dtype, resolve
 from h2gen.models.footprint import width_of
+from h2gen.models.load import quiet
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.quantize import Quantizer
 from h2gen.settings.table import MOST_TOKENS
@@ -155,8 +156,9 @@ def find_subject(
         where = choose_device(device)
         precision = choose_dtype(dtype, where)
         quantizer = Quantizer(LoadOptions(quantize=quantize), where, precision)
-        transformer = random_transformer(where, precision)
-        quantizer.quantize("transformer", transformer)
+        with quiet():
+            transformer = random_transformer(where, precision)
+            quantizer.quantize("transformer", transformer)
         return Subject(transformer.to(where), tokens or 1024, 128)
     checkpoint = resolve(model)
     defaults = checkpoint.defaults

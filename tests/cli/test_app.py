@@ -15,6 +15,7 @@ from h2gen import __version__
 from h2gen.cli.app import run
 from h2gen.cli.commands import COMMANDS
 from h2gen.models.catalogue import BUNDLED
+from tests.cli.programs import piped
 
 HEAVY = ("torch", "diffusers", "transformers", "PIL", "yaml", "numpy", "huggingface_hub")
 
@@ -182,6 +183,13 @@ def test_bench_measures_quantized_weights(capsys: pytest.CaptureFixture[str]) ->
     assert report["parameters"] == 8_852_528 and report["plain"] > 0
     assert run(["bench", *given, "--quantize", "int8"]) == 0
     assert capsys.readouterr().out.startswith("tiny in int8: 9 M parameters")
+
+
+@pytest.mark.slow
+def test_bench_of_random_weights_is_silent_about_packages_that_it_does_not_use() -> None:
+    # In a process of its own: here they have been imported, and warn no more.
+    done = piped("bench", "--random", "--tokens", "1", "--ways", "off", "--repeat", "1")
+    assert (done.returncode, done.stderr) == (0, "Loading and measuring; do not use the machine meanwhile.\n")
 
 
 @pytest.mark.parametrize(
