@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import numpy.typing as npt
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from h2gen.wording import printable
 
@@ -44,17 +46,39 @@ def difference_map(reference: Image.Image, other: Image.Image, factor: int | Non
     Raises:
         ValueError: the sizes differ.
     """
-    if reference.size != other.size:
-        raise ValueError(f"The pictures have sizes {reference.size} and {other.size}; they must be equal.")
-    a, b = (np.asarray(picture.convert("RGB"), dtype=np.int16) for picture in (reference, other))
-    difference = np.abs(a - b).max(axis=2)
+    difference = _difference(reference, other)
     if factor is None:
-        large = float(np.quantile(difference, 0.995))
-        factor = max(candidate for candidate in FACTORS if candidate == 1 or candidate * large <= 255)
-    at = np.clip(difference * factor, 0, 255)
+        factor = amplification([(reference, other)])
     stops = np.linspace(0, 255, len(_RAMP))
     ramp = np.stack([np.interp(np.arange(256), stops, channel) for channel in np.asarray(_RAMP).T], axis=1)
-    return Image.fromarray(ramp.round().astype(np.uint8)[at]), factor
+    colours = ramp.round().astype(np.uint8)[np.minimum(factor * np.arange(256), 255)]
+    return Image.fromarray(colours[difference]), factor
+
+
+def amplification(pairs: Iterable[tuple[Image.Image, Image.Image]]) -> int:
+    """The largest of ``FACTORS`` that clips at most 0.5 % of the pixels of all difference maps together.
+
+    Args:
+        pairs: the images that are compared, such as the frames of two videos; two at a time are in memory.
+
+    Raises:
+        ValueError: the sizes of a pair differ.
+    """
+    counts = sum(np.bincount(_difference(*pair).ravel(), minlength=256) for pair in pairs)
+    ranks = np.cumsum(counts)
+    place = 0.995 * (ranks[-1] - 1)
+    around = np.searchsorted(ranks, [math.floor(place), math.ceil(place)], side="right")
+    large = float(np.quantile(around, place % 1))  # of all pixels, as if they were in one array
+    return max(candidate for candidate in FACTORS if candidate == 1 or candidate * large <= 255)
+
+
+def _difference(reference: Image.Image, other: Image.Image) -> npt.NDArray[np.uint8]:
+    """For each pixel the largest difference of its three channels, ``(H, W)``."""
+    if reference.size != other.size:
+        raise ValueError(f"The pictures have sizes {reference.size} and {other.size}; they must be equal.")
+    difference = ImageChops.difference(reference.convert("RGB"), other.convert("RGB"))
+    largest: npt.NDArray[np.uint8] = np.asarray(difference).max(axis=2)
+    return largest
 
 
 def difference_panel(reference: Image.Image, other: Image.Image, factor: int | None = None) -> Panel:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from h2gen.evaluation.charts import decisions_chart, pareto_chart
-from h2gen.evaluation.contact_sheet import Panel, contact_sheet, difference_map, difference_panel
+from h2gen.evaluation.contact_sheet import Panel, amplification, contact_sheet, difference_panel
 from h2gen.evaluation.number_format import percent, reading, seconds
 from h2gen.evaluation.recommend import cache_of
 from h2gen.evaluation.results import Comparison, MethodResult
@@ -74,17 +74,12 @@ def _side_by_side(comparison: Comparison, made: Sequence[tuple[MethodResult, Sho
     if pictures:
         return encode(sheet(pictures), "png"), "png"
     videos = [image for _, image in made if isinstance(image, Video)]
-    factor = difference_map(_all_frames(videos[0]), _all_frames(videos[1]))[1]  # the same for all frames
+    factor = amplification(zip(videos[0].pictures, videos[1].pictures, strict=True))  # the same for all frames
     size = sheet([video.picture(0) for video in videos], factor).size
     frames = np.empty((len(videos[0].frames), size[1], size[0], 3), np.uint8)
     for number, together in enumerate(zip(*(video.pictures for video in videos), strict=True)):
         frames[number] = np.asarray(sheet(together, factor))  # one at a time: they are several times as large as videos
     return mp4_or_webp(frames, videos[0].fps)
-
-
-def _all_frames(video: Video) -> Image.Image:
-    """All frames, one beneath the other."""
-    return Image.fromarray(video.frames.reshape(-1, video.size[0], 3))
 
 
 def _panel(comparison: Comparison, method: MethodResult) -> Callable[[Image.Image], Panel]:

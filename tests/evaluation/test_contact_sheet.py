@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from h2gen.evaluation.contact_sheet import FACTORS, Panel, contact_sheet, difference_map, difference_panel
+from h2gen.evaluation.contact_sheet import (
+    FACTORS,
+    Panel,
+    amplification,
+    contact_sheet,
+    difference_map,
+    difference_panel,
+)
 from tests.evaluation.comparisons import picture
 
 GAP = 16
@@ -55,6 +65,23 @@ def test_small_differences_are_amplified_as_far_as_they_fit() -> None:
         other = Image.new("RGB", (32, 32), (100, 100, 100 + change))
         assert difference_map(reference, other)[1] == expected
     assert max(FACTORS) == 32
+
+
+def test_the_frames_of_videos_are_amplified_as_one_picture_of_them_all_would_be_with_two_in_memory() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, 6, 32, 32, 3), dtype=np.uint8)
+    alive: list[weakref.ref[Image.Image]] = []
+
+    def pairs(other: np.ndarray) -> Iterator[tuple[Image.Image, Image.Image]]:
+        for pair in zip(frames[0], other, strict=True):
+            images = Image.fromarray(pair[0]), Image.fromarray(pair[1])
+            alive[:] = [image for image in alive if image() is not None] + [weakref.ref(image) for image in images]
+            assert len(alive) <= 4  # this pair, and the one before it
+            yield images
+
+    for limit in (3, 12, 40, 200):
+        other = frames[0] - np.minimum(frames[1] % limit, frames[0])
+        together = [Image.fromarray(all_frames.reshape(-1, 32, 3)) for all_frames in (frames[0], other)]
+        assert amplification(pairs(other)) == difference_map(*together)[1]
 
 
 def test_a_given_factor_makes_maps_comparable_and_is_stated() -> None:
