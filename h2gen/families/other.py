@@ -36,6 +36,8 @@ class Stages:
             three dimensions.
         text: the argument of a block of two streams with the text tokens.
         image_first: whether such a block returns image and text, rather than text and image.
+        text_last: whether the text comes after the image in the one stream of the other blocks, as in HunyuanVideo's
+            own code.
         latents: the argument of the model's ``forward`` with the latents, ``(B, N, C)``; by default the first.
         condition: its argument with the text tokens, or a dict that holds them: the same object at every step of a run,
             and another one in the next; by default found by the usual names.
@@ -52,6 +54,7 @@ class Stages:
     image: str = ""
     text: str = "txt"
     image_first: bool = True
+    text_last: bool = False
     latents: str = ""
     condition: str = ""
     time: str = ""
@@ -126,6 +129,10 @@ class OtherModel(Family):
     @property
     def per_picture(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset(self._stages.per_picture)
+
+    @property
+    def text_last(self) -> bool:  # type: ignore[override]
+        return self._stages.text_last
 
     def sigma(self, time: Any) -> Any:
         """A time of the model, a number or a tensor, as 1 at the beginning of a run and 0 at its end."""

@@ -96,6 +96,28 @@ class Flux(Base):
         return block(img, vec=vec, pe=pe)
 
 
+class TextLast(Flux):
+    """The single stream of HunyuanVideo's own code: the text comes after the image."""
+
+    def forward(
+        self,
+        img: torch.Tensor,
+        img_ids: torch.Tensor,
+        txt: torch.Tensor,
+        txt_ids: torch.Tensor,
+        timesteps: torch.Tensor,
+    ) -> torch.Tensor:
+        img, txt, vec = self.img_in(img), self.txt_in(txt), self.time_in(timesteps[:, None])
+        text, image = (ids.sum(-1, keepdim=True) / 10 for ids in (txt_ids, img_ids))
+        for block in self.double_blocks:
+            img, txt = block(img, txt, vec, torch.cat((text, image), 1))
+        tokens = img.shape[1]
+        img = torch.cat((img, txt), 1)
+        for block in self.single_blocks:
+            img = block(img, vec, torch.cat((image, text), 1))
+        return self.final_layer(img[:, :tokens])
+
+
 class Shapes(Base):
     """The order of arguments and the calls of Hunyuan3D's code: positions are not encoded, the condition is a dict."""
 
@@ -272,6 +294,17 @@ def test_a_tolerance_skips_steps_of_a_schedule_that_is_given(layout: str) -> Non
     skipped = [step.skipped for step in trace.steps]
     assert any(skipped) and not skipped[STEPS - 1] and skipped[:STEPS] == skipped[STEPS:]
     assert (got - plain).norm() / plain.norm() < 0.05
+
+
+def test_the_text_may_come_last_in_a_stream() -> None:
+    changes = []
+    for make, more in ((Flux, {}), (TextLast, {"text_last": True})):
+        model = make()
+        with h2gen.h2_cache(model, tau1=1e-12, tau2=1e-12, pfs="stable", stages=stages_of(model, **more)) as trace:
+            draw_flux(model)
+        changes.append([step.detail.change for step in trace.steps[1:]])
+    first, last = changes
+    assert last == pytest.approx(first, rel=1e-4)
 
 
 def test_without_a_schedule_a_tolerance_says_that_it_has_no_effect() -> None:
