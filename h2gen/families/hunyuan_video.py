@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.prompt_end import PromptEnd, end_of
-from h2gen.families.single_file import block_counts, takes_guidance
+from h2gen.families.single_file import block_counts, takes_guidance, traits
 from h2gen.families.unused import NOT_DISTILLED, Unused
 from h2gen.families.video import VideoFamily, example_latents, takes_latents
 
@@ -122,8 +122,5 @@ def _channels(shapes: Mapping[str, Sequence[int]]) -> int | None:
 
 
 def _traits(double: int | None, single: int | None, guidance: bool | None, channels: int | None) -> tuple[str, ...]:
-    return (
-        f"has {double} + {single} blocks",
-        f"takes {'a' if guidance else 'no'} guidance scale",
-        takes_latents(channels, _WITH_PICTURE),
-    )
+    of_blocks, of_guidance, _ = traits(double, single, guidance, channels)  # its channels are of latents, not of tokens
+    return of_blocks, of_guidance, takes_latents(channels, _WITH_PICTURE)
