@@ -16,7 +16,7 @@ from h2gen.errors import SettingError
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.given import SAMPLES, PassInputs, PictureInputs
 from h2gen.families.prompt_end import PromptEnd
-from h2gen.families.single_file import block_counts, input_channels, takes_guidance, traits
+from h2gen.families.single_file import Kind, block_counts, input_channels, takes_guidance, traits
 from h2gen.families.tasks import Limits
 from h2gen.families.token_grid import grid_of, unpacked
 from h2gen.families.unused import Unused
@@ -55,6 +55,8 @@ class Family(ABC):
     """Whether ``encode`` pads all texts to one length, so that different prompts fit into one batch."""
     marks: ClassVar[tuple[str, ...]]
     """Parts of tensor names: a single file holds this transformer if any of its tensors has one of them in its name."""
+    told_by_name: ClassVar[tuple[Kind, ...]] = ()
+    """What a file with such tensors holds instead if it is named so."""
     with_pictures: ClassVar[Mapping[int, tuple[str, str]]] = {}
     """Models of this transformer that take a picture besides the text: by input channels, the model's name and its
     pipeline in diffusers."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from h2gen.errors import ModelError
 from h2gen.wording import printable
+
+if TYPE_CHECKING:
+    from h2gen.families.contract import Family
 
 IN_A_BLOCK = re.compile(r"(single_)?(?:transformer_)?blocks\.(\d+)\.|double_blocks\.(\d+)\.")
 """Found in the names of tensors that belong to a block of a transformer."""
@@ -50,13 +53,17 @@ class Kind(NamedTuple):
 
     Args:
         what: it is, with its article.
-        marks: regular expressions; a file with one of them in a tensor's name is of this kind.
+        marks: regular expressions; a file with one of them in a tensor's name, or in its own, is of this kind.
         advice: a sentence that says what to do with it.
     """
 
     what: str
     marks: tuple[str, ...]
     advice: str
+
+    def has_mark(self, names: Iterable[str]) -> bool:
+        marks = re.compile("|".join(self.marks))
+        return any(marks.search(name) for name in names)
 
     def refusal(self, file: Path) -> ModelError:
         """The error for a file of this kind that was given as a model."""
@@ -101,15 +108,16 @@ _OTHER = (
 )
 
 
-def other_kind(names: Collection[str], *, of_a_family: bool) -> Kind | None:
+def other_kind(names: Collection[str], family: Family | None = None, file: Path | None = None) -> Kind | None:
     """What a file holds that is not a transformer of a family; None if that cannot be said.
 
     Args:
         names: of its tensors.
-        of_a_family: a family claims the file; then only kinds with names like a family's count.
+        family: that claims the file; then only kinds with names like a family's count.
+        file: whose own name may tell.
     """
-    for kind in _LOOK_ALIKE if of_a_family else (*_LOOK_ALIKE, *_OTHER):
-        marks = re.compile("|".join(kind.marks))
-        if any(marks.search(name) for name in names):
-            return kind
-    return None
+    kinds = _LOOK_ALIKE if family is not None else (*_LOOK_ALIKE, *_OTHER)
+    by_tensors = next((kind for kind in kinds if kind.has_mark(names)), None)
+    if by_tensors is not None or family is None or file is None:
+        return by_tensors
+    return next((kind for kind in family.told_by_name if kind.has_mark([file.name])), None)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from h2gen.families.defaults import ModelDefaults
 from h2gen.families.one_list import OneListFamily
 from h2gen.families.prompt_end import PromptEnd, end_of
-from h2gen.families.single_file import block_counts
+from h2gen.families.single_file import Kind, block_counts
 from h2gen.families.unused import NOT_DISTILLED, Unused
 from h2gen.families.video import VideoFamily, example_latents, takes_latents
 
@@ -37,6 +37,13 @@ class Wan(OneListFamily, VideoFamily):
     lora_layers: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "blocks": (*(f"{kind}_attn.{layer}" for kind in ("self", "cross") for layer in "qkvo"), "ffn.0", "ffn.2")
     }
+    told_by_name: ClassVar[tuple[Kind, ...]] = (
+        Kind(
+            "by its name one of the two transformers of Wan 2.2",
+            (r"(?i:(high|low)[ _.-]?noise)",),
+            "h2gen runs models with one, such as wan and wan-14b",
+        ),
+    )
     marks = ("blocks.0.self_attn.norm_q.", "blocks.0.attn1.norm_q.")
 
     def block_streams(self, stage: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:

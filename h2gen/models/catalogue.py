@@ -170,7 +170,7 @@ def _other_kind(path: Path) -> Kind | None:
         ModelError: the file is damaged.
     """
     names = tensors_of(path).tensors
-    return other_kind(names, of_a_family=recognize(names) is not None)
+    return other_kind(names, recognize(names), path)
 
 
 def _base_for(path: Path) -> str:

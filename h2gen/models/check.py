@@ -257,7 +257,7 @@ def _check_file(report: Checked, path: Path) -> None:
     try:
         stored = files.tensors_of(path).tensors
         family, parts = recognize(stored), sections(path, stored)
-        kind = other_kind(stored, of_a_family=family is not None)
+        kind = other_kind(stored, family, path)
         if kind is not None and kind.what == "a LoRA":
             size = _gb(path.stat().st_size)
             return report.add("file", f"a LoRA {describe_lora(path)}; complete, {size}; use it with --lora")

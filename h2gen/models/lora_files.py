@@ -38,7 +38,7 @@ def describe_lora(path: Path) -> LoraFacts:
     shapes = {name: tensor.shape for name, tensor in read_header(path).tensors.items()}
     facts = read_lora(shapes)
     if facts is None:
-        kind = other_kind(shapes, of_a_family=False)
+        kind = other_kind(shapes)
         what = f", but {kind.what}" if kind else ": none of its tensors is named as in one"
         raise ModelError(f"{shown(path)} is not a LoRA{what}; check the path.")
     return facts

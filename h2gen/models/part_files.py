@@ -108,7 +108,7 @@ def _open(what: str, name: str) -> PartFile:
     elif parts:
         is_a = "a file with several parts; give a file for each part"
     else:
-        other = other_kind(names, of_a_family=False)
+        other = other_kind(names)
         is_a = f"{other.what if other else 'something else'}; give another file"
     raise ModelError(f"{printable(name)!r} is not {'an' if what == 'autoencoder' else 'a'} {what} but {is_a}.")
 

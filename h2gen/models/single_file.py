@@ -69,7 +69,7 @@ def open_file(path: Path) -> SingleFile:
     if gguf:
         _check_types(path, header.tensors)
     family = recognize(names)
-    kind = other_kind(names, of_a_family=family is not None)
+    kind = other_kind(names, family, path)
     if kind is not None:
         raise kind.refusal(path)
     if family is None:

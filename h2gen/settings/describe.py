@@ -106,7 +106,7 @@ def _about_file(file: Path) -> dict[str, Any]:
     """
     tensors = tensors_of(file).tensors
     family = recognize(tensors)
-    kind = other_kind(tensors, of_a_family=family is not None)
+    kind = other_kind(tensors, family, file)
     lora = read_lora({name: each.shape for name, each in tensors.items()})
     if lora is not None:
         return {"kind": "LoRA", "lora": {**lora._asdict(), "hash": file_hash(file)}}

@@ -194,6 +194,20 @@ def test_wan_2_2_is_refused(
         load_pipeline(resolve(folder), device="cpu")
 
 
+@pytest.mark.parametrize("file", ["wan2.2_t2v_high_noise_14B.safetensors", "Wan2.2-T2V-A14B-LowNoise.safetensors"])
+def test_half_of_wan_2_2_is_refused_by_the_name_of_its_file(
+    folders: dict[str, Path], tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(checkpoints.save_single(small.wan_transformer(layers=3), tmp_path / file, original=True))
+    for base in ([], ["--base", str(folders["Wan"])]):
+        said = refused(capsys, "-m", path, *base)
+        assert f"{file}' is by its name one of the two transformers of Wan 2.2, not a model" in said
+        assert said.endswith("h2gen runs models with one, such as wan and wan-14b.")
+    assert run(["models", "show", path]) == 2 and "of Wan 2.2" in capsys.readouterr().err
+    other = checkpoints.save_single(small.hunyuan_video_transformer(layers=2, single_layers=2), tmp_path / file)
+    assert run(["models", "show", str(other)]) == 0
+
+
 def test_what_a_published_wan_2_1_has_in_its_index_is_no_second_transformer(
     folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
