@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from h2gen.cache.summary import Summary
 from h2gen.cache.trace import StepRecord
 from h2gen.errors import PromptWarning
+from h2gen.wording import plural
 
 if TYPE_CHECKING:
     from h2gen.batches.jobs import Job
@@ -39,7 +40,7 @@ class Tally:
     @property
     def left_words(self) -> str:
         """How much is left, such as "2 pictures left"."""
-        return f"{self.left} {self.noun}{'' if self.left == 1 else 's'} left"
+        return f"{plural(self.left, self.noun)} left"
 
 
 class BatchObserver:

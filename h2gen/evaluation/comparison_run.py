@@ -254,7 +254,7 @@ class ComparisonRun:
                 "device": made_with.device,
                 "dtype": made_with.dtype,
                 **made_with.changing,
-                **({"compile": "yes"} if made_with.compiled else {}),
+                **({"compile": "yes"} if "compile" in made_with.recorded else {}),
             },
             settings={name: settings[name] for name in _SHARED if name in settings},
             metrics=self._metrics.infos,

@@ -16,6 +16,7 @@ from h2gen.evaluation.peers.equal_cost import MOST, TOLERANCE
 from h2gen.evaluation.rivals import steps_within
 from h2gen.models.choices import TRIED_SOLVERS, evaluations
 from h2gen.settings.profiles import ProfileKey
+from h2gen.wording import plural
 
 OWN = 3
 """Methods of h2gen's own for each budget, at most: a plan, an adaptive policy, and the two stages."""
@@ -58,7 +59,7 @@ class FrontierEstimate:
 
     def __str__(self) -> str:
         search = f", {self.searching} of them to find the settings of other caches" if self.searching else ""
-        of = f"{self.methods} methods, {self.prompts} prompt{'' if self.prompts == 1 else 's'}"
+        of = f"{self.methods} methods, {plural(self.prompts, 'prompt')}"
         whole = (
             f"At most {self.pictures} {self.noun}s ({of}){search}; they take about as long as {self.uncached_pictures} "
         )

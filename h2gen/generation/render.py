@@ -241,7 +241,7 @@ class Renderer:
             "device": str(session.device),
             "dtype": str(session.dtype).removeprefix("torch."),
             **session.options.changing,
-            **({"compile": True} if session.options.compile else {}),
+            **session.options.recorded,
         }
         """What pictures are made with, as trace files record it."""
         self.saved = 0

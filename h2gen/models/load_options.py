@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from h2gen.errors import SettingError
 
@@ -37,7 +38,16 @@ class LoadOptions:
     def changing(self) -> Mapping[str, str]:
         """The options that change the pixels, besides the dtype, and are not the default: metadata and job ids have
         them."""
-        return {name: getattr(self, name) for name in CHANGING if getattr(self, name) != getattr(DEFAULT, name)}
+        return self._not_default(CHANGING)
+
+    @property
+    def recorded(self) -> Mapping[str, Any]:
+        """Further options that are not the default, which change at most the rounding: metadata and traces have them,
+        job ids do not."""
+        return self._not_default(("devices", "compile"))
+
+    def _not_default(self, names: Sequence[str]) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(DEFAULT, name)}
 
 
 DEFAULT = LoadOptions()

@@ -41,7 +41,7 @@ _SHORT = Rule(str, longest=500)
 @dataclass(frozen=True)
 class Origin:
     """What a picture was made with. ``name`` is the user's name for the checkpoint, ``content_hash`` the checkpoint's,
-    or None if it was not computed; ``changing`` is ``LoadOptions.changing``."""
+    or None if it was not computed; ``changing`` and ``recorded`` are those of ``LoadOptions``."""
 
     name: str
     content_hash: str | None
@@ -51,7 +51,7 @@ class Origin:
     base: str | None = None
     parts: tuple[str, ...] = ()
     changing: Mapping[str, str] = field(default_factory=dict)
-    compiled: bool = False
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
 
 def describe(
@@ -100,7 +100,7 @@ def describe(
         "dtype": source.dtype,
         "offload": source.offload,
         **source.changing,
-        **({"compile": True} if source.compiled else {}),
+        **source.recorded,
         "versions": versions(),
         "made": (made or datetime.now(timezone.utc)).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
@@ -129,7 +129,7 @@ def origin(session: Session, content_hash: str | None = None) -> Origin:
         base=None if base is None else model_name(base),
         parts=tuple(part.path.name for part in session.checkpoint.parts),
         changing=session.options.changing,
-        compiled=session.options.compile,
+        recorded=session.options.recorded,
     )
 
 
@@ -211,6 +211,7 @@ class Metadata:
     parts: tuple[str, ...]
     dtype: str | None
     device: str | None
+    devices: int
     preset: str | None
     tiled: bool
     together: bool
@@ -305,6 +306,7 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
         parts=tuple(str(_SHORT.check("parts", name)) for name in Rule(list).check("parts", model.get("parts", []))),
         dtype=_short(data, "dtype"),
         device=_short(data, "device"),
+        devices=BY_NAME["devices"].check(data.get("devices", 1)),
         preset=_short(data, "preset"),
         tiled=data.get("tiled") is True,
         together="together" in data,

@@ -48,7 +48,7 @@ def metadata_rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name.replace("_", "-"), f"{value:g}" if isinstance(value, float) else str(value)
     if "published_plan" in found:
         yield "published plan", str(found["published_plan"])
-    for name in ("device", "dtype", "offload", *CHANGING, "compile", "made"):
+    for name in ("device", "devices", "dtype", "offload", *CHANGING, "compile", "made"):
         if name in found:
             yield name.replace("_", "-"), str(found[name])
     if isinstance(found.get("seconds"), (int, float)) and 0 <= found["seconds"] < 1e9:

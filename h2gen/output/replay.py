@@ -15,7 +15,7 @@ from h2gen.settings.layers import Layers, Resolved
 from h2gen.settings.table import BY_NAME, OF_THIS_MACHINE
 from h2gen.settings.user_defaults import user_defaults
 from h2gen.settings.values import FILES, Settings
-from h2gen.wording import printable
+from h2gen.wording import plural, printable
 
 
 def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None = None) -> Layers:
@@ -133,6 +133,10 @@ def differences(found: Metadata, now: Origin, settings: Settings) -> Iterator[st
         before, here = (each.changing.get(name, getattr(DEFAULT, name)) for each in (found, now))
         if before != here:
             yield f"The {noun} was made with {BY_NAME[name].option} {before}, and this with {here}."
+    devices = now.recorded.get("devices", 1)
+    if found.devices != devices:
+        those, these = plural(found.devices, "device"), plural(devices, "device")
+        yield f"The {noun} was made on {those}, and this on {these}, which rounds differently."
     if found.together:
         yield f"The {noun} was made in a batch with others, which rounds differently."
     current = versions()

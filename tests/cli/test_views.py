@@ -49,6 +49,19 @@ def test_ctrl_c_between_two_attempts_at_a_picture_stops_the_next_one() -> None:
     assert events == ["interrupt", "forget"]
 
 
+@pytest.mark.parametrize(
+    ("facts", "shown"),
+    [({"device": "cuda:0"}, "cuda:0 bfloat16"), ({"device": "cuda:0", "devices": 4}, "4x cuda bfloat16")],
+)
+def test_the_header_says_on_how_many_devices_a_picture_is_made(facts: dict[str, Any], shown: str) -> None:
+    out = io.StringIO()
+    renderer: Any = SimpleNamespace(facts={"model": "dev", "dtype": "bfloat16", **facts})
+    view = PictureView(Console(file=out, width=200, height=40, force_terminal=True, color_system=None))
+    with view.making(renderer, [Settings("a cat", 1, 64, 64, 2)]):
+        pass
+    assert f"no cache · {shown}\n" in out.getvalue()
+
+
 def ended(tally: Tally, *made: PictureMade) -> list[str]:
     """The lines of a batch that has made these pictures."""
     out = io.StringIO()

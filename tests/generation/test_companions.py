@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -78,8 +79,11 @@ def test_the_program_makes_it_and_replays_it(tmp_path: Path, monkeypatch: pytest
     assert (pictures["two"] == pictures["again"]).all()
     metadata = [read_metadata(tmp_path / f"{name}.png") for name in ("one", "two")]
     assert metadata[0].settings == metadata[1].settings
+    assert [each.devices for each in metadata] == [1, 2]
+    assert ["devices", "2"] in [line.split() for line in in_this_process("info", "two.png").stdout.splitlines()]
     lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("one", "two")]
     assert len(lines[0]) == len(lines[1]) > 8
+    assert json.loads(lines[1][0])["settings"]["devices"] == 2 and "devices" not in lines[0][0]
 
 
 @pytest.mark.parametrize(

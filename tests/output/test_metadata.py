@@ -20,6 +20,7 @@ from PIL import Image, PngImagePlugin
 from h2gen.cache import CacheConfig
 from h2gen.cache.summary import Summary
 from h2gen.errors import MetadataError
+from h2gen.models.load_options import LoadOptions
 from h2gen.output.metadata import LARGEST, Origin, describe, device_name, fitting, read_metadata, to_bytes, to_toml
 from h2gen.output.metadata_rows import metadata_rows
 from h2gen.output.replay import differences
@@ -100,6 +101,21 @@ def test_a_picture_says_that_it_was_made_together_with_others(tmp_path: Path, co
     found = read_metadata(written(tmp_path, whole))
     assert found.together == told and whole.get("together", 1) == count
     assert any("in a batch with others" in line for line in differences(found, MADE, found.settings)) == told
+
+
+def test_a_picture_says_on_how_many_devices_it_was_made(tmp_path: Path) -> None:
+    together = replace(MADE, recorded=LoadOptions(devices=2).recorded)
+    whole = describe(SETTINGS, together, seconds=1.5, summary=None)
+    found = read_metadata(written(tmp_path, whole))
+    assert found.devices == whole["devices"] == 2 and ("devices", "2") in metadata_rows(whole)
+    told = "The picture was made on 2 devices, and this on 1 device, which rounds differently."
+    assert list(differences(found, MADE, found.settings)) == [told]
+    assert list(differences(found, together, found.settings)) == []
+    alone = described()
+    assert "devices" not in alone and read_metadata(written(tmp_path, alone)).devices == 1
+    for wrong in (0, 65, True, "2", [2]):
+        with pytest.raises(MetadataError, match="devices"):
+            read_metadata(written(tmp_path, {**whole, "devices": wrong}))
 
 
 def test_a_file_beside_the_picture_says_the_same(tmp_path: Path) -> None:

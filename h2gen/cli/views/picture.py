@@ -162,7 +162,10 @@ def _facts(renderer: Renderer, together: Sequence[Settings]) -> str:
     guidance = f"cfg {settings.cfg:g}" if settings.cfg > 1 else f"guidance {settings.guidance:g}"
     cache = settings.cache.words if settings.cache.enabled else "no cache"
     frames = "" if settings.frames is None else f" · {settings.frames} frames at {settings.fps:g} fps"
+    device = made_with["device"]
+    if "devices" in made_with:  # of which the session's own is the first
+        device = f"{made_with['devices']}x {device.split(':')[0]}"
     return (
         f"{made_with['model']} · {settings.width}x{settings.height}{frames} · {settings.steps} steps{solver} · "
-        f"seed {seeds} · {guidance} · {cache} · {made_with['device']} {made_with['dtype']}"
+        f"seed {seeds} · {guidance} · {cache} · {device} {made_with['dtype']}"
     )

@@ -194,7 +194,7 @@ def _header(key: ProfileKey, session: Session, settings: Settings) -> dict[str, 
         "device": made_with.device,
         "dtype": made_with.dtype,
         **made_with.changing,
-        **({"compile": True} if made_with.compiled else {}),
+        **made_with.recorded,
         **shared,
     }
 
