@@ -140,12 +140,16 @@ def _unknown_option(option: str, context: Any) -> str:
     other = _NOT_YET.get(name.lower().replace("_", "-"))
     if other is not None:
         return f"There is no {shown} yet" + (f"; {other}" if other else "")
-    close = difflib.get_close_matches(option, known.values(), n=1, cutoff=_CLOSE)
-    if close:
-        return f"{said}; did you mean {close[0]}?"
-    root = context.find_root().command
-    others = [each for each, command in root.commands.items() if option in _options(command).values()]
-    others = ["h2gen" if each == "generate" else f"h2gen {each}" for each in others]
+    others = _owners(context.find_root().command, option)
     if others:
         return f"{said} here; it belongs to {' and '.join(map(repr, others[:2]))}"
-    return said
+    close = difflib.get_close_matches(option, known.values(), n=1, cutoff=_CLOSE)
+    return f"{said}; did you mean {close[0]}?" if close else said
+
+
+def _owners(command: Any, option: str, path: str = "h2gen") -> list[str]:
+    """The commands that have an option, this one and those below it, as the user types them."""
+    found = [path.removesuffix(" generate")] if option in _options(command).values() else []
+    for name, each in getattr(command, "commands", {}).items():
+        found += _owners(each, option, f"{path} {name}")
+    return found
