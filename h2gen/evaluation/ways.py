@@ -23,7 +23,7 @@ from torch import nn
 from h2gen.cache import CacheConfig, h2_cache
 from h2gen.cache.stages import stages_of
 from h2gen.errors import SettingError
-from h2gen.evaluation.bench import Subject, find_subject, wait
+from h2gen.evaluation.bench import Subject, wait
 from h2gen.families import family_of
 from h2gen.models.compiling import check_compile, compile_blocks
 from h2gen.models.devices import choose_device, choose_dtype
@@ -36,6 +36,8 @@ CACHES = ("off", "plan", "checks")
 PARTS = (*CACHES, "compile", *QUANTIZATIONS)
 _WARM = 2
 """Steps of each way that are not counted."""
+MEANINGFUL = 6
+"""Counted steps from which ``median_interval`` is of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +101,26 @@ def parse_ways(text: str) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(found))
 
 
-def bench_ways(model: str, ways: str, rounds: int, **given: Any) -> WaysReport:
-    """Time full steps of a model in several ways; see ``compare_ways``.
+def usable_ways(text: str, device: str, dtype: str) -> list[tuple[str, ...]]:
+    """As ``parse_ways``; also checks, before a model is loaded, that the ways can be had here.
 
     Args:
-        model, given: as in ``find_subject``.
-        ways: as in ``parse_ways``.
+        text: as in ``parse_ways``.
+        device, dtype: as on the command line.
 
     Raises:
-        SettingError: a way or a number cannot be used.
+        SettingError: a way cannot be used.
         DeviceError: a package or a compiler is missing, or the device does not compute in one of the ways.
-        ModelError: the model cannot be loaded.
     """
-    parsed = parse_ways(ways)
-    device = choose_device(given.get("device", "auto"))
-    dtype = choose_dtype(given.get("dtype", "auto"), device)
-    for part in dict.fromkeys(part for parts in parsed for part in parts):
+    ways = parse_ways(text)
+    where = choose_device(device)
+    precision = choose_dtype(dtype, where)
+    for part in dict.fromkeys(part for parts in ways for part in parts):
         if part in QUANTIZATIONS:
-            check_usable(QUANTIZATIONS[part], f"--ways {part}", device, dtype)
+            check_usable(QUANTIZATIONS[part], f"--ways {part}", where, precision)
         elif part == "compile":
-            check_compile(device)
-    return compare_ways(find_subject(model, **given), parsed, rounds)
+            check_compile(where)
+    return ways
 
 
 @torch.no_grad()
@@ -194,7 +195,7 @@ def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int)
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """The 95 % interval of a median, whatever the distribution: between two of the values, by the sign test.
 
-    With fewer than six values it is their whole range, of less than 95 %.
+    With fewer than ``MEANINGFUL`` values it is their whole range, of less than 95 %.
     """
     ordered, count = sorted(values), len(values)
     outside = 0

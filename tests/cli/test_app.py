@@ -210,6 +210,6 @@ def test_a_way_that_the_device_does_not_compute_in_is_refused_before_anything_is
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("torchao")
-    monkeypatch.setattr("h2gen.evaluation.ways.find_subject", lambda *_args, **_given: pytest.fail("loaded"))
+    monkeypatch.setattr("h2gen.evaluation.bench.find_subject", lambda *_args, **_given: pytest.fail("loaded"))
     assert run(["bench", "--device", "cpu", "--ways", "off,int4"]) == 2
     assert "--ways int4 does not run on the device 'cpu'; choose from int8, " in capsys.readouterr().err

@@ -85,6 +85,12 @@ BAD: list[tuple[list[str], str]] = [
     (["compare", "a cat", "--out", "a.png"], "needs a folder"),
     (["compare", "a cat", "--metrics", "lpips"], "lpips is left out"),
     (["bench", "--prompts", "p.txt"], "is only for --paper"),
+    (["bench", "--size", "64x64"], "--size is only for --paper"),
+    (["bench", "--offload", "model"], "--offload is only for --paper"),
+    (["bench", "--paper", "--ways", "off"], "--ways cannot be used with --paper; leave out one of them."),
+    (["bench", "--paper", "--random"], "--random cannot be used with --paper; leave out one of them."),
+    (["bench", "--ways", "offf"], "did you mean 'off'?"),
+    (["a cat", "--attention", "_native_cudnn", "--device", "cpu", "--dry-run"], "needs a CUDA or ROCm GPU"),
     (["bench", "--paper"], "needs prompts"),
     (["bench", "--paper", "--prompts", "p.txt", "--report", "full"], "is not empty"),
 ]

@@ -88,7 +88,7 @@ def test_a_compiled_way_says_what_its_first_step_costs(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("h2gen.models.compiling.BACKEND", "eager")  # the path is the same, the compiler quick
-    monkeypatch.setattr("h2gen.evaluation.ways.find_subject", lambda *_args, **_given: subject)
+    monkeypatch.setattr("h2gen.evaluation.bench.find_subject", lambda *_args, **_given: subject)
     assert run(["bench", "--ways", "compile,int8+compile", "--repeat", "6"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "6 steps of each, in turn" in "".join(lines[:2])

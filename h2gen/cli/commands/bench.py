@@ -26,7 +26,14 @@ def bench(
     ] = None,
     steps: Annotated[
         int | None,
-        option("--steps", "-s", help="Steps per run: 8, or 100 with --paper.", panel=MEASURING, min=5, max=1000),
+        option(
+            "--steps",
+            "-s",
+            help="Steps per run, at least 5: 8, or 100 with --paper.",
+            panel=MEASURING,
+            min=5,
+            max=1000,
+        ),
     ] = None,
     repeat: Annotated[
         int | None,
@@ -56,7 +63,9 @@ def bench(
     limit: Annotated[
         int | None, option("--limit", help="With --paper: the first N prompts only.", panel=MEASURING, min=1)
     ] = None,
-    size: Annotated[str, option("--size", help="With --paper: size of the pictures.", panel=MEASURING)] = "1024x1024",
+    size: Annotated[
+        str | None, option("--size", help="With --paper: size of the pictures, 1024x1024.", panel=MEASURING)
+    ] = None,
     report: options.Report = None,
     model: str = "tiny",
     device: str = "auto",
@@ -76,6 +85,10 @@ def bench(
     if quantize != "none" and (paper or ways is not None):
         instead = "leave it out" if paper else f"name it as a way: --ways {quantize}"
         raise SettingError(f"--quantize cannot be used with --{'paper' if paper else 'ways'}; {instead}.")
+    never_with_paper: dict[str, Any] = {"random": random, "tokens": tokens, "ways": ways}
+    for name, value in never_with_paper.items():
+        if paper and value:
+            raise SettingError(f"--{name} cannot be used with --paper; leave out one of them.")
     if paper:
         _paper_table(
             prompts,
@@ -86,34 +99,39 @@ def bench(
             report=report,
             model=model,
             steps=steps or 100,
-            size=size,
+            size=size or "1024x1024",
             device=device,
             dtype=dtype,
             offload=offload,
         )
         return
-    for name, value in (("prompts", prompts), ("limit", limit), ("report", report)):
+    only_with_paper = {"prompts": prompts, "prompt-key": prompt_key, "limit": limit, "size": size, "report": report}
+    for name, value in {**only_with_paper, "offload": offload != "none"}.items():
         if value:
             raise SettingError(f"--{name} is only for --paper; give both, or neither.")
-    if ways is not None and steps is not None:
-        raise SettingError("--steps cannot be used with --ways, which times single steps; use --repeat.")
+    if ways is not None:
+        if steps is not None:
+            raise SettingError("--steps cannot be used with --ways, which times single steps; use --repeat.")
+        from h2gen.evaluation.ways import usable_ways
+
+        parsed = usable_ways(ways, device, dtype)
     from h2gen.cli.console import make_console, say
 
     say(make_console(), "Loading and measuring; do not use the machine meanwhile.", "dim")
     subject: dict[str, Any] = {"random": random, "tokens": tokens, "device": device, "dtype": dtype}
     name = "random weights" if random else model
     name += "" if quantize == "none" else f" in {quantize}"
-    if ways is not None:
-        from h2gen.evaluation.ways import bench_ways
+    from h2gen.evaluation import bench as benchmark
 
-        compared = bench_ways(model, ways, repeat or 20, **subject)
+    if ways is not None:
+        from h2gen.evaluation.ways import compare_ways
+
+        compared = compare_ways(benchmark.find_subject(model, **subject), parsed, repeat or 20)
         if as_json:
             print(json.dumps(compared.to_json()))
         else:
             _print_ways(name, compared)
         return
-    from h2gen.evaluation import bench as benchmark
-
     measured = benchmark.bench(model, steps=steps or 8, repeat=repeat or 3, quantize=quantize, **subject)
     if as_json:
         print(json.dumps(measured.to_json()))
@@ -143,9 +161,11 @@ def _print_ways(name: str, compared: WaysReport) -> None:
     from rich.table import Table
 
     from h2gen.cli.console import stdout
+    from h2gen.evaluation.ways import MEANINGFUL
 
     out = stdout()
-    out.print(f"{_subject(name, compared)}; {compared.rounds} steps of each, in turn")
+    steps = "1 step" if compared.rounds == 1 else f"{compared.rounds} steps"
+    out.print(f"{_subject(name, compared)}; {steps} of each, in turn")
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     table.add_column("full step")
     for title in ("ms", "of plain", "95 % interval", "output differs", "first step"):
@@ -156,11 +176,12 @@ def _print_ways(name: str, compared: WaysReport) -> None:
             "plain diffusers" if plain else each.way,
             f"{each.seconds * 1000:.2f}",
             "" if plain else f"{each.ratio:.2%}",
-            "" if plain else f"{each.low:.2%} to {each.high:.2%}",
+            "" if plain or compared.rounds < MEANINGFUL else f"{each.low:.2%} to {each.high:.2%}",
             "" if plain else f"{each.difference:.2g}" if each.difference else "no",
             f"{each.begin:.1f} s",
         )
     out.print(table)
+    out.print("Shares are medians too: each step is compared with the plain one of its round.")
 
 
 def _print_report(name: str, measured: BenchReport) -> None:

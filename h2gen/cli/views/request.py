@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from h2gen.cli.console import say, stdout
 from h2gen.files import user_folder
+from h2gen.models.attention_names import ANYWHERE, DEFAULT
 from h2gen.settings.layers import Resolved
 from h2gen.settings.resolve import BUNDLED_NOTICE
 from h2gen.settings.values import FILES, OFF
@@ -53,6 +54,10 @@ def loading_of(request: Request, pictures: int = 1, preview_model: Path | None =
     from h2gen.models.fit_here import lines_here
     from h2gen.settings.workload import work_of
 
+    if request.settings.attention not in (DEFAULT, *ANYWHERE):
+        from h2gen.models.attention import check_attention
+
+        check_attention(request.settings.attention, request.load.device, request.load.dtype)
     if request.checkpoint.kind == "bundled" and request.load.memory in ("auto", "none"):
         check_loading(request.checkpoint, request.load)  # without torch, even where there may be a GPU
         return []
