@@ -69,7 +69,7 @@ def load_session(model: Model) -> tuple[Session, tuple[str, ...]]:
     if model.threads is not None:
         import torch
 
-        torch.set_num_threads(model.threads)
+        torch.set_num_threads(min(model.threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
     with warnings.catch_warnings(record=True, action="always", category=RuntimeWarning) as issued:
         session = open_session(model.checkpoint, model.options, model.work, said.append)
     return session, (*said, *(str(warning.message) for warning in issued))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from h2gen.batches.batch import Batch, BatchOptions
@@ -25,6 +26,7 @@ from h2gen.batches.observer import BatchObserver, Tally
 from h2gen.batches.pool import Pool, Worker
 from h2gen.batches.prompts import Entry, Reading
 from h2gen.batches.stop import Level, Stop
+from h2gen.batches.worker import load_session
 from h2gen.errors import DeviceError, ModelError, RunError
 from h2gen.models.catalogue import resolve
 from h2gen.models.load_options import LoadOptions
@@ -163,6 +165,20 @@ def test_a_model_that_kills_whoever_loads_it_ends_the_run(tmp_path: Path) -> Non
     finally:
         stopping.set()
         killer.join()
+
+
+@pytest.mark.parametrize(("allowed", "share", "used"), [(1, 3, 1), (3, 2, 2)])
+def test_a_worker_has_its_share_of_the_cores_but_no_more_threads_than_the_environment_allows(
+    allowed: int, share: int, used: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("h2gen.batches.worker.be_quiet", lambda: None)  # this process goes on with other tests
+    before = torch.get_num_threads()
+    torch.set_num_threads(allowed)  # as torch itself does from OMP_NUM_THREADS
+    try:
+        load_session(Model(resolve("tiny"), LoadOptions(device="cpu"), "", share))
+        assert torch.get_num_threads() == used
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_once_the_model_is_loaded_deaths_before_that_no_longer_count() -> None:
