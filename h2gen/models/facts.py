@@ -86,6 +86,17 @@ def folder_of(checkpoint: Checkpoint) -> Path | None:
     return _downloaded(str(whole.location)) if whole.kind == "hub" else Path(whole.location)
 
 
+def download_line(checkpoint: Checkpoint) -> str | None:
+    """What would be downloaded first, and its size if the catalogue has it; None if the model is on this machine."""
+    if folder_of(checkpoint) is not None:
+        return None
+    entry = entry_of(checkpoint)
+    what = "it" if entry is None else f"{entry.download_gb:g} GB"
+    if checkpoint.base or checkpoint.parts:
+        what = "its other parts"
+    return f"{(checkpoint.base or checkpoint).name!r} is not on this machine; {what} would be downloaded."
+
+
 def entry_of(checkpoint: Checkpoint) -> CatalogueEntry | None:
     """The entry of the catalogue that a checkpoint is, by whichever of its names."""
     if checkpoint.kind == "bundled":

@@ -17,7 +17,7 @@ from h2gen.models.footprint import Work
 from h2gen.models.load_options import LoadOptions, unheeded_limit
 from h2gen.settings.describe import describe
 from h2gen.settings.workload import default_work
-from tests import small
+from tests import checkpoints, small
 
 AUTO = LoadOptions(offload="auto")
 NO_EFFECT = "--memory 1GB has no effect on the CPU; it limits the memory of a GPU."
@@ -100,6 +100,20 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert run(["a cat", "--device", "cpu", "--dry-run", "--json"]) == 0
     shown = capsys.readouterr()
     assert "Memory" not in shown.err and json.loads(shown.out)["settings"]["memory"]["value"] == "auto"
+
+
+def test_a_dry_run_says_what_would_be_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    file = str(checkpoints.save_single(small.flux_transformer(), tmp_path / "flux.safetensors"))
+    for words, expected in (
+        (["-m", "dev"], "'dev' is not on this machine; 33.7 GB would be downloaded."),
+        (["-m", "someone/unknown"], "'someone/unknown' is not on this machine; it would be downloaded."),
+        (["-m", file, "--base", "dev"], "'dev' is not on this machine; its other parts would be downloaded."),
+    ):
+        assert run(["a cat", *words, "--device", "cpu", "--dry-run"]) == 0
+        assert capsys.readouterr().err.splitlines()[0] == expected
 
 
 @pytest.mark.parametrize("command", [["a cat"], ["compare", "a cat"], ["tune", "--steps", "9"]])

@@ -40,7 +40,8 @@ def show_notice(notice: str, console: Console) -> None:
 
 
 def loading_of(request: Request, pictures: int = 1, preview_model: Path | None = None) -> list[str]:
-    """For ``--dry-run``: lines about how the model would be loaded here; of a bundled one only with a ``--memory``.
+    """For ``--dry-run``: lines about what would be downloaded and how the model would be loaded here; of a bundled one
+    only with a ``--memory``.
 
     Args:
         request: resolved settings.
@@ -51,6 +52,7 @@ def loading_of(request: Request, pictures: int = 1, preview_model: Path | None =
         UsageError: it cannot be loaded so.
     """
     from h2gen.models.check_loading import check_index, check_loading
+    from h2gen.models.facts import download_line
     from h2gen.models.fit_here import lines_here
     from h2gen.settings.workload import work_of
 
@@ -63,7 +65,8 @@ def loading_of(request: Request, pictures: int = 1, preview_model: Path | None =
         return []
     check_index(request.checkpoint)
     work = work_of(request.settings, request.checkpoint, pictures, preview_model=preview_model)
-    return lines_here(request.checkpoint, request.load, work)
+    download = download_line(request.checkpoint)
+    return [*([] if download is None else [download]), *lines_here(request.checkpoint, request.load, work)]
 
 
 def _first_time() -> bool:
