@@ -211,6 +211,7 @@ def test_what_is_said_names_source_and_licence_and_promises_no_fidelity(weights:
     ("given", "words"),
     [
         ({"size": "768x1024"}, "Here it is used for 'dev' at 50 steps, 768x1024. To"),
+        ({"model": "hunyuan-video"}, "Here it is used for 'hunyuan-video' at 50 steps, 1280x720, 129 frames"),
         ({"model": "krea"}, "Here it is used for 'krea' at 28 steps, 1024x1024. To"),
         ({"steps": 40}, "Here it is used for 'dev' at 40 steps, 1024x1024, stretched to these steps. To"),
     ],

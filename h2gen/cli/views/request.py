@@ -135,11 +135,12 @@ def show_request(
         texts = [str(each).removesuffix(".0") if isinstance(each, float) else str(each) for each in many]
         value = ", ".join(texts) if texts else "none"
         table.add_row(name.replace("_", "-"), Text(printable(value)), Text(item.source))
-    if request.settings.published_plan:
-        table.add_row("published plan", Text(printable(request.settings.published_plan)), "")
     for path in paths[:_MOST_PATHS]:
         taken = "will be replaced" if overwrite else "a number will be added"
         table.add_row("writes", Text(printable(str(path))), f"exists; {taken}" if os.path.lexists(path) else "")
     if len(paths) > _MOST_PATHS:
         table.add_row("", f"and {len(paths) - _MOST_PATHS} more")
-    stdout().print(table)
+    out = stdout()
+    out.print(table)
+    if request.settings.published_plan:  # a row so long would pad all others
+        out.print(Text(f"The plan is {printable(request.settings.published_plan)}."), soft_wrap=not out.is_terminal)

@@ -107,7 +107,8 @@ class PublishedPlan:
         """
         line = f"Using a plan from {self._by}: {self._does}. It is {WORDS}: {self._origin}."
         other_size = bool(self.size) and self.size != f"{key.width}x{key.height}"
-        if self.made_steps or other_size or _name_of(key.model) not in self.models:
+        other_frames = bool(self.frames) and self.frames != key.frames
+        if self.made_steps or other_size or other_frames or _name_of(key.model) not in self.models:
             line += f" Here it is used for {key}{', stretched to these steps' if self.made_steps else ''}."
         return f"{line} To measure a profile of your own: {command}"
 
