@@ -70,7 +70,7 @@ def run(arguments: list[str]) -> int:
             return 0
         status = app(args=arguments, prog_name="h2gen", standalone_mode=False)
         if status == 130:  # typer has caught the KeyboardInterrupt
-            _complain("Stopped; no picture was saved.")
+            _complain("Stopped; nothing was saved.")
         return status if isinstance(status, int) else 0
     except typer.TyperException as error:  # wrong usage
         _complain(explained(error))
@@ -80,5 +80,5 @@ def run(arguments: list[str]) -> int:
             _complain(line)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        _complain("Stopped; no picture was saved.")
+        _complain("Stopped; nothing was saved.")
         return 130

@@ -111,7 +111,7 @@ class _Watch:
     """Wraps a scheduler's ``step``."""
 
     def __init__(self, pipe: Any, previews: Previews, settings: Settings) -> None:
-        self._pipe, self._previews = pipe, previews
+        self._pipe, self._previews, self._noun = pipe, previews, settings.noun
         self._scheduler, self._step = pipe.scheduler, pipe.scheduler.step
         token = 2 * getattr(pipe, "vae_scale_factor", 1)
         self._grid = settings.height // token, settings.width // token
@@ -192,5 +192,5 @@ class _Watch:
         except Exception as error:  # noqa: BLE001 - the picture is worth more than its preview
             self._failed = True
             reason = printable(str(error).partition("\n")[0])[:150]
-            text = f"There are no previews ({reason}); the picture is made all the same."
+            text = f"There are no previews ({reason}); the {self._noun} is made all the same."
             warnings.warn(text, RuntimeWarning, stacklevel=2)

@@ -62,10 +62,10 @@ class PreviewOptions:
 
         if self.file is None:
             return
-        file = self.file.path("", 0)
+        file, noun = self.file.path("", 0), settings.noun
         pictures = [each.path(settings.title, seed) for each, seed in zip(targets, seeds, strict=True)]
         inputs = [each.path for name in FILES for each in getattr(settings, name) if each.path is not None]
-        for paths, what in ((pictures, "where a picture goes"), (inputs, "what the picture is made from")):
+        for paths, what in ((pictures, f"where a {noun} goes"), (inputs, f"what the {noun} is made from")):
             if os.path.realpath(file) in map(os.path.realpath, paths):
                 raise SettingError(f"--preview-file {shown(str(file))} is {what}; give another file.")
 

@@ -176,7 +176,7 @@ def check_output(request: Request, options: RenderOptions, seeds: Sequence[int])
     if options.trace is not None:
         if len(seeds) > 1:
             raise SettingError(
-                f"--trace records one picture, and there are {len(seeds)}; leave it out or give one seed."
+                f"--trace records one {request.settings.noun}, not {len(seeds)}; leave it out or give one seed."
             )
         TraceFile.check(options.trace, options.overwrite)
     numbered = target.stem is not None and len(seeds) > 1
@@ -369,8 +369,8 @@ class Renderer:
                 )
 
         def on_smaller_batch(count: int) -> None:
-            at_once = "one picture at a time" if count == 1 else f"{count} pictures at a time"
-            self._observer.relieved(f"Out of memory on {self.session.device}; making {at_once}.")
+            at_once = f"one {settings[0].noun}" if count == 1 else f"{count} {settings[0].noun}s"
+            self._observer.relieved(f"Out of memory on {self.session.device}; making {at_once} at a time.")
 
         def on_relief(relief: Relief) -> None:
             if file is not None:

@@ -265,7 +265,8 @@ class Session:
             facts = {"trace": trace, "seconds": seconds}
         if not np.isfinite(pixels).all():
             both = ", with and without the cache" if nan_with_cache else ""
-            raise BadPicture(f"The picture came out as NaN{both}; nothing was saved. Try --dtype bf16 or --dtype fp32.")
+            what = f"The {settings.noun} came out as NaN{both}; nothing was saved."
+            raise BadPicture(f"{what} Try --dtype bf16 or --dtype fp32.")
         return Result(
             settings=settings,
             **painted(pixels),

@@ -52,7 +52,7 @@ class Available:
     def __str__(self) -> str:
         if self.limit is not None and self.limit < self.free:
             return f"the {gigabytes(self.limit)} that --memory allows"
-        return f"the {gigabytes(self.free)} that are free"
+        return f"the {gigabytes(self.free)} that is free"
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ class Fit:
         host = self.available.host
         if host is not None and host < self.host_needs:
             needed = gigabytes(self.host_needs)
-            line += f" The rest needs {needed} of main memory, but only {gigabytes(host)} are free; it will be slow."
+            line += f" The rest needs {needed} of main memory, but only {gigabytes(host)} is free; it will be slow."
         if self.quantized is not None:
             options, way, size = self.quantized
-            line += f" With {options}, {_WOULD[way]} needs only {gigabytes(size)}; the picture changes a little."
+            line += f" With {options}, {_WOULD[way]} needs only {gigabytes(size)}; the result changes a little."
         return line
 
 
@@ -199,7 +199,7 @@ def cache_line(parts: Iterable[Part], work: Work, free: int) -> str | None:
         return None
     return (
         f"Memory: the cache needs {gigabytes(needed)} of main memory with --cache-memory cpu, but only "
-        f"{gigabytes(free)} are free; it will probably run out. Use --cache-memory fp8, or leave out --cache-memory."
+        f"{gigabytes(free)} is free; it will probably run out. Use --cache-memory fp8, or leave out --cache-memory."
     )
 
 

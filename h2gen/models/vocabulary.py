@@ -26,6 +26,7 @@ class Vocabulary:
         things: the names of each thing, the usual one first.
         colours, sizes, numbers: adjectives of things.
         layouts, styles: phrases, with A, B and X for things.
+        motions: likewise, of videos; a thing alone stays still.
         backgrounds: colours.
         shapes: width and height of the pictures, in pixels.
         words: all words of the captions, in lower case.
@@ -40,6 +41,7 @@ class Vocabulary:
     backgrounds: Sequence[str]
     shapes: Sequence[tuple[int, int]]
     words: frozenset[str]
+    motions: Sequence[str] = ()
 
     @property
     def smallest_side(self) -> int:

@@ -50,7 +50,8 @@ def layers_of(found: Metadata, given: Mapping[str, Any], defaults: Layers | None
         if not files:
             continue
         try:
-            again = BY_NAME[name].files.again(BY_NAME[name].option, files, given.get(name))
+            option, noun = BY_NAME[name].option, found.settings.noun
+            again = BY_NAME[name].files.again(option, files, given.get(name), noun)
         except MetadataError as error:
             missing.append(str(error))  # all that lack are told at once
         else:

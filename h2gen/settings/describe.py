@@ -201,7 +201,7 @@ def _about_memory(checkpoint: Checkpoint, needed: MemoryNeeded) -> dict[str, Any
 
 
 def _about_vocabulary(known: Vocabulary) -> dict[str, Any]:
-    titles = ("colours", "sizes", "numbers", "layouts", "styles", "backgrounds")
+    titles = ("colours", "sizes", "numbers", "layouts", "motions", "styles", "backgrounds")
     return {
         "shapes": [f"{width}x{height}" for width, height in known.shapes],
         "things": [list(names) for names in known.things],

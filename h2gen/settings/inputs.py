@@ -157,7 +157,7 @@ class FileRule(Rule):
         """
         return tuple(self._complete(name, self._found(name, item)) for item in self.check(name, value))
 
-    def again(self, name: str, recorded: Sequence[InputFile], value: Any) -> tuple[InputFile, ...]:
+    def again(self, name: str, recorded: Sequence[InputFile], value: Any, noun: str) -> tuple[InputFile, ...]:
         """The files for making a picture again. A file is matched by its hash; nothing that only a picture names is
         opened.
 
@@ -165,6 +165,7 @@ class FileRule(Rule):
             name: what the user calls the setting.
             recorded: the picture's files.
             value: the files that the user gave, which replace the picture's if one of them is another; None if none.
+            noun: what was made with them, a picture or a video.
 
         Raises:
             SettingError: as ``resolve``.
@@ -179,7 +180,7 @@ class FileRule(Rule):
             names = " and ".join(_quoted(each.name) for each in missing)
             hashes = ", ".join(f"{each.sha256[:12]}..." for each in missing)
             raise MetadataError(
-                f"The picture was made with the {self.what} {names} (SHA-256 {hashes}); give the file again with "
+                f"The {noun} was made with the {self.what} {names} (SHA-256 {hashes}); give the file again with "
                 f"{name}, or leave it out with {name} {_NONE}."
             )
         return tuple(file for file in found if file is not None)

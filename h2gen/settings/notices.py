@@ -13,6 +13,7 @@ from h2gen.settings.presets import load_preset
 from h2gen.settings.profiles import FEWEST_STEPS
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import Settings
+from h2gen.wording import plural
 
 COMPILE_NOTICE = (
     "Compiling the transformer's blocks: the first steps will be slow, and so will the first at another size."
@@ -35,7 +36,7 @@ def notices_about(settings: Settings, resolved: Mapping[str, Resolved], layers: 
         low, high = USEFUL_TOLERANCE
         yield (
             f"A tolerance of {tolerance:g} is outside the useful range, {low:g} to {high:g}; expect a different "
-            "picture. At that speed, fewer --steps are closer to the uncached one."
+            f"{settings.noun}. At that speed, fewer --steps are closer to the uncached one."
         )
     kept = resolved["cache_memory"]
     if kept.value not in (None, "device") and kept.source not in _RECORDS and not keeps_residuals(settings.cache):
@@ -64,7 +65,8 @@ def _about_preset(name: str, settings: Settings, given: set[str]) -> Iterator[st
         options = " and ".join(BY_NAME[each].option for each in sorted(given))
         yield f"{options} {'replaces' if len(given) == 1 else 'replace'} the {meant} of the preset {preset.name!r}."
     elif meant == "tolerance" and settings.steps <= FEWEST_STEPS:
-        yield f"With {settings.steps} steps the preset {preset.name!r} skips few or none; it is meant for more steps."
+        steps = plural(settings.steps, "step")
+        yield f"With {steps} the preset {preset.name!r} skips few or none; it is meant for more steps."
 
 
 def _policy(cache: CacheConfig) -> str:

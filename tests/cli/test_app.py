@@ -171,7 +171,7 @@ def test_bench_measures_steps_by_outcome(capsys: pytest.CaptureFixture[str]) -> 
     assert report["skipped"] < report["all_reused"]
     assert run(["bench", "--steps", "5", "--repeat", "1"]) == 0
     out = capsys.readouterr().out
-    assert "all reused" in out and "skipped" in out
+    assert "all reused" in out and "skipped" in out and "; 1 run of 5 steps\n" in out
 
 
 @pytest.mark.slow

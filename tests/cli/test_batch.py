@@ -207,7 +207,7 @@ def test_bad_input_ends_in_one_clear_line_and_nothing_is_written(
 def test_what_would_be_the_same_picture_is_made_once_and_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = prompts(here, "a cat", "a  cat", "a dog")
     assert run(["batch", file, "-o", "out", "--seed", "1", *QUICK]) == 0
-    assert "1 pictures are duplicates of others" in capsys.readouterr().err
+    assert "1 picture is a duplicate of another" in capsys.readouterr().err
     assert len(pictures(here / "out")) == 2
 
 
@@ -327,7 +327,7 @@ def test_a_run_that_is_stopped_keeps_what_is_made_and_can_go_on(
     assert err.splitlines()[-1].startswith(
         f"h2gen: Stopped. {30 - len(made)} pictures left; run the same command to continue."
     )
-    assert "no picture was saved" not in err
+    assert "nothing was saved" not in err
     for path in made:
         assert pixels(path).shape == (128, 128, 3)
     assert not list((here / "out").glob("*.partial"))

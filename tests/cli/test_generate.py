@@ -79,6 +79,10 @@ def test_models_show_lists_what_the_bundled_model_knows(capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     assert "100 things           cat, dog, horse," in out and "teddy bear" in out and "A beside B" in out
     assert not any(line.endswith(" ") for line in out.splitlines())
+    assert run(["models", "show", "tiny-video"]) == 0
+    out = capsys.readouterr().out
+    assert "\nmotions              A moves to the right, " in out and "A turns, A alone (stays still)\n" in out
+    assert "layouts" not in out
     assert run(["models", "show", "dev"]) == 0
     assert "1024x1024" in capsys.readouterr().out
     assert run(["models", "show", "nothing"]) == 2
@@ -429,7 +433,7 @@ def test_ctrl_c_stops_with_130_and_leaves_no_picture(here: Path, presses: int) -
         for _ in range(presses):
             process.send_signal(signal.SIGINT)
             time.sleep(0.2)
-        assert "Stopped; no picture was saved." in read_until(screen)
+        assert "Stopped; nothing was saved." in read_until(screen)
         assert process.wait(120) == 130
         assert process.stdout is not None
         assert process.stdout.read() == ""

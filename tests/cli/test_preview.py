@@ -137,7 +137,7 @@ def test_in_a_terminal_the_picture_stands_beside_the_table_and_ctrl_c_leaves_it_
         seen = read_until(end, "▀.*full|full.*▀")
         assert "▀" in seen
         os.kill(process.pid, signal.SIGINT)
-        rest = read_until(end, "no picture was saved")
+        rest = read_until(end, "nothing was saved")
         assert process.wait(60) == 130
         rest += read_until(end)
     assert "\x1b[?25h" in rest, "the cursor is shown again"

@@ -227,7 +227,7 @@ def test_ctrl_c_stops_a_picture_and_not_the_shell(here: Path, own_home: Path) ->
         os.write(screen, b":set steps 2000\na [red]cat[/]\n")
         read_until(screen, "full")
         os.write(screen, b"\x03")
-        assert "Stopped; no picture was saved." in read_until(screen, "was saved.*h2gen>")
+        assert "Stopped; nothing was saved." in read_until(screen, "was saved.*h2gen>")
         os.write(screen, b"half a line")
         read_until(screen, "half a line")
         press_until(screen, b"\x03", "h2gen>")  # what was typed before is gone with it; readline may miss a signal

@@ -15,9 +15,11 @@ from PIL import Image
 
 import h2gen as api
 from h2gen.cli.app import run
-from h2gen.errors import SettingError
+from h2gen.errors import MetadataError, SettingError
 from h2gen.output.metadata import read_metadata
+from h2gen.settings.inputs import InputFile
 from h2gen.settings.profiles import list_profiles
+from h2gen.settings.table import BY_NAME
 from tests import small
 from tests.cli.programs import h2gen, in_a_terminal, read_until
 from tests.output.test_video_file import decoded
@@ -55,6 +57,16 @@ def test_a_video_is_made_in_every_format_and_says_how(model: str, here: Path) ->
     done = h2gen("info", "cat.mp4", "cat.gif", "cat.webp")
     assert done.returncode == 0 and len(re.findall(r"frames +5\n", done.stdout)) == 3
     assert json.loads(h2gen("info", "--json", "cat.mp4").stdout)["settings"]["fps"] == 12.5
+
+
+def test_messages_about_a_video_call_it_one(model: str, here: Path) -> None:
+    done = h2gen("a cat", "--model", model, "--seed", "1,2", "--trace", "t.jsonl", "--dry-run")
+    assert "--trace records one video, not 2; leave it out or give one seed." in done.stderr
+    done = h2gen("a cat", "--model", model, "--out", "cat.webp", "--preview-file", "cat.webp", "--dry-run")
+    assert "cat.webp' is where a video goes; give another file." in done.stderr
+    lora = InputFile("style.safetensors", "ab" * 32, None)
+    with pytest.raises(MetadataError, match=r"^The video was made with the LoRA 'style.safetensors'"):
+        BY_NAME["lora"].files.again("--lora", [lora], None, "video")
 
 
 def test_a_replay_has_the_same_frames(model: str, here: Path) -> None:

@@ -110,7 +110,7 @@ def test_the_last_step_expects_what_every_family_decodes(name: str, monkeypatch:
     decode = pipe.vae.decode
     monkeypatch.setattr(pipe.vae, "decode", lambda z, *a, **k: decoded.append(z) or decode(z, *a, **k))
     catcher, steps = Catcher(pipe.vae), []
-    size: Any = SimpleNamespace(width=small.SIZE, height=small.SIZE, frames=None)
+    size: Any = SimpleNamespace(width=small.SIZE, height=small.SIZE, frames=None, noun="picture")
     pipe.vae.register_to_config(scaling_factor=0.36, shift_factor=0.12)
     if hasattr(pipe.vae, "bn"):
         pipe.vae.bn.running_mean += torch.linspace(-1, 1, len(pipe.vae.bn.running_mean))
@@ -179,7 +179,7 @@ def test_a_batch_shows_its_first_picture(tiny: Any) -> None:
 @pytest.mark.gpu
 def test_nothing_waits_for_the_device() -> None:
     pipe = small.flux_pipeline().to("cuda")
-    size: Any = SimpleNamespace(width=small.SIZE, height=small.SIZE, frames=None)
+    size: Any = SimpleNamespace(width=small.SIZE, height=small.SIZE, frames=None, noun="picture")
     seen: list[Preview] = []
     pipe.scheduler.set_timesteps(4, device="cuda")
     tokens = torch.randn(1, (small.SIZE // 16) ** 2, 4 * small.LATENTS, device="cuda")

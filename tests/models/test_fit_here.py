@@ -88,7 +88,7 @@ def test_a_cpu_needs_twice_as_much_in_fp32(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(fit_here, "free_host_memory", lambda: 10**11)
     cpu = LoadOptions(device="cpu", offload="auto")
     whole, half = line("dev", cpu), line("dev", LoadOptions(device="cpu", dtype="bf16", offload="auto"))
-    assert whole == "Memory: on the CPU the model needs 71.7 GB of main memory, out of the 100.0 GB that are free."
+    assert whole == "Memory: on the CPU the model needs 71.7 GB of main memory, out of the 100.0 GB that is free."
     assert half is not None and "36.0 GB" in half
     assert line("someone/unknown", cpu) is None
 

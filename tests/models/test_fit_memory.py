@@ -73,12 +73,12 @@ def test_no_faster_way_would_have_fitted(name: str) -> None:
 
 def test_the_line_says_what_was_chosen_what_it_needs_and_what_a_faster_way_would_need() -> None:
     assert str(fit("klein-9b", 24)) == (
-        "Memory: the text encoders leave cuda:0 before denoising (needs 20.6 GB of the 24.7 GB that are "
+        "Memory: the text encoders leave cuda:0 before denoising (needs 20.6 GB of the 24.7 GB that is "
         "free; the whole model at once would need 36.9 GB)."
     )
-    assert str(fit("dev", 48)) == "Memory: the whole model is on cuda:0 (needs 36.0 GB of the 50.5 GB that are free)."
+    assert str(fit("dev", 48)) == "Memory: the whole model is on cuda:0 (needs 36.0 GB of the 50.5 GB that is free)."
     assert str(fit("dev", 24)) == (
-        "Memory: each part of the model is on cuda:0 only while it runs (needs 24.6 GB of the 24.7 GB that are "
+        "Memory: each part of the model is on cuda:0 only while it runs (needs 24.6 GB of the 24.7 GB that is "
         "free; keeping the transformer there would need 26.2 GB)."
     )
 
@@ -99,13 +99,13 @@ def test_main_memory_is_mentioned_if_it_does_not_suffice_for_what_is_not_on_the_
     assert "main memory" not in str(fit("dev", 12, host=64 * 10**9))
     assert "main memory" not in str(fit("dev", 48, host=10**9))
     line = str(fit("dev", 12, host=16 * 10**9))
-    assert "needs 33.7 GB of main memory, but only 16.0 GB are free" in line
+    assert "needs 33.7 GB of main memory, but only 16.0 GB is free" in line
 
 
 def test_quantization_is_offered_where_the_transformer_could_then_stay_and_never_chosen() -> None:
     assert fit("dev", 16, quantizable=True).quantized is not None
     line = str(fit("dev", 16, quantizable=True))
-    assert "one block at a time" in line and "--quantize int8" in line and "the picture changes a little" in line
+    assert "one block at a time" in line and "--quantize int8" in line and "the result changes a little" in line
     assert "--quantize nf4" in str(fit("dev", 12, quantizable=True))
     assert "--quantize int8 --quantize-text int8" in str(fit("klein-9b", 13, quantizable=True))
     assert "--quantize nf4 --quantize-text nf4" in str(fit("klein-9b", 12, quantizable=True))
@@ -164,7 +164,7 @@ def test_a_cpu_is_mentioned_only_if_its_memory_does_not_suffice() -> None:
     assert needed == footprint(parts, work)["none"]
     assert host_line(needed, work, Available("cpu", 128 * 10**9)) is None
     line = host_line(needed, work, Available("cpu", 16 * 10**9))
-    assert line is not None and "of main memory, more than the 16.0 GB that are free" in line and "--dtype bf16" in line
+    assert line is not None and "of main memory, more than the 16.0 GB that is free" in line and "--dtype bf16" in line
 
 
 def test_a_cpu_needs_less_once_the_model_is_quantized_and_room_for_each_part_before() -> None:

@@ -114,7 +114,7 @@ def test_what_the_cache_keeps_in_main_memory_has_to_fit_there(
     place(pipe, LoadOptions(offload="none"), CUDA, work, lines.append)
     needed = f"{2 * 10**5 * pipe.transformer.inner_dim * WORK.value / 1e6:.0f}"
     line = (
-        f"Memory: the cache needs {needed} MB of main memory with --cache-memory cpu, but only 1 MB are free; it will "
+        f"Memory: the cache needs {needed} MB of main memory with --cache-memory cpu, but only 1 MB is free; it will "
         "probably run out. Use --cache-memory fp8, or leave out --cache-memory."
     )
     assert lines == [line] * said
@@ -150,7 +150,7 @@ def test_a_cpu_is_only_mentioned_if_main_memory_does_not_suffice(
     monkeypatch.setattr(placing, "free_host_memory", lambda: free)
     lines: list[str] = []
     check_host_memory(resolve(str(tmp_path)), AUTO, torch.float32, MEGAPIXEL, lines.append)
-    assert len(lines) == said and all("main memory, more than the 1 MB that are free" in line for line in lines)
+    assert len(lines) == said and all("main memory, more than the 1 MB that is free" in line for line in lines)
     lines.clear()
     check_host_memory(resolve("tiny"), AUTO, torch.float32, MEGAPIXEL, lines.append)
     check_host_memory(resolve(str(tmp_path)), LoadOptions(memory="none"), torch.float32, MEGAPIXEL, lines.append)

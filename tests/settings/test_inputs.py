@@ -220,7 +220,7 @@ def test_replay_asks_for_a_file_that_it_knows_but_cannot_read(recorded: Path, er
 
     rule = replace(RULE, known=lambda name: Path(name), hashed=refuse)
     with pytest.raises(MetadataError, match=r"'c\.safetensors' .*; give the file again with --lora"):
-        rule.again("--lora", read_metadata(recorded).settings.lora, None)
+        rule.again("--lora", read_metadata(recorded).settings.lora, None, "picture")
 
 
 def test_replay_with_another_file_or_without_any_replaces_the_pictures(recorded: Path) -> None:

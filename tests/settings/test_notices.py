@@ -28,7 +28,14 @@ def test_a_tolerance_within_its_range_is_not_remarked_on(tolerance: float) -> No
 def test_a_tolerance_beyond_its_range_is(tolerance: float) -> None:
     (line,) = notices(tolerance=tolerance)
     assert line.startswith(f"A tolerance of {tolerance:g} is outside the useful range, 0.001 to 0.03;")
-    assert "fewer --steps" in line
+    assert "fewer --steps" in line and "expect a different picture." in line
+    (line,) = notices(tolerance=tolerance, model="tiny-video")
+    assert "expect a different video." in line
+
+
+def test_one_step_is_singular() -> None:
+    (line,) = notices(preset="fast", steps=1)
+    assert line.startswith("With 1 step the preset 'fast' skips few or none")
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_a_size_beyond_the_training_is_told(size: str, remarked: int) -> None:
 def test_the_bundled_video_model_says_what_it_was_not_trained_with() -> None:
     known = vocabulary(resolve("tiny-video"))
     assert known is not None and len(known.things) == 30
-    for names, motion in zip(known.things, known.layouts * 5, strict=False):
+    for names, motion in zip(known.things, known.motions * 5, strict=False):
         assert lines(f"a {names[0]} {motion[2:]} on a blue background", "tiny-video") == []
     assert lines("a cat moves left", "tiny-video") == []
     assert lines("a wolf moves left", "tiny-video", size="96x64", frames=13) == [

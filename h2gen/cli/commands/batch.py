@@ -9,7 +9,7 @@ import typer
 
 from h2gen.cli import options
 from h2gen.settings.table import BATCH
-from h2gen.wording import printable
+from h2gen.wording import plural, printable
 
 if TYPE_CHECKING:
     from h2gen.batches.api import PreparedBatch
@@ -112,6 +112,6 @@ def _show(prepared: PreparedBatch, as_json: bool) -> None:
             print(json.dumps({"id": planned.id, "source": job.source, **place, "settings": settings.to_json()}))
         else:
             state = "to make" if path is None else "exists"
-            size = f"{settings.width}x{settings.height}, {settings.steps} steps"
+            size = f"{settings.width}x{settings.height}, {plural(settings.steps, 'step')}"
             text = f"{state:7}  {planned.name}  seed {settings.seed}, {size}  {printable(settings.title)}"
             lines.print(Text(text, no_wrap=True, overflow="ellipsis"), soft_wrap=not lines.is_terminal)

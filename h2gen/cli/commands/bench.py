@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from h2gen.cli import options
 from h2gen.cli.options import MEASURING, option
 from h2gen.errors import SettingError
-from h2gen.wording import printable
+from h2gen.wording import plural, printable
 
 if TYPE_CHECKING:
     from h2gen.evaluation.bench import BenchReport
@@ -164,8 +164,7 @@ def _print_ways(name: str, compared: WaysReport) -> None:
     from h2gen.evaluation.ways import MEANINGFUL
 
     out = stdout()
-    steps = "1 step" if compared.rounds == 1 else f"{compared.rounds} steps"
-    out.print(f"{_subject(name, compared)}; {steps} of each, in turn")
+    out.print(f"{_subject(name, compared)}; {plural(compared.rounds, 'step')} of each, in turn")
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     table.add_column("full step")
     for title in ("ms", "of plain", "95 % interval", "output differs", "first step"):
@@ -190,7 +189,9 @@ def _print_report(name: str, measured: BenchReport) -> None:
     from h2gen.cli.console import stdout
 
     out = stdout()
-    out.print(f"{_subject(name, measured)}; medians of {measured.repeats} runs of {measured.steps} steps")
+    runs = plural(measured.repeats, "run")
+    medians = runs if measured.repeats == 1 else f"medians of {runs}"
+    out.print(f"{_subject(name, measured)}; {medians} of {measured.steps} steps")
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     table.add_column("step")
     for title in ("ms", "of uncached"):

@@ -76,7 +76,7 @@ def _run(state: ShellState, renderer: Renderer, console: Console, shown: set[str
             complain(str(error))
             succeeded = False
         except KeyboardInterrupt:
-            complain("Stopped; no picture was saved.")
+            complain("Stopped; nothing was saved.")
     return succeeded or sys.stdin.isatty()  # a user at the terminal has read the errors
 
 

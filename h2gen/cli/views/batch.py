@@ -55,8 +55,9 @@ class BatchView(View, BatchObserver):
             left = f"making the other {tally.left}" if tally.left else "--redo makes them again"
             say(self._console, f"{tally.skipped} of {tally.jobs} {tally.noun}s already exist: {left}.", "dim")
         if duplicates:
-            text = f"{duplicates} {tally.noun}s are duplicates of others in this run; each is made once."
-            say(self._console, text, "dim")
+            one = f"1 {tally.noun} is a duplicate of another in this run; it is made once."
+            several = f"{duplicates} {tally.noun}s are duplicates of others in this run; each is made once."
+            say(self._console, one if duplicates == 1 else several, "dim")
         if tally.left:
             self.start()
 

@@ -216,6 +216,7 @@ def _about_vocabulary(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     others = [f"{other} ({names[0]})" for names in known["things"] for other in names[1:]]
     if others:
         yield "also called", ", ".join(others)
-    for title in ("colours", "sizes", "numbers", "layouts", "styles", "backgrounds"):
+    for title in ("colours", "sizes", "numbers", "layouts", "motions", "styles", "backgrounds"):
         if known[title]:
-            yield title, ("; " if title == "styles" else ", ").join(known[title])
+            phrases = ["A alone (stays still)" if phrase == "A" else phrase for phrase in known[title]]
+            yield title, ("; " if title == "styles" else ", ").join(phrases)

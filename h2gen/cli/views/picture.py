@@ -20,7 +20,7 @@ from h2gen.generation.interrupt import stop_on_ctrl_c
 from h2gen.generation.render import Renderer, RenderObserver, SavedPicture, StepCallback
 from h2gen.models.choices import SOLVERS
 from h2gen.output.metadata_rows import peak_text
-from h2gen.wording import printable
+from h2gen.wording import plural, printable
 
 if TYPE_CHECKING:
     from h2gen.generation.preview import Preview
@@ -165,7 +165,8 @@ def _facts(renderer: Renderer, together: Sequence[Settings]) -> str:
     device = made_with["device"]
     if "devices" in made_with:  # of which the session's own is the first
         device = f"{made_with['devices']}x {device.split(':')[0]}"
+    steps = plural(settings.steps, "step")
     return (
-        f"{made_with['model']} · {settings.width}x{settings.height}{frames} · {settings.steps} steps{solver} · "
+        f"{made_with['model']} · {settings.width}x{settings.height}{frames} · {steps}{solver} · "
         f"seed {seeds} · {guidance} · {cache} · {device} {made_with['dtype']}"
     )

@@ -16,7 +16,7 @@ from h2gen.cli.views.evaluation import EvaluationView
 from h2gen.cli.views.view import clock, columns, progress
 from h2gen.evaluation.number_format import percent
 from h2gen.evaluation.tune.options import TuneObserver
-from h2gen.wording import below_one, printable
+from h2gen.wording import below_one, plural, printable
 
 if TYPE_CHECKING:
     from h2gen.evaluation.methods import Method
@@ -79,7 +79,7 @@ class TuneView(EvaluationView, TuneObserver):
     def _before(self, width: int) -> list[RenderableType]:
         each = (time.perf_counter() - self._began) / max(1, self._made)
         left = f"at most {clock(each * max(0, self._expected - self._made))} left" if self._made else ""
-        bar = progress(self._made, self._expected, f"{self._made} {self._noun}s", left, width)
+        bar = progress(self._made, self._expected, plural(self._made, self._noun), left, width)
         table = columns(("budget", "right"), ("blocks", "right"), ("1 - SSIM", "right"), ("best so far", "left"))
         for budget in self._budgets:
             if budget in self._best:

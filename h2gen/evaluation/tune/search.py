@@ -38,6 +38,7 @@ from h2gen.models.choices import SOLVERS, TRIED_SOLVERS, evaluations
 from h2gen.settings.profiles import sort_of
 from h2gen.settings.table import SORTS
 from h2gen.settings.values import OFF, Settings
+from h2gen.wording import plural
 
 LEFT_TO_TOLERANCE = 0.04
 """The share of the steps that a plan leaves to a tolerance."""
@@ -86,7 +87,7 @@ class TuneSearch:
 
     def candidates(self) -> list[Method]:
         """The best methods for each budget, which should be measured on other prompts."""
-        self._observer.began(f"Making {len(self._cases)} uncached {self._settings.noun}s")
+        self._observer.began(f"Making {plural(len(self._cases), f'uncached {self._settings.noun}')}")
         self._references = [self._reference(case) for case in range(len(self._cases))]
         planners = {solver: planner for solver in TRIED_SOLVERS for planner in self._planners(solver)}
         found: dict[str, Method] = {}
@@ -175,7 +176,7 @@ class TuneSearch:
             yield None
             return
         by = f"{SOLVERS[solver]}{' solver' if solver == 'own' else ''}"
-        self._observer.began(f"Recording {len(self._cases)} {self._settings.noun}s with {by}")
+        self._observer.began(f"Recording {plural(len(self._cases), self._settings.noun)} with {by}")
         try:
             runs = [self._recorded(solver, case) for case in range(len(self._cases))]
         except H2GenError as error:

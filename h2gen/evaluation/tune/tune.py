@@ -21,6 +21,7 @@ from h2gen.files import check_file, check_folder
 from h2gen.settings.profiles import Profile, file_name, read_profile, user_folder, write_profile
 from h2gen.settings.resolve import Request
 from h2gen.settings.speedup import command_for, profile_key_of
+from h2gen.wording import plural
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ def prepare_tuning(
     check_steps(request.checkpoint.name, request.settings.steps)
     if len(cases) < search + check:
         raise SettingError(
-            f"The files hold {len(cases)} prompts, but {search} to search on and {check} to check on are needed; give "
-            "more prompts, or a smaller --search and --check."
+            f"The files hold {plural(len(cases), 'prompt')}, but {search} to search on and {check} to check on are "
+            "needed; give more prompts, or a smaller --search and --check."
         )
     _check_files(options.profile)
     return PreparedTuning(request, cases[:search], cases[search:], options)
