@@ -25,8 +25,8 @@ is kept would grow with every pass."""
 
 
 _NEW_TENSORS = (
-    "H2-Cache: nothing is reused here, since a run is recognized by its tensors: make the text embeddings, img_ids and "
-    "txt_ids once, before the loop, and not at each step."
+    "H2-Cache: nothing is reused here, since a run is recognized by its tensors: make the condition (text embeddings, "
+    "img_ids, txt_ids) once, before the loop, and not at each step."
 )
 
 
@@ -185,7 +185,7 @@ class Tracker:
                 self._warn(
                     f"H2-Cache: {name} has no effect {where}{also}: the remaining steps are unknown. They are read "
                     "from the scheduler of the diffusers pipeline that runs the transformer, or of a loop that calls "
-                    "its step(); or give schedule=."
+                    "its step(); or give schedule=, up to the time after the last step."
                 )
 
 

@@ -169,9 +169,11 @@ class OtherModel(Family):
 
     def _missing(self, name: str, arguments: Mapping[str, Any]) -> NoReturn:
         given = ", ".join(arguments) or "nothing"
+        called = getattr(self._stages, name)
+        without = f", without {called!r}" if called and called not in arguments else ""
         raise CacheError(
-            f"h2gen cannot tell which argument of {self._model} holds the {name}; it was called with {given}. Name the "
-            f"argument: Stages({name}=...)."
+            f"h2gen cannot tell which argument of {self._model} holds the {name}; it was called with {given}{without}. "
+            f"Name the argument: Stages({name}=...)."
         )
 
     def can_split(self, arguments: Mapping[str, Any]) -> bool:

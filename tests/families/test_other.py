@@ -409,7 +409,7 @@ def used(stages: Any, target: Any = None, draw: Callable[[Any], Any] = draw_flux
         ({"stages": lambda m: stages_of(m, image_first=False)}, "blocks that return the same shapes"),
         (
             {"stages": lambda m: stages_of(m, time="sigmas")},
-            r"holds the time; .* Name the argument: Stages\(time",
+            r"holds the time; .*, without 'sigmas'\. Name the argument: Stages\(time",
         ),
         ({"stages": lambda m: stages_of(m, condition="text")}, r"holds the condition; it was called with .*img_ids"),
         ({"stages": stages_of, "plan": "F" * 7, "schedule": TIMES}, "plan is for 7 steps, and this run has 8"),
