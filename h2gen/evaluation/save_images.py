@@ -51,7 +51,7 @@ def save_images(comparison: Comparison, images: Mapping[str, Shown], folder: Pat
     yield keep(data, folder, f"{stem}-compare", format)
     steps = chosen.samples[0].trace
     if steps:
-        chart = decisions_chart(steps, cache_of(chosen), width=720.0)
+        chart = decisions_chart(steps, cache_of(chosen), width=720.0, noun=comparison.noun)
         yield keep(chart.encode(), folder, f"{stem}-decisions", "svg")
     metric = comparison.fidelity_metric
     if metric is not None and len(comparison.methods) > _FEW:

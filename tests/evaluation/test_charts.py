@@ -77,6 +77,8 @@ def test_a_tolerances_chart_shows_the_error_that_was_held_against_it() -> None:
     svg = decisions_chart(steps, CacheConfig(0, 0, tolerance=0.002))
     assert decisions_chart(steps, CacheConfig(0, 0, plan="FFSSSF", tolerance=0.002)) == svg
     assert "error if skipped, tolerance 0.002" in svg and "error of the picture if the step is skipped" in svg
+    of_video = decisions_chart(steps, CacheConfig(0, 0, tolerance=0.002), noun="video")
+    assert "error of the video if the step is skipped" in of_video
     assert path(svg, "structure dots").count("M") == 3 and len(drawn(svg, "tau")) == 1
     assert "step 5: full, 12 of 12 blocks, error if skipped 0.0031" in svg
 

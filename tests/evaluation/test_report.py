@@ -219,7 +219,9 @@ def test_large_pictures_are_made_smaller_and_the_page_says_so() -> None:
     assert "768×480" in text
     assert "the originals are 1024×640" in text
     small = comparison(2, 1)
-    assert "Shown as made" in Parsed(page(small, pictures(small))).text
+    text = " ".join(Parsed(page(small, pictures(small))).text.split())
+    assert "Shown as made" in text
+    assert f"Original files: uncached , {small.method(small.chosen).label} ." in text
 
 
 def test_many_pictures_are_made_smaller_than_few() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from h2gen.evaluation.contact_sheet import contact_sheet
 from h2gen.evaluation.report import write_report
-from h2gen.evaluation.report.embed import PIXELS, SHEET, Sheet
+from h2gen.evaluation.report.embed import PIXELS, SHEET, Embedded, Sheet
+from h2gen.evaluation.report.page import page
 from h2gen.evaluation.results import Comparison
 from h2gen.evaluation.save_images import save_images
 from h2gen.evaluation.videos import Video, webp_video
@@ -97,6 +101,34 @@ def test_the_videos_lie_beside_the_page_and_it_speaks_of_videos(report: Path) ->
     assert "2 videos per method" in text and "5 frames" in text and "picture" not in text.replace(found.notices[0], "")
 
 
+def test_the_chart_of_a_videos_steps_speaks_of_a_video() -> None:
+    found, videos = compared()
+    tolerance = {"tau1": 0.0, "tau2": 0.0, "tolerance": 0.002}
+    with_tolerance = [replace(method, detail=tolerance) if method.kind == "h2" else method for method in found.methods]
+    html = page(replace(found, methods=tuple(with_tolerance)), videos)
+    assert "error of the video if the step is skipped" in html and "error of the picture" not in html
+
+
+@pytest.mark.parametrize(
+    ("size", "frames", "words"),
+    [
+        ((64, 64), 9, "Shown as made, enlarged to fit."),
+        ((112, 112), 5, "Slightly compressed."),  # the sheet of all frames has room for a sixth
+    ],
+)
+def test_the_page_says_whether_a_video_is_shown_as_made(size: tuple[int, int], frames: int, words: str) -> None:
+    found = comparison(3, 1, size)
+    found = replace(found, settings={**found.settings, "frames": frames, "fps": 8.0})
+    assert words in test_report.Parsed(page(found, {})).text
+    sheet = Sheet.of(size, frames, 3)
+    noise = np.random.default_rng(0).integers(0, 256, (frames, size[1], size[0], 3), np.uint8)
+    embedded = Embedded(768, sheet)
+    embedded.add(Video(noise, 8.0))
+    with Image.open(io.BytesIO(base64.b64decode(embedded.uris[0].partition(",")[2]))) as read:
+        same = np.array_equal(np.asarray(read.convert("RGB")), np.asarray(sheet(Video(noise, 8.0))))
+    assert same == words.startswith("Shown as made")
+
+
 def test_frames_are_made_smaller_before_some_are_left_out() -> None:
     assert Sheet.of((64, 64), 9, 20) == Sheet((64, 64), 1, 9, 3)
     large = Sheet.of((1280, 720), 129, 4)
@@ -124,6 +156,7 @@ def test_both_show_the_same_frame_and_can_be_stopped(browser: Browser, report: P
         )
         assert pixel(tab, "before") == colour(0, number) and pixel(tab, "after") == colour(chosen, number)
         assert tab.locator("#frame-words").text_content() == f"frame {number + 1} of {FRAMES}"
+    assert tab.locator("#after-link").text_content() == compared()[0].methods[chosen].label
     assert tab.locator("#cases img").first.evaluate("image => image.naturalWidth") == 32
     tab.click("#play")
     wait_for_another_frame(tab, "4")

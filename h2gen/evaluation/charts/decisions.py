@@ -68,6 +68,7 @@ def decisions_chart(
     width: float = 520.0,
     standalone: bool = True,
     hover: bool = True,
+    noun: str = "picture",
 ) -> str:
     """Draw one image's steps as SVG.
 
@@ -83,6 +84,7 @@ def decisions_chart(
         width: pixels at which the chart will be shown (350 to 900); text keeps its size.
         standalone: with its own colours, for light and dark, and a background; otherwise the page holds ``STYLE``.
         hover: show each step's figures on hover.
+        noun: what was made: a picture or a video.
 
     Raises:
         ValueError: there are no steps.
@@ -103,7 +105,7 @@ def decisions_chart(
             top += 20
         measured = "change since the last computed step"
         if cache.tolerance and len(curves) == 1:
-            measured = "error of the picture if the step is skipped, in units of sigma times the velocity"
+            measured = f"error of the {noun} if the step is skipped, in units of sigma times the velocity"
         parts.append(f'<text class="muted" x="4" y="{n(top + 12)}">{measured}</text>')
         labels = plain(ticks(0, high, 5))
         left = 14 + 7.5 * max(len(label) for label in labels)

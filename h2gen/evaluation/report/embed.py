@@ -63,11 +63,15 @@ class Sheet:
         shown = ceil(frames / every)
         return Sheet(small, every, shown, ceil(sqrt(shown)))
 
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Width and height of all frames together, in pixels."""
+        return self.columns * self.size[0], ceil(self.frames / self.columns) * self.size[1]
+
     def __call__(self, video: Video) -> Image.Image:
         """The image of all frames, row by row."""
         width, height = self.size
-        rows = ceil(self.frames / self.columns)
-        image = Image.new("RGB", (self.columns * width, rows * height))
+        image = Image.new("RGB", self.whole)
         for number, frame in enumerate(islice(video.pictures, None, None, self.every)):
             at = width * (number % self.columns), height * (number // self.columns)
             image.paste(frame if frame.size == self.size else frame.resize(self.size, Image.Resampling.LANCZOS), at)

@@ -74,7 +74,7 @@
     $("prompt").textContent = prompt;
     $("prompt").title = prompt;
     $("seed").textContent = `seed ${seed}`;
-    $("after-label").textContent = method.label;
+    $("after-label").textContent = $("after-link").textContent = method.label;
     const words = (made) => (made ? made.figures.slice(0, 2).map(([name, value]) => (name === "Time" ? value : `${value} of the blocks`)).join(", ") : "");
     $("before-words").textContent = words(before);
     $("after-words").textContent = words(after);

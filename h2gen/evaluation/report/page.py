@@ -86,7 +86,8 @@ class _Shown:
         self.embedded = Embedded(side, self.sheet)
         self.size = fitted(whole, side) if self.sheet is None else self.sheet.size
         self.smaller = self.size != whole
-        self.lossless = not self.smaller and self.width * self.height * max(1, self.frames) <= LOSSLESS
+        embedded = whole if self.sheet is None else self.sheet.whole
+        self.lossless = not self.smaller and embedded[0] * embedded[1] <= LOSSLESS
         self._thumbnails: dict[int, int] = {}
         self._charts: list[tuple[str, str]] = []
         methods = [self._method(comparison, method) for method in comparison.methods]
@@ -156,7 +157,7 @@ class _Shown:
             "path": path,
             "figures": figures,
             "identical": sample.identical and method.kind != "reference",
-            "chart": self._decisions(method, sample),
+            "chart": self._decisions(comparison, method, sample),
         }
 
     def _open(self, method: MethodResult, sample: Sample) -> Shown | None:
@@ -170,13 +171,13 @@ class _Shown:
         with Image.open(path) as picture:
             return picture.convert("RGB")
 
-    def _decisions(self, method: MethodResult, sample: Sample) -> int:
+    def _decisions(self, comparison: Comparison, method: MethodResult, sample: Sample) -> int:
         """The index of the sample's chart of decisions; -1 if it has none."""
         if not sample.trace:
             return -1
-        cache = cache_of(method)
-        wide = decisions_chart(sample.trace, cache, width=_WIDE, standalone=False)
-        narrow = decisions_chart(sample.trace, cache, width=_NARROW, standalone=False, hover=False)
+        given: dict[str, Any] = {"standalone": False, "noun": comparison.noun}
+        wide = decisions_chart(sample.trace, cache_of(method), width=_WIDE, **given)
+        narrow = decisions_chart(sample.trace, cache_of(method), width=_NARROW, hover=False, **given)
         self._charts.append((wide, narrow))
         return len(self._charts) - 1
 
