@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,14 @@ class Effort:
         }
 
 
-def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
+def effort(methods: MethodOptions, prompts: int, key: ProfileKey, changing: Mapping[str, str] | None = None) -> Effort:
     """Estimate the length of a comparison.
 
     Args:
         methods: what is compared; without budgets and further methods.
         prompts: number of prompts.
         key: of a profile for these pictures; its ``content_hash`` is ignored.
+        changing: what the model is loaded with, as ``LoadOptions.changing``.
     """
     caches, counts, peers = len(methods.caches), len(methods.fewer), len(methods.peers)
     beside = caches * (1 + 2 * methods.baselines + peers)  # each number of steps runs with two solvers
@@ -85,7 +86,7 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey) -> Effort:
     warm = (2 + 2 * (caches + counts)) / key.steps + _HALF * caches
     search = sum(_search(peer, caches, prompts) for peer in methods.peers)
     truth = methods.truth * TRUTH_STEPS / key.steps
-    known = timed_before(key)
+    known = timed_before(key, changing)
     return Effort(
         methods=timed + methods.truth,
         prompts=prompts,
@@ -115,23 +116,24 @@ def _bounds(repeat: int | None) -> Sequence[int]:
     return (LEAST, MOST) if repeat is None else (repeat, repeat)
 
 
-def timed_before(key: ProfileKey) -> tuple[float, Profile] | None:
+def timed_before(key: ProfileKey, changing: Mapping[str, str] | None = None) -> tuple[float, Profile] | None:
     """Seconds per uncached picture, and the profile that records them; None if there is no profile of such pictures.
 
     Every step takes the same time, so a profile for another number of steps is scaled; the nearest number is taken.
 
     Args:
         key: its ``content_hash`` is ignored.
+        changing: what the model is loaded with, as ``LoadOptions.changing``; other weights take another time.
     """
     known: list[tuple[float, Profile]] = []
     for profile in list_profiles([]):
-        alike = _of(profile.key) == _of(key)
+        alike = _of(profile.key) == _of(key) and profile.changing == (changing or {})
         once = profile.measured.get("seconds_uncached")
-        if alike and profile.key.guidance_mode == key.guidance_mode and isinstance(once, (int, float)) and once > 0:
+        if alike and isinstance(once, (int, float)) and once > 0:
             known.append((once / profile.key.steps * key.steps, profile))
     return min(known, key=lambda found: abs(found[1].key.steps - key.steps), default=None)
 
 
-def _of(key: ProfileKey) -> tuple[str, int, int, int]:
+def _of(key: ProfileKey) -> tuple[str, int, int, int, str]:
     """What decides how long a step takes."""
-    return key.model, key.width, key.height, key.frames
+    return key.model, key.width, key.height, key.frames, key.guidance_mode

@@ -245,7 +245,7 @@ class PreparedFrontier:
         """The length of the measurement if nothing were in the log yet."""
         settings, groups = self.request.settings, groups_of(self._options.only)
         found = estimate(groups, self.budgets, self._peers, len(self.cases), settings.steps)
-        return found.expecting(profile_key_of(self.request.checkpoint, settings))
+        return found.expecting(profile_key_of(self.request.checkpoint, settings), self.request.load.changing)
 
     def run(self, observer: FrontierObserver | None = None) -> Frontier:
         """Measure, and write the report if one was asked for.

@@ -62,7 +62,7 @@ def estimate(options: TuneOptions, key: ProfileKey, changing: Mapping[str, str] 
         key: what the profile is for; its ``content_hash`` is ignored.
         changing: what the model is loaded with, as ``LoadOptions.changing``.
     """
-    known = timed_before(key)
+    known = timed_before(key, changing)
     folder = user_folder()
     named = replace(key, content_hash="*")
     return TuneEstimate(

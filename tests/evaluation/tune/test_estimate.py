@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 
 from h2gen.cache import CacheConfig
+from h2gen.evaluation.compare import prepare_comparison
+from h2gen.evaluation.effort import timed_before
+from h2gen.evaluation.frontier import prepare_frontier
 from h2gen.evaluation.number_format import duration
 from h2gen.evaluation.tune.estimate import estimate
 from h2gen.evaluation.tune.options import TuneOptions
 from h2gen.evaluation.tune.tune import prepare_tuning
-from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey, user_folder
+from h2gen.settings.profiles import Choice, Figures, Profile, ProfileKey, user_folder, write_profile
 from h2gen.settings.profiles.find import PICTURES
 
+INT8 = {"quantize": "int8"}
 TINY = ProfileKey("tiny", "", 28, 128, 128, "true")
 
 
@@ -38,6 +42,24 @@ def test_time_is_told_where_a_picture_of_the_model_was_timed_before() -> None:
     unknown = estimate(TuneOptions(), replace(TINY, model="dev"))
     assert unknown.seconds is None and "at most" not in str(unknown).partition("uncached ones")[2]
     assert str(unknown).startswith("At most 3700 pictures, which take as long as 1144 uncached ones. The profile goes")
+
+
+def test_time_is_not_taken_from_a_profile_of_other_weights() -> None:
+    known = timed_before(TINY)
+    assert known is not None
+    for other in (INT8, {"quantize_text": "int8"}):
+        assert timed_before(TINY, other) is None and estimate(TuneOptions(), TINY, other).seconds is None
+    measured = {**known[1].measured, "seconds_uncached": 99.0, **INT8}
+    write_profile(replace(known[1], path=user_folder() / "eight.toml", measured=measured))
+    assert timed_before(TINY) == known
+    assert "as measured for the profile 'eight.toml'" in str(estimate(TuneOptions(), TINY, INT8))
+
+
+def test_comparing_and_ranking_take_no_time_from_it_either() -> None:
+    for options in ({}, INT8):
+        compared = prepare_comparison("a cat", **options).effort
+        ranked = prepare_frontier(**options).estimate
+        assert (compared.seconds is None) == (ranked.seconds is None) == bool(options)
 
 
 def test_the_profiles_place_is_told_before_its_models_hash_is_known() -> None:
