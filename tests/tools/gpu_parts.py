@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,18 @@ def dies(_small: bool, report: Report) -> None:
     os._exit(3)
 
 
+def is_killed(_small: bool, report: Report) -> None:
+    report("before", 3)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fails_here_and_there(_small: bool, report: Report) -> None:
+    with report.attempt("first"):
+        raise ValueError("no such kernel")
+    report("after", 3)
+
+
 def works(_small: bool, report: Report) -> None:
     report("share", 0.002, "%", most=0.003)
     report("speed-up", 0.9, "x", least=0.97)
+    report("slow", 2.0, "s", most=1, timed=True)

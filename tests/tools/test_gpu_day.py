@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tools import gpu_day
-from tools.gpu.process import Part
+from tools.gpu.process import Part, Result, run
 
 pytestmark = pytest.mark.posix
 ROOT = Path(gpu_day.__file__).resolve().parents[1]
@@ -83,27 +83,95 @@ OTHERS = ("FirstBlockCache, its check and the plan's decision", "cache-dit, stat
 @pytest.mark.skipif(torch.cuda.is_available(), reason="counts the tests that are skipped without a GPU")
 def test_the_tests_for_gpus_are_found_and_run(tmp_path: Path) -> None:
     assert gpu_day.measure(unhurried(["tests"]), tmp_path, small=True, total=3600) == 0
+    assert "no aims judged" in (tmp_path / "results.md").read_text()
     found = figures(tmp_path, "tests")
+    assert found["failed"]["value"] == "nothing ran: all tests were skipped"
     assert found["files"]["value"] >= 3
     assert found["tests"]["value"] == found["skipped"]["value"] >= 12
 
 
 @pytest.mark.slow
 def test_parts_that_go_wrong_keep_their_figures_and_stop_no_other(tmp_path: Path) -> None:
-    parts = [part("fails"), part("dies"), part("hangs", limit=4), part("works")]
+    names = ("fails", "dies", "is_killed", "fails_here_and_there", "no_such_part", "hangs", "works")
+    parts = [part(name, limit=4 if name == "hangs" else 600) for name in names]
     assert gpu_day.measure(parts, tmp_path, small=True, total=3600) == 1
     found = results(tmp_path)
-    assert [found[each.name]["status"] for each in parts] == ["failed", "failed", "killed", "done"]
-    assert all(found[name]["figures"][0]["name"] == "before" for name in ("fails", "dies", "hangs"))
+    assert [found[each.name]["status"] for each in parts] == [*["failed"] * 5, "killed", "done"]
+    assert all(found[name]["figures"][0]["name"] == "before" for name in ("fails", "dies", "is_killed", "hangs"))
     assert found["fails"]["error"][-1] == "ValueError: no such kernel"
     assert found["dies"]["error"][-2:] == ["about to die", "The process ended with status 3."]
+    assert found["is_killed"]["error"][-1] == "The process was ended by signal 9 (Killed)."
+    first, after = found["fails_here_and_there"]["figures"]
+    assert first["value"] == "failed: ValueError: no such kernel" and after["name"] == "after"
+    assert found["fails_here_and_there"]["error"] == ["Failed: first. See log.txt."]
+    assert "no_such_part" in found["no_such_part"]["error"][-1]
     assert found["hangs"]["error"][-2:] == ["waiting for what never comes", "Killed at its limit of 4 s."]
     assert not runs(figures(tmp_path, "hangs")["child"]["value"])
     text = (tmp_path / "results.md").read_text()
-    assert "2 of 3 aims met" in text
+    assert "2 of 3 aims met; not done: fails (failed), dies (failed), " in text
     assert "| share | 0.2 % |  | at most 0.3 % | met |" in text
     assert "| speed-up | 0.9 x |  | at least 0.97 x | missed |" in text
+    assert "| slow | 2 s |  | at most 1 s | not judged |" in text
     assert "## hangs (killed at its limit)" in text
+
+
+def test_a_part_is_redone_among_the_results_of_the_others(tmp_path: Path) -> None:
+    gpu_day.measure([part("fails"), part("works")], tmp_path, small=True, total=3600)
+    kept = results(tmp_path)["works"]
+    again = replace(part("fails"), function=part("works").function)
+    assert gpu_day.measure([again], tmp_path, True, 3600, gpu_day.earlier(tmp_path, small=True)) == 0
+    found = results(tmp_path)
+    assert list(found) == ["fails", "works"] and found["works"] == kept
+    assert found["fails"]["status"] == "done"
+    assert "not done" not in (tmp_path / "results.md").read_text()
+
+
+def command(folder: Path, parts: str, **packages: str) -> subprocess.CompletedProcess[str]:
+    """Run the command on the CPU, where packages do this when they are imported."""
+    for name, line in packages.items():
+        package = folder / "packages" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(line)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools" / "gpu_day.py"), str(folder), "--small", "--parts", parts],
+        env={**os.environ, "PYTHONPATH": f"{folder / 'packages'}:{ROOT}"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_broken_package_fails_what_needs_it_and_nothing_else(tmp_path: Path) -> None:
+    broken = "raise ImportError('undefined symbol')"
+    done = command(tmp_path, "fp8,others", torchao=broken, cache_dit=broken)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert results(tmp_path)["fp8"]["error"][-1] == "ImportError: undefined symbol"
+    others = figures(tmp_path, "others")
+    assert others[f"ultra: {OTHERS[0]}: ideal, from the blocks that run"]["value"] == 8 / 6
+    assert others[f"ultra: {OTHERS[1]}"]["value"] == "failed: ImportError: undefined symbol"
+
+
+def test_a_process_that_does_not_start_does_not_keep_the_next_part_from_it(tmp_path: Path) -> None:
+    done = command(tmp_path, "eager,known", torch="import os; os._exit(3)")
+    assert done.returncode == 1, done.stderr
+    assert [each["status"] for each in results(tmp_path).values()] == ["failed", "failed"]
+    assert results(tmp_path)["known"]["error"][-1].startswith("The process did not start: ")
+
+
+@pytest.mark.parametrize(
+    "name, status, error",
+    [
+        ("works", "done", ""),
+        ("is_killed", "failed", "The process was ended by signal 9 (Killed)."),
+        ("no_such_part", "failed", "no_such_part"),
+    ],
+)
+def test_on_a_gpu_too_a_part_may_go_wrong(name: str, status: str, error: str, tmp_path: Path) -> None:
+    """There, processes are started in another way."""
+    written: list[Result] = []
+    result = run(part(name), small=False, limit=600, log=tmp_path / "log.txt", changed=written.append)
+    assert written[0] is result and result.status == status
+    assert (error in result.error[-1]) if error else not result.error
 
 
 def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path: Path) -> None:
@@ -119,7 +187,10 @@ def test_all_parts_together_take_less_than_eight_minutes() -> None:
     "arguments, line",
     [
         (["--small", "--parts", "eager,warp"], "There is no part 'warp'; choose from eager, compiled"),
-        (["--small"], "holds results already; give another folder."),
+        (["--small"], "holds results already; give another folder, or --parts NAMES to redo some."),
+        (["--small", "--parts", "eager"], "holds results already, of device X, not CPU, a tiny model"),
+        (["--small", "--parts", "known"], "is not a file of this command; give another folder."),
+        (["--small", "--parts", "others"], "cannot hold the results (File exists); give another folder."),
         pytest.param(
             [],
             "No CUDA GPU here: this measures one. --small tests the command on the CPU.",
@@ -131,9 +202,12 @@ def test_what_cannot_be_run_is_one_line(
     arguments: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "out"
-    if "already" in line:
+    if "exists" in line:
+        folder.touch()
+    elif "of this command" in line or "already" in line:
         folder.mkdir()
-        (folder / "results.json").write_text("{}")
+        text = '{"machine": {"device": "X"}, "parts": []}' if "already" in line else "{}"
+        (folder / "results.json").write_text(text)
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(sys, "argv", ["gpu_day.py", str(folder), *arguments])
     with pytest.raises(SystemExit) as stopped:

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from h2gen.models import compiling
 from h2gen.models import quantize as quantizing
 from h2gen.models.load import quiet
 from h2gen.models.quantization import QUANTIZATIONS
 
+
+def _hide(package: str) -> Exception | None:
+    """Hide a package that cannot be imported: diffusers imports those that it finds, and would fail in every part.
+
+    Returns:
+        Why it cannot be imported.
+    """
+    try:
+        import_module(package)
+    except Exception as error:  # noqa: BLE001 - such as OSError for a library that is built for another CUDA
+        sys.modules[package] = None  # type: ignore[assignment] # Python's mark for "not there"
+        return error
+    return None
+
+
+logging.disable()  # what they lack themselves
+HIDDEN = {package: _hide(package) for package in ("torchao", "bitsandbytes", "torchvision")}
+logging.disable(logging.NOTSET)
+tqdm.set_lock(threading.RLock())  # its own lock, a semaphore, is left behind if a process is killed
 with quiet():  # it imports torchao, which tells the terminal what it lacks
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
@@ -152,6 +176,8 @@ def quantize(transformer: nn.Module, scale: Scale) -> str:
 
     float8 needs a GPU that has it; a CPU gets int8, both with activations quantized as they come.
     """
+    if (error := HIDDEN["torchao"]) is not None:
+        raise error
     name = "fp8-dynamic" if scale.cuda else "int8-dynamic"
     quantizing.quantize(transformer, QUANTIZATIONS[name], scale.device, blocks=True)
     transformer.to(scale.device)

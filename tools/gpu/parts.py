@@ -13,7 +13,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -55,8 +54,22 @@ CACHE_MEMORY = "FFFDFDFD"
 def eager(small: bool, report: Report) -> None:
     """All outcomes and plans, and a batch of 4."""
     call = _ready(scale_of(small), report)
-    measure_outcomes(call, report)
-    measure_plans(call, report, PLANS)
+    full = measure_outcomes(call, report)
+    with report.attempt("plans"):
+        measure_plans(call, report, PLANS)
+    with report.attempt("batch of 4"):
+        _measure_batch(call, report)
+    _report_memory(report, call.scale)
+    for how in ("device", "cpu", "fp8"):  # the detail is forecast from two values at every other step
+        with report.attempt(f"--cache-memory {how}"):
+            steps = steps_of(call, planned(call.pipe, CACHE_MEMORY, cache_memory=how), len(CACHE_MEMORY))
+            for letter in "FD":
+                each = [seconds for at, seconds in zip(CACHE_MEMORY, steps, strict=True) if at == letter][1:]
+                seconds, name = statistics.median(each), OUTCOMES[letter].format("forecast")
+                report(f"--cache-memory {how}: {name}", seconds, "s", share=seconds / full)
+
+
+def _measure_batch(call: Caller, report: Report) -> None:
     together = Caller(call.pipe, call.scale, pictures=4)
     plan = "FFFSSFSS"
     seconds_of(together, steps=2)
@@ -67,12 +80,6 @@ def eager(small: bool, report: Report) -> None:
     uncached = seconds_of(together, steps=len(plan))
     cached = seconds_of(together, planned(call.pipe, plan), len(plan))
     compare(report, f"batch of 4, plan {plan}", [uncached], [cached], plan.count("F") / len(plan))
-    _report_memory(report, call.scale)
-    for how in ("device", "cpu", "fp8"):  # the detail is forecast from two values at every other step
-        steps = steps_of(call, planned(call.pipe, CACHE_MEMORY, cache_memory=how), len(CACHE_MEMORY))
-        for letter in "FD":
-            each = [seconds for at, seconds in zip(CACHE_MEMORY, steps, strict=True) if at == letter][1:]
-            report(f"--cache-memory {how}: {OUTCOMES[letter].format('forecast')}", statistics.median(each), "s")
 
 
 def compiled(small: bool, report: Report) -> None:
@@ -88,7 +95,7 @@ def fp8(small: bool, report: Report) -> None:
     how = quantize(call.pipe.transformer, call.scale)
     wait(call.scale)
     report("quantized with --quantize", how)
-    report("seconds to quantize", time.perf_counter() - started, "s")
+    report("quantizing", time.perf_counter() - started, "s")
     _measure_compiled(call, report, goal=SECONDS)
 
 
@@ -101,7 +108,8 @@ def _measure_compiled(call: Caller, report: Report, goal: float | None = None) -
         report("compiling, and two steps", time.perf_counter() - started, "s")
         report("graphs", graphs())
     with counted_graphs() as graphs:
-        measure_plans(call, report, PLANS, goal)
+        with report.attempt("plans"):
+            measure_plans(call, report, PLANS, goal)
         measure_outcomes(call, report)
         report("graphs compiled again for the cache", graphs(), most=0)
     _report_memory(report, call.scale)
@@ -115,13 +123,15 @@ def known(small: bool, report: Report) -> None:
     _report_profile(report, "no cache", plain, None)
     profiles = {"no cache": plain}
     for letter, name in {"F": "full", "D": "detail forecast", "R": "both forecast", "S": "skipped"}.items():
-        cache = planned(call.pipe, "FF" + letter * (steps - 2))
-        profiles[name] = look_at(call, cache, first, last, steps)
-        _report_profile(report, name, profiles[name], plain)
-        place = first_wait(call, cache, first, last, steps)
-        report(f"{name}: a wait, by torch's debug mode", place or "none")
-    _report_profile(report, "with both checks", look_at(call, checking(call.pipe), first, last, steps), None)
-    for name in ("no cache", "skipped"):
+        with report.attempt(name):
+            cache = planned(call.pipe, "FF" + letter * (steps - 2))
+            profiles[name] = look_at(call, cache, first, last, steps)
+            _report_profile(report, name, profiles[name], plain)
+            place = first_wait(call, cache, first, last, steps)
+            report(f"{name}: a wait, by torch's debug mode", place or "none")
+    with report.attempt("with both checks"):
+        _report_profile(report, "with both checks", look_at(call, checking(call.pipe), first, last, steps), None)
+    for name in [name for name in ("no cache", "skipped") if name in profiles]:
         for kernel, share, runs in profiles[name].slowest(10 if name == "no cache" else 4):
             report(f"slowest, {name}: {kernel[:90]}", f"{share:.1%}, {runs:g} per step")
         span = profiles[name].span or 1.0
@@ -150,18 +160,16 @@ def others(small: bool, report: Report) -> None:
         "h2gen, skipped": lambda plan: planned(pipe, plan),
         "h2gen, both reused": lambda plan: planned(pipe, plan.replace("S", "R"), forecast=0),
         "FirstBlockCache, its check and the plan's decision": lambda plan: lambda: _first_block_cache(pipe, plan),
+        "cache-dit, static mask": lambda plan: lambda: _cache_dit(pipe, plan),
     }
-    if find_spec("cache_dit") is None:
-        report("cache-dit", "is not installed; pip install cache-dit")
-    else:
-        ways["cache-dit, static mask"] = lambda plan: lambda: _cache_dit(pipe, plan)
     for title, plan in {"fast": FAST[: call.scale.steps], "ultra": ULTRA[: call.scale.steps]}.items():
         with count_blocks(pipe.transformer):  # as below
             uncached = seconds_of(call)
         for name, way in ways.items():
-            with count_blocks(pipe.transformer) as count:
-                seconds = seconds_of(call, way(plan))
-            compare(report, f"{title}: {name}", [uncached], [seconds], count.share, aim=None)
+            with report.attempt(f"{title}: {name}"):
+                with count_blocks(pipe.transformer) as count:
+                    seconds = seconds_of(call, way(plan))
+                compare(report, f"{title}: {name}", [uncached], [seconds], count.share, aim=None)
 
 
 @contextmanager
@@ -220,26 +228,37 @@ def offload(small: bool, report: Report) -> None:
         "h2gen, nothing fetched ahead": partial(offload_groups, ahead=False),
         "diffusers": _offload_by_diffusers,
     }
+    base = None
     for name, place in ways.items():
-        pipe = make_pipeline(scale)
-        pipe.transformer.to("cpu")
-        started = time.perf_counter()
-        placed = place(pipe, scale.device)
-        report(f"{name}: seconds to prepare", time.perf_counter() - started, "s")
-        call = Caller(pipe, scale)
-        _reset_memory(scale)
-        full = steps_of(call, steps=3)[-1]  # diffusers looks at the first one for the order of the blocks
-        report(f"{name}: full step, no cache", full, "s")
-        if placed is not None:  # diffusers never fetches the block after one that is skipped
-            fetched, plan = placed.moves.fetched, "FFSDRF"
-            steps = steps_of(call, planned(pipe, plan), len(plan))
-            for letter, seconds in list(zip(plan, steps, strict=True))[2:]:
-                outcome = OUTCOMES[letter].format("forecast")
-                report(f"{name}, in a plan: {outcome}", seconds, "s", share=seconds / full)
-            report(f"{name}: blocks fetched by the plan {plan}", placed.moves.fetched - fetched)
-        _report_memory(report, scale, name)
-        del pipe, call, placed
+        with report.attempt(name):
+            full = _measure_offload(name, place, scale, report, base)
+            base = base or full
         gc.collect()
+
+
+def _measure_offload(
+    name: str, place: Callable[[Any, torch.device], Any], scale: Scale, report: Report, base: float | None
+) -> float:
+    """Report one way. Returns the seconds of its full step, of which figures are shares if ``base`` is None."""
+    pipe = make_pipeline(scale)
+    pipe.transformer.to("cpu")
+    started = time.perf_counter()
+    placed = place(pipe, scale.device)
+    report(f"{name}: preparing", time.perf_counter() - started, "s")
+    call = Caller(pipe, scale)
+    _reset_memory(scale)
+    full = steps_of(call, steps=3)[-1]  # diffusers looks at the first one for the order of the blocks
+    base = base or full
+    report(f"{name}: full step, no cache", full, "s", share=full / base)
+    if placed is not None:  # diffusers never fetches the block after one that is skipped
+        fetched, plan = placed.moves.fetched, "FFSDRF"
+        steps = steps_of(call, planned(pipe, plan), len(plan))
+        for letter, seconds in list(zip(plan, steps, strict=True))[2:]:
+            outcome = OUTCOMES[letter].format("forecast")
+            report(f"{name}, in a plan: {outcome}", seconds, "s", share=seconds / base)
+        report(f"{name}: blocks fetched by the plan {plan}", placed.moves.fetched - fetched)
+    _report_memory(report, scale, name)
+    return full
 
 
 def _offload_by_diffusers(pipe: Any, device: torch.device) -> None:
@@ -262,7 +281,7 @@ def tests(small: bool, report: Report) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "tests.xml"
         allowed = ("-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning")
-        command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", *allowed]
+        command = [sys.executable, "-m", "pytest", "-v", "-rs", "-m", "gpu", "-p", "no:cacheprovider", *allowed]
         status = subprocess.run([*command, f"--junitxml={found}", *map(str, files)], cwd=ROOT).returncode
         if not found.exists():
             raise RuntimeError(f"pytest ended with status {status}, see the log; it needs: pip install -e '.[test]'")
@@ -270,7 +289,12 @@ def tests(small: bool, report: Report) -> None:
     report("files", len(files))
     for name in ("tests", "skipped"):
         report(name, int(suite.get(name, 0)))
-    report("failed", int(suite.get("failures", 0)) + int(suite.get("errors", 0)), most=0)
+    if suite.get("tests") == suite.get("skipped"):
+        report("failed", "nothing ran: all tests were skipped", most=0)
+        if not small:
+            raise RuntimeError("all tests were skipped; log.txt has their reasons")
+    else:
+        report("failed", int(suite.get("failures", 0)) + int(suite.get("errors", 0)), most=0)
     for case in suite.iter("testcase"):
         for fault in (*case.iter("failure"), *case.iter("error")):
             lines = (fault.get("message") or "").splitlines() or [""]
@@ -284,7 +308,7 @@ def _ready(scale: Scale, report: Report) -> Caller:
     wait(scale)
     parameters = sum(parameter.numel() for parameter in call.pipe.transformer.parameters())
     report("parameters", f"{parameters / 1e9:.2f} billion" if scale.cuda else str(parameters))
-    report("seconds to make the model", time.perf_counter() - started, "s")
+    report("making the model", time.perf_counter() - started, "s")
     _reset_memory(scale)
     latents = call(len(ALIKE[:2]))
     if not torch.isfinite(latents).all():

@@ -13,7 +13,7 @@ import pkgutil
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,15 @@ class Result:
 
 
 class Report:
-    """Takes a part's figures; each is on its way to the parent process at once."""
+    """Takes a part's figures; each is on its way to the parent process at once.
 
-    def __init__(self, send: Callable[[Figure], None]) -> None:
-        self._send = send
+    Args:
+        small: whether times mean nothing, so that their aims are not judged.
+    """
+
+    def __init__(self, send: Callable[[Figure], None], small: bool) -> None:
+        self._send, self._small = send, small
+        self.failed: list[str] = []
 
     def __call__(
         self,
@@ -87,22 +92,34 @@ class Report:
         share: float | None = None,
         most: float | None = None,
         least: float | None = None,
+        timed: bool = False,
     ) -> None:
         """Report a figure.
 
         Args:
-            value: in ``unit``; a share with the unit "%" is 0 to 1.
+            value: in ``unit``; a share with the unit "%" is 0 to 1. Words, if there is nothing to judge by the aim.
             share: see ``Figure``.
             most, least: its aim, if it has one.
+            timed: whether the aim is one of time.
         """
         aim, met = "", None
         if most is not None or least is not None:
             bound = most if most is not None else least
             shown = f"{bound:.3g}" if unit != "%" else f"{100 * float(bound or 0):.3g}"
             aim = f"{'at most' if most is not None else 'at least'} {shown} {unit}".strip()
-            number = float(value)
-            met = (most is None or number <= most) and (least is None or number >= least)
+            if not isinstance(value, str) and not (timed and self._small):
+                met = (most is None or value <= most) and (least is None or value >= least)
         self._send(Figure(name, value, unit, share, aim, met))
+
+    @contextlib.contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """If the block fails, report why and go on; the part is ``failed`` in the end, and keeps its other figures."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - as in _child
+            traceback.print_exc()
+            self.failed.append(name)
+            self(name, f"failed: {type(error).__name__}: {error}"[:300])
 
 
 def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[Result], None]) -> Result:
@@ -116,16 +133,17 @@ def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[
     # A forked child starts with torch imported, but must not have touched CUDA; on a GPU only a new process is sure.
     context = multiprocessing.get_context("forkserver" if small else "spawn")
     if small:
-        context.set_forkserver_preload(["tools.gpu.parts"])  # type: ignore[attr-defined]
+        context.set_forkserver_preload(["tools.gpu.preload"])  # type: ignore[attr-defined]
     receiver, sender = context.Pipe(duplex=False)
-    before = log.stat().st_size if log.exists() else 0
+    log.touch()
+    before = log.stat().st_size
     process = context.Process(target=_child, args=(part, small, sender, log))  # type: ignore[attr-defined]
     started = time.monotonic()
     result = Result(part.name, part.title, limit)
     changed(result)
-    process.start()
-    sender.close()
     try:
+        process.start()
+        sender.close()
         while result.status == "running" and (left := started + limit - time.monotonic()) > 0:
             if not receiver.poll(left):
                 break
@@ -136,10 +154,13 @@ def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[
                 changed(result)
             else:
                 result.status, result.error = message
-    except (EOFError, OSError):
-        process.join(10)
+    except KeyboardInterrupt:
+        result.status, result.error = "failed", [*_last_lines(log, before), "Stopped with the whole run."]
+        changed(result)
+        raise
+    except Exception as error:  # noqa: BLE001 - however the process died, the next part begins
         result.status = "failed"
-        result.error = [*_last_lines(log, before), f"The process ended with status {process.exitcode}."]
+        result.error = [*_last_lines(log, before), _death(process, error)]
     finally:
         if result.status == "running":
             result.status = "killed"
@@ -150,12 +171,26 @@ def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[
     return result
 
 
+def _death(process: Any, error: Exception) -> str:
+    if process.pid is None:
+        return f"The process did not start: {error!r}"
+    process.join(10)
+    status = process.exitcode
+    if status is None:
+        return f"Its figures could not be read: {error!r}"
+    if status < 0:
+        return f"The process was ended by signal {-status} ({signal.strsignal(-status)})."
+    return f"The process ended with status {status}."
+
+
 def _end(process: Any) -> None:
     """Kill a process with all that it has started: compilers, tests."""
+    if process.pid is None:
+        return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.kill()
-    process.join()
+    process.join(10)  # one that hangs in the GPU's driver is left to itself
 
 
 def _last_lines(log: Path, begin: int) -> list[str]:
@@ -171,11 +206,12 @@ def _child(part: Part, small: bool, sender: Any, log: Path) -> None:
         os.dup2(file.fileno(), 2)
     print(f"\n== {part.name}: {part.title}", flush=True)
     faulthandler.enable()
+    report, lines = Report(sender.send, small), list[str]()
     try:
-        pkgutil.resolve_name(part.function)(small, Report(sender.send))
+        pkgutil.resolve_name(part.function)(small, report)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is recorded, and the next part goes on
         traceback.print_exc()
-        lines = "".join(traceback.format_exception(error)).splitlines()
-        sender.send(("failed", lines[-LINES:]))
-    else:
-        sender.send(("done", []))
+        lines = "".join(traceback.format_exception(error)).splitlines()[-LINES:]
+    if report.failed:
+        lines.append(f"Failed: {'; '.join(report.failed)}. See log.txt.")
+    sender.send(("failed" if lines else "done", lines))

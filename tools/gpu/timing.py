@@ -85,9 +85,9 @@ def measure_outcomes(call: Caller, report: Report) -> float:
         plain, checked = plain + without, checked + with_checks
         pairs += [more / less - 1 for less, more in zip(without, with_checks, strict=True)]
     full = statistics.median(plain)
-    report("full step, no cache", full, "s")
+    report("full step, no cache", full, "s", share=1.0)
     report("full step with both checks", statistics.median(checked), "s", share=statistics.median(checked) / full)
-    report("the checks, of a full step", statistics.median(pairs), "%", most=CHECKS)
+    report("the checks, of a full step", statistics.median(pairs), "%", most=CHECKS, timed=True)
     report("the same, quartiles", " to ".join(f"{100 * q:.2f} %" for q in statistics.quantiles(pairs)[::2]))
     for forecast, word in enumerate(("reused", "forecast")):
         by_letter: dict[str, list[float]] = defaultdict(list)
@@ -116,7 +116,7 @@ def measure_plans(call: Caller, report: Report, plans: dict[str, str], goal: flo
         with h2_cache(call.pipe, CacheConfig(plan=plan[:steps], forecast=1)) as trace:
             cached[name] = seconds_of(call)
         shares[name] = 1 / trace.summary.estimated_speedup
-    report(f"{steps} steps, the fastest run", min(cached.values()), "s", most=goal)
+    report(f"{steps} steps, the fastest run", min(cached.values()), "s", most=goal, timed=True)
     uncached.append(seconds_of(call))
     report(f"{steps} steps, no cache, once more", uncached[1], "s")
     for name in plans:
@@ -137,7 +137,7 @@ def compare(
     report(f"{name}: the whole run", seconds, "s")
     report(f"{name}: realised speed-up", realised, "x")
     report(f"{name}: ideal, from the blocks that run", ideal, "x")
-    report(f"{name}: realised / ideal", realised / ideal, least=aim)
+    report(f"{name}: realised / ideal", realised / ideal, least=aim, timed=True)
 
 
 @contextmanager
