@@ -146,9 +146,9 @@ def measure(parts: list[Part], folder: Path, small: bool, total: float = TOTAL, 
         limit = min(part.limit, started + total - time.monotonic())
         if limit < min(LEAST, part.limit):
             result = Result(part.name, part.title, part.limit, "failed", error=["No time was left for it."])
+            changed(result)
         else:
             result = run(part, small=small, limit=limit, log=folder / "log.txt", changed=changed)
-        changed(result)
         print(f"{part.name}: {result.status} in {result.seconds:.0f} s", flush=True)
     print(folder / "results.md")
     return 0 if all(by_name[part.name].status == "done" for part in parts) else 1

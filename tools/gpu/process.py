@@ -128,7 +128,7 @@ def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[
     Args:
         limit: seconds; at most ``part.limit``.
         log: the file that its output is appended to.
-        changed: is called with the result so far, as the part begins and after each figure.
+        changed: is called with the result so far, as the part begins, after each figure and in the end.
     """
     # A forked child starts with torch imported, but must not have touched CUDA; on a GPU only a new process is sure.
     context = multiprocessing.get_context("forkserver" if small else "spawn")
@@ -156,7 +156,6 @@ def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[
                 result.status, result.error = message
     except KeyboardInterrupt:
         result.status, result.error = "failed", [*_last_lines(log, before), "Stopped with the whole run."]
-        changed(result)
         raise
     except Exception as error:  # noqa: BLE001 - however the process died, the next part begins
         result.status = "failed"
@@ -168,6 +167,7 @@ def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[
         _end(process)
         receiver.close()
         result.seconds = time.monotonic() - started
+        changed(result)
     return result
 
 
