@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import logging
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -115,9 +116,31 @@ def device_and_dtype(options: RayOptions, load: LoadOptions) -> tuple[torch.devi
 def joined(options: RayOptions) -> Iterator[None]:
     """Within it this process takes part in the cluster. Ray that it started itself ends with it.
 
+    What it and Ray set in the environment for that is put back at the end.
+
     Raises:
         DeviceError: the cluster cannot be reached, or Ray cannot be started.
     """
+    before, changed = dict(os.environ), None
+    try:
+        with _taking_part(options):
+            changed = _changed_since(before)  # what changes later is not ours
+            yield
+    finally:
+        for name in _changed_since(before) if changed is None else changed:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)
+
+
+def _changed_since(before: Mapping[str, str]) -> set[str]:
+    """The variables of the environment that were set or changed since then."""
+    return {name for name, value in os.environ.items() if before.get(name) != value}
+
+
+@contextlib.contextmanager
+def _taking_part(options: RayOptions) -> Iterator[None]:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -265,13 +288,19 @@ def _seen_by_nobody(alone: bool) -> Iterator[None]:
         yield
         return
     if not any(name.startswith("RAY_AUTH_") for name in os.environ):
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = _token()
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@functools.cache
+def _token() -> str:
+    """One for all that this process starts: Ray remembers the first that it read."""
+    return secrets.token_hex(32)
 
 
 @contextlib.contextmanager

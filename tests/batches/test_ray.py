@@ -414,6 +414,49 @@ def test_ray_for_this_machine_alone_is_not_seen_by_others(tmp_path: Path) -> Non
     assert not (tmp_path / ".ray").exists(), "later clusters would ask for its token"
 
 
+@NEEDS_RAY
+@pytest.mark.slow
+def test_ray_leaves_nothing_in_the_environment_and_starts_again(tmp_path: Path) -> None:
+    code = (
+        "import os\n"
+        "from h2gen.batches.ray_cluster import RayOptions, joined\n"
+        "os.environ['RAY_USAGE_STATS_ENABLED'] = '1'\n"
+        "before = dict(os.environ)\n"
+        "for _ in range(2):\n"
+        "    with joined(RayOptions('auto')):\n"
+        "        import ray\n"
+        "        os.environ['MINE'] = 'set meanwhile'\n"
+        "        assert len(os.environ['RAY_AUTH_TOKEN']) == 64\n"
+        "        assert ray.get(ray.put(7)) == 7 and ray.available_resources()['CPU'] > 0\n"
+        "    assert dict(os.environ) == {**before, 'MINE': 'set meanwhile'}, os.environ.keys() ^ before.keys()\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_was_set_is_put_back_if_ray_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    before = dict(os.environ)
+
+    def init(**_: Any) -> None:
+        assert os.environ["RAY_AUTH_TOKEN"]
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(DeviceError, match="no room"), ray_cluster.joined(RayOptions("auto")):
+        pass
+    assert dict(os.environ) == before
+
+
 def test_an_unexpected_error_leaves_a_machine_out_each_time_that_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     from h2gen.batches import ray_actor
