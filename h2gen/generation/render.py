@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -197,7 +196,6 @@ def open_renderer(request: Request, options: RenderOptions, observer: RenderObse
     with observer.loading(request):
         # Only now: these load torch and diffusers, which takes seconds.
         if request.load.devices > 1:
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch remarks on its groups of processes
             from h2gen.generation.companions import open_together as open_session
         else:
             from h2gen.generation.session import open_session
