@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from h2gen.wording import below_one
+from h2gen.wording import below_one, plural
 
 if TYPE_CHECKING:
     from h2gen.evaluation.metrics import MetricInfo
@@ -27,7 +27,7 @@ def duration(value: float) -> str:
         if value >= 1.5 * length:
             amount = value / length
             return f"{amount:.0f} {unit}" if amount >= 9.5 else f"{amount:.1f} {unit}".replace(".0 ", " ")
-    return f"{max(1, round(value))} seconds"
+    return plural(max(1, round(value)), "second")
 
 
 def times(value: float) -> str:

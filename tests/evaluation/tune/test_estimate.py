@@ -69,7 +69,7 @@ def test_the_profiles_place_is_told_before_its_models_hash_is_known() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.2, "1 seconds"), (40, "40 seconds"), (1155, "19 minutes"), (120, "2 minutes"), (12600, "3.5 hours"),
+    [(0.2, "1 second"), (40, "40 seconds"), (1155, "19 minutes"), (120, "2 minutes"), (12600, "3.5 hours"),
      (75600, "21 hours")],
 )  # fmt: skip
 def test_a_duration_is_rounded_for_planning(seconds: float, words: str) -> None:
