@@ -148,7 +148,7 @@ class FirstSession(Session):
         self._companions = companions
 
     def _denoise(self, together: Sequence[Settings], on_step: StepObserver | None, tiled: bool) -> Any:
-        check_picture(self.options.devices, together[0])
+        check_picture(self.options, together[0], self.checkpoint)
         # With an observer, which is asked after each step whether to go on.
         with self._lock, self._companions.making(Making(together, tiled), self.device):
             pixels, trace, seconds = super()._denoise(together, on_step or _unobserved, tiled)

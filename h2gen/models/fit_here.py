@@ -64,8 +64,7 @@ def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | 
 
 def _device(options: LoadOptions) -> str:
     """The device that a model would be loaded onto."""
-    kind = options.device.split(":")[0]
-    if kind == "cpu" or (kind == "auto" and not may_have_gpu()):
+    if is_cpu(options.device):
         return "cpu"
     from h2gen.models.devices import choose_device
 
@@ -93,6 +92,11 @@ def _about_cache(checkpoint: Checkpoint, options: LoadOptions, work: Work, devic
     value = _value(options, device)
     needed = _needed(checkpoint, value)
     return None if needed is None else cache_line(needed.parts, replace(work, value=value), free_host_memory())
+
+
+def is_cpu(device: str) -> bool:
+    """Whether a device is the CPU, as far as this is known without torch."""
+    return device == "cpu" or (device == "auto" and not may_have_gpu())
 
 
 def may_have_gpu() -> bool:

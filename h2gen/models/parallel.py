@@ -44,9 +44,11 @@ def split_tokens(transformer: Any, processes: int, mesh: Any = None) -> None:
         tokens = {each.shape[1] for each in (*args, *kwargs.values()) if getattr(each, "ndim", 0) == 3}
         uneven = sorted(count for count in tokens if count % processes)
         if uneven and module.device.type == "cpu":
+            text = kwargs.get("encoder_hidden_states")
+            of_text = text is not None and uneven == [text.shape[1]]
             raise DeviceError(
                 f"{uneven[-1]} tokens cannot be shared out evenly among {processes} processes on the CPU; choose "
-                "another size, --max-sequence-length or number of devices."
+                f"another {'--max-sequence-length' if of_text else 'size'} or number of devices."
             )
         config.ulysses_anything = bool(uneven or heads % processes)
 

@@ -6,6 +6,7 @@ from h2gen.errors import SettingError
 from h2gen.models.catalogue import Checkpoint
 from h2gen.models.choices import split_device
 from h2gen.models.facts import facts_of
+from h2gen.models.fit_here import is_cpu
 from h2gen.models.load_options import LoadOptions
 from h2gen.models.parallel import check_heads
 from h2gen.settings.solver_rows import ATTENTION
@@ -40,15 +41,37 @@ def check_devices(load: LoadOptions, checkpoint: Checkpoint) -> None:
         check_heads(facts.config, load.devices)
 
 
-def check_picture(devices: int, settings: Settings) -> None:
+def check_picture(load: LoadOptions, settings: Settings, checkpoint: Checkpoint) -> None:
     """Check that several devices can make a picture together.
 
     Raises:
         SettingError: they cannot.
     """
-    if devices > 1:
-        other = settings.attention != ATTENTION.default
-        _refuse(f"--devices {devices}", attention=other, controlnet=bool(settings.controlnet))
+    if load.devices == 1:
+        return
+    other = settings.attention != ATTENTION.default
+    _refuse(f"--devices {load.devices}", attention=other, controlnet=bool(settings.controlnet))
+    if is_cpu(load.device):
+        _check_shared_out(load.devices, settings, checkpoint.defaults.size_multiple)
+
+
+def _check_shared_out(devices: int, settings: Settings, multiple: int) -> None:
+    """Check that processes on the CPU can have equally many tokens each.
+
+    The tokens of reference pictures and of Redux are known only when a picture is made; see ``split_tokens``.
+    """
+    wide, high = settings.width // multiple, settings.height // multiple
+    shared = f"cannot be shared out evenly among {devices} processes on the CPU"
+    if wide * high % devices and all(file.scale is not None for file in settings.image):
+        near = [(wide + x, high + y) for x in range(-devices, devices + 1) for y in range(-devices, devices + 1)]
+        fitting = [(x, y) for x, y in near if x > 0 < y and x * y % devices == 0]
+        x, y = min(fitting, key=lambda each: (abs(each[0] - wide) + abs(each[1] - high), -sum(each)))
+        raise SettingError(
+            f"size is {settings.width}x{settings.height}, whose tokens, one per {multiple}x{multiple} pixels, "
+            f"{shared}; give {x * multiple}x{y * multiple}, for example."
+        )
+    if (length := settings.max_sequence_length) % devices and not settings.redux:
+        raise SettingError(f"max_sequence_length is {length}, which {shared}; give {-(-length // devices) * devices}.")
 
 
 def _refuse(given: str, **found: bool) -> None:

@@ -110,7 +110,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
     load = LoadOptions(**{name: checked[name] for name in LOAD_OPTIONS})
     check_together(load)
     check_devices(load, checkpoint)
-    check_picture(load.devices, settings)
+    check_picture(load, settings, checkpoint)
     check_package(settings.attention)
     if load.compile:
         notices.append(COMPILE_NOTICE)

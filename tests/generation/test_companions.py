@@ -61,8 +61,8 @@ def test_a_size_that_cannot_be_shared_out_is_said_in_one_line() -> None:
     done = in_this_process("a cat", "--devices", "2", "--device", "cpu", "--steps", "4", "--size", "144x144")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines() == [
-        "h2gen: 81 tokens cannot be shared out evenly among 2 processes on the CPU; choose another size, "
-        "--max-sequence-length or number of devices."
+        "h2gen: --size is 144x144, whose tokens, one per 16x16 pixels, cannot be shared out evenly among 2 processes "
+        "on the CPU; give 144x160, for example."
     ]
 
 
