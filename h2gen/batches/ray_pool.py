@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
+from textwrap import shorten
 from types import TracebackType
 from typing import Any, cast
 
@@ -88,7 +89,7 @@ class RayWorker:
             if self.ready is None and (unfit := _unfit(error)) is not None:
                 return Broken(unfit)
             self.deaths += self.ready is None
-            raise Died(_cause(error)) from error
+            raise Died("was lost") from error
         if isinstance(message, (Ready, Broken)):
             self.awaited = None
         if isinstance(message, Ready):
@@ -195,6 +196,8 @@ class RayPool:
         try:
             message = worker.read()
         except Died as death:
+            if self._options.verbose:
+                self._notice(f"Ray: {printable(str(death.__cause__))}")
             if worker.deaths < _DEATHS:
                 worker.load()  # Ray starts the actor again
                 yield worker, death
@@ -248,10 +251,6 @@ def _unfit(error: Exception) -> H2GenError | None:
     )
 
 
-def _cause(error: Exception) -> str:
-    return f"was lost ({_last_line(error)})"
-
-
 def _last_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return printable(lines[-1].strip())[:200] if lines else type(error).__name__
+    return shorten(printable(lines[-1]), 200, placeholder=" ...") if lines else type(error).__name__

@@ -588,8 +588,12 @@ def test_a_worker_that_dies_while_it_loads_is_left_out_and_one_that_loaded_start
     assert [read(dying) for _ in range(4)] == ["Died", "Ready", "Died", "Died"]
     assert read(steady) == "Ready" and not notices
     assert read(dying) == "Broken"
-    why = "the process that loads the model was lost (killed); there may not be enough memory for it."
+    why = "the process that loads the model was lost; there may not be enough memory for it."
     assert notices == [f"Left out a worker: {why}"]
     assert [read(steady) for _ in range(2)] == ["Died", "Died"]
     with pytest.raises(RunError, match="^T" + re.escape(why[1:])):
         read(steady)
+
+    talking = RayPool(Model(resolve("tiny"), LoadOptions(), ""), RayOptions("auto", verbose=True), 2, notices.append)
+    ((_, death),) = talking._read(Scripted(None))
+    assert str(death) == "was lost" and notices[1:] == ["Ray: killed"]
