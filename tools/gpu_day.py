@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("folder", metavar="OUT_FOLDER", type=Path, help="for the results; is made if it is missing")
     parser.add_argument("--small", action="store_true", help="a tiny model on the CPU")
     names = ", ".join(part.name for part in PARTS)
-    parser.add_argument("--parts", metavar="NAMES", help=f"some of {names}; the folder's results of others are kept")
+    parser.add_argument("--parts", metavar="NAMES", help=f"some of {names}; the folder keeps the results of the others")
     given = parser.parse_args()
     folder, parts, results = given.folder, chosen(given.parts), list[Result]()
     if not given.small and not has_gpu():

@@ -66,7 +66,7 @@ def _about_preset(name: str, settings: Settings, given: set[str]) -> Iterator[st
         yield f"{options} {'replaces' if len(given) == 1 else 'replace'} the {meant} of the preset {preset.name!r}."
     elif meant == "tolerance" and settings.steps <= FEWEST_STEPS:
         steps = plural(settings.steps, "step")
-        yield f"With {steps} the preset {preset.name!r} skips few or none; it is meant for more steps."
+        yield f"With {steps} the preset {preset.name!r} skips few steps or none; it is meant for more."
 
 
 def _policy(cache: CacheConfig) -> str:

@@ -322,7 +322,7 @@ def test_a_dry_run_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str])
     assert run([*QUICK, "--dry-run"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "steps" in out and "tau1" not in out
-    assert "At most 136 pictures, which take as long as 59 uncached ones" in out
+    assert "At most 136 pictures, which take about as long as 59 uncached ones" in out
     assert "The profile goes to" in out and "tiny-10-128x128-*.toml" in out
     assert run([*QUICK, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["estimate"]["pictures"] == 136

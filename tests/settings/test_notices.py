@@ -35,7 +35,7 @@ def test_a_tolerance_beyond_its_range_is(tolerance: float) -> None:
 
 def test_one_step_is_singular() -> None:
     (line,) = notices(preset="fast", steps=1)
-    assert line.startswith("With 1 step the preset 'fast' skips few or none")
+    assert line.startswith("With 1 step the preset 'fast' skips few steps or none")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_one_step_is_singular() -> None:
         ({"preset": "fast", "plan": "F" * 28}, "--plan replaces the tolerance of the preset 'fast'."),
         (
             {"preset": "fast", "steps": 8},
-            "With 8 steps the preset 'fast' skips few or none; it is meant for more steps.",
+            "With 8 steps the preset 'fast' skips few steps or none; it is meant for more.",
         ),
     ],
 )

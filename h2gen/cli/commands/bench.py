@@ -29,7 +29,7 @@ def bench(
         option(
             "--steps",
             "-s",
-            help="Steps per run, at least 5: 8, or 100 with --paper.",
+            help="Steps per run, at least 5; 8 by default, 100 with --paper.",
             panel=MEASURING,
             min=5,
             max=1000,
@@ -39,7 +39,7 @@ def bench(
         int | None,
         option(
             "--repeat",
-            help="Runs of each kind: 3; with --paper 1; with --ways 20 steps.",
+            help="Runs of each kind; 3 by default, 1 with --paper, 20 steps with --ways.",
             panel=MEASURING,
             min=1,
             max=1000,
@@ -64,7 +64,7 @@ def bench(
         int | None, option("--limit", help="With --paper: the first N prompts only.", panel=MEASURING, min=1)
     ] = None,
     size: Annotated[
-        str | None, option("--size", help="With --paper: size of the pictures, 1024x1024.", panel=MEASURING)
+        str | None, option("--size", help="With --paper: size of the pictures, 1024x1024 by default.", panel=MEASURING)
     ] = None,
     report: options.Report = None,
     model: str = "tiny",
@@ -76,8 +76,8 @@ def bench(
 ) -> None:
     """Benchmark each kind of step and the overall speed-up. No picture is made.
 
-    With --ways: compare full steps with those of plain diffusers, taking turns: with the cache taken off again, with
-    its checks, compiled or quantized.
+    With --ways: compare full steps with those of plain diffusers, in turn: after the cache was removed, with its
+    checks, compiled or quantized.
 
     With --paper: run the paper's protocol (seed 0, 100 steps, 1024x1024; no cache, block cache, TeaCache and H2-Cache
     at 0.15 and 0.22), plus uncached runs of fewer steps.

@@ -41,7 +41,9 @@ def test_time_is_told_where_a_picture_of_the_model_was_timed_before() -> None:
     assert "minutes at " in str(found) and "'tiny-28-128x128-guided-" in str(found)
     unknown = estimate(TuneOptions(), replace(TINY, model="dev"))
     assert unknown.seconds is None and "at most" not in str(unknown).partition("uncached ones")[2]
-    assert str(unknown).startswith("At most 3700 pictures, which take as long as 1144 uncached ones. The profile goes")
+    assert str(unknown).startswith(
+        "At most 3700 pictures, which take about as long as 1144 uncached ones. The profile goes"
+    )
 
 
 def test_time_is_not_taken_from_a_profile_of_other_weights() -> None:
