@@ -25,8 +25,8 @@ is kept would grow with every pass."""
 
 
 _NEW_TENSORS = (
-    "H2-Cache: nothing is reused here, since a run is recognized by its tensors: make the condition (text embeddings, "
-    "img_ids, txt_ids) once, before the loop, and not at each step."
+    "H2-Cache: nothing is reused, because the condition (text embeddings, img_ids, txt_ids) is a new tensor at each "
+    "step; make it once, before the loop."
 )
 
 

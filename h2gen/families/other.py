@@ -42,8 +42,8 @@ class Stages:
         condition: its argument with the text tokens, or a dict that holds them: the same object at every step of a run,
             and another one in the next; by default found by the usual names.
         time: its argument with the time; by default found by the usual names.
-        times: what the time is at the beginning of a run, where all is noise, and at its end: ``(1000, 0)`` for steps
-            of 1000, ``(0, 1)`` if it counts up.
+        times: what the time is at the beginning of a run, where all is noise, and at its end: ``(1000, 0)`` if it
+            counts from 1000 down to 0, ``(0, 1)`` if it counts up.
         grid: rows and columns of the picture's tokens, after the frames of a video's. It is needed where the latents
             are not tokens yet.
         per_picture: the arguments of a block that have one row per picture. Without any, a batch gets one decision.

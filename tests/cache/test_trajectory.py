@@ -301,7 +301,7 @@ def test_a_loop_of_ones_own_may_use_the_same_inputs_for_the_next_picture() -> No
 def test_a_loop_that_makes_new_inputs_at_each_step_is_told_and_keeps_nothing(new: str) -> None:
     model, kept, contexts = flux_transformer(), [], ["cond", "uncond"]
     ids, texts = position_ids(model), [prompt(model, seed=seed) for seed in (100, 110)]
-    told = pytest.warns(RuntimeWarning, match="nothing is reused here.*before the loop")
+    told = pytest.warns(RuntimeWarning, match="nothing is reused.*before the loop")
     with told as warned, torch.no_grad(), h2_cache(model, tau1=1e9, tau2=1e9) as trace:
         for sigma in (1.0, 0.7, 0.4, 0.2):
             given = latents(model, sigma)

@@ -139,7 +139,9 @@ def test_a_profile_of_videos_is_offered_and_none_of_pictures_is_taken(video: str
         return GoalResolver(Goal(**goal), resolve(model)).request("a cat walks", [("option", {})])
 
     for goal in ({"speedup": 2}, {"speedup": 2, "nearest": True}):  # there are profiles of the bundled model
-        with pytest.raises(ProfileError, match=r"no profile for .* frames\. Make one: h2gen tune .*as 850 videos"):
+        with pytest.raises(
+            ProfileError, match=r"no profile for .* frames\. Make one: h2gen tune .*as 850 uncached videos"
+        ):
             asked(video, **goal)
     with pytest.raises(ProfileError, match=r"needs measured figures, .*; give --speedup, or measure: h2gen tune "):
         asked("hunyuan-video", fidelity=0.9)

@@ -20,7 +20,7 @@ NEAREST = "use the nearest one: --nearest"
 
 def how_long(noun: str) -> str:
     """How long a profile takes to measure, for pictures or for videos."""
-    return f"it takes about as long as {PICTURES} {noun}s, and can be stopped and continued"
+    return f"it takes about as long as {PICTURES} uncached {noun}s, and can be stopped and continued"
 
 
 class ProfileSearch:
