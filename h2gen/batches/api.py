@@ -59,7 +59,8 @@ def batch(
     >>> result = h2gen.batch(["a cat", "a red apple"], out="pictures", seed=7)  # doctest: +SKIP
     >>> result.made, result.paths[0]  # doctest: +SKIP
     """
-    return prepare(prompts, files=files, **options).run(observer or BatchObserver(), collect=True)
+    observer = observer or BatchObserver()
+    return prepare(prompts, files=files, observer=observer, **options).run(observer, collect=True)
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def prepare(
     policy: str = "auto",
     nearest: bool = False,
     strict: bool = False,
+    observer: BatchObserver | None = None,
     **settings: Any,
 ) -> PreparedBatch:
     """Check everything about a batch that can be checked before a model is loaded; see ``batch``.
@@ -199,7 +201,8 @@ def prepare(
 
     options = BatchOptions(part, redo, not no_metadata, sidecar, batch_size)
     devices = _devices(gpus, settings.get("device"))
-    return PreparedBatch(jobs, Batch(jobs, target.folder, target.format, options, devices, cluster), strict)
+    notice = (observer or BatchObserver()).notice
+    return PreparedBatch(jobs, Batch(jobs, target.folder, target.format, options, devices, cluster, notice), strict)
 
 
 def _read(

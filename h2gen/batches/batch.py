@@ -65,6 +65,7 @@ class Batch:
         options: how the run behaves.
         devices: one worker process per device; empty means the device in the settings.
         ray: workers in a cluster instead.
+        notice: is called with a line for the user before the cluster is asked.
 
     Raises:
         DeviceError: a device does not exist, or computes in another dtype than the others.
@@ -78,6 +79,7 @@ class Batch:
         options: BatchOptions,
         devices: Sequence[str] = (),
         ray: RayOptions | None = None,
+        notice: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self._jobs, self._format, self._options = jobs, format, options
         self.folder = folder
@@ -88,7 +90,7 @@ class Batch:
             for device in self._devices:
                 check_attention(jobs.request.settings.attention, str(device), jobs.request.load.dtype)
         else:
-            device, dtype = device_and_dtype(ray, jobs.request.load)
+            device, dtype = device_and_dtype(ray, jobs.request.load, notice)
             self._devices, dtypes = [device], {dtype}
         if len(dtypes) > 1:
             raise DeviceError("The devices compute in different dtypes, which gives different pictures; give --dtype.")

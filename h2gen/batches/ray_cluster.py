@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +92,12 @@ def check_options(
     return RayOptions(ray, slots, verbose)
 
 
-def device_and_dtype(options: RayOptions, load: LoadOptions) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(
+    options: RayOptions, load: LoadOptions, notice: Callable[[str], None] = lambda _line: None
+) -> tuple[torch.device, torch.dtype]:
     """What all workers compute on and in: as on this machine, or, in a cluster, what its machines say that they have.
+
+    ``notice`` is called with a line for the user before a cluster is asked, which may take half a minute.
 
     Raises:
         DeviceError: this machine has no such device, or the cluster cannot be reached.
@@ -104,6 +108,7 @@ def device_and_dtype(options: RayOptions, load: LoadOptions) -> tuple[torch.devi
     if options.address == AUTO:
         device = choose_device(load.device)
         return device, choose_dtype(load.dtype, device)
+    notice(f"Connecting to the Ray cluster at {options.address} ...")
     if load.device == "cpu" or "auto" not in (load.device, load.dtype):
         _check_answers(options.address)
         return decide(load.device, load.dtype, ())

@@ -20,7 +20,7 @@ from h2gen._version import __version__
 from h2gen.batches.messages import Broken, Message, Model, Ready, Task
 from h2gen.batches.pool import Died, with_options
 from h2gen.batches.ray_actor import CONTROL, ModelHolder
-from h2gen.batches.ray_cluster import RayOptions, Slots, find_slots, free_slots, has_room, joined
+from h2gen.batches.ray_cluster import AUTO, RayOptions, Slots, find_slots, free_slots, has_room, joined
 from h2gen.batches.ray_files import Shipping
 from h2gen.batches.stop import Stop
 from h2gen.errors import H2GenError, ModelError, RunError
@@ -136,6 +136,8 @@ class RayPool:
         self.workers: list[RayWorker] = []
 
     def __enter__(self) -> RayPool:
+        if self._options.address == AUTO and not ray.is_initialized():
+            self._notice("Starting Ray ...")
         with contextlib.ExitStack() as stack:
             stack.enter_context(joined(self._options))
             device = self._model.options.device

@@ -29,7 +29,7 @@ from h2gen.batches.jobs import Job, Jobs
 from h2gen.batches.messages import Broken, Failed, Model, Ready, Task
 from h2gen.batches.observer import Tally
 from h2gen.batches.prompts import Entry, Reading
-from h2gen.batches.ray_cluster import RayOptions, Slots, find_slots
+from h2gen.batches.ray_cluster import RayOptions, Slots, device_and_dtype, find_slots
 from h2gen.batches.ray_nodes import decide
 from h2gen.batches.stop import Stop
 from h2gen.errors import DeviceError, ModelError, RunError, SettingError
@@ -318,6 +318,17 @@ def test_a_cluster_that_cannot_be_reached_is_one_line() -> None:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(DeviceError, match=rf"^--ray {address}: nothing answers there \(.*refused\)"):
             prepare(["a cat"], ray=address)
+
+
+def test_it_is_said_to_which_cluster_before_it_is_asked() -> None:
+    pytest.importorskip("ray")
+    said: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        device_and_dtype(RayOptions(address), LoadOptions(device="cpu"), said.append)
+    with pytest.raises(DeviceError, match="nothing answers"):
+        device_and_dtype(RayOptions(address), LoadOptions(device="cpu"), said.append)
+    assert said == [f"Connecting to the Ray cluster at {address} ..."] * 2
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,12 @@ def batch(
     """
     from h2gen.batches.api import prepare
     from h2gen.cli.console import make_console, route_warnings
+    from h2gen.cli.views.batch import BatchView
     from h2gen.cli.views.request import loading_of, show_notices
 
     console = make_console()
     console.quiet = quiet
+    view = BatchView(console, as_json=as_json)
     prepared = prepare(
         files=files,
         prompt_key=prompt_key,
@@ -82,6 +84,7 @@ def batch(
         policy=policy,
         nearest=nearest,
         strict=strict,
+        observer=view,
         **given,
     )
     if dry_run:
@@ -89,10 +92,8 @@ def batch(
         show_notices([*prepared.notices, *here], console)
         _show(prepared, as_json)
         return
-    from h2gen.cli.views.batch import BatchView
-
     route_warnings(console, verbose)
-    with BatchView(console, as_json=as_json) as view:
+    with view:
         result = prepared.run(view)
     if result.failed:
         raise typer.Exit(1)
