@@ -40,7 +40,7 @@ class Wan(OneListFamily, VideoFamily):
     told_by_name: ClassVar[tuple[Kind, ...]] = (
         Kind(
             "by its name one of the two transformers of Wan 2.2",
-            (r"(?i:(high|low)[ _.-]?noise)",),
+            (r"(?i:(?<![a-z])(high|low)[ _.-]?noise)",),
             "h2gen runs models with one, such as wan and wan-14b",
         ),
     )

@@ -22,10 +22,9 @@ def stop_on_ctrl_c(session: Session, on_stop: Callable[[], None] = lambda: None)
         on_stop: is called in a thread of its own, and has returned at the end. The signal may come amid a line that is
             being printed, and the stream refuses another one before that one is written.
     """
-    told = threading.Event()
-    told.set()
+    telling: list[threading.Event] = []
 
-    def tell() -> None:
+    def tell(told: threading.Event) -> None:
         try:
             on_stop()
         finally:
@@ -34,8 +33,9 @@ def stop_on_ctrl_c(session: Session, on_stop: Callable[[], None] = lambda: None)
     def stop(_signal: int, _frame: Any) -> None:
         session.interrupt()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        told.clear()
-        _thread.start_new_thread(tell, ())
+        told = threading.Event()
+        _thread.start_new_thread(tell, (told,))
+        telling.append(told)
 
     before = signal.signal(signal.SIGINT, stop)
     try:
@@ -43,7 +43,8 @@ def stop_on_ctrl_c(session: Session, on_stop: Callable[[], None] = lambda: None)
     finally:
         signal.signal(signal.SIGINT, before)
         session.forget_interrupt()  # it came after the last step and must not stop the next picture
-        told.wait()  # what it prints comes before what follows
+        for told in telling:
+            told.wait()  # what it prints comes before what follows
 
 
 def unblock_interrupts() -> None:

@@ -88,13 +88,18 @@ def folder_of(checkpoint: Checkpoint) -> Path | None:
 
 def download_line(checkpoint: Checkpoint) -> str | None:
     """What would be downloaded first, and its size if the catalogue has it; None if the model is on this machine."""
-    if folder_of(checkpoint) is not None:
+    from h2gen.models.hub import is_complete
+
+    whole = checkpoint.base or checkpoint
+    if whole.kind != "hub" or is_complete(str(whole.location), checkpoint.parts):
         return None
     entry = entry_of(checkpoint)
     what = "it" if entry is None else f"{entry.download_gb:g} GB"
     if checkpoint.base or checkpoint.parts:
         what = "its other parts"
-    return f"{(checkpoint.base or checkpoint).name!r} is not on this machine; {what} would be downloaded."
+    if folder_of(checkpoint) is not None:
+        return f"{whole.name!r} is not complete on this machine; the rest of it would be downloaded."
+    return f"{whole.name!r} is not on this machine; {what} would be downloaded."
 
 
 def entry_of(checkpoint: Checkpoint) -> CatalogueEntry | None:

@@ -96,7 +96,7 @@ def _about_cache(checkpoint: Checkpoint, options: LoadOptions, work: Work, devic
 
 def is_cpu(device: str) -> bool:
     """Whether a device is the CPU, as far as this is known without torch."""
-    return device == "cpu" or (device == "auto" and not may_have_gpu())
+    return device.split(":")[0] == "cpu" or (device == "auto" and not may_have_gpu())
 
 
 def may_have_gpu() -> bool:

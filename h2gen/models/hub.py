@@ -125,10 +125,10 @@ def is_downloaded(entry: CatalogueEntry) -> bool:
     return folder is not None and _complete(folder)
 
 
-def is_complete(repo: str) -> bool:
-    """Whether a repository can be loaded without a network. Does not use the network."""
+def is_complete(repo: str, parts: Sequence[PartFile] = ()) -> bool:
+    """Whether a repository can be loaded without a network, with files that supply other parts. Does not use it."""
     folder = cached(repo)
-    return folder is not None and _complete(folder)
+    return folder is not None and _complete(folder, parts)
 
 
 def cached(repo: str) -> Path | None:

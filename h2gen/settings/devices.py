@@ -71,7 +71,8 @@ def _check_shared_out(devices: int, settings: Settings, multiple: int) -> None:
             f"{shared}; give {x * multiple}x{y * multiple}, for example."
         )
     if (length := settings.max_sequence_length) % devices and not settings.redux:
-        raise SettingError(f"max_sequence_length is {length}, which {shared}; give {-(-length // devices) * devices}.")
+        fits = length // devices * devices or devices  # down, since the model has a maximum
+        raise SettingError(f"max_sequence_length is {length}, which {shared}; give {fits}.")
 
 
 def _refuse(given: str, **found: bool) -> None:

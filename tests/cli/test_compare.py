@@ -85,7 +85,7 @@ BAD: list[tuple[list[str], str]] = [
     (["compare", "a cat", "--out", "a.png"], "needs a folder"),
     (["compare", "a cat", "--metrics", "lpips"], "lpips is left out"),
     (["bench", "--prompts", "p.txt"], "is only for --paper"),
-    (["bench", "--size", "64x64"], "--size is only for --paper"),
+    (["bench", "--size", ""], "--size is only for --paper"),
     (["bench", "--offload", "model"], "--offload is only for --paper"),
     (["bench", "--paper", "--ways", "off"], "--ways cannot be used with --paper; leave out one of them."),
     (["bench", "--paper", "--random"], "--random cannot be used with --paper; leave out one of them."),

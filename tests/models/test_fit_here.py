@@ -97,6 +97,8 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     small.flux_pipeline().save_pretrained(tmp_path)
     assert run(["a cat", "--model", str(tmp_path), "--device", "cpu", "--dry-run", "--size", "64x64"]) == 0
     assert "Memory: on the CPU the model needs" in capsys.readouterr().err
+    assert run(["a cat", "--model", str(tmp_path), "--device", "cpu:0", "--dry-run", "--size", "64x64"]) == 0
+    assert "Memory: on the CPU the model needs" in capsys.readouterr().err
     assert run(["a cat", "--device", "cpu", "--dry-run", "--json"]) == 0
     shown = capsys.readouterr()
     assert "Memory" not in shown.err and json.loads(shown.out)["settings"]["memory"]["value"] == "auto"
@@ -114,6 +116,23 @@ def test_a_dry_run_says_what_would_be_downloaded(
     ):
         assert run(["a cat", *words, "--device", "cpu", "--dry-run"]) == 0
         assert capsys.readouterr().err.splitlines()[0] == expected
+
+
+def test_a_dry_run_says_that_the_rest_would_be_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--black-forest-labs--FLUX.1-dev"
+    begun = repository / "snapshots" / ("1" * 40)
+    small.flux_pipeline().save_pretrained(begun)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(begun.name)
+    words = ["a cat", "-m", "dev", "--device", "cpu", "--dry-run"]
+    assert run(words) == 0 and "download" not in capsys.readouterr().err
+    (begun / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert run(words) == 0
+    said = "'dev' is not complete on this machine; the rest of it would be downloaded."
+    assert capsys.readouterr().err.splitlines()[0] == said
 
 
 @pytest.mark.parametrize("command", [["a cat"], ["compare", "a cat"], ["tune", "--steps", "9"]])

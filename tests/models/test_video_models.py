@@ -204,6 +204,8 @@ def test_half_of_wan_2_2_is_refused_by_the_name_of_its_file(
         assert f"{file}' is by its name one of the two transformers of Wan 2.2, not a model" in said
         assert said.endswith("h2gen runs models with one, such as wan and wan-14b.")
     assert run(["models", "show", path]) == 2 and "of Wan 2.2" in capsys.readouterr().err
+    whole = checkpoints.save_single(small.wan_transformer(layers=3), tmp_path / "wan2.1-flow-noise.safetensors")
+    assert run(["models", "show", str(whole)]) == 0
     other = checkpoints.save_single(small.hunyuan_video_transformer(layers=2, single_layers=2), tmp_path / file)
     assert run(["models", "show", str(other)]) == 0
 

@@ -48,7 +48,8 @@ def test_what_does_not_go_together(given: dict[str, Any], message: str) -> None:
     [
         ({"size": "144x144"}, "size is 144x144, whose tokens, one per 16x16 pixels, {}; give 144x160, for example."),
         ({"size": "16x16"}, "size is 16x16, whose tokens, one per 16x16 pixels, {}; give 16x32, for example."),
-        ({"max_sequence_length": 63}, "max_sequence_length is 63, which {}; give 64."),
+        ({"max_sequence_length": 63}, "max_sequence_length is 63, which {}; give 62."),
+        ({"max_sequence_length": 1}, "max_sequence_length is 1, which {}; give 2."),
     ],
 )
 def test_on_the_cpu_tokens_must_be_shared_out_evenly(given: dict[str, Any], message: str) -> None:

@@ -85,11 +85,8 @@ def bench(
     if quantize != "none" and (paper or ways is not None):
         instead = "leave it out" if paper else f"name it as a way: --ways {quantize}"
         raise SettingError(f"--quantize cannot be used with --{'paper' if paper else 'ways'}; {instead}.")
-    never_with_paper: dict[str, Any] = {"random": random, "tokens": tokens, "ways": ways}
-    for name, value in never_with_paper.items():
-        if paper and value:
-            raise SettingError(f"--{name} cannot be used with --paper; leave out one of them.")
     if paper:
+        _refuse("cannot be used with --paper; leave out one of them.", random=random or None, tokens=tokens, ways=ways)
         _paper_table(
             prompts,
             as_json,
@@ -105,10 +102,15 @@ def bench(
             offload=offload,
         )
         return
-    only_with_paper = {"prompts": prompts, "prompt-key": prompt_key, "limit": limit, "size": size, "report": report}
-    for name, value in {**only_with_paper, "offload": offload != "none"}.items():
-        if value:
-            raise SettingError(f"--{name} is only for --paper; give both, or neither.")
+    _refuse(
+        "is only for --paper; give both, or neither.",
+        prompts=prompts or None,
+        prompt_key=prompt_key,
+        limit=limit,
+        size=size,
+        report=report,
+        offload=None if offload == "none" else offload,
+    )
     if ways is not None:
         if steps is not None:
             raise SettingError("--steps cannot be used with --ways, which times single steps; use --repeat.")
@@ -137,6 +139,12 @@ def bench(
         print(json.dumps(measured.to_json()))
     else:
         _print_report(name, measured)
+
+
+def _refuse(why: str, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise SettingError(f"--{name.replace('_', '-')} {why}")
 
 
 def _paper_table(prompts: list[str] | None, as_json: bool, **given: Any) -> None:
