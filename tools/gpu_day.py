@@ -7,8 +7,8 @@
 A FLUX.1-size transformer of random weights at 1024x1024; no checkpoint is needed, and nothing is downloaded. Results
 are in OUT_FOLDER: results.md to read, results.json, and log.txt with what the parts printed. Both files of results are
 written after every figure. Each part is a process with a time limit of its own: one that fails or is killed at its
-limit keeps its figures, and the next one begins. Exit status: 0 if all parts that ran are done, 1 if some are not, 2 if
-nothing could be run.
+limit keeps its figures, and the next one begins. Exit status: 0 if all parts that ran are done, 1 if some are not or
+the results could not be written, 2 if nothing could be run, 130 if it was stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -126,6 +126,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         status = 130
+    except OSError as error:
+        print(f"{folder} could not hold all results ({error.strerror}); give another folder.", file=sys.stderr)
+        status = 1
     sys.exit(status)
 
 

@@ -140,8 +140,8 @@ def joined(options: RayOptions) -> Iterator[None]:
 
 
 def _changed_since(before: Mapping[str, str]) -> set[str]:
-    """The variables of the environment that were set or changed since then."""
-    return {name for name, value in os.environ.items() if before.get(name) != value}
+    """The variables of the environment that were set, changed or removed since then."""
+    return {name for name in before.keys() | os.environ.keys() if before.get(name) != os.environ.get(name)}
 
 
 @contextlib.contextmanager

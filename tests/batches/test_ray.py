@@ -458,10 +458,12 @@ def test_what_was_set_is_put_back_if_ray_cannot_be_started(monkeypatch: pytest.M
     ray = pytest.importorskip("ray")
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_REMOVED", "1")
     before = dict(os.environ)
 
     def init(**_: Any) -> None:
         assert os.environ["RAY_AUTH_TOKEN"]
+        del os.environ["RAY_REMOVED"]
         raise RuntimeError("no room")
 
     monkeypatch.setattr(ray, "init", init)

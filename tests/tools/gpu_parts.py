@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 from tools.gpu.process import Report
 
@@ -40,6 +41,30 @@ def fails_here_and_there(_small: bool, report: Report) -> None:
     with report.attempt("first"):
         raise ValueError("no such kernel")
     report("after", 3)
+
+
+def offload_with_broken_plans(small: bool, report: Report) -> None:
+    from tools.gpu import parts
+
+    def broken(*_: Any) -> None:
+        raise ValueError("no such plan")
+
+    vars(parts)["planned"] = broken  # in this process alone
+    parts.offload(small, report)
+
+
+def offload_with_a_broken_step(small: bool, report: Report) -> None:
+    from tools.gpu import parts
+
+    whole = parts.offload_groups
+
+    def broken(*given: Any, ahead: bool = True) -> Any:
+        if ahead:
+            raise ValueError("no such step")
+        return whole(*given, ahead=ahead)
+
+    vars(parts)["offload_groups"] = broken  # in this process alone
+    parts.offload(small, report)
 
 
 def works(_small: bool, report: Report) -> None:

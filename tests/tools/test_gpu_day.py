@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -73,7 +74,27 @@ def test_every_part_runs_to_its_end_on_a_small_model(tmp_path: Path) -> None:
     assert ideal[0] == ideal[1] == 8 / (7 + 1 / 3)  # both run one block of three where the plan skips
     offload = figures(tmp_path, "offload")
     assert offload["h2gen: blocks fetched by the plan FFSDRF"]["value"] == 3 * 3 + 2 + 2  # of three; D and R run two
+    assert_shares_of_h2gens_step(offload)
     assert (tmp_path / "results.md").read_text().count("\n## ") == len(parts)
+
+
+def assert_shares_of_h2gens_step(found: dict[str, Any]) -> None:
+    base = found["h2gen: full step, no cache"]["value"]
+    steps = [each for name, each in found.items() if "full step, no cache" in name or ", in a plan: " in name]
+    assert len(steps) >= 3 and all(each["share"] == each["value"] / base for each in steps)
+
+
+@pytest.mark.slow
+def test_shares_of_offloading_are_of_h2gens_step_even_if_its_plan_fails(tmp_path: Path) -> None:
+    names = ("offload_with_broken_plans", "offload_with_a_broken_step")
+    assert gpu_day.measure([part(name) for name in names], tmp_path, small=True, total=3600) == 1
+    found = figures(tmp_path, names[0])
+    assert found["h2gen, in a plan"]["value"] == "failed: ValueError: no such plan"
+    assert_shares_of_h2gens_step(found)
+    found = figures(tmp_path, names[1])
+    assert found["h2gen"]["value"] == "failed: ValueError: no such step"
+    assert found["h2gen, nothing fetched ahead: full step, no cache"]["value"] > 0
+    assert all(each["share"] is None for each in found.values())
 
 
 OTHERS = ("FirstBlockCache, its check and the plan's decision", "cache-dit, static mask")
@@ -172,6 +193,31 @@ def test_on_a_gpu_too_a_part_may_go_wrong(name: str, status: str, error: str, tm
     result = run(part(name), small=False, limit=600, log=tmp_path / "log.txt", changed=written.append)
     assert written[0] is result and result.status == status
     assert (error in result.error[-1]) if error else not result.error
+
+
+def test_results_that_cannot_be_written_end_the_part_and_are_no_fault_of_its_process(tmp_path: Path) -> None:
+    written: list[Result] = []
+
+    def changed(result: Result) -> None:
+        written.append(result)
+        if len(result.figures) == 2 and result.status == "running":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        run(part("hangs"), small=True, limit=600, log=tmp_path / "log.txt", changed=changed)
+    assert (written[-1].status, written[-1].error[-1]) == ("failed", "Stopped with the whole run.")
+    assert not runs(int(written[-1].figures[1].value))
+
+
+def test_results_that_cannot_be_written_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json.part").mkdir()  # where they are written first
+    monkeypatch.setattr(sys, "argv", ["gpu_day.py", str(tmp_path), "--small", "--parts", "eager"])
+    with pytest.raises(SystemExit) as stopped:
+        gpu_day.main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"{tmp_path} could not hold all results (Is a directory); give another folder.\n"
 
 
 def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path: Path) -> None:

@@ -231,15 +231,22 @@ def offload(small: bool, report: Report) -> None:
     base = None
     for name, place in ways.items():
         with report.attempt(name):
-            full = _measure_offload(name, place, scale, report, base)
-            base = base or full
+            base = _measure_offload(name, place, scale, report, base)
         gc.collect()
 
 
 def _measure_offload(
     name: str, place: Callable[[Any, torch.device], Any], scale: Scale, report: Report, base: float | None
-) -> float:
-    """Report one way. Returns the seconds of its full step, of which figures are shares if ``base`` is None."""
+) -> float | None:
+    """Report one way, in shares of ``base``: the seconds of h2gen's full step, or None if that failed.
+
+    Returns:
+        ``base``; its own full step if this way is h2gen.
+    """
+
+    def report_step(title: str, seconds: float) -> None:
+        report(title, seconds, "s", share=None if base is None else seconds / base)
+
     pipe = make_pipeline(scale)
     pipe.transformer.to("cpu")
     started = time.perf_counter()
@@ -248,17 +255,18 @@ def _measure_offload(
     call = Caller(pipe, scale)
     _reset_memory(scale)
     full = steps_of(call, steps=3)[-1]  # diffusers looks at the first one for the order of the blocks
-    base = base or full
-    report(f"{name}: full step, no cache", full, "s", share=full / base)
+    if name == "h2gen":
+        base = full
+    report_step(f"{name}: full step, no cache", full)
     if placed is not None:  # diffusers never fetches the block after one that is skipped
-        fetched, plan = placed.moves.fetched, "FFSDRF"
-        steps = steps_of(call, planned(pipe, plan), len(plan))
-        for letter, seconds in list(zip(plan, steps, strict=True))[2:]:
-            outcome = OUTCOMES[letter].format("forecast")
-            report(f"{name}, in a plan: {outcome}", seconds, "s", share=seconds / base)
-        report(f"{name}: blocks fetched by the plan {plan}", placed.moves.fetched - fetched)
+        with report.attempt(f"{name}, in a plan"):  # of its own: the other ways' shares are of this one's step
+            fetched, plan = placed.moves.fetched, "FFSDRF"
+            steps = steps_of(call, planned(pipe, plan), len(plan))
+            for letter, seconds in list(zip(plan, steps, strict=True))[2:]:
+                report_step(f"{name}, in a plan: {OUTCOMES[letter].format('forecast')}", seconds)
+            report(f"{name}: blocks fetched by the plan {plan}", placed.moves.fetched - fetched)
     _report_memory(report, scale, name)
-    return full
+    return base
 
 
 def _offload_by_diffusers(pipe: Any, device: torch.device) -> None:

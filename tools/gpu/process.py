@@ -128,7 +128,8 @@ def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[
     Args:
         limit: seconds; at most ``part.limit``.
         log: the file that its output is appended to.
-        changed: is called with the result so far, as the part begins, after each figure and in the end.
+        changed: is called with the result so far, as the part begins, after each figure and in the end. What it raises
+            ends the part and is raised again.
     """
     # A forked child starts with torch imported, but must not have touched CUDA; on a GPU only a new process is sure.
     context = multiprocessing.get_context("forkserver" if small else "spawn")
@@ -141,25 +142,28 @@ def run(part: Part, *, small: bool, limit: float, log: Path, changed: Callable[[
     started = time.monotonic()
     result = Result(part.name, part.title, limit)
     changed(result)
+
+    def messages() -> Iterator[Any]:
+        """What the process sends until its limit; if it dies, its status and the error."""
+        try:
+            process.start()
+            sender.close()
+            while (left := started + limit - time.monotonic()) > 0 and receiver.poll(left):
+                yield receiver.recv()
+        except Exception as error:  # noqa: BLE001 - however the process died, the next part begins
+            yield "failed", [*_last_lines(log, before), _death(process, error)]
+
     try:
-        process.start()
-        sender.close()
-        while result.status == "running" and (left := started + limit - time.monotonic()) > 0:
-            if not receiver.poll(left):
-                break
-            message = receiver.recv()
-            if isinstance(message, Figure):
-                result.figures.append(message)
-                result.seconds = time.monotonic() - started
-                changed(result)
-            else:
+        for message in messages():
+            if not isinstance(message, Figure):
                 result.status, result.error = message
-    except KeyboardInterrupt:
+                break
+            result.figures.append(message)
+            result.seconds = time.monotonic() - started
+            changed(result)
+    except BaseException:  # Ctrl-C, or ``changed`` cannot write the results
         result.status, result.error = "failed", [*_last_lines(log, before), "Stopped with the whole run."]
         raise
-    except Exception as error:  # noqa: BLE001 - however the process died, the next part begins
-        result.status = "failed"
-        result.error = [*_last_lines(log, before), _death(process, error)]
     finally:
         if result.status == "running":
             result.status = "killed"
