@@ -26,7 +26,7 @@ import torch.distributed as dist
 from h2gen.cache import StepRecord, Trace
 from h2gen.errors import DeviceError, H2GenError, RunError
 from h2gen.generation.interrupt import interrupts_blocked, unblock_interrupts
-from h2gen.generation.quiet import be_quiet
+from h2gen.generation.quiet import be_quiet, quiet_torch
 from h2gen.generation.relief import load_or_advise
 from h2gen.generation.session import Session, StepObserver
 from h2gen.models import Checkpoint, is_out_of_memory
@@ -88,6 +88,7 @@ def open_together(
             "without devices, and call enable_parallelism on its transformer."
         )
     names = _devices(options)
+    quiet_torch()
     server = dist.TCPStore("127.0.0.1", 0, len(names), is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     threads = max(1, torch.get_num_threads() // len(names))
     places = [Place(rank, names, server.port, threads) for rank in range(len(names))]
@@ -183,7 +184,7 @@ class Companions:
         self._places, self._connections, self._processes, self._server = places, [], [], server
         self._making = self._stopping = self._ended = False
         self._why: H2GenError | None = None
-        with _quiet_torch(), interrupts_blocked():
+        with interrupts_blocked():
             for place in places:
                 near, far = context.Pipe()
                 given = (far, checkpoint, options, work, place)
@@ -355,6 +356,7 @@ def accompany(
     unblock_interrupts()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     be_quiet()
+    quiet_torch()
     try:
         loaded = _loaded(checkpoint, options, work, lambda _line: None, place)
         session = FollowingSession(*loaded, connection)
@@ -384,17 +386,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
-
-
-@contextlib.contextmanager
-def _quiet_torch() -> Iterator[None]:
-    """Around starting a process: its torch writes only errors, not its remarks about groups of processes."""
-    before = os.environ.get("TORCH_CPP_LOG_LEVEL")
-    os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_CPP_LOG_LEVEL"]
-        else:
-            os.environ["TORCH_CPP_LOG_LEVEL"] = before

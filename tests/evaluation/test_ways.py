@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 import statistics
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from h2gen.cli.app import run
 from h2gen.errors import SettingError
@@ -57,6 +59,35 @@ def test_a_step_with_everything_off_and_full_steps_with_the_cache_are_those_of_p
     assert not subject.transformer._forward_pre_hooks
     assert all(torch.equal(value, before[name]) for name, value in subject.transformer.state_dict().items())
     assert json.loads(json.dumps(report.to_json()))["ways"][1]["way"] == "off"
+
+
+def test_the_ways_take_turns_in_an_order_that_is_drawn_anew_in_each_round(subject: Subject) -> None:
+    ran: list[torch.nn.Module] = []
+
+    def note(module: torch.nn.Module, _given: object) -> None:
+        if isinstance(module, type(subject.transformer)):
+            ran.append(module)
+
+    with register_module_forward_pre_hook(note):
+        compare_ways(subject, parse_ways("off,plan"), 4)
+    rounds = [[id(module) for module in ran[i : i + 3]] for i in range(0, len(ran), 3)]
+    assert len(rounds) >= 4 and all(set(each) == set(rounds[0]) and len(set(each)) == 3 for each in rounds)
+    assert len({tuple(each) for each in rounds}) > 1
+
+
+@pytest.mark.parametrize(("rounds", "intervals"), [(5, 0), (6, 1)])
+def test_an_interval_is_shown_if_there_are_rounds_enough_for_one(
+    rounds: int,
+    intervals: int,
+    subject: Subject,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("h2gen.evaluation.bench.find_subject", lambda *_args, **_given: subject)
+    assert run(["bench", "--device", "cpu", "--ways", "off", "--repeat", str(rounds)]) == 0
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"% to \S+%", shown)) == intervals and "95 % interval" in shown
+    assert "Shares are medians too: each step is compared with the plain one of its round." in shown
 
 
 def test_four_bits_are_ways_too() -> None:

@@ -195,23 +195,18 @@ def test_a_process_that_dies_ends_the_run_with_one_line(pair: FirstSession) -> N
 
 
 UNFINISHED = """
-from types import SimpleNamespace
-from rich.console import Console
-from h2gen.cli.views.picture import PictureView
+import torch, torch.distributed as dist
+import h2gen
 
-request = SimpleNamespace(checkpoint=SimpleNamespace(name="tiny"), load=SimpleNamespace(devices=2))
-with PictureView(Console(stderr=True)).loading(request):
-    import torch, torch.distributed as dist
-
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    left = torch.ops._c10d_functional.all_reduce(torch.ones(1), "sum", dist.group.WORLD.group_name)
-    dist.destroy_process_group()
+session = h2gen.load("tiny", device="cpu", devices=2)
+left = torch.ops._c10d_functional.all_reduce(torch.ones(1), "sum", dist.group.WORLD.group_name)
+session._companions.end()
 """
 
 
 def test_torch_says_nothing_of_an_exchange_that_a_lost_process_has_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
-    done = subprocess.run([sys.executable, "-c", UNFINISHED], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", UNFINISHED], capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
 
 

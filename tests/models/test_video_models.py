@@ -117,6 +117,15 @@ def test_a_file_that_does_not_go_with_its_base_is_one_line_in_a_dry_run_too(
     assert said.rstrip().endswith("h2gen makes videos from text only.")
 
 
+def test_a_file_that_takes_no_guidance_scale_does_not_go_with_a_base_that_does(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    transformer = OTHERS["HunyuanVideo"](guidance_embeds=False)
+    file = checkpoints.save_single(transformer, tmp_path / "video.safetensors", original=True)
+    with pytest.raises(ModelError, match="takes no guidance scale and its base"):
+        loaded(file, folders["HunyuanVideo"])
+
+
 @pytest.mark.parametrize(
     ("name", "config", "words"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -63,8 +62,6 @@ class PictureView(RenderObserver):
         status = self._console.status(Text(f"Loading {printable(request.checkpoint.name)}"))
         if self._console.is_terminal:
             status.start()
-        if request.load.devices > 1:  # torch, which reads this when it is imported, remarks on its groups of processes
-            os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         try:
             import diffusers  # noqa: F401 - sets up its own logging, which is replaced next
 

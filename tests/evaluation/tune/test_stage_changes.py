@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ import torch
 
 from h2gen.cache import CacheConfig, h2_cache
 from h2gen.errors import RunError
+from h2gen.evaluation.bench import Subject
 from h2gen.evaluation.tune.stage_changes import StageChanges, decisions, recording_changes
+from h2gen.families import family_of
 from tests import small
 
 CALL = {"width": 64, "height": 64, "max_sequence_length": 16, "output_type": "latent"}
@@ -94,6 +97,25 @@ def test_up_to_the_first_reuse_the_prediction_is_what_the_cache_does(guided: boo
             if not above.ran:
                 break
     assert compared >= 6
+
+
+def test_passes_with_texts_of_two_lengths_change_as_each_does_alone() -> None:
+    transformer = small.flux_transformer()
+    inputs = {length: Subject(transformer, 16, length).inputs() for length in (8, 5)}
+    family = family_of(transformer)
+
+    def recorded(*lengths: int) -> Sequence[Mapping[tuple[str, str], Any]]:
+        with torch.no_grad(), recording_changes(transformer, passes=len(lengths), steps=3) as record:
+            for timestep in (1.0, 0.7, 0.2):
+                for length in lengths:
+                    transformer(**family.at(inputs[length], torch.tensor([timestep])))
+        return record.finish().changes
+
+    together = recorded(8, 5)
+    for found, alone in zip(together, (*recorded(8), *recorded(5)), strict=True):
+        assert found.keys() == alone.keys()
+        for key, each in alone.items():
+            np.testing.assert_array_equal(found[key], each)
 
 
 def test_a_missing_image_is_an_error_and_of_two_the_last_one_counts() -> None:
