@@ -267,7 +267,7 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
         assert shares or sort == "plan"
         assert shares == sorted(shares, key=lambda pair: pair[1])
     assert all(choice.figures.share <= 0.6 and choice.figures.ssim_mean > 0.3 for choice in made.choices)
-    assert "Recording 1 pictures with the model's own solver" in captured.err
+    assert "Recording 1 picture with the model's own solver" in captured.err
     last = captured.err.splitlines()[-1]
     assert last.startswith(("Now use it: h2gen 'a cat' --speedup ", "No measured setting saves time"))
     closest = max(choice.figures.ssim_mean for choice in made.choices)
