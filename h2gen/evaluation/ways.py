@@ -1,8 +1,8 @@
 """``h2gen bench --ways``: a full step in several ways against plain diffusers: compiled, quantized, with the cache on.
 
 The ways take turns, step by step, and each step is compared with the plain one of its round: a machine whose speed
-drifts slows both. The order within a round is drawn anew, so that no way profits from what ran before it. So a
-difference of a few tenths of a percent shows in some dozens of rounds.
+drifts slows both. The order within a round is drawn anew, so that no way profits from what ran before it. A difference
+of a few tenths of a percent then shows in some dozens of rounds.
 """
 
 from __future__ import annotations

@@ -401,6 +401,20 @@ def test_what_ray_says_of_itself_is_kept_out_of_stdout(verbose: bool, capfd: pyt
     assert not said.out and ("a worker died" in said.err) is verbose
 
 
+def in_a_new_process(code: str, home: Path) -> str:
+    """What code prints in a process whose environment has nothing of Ray."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @NEEDS_RAY
 @pytest.mark.slow
 def test_ray_for_this_machine_alone_is_not_seen_by_others(tmp_path: Path) -> None:
@@ -414,16 +428,7 @@ def test_ray_for_this_machine_alone_is_not_seen_by_others(tmp_path: Path) -> Non
         "            if found.status == psutil.CONN_LISTEN:\n"
         "                print(found.laddr.ip.removeprefix('::ffff:'))\n"
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**environment, "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert {*done.stdout.split()} == {"127.0.0.1"}
+    assert {*in_a_new_process(code, tmp_path).split()} == {"127.0.0.1"}
     assert not (tmp_path / ".ray").exists(), "later clusters would ask for its token"
 
 
@@ -443,15 +448,7 @@ def test_ray_leaves_nothing_in_the_environment_and_starts_again(tmp_path: Path) 
         "        assert ray.get(ray.put(7)) == 7 and ray.available_resources()['CPU'] > 0\n"
         "    assert dict(os.environ) == {**before, 'MINE': 'set meanwhile'}, os.environ.keys() ^ before.keys()\n"
     )
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**environment, "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    in_a_new_process(code, tmp_path)
 
 
 def test_what_was_set_is_put_back_if_ray_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
