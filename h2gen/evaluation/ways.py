@@ -1,8 +1,9 @@
 """``h2gen bench --ways``: a full step in several ways against plain diffusers: compiled, quantized, with the cache on.
 
 The ways take turns, step by step, and each step is compared with the plain one of its round: a machine whose speed
-drifts slows both. The order within a round is drawn anew, so that no way profits from what ran before it. A difference
-of a few tenths of a percent then shows in some dozens of rounds.
+drifts slows both. The order within a round is drawn anew, so that no way profits from what ran before it. Two models of
+the same weights still differ by up to 1 % for as long as they live, by where their objects lie in memory; so every few
+rounds run on models made anew. A difference of a few tenths of a percent then shows in some hundreds of rounds.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ CACHES = ("off", "plan", "checks")
 """The cache in a full step: taken off again; on, with a plan that computes every step; on, with both checks."""
 PARTS = (*CACHES, "compile", *QUANTIZATIONS)
 _WARM = 2
-"""Steps of each way that are not counted."""
+"""Steps of each new model that are not counted."""
+_ROUNDS_OF_A_MODEL = 10
+"""Counted rounds until models are made anew, except those that take long to make: compiled or quantized ones."""
 MEANINGFUL = 6
 """Counted steps from which ``median_interval`` is of 95 %."""
 
@@ -136,34 +139,41 @@ def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int)
     family = family_of(subject.transformer)
     latents = family.pass_inputs(family.at(inputs, torch.ones(1))).latents
     device = latents.device
-    timesteps = [torch.full((1,), 1 - i / (rounds + _WARM), device=device) for i in range(rounds + _WARM)]
+    groups = [min(_ROUNDS_OF_A_MODEL, rounds - first) for first in range(0, rounds, _ROUNDS_OF_A_MODEL)]
+    steps = sum(_WARM + counted for counted in groups)
+    timesteps = iter([torch.full((1,), 1 - i / steps, device=device) for i in range(steps)])
     seconds: dict[str, list[float]] = {}
     begin: dict[str, float] = {}
     outputs: dict[str, torch.Tensor] = {}
-    with ExitStack() as stack:
-        models = {"plain": _plain(subject.transformer)}
-        for parts in ways:
-            started = time.perf_counter()
-            models["+".join(parts)] = _made(subject.transformer, parts, len(timesteps), stack)
-            begin["+".join(parts)] = time.perf_counter() - started
 
-        def step(name: str, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
-            given = family.at(inputs, timestep)
-            wait(device)
-            started = time.perf_counter()
-            output = family.velocity(models[name](**given))
-            wait(device)
-            return time.perf_counter() - started, output
+    def step(model: nn.Module, timestep: torch.Tensor) -> tuple[float, torch.Tensor]:
+        given = family.at(inputs, timestep)
+        wait(device)
+        started = time.perf_counter()
+        output = family.velocity(model(**given))
+        wait(device)
+        return time.perf_counter() - started, output
 
-        order = random.Random(0)
-        for number, timestep in enumerate(timesteps):
-            for name in order.sample(list(models), len(models)):
-                spent, output = step(name, timestep)
-                if number == 0:
-                    begin[name] = begin.get(name, 0.0) + spent
-                    outputs[name] = output.clone()
-                elif number >= _WARM:
-                    seconds.setdefault(name, []).append(spent)
+    order = random.Random(0)
+    models: dict[str, nn.Module] = {}
+    with ExitStack() as lasting:
+        for counted in groups:
+            with ExitStack() as brief:
+                for name, parts in {"plain": (), **{"+".join(parts): parts for parts in ways}}.items():
+                    quick = set(parts) <= set(CACHES)
+                    if quick or name not in models:
+                        started = time.perf_counter()
+                        models[name] = _made(subject.transformer, parts, steps, brief if quick else lasting)
+                        begin.setdefault(name, 0.0 if quick else time.perf_counter() - started)
+                for number in range(-_WARM, counted):
+                    timestep = next(timesteps)
+                    for name in order.sample(list(models), len(models)):
+                        spent, output = step(models[name], timestep)
+                        if name not in outputs:
+                            begin[name] += spent
+                            outputs[name] = output.clone()
+                        if number >= 0:
+                            seconds.setdefault(name, []).append(spent)
     plain, whole = seconds["plain"], outputs["plain"].float()
     figures = []
     for name in models:
@@ -205,10 +215,15 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[first], ordered[count - 1 - first]
 
 
-def _plain(transformer: nn.Module) -> nn.Module:
-    """The same weights in a model that diffusers alone has made; a copy if they are quantized already."""
+def _twin(transformer: nn.Module) -> nn.Module:
+    """A model with the same weights, made by diffusers alone; they are shared and take no memory again.
+
+    It is a copy only if the weights are quantized already: Python runs a copied model about half a percent slower,
+    since it does not store the attributes of a copy as compactly.
+    """
     if getattr(transformer, "hf_quantizer", None) is not None:
-        return _twin(transformer)
+        tensors = (*transformer.parameters(), *transformer.buffers())
+        return copy.deepcopy(transformer, {id(tensor): tensor for tensor in tensors})
     cls = cast(Any, type(transformer))
     with torch.device("meta"):
         model: nn.Module = cls.from_config(cast(Any, transformer).config)
@@ -219,14 +234,11 @@ def _plain(transformer: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _twin(transformer: nn.Module) -> nn.Module:
-    """A copy that shares all weights, so that it takes no memory and the same cache lines."""
-    tensors = (*transformer.parameters(), *transformer.buffers())
-    return copy.deepcopy(transformer, {id(tensor): tensor for tensor in tensors})
-
-
 def _made(transformer: nn.Module, parts: Sequence[str], steps: int, stack: ExitStack) -> nn.Module:
-    """The transformer in one way. A cache stays on until the stack is closed, or, with ``off``, was on before."""
+    """The transformer in one way; without any parts, in diffusers' own.
+
+    A cache stays on until the stack is closed, or, with ``off``, was on before.
+    """
     model = _twin(transformer)
     device = cast(Any, model).device
     for part in reversed(parts):  # quantized, then compiled, then cached

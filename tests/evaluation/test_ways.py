@@ -10,6 +10,7 @@ import statistics
 
 import pytest
 import torch
+from torch.nn import Parameter
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from h2gen.cli.app import run
@@ -73,6 +74,23 @@ def test_the_ways_take_turns_in_an_order_that_is_drawn_anew_in_each_round(subjec
     rounds = [[id(module) for module in ran[i : i + 3]] for i in range(0, len(ran), 3)]
     assert len(rounds) >= 4 and all(set(each) == set(rounds[0]) and len(set(each)) == 3 for each in rounds)
     assert len({tuple(each) for each in rounds}) > 1
+
+
+def test_models_are_made_anew_but_for_those_that_take_long_to_make(subject: Subject) -> None:
+    ran: list[torch.nn.Module] = []
+
+    def note(module: torch.nn.Module, _given: object) -> None:
+        if isinstance(module, type(subject.transformer)):
+            ran.append(module)
+
+    with register_module_forward_pre_hook(note):
+        report = compare_ways(subject, parse_ways("off,int8"), 11)
+    quantized = [module for module in ran if type(module.transformer_blocks[0].attn.to_q.weight) is not Parameter]
+    assert len({*map(id, quantized)}) == 1
+    assert len({*map(id, ran)}) == 1 + 2 * 2  # those of plain diffusers and "off" for 10 rounds and for 1
+    assert len(ran) == 3 * (2 + 10 + 2 + 1)
+    assert {way.way: way.difference == 0 for way in report.ways} == {"plain": True, "off": True, "int8": False}
+    assert subject.transformer not in ran
 
 
 @pytest.mark.parametrize(("rounds", "intervals"), [(5, 0), (6, 1)])

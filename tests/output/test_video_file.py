@@ -6,6 +6,7 @@ import io
 import re
 import sys
 import tempfile
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def written(folder: Path, format: str, metadata: dict[str, Any] | None) -> Path:
 
 def of_video(prompt: str = "a cat walks") -> dict[str, Any]:
     chosen = Settings(prompt, 7, 64, 48, 28, 1.0, 3.0, "a dog", 16, SETTINGS.cache, frames=9, fps=8.0)
-    return describe(chosen, MADE, seconds=1.5, summary=None, notes={"source": "a.txt:3"})
+    when = datetime(2026, 11, 30, 12, tzinfo=timezone.utc)
+    return describe(chosen, MADE, seconds=1.5, summary=None, made=when, notes={"source": "a.txt:3"})
 
 
 @every_format
