@@ -83,19 +83,21 @@ def split_device(name: str) -> tuple[str, int]:
     return kind, int(index or 0)
 
 
-_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
 def memory_limit(text: str, called: str = "memory") -> int | None:
-    """The bytes that ``--memory`` allows; None if it is ``auto`` or ``none``.
+    """The bytes that ``--memory`` allows: ``10G`` and ``10 GB`` are 10^10, ``10GiB`` is 10 * 2^30; None if it is
+    ``auto`` or ``none``.
 
     Raises:
         SettingError: it is something else.
     """
-    if text in ("auto", "none"):
+    given = text.strip().lower()
+    if given in ("auto", "none"):
         return None
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kmgt]i?b)", text.strip(), re.IGNORECASE)
-    size = 0 if found is None else round(float(found[1]) * _UNITS[found[2].lower()])
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([kmgt]i?)b?", given)
+    size = 0 if found is None else round(float(found[1]) * _UNITS[found[2]])
     if not size:
         raise SettingError(f"{called} {shown(text)} is not supported; give auto, none or a size such as 10GB.")
     return size

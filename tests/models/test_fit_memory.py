@@ -180,13 +180,19 @@ def test_a_cpu_needs_less_once_the_model_is_quantized_and_room_for_each_part_bef
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("auto", None), ("none", None), ("10GB", 10**10), ("1.5 gib", 3 * 2**29), ("512MB", 512 * 10**6), ("8GiB", 2**33)],
+    [
+        *[(text, None) for text in ("auto", "none", "None")],
+        *[(text, 10**10) for text in ("10GB", "10G", "10g", "10 GB", "10gb", " 10Gb ")],
+        *[(text, 10 * 2**30) for text in ("10GiB", "10 gib", "10Gi")],
+        ("1.5 gib", 3 * 2**29),
+        ("512MB", 512 * 10**6),
+    ],
 )
 def test_a_limit_has_a_unit(text: str, size: int | None) -> None:
     assert memory_limit(text) == size
 
 
-@pytest.mark.parametrize("text", ["10", "GB", "0GB", "-1GB", "lots", "10G", "1e3GB", "9" * 50 + "GB"])
+@pytest.mark.parametrize("text", ["10", "GB", "0GB", "-1GB", "lots", "10B", "1e3GB", "10G\u0131B", "9" * 50 + "GB"])
 def test_other_limits_are_refused_in_one_line(text: str) -> None:
     with pytest.raises(SettingError, match="is not supported; give auto, none or a size such as 10GB"):
         memory_limit(text, "--memory")
