@@ -31,11 +31,11 @@ class Rule:
     Args:
         kind: ``str``, ``int``, ``float`` (whole numbers count too), ``bool``, ``list`` (of text) or ``dict``.
         least, most: the range of a number, both included.
-        choices: the texts allowed; any text if empty.
+        choices: the texts allowed, in capitals or small letters; any text if empty.
         longest: characters of a text.
         above: a limit of a number that is not itself included.
         advice: what to give instead of a wrong value; made from the rest if it is empty.
-        aliases: other names of choices.
+        aliases: other names of choices, likewise.
         numbers: whether a whole number counts as text too, such as the 512 of a square.
         unit: what may stand behind a number in text, such as the x of ``3x``.
     """
@@ -71,9 +71,11 @@ class Rule:
                 raise self.error(name, value)
             return self.kind(value)
         if self.choices:
-            value = self.aliases.get(value, value)
-            if value not in self.choices:
+            names = {**dict(zip(self.choices, self.choices, strict=True)), **self.aliases}
+            found = {each.lower(): choice for each, choice in names.items()}.get(value.lower())
+            if found is None:
                 raise self.error(name, value)
+            value = found
         texts: Iterable[str] = value if self.kind is list else [value] if self.kind is str else ()
         for text in texts:
             if SURROGATES.search(text):

@@ -44,7 +44,12 @@ def test_what_keeps_the_rule_comes_back_as_its_type() -> None:
     assert Rule(list).check("x", ["a", "b"]) == ("a", "b")
     assert Rule(int, 1, 9).check("x", 9) == 9
     assert Rule(str, choices=("a", "b")).check("x", "b") == "b"
-    assert Rule(str, choices=("a", "b"), aliases={"first": "a"}).check("x", "first") == "a"
+    assert Rule(str, choices=("a", "b"), aliases={"First": "a"}).check("x", "First") == "a"
+
+
+def test_the_case_of_a_choice_does_not_matter() -> None:
+    rule = Rule(str, choices=("nf4", "DPM"), aliases={"First": "nf4"})
+    assert [rule.check("x", text) for text in ("NF4", "dpm", "FIRST")] == ["nf4", "DPM", "nf4"]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from h2gen.models import resolve
 from h2gen.models.load_options import LoadOptions, check_together, unheeded_limit
 from h2gen.settings.devices import check_devices
 from h2gen.settings.synonyms import meant_or_close
+from h2gen.settings.table import BY_NAME
 
 
 @names_checked("load", meant_or_close)
@@ -58,6 +59,7 @@ def load(
     >>> session = h2gen.load("tiny")  # doctest: +SKIP
     >>> session.generate("a cat", seed=7).image  # doctest: +SKIP
     """
+    device, memory = BY_NAME["device"].check(device), BY_NAME["memory"].check(memory)
     options = LoadOptions(device, dtype, offload, memory, quantize, quantize_text, compile, devices)
     check_together(options)
     checkpoint = resolve(model, base, vae, text_encoder)

@@ -13,7 +13,6 @@ from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.models.attention_names import check_package
 from h2gen.models.catalogue import Checkpoint, needs_base, resolve
-from h2gen.models.choices import memory_limit, split_device
 from h2gen.models.load_options import LOAD_OPTIONS, LoadOptions, check_together
 from h2gen.settings import presets
 from h2gen.settings.controls import check_controls, with_redux_model
@@ -94,8 +93,6 @@ def request_from(prompt: str, layers: Layers) -> Request:
         for name in (*LOAD_OPTIONS, "format")
         if name in given
     }
-    memory_limit(given["memory"].value, _called("memory", given))
-    split_device(given["device"].value)  # a wrong name is found even where nothing is loaded
     files = {name: given[name].value for name in ("vae", "text_encoder") if name in given}
     checkpoint = resolve(given["model"].value, _base(given), **files)
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint)
@@ -106,7 +103,6 @@ def request_from(prompt: str, layers: Layers) -> Request:
     notices += notices_about(settings, resolved, layers)
     remarks = list(remarks_on(prompt, settings, checkpoint))
     notices += [remark.text for remark in remarks]
-    values = {name: setting.value for name, setting in resolved.items()}
     load = LoadOptions(**{name: checked[name] for name in LOAD_OPTIONS})
     check_together(load)
     check_devices(load, checkpoint)
@@ -117,12 +113,12 @@ def request_from(prompt: str, layers: Layers) -> Request:
     return Request(
         checkpoint=checkpoint,
         settings=settings,
-        format=values.get("format"),
+        format=checked["format"] if "format" in resolved else None,
         resolved=resolved,
         notices=tuple(notices),
         ignored=tuple(remark.text for remark in remarks if remark.ignored),
         load=load,
-        out=values["out"],
+        out=resolved["out"].value,
     )
 
 

@@ -11,6 +11,7 @@ from h2gen.checks import Rule
 from h2gen.models.choices import DTYPES, OFFLOADS
 from h2gen.models.quantization import CHOICES, SYNONYMS
 from h2gen.settings.inputs import LORA, FileRule
+from h2gen.settings.machine_rows import DEVICE, MEMORY
 from h2gen.settings.pictures import PictureRule
 from h2gen.settings.setting import (
     BATCH,
@@ -275,9 +276,7 @@ TABLE = (
         MODEL,
         metavar="FILE",
     ),
-    Setting(
-        "device", "auto, cpu, cuda, cuda:1, mps, xpu.", Rule(str), MODEL, metavar="NAME", default="auto", lasting=True
-    ),
+    DEVICE,
     DEVICES,
     Setting(
         "dtype", "auto, bf16, fp16, fp32.", Rule(str, choices=("auto", *DTYPES)), MODEL, default="auto", lasting=True
@@ -290,15 +289,7 @@ TABLE = (
         default="auto",
         lasting=True,
     ),
-    Setting(
-        "memory",
-        "GPU memory to use at most, such as 10GB; auto: what is free.",
-        Rule(str),
-        MODEL,
-        metavar="SIZE",
-        default="auto",
-        lasting=True,
-    ),
+    MEMORY,
     ATTENTION,
     COMPILE,
     _weights("quantize", "Quantize the transformer: none, int8, fp8, nf4, fp4, int4, ..."),

@@ -174,6 +174,7 @@ def test_an_unknown_choice_is_answered_with_the_known_ones(name: str) -> None:
         ("cfg = 'x'", "a number"),
         ("model = 3", "text"),
         ("tau1 = 0.1", "unknown key"),
+        ("memory = '10X'", "memory '10X' is not supported; give auto, none or a size"),
         ("= 3", "not valid TOML"),
     ],
 )
@@ -239,6 +240,28 @@ def test_a_device_that_no_machine_has_is_found_before_anything_is_loaded(name: s
     with pytest.raises(DeviceError, match=r"no device .* Choose from auto, cuda, mps, xpu, cpu\."):
         plan(device=name)
     assert plan({"H2GEN_DEVICE": "cuda:1"}).load.device == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "meant"),
+    [
+        ("quantize", "NF4", "nf4"),
+        ("quantize", "Int8WO", "int8"),
+        ("dtype", "BF16", "bf16"),
+        ("offload", "Group", "group"),
+        ("device", "CUDA:1", "cuda:1"),
+        ("memory", "AUTO", "auto"),
+        ("memory", "10G", "10G"),
+    ],
+)
+def test_capitals_in_the_name_of_a_choice_do_not_matter(name: str, text: str, meant: str) -> None:
+    assert getattr(plan(**{name: text}).load, name) == meant
+    assert getattr(plan({f"H2GEN_{name.upper()}": text}).load, name) == meant
+
+
+def test_capitals_in_a_format_or_a_solver_do_not_matter() -> None:
+    request = plan(format="PNG", solver="flowmatcheulerdiscretescheduler", out="folder")
+    assert (request.format, request.settings.solver) == ("png", "own")
 
 
 def test_a_preset_is_taken_from_a_file(tmp_path: Path) -> None:
