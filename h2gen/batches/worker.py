@@ -133,7 +133,7 @@ def _made(model: Model, task: Task, result: Result) -> PictureMade:
     from h2gen.generation.advice import advice, tuned_thresholds
     from h2gen.output.picture_file import picture_file
 
-    tuned = partial(tuned_thresholds, result.settings, lambda: model.content_hash)
+    tuned = partial(tuned_thresholds, result.settings, result.origin.changing, lambda: model.content_hash)
     file = picture_file(
         replace(result, preset=task.preset),
         replace(result.origin, content_hash=model.content_hash),

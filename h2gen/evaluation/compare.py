@@ -133,7 +133,7 @@ def prepare_comparison(
         if not metrics.infos:
             raise SettingError(" ".join(metrics.notices))
     request = jobs.remarked_request
-    planned = effort(methods, len(cases), profile_key_of(request.checkpoint, shared), request.load.changing)
+    planned = effort(methods, len(cases), profile_key_of(request.checkpoint, shared), request.load.loading)
     return PreparedComparison(request, cases, planned, shared, metrics, methods, options, target.folder)
 
 

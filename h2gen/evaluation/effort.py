@@ -69,14 +69,14 @@ class Effort:
         }
 
 
-def effort(methods: MethodOptions, prompts: int, key: ProfileKey, changing: Mapping[str, str] | None = None) -> Effort:
+def effort(methods: MethodOptions, prompts: int, key: ProfileKey, loading: Mapping[str, str] | None = None) -> Effort:
     """Estimate the length of a comparison.
 
     Args:
         methods: what is compared; without budgets and further methods.
         prompts: number of prompts.
         key: of a profile for these pictures; its ``content_hash`` is ignored.
-        changing: what the model is loaded with, as ``LoadOptions.changing``.
+        loading: what the model is loaded with, as ``LoadOptions.loading``.
     """
     caches, counts, peers = len(methods.caches), len(methods.fewer), len(methods.peers)
     beside = caches * (1 + 2 * methods.baselines + peers)  # each number of steps runs with two solvers
@@ -86,7 +86,7 @@ def effort(methods: MethodOptions, prompts: int, key: ProfileKey, changing: Mapp
     warm = (2 + 2 * (caches + counts)) / key.steps + _HALF * caches
     search = sum(_search(peer, caches, prompts) for peer in methods.peers)
     truth = methods.truth * TRUTH_STEPS / key.steps
-    known = timed_before(key, changing)
+    known = timed_before(key, loading)
     return Effort(
         methods=timed + methods.truth,
         prompts=prompts,
@@ -116,18 +116,18 @@ def _bounds(repeat: int | None) -> Sequence[int]:
     return (LEAST, MOST) if repeat is None else (repeat, repeat)
 
 
-def timed_before(key: ProfileKey, changing: Mapping[str, str] | None = None) -> tuple[float, Profile] | None:
+def timed_before(key: ProfileKey, loading: Mapping[str, str] | None = None) -> tuple[float, Profile] | None:
     """Seconds per uncached picture, and the profile that records them; None if there is no profile of such pictures.
 
     Every step takes the same time, so a profile for another number of steps is scaled; the nearest number is taken.
 
     Args:
         key: its ``content_hash`` is ignored.
-        changing: what the model is loaded with, as ``LoadOptions.changing``; other weights take another time.
+        loading: what the model is loaded with, as ``LoadOptions.loading``; other weights take another time.
     """
     known: list[tuple[float, Profile]] = []
     for profile in list_profiles([]):
-        alike = _of(profile.key) == _of(key) and profile.changing == (changing or {})
+        alike = _of(profile.key) == _of(key) and profile.loading == (loading or {})
         once = profile.measured.get("seconds_uncached")
         if alike and isinstance(once, (int, float)) and once > 0:
             known.append((once / profile.key.steps * key.steps, profile))

@@ -29,7 +29,7 @@ from h2gen.evaluation.results import Case, Comparison
 from h2gen.evaluation.tune.options import parse_budgets
 from h2gen.files import check_file
 from h2gen.models.content_hash import content_hash
-from h2gen.settings.profiles import Profile, find_profile, mismatch, quantized_otherwise, read_profile
+from h2gen.settings.profiles import Profile, find_profile, loaded_otherwise, mismatch, read_profile
 from h2gen.settings.resolve import Request
 from h2gen.settings.speedup import command_for, profile_key_of
 from h2gen.settings.synonyms import meant_or_close
@@ -211,14 +211,14 @@ def prepare_frontier(
 
 def _own_profile(request: Request, given: Path | None) -> tuple[Profile, list[str]]:
     """The profile whose settings are h2gen's own, and notices about it for the user."""
-    checkpoint, settings, changing = request.checkpoint, request.settings, request.load.changing
+    checkpoint, settings, loading = request.checkpoint, request.settings, request.load.loading
     here = profile_key_of(checkpoint, settings)
     if given is not None:
         profile = read_profile(given)
         about = mismatch(profile.key, here, content_hash(checkpoint))
-        return profile.fitted(here.steps), [*about, *quantized_otherwise(profile, changing)]
-    command = command_for(checkpoint, settings, changing=changing)
-    return find_profile(here, lambda: content_hash(checkpoint), command, or_else=_OR_ELSE, changing=changing)
+        return profile.fitted(here.steps), [*about, *loaded_otherwise(profile, loading)]
+    command = command_for(checkpoint, settings, loading=loading)
+    return find_profile(here, lambda: content_hash(checkpoint), command, or_else=_OR_ELSE, loading=loading)
 
 
 @dataclass(frozen=True)
@@ -245,7 +245,7 @@ class PreparedFrontier:
         """The length of the measurement if nothing were in the log yet."""
         settings, groups = self.request.settings, groups_of(self._options.only)
         found = estimate(groups, self.budgets, self._peers, len(self.cases), settings.steps)
-        return found.expecting(profile_key_of(self.request.checkpoint, settings), self.request.load.changing)
+        return found.expecting(profile_key_of(self.request.checkpoint, settings), self.request.load.loading)
 
     def run(self, observer: FrontierObserver | None = None) -> Frontier:
         """Measure, and write the report if one was asked for.

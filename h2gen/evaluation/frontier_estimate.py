@@ -51,9 +51,9 @@ class FrontierEstimate:
         """Estimated seconds in all, at most."""
         return None if self.seconds_uncached is None else self.uncached_pictures * self.seconds_uncached
 
-    def expecting(self, key: ProfileKey, changing: Mapping[str, str] | None = None) -> FrontierEstimate:
+    def expecting(self, key: ProfileKey, loading: Mapping[str, str] | None = None) -> FrontierEstimate:
         """The same with the time of an uncached picture, if a profile of such pictures records it."""
-        known = timed_before(key, changing)
+        known = timed_before(key, loading)
         named = replace(self, noun=key.noun)
         return named if known is None else replace(named, seconds_uncached=known[0], measured_in=known[1].path.name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from h2gen.cache.config import USEFUL_TOLERANCE, CacheConfig
 from h2gen.cache.outcome import Outcome
@@ -68,11 +68,14 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
     return _TOO_FEW
 
 
-def tuned_thresholds(settings: Settings, content_hash: Callable[[], str | None]) -> Choice | None:
+def tuned_thresholds(
+    settings: Settings, changing: Mapping[str, str], content_hash: Callable[[], str | None]
+) -> Choice | None:
     """The thresholds of the profile that fits a picture: the closest that run about half of the blocks.
 
     Args:
         settings: of the picture.
+        changing: what its model was loaded with, as ``LoadOptions.changing``; the rest changes only the time.
         content_hash: of its model; called only if everything else of a profile fits.
 
     Returns:
@@ -83,7 +86,7 @@ def tuned_thresholds(settings: Settings, content_hash: Callable[[], str | None])
         "", "", settings.steps, settings.width, settings.height, mode, settings.shift, settings.frames or 0
     )
     try:
-        profile = ProfileSearch(key, lambda: content_hash() or "").exact()
+        profile = ProfileSearch(key, lambda: content_hash() or "", changing).exact()
     except (H2GenError, OSError):  # advice must not cost a finished picture
         return None
     choices = [] if profile is None else profile.of("thresholds")

@@ -46,6 +46,13 @@ class LoadOptions:
         job ids do not."""
         return self._not_default(("devices", "compile"))
 
+    @property
+    def loading(self) -> dict[str, str]:
+        """The options that a profile's figures depend on, apart from device and dtype, and that are not the default:
+        a profile has them. The value of ``compile`` is "yes"."""
+        given = self._not_default(LOADING)
+        return {name: "yes" if value is True else str(value) for name, value in given.items() if value != "auto"}
+
     def _not_default(self, names: Sequence[str]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(DEFAULT, name)}
 
@@ -55,6 +62,8 @@ LOAD_OPTIONS = tuple(each.name for each in fields(LoadOptions))
 """Their names, which are those of their rows in the table of settings."""
 CHANGING = ("quantize", "quantize_text")
 """Those that change the pixels, besides the dtype."""
+LOADING = (*CHANGING, "offload", "devices", "compile")
+"""Those that a profile's figures depend on: the pixels, or how long a step takes."""
 
 
 def check_together(options: LoadOptions) -> None:

@@ -13,7 +13,7 @@ from h2gen.errors import ProfileError, SettingError
 from h2gen.models.catalogue import Checkpoint, model_name
 from h2gen.models.choices import SOLVERS
 from h2gen.models.content_hash import content_hash
-from h2gen.models.load_options import CHANGING, LoadOptions
+from h2gen.models.load_options import LOADING, LoadOptions
 from h2gen.models.translate_errors import translated
 from h2gen.settings.layers import Layers
 from h2gen.settings.profiles import (
@@ -23,6 +23,7 @@ from h2gen.settings.profiles import (
     Profile,
     ProfileKey,
     ProfileSearch,
+    loading_words,
 )
 from h2gen.settings.profiles.find import NEAREST
 from h2gen.settings.profiles.published import PublishedPlans, published_for
@@ -166,19 +167,19 @@ class GoalResolver:
         settings, resolved, _ = resolve_settings("-", base, self._checkpoint)
         key = profile_key_of(self._checkpoint, settings)
         if key not in self._chosen:
-            load = LoadOptions(**{name: BY_NAME[name].check(resolved[name].value) for name in CHANGING})
-            self._chosen[key] = self._choose(key, settings, load.changing)
+            load = LoadOptions(**{name: BY_NAME[name].check(resolved[name].value) for name in LOADING})
+            self._chosen[key] = self._choose(key, settings, load.loading)
         chosen = self._chosen[key]
         return chosen, [(chosen.source, chosen.values), *base[1:]]
 
-    def _choose(self, key: ProfileKey, settings: Settings, changing: Mapping[str, str]) -> _Chosen:
+    def _choose(self, key: ProfileKey, settings: Settings, loading: Mapping[str, str]) -> _Chosen:
         if key.steps < FEWEST_STEPS:
             raise SettingError(
                 f"{key.model!r} takes {key.steps} steps here, and a cache cannot help below {FEWEST_STEPS}; leave out "
                 f"{self.goal.option}, and give fewer --steps to be faster."
             )
-        command = command_for(self._checkpoint, settings, changing=changing)
-        search = ProfileSearch(key, lambda: self._hash, changing)
+        command = command_for(self._checkpoint, settings, loading=loading)
+        search = ProfileSearch(key, lambda: self._hash, loading)
         # A profile of the same weights comes first; one of another model only after the published plans.
         profile = search.exact() or (search.nearest(same_weights=True) if self.goal.nearest else None)
         if profile is None:
@@ -290,11 +291,11 @@ def expectation(choice: Choice, profile: Profile, chosen_by_sort: bool = False) 
 
 
 def command_for(
-    checkpoint: Checkpoint, settings: Settings, *start: str, changing: Mapping[str, str] | None = None
+    checkpoint: Checkpoint, settings: Settings, *start: str, loading: Mapping[str, str] | None = None
 ) -> str:
     """The command that makes a profile for such pictures; or one that begins with the words in ``start``.
 
-    ``changing`` is what the model is loaded with, as ``LoadOptions.changing``.
+    ``loading`` is what the model is loaded with, as ``LoadOptions.loading``.
     """
     defaults = checkpoint.defaults
     words = list(start or ("h2gen", "tune"))
@@ -312,6 +313,4 @@ def command_for(
         words += ["--frames", str(settings.frames)]
     if settings.cfg != defaults.cfg:
         words += ["--cfg", f"{settings.cfg:g}"]
-    for name, value in (changing or {}).items():
-        words += [BY_NAME[name].option, value]
-    return shlex.join(words)
+    return shlex.join([*words, *loading_words(loading or {})])

@@ -79,14 +79,14 @@ def test_the_profile_that_fits_gives_its_closest_thresholds_of_half_the_blocks()
     key = ProfileKey("mine", "ab" * 32, 8, 64, 64, "plain")
     plan = replace(tuned(0.45), cache=CacheConfig(0, 0, plan="FFFFSFSF"))
     choices = (tuned(0.3), tuned(0.4), plan, tuned(0.8))
-    assert tuned_thresholds(settings, lambda: "ab" * 32) is None
+    assert tuned_thresholds(settings, {}, lambda: "ab" * 32) is None
     write_profile(Profile(user_folder() / "p.toml", key, choices, {}))
-    found = tuned_thresholds(settings, lambda: "ab" * 32)
+    found = tuned_thresholds(settings, {}, lambda: "ab" * 32)
     assert found is not None and found.figures.share == 0.4
-    assert tuned_thresholds(settings, lambda: "cd" * 32) is None
-    assert tuned_thresholds(replace(settings, steps=9), lambda: "ab" * 32) is None
+    assert tuned_thresholds(settings, {}, lambda: "cd" * 32) is None
+    assert tuned_thresholds(replace(settings, steps=9), {}, lambda: "ab" * 32) is None
     write_profile(Profile(user_folder() / "p.toml", key, (plan, tuned(0.8), tuned(0.7)), {}))
-    found = tuned_thresholds(settings, lambda: "ab" * 32)
+    found = tuned_thresholds(settings, {}, lambda: "ab" * 32)
     assert found is not None and found.figures.share == 0.7
 
 

@@ -159,6 +159,8 @@ def test_the_nearest_is_of_the_same_model_first_and_its_plans_are_drawn_out() ->
 
 
 INT8, NF4 = {"quantize": "int8"}, {"quantize": "nf4", "quantize_text": "int8"}
+COMPILED: dict[str, str] = {"compile": "yes"}
+MEASURED, ROUGH = "The profile was measured", "its figures are only a rough guide"
 WITH_INT8, WITH_NF4 = "with --quantize int8", "with --quantize nf4 --quantize-text int8"
 
 
@@ -168,29 +170,60 @@ WITH_INT8, WITH_NF4 = "with --quantize int8", "with --quantize nf4 --quantize-te
         ({}, {}, ""),
         (INT8, INT8, ""),
         ({}, INT8, f"The profile was measured without --quantize; its figures are only a rough guide {WITH_INT8}."),
-        (INT8, {}, f"The profile was measured {WITH_INT8}; its figures are only a rough guide without it."),
+        (INT8, {}, f"The profile was measured {WITH_INT8}; its figures are only a rough guide without --quantize."),
+        (COMPILED, {}, f"{MEASURED} with --compile; {ROUGH} without --compile."),
+        ({}, {"offload": "group"}, f"{MEASURED} without --offload; {ROUGH} with --offload group."),
+        ({}, {**INT8, **COMPILED}, f"{MEASURED} without --quantize or --compile; {ROUGH} {WITH_INT8} --compile."),
         (INT8, NF4, f"The profile was measured {WITH_INT8}; its figures are only a rough guide {WITH_NF4}."),
     ],
 )
 @pytest.mark.parametrize("steps", [20, 30])
-def test_a_profile_of_other_quantized_weights_is_used_with_a_notice(
+def test_a_profile_of_a_model_loaded_otherwise_is_used_with_a_notice(
     measured: dict[str, str], here: dict[str, str], notice: str, steps: int
 ) -> None:
     made = replace(profile(), measured={"pictures": 12, **measured})
     write_profile(made)
     key = replace(HERE, steps=steps)
-    _, notices = find_profile(key, lambda: "ab" * 32, "h2gen tune", nearest=steps != 20, changing=here)
+    _, notices = find_profile(key, lambda: "ab" * 32, "h2gen tune", nearest=steps != 20, loading=here)
     assert [line for line in notices if "nearest" not in line] == ([notice] if notice else [])
 
 
-def test_profiles_of_quantized_weights_have_files_of_their_own_and_the_one_that_fits_is_found() -> None:
-    for measured in ({}, INT8, NF4):
+def test_profiles_of_other_ways_of_loading_have_files_of_their_own_and_the_one_that_fits_is_found() -> None:
+    ways = ({}, INT8, COMPILED, {**INT8, **COMPILED}, NF4)
+    for measured in ways:
         path = user_folder() / file_name(HERE, measured)
         write_profile(replace(profile(), path=path, measured={"pictures": 12, **measured}))
     assert path.name == "mine-20-128x128-quantize-nf4-quantize-text-int8-abababab.toml"
-    for here in ({}, INT8, NF4):
-        made, notices = find_profile(HERE, lambda: "ab" * 32, "h2gen tune", changing=here)
-        assert made.changing == here and not notices
+    for here in ways:
+        made, notices = find_profile(HERE, lambda: "ab" * 32, "h2gen tune", loading=here)
+        assert made.loading == here and not notices
+
+
+def test_a_profile_of_the_users_own_hides_a_shipped_one_only_if_it_was_loaded_alike() -> None:
+    shipped = next(each for each in list_profiles() if each.key.guidance_mode == "true")
+    own = user_folder() / file_name(shipped.key, COMPILED)
+    write_profile(replace(shipped, path=own, measured={**shipped.measured, **COMPILED}))
+
+    def path(loading: dict[str, str]) -> Path:
+        return find_profile(shipped.key, lambda: shipped.key.content_hash, "h2gen tune", loading=loading)[0].path
+
+    assert own.name == "tiny-28-128x128-guided-compile-011aadf2.toml"
+    assert path({}) == shipped.path and path(COMPILED) == own
+    write_profile(replace(shipped, path=(plain := user_folder() / file_name(shipped.key))))
+    assert path({}) == plain and path(COMPILED) == own
+
+
+@pytest.mark.parametrize(
+    ("here", "used"),
+    [({}, {}), (INT8, INT8), (COMPILED, COMPILED), ({**NF4, **COMPILED}, COMPILED), ({**INT8, **COMPILED}, INT8)],
+)
+def test_of_the_profiles_at_the_nearest_steps_the_one_loaded_most_alike_is_used(
+    here: dict[str, str], used: dict[str, str]
+) -> None:
+    for measured in (COMPILED, {}, INT8):
+        write_profile(replace(profile(), path=user_folder() / file_name(HERE, measured), measured=measured))
+    near, _ = find_profile(replace(HERE, steps=30), lambda: "ab" * 32, "h2gen tune", nearest=True, loading=here)
+    assert near.loading == used
 
 
 def test_figures_of_the_nearest_are_said_to_be_those_of_another_number_of_steps() -> None:

@@ -148,7 +148,7 @@ class PictureView(RenderObserver):
         say(console, line, "bold")
         if self._verbose and result.trace.kept.total:
             say(console, f"The cache kept {result.trace.kept}.")
-        tuned = partial(tuned_thresholds, settings, result.content_hash)
+        tuned = partial(tuned_thresholds, settings, result.origin.changing, result.content_hash)
         sentence = advice(result.trace, settings.cache, tuned)
         if sentence is not None:
             say(console, sentence, "yellow")

@@ -56,15 +56,15 @@ class TuneEstimate:
         }
 
 
-def estimate(options: TuneOptions, key: ProfileKey, changing: Mapping[str, str] | None = None) -> TuneEstimate:
+def estimate(options: TuneOptions, key: ProfileKey, loading: Mapping[str, str] | None = None) -> TuneEstimate:
     """What tuning with these options would take, at most.
 
     Args:
         options: how much is tried.
         key: what the profile is for; its ``content_hash`` is ignored.
-        changing: what the model is loaded with, as ``LoadOptions.changing``.
+        loading: what the model is loaded with, as ``LoadOptions.loading``.
     """
-    known = timed_before(key, changing)
+    known = timed_before(key, loading)
     folder = user_folder()
     named = replace(key, content_hash="*")
     return TuneEstimate(
@@ -72,6 +72,6 @@ def estimate(options: TuneOptions, key: ProfileKey, changing: Mapping[str, str] 
         uncached_pictures=options.uncached_pictures,
         seconds_uncached=None if known is None else known[0],
         measured_in="" if known is None else f"the profile {known[1].path.name!r}",
-        profile=options.profile or folder / file_name(named, changing),
+        profile=options.profile or folder / file_name(named, loading),
         noun=key.noun,
     )

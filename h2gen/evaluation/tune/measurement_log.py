@@ -143,18 +143,19 @@ class MeasurementLog:
             ) from error
 
 
-def open_log(key: ProfileKey, session: Session, settings: Settings) -> MeasurementLog:
+def open_log(key: ProfileKey, session: Session, settings: Settings, loading: Mapping[str, str]) -> MeasurementLog:
     """The log of a profile's measurements, in the user's cache folder.
 
     Args:
         key: what the profile is for, with the model's content hash.
         session: the loaded model.
         settings: of every image.
+        loading: what the model is loaded with, as ``LoadOptions.loading``.
 
     Raises:
         OutputError: there is no home folder.
     """
-    name = file_name(key, session.options.changing)
+    name = file_name(key, loading)
     return MeasurementLog((_folder("cache") / "tune" / name).with_suffix(".jsonl"), _header(key, session, settings))
 
 

@@ -134,7 +134,7 @@ class PreparedTuning:
     def estimate(self) -> TuneEstimate:
         """What it would take, and where the profile would go."""
         key = profile_key_of(self.request.checkpoint, self.request.settings)
-        return estimate(self.options, key, self.request.load.changing)
+        return estimate(self.options, key, self.request.load.loading)
 
     def next_command(self, profile: Profile) -> str:
         """The line to type once the profile is there, such as ``h2gen "a cat" --speedup 3``, in a sentence."""
@@ -145,8 +145,8 @@ class PreparedTuning:
         if self.options.profile is not None:
             return f"To choose from it with --speedup or --fidelity, move it to {str(user_folder())!r}."
         goal = "h2gen", "a cat", "--speedup", f"{speed:g}"
-        changing = self.request.load.changing
-        return f"Now use it: {command_for(self.request.checkpoint, self.request.settings, *goal, changing=changing)}"
+        loading = self.request.load.loading
+        return f"Now use it: {command_for(self.request.checkpoint, self.request.settings, *goal, loading=loading)}"
 
     def run(self, observer: TuneObserver | None = None) -> TuneResult:
         """Search, measure what was found on other prompts, and write the profile with its chart.
@@ -166,9 +166,9 @@ class PreparedTuning:
         settings = self.request.settings
         session, content_hash = load_model(self.request)
         observer.loaded(session)
-        key, changing = profile_key_of(self.request.checkpoint, settings, content_hash), self.request.load.changing
-        path = self.options.profile or user_folder() / file_name(key, changing)
-        with open_log(key, session, settings) as log:
+        key, loading = profile_key_of(self.request.checkpoint, settings, content_hash), self.request.load.loading
+        path = self.options.profile or user_folder() / file_name(key, loading)
+        with open_log(key, session, settings, loading) as log:
             if len(log):
                 observer.resumed(len(log))
             try:
@@ -191,8 +191,8 @@ class PreparedTuning:
             for notice in search.notices:
                 observer.notice(notice)
             words = ("h2gen", "tune", *self.options.arguments)
-            command = command_for(self.request.checkpoint, settings, *words, changing=changing)
-            facts = {"searched": len(self.searched), "command": command, **changing}
+            command = command_for(self.request.checkpoint, settings, *words, loading=loading)
+            facts = {"searched": len(self.searched), "command": command, **loading}
             profile = build_profile(comparison, methods, key, path, facts)
             observer.wrote(write_profile(profile))
             log.remove()

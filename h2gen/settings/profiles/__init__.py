@@ -5,7 +5,7 @@ Profiles of the bundled model ship with h2gen; ``h2gen tune`` makes others. For 
 """
 
 from h2gen.settings.profiles.files import file_name, list_profiles, read_profile, to_toml, user_folder, write_profile
-from h2gen.settings.profiles.find import ProfileSearch, find_profile, mismatch, quantized_otherwise
+from h2gen.settings.profiles.find import ProfileSearch, find_profile, loaded_otherwise, mismatch
 from h2gen.settings.profiles.profile import (
     FEWEST_STEPS,
     PLURALS,
@@ -14,6 +14,7 @@ from h2gen.settings.profiles.profile import (
     Profile,
     ProfileKey,
     label_of,
+    loading_words,
     sort_of,
     stretched,
 )
@@ -30,8 +31,9 @@ __all__ = [
     "find_profile",
     "label_of",
     "list_profiles",
+    "loaded_otherwise",
+    "loading_words",
     "mismatch",
-    "quantized_otherwise",
     "read_profile",
     "sort_of",
     "stretched",

@@ -12,7 +12,7 @@ from h2gen import files
 from h2gen.cache.config import CacheConfig
 from h2gen.checks import Rule
 from h2gen.errors import ProfileError, SettingError
-from h2gen.settings.profiles.profile import Choice, Figures, Profile, ProfileKey
+from h2gen.settings.profiles.profile import Choice, Figures, Profile, ProfileKey, loading_words
 from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import check_length
 from h2gen.settings.video_rows import MOST_FRAMES
@@ -33,17 +33,17 @@ def user_folder() -> Path:
     return files.user_folder("data") / "profiles"
 
 
-def file_name(key: ProfileKey, changing: Mapping[str, str] | None = None) -> str:
+def file_name(key: ProfileKey, loading: Mapping[str, str] | None = None) -> str:
     """The name of a profile's file; the model's hash distinguishes models of the same name.
 
     Args:
         key: of the profile.
-        changing: what it is measured with, as ``LoadOptions.changing``.
+        loading: what it is measured with, as ``LoadOptions.loading``.
     """
     model = re.sub(r"[^A-Za-z0-9]+", "-", key.model).strip("-")[:60] or "model"
     guided = "-guided" if key.guidance_mode == "true" else ""
     size = f"{key.width}x{key.height}" + (f"x{key.frames}" if key.frames else "")
-    loaded = "".join(f"-{name.replace('_', '-')}-{value}" for name, value in (changing or {}).items())
+    loaded = "".join(f"-{word.lstrip('-')}" for word in loading_words(loading or {}))
     return f"{model}-{key.steps}-{size}{guided}{loaded}-{key.content_hash[:8]}.toml"
 
 
@@ -65,7 +65,7 @@ def list_profiles(broken: list[str] | None = None) -> Iterator[Profile]:
                 raise
             broken.append(str(error))
             continue
-        identity = profile.key, *profile.changing.items()
+        identity = profile.key, *profile.loading.items()
         if identity not in seen:
             seen.add(identity)
             yield profile

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from h2gen.errors import ProfileError
+from h2gen.models.load_options import CHANGING
 from h2gen.settings.profiles.files import list_profiles, ships
-from h2gen.settings.profiles.profile import Profile, ProfileKey
+from h2gen.settings.profiles.profile import Profile, ProfileKey, loading_words
 from h2gen.settings.table import BY_NAME
-from h2gen.wording import printable
+from h2gen.wording import listed, printable
 
 PICTURES = 850
 """The time that ``h2gen tune`` takes by default, in uncached pictures; estimated from the blocks that it ran at 20
@@ -29,13 +30,13 @@ class ProfileSearch:
     Args:
         wanted: the key; its ``content_hash`` is ignored.
         content_hash: computes the checkpoint's; called only if everything else fits.
-        changing: what the model is loaded with, as ``LoadOptions.changing``.
+        loading: what the model is loaded with, as ``LoadOptions.loading``.
     """
 
     def __init__(
-        self, wanted: ProfileKey, content_hash: Callable[[], str], changing: Mapping[str, str] | None = None
+        self, wanted: ProfileKey, content_hash: Callable[[], str], loading: Mapping[str, str] | None = None
     ) -> None:
-        self._wanted, self._content_hash, self._changing = wanted, content_hash, dict(changing or {})
+        self._wanted, self._content_hash, self._loading = wanted, content_hash, dict(loading or {})
         self._broken: list[str] = []
         self._profiles = list(list_profiles(self._broken))
         self._near = [each for each in self._profiles if each.key.noun == wanted.noun]
@@ -49,12 +50,13 @@ class ProfileSearch:
         return any(profile.key.model == self._wanted.model for profile in self._near)
 
     def exact(self) -> Profile | None:
-        """The profile that fits; None if there is none. One for another quantization is used if there is no better."""
+        """The profile that fits; None if there is none. One for other ways of loading is used if there is
+        no better."""
         real = self._content_hash() if self._alike else ""
         fitting = [profile for profile in self._alike if profile.key.content_hash == real]
-        found = min(fitting, key=lambda profile: profile.changing != self._changing, default=None)
+        found = min(fitting, key=self._loaded_otherwise, default=None)
         if found is not None:
-            self.notices += quantized_otherwise(found, self._changing)
+            self.notices += loaded_otherwise(found, self._loading)
         return found
 
     def nearest(self, same_weights: bool = False) -> Profile | None:
@@ -66,11 +68,16 @@ class ProfileSearch:
         near = [profile for profile in near if not same_weights or profile.key.content_hash == real]
         if not near:
             return None
-        best = min(near, key=lambda profile: _distance(profile.key, self._wanted, real))
+        best = min(near, key=lambda each: (*_distance(each.key, self._wanted, real), *self._loaded_otherwise(each)))
         differences = _differences(best.key, self._wanted, real) or f"other {self._wanted.noun}s"
         self.notices.append(f"There is no profile for {self._wanted}; using the nearest, made for {differences}.")
-        self.notices += quantized_otherwise(best, self._changing)
+        self.notices += loaded_otherwise(best, self._loading)
         return replace(best.fitted(self._wanted.steps), measured_for=best.key)
+
+    def _loaded_otherwise(self, profile: Profile) -> tuple[int, int]:
+        """How many options a profile was measured with that differ: of the weights, and in all."""
+        differ = {name for name, _ in profile.loading.items() ^ self._loading.items()}
+        return len(differ.intersection(CHANGING)), len(differ)
 
     def missing(self, command: str, or_else: str) -> ProfileError:
         """The error for a key without a profile; arguments as in ``find_profile``."""
@@ -95,7 +102,7 @@ def find_profile(
     command: str,
     nearest: bool = False,
     or_else: str = NEAREST,
-    changing: Mapping[str, str] | None = None,
+    loading: Mapping[str, str] | None = None,
 ) -> tuple[Profile, list[str]]:
     """The profile for a key, and notices about it for the user.
 
@@ -105,12 +112,12 @@ def find_profile(
         command: the command that makes a profile for it.
         nearest: use the nearest profile if none fits, with a notice of how it differs.
         or_else: what else the user can do if there is one of the model.
-        changing: what the model is loaded with, as ``LoadOptions.changing``.
+        loading: what the model is loaded with, as ``LoadOptions.loading``.
 
     Raises:
         ProfileError: there is none; the message says how to make one, and which files cannot be used.
     """
-    search = ProfileSearch(wanted, content_hash, changing)
+    search = ProfileSearch(wanted, content_hash, loading)
     found = search.exact() or (search.nearest() if nearest else None)
     if found is None:
         raise search.missing(command, or_else)
@@ -137,21 +144,15 @@ def mismatch(have: ProfileKey, want: ProfileKey, real: str) -> list[str]:
     return [f"The profile is not for {want}; it was made for {differences}."] if differences else []
 
 
-def quantized_otherwise(profile: Profile, changing: Mapping[str, str]) -> list[str]:
-    """A notice if a profile was measured with other quantized weights than those in ``changing``."""
-    if profile.changing == changing:
+def loaded_otherwise(profile: Profile, loading: Mapping[str, str]) -> list[str]:
+    """A notice if a profile was measured with other options than those in ``loading``."""
+    had = profile.loading
+    if had == loading:
         return []
-    had, has = _options(profile.changing), _options(changing)
-    here = f"with {has}" if has else "without it"
-    return [
-        f"The profile was measured {f'with {had}' if had else 'without --quantize'}; its figures are only a rough "
-        f"guide {here}."
-    ]
-
-
-def _options(changing: Mapping[str, str]) -> str:
-    """``LoadOptions.changing`` as options of the command line."""
-    return " ".join(f"{BY_NAME[name].option} {printable(value)}" for name, value in changing.items())
+    without = "without " + listed([BY_NAME[name].option for name in had or loading], "or")
+    here = without if not loading else f"with {printable(' '.join(loading_words(loading)))}"
+    was = without if not had else f"with {printable(' '.join(loading_words(had)))}"
+    return [f"The profile was measured {was}; its figures are only a rough guide {here}."]
 
 
 def _differences(have: ProfileKey, want: ProfileKey, real: str) -> str:

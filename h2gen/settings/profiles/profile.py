@@ -12,7 +12,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies.plan import joined
 from h2gen.errors import ProfileError
 from h2gen.models.choices import SOLVERS, evaluations
-from h2gen.models.load_options import CHANGING
+from h2gen.models.load_options import LOADING
 from h2gen.settings.table import BY_NAME
 
 FEWEST_STEPS = 8
@@ -103,9 +103,9 @@ class Profile:
         return count if isinstance(count, int) and 0 < count < 10**6 else 0
 
     @property
-    def changing(self) -> dict[str, str]:
-        """The options of ``LoadOptions.changing`` that it was measured with."""
-        return {name: str(self.measured[name]) for name in CHANGING if name in self.measured}
+    def loading(self) -> dict[str, str]:
+        """The options of ``LoadOptions.loading`` that it was measured with."""
+        return {name: str(self.measured[name]) for name in LOADING if name in self.measured}
 
     def of(self, policy: str) -> tuple[Choice, ...]:
         """The choices of a sort; all of them if it is ``auto``."""
@@ -184,6 +184,12 @@ def label_of(cache: CacheConfig, steps: int, solver: str) -> str:
     parts = [f"{cache.plan.count('F')} of {len(cache.plan)} {passes}"]
     parts += [f"{cache.plan.count(letter)} {outcome}" for letter, outcome in words.items() if letter in cache.plan]
     return ", ".join(parts) + by
+
+
+def loading_words(loading: Mapping[str, str]) -> list[str]:
+    """What ``LoadOptions.loading`` gives, as words of a command line."""
+    rows = [(BY_NAME[name], value) for name, value in loading.items()]
+    return [word for row, value in rows for word in ([row.option] if row.switch else [row.option, value])]
 
 
 def stretched(plan: str, steps: int) -> str:

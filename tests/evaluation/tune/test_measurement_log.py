@@ -120,15 +120,17 @@ def test_a_file_of_another_kind_is_refused_even_if_it_is_short(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("opened", [open_log, open_shared_log])
-def test_measurements_of_quantized_weights_are_not_mixed_with_others(opened: Any) -> None:
+def test_measurements_of_a_model_loaded_otherwise_are_not_mixed_with_others(opened: Any) -> None:
     settings = request_from("-", [("option", {"seed": 1})]).settings
     key = ProfileKey("tiny", "ab" * 32, 28, 128, 128, "plain")
 
     def log(**options: Any) -> Any:
         session = SimpleNamespace(checkpoint=resolve("tiny"), device="cpu", dtype=torch.float32, offload="none")
-        return opened(key, SimpleNamespace(**vars(session), options=LoadOptions(**options)), settings)
+        load = LoadOptions(**options)
+        named = [load.loading] if opened is open_log else []
+        return opened(key, SimpleNamespace(**vars(session), options=load), settings, *named)
 
-    for options in ({}, {"quantize": "int8"}, {"quantize_text": "int8"}):
+    for options in ({}, {"quantize": "int8"}, {"quantize_text": "int8"}, {"compile": True}):
         with log(**options) as book:
             assert len(book) == 0
             book.put("one", 1)
