@@ -62,6 +62,55 @@ def test_the_header_says_on_how_many_devices_a_picture_is_made(facts: dict[str, 
     assert f"no cache · {shown}\n" in out.getvalue()
 
 
+SEED = 4294967295
+NARROW = [
+    (200, f"tiny-video · 64x64 · 9 frames at 8 fps · 28 steps · seed {SEED} · cfg 3 · no cache · cpu float32"),
+    (90, f"tiny-video · 64x64 · 9 frames at 8 fps · 28 steps · seed {SEED} · cfg 3 · no cache"),
+    (79, f"tiny-video · 64x64 · 9 frames at 8 fps · 28 steps · seed {SEED} · cfg 3"),
+    (60, f"tiny-video · 64x64 · 28 steps · seed {SEED}"),
+    (40, f"tiny-video · 64x64 · seed {SEED}"),
+    (30, f"tiny-video · seed {SEED}"),
+    (20, f"seed {SEED}"),
+]
+
+
+@pytest.mark.parametrize(("width", "shown"), NARROW)
+def test_the_header_of_a_narrow_terminal_leaves_out_what_matters_least_and_never_the_seed(
+    width: int, shown: str
+) -> None:
+    out = io.StringIO()
+    renderer: Any = SimpleNamespace(facts={"model": "tiny-video", "device": "cpu", "dtype": "float32"})
+    view = PictureView(Console(file=out, width=width, height=40, force_terminal=True, color_system=None))
+    video = Settings("a cat walks", SEED, 64, 64, 28, cfg=3.0, frames=9, fps=8.0)
+    with view.making(renderer, [video]):
+        pass
+    assert shown in (line.strip() for line in out.getvalue().splitlines())
+
+
+def test_a_header_of_more_seeds_than_fit_names_the_model_first() -> None:
+    out = io.StringIO()
+    renderer: Any = SimpleNamespace(facts={"model": "tiny", "device": "cpu", "dtype": "float32"})
+    view = PictureView(Console(file=out, width=60, height=40, force_terminal=True, color_system=None))
+    with view.making(renderer, [Settings("a cat", SEED - n, 64, 64, 28) for n in range(9)]):
+        pass
+    assert f"\ntiny · 64x64 · 28 steps · seed {SEED},{SEED - 1}" in out.getvalue()
+
+
+def test_a_narrow_terminal_shows_the_seed_of_each_worker_of_a_batch() -> None:
+    console = Console(file=io.StringIO(), width=40, height=20, force_terminal=True, color_system=None)
+    view = BatchView(console)
+    with view:
+        view.counted(Tally(2), 0, 2)
+        for worker in range(2):
+            view.began(
+                worker, [Job(1, Settings("a cat that walks", SEED - worker, 1024, 1024, 28), "", None, None, "")]
+            )
+        with console.capture() as shown:
+            console.print(view.render())
+    for worker in range(2):
+        assert f"{worker + 1}: seed {SEED - worker} · 0/28 · 1024x1024" in shown.get()
+
+
 def ended(tally: Tally, *made: PictureMade) -> list[str]:
     """The lines of a batch that has made these pictures."""
     out = io.StringIO()

@@ -153,14 +153,15 @@ class BatchView(View, BatchObserver):
         return f"{clock(each * self._tally.left)} left"
 
     def _line(self, worker: int) -> Text:
-        """One line about a worker's current pictures."""
+        """One line about a worker's current pictures; a narrow terminal cuts off its end, so the seed comes first."""
         jobs = self._jobs[worker]
         settings = jobs[0].settings
         others = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
         done = f"{self._passes[worker]}/{settings.passes * len(jobs)}"
-        facts = f"{settings.width}x{settings.height} · seed {settings.seed}{others} · {done}"
-        who = f"{worker + 1}: {printable(settings.title)[:30]} · " if self._workers > 1 or len(self._jobs) > 1 else ""
-        return _cut(who + facts, "dim")
+        facts = f"seed {settings.seed}{others} · {done} · {settings.width}x{settings.height}"
+        if self._workers > 1 or len(self._jobs) > 1:
+            facts = f"{worker + 1}: {facts} · {printable(settings.title)}"
+        return _cut(facts, "dim")
 
 
 def totals(tally: Tally) -> list[str]:

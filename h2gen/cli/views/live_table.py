@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, JustifyMethod, RenderableType
@@ -160,7 +161,7 @@ class LiveTable(View):
 
     Args:
         console: where it is drawn.
-        heading: lines above the table.
+        heading: above the table, one line each.
         cache: of all pictures.
         passes: of all pictures together.
         contexts: whether each step has several passes.
@@ -172,7 +173,7 @@ class LiveTable(View):
     def __init__(
         self,
         console: Console,
-        heading: list[Text],
+        heading: Sequence[RenderableType],
         cache: CacheConfig,
         passes: int,
         contexts: bool,

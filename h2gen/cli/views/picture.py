@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from h2gen.cli.console import complain, route_warnings, say, say_stopping
 from h2gen.cli.views.live_table import LiveTable, cost_of, counts, reference_steps, steps_table
 from h2gen.cli.views.preview import TerminalPicture
 from h2gen.cli.views.request import show_notice, show_notices
+from h2gen.cli.views.view import Facts
 from h2gen.generation.interrupt import stop_on_ctrl_c
 from h2gen.generation.render import Renderer, RenderObserver, SavedPicture, StepCallback
 from h2gen.models.choices import SOLVERS
@@ -86,9 +87,9 @@ class PictureView(RenderObserver):
             return
         first = settings[0]
         passes = first.passes * len(settings)
-        heading = [
+        heading: list[RenderableType] = [
             Text(printable(first.title), style="bold", no_wrap=True, overflow="ellipsis"),
-            Text(printable(_facts(renderer, settings)), style="dim", no_wrap=True, overflow="ellipsis"),
+            _facts(renderer, settings),
         ]
         asked = first.reference, reference_steps(first), TerminalPicture() if self._preview else None
         with LiveTable(self._console, heading, first.cache, passes, first.cfg > 1, *asked) as self._table:
@@ -154,19 +155,28 @@ class PictureView(RenderObserver):
             say(console, sentence, "yellow")
 
 
-def _facts(renderer: Renderer, together: Sequence[Settings]) -> str:
-    """The table's second line: the shared settings of the pictures of a batch, and their seeds."""
+def _facts(renderer: Renderer, together: Sequence[Settings]) -> Facts:
+    """The table's second line: the shared settings of the pictures of a batch, and their seeds, which are what one
+    needs most to make a picture again."""
     settings, made_with = together[0], renderer.facts
     solver = "" if settings.solver == "own" else f" of {SOLVERS[settings.solver]}"
     seeds = ",".join(str(each.seed) for each in together)
     guidance = f"cfg {settings.cfg:g}" if settings.cfg > 1 else f"guidance {settings.guidance:g}"
     cache = settings.cache.words if settings.cache.enabled else "no cache"
-    frames = "" if settings.frames is None else f" · {settings.frames} frames at {settings.fps:g} fps"
+    frames = [] if settings.frames is None else [(f"{settings.frames} frames at {settings.fps:g} fps", 4)]
     device = made_with["device"]
     if "devices" in made_with:  # of which the session's own is the first
         device = f"{made_with['devices']}x {device.split(':')[0]}"
     steps = plural(settings.steps, "step")
-    return (
-        f"{made_with['model']} · {settings.width}x{settings.height}{frames} · {steps}{solver} · "
-        f"seed {seeds} · {guidance} · {cache} · {device} {made_with['dtype']}"
+    return Facts(
+        [
+            (made_with["model"], 1),
+            (f"{settings.width}x{settings.height}", 2),
+            *frames,
+            (f"{steps}{solver}", 3),
+            (f"seed {seeds}", 0),
+            (guidance, 5),
+            (cache, 6),
+            (f"{device} {made_with['dtype']}", 7),
+        ]
     )

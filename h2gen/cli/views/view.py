@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
-from rich.console import Console, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from h2gen.cli.console import say
+from h2gen.wording import printable
 
 _REDRAW = 0.1
 """Seconds between two redraws: each takes some milliseconds of the work's time."""
@@ -86,6 +89,23 @@ def progress(done: int, total: int, count: str, left: str, width: int) -> Render
     room = max(8, min(30, width - len(count) - len(left) - 6))
     line.add_row(ProgressBar(total=total, completed=min(done, total), width=room), Text(count), Text(left))
     return line
+
+
+class Facts:
+    """One line of facts. Where they do not fit, those with the highest ranks are left out.
+
+    Args:
+        facts: each with its rank.
+    """
+
+    def __init__(self, facts: Sequence[tuple[str, int]]) -> None:
+        self._facts = [(printable(fact), rank) for fact, rank in facts]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        ranks = sorted({rank for _, rank in self._facts}, reverse=True)
+        lines = [" · ".join(fact for fact, rank in self._facts if rank <= highest) for highest in ranks]
+        line = next((line for line in lines if cell_len(line) <= options.max_width), lines[0])
+        yield Text(line, style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def columns(*titles: tuple[str, str]) -> Table:
