@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -14,7 +16,7 @@ from h2gen.checks import Rule
 from h2gen.cli.completion import values_of
 from h2gen.errors import SettingError, UsageError
 from h2gen.settings.synonyms import option_in
-from h2gen.settings.table import BATCH, BY_NAME, MEASURING, SECTIONS, TABLE, Setting
+from h2gen.settings.table import BATCH, BY_NAME, MEASURING, OF_THIS_MACHINE, SECTIONS, TABLE, Setting
 from h2gen.wording import printable
 
 Given = dict[str, Any]
@@ -56,7 +58,7 @@ def takes_options(command: str) -> Callable[[Callable[..., None]], Callable[...,
             try:
                 function(**({"given": given} if "given" in declared else {}), **values)
             except UsageError as error:
-                error.args = (_as_typed(str(error), typed),)
+                error.args = (_with_origin(_as_typed(str(error), typed), typed, command),)
                 raise
 
         parameters = [_own(each) for each in own]
@@ -94,6 +96,27 @@ def _as_typed(message: str, typed: Mapping[str, Any]) -> str:
     if name not in typed or not rest.startswith(("is ", "has ")):
         return message
     return f"{BY_NAME[name].option if name in BY_NAME else '--' + name.replace('_', '-')} {rest}"
+
+
+def _with_origin(message: str, typed: Mapping[str, Any], command: str) -> str:
+    """A message about what the user has not typed, with the variable or the file that it comes from."""
+    from h2gen.settings.layers import merge  # not for --help
+    from h2gen.settings.user_defaults import origin_of, user_defaults
+
+    try:
+        mine = merge(user_defaults())
+    except UsageError:  # this is the message, which names it
+        return message
+    used = OF_THIS_MACHINE if command == "replay" else [row.name for row in TABLE if command in row.commands]
+    origins = []
+    for name in [name for name in used if name in mine and name not in typed]:
+        option, value, origin = BY_NAME[name].option, mine[name].value, origin_of(name, mine[name].source)
+        texts = {value, os.path.dirname(value)} - {"", *map(str, typed.values())} if isinstance(value, str) else ()
+        if origin.lower() not in message.lower() and (
+            re.search(rf"{option}(?![\w-])", message) or any(repr(printable(text)) in message for text in texts)
+        ):
+            origins.append(f"The value of {option} comes from {origin}.")
+    return ("\n" if "\n" in message else " ").join([message, *origins])
 
 
 def _place(parameter: inspect.Parameter) -> int:

@@ -38,7 +38,10 @@ def choose_device(name: str = "auto") -> torch.device:
 def _absent(name: str, kind: str, present: dict[str, int]) -> str:
     """Why a device cannot be used, and what to do about it."""
     if kind == "cuda" and kind not in present and torch.version.cuda is None and torch.version.hip is None:
-        return f"No CUDA GPU: this PyTorch ({torch.__version__}) is CPU-only; install a CUDA build from pytorch.org."
+        return (
+            f"No CUDA GPU: this PyTorch ({torch.__version__}) is CPU-only; install a CUDA build from pytorch.org, or "
+            f"leave out --device {name}."
+        )
     here = ", ".join(kind if count == 1 else f"{kind}:0 to {kind}:{count - 1}" for kind, count in present.items())
     return f"There is no device {name!r} here: PyTorch {torch.__version__} finds {here}; choose from these."
 

@@ -27,7 +27,7 @@ def check_offload(mode: str, device: torch.device) -> None:
             f"There is no offloading mode {mode!r}{did_you_mean(mode, OFFLOADS)} Choose from {', '.join(OFFLOADS)}."
         )
     if device.type == "cpu" and mode not in ("none", "auto"):
-        raise DeviceError(f"Offloading ({mode}) saves GPU memory, but the device is the CPU; leave it out.")
+        raise DeviceError(f"--offload {mode} saves GPU memory, but the device is the CPU; leave it out.")
 
 
 def apply_offload(pipe: Any, mode: str, device: torch.device) -> str:

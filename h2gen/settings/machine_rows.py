@@ -6,24 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from h2gen.checks import Rule
-from h2gen.models.choices import memory_limit, split_device
+from h2gen.models.choices import memory_limit
 from h2gen.settings.setting import MODEL, Setting
 
 
 @dataclass(frozen=True)
 class DeviceRule(Rule):
-    """A kind of device, and perhaps its index; whether there is one is not checked."""
+    """The name of a device; whether there is one is not checked."""
 
     def check(self, name: str, value: Any) -> str:
-        """The device in small letters.
+        """The name in small letters.
 
         Raises:
             SettingError: it is not a text.
-            DeviceError: there is no such kind of device.
         """
-        device = str(super().check(name, value)).lower()
-        split_device(device)
-        return device
+        return str(super().check(name, value)).lower()
 
 
 @dataclass(frozen=True)

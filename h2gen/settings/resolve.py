@@ -13,6 +13,7 @@ from h2gen.checks import Rule
 from h2gen.errors import SettingError
 from h2gen.models.attention_names import check_package
 from h2gen.models.catalogue import Checkpoint, needs_base, resolve
+from h2gen.models.choices import split_device
 from h2gen.models.load_options import LOAD_OPTIONS, LoadOptions, check_together
 from h2gen.settings import presets
 from h2gen.settings.controls import check_controls, with_redux_model
@@ -25,7 +26,7 @@ from h2gen.settings.remarks import remarks_on
 from h2gen.settings.seeds import random_seed
 from h2gen.settings.sizes import parse_size
 from h2gen.settings.table import BY_NAME, MOST_TOKENS, TABLE
-from h2gen.settings.user_defaults import user_defaults
+from h2gen.settings.user_defaults import called, user_defaults
 from h2gen.settings.values import FIELDS, FILES, OFF, Settings, check_length
 from h2gen.settings.video import with_frames
 
@@ -93,6 +94,7 @@ def request_from(prompt: str, layers: Layers) -> Request:
         for name in (*LOAD_OPTIONS, "format")
         if name in given
     }
+    split_device(checked["device"])  # a wrong name is found even where nothing is loaded
     files = {name: given[name].value for name in ("vae", "text_encoder") if name in given}
     checkpoint = resolve(given["model"].value, _base(given), **files)
     settings, resolved, rounded = resolve_settings(prompt, layers, checkpoint)
@@ -269,10 +271,10 @@ def _choose_policy(layers: list[tuple[str, dict[str, Any]]]) -> None:
 
 def _called(name: str, resolved: Mapping[str, Resolved]) -> str:
     """A setting's name as the user gave it: an option, a variable, a key of the configuration."""
-    row, source = BY_NAME[name], resolved[name].source
-    if source == "configuration":
-        return f"{name} in the configuration"
-    return {"option": row.option, "environment": row.variable}.get(source, name)
+    source = resolved[name].source
+    if source in ("environment", "configuration"):
+        return called(name, source)
+    return BY_NAME[name].option if source == "option" else name
 
 
 def _origin_of_plan(resolved: Mapping[str, Resolved]) -> str:

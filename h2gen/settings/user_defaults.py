@@ -29,6 +29,22 @@ def config_file() -> Path:
     return user_folder("config") / "config.toml"
 
 
+def origin_of(name: str, source: str) -> str:
+    """Where a user default comes from, for messages: its variable, or the file.
+
+    Args:
+        name: of the setting.
+        source: ``environment`` or ``configuration``.
+    """
+    return USER_DEFAULTS[name].variable if source == "environment" else f"the configuration {str(config_file())!r}"
+
+
+def called(name: str, source: str) -> str:
+    """As ``origin_of``, for the beginning of a message about the value; with the key if there is a file."""
+    origin = origin_of(name, source)
+    return origin if source == "environment" else f"T{origin[1:]}: {name}"
+
+
 def user_defaults(environ: Mapping[str, str] = os.environ) -> Layers:
     """What the user has set permanently, the environment before the configuration.
 
@@ -69,5 +85,5 @@ def _configuration() -> dict[str, Any]:
                 f"{where} has an unknown key {shown(key)}{suggestion(key, USER_DEFAULTS)} "
                 f"Known keys: {', '.join(USER_DEFAULTS)}."
             )
-    values = {key: USER_DEFAULTS[key].check(value, f"{where}: {key}") for key, value in data.items()}
+    values = {key: USER_DEFAULTS[key].check(value, called(key, "configuration")) for key, value in data.items()}
     return {key: USER_DEFAULTS[key].beside(path.parent, value) for key, value in values.items()}

@@ -19,6 +19,7 @@ from PIL import Image
 from h2gen import __version__
 from h2gen.cli.app import run
 from h2gen.output.metadata import read_metadata
+from h2gen.settings.user_defaults import config_file
 from tests.cli.programs import in_a_terminal, piped, read_until
 
 QUICK = ["--steps", "3", "--cfg", "1", "--seed", "7", "--preset", "paper"]
@@ -370,6 +371,41 @@ def test_bad_input_ends_in_one_clear_line_and_nothing_is_written(
     assert words in line
     assert not notice or arguments[0] == "bench"
     assert os.listdir(here) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("model", "nosuch"), ("device", "toaster"), ("preset", "fats"), ("offload", "model"), ("out", "cat.gif/x.png")],
+)
+def test_an_error_about_what_was_not_typed_says_where_it_comes_from(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    (here / "cat.gif").touch()
+    assert run(["a cat", "--dry-run", f"--{name}", value]) == 2
+    typed = capsys.readouterr().err
+    monkeypatch.setenv(f"H2GEN_{name.upper()}", value)
+    assert run(["a cat", "--dry-run"]) == 2
+    assert capsys.readouterr().err == f"{typed.rstrip()} The value of --{name} comes from H2GEN_{name.upper()}.\n"
+    assert run(["a cat", "--dry-run", f"--{name}", value]) == 2
+    assert capsys.readouterr().err == typed
+    monkeypatch.delenv(f"H2GEN_{name.upper()}")
+    config_file().parent.mkdir(parents=True)
+    config_file().write_text(f"{name} = {value!r}")
+    assert run(["a cat", "--dry-run"]) == 2
+    said = f"The value of --{name} comes from the configuration {str(config_file())!r}."
+    assert capsys.readouterr().err == f"{typed.rstrip()} {said}\n"
+
+
+def test_an_error_of_replay_does_not_blame_a_variable_that_it_does_not_read(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["a cat", "--steps", "1", "--out", "cat.png"]) == 0
+    monkeypatch.setenv("H2GEN_MODEL", "tiny")
+    capsys.readouterr()
+    assert run(["replay", "cat.png", "--frames", "5"]) == 2
+    err = capsys.readouterr().err
+    assert "'tiny' makes pictures" in err
+    assert "H2GEN_MODEL" not in err
 
 
 def test_where_guards_keep_every_step_full_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:

@@ -185,7 +185,7 @@ def test_a_limit_that_is_not_a_size_is_refused_before_anything_is_loaded(
     [
         (["--quantize", "int4"], "--quantize int4 does not run on the device 'cpu'; choose from int8, "),
         (["--quantize-text", "fp8-dynamic"], "--quantize-text fp8-dynamic does not run on the device 'cpu'; choose"),
-        (["--offload", "group"], "Offloading (group) saves GPU memory, but the device is the CPU; leave it out."),
+        (["--offload", "group"], "--offload group saves GPU memory, but the device is the CPU; leave it out."),
     ],
 )
 def test_a_dry_run_refuses_what_a_run_would(given: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
