@@ -39,8 +39,6 @@ _WARM = 2
 """Steps of each new model that are not counted."""
 _ROUNDS_OF_A_MODEL = 10
 """Counted rounds until models are made anew, except those that take long to make: compiled or quantized ones."""
-MEANINGFUL = 6
-"""Counted steps from which ``median_interval`` is of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class WayFigures:
         way: its parts, joined by ``+``; ``plain`` is diffusers alone.
         seconds: median of a step.
         ratio: median of a step's time divided by that of the plain step of its round.
-        low, high: the 95 % interval of that median.
+        low, high: the 95 % interval of that median; None if there are too few steps for one.
         difference: how far its output is from the plain one, relative to the plain one's size; 0 if it is identical.
         begin: seconds to quantize and for the first step, which compiles.
     """
@@ -59,8 +57,8 @@ class WayFigures:
     way: str
     seconds: float
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     difference: float
     begin: float
 
@@ -202,17 +200,16 @@ def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int)
     )
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
+def median_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
     """The 95 % interval of a median, whatever the distribution: between two of the values, by the sign test.
 
-    With fewer than ``MEANINGFUL`` values it is their whole range, of less than 95 %.
+    It takes six values; with fewer there is none, since even their whole range is of less than 95 %.
     """
     ordered, count = sorted(values), len(values)
     outside = 0
     while 2 * sum(math.comb(count, k) for k in range(outside + 1)) / 2**count <= 0.05:
         outside += 1
-    first = max(0, outside - 1)
-    return ordered[first], ordered[count - 1 - first]
+    return (ordered[outside - 1], ordered[count - outside]) if outside else (None, None)
 
 
 def _twin(transformer: nn.Module) -> nn.Module:

@@ -50,7 +50,7 @@ def test_a_step_with_everything_off_and_full_steps_with_the_cache_are_those_of_p
     subject: Subject,
 ) -> None:
     before = copy.deepcopy(subject.transformer.state_dict())
-    report = compare_ways(subject, parse_ways("off,plan,checks,int8,int8-dynamic,fp8"), 4)
+    report = compare_ways(subject, parse_ways("off,plan,checks,int8,int8-dynamic,fp8"), 6)
     ways = {each.way: each for each in report.ways}
     assert list(ways) == ["plain", "off", "plan", "checks", "int8", "int8-dynamic", "fp8"]
     assert all(ways[name].difference == 0 for name in ("plain", "off", "plan", "checks"))
@@ -106,6 +106,9 @@ def test_an_interval_is_shown_if_there_are_rounds_enough_for_one(
     shown = capsys.readouterr().out
     assert len(re.findall(r"% to \S+%", shown)) == intervals and "95 % interval" in shown
     assert "Shares are medians too: each step is compared with the plain one of its round." in shown
+    assert run(["bench", "--device", "cpu", "--ways", "off", "--repeat", str(rounds), "--json"]) == 0
+    _, off = json.loads(capsys.readouterr().out)["ways"]
+    assert [off["low"] is not None, off["high"] is not None] == [intervals > 0] * 2
 
 
 def test_four_bits_are_ways_too() -> None:
@@ -117,7 +120,8 @@ def test_four_bits_are_ways_too() -> None:
 
 def test_the_interval_of_a_median_is_that_of_the_sign_test() -> None:
     assert median_interval(range(1, 21)) == (6, 15)  # 95.9 %, as tables have it
-    assert median_interval([3, 1, 2]) == (1, 3)
+    assert median_interval([3, 1, 2, 6, 5, 4]) == (1, 6)
+    assert median_interval([3, 1, 2, 5, 4]) == (None, None)
     draw, inside = random.Random(0), 0
     for _ in range(1000):
         low, high = median_interval([draw.expovariate(1) for _ in range(25)])

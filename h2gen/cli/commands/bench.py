@@ -169,7 +169,6 @@ def _print_ways(name: str, compared: WaysReport) -> None:
     from rich.table import Table
 
     from h2gen.cli.console import stdout
-    from h2gen.evaluation.ways import MEANINGFUL
 
     out = stdout()
     out.print(f"{_subject(name, compared)}; {plural(compared.rounds, 'step')} of each, in turn")
@@ -183,7 +182,7 @@ def _print_ways(name: str, compared: WaysReport) -> None:
             "plain diffusers" if plain else each.way,
             f"{each.seconds * 1000:.2f}",
             "" if plain else f"{each.ratio:.2%}",
-            "" if plain or compared.rounds < MEANINGFUL else f"{each.low:.2%} to {each.high:.2%}",
+            "" if plain or each.low is None else f"{each.low:.2%} to {each.high:.2%}",
             "" if plain else f"{each.difference:.2g}" if each.difference else "no",
             f"{each.begin:.1f} s",
         )
