@@ -15,6 +15,7 @@ from h2gen.cli.commands.generate import generate
 from h2gen.cli.help import SHORT, Command, MainGroup
 from h2gen.cli.hints import explained
 from h2gen.errors import H2GenError, check_docstrings
+from h2gen.settings.table import TABLE
 
 app = typer.Typer(
     cls=MainGroup,
@@ -60,6 +61,15 @@ def _warn(message: Warning | str, category: type[Warning], *_where: Any, **_more
         say(make_console(), str(message), "yellow")
 
 
+def _as_called(message: str, arguments: list[str]) -> str:
+    """The message with an option's other name, if that is the one that was typed."""
+    typed = {argument.partition("=")[0] for argument in arguments}
+    for row in TABLE:
+        if row.also and row.also in typed and row.option not in typed:
+            message = message.replace(row.option, row.also)
+    return message
+
+
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit status."""
     warnings.showwarning = _warn
@@ -76,7 +86,7 @@ def run(arguments: list[str]) -> int:
         _complain(explained(error))
         return error.exit_code
     except H2GenError as error:
-        for line in str(error).splitlines():  # all errors of prompt files are reported at once
+        for line in _as_called(str(error), arguments).splitlines():  # all errors of prompt files are reported at once
             _complain(line)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):

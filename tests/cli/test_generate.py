@@ -396,6 +396,16 @@ def test_an_error_about_what_was_not_typed_says_where_it_comes_from(
     assert capsys.readouterr().err == f"{typed.rstrip()} {said}\n"
 
 
+@pytest.mark.parametrize(("typed", "other"), [("--solver", "--scheduler"), ("--scheduler", "--solver")])
+@pytest.mark.parametrize("value", [["=foo"], ["=unipc", "--speedup", "3"]])
+def test_an_error_calls_an_option_by_the_name_that_was_typed(
+    capsys: pytest.CaptureFixture[str], typed: str, other: str, value: list[str]
+) -> None:
+    assert run(["a cat", typed + value[0], *value[1:]]) == 2
+    err = capsys.readouterr().err
+    assert typed in err and other not in err
+
+
 def test_an_error_of_replay_does_not_blame_a_variable_that_it_does_not_read(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
