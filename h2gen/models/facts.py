@@ -87,19 +87,21 @@ def folder_of(checkpoint: Checkpoint) -> Path | None:
 
 
 def download_line(checkpoint: Checkpoint) -> str | None:
-    """What would be downloaded first, and its size if the catalogue has it; None if the model is on this machine."""
-    from h2gen.models.hub import is_complete
+    """What would be downloaded first, and its size if the catalogue has it; None if the model is on this machine.
+
+    Without a network by ``HF_HUB_OFFLINE``, that a run would fail.
+    """
+    from h2gen.models.hub import absent, is_complete
 
     whole = checkpoint.base or checkpoint
     if whole.kind != "hub" or is_complete(str(whole.location), checkpoint.parts):
         return None
-    entry = entry_of(checkpoint)
-    what = "it" if entry is None else f"{entry.download_gb:g} GB"
-    if checkpoint.base or checkpoint.parts:
-        what = "its other parts"
     if folder_of(checkpoint) is not None:
-        return f"{whole.name!r} is not complete on this machine; the rest of it would be downloaded."
-    return f"{whole.name!r} is not on this machine; {what} would be downloaded."
+        return absent(whole.name, "the rest of it", partly=True)
+    if checkpoint.base or checkpoint.parts:
+        return absent(whole.name, "its other parts")
+    entry = entry_of(checkpoint)
+    return absent(whole.name, "it" if entry is None else f"{entry.download_gb:g} GB")
 
 
 def entry_of(checkpoint: Checkpoint) -> CatalogueEntry | None:

@@ -114,6 +114,22 @@ def is_connection_error(error: BaseException) -> bool:
     return isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.startswith("http")
 
 
+def absent(name: str, needs: str, *, partly: bool = False) -> str:
+    """What a dry run says of a model that is not on this machine: what a run would do about it.
+
+    Args:
+        name: of the model.
+        needs: what a run would download.
+        partly: a part of it is there.
+    """
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    said = f"{name!r} is not {'complete ' if partly else ''}on this machine"
+    if HF_HUB_OFFLINE:
+        return f"{said}, and HF_HUB_OFFLINE is set, so a run would fail; unset it to download {needs}."
+    return f"{said}; {needs} would be downloaded."
+
+
 def local_path(entry: CatalogueEntry) -> Path | None:
     """The folder of a model of the catalogue; None if it was not downloaded. Does not use the network."""
     return bundled_folder(entry.name) if entry.repo is None else cached(entry.repo)

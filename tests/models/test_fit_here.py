@@ -104,25 +104,36 @@ def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "Memory" not in shown.err and json.loads(shown.out)["settings"]["memory"]["value"] == "auto"
 
 
-def test_a_dry_run_says_what_would_be_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+ONLINE = "; {} would be downloaded."
+OFFLINE = ", and HF_HUB_OFFLINE is set, so a run would fail; unset it to download {}."
+network = pytest.mark.parametrize(("offline", "says"), [(False, ONLINE), (True, OFFLINE)])
+
+
+@pytest.fixture
+def hub(offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of downloads, which is empty."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    file = str(checkpoints.save_single(small.flux_transformer(), tmp_path / "flux.safetensors"))
-    for words, expected in (
-        (["-m", "dev"], "'dev' is not on this machine; 33.7 GB would be downloaded."),
-        (["-m", "someone/unknown"], "'someone/unknown' is not on this machine; it would be downloaded."),
-        (["-m", file, "--base", "dev"], "'dev' is not on this machine; its other parts would be downloaded."),
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    return tmp_path
+
+
+@network
+def test_a_dry_run_says_what_a_run_would_download(hub: Path, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(checkpoints.save_single(small.flux_transformer(), hub / "flux.safetensors"))
+    for words, absent, needs in (
+        (["-m", "dev"], "'dev'", "33.7 GB"),
+        (["-m", "someone/unknown"], "'someone/unknown'", "it"),
+        (["-m", file, "--base", "dev"], "'dev'", "its other parts"),
     ):
         assert run(["a cat", *words, "--device", "cpu", "--dry-run"]) == 0
-        assert capsys.readouterr().err.splitlines()[0] == expected
+        assert capsys.readouterr().err.splitlines()[0] == f"{absent} is not on this machine{says.format(needs)}"
 
 
-def test_a_dry_run_says_that_the_rest_would_be_downloaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@network
+def test_a_dry_run_says_that_a_run_would_download_the_rest(
+    hub: Path, says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repository = tmp_path / "models--black-forest-labs--FLUX.1-dev"
+    repository = hub / "models--black-forest-labs--FLUX.1-dev"
     begun = repository / "snapshots" / ("1" * 40)
     small.flux_pipeline().save_pretrained(begun)
     (repository / "refs").mkdir()
@@ -131,7 +142,7 @@ def test_a_dry_run_says_that_the_rest_would_be_downloaded(
     assert run(words) == 0 and "download" not in capsys.readouterr().err
     (begun / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     assert run(words) == 0
-    said = "'dev' is not complete on this machine; the rest of it would be downloaded."
+    said = f"'dev' is not complete on this machine{says.format('the rest of it')}"
     assert capsys.readouterr().err.splitlines()[0] == said
 
 
@@ -229,8 +240,11 @@ def test_a_dry_run_knows_what_a_quantized_model_needs(tmp_path: Path, capsys: py
     assert whole > eight > whole / 2
 
 
-def test_a_dry_run_downloads_no_tiny_autoencoder(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+@network
+def test_a_dry_run_downloads_no_tiny_autoencoder(
+    hub: Path, says: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
     monkeypatch.setattr("h2gen.models.tiny_autoencoder.download_part", lambda *_: pytest.fail("it was downloaded"))
     given = ["a cat", "--device", "cpu", "--dry-run", "--preview-file", "p.png", "--preview-model", "someone/taef1"]
     assert run(given) == 0
-    assert "'someone/taef1' is not on this machine; it would be downloaded for the previews." in capsys.readouterr().err
+    assert f"'someone/taef1' is not on this machine{says.format('it')}" in capsys.readouterr().err

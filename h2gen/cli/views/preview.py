@@ -15,6 +15,7 @@ from rich.style import Style
 
 from h2gen.cli.console import say
 from h2gen.generation.preview_options import PreviewOptions, preview_options
+from h2gen.models.hub import absent
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +34,7 @@ def options_for(
     able = console.is_terminal and not console.quiet and console.color_system is not None and not console.no_color
     options = preview_options(preview, file, every, model, terminal=able, download=not dry_run)
     if model is not None and options.model is None:
-        say(console, f"{model!r} is not on this machine; it would be downloaded for the previews.", "dim")
+        say(console, absent(model, "it"), "dim")
     if preview and not able:
         why = "This terminal shows no colours" if sys.stderr.isatty() else "stderr is not a terminal"
         say(console, f"{why}, so --preview shows nothing; use --preview-file FILE instead.", "yellow")
