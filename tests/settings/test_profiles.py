@@ -92,7 +92,7 @@ def test_without_a_profile_it_says_how_to_make_one_and_how_long_it_takes() -> No
         found(ProfileKey("dev", "", 50, 1024, 1024, "plain"))
     words = str(caught.value)
     assert "no profile for 'dev' at 50 steps, 1024x1024." in words
-    assert "h2gen tune --model mine" in words and "about as long as 850 uncached pictures" in words
+    assert "h2gen tune --model mine" in words and "at most as long as 1144 uncached pictures" in words
     assert "\n" not in words
 
 
@@ -133,7 +133,7 @@ def test_a_profile_of_videos_is_for_one_number_of_frames_and_never_for_pictures(
     assert write_profile(profile(video)).name == "mine-20-128x128x61-abababab.toml"
     write_profile(profile(replace(HERE, model="other", content_hash="cd" * 32)))
     assert found(video)[0] == profile(video)
-    with pytest.raises(ProfileError, match=r"33 frames\. Make one: .*as 850 uncached videos.* Or use the nearest one"):
+    with pytest.raises(ProfileError, match=r"33 frames\. Make one: .*as 1144 uncached videos.* Or use the nearest one"):
         found(replace(HERE, frames=33))
     near, notices = found(replace(HERE, frames=33), nearest=True)
     assert near.measured_for == video and "made for 61 frames." in notices[0]

@@ -140,7 +140,7 @@ def test_a_profile_of_videos_is_offered_and_none_of_pictures_is_taken(video: str
 
     for goal in ({"speedup": 2}, {"speedup": 2, "nearest": True}):  # there are profiles of the bundled model
         with pytest.raises(
-            ProfileError, match=r"no profile for .* frames\. Make one: h2gen tune .*as 850 uncached videos"
+            ProfileError, match=r"no profile for .* frames\. Make one: h2gen tune .*as 1144 uncached videos"
         ):
             asked(video, **goal)
     with pytest.raises(ProfileError, match=r"needs measured figures, .*; give --speedup, or measure: h2gen tune "):
