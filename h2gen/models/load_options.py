@@ -62,7 +62,7 @@ LOAD_OPTIONS = tuple(each.name for each in fields(LoadOptions))
 """Their names, which are those of their rows in the table of settings."""
 CHANGING = ("quantize", "quantize_text")
 """Those that change the pixels, besides the dtype."""
-LOADING = (*CHANGING, "offload", "devices", "compile")
+LOADING = (*CHANGING, "offload", "compile")
 """Those that a profile's figures depend on: the pixels, or how long a step takes."""
 
 

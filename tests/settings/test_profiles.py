@@ -10,8 +10,10 @@ import pytest
 
 from h2gen.cache import CacheConfig
 from h2gen.errors import ProfileError, SettingError
+from h2gen.models import resolve
 from h2gen.models.catalogue import BUNDLED
 from h2gen.models.content_hash import HASH
+from h2gen.models.load_options import LoadOptions
 from h2gen.settings.profiles import (
     Choice,
     Figures,
@@ -26,7 +28,8 @@ from h2gen.settings.profiles import (
     user_folder,
     write_profile,
 )
-from h2gen.settings.speedup import expectation
+from h2gen.settings.speedup import command_for, expectation
+from h2gen.settings.values import Settings
 
 HERE = ProfileKey("mine", "ab" * 32, 20, 128, 128, "plain")
 
@@ -211,6 +214,14 @@ def test_a_profile_of_the_users_own_hides_a_shipped_one_only_if_it_was_loaded_al
     assert path({}) == shipped.path and path(COMPILED) == own
     write_profile(replace(shipped, path=(plain := user_folder() / file_name(shipped.key))))
     assert path({}) == plain and path(COMPILED) == own
+
+
+def test_the_command_that_measures_a_profile_loads_the_model_alike() -> None:
+    load = LoadOptions(quantize="int8", offload="group", compile=True, devices=2, dtype="bf16", memory="8GB")
+    assert command_for(resolve("tiny"), Settings("-", 1, 128, 128, 28, cfg=3.0), loading=load.loading) == (
+        "h2gen tune --model tiny --quantize int8 --offload group --compile"
+    )
+    assert not LoadOptions(offload="auto").loading
 
 
 @pytest.mark.parametrize(
