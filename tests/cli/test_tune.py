@@ -276,6 +276,17 @@ def test_tune_makes_a_profile_that_is_then_used(here: Path, capsys: pytest.Captu
 
 
 @pytest.mark.slow
+def test_a_quiet_search_prints_only_what_it_found_and_where_it_is(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*LEAST, "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    head, *_, path = out.splitlines()
+    assert head.split()[:2] == ["faster", "blocks"] and err == ""
+    assert Path(path) == next(profile for profile in list_profiles() if profile.key.steps == 8).path
+
+
+@pytest.mark.slow
 def test_a_search_that_was_killed_goes_on(here: Path, own_home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with started(*LEAST) as process:
         notes = wait_for(lambda: [p for p in own_home.rglob("*.jsonl") if p.read_bytes().count(b"\n") > 6])

@@ -75,6 +75,8 @@ class TuneView(EvaluationView, TuneObserver):
         else:
             out = stdout()
             out.print(profile_table(profile, out.width))
+            if self._console.quiet:  # otherwise its path is on stderr
+                print(profile.path)
 
     def _before(self, width: int) -> list[RenderableType]:
         each = (time.perf_counter() - self._began) / max(1, self._made)
