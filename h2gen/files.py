@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from h2gen.errors import OutputError
 from h2gen.wording import printable
@@ -42,6 +43,23 @@ def partial_file(data: bytes, folder: Path, owner: str = "", *, durable: bool = 
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
+
+
+def nameless_file() -> IO[bytes]:
+    """A temporary file for what is too large for memory; gone once it is closed or the process ends, however it ends.
+
+    It is in the folder that ``TMPDIR`` (or ``TEMP``, ``TMP``) names, otherwise in the user's cache folder: many Linux
+    systems keep /tmp in memory.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not any(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")):
+        with contextlib.suppress(OSError):  # no home, or one that cannot be written to
+            folder = user_folder("cache")
+            folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=folder)
+    return tempfile.TemporaryFile()
 
 
 def write_whole(path: Path, text: str, owner: str = "") -> None:

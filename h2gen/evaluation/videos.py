@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -86,25 +86,30 @@ def keep_exactly(image: Shown, file: Path) -> None:
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(image.npz() if isinstance(image, Video) else encode(image, "png"))
+        file.write_bytes(exact_bytes(image))
     except OSError as error:
         raise OutputError(f"Cannot write {str(file)!r}: {error.strerror or error}.") from error
 
 
-def kept_picture(path: Path) -> Image.Image | None:
+def exact_bytes(image: Shown) -> bytes:
+    """A file from which ``kept_picture`` or ``kept_video`` reads the same pixels."""
+    return image.npz() if isinstance(image, Video) else encode(image, "png")
+
+
+def kept_picture(file: Path | IO[bytes]) -> Image.Image | None:
     """The picture of a file; None if there is none."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return image.convert("RGB")
     except OSError:
         return None
 
 
-def kept_video(path: Path) -> Video | None:
+def kept_video(file: Path | IO[bytes]) -> Video | None:
     """The video of a file that ``npz`` made; None if there is none, or if it is damaged."""
     try:
-        with np.load(path) as file:
-            return Video(file["frames"], float(file["fps"]))
+        with np.load(file) as kept:
+            return Video(kept["frames"], float(kept["fps"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 

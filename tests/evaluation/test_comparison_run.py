@@ -28,6 +28,7 @@ from h2gen.evaluation.options import CompareObserver, MethodOptions
 from h2gen.evaluation.peers import PEERS, EqualCost, choose_peers
 from h2gen.evaluation.recommend import recommended
 from h2gen.evaluation.results import Case, Comparison, Sample
+from h2gen.evaluation.truths import Truths
 from h2gen.evaluation.video_metrics import VideoMetrics
 from h2gen.evaluation.videos import Video
 
@@ -295,7 +296,8 @@ def test_the_truth_is_on_disk_when_methods_are_added_later(
         assert [truth() is not None for truth in truths] == [True, False]  # the first case's images are shown
         return next(few, set())
 
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TMPDIR", raising=False)
     monkeypatch.setattr(methods, "TRUTH_STEPS", 12)
     monkeypatch.setattr(ImageMaker, "make", watched)
     monkeypatch.setattr(comparison_run, "missing_rivals", missing)
@@ -308,7 +310,14 @@ def test_the_truth_is_on_disk_when_methods_are_added_later(
     found = made.result(recommended)
     added = found.method("steps 3")
     assert added.truth_scores["psnr"].mean < found.method("uncached").truth_scores["psnr"].mean
-    assert not list(tmp_path.iterdir())
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_full_disk_under_the_truths_is_told_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(OutputError, match=r"Cannot keep the pictures of 400 steps: No such file .*; set TMPDIR to"):
+        Truths().keep(0, Image.new("RGB", (8, 8)))
 
 
 def test_a_full_disk_is_not_a_failure_of_the_method_that_met_it(tiny: Any) -> None:
