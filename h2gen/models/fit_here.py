@@ -31,13 +31,10 @@ def lines_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> list
     Raises:
         UsageError: it cannot be loaded so; see ``check_loading``.
     """
-    fit, device = fit_here(checkpoint, options, work), _device(options)
-    kind = device.split(":")[0]
-    if kind == "cpu":
-        lines = [unheeded_limit(options, kind), None if checkpoint.kind == "bundled" else fit]
-    else:
-        lines = [unheeded_limit(options, kind), _about_cache(checkpoint, options, work, device), fit]
-    return [line for line in lines if line is not None]
+    device, cache, fit = _loading(checkpoint, options, work)
+    if device == "cpu" and checkpoint.kind == "bundled":
+        fit = None
+    return [line for line in (unheeded_limit(options, device.split(":")[0]), cache, fit) if line is not None]
 
 
 def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | None:
@@ -45,21 +42,33 @@ def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | 
 
     The arguments and errors are those of ``lines_here``.
     """
+    return _loading(checkpoint, options, work)[2]
+
+
+def _loading(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> tuple[str, str | None, str | None]:
+    """The device, and two lines: if main memory does not suffice for what the cache of a GPU keeps there; and
+    ``fit_here``.
+    """
     refused = check_loading(checkpoint, options)
     device = _device(options)
     if device == "cpu":
-        return _on_cpu(checkpoint, options, work)
+        return device, None, _on_cpu(checkpoint, options, work)
     import torch
 
+    from h2gen.models.devices import choose_dtype
     from h2gen.models.place import fit_of
 
-    size = _value(options, device)
-    needed = _needed(checkpoint, size)
-    if needed is None or options.memory == "none" or options.offload != "auto" or options.devices > 1:
-        return None
+    where = torch.device(device)
+    work = replace(work, value=choose_dtype(options.dtype, where).itemsize)
+    needed = _needed(checkpoint, work.value)
+    if needed is None:
+        return device, None, None
+    cache = cache_line(needed.parts, work, free_host_memory()) if work.host_tokens else None
+    if options.memory == "none" or options.offload != "auto" or options.devices > 1:
+        return device, cache, None
     stored = str(checkpoint.location).lower().endswith(".gguf")
-    parts, work = as_loaded(needed.parts, options, size), replace(work, value=size)
-    return str(fit_of(parts, options, torch.device(device), work, quantizable=not stored, without=refused))
+    parts = as_loaded(needed.parts, options, work.value)
+    return device, cache, str(fit_of(parts, options, where, work, quantizable=not stored, without=refused))
 
 
 def _device(options: LoadOptions) -> str:
@@ -71,27 +80,9 @@ def _device(options: LoadOptions) -> str:
     return str(choose_device(options.device))
 
 
-def _value(options: LoadOptions, device: str) -> int:
-    """Bytes of a weight on a GPU."""
-    import torch
-
-    from h2gen.models.devices import choose_dtype
-
-    return choose_dtype(options.dtype, torch.device(device)).itemsize
-
-
 def _needed(checkpoint: Checkpoint, value: int) -> MemoryNeeded | None:
     facts = facts_of(checkpoint)
     return None if facts is None else memory_needed(checkpoint, facts, value)
-
-
-def _about_cache(checkpoint: Checkpoint, options: LoadOptions, work: Work, device: str) -> str | None:
-    """What to say if main memory does not suffice for what the cache of a GPU keeps there."""
-    if not work.host_tokens:
-        return None
-    value = _value(options, device)
-    needed = _needed(checkpoint, value)
-    return None if needed is None else cache_line(needed.parts, replace(work, value=value), free_host_memory())
 
 
 def is_cpu(device: str) -> bool:
