@@ -73,6 +73,14 @@ def write_whole(path: Path, text: str, owner: str = "") -> None:
         os.replace(partial, path)
 
 
+def expanded(name: str) -> Path:
+    """A path that may begin with a user's home folder: ``~/NAME``. One that no file can have stays as it is."""
+    try:
+        return Path(os.path.expanduser(name))
+    except ValueError:  # a null byte in the name of a user
+        return Path(name)
+
+
 def user_folder(kind: str) -> Path:
     """The user's folder for h2gen's ``config``, ``data`` or ``cache``; it need not exist.
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-hypothesis.settings.register_profile("h2gen", deadline=None)  # a busy machine is not a failure
+# A busy machine is not a failure, and the same examples each time do not fail by chance.
+hypothesis.settings.register_profile("h2gen", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("anew", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("h2gen")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's library is imported

@@ -144,7 +144,7 @@ def lead(folder: Path) -> None:
     for each in running:
         each.start()
     for each in running:
-        each.join(240)
+        each.join(1800)
         each.kill()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,23 +109,25 @@ class PreparedBatch:
             observer.remark(remark)
         error: H2GenError | None = None
         interrupted = False
-        with batch.opened() as tally:
-            self._check_downloaded(observer)
-            observer.counted(tally, batch.duplicates, batch.workers)
-            if tally.left:
-                with Stop(observer.stopping) as stop:
+        with ExitStack() as to_the_end:  # of what is told, which one more Ctrl-C must not cut off
+            with batch.opened() as tally:
+                self._check_downloaded(observer)
+                observer.counted(tally, batch.duplicates, batch.workers)
+                if tally.left:
+                    stop = to_the_end.enter_context(Stop(observer.stopping))
                     try:
                         batch.run(tally, observer, stop)
                     except KeyboardInterrupt:
                         interrupted = True
                     except H2GenError as failure:
                         error = failure
-                if error is None and (interrupted or stop.level is not Level.NEVER):
-                    left = f"Stopped. {tally.left_words}; run the same command to continue."
-                    error = Stopped(left, 143 if stop.terminated else 130)
-        failures_file = batch.failures_file if tally.failed else None
-        seconds = time.monotonic() - started
-        observer.ended(tally, seconds, failures_file, error)
+                    stop.end()
+                    if error is None and (interrupted or stop.level is not Level.NEVER):
+                        left = f"Stopped. {tally.left_words}; run the same command to continue."
+                        error = Stopped(left, 143 if stop.terminated else 130)
+            failures_file = batch.failures_file if tally.failed else None
+            seconds = time.monotonic() - started
+            observer.ended(tally, seconds, failures_file, error)
         if error is not None:
             raise error
         return BatchResult(

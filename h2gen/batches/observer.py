@@ -83,7 +83,7 @@ class BatchObserver:
         """An attempt failed, other than ``relieved``; ``again`` says whether another follows."""
 
     def stopping(self, level: Level) -> None:
-        """The user wants the run to end. Called from within a signal handler."""
+        """The user wants the run to end. Called in a thread of its own."""
 
     def ended(self, tally: Tally, seconds: float, failures_file: Path | None, error: H2GenError | None) -> None:
         """The run is over.

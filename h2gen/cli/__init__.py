@@ -14,7 +14,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = make_safe()  # before anything is opened
     from h2gen.cli.app import run
 
-    status = run(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        status = run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:  # one more Ctrl-C, after the first one was told
+        status = 130
+    if status == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the next one must not kill an orderly exit
     lost = output.lost()
     if lost is not None:
         status = status or 1
@@ -22,6 +27,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from h2gen.cli.console import complain
 
             complain(f"Not everything could be written to stdout: {lost}.")
-    if status == 130:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C must not kill an orderly exit
     sys.exit(status)

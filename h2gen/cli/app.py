@@ -15,6 +15,7 @@ from h2gen.cli.commands.generate import generate
 from h2gen.cli.help import SHORT, Command, MainGroup
 from h2gen.cli.hints import explained
 from h2gen.errors import H2GenError, check_docstrings
+from h2gen.generation.interrupt import interrupts_ignored
 from h2gen.settings.table import TABLE
 
 app = typer.Typer(
@@ -50,7 +51,8 @@ for _name in COMMANDS:
 def _complain(message: str) -> None:
     from h2gen.cli.console import complain
 
-    complain(message)
+    with interrupts_ignored():
+        complain(message)
 
 
 def _warn(message: Warning | str, category: type[Warning], *_where: Any, **_more: Any) -> None:

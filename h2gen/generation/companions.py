@@ -38,7 +38,7 @@ from h2gen.settings.devices import check_picture
 from h2gen.settings.values import Settings
 
 _PATIENCE = 5.0
-"""Seconds for a process to end by itself."""
+"""Seconds for a process to end by itself, or for its end to become known."""
 _LONGEST = timedelta(minutes=10)
 """How long a process waits for the others at most, if none of them has ended."""
 
@@ -254,10 +254,10 @@ class Companions:
             raise
         except BaseException as error:
             failed = True
-            if self._lost() or self._why is not None:
-                raise self._reason() from error
             if isinstance(error, Exception) and is_out_of_memory(error):
                 raise RunError(f"Out of memory on {device}; use more --devices, or a smaller --size.") from error
+            if self._lost() or self._why is not None:
+                raise self._reason() from error
             raise
         finally:
             self._making = False
@@ -300,10 +300,10 @@ class Companions:
 
     def _lost(self) -> bool:
         """Whether one has ended. What the connection to it says is often known a little earlier than its end."""
-        ended = wait([process.sentinel for process in self._processes], 1.0)
+        ended = wait([process.sentinel for process in self._processes], _PATIENCE)
         for process in self._processes:
             if process.sentinel in ended:
-                process.join(1.0)  # its exit code is known a little later
+                process.join(_PATIENCE)  # its exit code is known a little later
         return bool(ended)
 
     def _reason(self) -> H2GenError:

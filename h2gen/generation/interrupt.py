@@ -47,6 +47,19 @@ def stop_on_ctrl_c(session: Session, on_stop: Callable[[], None] = lambda: None)
             told.wait()  # what it prints comes before what follows
 
 
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Around telling how something has ended: one more Ctrl-C must not cut that off."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def unblock_interrupts() -> None:
     """Undo ``interrupts_blocked``, which a process inherits from its parent."""
     if hasattr(signal, "pthread_sigmask"):

@@ -145,7 +145,7 @@ def _how_to_download(name: str) -> str:
 def _path(name: str) -> Path | None:
     try:
         return Path(name).expanduser() if name else None
-    except RuntimeError:  # the home folder of an unknown user
+    except (RuntimeError, ValueError):  # the home folder of an unknown user
         return None
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from h2gen.errors import ModelError
 from h2gen.families import recognize
 from h2gen.families.single_file import other_kind
+from h2gen.files import expanded
 from h2gen.models import files
 from h2gen.models.catalogue import Checkpoint, resolve
 from h2gen.models.content_hash import check_bundled
@@ -93,7 +94,7 @@ def check_model(name: str, base: str | None = None, *, hashes: bool = True, on_r
 
 def _check(report: Checked, base: str | None, hashes: bool, on_read: OnRead) -> None:
     name = report.name
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if name not in CATALOGUE and path.suffix.lower() in WEIGHTS and os.path.isfile(path):
         report.location = str(path)
         _check_file(report, path)

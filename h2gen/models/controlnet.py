@@ -9,6 +9,7 @@ from typing import Any
 
 from h2gen.errors import ModelError, SettingError
 from h2gen.families.controlnet import CONTROLNET, config_of, is_controlnet, is_xlabs, misfit, wrong_type
+from h2gen.files import expanded
 from h2gen.models import files
 from h2gen.models.catalogue import in_repository
 from h2gen.models.files import shown
@@ -29,7 +30,7 @@ def find_controlnet(name: str) -> tuple[Path | str, str]:
         SettingError: there is none; the message begins after the option's name.
         ModelError: it cannot be downloaded, is damaged, or is not a ControlNet of FLUX.1.
     """
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if not path.exists():
         found = in_repository(name)
         if found is None:

@@ -11,6 +11,7 @@ from h2gen.errors import ModelError, SettingError
 from h2gen.families import CONTROLLED, FAMILIES
 from h2gen.families.lora import LoraFacts, read_lora
 from h2gen.families.single_file import other_kind
+from h2gen.files import expanded
 from h2gen.models.catalogue import BUNDLED, Checkpoint, in_repository
 from h2gen.models.defaults import ModelDefaults
 from h2gen.models.facts import facts_of
@@ -95,7 +96,7 @@ def find_lora(name: str) -> tuple[Path, str]:
     Raises:
         UsageError: there is none, or it is not a LoRA.
     """
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if os.path.isdir(path):
         raise SettingError(f"{printable(name)!r} is a folder; give a {SUFFIX} file in it.")
     if os.path.isfile(path):

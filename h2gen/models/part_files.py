@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from h2gen.errors import ModelError
 from h2gen.families import recognize
 from h2gen.families.single_file import other_kind
+from h2gen.files import expanded
 from h2gen.models.files import WEIGHTS, components, shown, tensors_of
 from h2gen.wording import printable
 
@@ -90,7 +91,7 @@ def open_parts(vae: str | None, text_encoders: Sequence[str]) -> tuple[PartFile,
 
 
 def _open(what: str, name: str) -> PartFile:
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if not os.path.isfile(path):  # unlike the path's own method it takes any name
         folder = "; give the file in it" if os.path.isdir(path) else "; check the path"
         raise ModelError(f"There is no file {printable(name)!r} for the {what}{folder}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from h2gen.errors import ModelError, SettingError
 from h2gen.families.flux1 import REDUX
+from h2gen.files import expanded
 from h2gen.models import files
 from h2gen.models.catalogue import REPO_ID
 from h2gen.models.files import INDEX, shown
@@ -32,7 +33,7 @@ def find_redux(name: str) -> tuple[Path | str, str]:
         SettingError: there is none; the message begins after the option's name.
         ModelError: it cannot be downloaded, is damaged, or is not a Redux model.
     """
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if name != ALIAS and path.is_dir():
         check_redux(path)
         return Path(os.path.abspath(path)), printable(path.name)

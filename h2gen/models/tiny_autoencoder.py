@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from h2gen.errors import ModelError, SettingError
+from h2gen.files import expanded
 from h2gen.models import files
 from h2gen.models.catalogue import REPO_ID
 from h2gen.models.files import shown
@@ -28,7 +28,7 @@ def find_tiny_autoencoder(name: str, *, download: bool = True) -> Path | None:
         SettingError: there is none.
         ModelError: it cannot be downloaded, is damaged, or is not a tiny autoencoder.
     """
-    folder = Path(os.path.expanduser(name))
+    folder = expanded(name)
     if not folder.is_dir():
         if not REPO_ID.fullmatch(name) or folder.exists():
             raise SettingError(

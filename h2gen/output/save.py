@@ -99,7 +99,7 @@ def target_of(out: str | None, format: str | None, *, video: bool = False) -> Ta
         raise OutputError("out is empty; give a folder or a file.")
     try:
         path = Path(out or ".").expanduser()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise OutputError(f"out is {shown(out)}, and there is no such home folder; give another.") from error
     suffix = path.suffix.lower()
     if suffix in of_suffix and not os.path.isdir(path):

@@ -14,6 +14,7 @@ from h2gen.families import TASKS, recognize
 from h2gen.families.lora import read_lora
 from h2gen.families.single_file import ONLY, block_counts, input_channels, other_kind, takes_guidance
 from h2gen.families.unused import Unused
+from h2gen.files import expanded
 from h2gen.models.catalogue import CATALOGUE, Checkpoint, resolve
 from h2gen.models.content_hash import file_hash
 from h2gen.models.entries import inputs_of, needed_by
@@ -60,7 +61,7 @@ def describe(name: str, base: str | None = None) -> dict[str, Any]:
     Raises:
         ModelError: nothing has this name, or it is a file that is not a model.
     """
-    file = known_lora(name) or Path(os.path.expanduser(name))
+    file = known_lora(name) or expanded(name)
     if base is None and name not in CATALOGUE and file.suffix.lower() in WEIGHTS and os.path.isfile(file):
         return {"name": name, "kind": "file", **_about_file(file)}
     checkpoint = resolve(name, base)

@@ -11,6 +11,7 @@ from typing import Any
 
 from h2gen.checks import Rule
 from h2gen.errors import MetadataError, SettingError, UsageError
+from h2gen.files import expanded
 from h2gen.wording import printable, shown
 
 MOST_FILES = 32
@@ -77,7 +78,7 @@ def find_file(name: str) -> tuple[Path | str, str]:
     Raises:
         SettingError: there is none; the message begins after the option's name.
     """
-    path = Path(os.path.expanduser(name))
+    path = expanded(name)
     if path.is_dir():
         raise SettingError(f"{shown(name)} is a folder; give a file in it.")
     if not path.is_file():
@@ -189,7 +190,7 @@ class FileRule(Rule):
         """The files that a file in ``folder`` names: relative paths start there, if they exist there."""
 
         def moved(item: InputFile) -> InputFile:
-            there = None if item.path is None else folder / os.path.expanduser(str(item.path))
+            there = None if item.path is None else folder / expanded(str(item.path))
             return replace(item, path=there) if there is not None and _is_file(str(there)) else item
 
         return tuple(moved(item) for item in self.check(name, value))
@@ -261,7 +262,7 @@ class FileRule(Rule):
 
 
 def _is_file(name: str) -> bool:
-    return os.path.isfile(os.path.expanduser(name))
+    return os.path.isfile(expanded(name))
 
 
 def _quoted(name: str) -> str:

@@ -14,6 +14,7 @@ from h2gen.cache.config import CacheConfig
 from h2gen.cache.policies import switched_off
 from h2gen.checks import Rule
 from h2gen.errors import PresetError, SettingError
+from h2gen.files import expanded
 from h2gen.settings.inputs import InputFile
 from h2gen.settings.synonyms import suggestion
 from h2gen.settings.table import BY_NAME
@@ -70,10 +71,10 @@ def load_preset(name: str) -> Preset:
         PresetError: the name is unknown (the message has the closest one), or the file is not valid.
     """
     if name.endswith(".toml") or "/" in name or "\\" in name:
-        if not os.path.exists(os.path.expanduser(name)):
+        if not os.path.exists(expanded(name)):
             known = ", ".join(preset_names())
             raise PresetError(f"There is no preset file {printable(name)!r}; check the path, or give a name: {known}.")
-        return read_preset(Path(os.path.expanduser(name)))
+        return read_preset(expanded(name))
     paths = _paths()
     if name not in paths:
         raise PresetError(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,11 @@ from h2gen.errors import DeviceError, ModelError, RunError
 from h2gen.models.catalogue import resolve
 from h2gen.models.load_options import LoadOptions
 from h2gen.output.metadata import read_metadata
+from h2gen.settings.table import MOST_STEPS
 from tests.cli.programs import children, wait_for
 
-SLOW = {"steps": 60}
-"""Still running when the message of its second step has been read and handled."""
+UNENDING = {"steps": MOST_STEPS}
+"""Takes a minute or more: still running when the message of its second step has been read and handled."""
 BROKEN = "broken"
 BIG = ("1280x1280", "64x64")
 ROOM = 520 * 2**20
@@ -81,6 +81,23 @@ class Watch(BatchObserver):
         self.log.append(("failed", job.index, error, again))
 
 
+class Shortening(Watch):
+    """Lets a picture that is tried again have a few steps only."""
+
+    def split(self, jobs: Sequence[Job], error: str) -> None:
+        super().split(jobs, error)
+        for job in jobs:
+            self._shorten(job)
+
+    def failed(self, job: Job, *more: Any) -> None:
+        super().failed(job, *more)
+        self._shorten(job)
+
+    @staticmethod
+    def _shorten(job: Job) -> None:
+        object.__setattr__(job, "settings", replace(job.settings, steps=QUICK["steps"]))
+
+
 class Tampered(Jobs):
     """Jobs of which some are for a picture of one pixel, which no option allows."""
 
@@ -90,10 +107,20 @@ class Tampered(Jobs):
             yield replace(job, settings=replace(job.settings, width=1, height=1)) if broken else job
 
 
-def batch_of(folder: Path, prompts: int | list[str], workers: int = 1, batch_size: int = 1, **given: Any) -> Batch:
-    """A run with one prompt, or a list of them, whose seeds are 1, 2, ..."""
+def batch_of(
+    folder: Path,
+    prompts: int | list[str],
+    workers: int = 1,
+    batch_size: int = 1,
+    first: Mapping[str, Any] = MappingProxyType({}),
+    **given: Any,
+) -> Batch:
+    """A run with as many prompts, or a list of them, whose seeds are 1, 2, ...; ``first`` are settings of the first."""
     texts = [f"prompt {n}" for n in range(1, prompts + 1)] if isinstance(prompts, int) else prompts
-    reading = Reading([Entry(text, f"p.txt:{n}", {"seed": n}, {}) for n, text in enumerate(texts, 1)])
+    own = [{"seed": n, **(first if n == 1 else {})} for n in range(1, len(texts) + 1)]
+    reading = Reading(
+        [Entry(text, f"p.txt:{n}", each, {}) for n, (text, each) in enumerate(zip(texts, own, strict=True), 1)]
+    )
     wishes = BatchOptions(batch_size=batch_size)
     return Batch(Tampered(reading, {**QUICK, **given}, {}), folder, "png", wishes, ["cpu"] * workers)
 
@@ -120,12 +147,12 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_another_does_its_job(tmp_
     killed: list[int] = []
 
     def once(worker: int, job: Job) -> None:
-        if not killed:
+        if job.index == 1 and not killed:
             killed.append(job.index)
             kill_worker(worker)  # the other one may still be loading
 
-    watch = Watch(once)
-    tally = run(batch_of(tmp_path, 4, workers=2, **SLOW), watch)
+    watch = Shortening(once)
+    tally = run(batch_of(tmp_path, 4, workers=2, first=UNENDING), watch)
     assert (tally.made, tally.failed, tally.left) == (4, 0, 0)
     failures = [entry for entry in watch.log if entry[0] == "failed"]
     assert len(failures) == 1
@@ -141,30 +168,23 @@ def test_a_job_that_kills_every_worker_is_given_up_and_the_others_are_done(tmp_p
             kill_worker()
 
     watch = Watch(always)
-    batch = batch_of(tmp_path, 2, **SLOW)
+    batch = batch_of(tmp_path, 2, first=UNENDING)
     tally = run(batch, watch)
     assert (tally.made, tally.failed) == (1, 1)
     assert [entry[3] for entry in watch.log if entry[0] == "failed"] == [True, False]
     assert "killed by signal 9" in batch.failures_file.read_text()
 
 
-def test_a_model_that_kills_whoever_loads_it_ends_the_run(tmp_path: Path) -> None:
-    batch = batch_of(tmp_path, 1)
-    stopping = threading.Event()
+def killed(*_: Any) -> None:
+    """The main function of a worker that the system kills while it loads the model."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    def kill_them_all() -> None:
-        while not stopping.wait(0.05):
-            with contextlib.suppress(IndexError, OSError):
-                kill_worker()
 
-    killer = threading.Thread(target=kill_them_all)
-    killer.start()
-    try:
-        with pytest.raises(RunError, match="The process that loads the model was killed by signal 9"):
-            run(batch, Watch())
-    finally:
-        stopping.set()
-        killer.join()
+@pytest.mark.posix
+def test_a_model_that_kills_whoever_loads_it_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("h2gen.batches.pool.serve", killed)
+    with pytest.raises(RunError, match="The process that loads the model was killed by signal 9"):
+        run(batch_of(tmp_path, 1), Watch())
 
 
 @pytest.mark.parametrize(("allowed", "share", "used"), [(1, 3, 1), (3, 2, 2)])
@@ -228,8 +248,11 @@ def test_signals_raise_the_level_and_wake_whoever_waits(signals: list[signal.Sig
         assert wait([stop.wake_up], 5) == [stop.wake_up]
         stop.acknowledge()
         assert wait([stop.wake_up], 0) == []
-        assert stop.level is levels[-1] and seen == levels
+        assert stop.level is levels[-1]
         assert stop.terminated == (signal.SIGTERM in signals)
+        stop.end()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.level is levels[-1] and seen == levels
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
@@ -289,8 +312,8 @@ def test_a_batch_whose_worker_is_killed_is_made_one_by_one(tmp_path: Path) -> No
             killed.append(job.index)
             kill_worker(worker)
 
-    watch = Watch(once)
-    tally = run(batch_of(tmp_path, 3, batch_size=3, **SLOW), watch)
+    watch = Shortening(once)
+    tally = run(batch_of(tmp_path, 3, batch_size=3, **UNENDING), watch)
     assert (tally.made, tally.failed) == (3, 0)
     assert [entry[1] for entry in watch.log if entry[0] == "split"] == [[1, 2, 3]]
     assert [entry[1] for entry in watch.log if entry[0] == "began"] == [3, 1, 1, 1]
@@ -306,7 +329,7 @@ def test_stopping_gives_up_all_that_is_made_together(tmp_path: Path) -> None:
             told.append(job.index)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    tally = run(batch_of(tmp_path, 4, batch_size=2, **SLOW), Watch(once))
+    tally = run(batch_of(tmp_path, 4, batch_size=2, **UNENDING), Watch(once))
     assert (tally.made, tally.failed, tally.left) == (0, 0, 4)
 
 

@@ -243,7 +243,7 @@ def test_threads_that_share_a_transformer_skip_each_their_own_steps() -> None:
         with h2_cache(model, plan=PLAN[:6]):
             wanted[index] = run(model, 6, seed=index, named=False)
     got: dict[int, Any] = {}
-    turns = threading.Barrier(2, timeout=30)
+    turns = threading.Barrier(2, timeout=300)
     hooks = [block.register_forward_pre_hook(lambda *_: time.sleep(0.001)) for block in model.transformer_blocks]
 
     def work(index: int) -> None:

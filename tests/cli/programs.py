@@ -22,6 +22,9 @@ from tests.cli.forked import Forked
 if os.name == "posix":
     import pty
 
+HANGS = 600
+"""Seconds after which what a test waits for will never come, on however busy a machine."""
+
 
 def h2gen(*arguments: str, input: str = "") -> subprocess.CompletedProcess[str]:
     """The program as it behaves in a pipe, inside this process: a new one takes seconds to import torch."""
@@ -62,7 +65,7 @@ def in_a_terminal(*arguments: str, whole: bool = False) -> Iterator[tuple[Forked
         os.close(ours)
 
 
-def read_until(descriptor: int, words: str | None = None, seconds: float = 120) -> str:
+def read_until(descriptor: int, words: str | None = None, seconds: float = HANGS) -> str:
     """What the terminal shows until a regular expression matches, or to its end.
 
     What has been read is gone: of words that follow one another closely, ask for all at once. Fails if they do not come
@@ -93,7 +96,7 @@ def press_until(descriptor: int, keys: bytes, words: str, tries: int = 20) -> st
     return read_until(descriptor, words, seconds=3)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = HANGS) -> Any:
     """The condition's value once it is true; fails if that takes too long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -7,9 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from h2gen import __version__
 from h2gen.cli.app import run
@@ -161,14 +164,28 @@ def test_models_path_prints_the_folder(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.slow
-def test_bench_measures_steps_by_outcome(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", "--steps", "5", "--repeat", "1", "--json"]) == 0
+def test_bench_measures_steps_by_outcome(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.001
+        return now
+
+    def passes(module: torch.nn.Module, _given: object) -> None:
+        nonlocal now
+        now += type(module).__name__ == "FluxAttention"  # of which every block has one
+
+    monkeypatch.setattr("h2gen.cache.stopwatch.time", SimpleNamespace(perf_counter=clock))
+    with register_module_forward_pre_hook(passes):
+        assert run(["bench", "--steps", "5", "--repeat", "1", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["blocks"] == 24
     assert report["image_tokens"] == 64
     assert report["estimated_speedup"] == pytest.approx(5 * 24 / (2 * 24 + 3 * 2))
     assert all(report[name] > 0 for name in ("plain", "full", "detail_reused", "all_reused", "skipped", "checks"))
-    assert report["skipped"] < report["all_reused"]
+    times = [report[name] for name in ("skipped", "all_reused", "detail_reused", "full")]
+    assert times == sorted(times) and [round(each) for each in times] == [0, 2, 9, 24]
     assert run(["bench", "--steps", "5", "--repeat", "1"]) == 0
     out = capsys.readouterr().out
     assert "all reused" in out and "skipped" in out and "; 1 run of 5 steps\n" in out

@@ -22,13 +22,14 @@ from PIL import Image
 from h2gen.batches.journal import Journal
 from h2gen.cli.app import run
 from h2gen.output.metadata import read_metadata
+from h2gen.settings.table import MOST_STEPS
 from tests import loras, small
 from tests.cli.programs import alive, h2gen, in_a_terminal, read_until, started, wait_for
 
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 QUICK = ["--steps", "3", "--cfg", "1", "--preset", "paper"]
-SLOW = ["--steps", "60", "--cfg", "1", "--preset", "paper"]
+UNENDING = {"steps": MOST_STEPS}  # a minute or more
 
 
 def prompts(here: Path, *lines: str, name: str = "p.txt") -> str:
@@ -305,18 +306,22 @@ def test_a_model_that_cannot_be_loaded_is_one_line(here: Path, capsys: pytest.Ca
 def test_a_run_that_is_stopped_keeps_what_is_made_and_can_go_on(
     here: Path, signals: list[signal.Signals], status: int
 ) -> None:
-    file = prompts(here, *(f"prompt {n}" for n in range(30)))
-    command = ["batch", file, "-o", "out", *SLOW]
+    later = {} if signals == [signal.SIGINT] else UNENDING  # whether its current picture is to be finished
+    lines = [{"prompt": f"prompt {n}", **(later if n else {})} for n in range(30)]
+    file = prompts(here, *map(json.dumps, lines), name="p.jsonl")
+    command = ["batch", file, "-o", "out", "--steps", "60", "--cfg", "1", "--preset", "paper"]
     words = ["after the current picture", "Stopping after this step", ""]
     words = words[1:] if signals == [signal.SIGTERM] else words
     with open(here / "err", "w+") as errors, started(*command, stderr=errors) as process:
         wait_for(lambda: pictures(here / "out"))
         mine = process.workers()
         assert mine
+        if len(signals) == 3:  # the second one must not end the run before the third comes
+            os.kill(mine[0], signal.SIGSTOP)
         for number, said in zip(signals, words, strict=False):
             process.send_signal(number)
             wait_for(lambda said=said: said in (here / "err").read_text())
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=600)
         err = (here / "err").read_text()
         assert process.returncode == status, err
         assert "Traceback" not in err
@@ -342,7 +347,7 @@ def test_killed_at_any_instant_a_run_loses_at_most_the_picture_in_hand(here: Pat
     for _ in range(4):
         before = len(pictures(here / "out"))
         with started(*command) as process:
-            wait_for(lambda before=before: len(list((here / "out").glob("*.png"))) > before)
+            wait_for(lambda before=before: len(pictures(here / "out")) > before or process.returncode is not None)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(chance.random() * 0.3)
             mine = process.workers()
@@ -404,7 +409,7 @@ def test_in_a_terminal_the_first_of_those_made_together_is_shown_and_all_are_cou
     command = ["batch", file, "-o", "out", "--steps", "12", "--cfg", "1", "--seed", "7", "--batch-size", "2"]
     with in_a_terminal(*command) as (process, screen):
         text = read_until(screen)
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
     for words in ("a cat", "seed 7 and 1 more", "/24", "0/2 pictures", "error", "2 made"):
         assert words in text, words
 
@@ -414,6 +419,6 @@ def test_in_a_terminal_progress_is_above_and_the_picture_in_hand_beneath(here: P
     file = prompts(here, "a [red]cat[/]", "a dog")
     with in_a_terminal("batch", file, "-o", "out", "--steps", "12", "--cfg", "1") as (process, screen):
         text = read_until(screen)
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
     for words in ("a [red]cat[/]", "0/2 pictures", "1/2 pictures", "error", "outcome", "left", "2 made"):
         assert words in text, words

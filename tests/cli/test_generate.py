@@ -462,7 +462,7 @@ def test_a_picture_that_cannot_be_saved_in_the_end_is_rescued(
 def test_in_a_terminal_the_table_shows_each_step(here: Path) -> None:
     with in_a_terminal("a [red]cat[/]", *QUICK) as (process, screen):
         text = read_until(screen)
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
         assert process.stdout is not None
         assert process.stdout.read() == "a-red-cat-7.png\n"
     for words in ("a [red]cat[/]", "tau1", "structure", "outcome", "1.0000", "3/3", "24/24"):
@@ -480,7 +480,7 @@ def test_ctrl_c_stops_with_130_and_leaves_no_picture(here: Path, presses: int) -
             process.send_signal(signal.SIGINT)
             time.sleep(0.2)
         assert "Stopped; nothing was saved." in read_until(screen)
-        assert process.wait(120) == 130
+        assert process.wait(600) == 130
         assert process.stdout is not None
         assert process.stdout.read() == ""
     assert os.listdir(here) == ["t.jsonl"]
@@ -520,7 +520,7 @@ def test_in_a_terminal_the_steps_of_all_that_are_painted_together_are_counted(he
     command = ["a cat", *QUICK, "--steps", "6", "--seed", "1,2", "--batch-size", "2"]
     with in_a_terminal(*command) as (process, screen):
         text = read_until(screen)
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
     for words in ("seed 1,2", "12/12", "a-cat-1.png", "a-cat-2.png"):
         assert words in text, words
 

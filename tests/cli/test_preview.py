@@ -130,7 +130,7 @@ def test_the_bundled_models_own_autoencoder_is_one_too(here: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.posix
 def test_in_a_terminal_the_picture_stands_beside_the_table_and_ctrl_c_leaves_it_clean(here: Path) -> None:
-    with in_a_terminal("a cat", "--steps", "400", "--cfg", "1", "--no-cache", "--preview", whole=True) as (
+    with in_a_terminal("a cat", "--steps", "10000", "--cfg", "1", "--no-cache", "--preview", whole=True) as (
         process,
         end,
     ):
@@ -138,7 +138,7 @@ def test_in_a_terminal_the_picture_stands_beside_the_table_and_ctrl_c_leaves_it_
         assert "▀" in seen
         os.kill(process.pid, signal.SIGINT)
         rest = read_until(end, "nothing was saved")
-        assert process.wait(60) == 130
+        assert process.wait(600) == 130
         rest += read_until(end)
     assert "\x1b[?25h" in rest, "the cursor is shown again"
     assert not [*here.glob("*.png")]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from h2gen.batches.stop import Level, Stop
 from h2gen.cli.console import say_stopping
 from h2gen.generation.interrupt import stop_on_ctrl_c
 from tests.cli.programs import needs_posix, piped
@@ -108,7 +109,8 @@ def test_piped_output_is_never_wrapped(here: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.posix
-def test_ctrl_c_amid_a_line_is_told_after_it() -> None:
+@pytest.mark.parametrize("of", ["a picture", "a batch"])
+def test_ctrl_c_amid_a_line_is_told_after_it(of: str) -> None:
     written = bytearray()
 
     class Slow(io.RawIOBase):
@@ -129,13 +131,13 @@ def test_ctrl_c_amid_a_line_is_told_after_it() -> None:
     with io.TextIOWrapper(io.BufferedWriter(Slow()), "utf-8") as stream:
         console = Console(file=stream, width=80)
 
-        def tell() -> None:
+        def tell(_level: Level = Level.STEP) -> None:
             time.sleep(0.2)  # a busy machine
             say_stopping(console)
 
-        with stop_on_ctrl_c(session, tell):
+        with stop_on_ctrl_c(session, tell) if of == "a picture" else Stop(tell):
             console.print("a line")
         console.print("what follows")
-    assert interrupted == [True]
+    assert interrupted == [True] * (of == "a picture")
     lines = b"> a line\nStopping after this step; press Ctrl-C again to stop at once.\nwhat follows\n"
     assert bytes(written) == lines

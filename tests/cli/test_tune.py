@@ -304,7 +304,7 @@ def test_a_search_that_was_killed_goes_on(here: Path, own_home: Path, capsys: py
 def test_in_a_terminal_it_says_how_far_it_is() -> None:
     with in_a_terminal(*LEAST) as (process, screen):
         text = read_until(screen)
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
     for words in ("Recording", "Searching", "pictures", "best so far", "Measuring"):
         assert words in text, words
 

@@ -293,7 +293,7 @@ def test_the_live_table_says_how_many_frames(model: str, here: Path) -> None:
     Path("m").symlink_to(model)
     with in_a_terminal("a cat", "--model", "./m", "--seed", "7") as (process, terminal):
         seen = read_until(terminal, r"a-cat-7\.mp4 .*\n")
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
     assert "64x48 · 9 frames at 8 fps · 3 steps" in seen
 
 

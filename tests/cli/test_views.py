@@ -138,8 +138,9 @@ def test_a_batch_in_which_nothing_is_reused_gives_the_advice_of_a_single_picture
     assert len(told) == lines and told[1:] == ["Use fewer steps."][: lines - 1]
 
 
-def compared_so_far(cases: int) -> list[str]:
-    """The lines of a comparison's progress in a pipe."""
+def compared_so_far(cases: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of a comparison's progress in a pipe, if nothing but the runs took time."""
+    monkeypatch.setattr("h2gen.cli.views.evaluation.time", SimpleNamespace(perf_counter=lambda: 0.0))
     plain, cached = reference(28), h2(CacheConfig(tolerance=0.002), 28)
     out = io.StringIO()
     view = CompareView(Console(file=out, width=200), as_json=False)
@@ -151,8 +152,10 @@ def compared_so_far(cases: int) -> list[str]:
     return out.getvalue().splitlines()
 
 
-def test_a_method_is_shown_with_its_figures_as_soon_as_it_has_them_and_the_time_left() -> None:
-    assert compared_so_far(1) == [
+def test_a_method_is_shown_with_its_figures_as_soon_as_it_has_them_and_the_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert compared_so_far(1, monkeypatch) == [
         "Measuring 2 methods in 4 runs ...",
         "uncached, 28 steps: 2.00 s; about 4 seconds left",
         "H2-Cache, tolerance 0.002: 1.00 s, 50 % of the blocks, PSNR 46.9 dB",
@@ -182,8 +185,11 @@ def test_a_further_run_is_expected_and_announced() -> None:
     assert f"Timing {cached.label} once more" in out.getvalue()
 
 
-def test_of_several_prompts_each_is_one_line_after_the_first() -> None:
-    assert compared_so_far(3)[3:] == ["Prompt 2 ...; about 13 seconds left", "Prompt 3 ...; about 10 seconds left"]
+def test_of_several_prompts_each_is_one_line_after_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compared_so_far(3, monkeypatch)[3:] == [
+        "Prompt 2 ...; about 13 seconds left",
+        "Prompt 3 ...; about 10 seconds left",
+    ]
 
 
 def test_a_narrow_terminal_cuts_names_of_methods_and_no_figures() -> None:

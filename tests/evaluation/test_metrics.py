@@ -504,7 +504,7 @@ def test_weights_are_fetched_once_and_only_where_their_metric_is_named(clip_fold
     }
     with serve({DEFAULT: clip_copy, "someone/gated": 403, "someone/other": other}) as (address, asked):
         done = subprocess.run(
-            [sys.executable, "-c", STORY], capture_output=True, text=True, timeout=120,
+            [sys.executable, "-c", STORY], capture_output=True, text=True, timeout=600,
             env=kept | settings | {"HF_ENDPOINT": address},
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -533,7 +533,7 @@ def test_a_wrong_name_is_found_before_torch_is_imported():
         "try:\n    choose_metrics('beauty')\nexcept Exception as error:\n    print(type(error).__name__)\n"
         "print('torch' in sys.modules, 'torchmetrics' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.split() == ["SettingError", "False", "False"], done.stderr
 
 

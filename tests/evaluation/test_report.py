@@ -401,7 +401,7 @@ def started_browser() -> Iterator[Browser]:
         pytest.skip("there is no Chromium here")
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with sync.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        started = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS, timeout=300_000)
         yield started
         started.close()
 
@@ -443,7 +443,8 @@ def clip(tab: Page) -> str:
 
 
 def source(tab: Page, name: str) -> str:
-    return str(tab.locator(f"#{name}").evaluate("image => image.complete && image.naturalWidth ? image.src : ''"))
+    """The picture that is shown, once it is loaded; empty if it cannot be."""
+    return str(tab.locator(f"#{name}").evaluate("image => image.decode().then(() => image.src, () => '')"))
 
 
 def point(tab: Page, name: str) -> Locator:

@@ -273,6 +273,7 @@ def test_a_session_uses_them_with_the_cache_and_without(folder: Path, tmp_path: 
 def test_text_encoded_under_another_adapter_is_not_reused(folder: Path, tmp_path: Path) -> None:
     session = h2gen.load(str(folder), device="cpu")
     width = session.pipe.text_encoder.config.hidden_size
+    torch.manual_seed(0)
     found: dict[str, torch.Tensor] = {}
     for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
         name = f"lora_te1_text_model_encoder_layers_0_self_attn_{projection}"

@@ -181,7 +181,9 @@ def test_a_name_that_is_nothing_is_the_fault_and_not_its_base():
     assert "no model folder or file" in refusal("./missing", "dev")
 
 
-@pytest.mark.parametrize("name", ["", " ", "\x1b[31m", "a\nb", "\0", "x" * 5000, "~nobody-of-this-name/x", "\u202etxt"])
+@pytest.mark.parametrize(
+    "name", ["", " ", "\x1b[31m", "a\nb", "\0", "x" * 5000, "~nobody-of-this-name/x", "~\0", "\u202etxt"]
+)
 def test_odd_names_are_refused_in_one_printable_line(name):
     refusal(name)
 

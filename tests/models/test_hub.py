@@ -66,7 +66,7 @@ def tell(home: Path, attempts: list, story: str = STORY, **environment: str) -> 
     }
     done = subprocess.run(
         [sys.executable, "-c", story, json.dumps(attempts)],
-        capture_output=True, text=True, timeout=120, env=kept | settings | environment,
+        capture_output=True, text=True, timeout=600, env=kept | settings | environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Retrying" not in done.stderr

@@ -19,6 +19,7 @@ from PIL import Image
 
 from h2gen.errors import H2GenError, ModelError
 from h2gen.families.flux1 import DEV
+from h2gen.files import expanded
 from h2gen.models.catalogue import REPO_ID, Checkpoint
 from h2gen.models.files import AGAIN, read_json, shown, weight_files
 from h2gen.models.hub import VARIANTS, reach
@@ -52,7 +53,7 @@ def find(model: str, *, download: bool) -> Path:
         Missing: the repository is not available.
         ModelError: there is no such folder, or it does not hold a whole CLIP model.
     """
-    path = os.path.expanduser(model)
+    path = expanded(model)
     if os.path.isdir(path):
         _check(Path(path))
         return Path(path)

@@ -67,10 +67,10 @@ def test_no_plan_of_any_budget_has_less_error(steps: int, costs: dict[str, int],
 
 def test_fifty_steps_take_seconds_with_every_kind_of_step() -> None:
     kinds = {"S": (random_errors(50, 0), 0), "R": (random_errors(50, 1), 2), "D": (random_errors(50, 2), 20)}
-    started = time.perf_counter()
+    started = time.process_time()  # whatever else the machine does meanwhile
     solved = best_plans(kinds, 57)
     assert solved.within(0.2 * 50 * 57).blocks <= 570
-    assert time.perf_counter() - started < 60
+    assert time.process_time() - started < 60
 
 
 def test_steps_are_spent_where_the_path_bends() -> None:
