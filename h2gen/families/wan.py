@@ -40,7 +40,11 @@ class Wan(OneListFamily, VideoFamily):
     told_by_name: ClassVar[tuple[Kind, ...]] = (
         Kind(
             "by its name one of the two transformers of Wan 2.2",
-            (r"(?i:(?<![a-z])(high|low)[ _.-]?noise)",),
+            (
+                r"(?i:(?<![a-z])(high|low)[ _.-]?noise)",
+                # "HIGH" alone only before the precision or the ending: a "low_vram" says something else.
+                r"(?i:wan[ _.-]?2[ _.-]?2.*(?<![a-z])(high|low)[ _.-]+(fp|bf|f\d|i?q\d|int\d|safetensors|gguf))",
+            ),
             "h2gen runs models with one, such as wan and wan-14b",
         ),
     )

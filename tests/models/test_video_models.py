@@ -203,7 +203,15 @@ def test_wan_2_2_is_refused(
         load_pipeline(resolve(folder), device="cpu")
 
 
-@pytest.mark.parametrize("file", ["wan2.2_t2v_high_noise_14B.safetensors", "Wan2.2-T2V-A14B-LowNoise.safetensors"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "wan2.2_t2v_high_noise_14B.safetensors",
+        "Wan2.2-T2V-A14B-LowNoise.safetensors",
+        "Wan2_2-T2V-A14B-HIGH_fp8_e4m3fn_scaled_KJ.safetensors",
+        "wan22_14B_low.safetensors",
+    ],
+)
 def test_half_of_wan_2_2_is_refused_by_the_name_of_its_file(
     folders: dict[str, Path], tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,10 +221,24 @@ def test_half_of_wan_2_2_is_refused_by_the_name_of_its_file(
         assert f"{file}' is by its name one of the two transformers of Wan 2.2, not a model" in said
         assert said.endswith("h2gen runs models with one, such as wan and wan-14b.")
     assert run(["models", "show", path]) == 2 and "of Wan 2.2" in capsys.readouterr().err
-    whole = checkpoints.save_single(small.wan_transformer(layers=3), tmp_path / "wan2.1-flow-noise.safetensors")
-    assert run(["models", "show", str(whole)]) == 0
     other = checkpoints.save_single(small.hunyuan_video_transformer(layers=2, single_layers=2), tmp_path / file)
     assert run(["models", "show", str(other)]) == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wan2.1-flow-noise",
+        "Wan2_1-T2V-14B_low",
+        "wan2.2-rapid-mega-aio-v10",
+        "wan2.2-rapid_low_vram_fp8",
+        "wan2.2-slow_fp8",
+        "wan2.2-highres_bf16",
+    ],
+)
+def test_a_name_that_only_looks_like_half_of_wan_2_2_is_no_reason_to_refuse(tmp_path: Path, name: str) -> None:
+    whole = checkpoints.save_single(small.wan_transformer(layers=3), tmp_path / f"{name}.safetensors")
+    assert run(["models", "show", str(whole)]) == 0
 
 
 def test_what_a_published_wan_2_1_has_in_its_index_is_no_second_transformer(
