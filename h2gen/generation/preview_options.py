@@ -39,15 +39,6 @@ class PreviewOptions:
     def __bool__(self) -> bool:
         return self.in_terminal or self.file is not None
 
-    def check(self, settings: Settings) -> None:
-        """Check that there are such previews of what is made.
-
-        Raises:
-            SettingError: it is a video, and a tiny autoencoder decodes pictures only.
-        """
-        if self.model is not None and settings.frames is not None:
-            raise SettingError("--preview-model decodes pictures, and this model makes videos; leave it out.")
-
     def check_file(self, targets: Sequence[Target], seeds: Sequence[int], settings: Settings) -> None:
         """Check that previews replace neither a picture of the same run nor a file that it is made from.
 
@@ -71,17 +62,26 @@ class PreviewOptions:
 
 
 def preview_options(
-    asked: bool, file: Path | None, every: int | None, model: str | None, *, terminal: bool, download: bool = True
+    settings: Settings,
+    asked: bool,
+    file: Path | None,
+    every: int | None,
+    model: str | None,
+    *,
+    terminal: bool,
+    download: bool = True,
 ) -> PreviewOptions:
     """Check the options about previews.
 
     Args:
+        settings: of what is made.
         asked, file, every, model: what was given.
         terminal: whether the terminal can show pictures.
         download: whether the tiny autoencoder may be downloaded; without it, previews that need it are left out.
 
     Raises:
-        SettingError: an option has no effect without another, or no tiny autoencoder has the name.
+        SettingError: an option has no effect without another, no tiny autoencoder has the name, or there is one and a
+            video is made.
         OutputError: the file cannot be written.
         ModelError: the tiny autoencoder cannot be used.
     """
@@ -96,6 +96,8 @@ def preview_options(
         raise OutputError(f"--preview-file is {str(file)!r}; give a .png, .jpg or .webp file.")
     folder = None
     if model is not None:
+        if settings.frames is not None:
+            raise SettingError("--preview-model decodes pictures, and this model makes videos; leave it out.")
         from h2gen.models.tiny_autoencoder import find_tiny_autoencoder
 
         folder = find_tiny_autoencoder(model, download=download)

@@ -170,7 +170,6 @@ def check_output(request: Request, options: RenderOptions, seeds: Sequence[int])
     if options.strict:
         check_strict(request.ignored)
     check_inputs(request.checkpoint, request.settings)
-    options.preview.check(request.settings)
     target = target_of(request.out, request.format, video=request.settings.frames is not None)
     if options.trace is not None:
         if len(seeds) > 1:
@@ -192,7 +191,6 @@ def open_renderer(request: Request, options: RenderOptions, observer: RenderObse
         SettingError: it refuses an option, or ignores one and the options are ``strict``.
         OutOfMemory: memory does not suffice for loading it.
     """
-    options.preview.check(request.settings)
     with observer.loading(request):
         # Only now: these load torch and diffusers, which takes seconds.
         if request.load.devices > 1:

@@ -274,6 +274,16 @@ def test_a_preview_is_the_first_frame_in_a_file(model: str, here: Path) -> None:
     assert np.array_equal(frames_of(found), frames_of("plain.webp"))
 
 
+@pytest.mark.parametrize("where", [("--preview-file", "now.png"), ("--preview",)])
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_model_for_previews_is_refused_for_a_video_before_it_is_downloaded(
+    model: str, here: Path, where: tuple[str, ...], dry: tuple[str, ...]
+) -> None:
+    done = h2gen("a cat", "--model", model, *where, "--preview-model", "someone/tiny-autoencoder", *dry)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "h2gen: --preview-model decodes pictures, and this model makes videos; leave it out.\n"
+
+
 def test_a_dry_run_of_a_replay_says_that_settings_are_the_videos(model: str, here: Path) -> None:
     assert h2gen("a cat", "--model", model, "--seed", "7", "--frames", "5", "--out", "cat.webp", "-q").returncode == 0
     done = h2gen("replay", "cat.webp", "--model", model, "--dry-run")

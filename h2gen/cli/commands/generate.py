@@ -59,12 +59,13 @@ def generate(
 
     console = make_console()
     console.quiet = quiet
-    previews = options_for(console, preview, preview_file, preview_every, preview_model, dry_run=dry_run)
-    render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite, strict, previews)
     text = _prompt(prompt, prompt_option, needed=not given.get("redux"))
     request, seeds = generate_request(text, given, Goal(speedup, fidelity, policy, nearest), replay_decisions)
     if prompt and prompt in text and " " not in prompt and did_you_mean(prompt, COMMANDS) != ".":
         say(console, f"Making a picture of {prompt!r}{did_you_mean(prompt, COMMANDS)}", "yellow")
+    asked = preview, preview_file, preview_every, preview_model
+    previews = options_for(console, request.settings, *asked, dry_run=dry_run)
+    render_options = RenderOptions(trace, not no_metadata, sidecar, batch_size, overwrite, strict, previews)
     targets = check_output(request, render_options, seeds)
     if dry_run:
         show_notices([*request.notices, *loading_of(request, batch_size, previews.model)], console)

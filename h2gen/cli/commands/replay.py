@@ -43,7 +43,8 @@ def replay(
     console.quiet = quiet
     found = read_metadata(picture)
     request, seeds = replay_request(found, given, prompt)
-    previews = options_for(console, preview, preview_file, preview_every, preview_model, dry_run=dry_run)
+    asked = preview, preview_file, preview_every, preview_model
+    previews = options_for(console, request.settings, *asked, dry_run=dry_run)
     render_options = RenderOptions(
         trace, not no_metadata, sidecar, overwrite=overwrite, strict=strict, preview=previews
     )

@@ -53,7 +53,7 @@ def shell(
     request, given = start_request(given, Goal(speedup, fidelity, policy, nearest))
     if strict:
         check_strict(request.ignored)
-    previews = options_for(console, preview, preview_file, preview_every, preview_model)
+    previews = options_for(console, request.settings, preview, preview_file, preview_every, preview_model)
     view = PictureView(console, as_json=as_json, verbose=verbose, preview=preview)
     render_options = RenderOptions(None, not no_metadata, sidecar, strict=strict, preview=previews)
     renderer = open_renderer(request, render_options, view)

@@ -20,9 +20,18 @@ from h2gen.models.hub import absent
 if TYPE_CHECKING:
     from PIL import Image
 
+    from h2gen.settings.values import Settings
+
 
 def options_for(
-    console: Console, preview: bool, file: Path | None, every: int | None, model: str | None, *, dry_run: bool = False
+    console: Console,
+    settings: Settings,
+    preview: bool,
+    file: Path | None,
+    every: int | None,
+    model: str | None,
+    *,
+    dry_run: bool = False,
 ) -> PreviewOptions:
     """The checked options about previews; says so if there is no terminal to show them in.
 
@@ -32,7 +41,7 @@ def options_for(
         UsageError: see ``preview_options``.
     """
     able = console.is_terminal and not console.quiet and console.color_system is not None and not console.no_color
-    options = preview_options(preview, file, every, model, terminal=able, download=not dry_run)
+    options = preview_options(settings, preview, file, every, model, terminal=able, download=not dry_run)
     if model is not None and options.model is None:
         say(console, absent(model, "it"), "dim")
     if preview and not able:
