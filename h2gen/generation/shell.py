@@ -161,7 +161,8 @@ class ShellState:
             return Step(Action.SHOW, request, prompt=self._last, whole=command == "set")
         if command == "again":
             if self._last is None:
-                raise SettingError("There is no picture yet to make again; give a prompt.")
+                noun = self._request("-").settings.noun
+                raise SettingError(f"There is no {noun} yet to make again; give a prompt.")
             return self._render(self._last)
         if command == "set":
             name, _, value = rest.partition(" ")

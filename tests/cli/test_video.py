@@ -236,6 +236,14 @@ def test_a_video_that_cannot_be_encoded_is_kept(model: str, here: Path, monkeypa
     assert frames_of("h2gen-a-cat-7.webp").shape == (9, 48, 64, 3)
 
 
+def test_the_shell_calls_a_video_one(model: str, here: Path) -> None:
+    lines = ":again\na cat\n:show\n:set fps 4\n:set fps 12.5\n"
+    done = h2gen("shell", "--model", model, "--seed", "7", "--out", "out", input=lines)
+    assert done.stderr.splitlines()[0] == "h2gen: There is no video yet to make again; give a prompt."
+    assert done.stderr.splitlines()[-2:] == ["fps is now 4", "fps is now 12.5"]
+    assert re.search(r"^prompt +a cat +last video$", done.stdout, re.M)
+
+
 def test_the_shell_changes_the_number_of_frames(model: str, here: Path) -> None:
     done = h2gen("shell", "--model", model, "--seed", "7", input="a cat\n:set frames 5\na dog\n:set frames 6\n")
     assert done.stdout.split() == ["a-cat-7.mp4", "a-dog-7.mp4"], done.stderr

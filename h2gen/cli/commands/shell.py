@@ -95,7 +95,7 @@ def _obey(line: str, state: ShellState, renderer: Renderer, console: Console, sh
             say(console, text) if not text.startswith(" ") else console.print(text, markup=False)
     elif step.action is Action.SHOW and request is not None:
         random = request.resolved["seed"].source == "random"
-        prompt = None if step.prompt is None else (step.prompt, "last picture")
+        prompt = None if step.prompt is None else (step.prompt, f"last {request.settings.noun}")
         seed = "a new one each time" if random else request.settings.seed
         show_request(request, [seed], prompt=prompt, whole=step.whole)
     elif step.action is Action.CHANGED and request is not None:
@@ -103,6 +103,8 @@ def _obey(line: str, state: ShellState, renderer: Renderer, console: Console, sh
         value = state.value(step.changed) if found is None else found.value
         if step.changed == "seed" and found is not None and found.source == "random":
             value = "a new one each time"
+        if isinstance(value, float):
+            value = f"{value:g}"
         if isinstance(value, tuple):  # files
             value = ", ".join(printable(str(file)) for file in value) or "none"
         text = "not set" if value in (None, "") else "on" if value is True else "off" if value is False else value
