@@ -31,7 +31,7 @@ class Rule:
     Args:
         kind: ``str``, ``int``, ``float`` (whole numbers count too), ``bool``, ``list`` (of text) or ``dict``.
         least, most: the range of a number, both included.
-        choices: the texts allowed, in capitals or small letters; any text if empty.
+        choices: the texts allowed, in any case (``NF4`` or ``nf4``); any text if empty.
         longest: characters of a text.
         above: a limit of a number that is not itself included.
         advice: what to give instead of a wrong value; made from the rest if it is empty.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from importlib import import_module
 from typing import Annotated, Any
@@ -68,7 +69,7 @@ def _as_called(message: str, arguments: list[str]) -> str:
     typed = {argument.partition("=")[0] for argument in arguments}
     for row in TABLE:
         if row.also and row.also in typed and row.option not in typed:
-            message = message.replace(row.option, row.also)
+            message = re.sub(rf"(?<![\w/-]){row.option}(?![\w.-])", row.also, message)
     return message
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 from typing import Any
 
@@ -10,7 +11,7 @@ import typer
 
 from h2gen.cli.commands import COMMANDS
 from h2gen.settings.synonyms import meant
-from h2gen.wording import did_you_mean, printable
+from h2gen.wording import did_you_mean, listed, printable
 
 _SERVER = "h2gen has no server or web page; 'h2gen shell' keeps the model loaded and reads prompts from a pipe."
 _LEAVE_OUT = 'A picture needs no command: h2gen "a cat".'
@@ -109,6 +110,8 @@ def too_many(words: list[str], context: Any) -> str:
         return (
             f'There is no command {printable(prompt)!r}{close} A prompt of several words needs quotes: {path} "a cat"'
         )
+    if context.params.get("preview") and len(words) == 1 and re.fullmatch(r"\S+\.\w+", words[0]):
+        return f"--preview takes no file; use --preview-file {shlex.quote(printable(words[0]))}. See '{path} --help'."
     whole = " ".join([prompt, *words])
     plain = all(char.isalnum() or char in " ,.-" for char in whole)
     return f"Put the prompt in quotes: {path} " + (f'"{whole}"' if plain else shlex.quote(printable(whole)))
@@ -142,7 +145,8 @@ def _unknown_option(option: str, context: Any) -> str:
         return f"There is no {shown} yet" + (f"; {other}" if other else "")
     others = _owners(context.find_root().command, option)
     if others:
-        return f"{said} here; it belongs to {' and '.join(map(repr, others[:2]))}"
+        some = [*map(repr, others[:2]), *(["other commands"] if len(others) > 2 else [])]
+        return f"{said} here; it belongs to {listed(some)}"
     close = difflib.get_close_matches(option, known.values(), n=1, cutoff=_CLOSE)
     return f"{said}; did you mean {close[0]}?" if close else said
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -99,24 +100,39 @@ def _as_typed(message: str, typed: Mapping[str, Any]) -> str:
 
 
 def _with_origin(message: str, typed: Mapping[str, Any], command: str) -> str:
-    """A message about what the user has not typed, with the variable or the file that it comes from."""
+    """A message about what the user has not typed, with the variable or the file that it comes from.
+
+    It says nothing of what a prompt file may have set.
+    """
     from h2gen.settings.layers import merge  # not for --help
     from h2gen.settings.user_defaults import origin_of, user_defaults
 
+    if re.match(r".+:\d+: ", message):  # about an entry of a prompt file
+        return message
     try:
-        mine = merge(user_defaults())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the command has given them
+            mine = merge(user_defaults())
     except UsageError:  # this is the message, which names it
         return message
-    used = OF_THIS_MACHINE if command == "replay" else [row.name for row in TABLE if command in row.commands]
+    of_command = [
+        row.name for row in TABLE if command in row.commands and (command == "generate" or not row.per_prompt)
+    ]
     origins = []
-    for name in [name for name in used if name in mine and name not in typed]:
+    for name in OF_THIS_MACHINE if command == "replay" else of_command:
+        if name not in mine or name in typed:
+            continue
         option, value, origin = BY_NAME[name].option, mine[name].value, origin_of(name, mine[name].source)
-        texts = {value, os.path.dirname(value)} - {"", *map(str, typed.values())} if isinstance(value, str) else ()
+        texts = {value, os.path.dirname(value)} - {"", *map(str, typed.values())} if name in _QUOTED else ()
         if origin.lower() not in message.lower() and (
             re.search(rf"{option}(?![\w-])", message) or any(repr(printable(text)) in message for text in texts)
         ):
             origins.append(f"The value of {option} comes from {origin}.")
     return ("\n" if "\n" in message else " ").join([message, *origins])
+
+
+_QUOTED = ("model", "base", "preset", "device", "out")
+"""Settings whose values messages quote without their name."""
 
 
 def _place(parameter: inspect.Parameter) -> int:

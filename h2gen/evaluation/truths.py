@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import IO
 
@@ -50,6 +51,7 @@ class Truths:
     def close(self) -> None:
         """Remove the file."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk, which ``keep`` has reported
+                self._file.close()
             self._file = None
             self._places.clear()

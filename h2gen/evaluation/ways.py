@@ -4,6 +4,7 @@ The ways take turns, step by step, and each step is compared with the plain one 
 drifts slows both. The order within a round is drawn anew, so that no way profits from what ran before it. Two models of
 the same weights still differ by up to 1 % for as long as they live, by where their objects lie in memory; so every few
 rounds run on models made anew. A difference of a few tenths of a percent then shows in some hundreds of rounds.
+Compiled and quantized models take too long to make: theirs stay, and their intervals do not include that 1 %.
 """
 
 from __future__ import annotations
@@ -203,7 +204,7 @@ def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int)
 def median_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
     """The 95 % interval of a median, whatever the distribution: between two of the values, by the sign test.
 
-    It takes six values; with fewer there is none, since even their whole range is of less than 95 %.
+    It takes six values; with fewer there is none, since even their whole range covers less than 95 %.
     """
     ordered, count = sorted(values), len(values)
     outside = 0
@@ -213,7 +214,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float] | tuple[None
 
 
 def _twin(transformer: nn.Module) -> nn.Module:
-    """A model with the same weights, made by diffusers alone; they are shared and take no memory again.
+    """A model with the same weights, made by diffusers alone; they are shared and take no further memory.
 
     It is a copy only if the weights are quantized already: Python runs a copied model about half a percent slower,
     since it does not store the attributes of a copy as compactly.

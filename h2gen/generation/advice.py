@@ -18,7 +18,10 @@ from h2gen.wording import below_one
 
 _LARGEST_THRESHOLD = 0.4
 """About twice the paper's: above it a step has little to do with the one whose result it would reuse."""
-_TOO_FEW = "The cache reused nothing: there are too few steps to skip any. To be faster, use fewer --steps."
+_TOO_FAR = (
+    "The cache reused nothing: these steps are so far apart that skipping one would change the result too much. To be "
+    "faster, use fewer --steps."
+)
 
 
 _HALF = 0.5
@@ -42,7 +45,7 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
     if errors:
         enough = float(f"{1.05 * min(errors):.2g}")
         if enough > USEFUL_TOLERANCE[1]:
-            return _TOO_FEW
+            return _TOO_FAR
         return f"The cache reused nothing; by its own estimate, --tolerance {enough:g} would skip a step."
     taus = [(n, tau) for n, tau in enumerate(suggest_thresholds(steps), 1) if tau is not None]
     choice = tuned() if taus else None
@@ -55,7 +58,7 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
     if taus:
         options = " ".join(f"--tau{n} {tau:g}" for n, tau in taus if tau <= _LARGEST_THRESHOLD)
         if not options:
-            return _TOO_FEW
+            return _TOO_FAR
         return (
             f"The cache reused nothing. Judging by the changes that it measured, {options} would reuse some stages; "
             "'h2gen tune' finds better thresholds."
@@ -65,7 +68,7 @@ def advice(trace: Trace, cache: CacheConfig, tuned: Callable[[], Choice | None] 
             "The cache reused nothing: its guards kept every step full; take more steps, or fewer --warmup-steps and "
             "--final-steps."
         )
-    return _TOO_FEW
+    return _TOO_FAR
 
 
 def tuned_thresholds(

@@ -89,7 +89,7 @@ def folder_of(checkpoint: Checkpoint) -> Path | None:
 def download_line(checkpoint: Checkpoint) -> str | None:
     """What would be downloaded first, and its size if the catalogue has it; None if the model is on this machine.
 
-    Without a network by ``HF_HUB_OFFLINE``, that a run would fail.
+    If ``HF_HUB_OFFLINE`` is set: that a run would fail.
     """
     from h2gen.models.hub import absent, is_complete
 

@@ -46,9 +46,7 @@ def fit_here(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | 
 
 
 def _loading(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> tuple[str, str | None, str | None]:
-    """The device, and two lines: if main memory does not suffice for what the cache of a GPU keeps there; and
-    ``fit_here``.
-    """
+    """The device; a line if main memory is too small for what a GPU's cache keeps there; what ``fit_here`` returns."""
     refused = check_loading(checkpoint, options)
     device = _device(options)
     if device == "cpu":

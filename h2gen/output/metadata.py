@@ -212,6 +212,7 @@ class Metadata:
     dtype: str | None
     device: str | None
     devices: int
+    compiled: bool
     preset: str | None
     tiled: bool
     together: bool
@@ -307,6 +308,7 @@ def _checked(raw: Mapping[str, Any]) -> Metadata:
         dtype=_short(data, "dtype"),
         device=_short(data, "device"),
         devices=BY_NAME["devices"].check(data.get("devices", 1)),
+        compiled=data.get("compile") is True,
         preset=_short(data, "preset"),
         tiled=data.get("tiled") is True,
         together="together" in data,

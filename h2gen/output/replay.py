@@ -138,6 +138,9 @@ def differences(found: Metadata, now: Origin, settings: Settings) -> Iterator[st
     if found.devices != devices:
         those, these = plural(found.devices, "device"), plural(devices, "device")
         yield f"The {noun} was made on {those}, and this on {these}, which rounds differently."
+    if found.compiled != now.recorded.get("compile", False):
+        was, here = ("with" if compiled else "without" for compiled in (found.compiled, not found.compiled))
+        yield f"The {noun} was made {was} --compile, and this {here} it, which rounds differently."
     if found.together:
         yield f"The {noun} was made in a batch with others, which rounds differently."
     current = versions()

@@ -406,6 +406,37 @@ def test_an_error_calls_an_option_by_the_name_that_was_typed(
     assert typed in err and other not in err
 
 
+def test_no_file_is_renamed_after_the_option_that_was_typed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["batch", "b--solver.txt", "--scheduler", "heun", "--dry-run"]) == 2
+    assert "b--solver.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("entry", "given", "variables", "arguments"),
+    [
+        ('"steps": 4', "'tiny' takes 4 steps", {"STEPS": "20"}, ["--speedup", "2"]),
+        ('"shift": 3', "--shift is 3", {"SHIFT": "own"}, ["--speedup", "2"]),
+        ('"model": "nosuch"', "model applies to the whole run", {"MODEL": "tiny"}, []),
+        ('"preset": "dog"', "no preset 'dog'", {"NEGATIVE": "dog"}, []),
+    ],
+)
+def test_what_a_prompt_file_says_is_not_blamed_on_a_variable(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    entry: str,
+    given: str,
+    variables: dict[str, str],
+    arguments: list[str],
+) -> None:
+    (here / "k.jsonl").write_text(f'{{"prompt": "a cat", {entry}}}')
+    for name, value in variables.items():
+        monkeypatch.setenv(f"H2GEN_{name}", value)
+    assert run(["batch", "k.jsonl", "--dry-run", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert given in err and "H2GEN_" not in err
+
+
 def test_an_error_of_replay_does_not_blame_a_variable_that_it_does_not_read(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,8 +47,16 @@ HINTS: list[tuple[list[str], str]] = [
     (["x", "-W", "512"], "There is no option -W; use --size WIDTHxHEIGHT"),
     (["x", "--stpes", "3"], "There is no option --stpes; did you mean --steps? See 'h2gen --help'."),
     (["x", "--shard", "1/2"], "There is no option --shard here; it belongs to 'h2gen batch'. See 'h2gen --help'."),
-    (["tune", "--speedup", "2"], "There is no option --speedup here; it belongs to 'h2gen' and 'h2gen batch'."),
-    (["batch", "x.txt", "--devices", "2"], "no option --devices here; it belongs to 'h2gen' and 'h2gen replay'."),
+    (
+        ["tune", "--speedup", "2"],
+        "There is no option --speedup here; it belongs to 'h2gen', 'h2gen batch' and other commands.",
+    ),
+    (
+        ["batch", "x.txt", "--devices", "2"],
+        "no option --devices here; it belongs to 'h2gen', 'h2gen replay' and other commands.",
+    ),
+    (["bench", "--compile"], "no option --compile here; it belongs to 'h2gen', 'h2gen batch' and other commands."),
+    (["a cat", "--preview", "now.png"], "--preview takes no file; use --preview-file now.png. See"),
     (["models", "--quick"], "There is no option --quick here; it belongs to 'h2gen models check'."),
     (["batch", "--version"], "There is no option --version here; it belongs to 'h2gen'."),
     (["x", "--lora-path", "a"], "There is no option --lora-path; use --lora."),

@@ -220,7 +220,7 @@ BAD: list[tuple[list[str], str]] = [
     (["a cat", *SMALL, "--fidelity", "0.9", "--no-cache"], "leave out --no-cache"),
     (["a cat", *SMALL, "--nearest"], "--nearest chooses a profile"),
     (["a cat", "--steps", "33", "--cfg", "1", "--speedup", "2"], "There is no profile for 'tiny' at 33 steps, 128x128"),
-    (["a cat", "--steps", "33", "--speedup", "2"], "h2gen tune --model tiny --steps 33 (it takes at most as long as"),
+    (["a cat", "--steps", "33", "--speedup", "2"], "h2gen tune --model tiny --steps 33 (it takes about as long as"),
     (["a cat", "--steps", "4", "--cfg", "1", "--speedup", "2"], "a cache cannot help below 8"),
     (["a cat", *SMALL, "--speedup", "1.1", "--policy", "tolerance"], "has no tolerances. Measure them: h2gen tune"),
     (["a cat", *SMALL, "--speedup", "1.5", "--policy", "thresholds"], "allows with thresholds: the maximum is 1.20x"),
@@ -333,7 +333,7 @@ def test_a_dry_run_makes_nothing(here: Path, capsys: pytest.CaptureFixture[str])
     assert run([*QUICK, "--dry-run"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "steps" in out and "tau1" not in out
-    assert "At most 136 pictures, which take at most as long as 59 uncached ones" in out
+    assert "At most 136 pictures, which take about as long as 59 uncached ones" in out
     assert "The profile goes to" in out and "tiny-10-128x128-*.toml" in out
     assert run([*QUICK, "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["estimate"]["pictures"] == 136

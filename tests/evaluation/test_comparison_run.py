@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -318,6 +319,21 @@ def test_a_full_disk_under_the_truths_is_told_with_what_to_do(tmp_path: Path, mo
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(OutputError, match=r"Cannot keep the pictures of 400 steps: No such file .*; set TMPDIR to"):
         Truths().keep(0, Image.new("RGB", (8, 8)))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_disk_that_fills_up_is_one_line_and_what_could_not_be_written_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = Path("/dev/full").open("w+b")  # noqa: SIM115 - the test closes it as a run would
+    monkeypatch.setattr("h2gen.evaluation.truths.nameless_file", lambda: full)
+    truths = Truths()
+    with pytest.raises(
+        OutputError, match=r"^Cannot keep the pictures of 400 steps: No space left on device; set TMPDIR"
+    ):
+        truths.keep(0, Image.new("RGB", (8, 8)))
+    truths.close()
+    assert truths.find(0) is None
 
 
 def test_a_full_disk_is_not_a_failure_of_the_method_that_met_it(tiny: Any) -> None:

@@ -55,7 +55,8 @@ def test_a_plan_with_a_tolerance_that_skipped_nothing_is_told_what_would_have() 
 )
 def test_fewer_steps_are_advised_where_only_a_ruinous_setting_would_skip_one(made: Trace, cache: CacheConfig) -> None:
     assert advice(made, cache) == (
-        "The cache reused nothing: there are too few steps to skip any. To be faster, use fewer --steps."
+        "The cache reused nothing: these steps are so far apart that skipping one would change the result too much. To "
+        "be faster, use fewer --steps."
     )
 
 

@@ -103,6 +103,17 @@ def test_a_picture_says_that_it_was_made_together_with_others(tmp_path: Path, co
     assert any("in a batch with others" in line for line in differences(found, MADE, found.settings)) == told
 
 
+def test_a_picture_says_whether_its_model_was_compiled(tmp_path: Path) -> None:
+    compiled = replace(MADE, recorded=LoadOptions(compile=True).recorded)
+    for made, now, told in ((compiled, MADE, "with --compile, and this without it"),
+                            (MADE, compiled, "without --compile, and this with it")):  # fmt: skip
+        whole = describe(SETTINGS, made, seconds=1.5, summary=None)
+        found = read_metadata(written(tmp_path, whole))
+        assert list(differences(found, made, found.settings)) == []
+        said = f"The picture was made {told}, which rounds differently."
+        assert list(differences(found, now, found.settings)) == [said]
+
+
 def test_a_picture_says_on_how_many_devices_it_was_made(tmp_path: Path) -> None:
     together = replace(MADE, recorded=LoadOptions(devices=2).recorded)
     whole = describe(SETTINGS, together, seconds=1.5, summary=None)

@@ -95,7 +95,7 @@ def test_without_a_profile_it_says_how_to_make_one_and_how_long_it_takes() -> No
         found(ProfileKey("dev", "", 50, 1024, 1024, "plain"))
     words = str(caught.value)
     assert "no profile for 'dev' at 50 steps, 1024x1024." in words
-    assert "h2gen tune --model mine" in words and "at most as long as 1144 uncached pictures" in words
+    assert "h2gen tune --model mine" in words and "about as long as 1144 uncached pictures" in words
     assert "\n" not in words
 
 

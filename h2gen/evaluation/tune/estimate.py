@@ -19,7 +19,7 @@ class TuneEstimate:
 
     Args:
         pictures: that are made, at most.
-        uncached_pictures: that take as long as all of them, at most; most of them run few blocks.
+        uncached_pictures: that run at least as many blocks as all of them.
         seconds_uncached: of one uncached picture, when it was last measured; None if that is not known.
         measured_in: the profile that records that.
         profile: the file to be written; * stands for part of the model's hash, unless the user named the file.
@@ -40,7 +40,7 @@ class TuneEstimate:
 
     def __str__(self) -> str:
         uncached = f"{self.uncached_pictures} uncached ones"
-        whole = f"At most {self.pictures} {self.noun}s, which take at most as long as {uncached}"
+        whole = f"At most {self.pictures} {self.noun}s, which take about as long as {uncached}"
         if self.seconds is not None and self.seconds_uncached is not None:
             each = seconds(self.seconds_uncached)
             whole += f": {duration(self.seconds)} at {each} each, as measured for {self.measured_in}"

@@ -150,7 +150,8 @@ def open_log(key: ProfileKey, session: Session, settings: Settings, loading: Map
         key: what the profile is for, with the model's content hash.
         session: the loaded model.
         settings: of every image.
-        loading: what the model is loaded with, as ``LoadOptions.loading``.
+        loading: what the user asked the model to be loaded with, as ``LoadOptions.loading``; the session may have
+            chosen an offloading by itself.
 
     Raises:
         OutputError: there is no home folder.

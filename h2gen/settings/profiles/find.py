@@ -14,13 +14,13 @@ from h2gen.settings.table import BY_NAME
 from h2gen.wording import listed, printable
 
 PICTURES = 1144
-"""The most time that ``h2gen tune`` takes by default, in uncached pictures, as its own estimate says."""
+"""About the time that ``h2gen tune`` takes by default, in uncached pictures, as its own estimate says."""
 NEAREST = "use the nearest one: --nearest"
 
 
 def how_long(noun: str) -> str:
-    """How long a profile takes to measure at most, for pictures or for videos."""
-    return f"it takes at most as long as {PICTURES} uncached {noun}s, and can be stopped and continued"
+    """How long a profile takes to measure, for pictures or for videos."""
+    return f"it takes about as long as {PICTURES} uncached {noun}s, and can be stopped and continued"
 
 
 class ProfileSearch:

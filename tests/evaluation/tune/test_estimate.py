@@ -42,7 +42,7 @@ def test_time_is_told_where_a_picture_of_the_model_was_timed_before() -> None:
     unknown = estimate(TuneOptions(), replace(TINY, model="dev"))
     assert unknown.seconds is None and "at most" not in str(unknown).partition("uncached ones")[2]
     assert str(unknown).startswith(
-        "At most 3700 pictures, which take at most as long as 1144 uncached ones. The profile goes"
+        "At most 3700 pictures, which take about as long as 1144 uncached ones. The profile goes"
     )
 
 
