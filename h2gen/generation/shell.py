@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -198,7 +199,9 @@ class ShellState:
         layers: list[tuple[str, Mapping[str, Any]]] = [
             (source, {name: value for name, value in values.items() if name not in GOAL}) for source, values in given
         ]
-        layers += user_defaults()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the shell has given them when it began
+            layers += user_defaults()
         if not goal:
             return request_from(prompt, layers)
         if goal not in self._resolvers:

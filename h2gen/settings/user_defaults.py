@@ -11,10 +11,10 @@ from typing import Any
 from h2gen.errors import SettingError
 from h2gen.files import user_folder
 from h2gen.settings.layers import Layers
-from h2gen.settings.synonyms import suggestion
-from h2gen.settings.table import TABLE
+from h2gen.settings.synonyms import meant_or_close, suggestion
+from h2gen.settings.table import BY_NAME, TABLE
 from h2gen.toml import read_toml
-from h2gen.wording import shown
+from h2gen.wording import printable, shown
 
 USER_DEFAULTS = {row.name: row for row in TABLE if row.lasting}
 """The rows of the table that can be set permanently, by name."""
@@ -57,6 +57,17 @@ def user_defaults(environ: Mapping[str, str] = os.environ) -> Layers:
 
 
 def _environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    for variable in environ:
+        name = variable.removeprefix("H2GEN_").lower()
+        if not variable.startswith("H2GEN_") or name in USER_DEFAULTS:
+            continue
+        if name in BY_NAME:
+            instead = f": {BY_NAME[name].option} cannot be set permanently."
+        elif meant := meant_or_close(name, USER_DEFAULTS):
+            instead = f"; did you mean {USER_DEFAULTS[meant].variable}?"
+        else:  # it may belong to another program
+            continue
+        warnings.warn(f"{printable(variable)} has no effect{instead}", RuntimeWarning, stacklevel=2)
     texts = {name: environ.get(row.variable) for name, row in USER_DEFAULTS.items()}
     values = {
         name: USER_DEFAULTS[name].parse(text, USER_DEFAULTS[name].variable) for name, text in texts.items() if text

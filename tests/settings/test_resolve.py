@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,24 @@ def test_a_mistake_in_the_configuration_names_file_and_key(text: str, words: str
 def test_a_mistake_in_the_environment_names_the_variable() -> None:
     with pytest.raises(SettingError, match="H2GEN_STEPS is 'many'"):
         plan({"H2GEN_STEPS": "many"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "words"),
+    [
+        ("H2GEN_SCHEDULER", "H2GEN_SCHEDULER has no effect; did you mean H2GEN_SOLVER?"),
+        ("H2GEN_PRESTE", "H2GEN_PRESTE has no effect; did you mean H2GEN_PRESET?"),
+        ("H2GEN_CACHE_MEMORY", "H2GEN_CACHE_MEMORY has no effect: --cache-memory cannot be set permanently."),
+    ],
+)
+def test_a_variable_that_was_meant_for_h2gen_and_has_no_effect_is_told(variable: str, words: str) -> None:
+    with pytest.warns(RuntimeWarning, match=f"^{re.escape(words)}$"):
+        plan({variable: "fp8"})
+
+
+def test_a_variable_of_another_program_is_none_of_our_business(recwarn: pytest.WarningsRecorder) -> None:
+    plan({"H2GEN_XYZZY": "1", "h2gen_steps": "3"})
+    assert not recwarn.list
 
 
 def test_every_lasting_setting_is_taken_from_the_environment(tmp_path: Path) -> None:
