@@ -14,7 +14,6 @@ from h2gen.models.footprint import Work
 from h2gen.models.host_memory import free_host_memory
 from h2gen.models.load_options import LoadOptions, unheeded_limit
 from h2gen.models.memory_needed import MemoryNeeded, memory_needed
-from h2gen.wording import gigabytes
 
 _SIGNS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/dri")
 """Files of the drivers of NVIDIA's GPUs (in Windows' Linux too), of AMD's and of others."""
@@ -100,5 +99,5 @@ def _on_cpu(checkpoint: Checkpoint, options: LoadOptions, work: Work) -> str | N
         return None
     work, available = replace(work, value=size), Available("cpu", free_host_memory())
     need = needed_on_cpu(needed.parts, options, work)
-    line = None if options.memory == "none" else host_line(need, work, available)
-    return line or f"Memory: on the CPU the model needs {gigabytes(need)} of main memory, out of {available}."
+    fits = f"Memory: on the CPU the model needs {need}, out of {available}."
+    return host_line(need, work, available) or fits

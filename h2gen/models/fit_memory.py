@@ -172,8 +172,24 @@ def as_loaded(parts: Iterable[Part], options: LoadOptions, value: int) -> list[P
     return [quantized(part, *factors) for part in parts]
 
 
-def needed_on_cpu(parts: Sequence[Part], options: LoadOptions, work: Work) -> int:
-    """Bytes of main memory for loading a model and for computing with it.
+@dataclass(frozen=True)
+class NeededOnCPU:
+    """The bytes of main memory that a model needs on a CPU: while it is loaded, and while it runs."""
+
+    loading: int
+    running: int
+
+    @property
+    def most(self) -> int:
+        return max(self.loading, self.running)
+
+    def __str__(self) -> str:
+        when = " while loading" if self.loading > self.running else ""
+        return f"{gigabytes(self.most)} of main memory{when}"
+
+
+def needed_on_cpu(parts: Sequence[Part], options: LoadOptions, work: Work) -> NeededOnCPU:
+    """The main memory for loading a model and for computing with it.
 
     Args:
         parts: of the model, in ``work.value`` bytes per weight. A quantized part is first loaded whole.
@@ -183,7 +199,7 @@ def needed_on_cpu(parts: Sequence[Part], options: LoadOptions, work: Work) -> in
     work = replace(work, kept_tokens=work.kept_tokens + work.host_tokens)  # the device's memory is main memory
     loaded = as_loaded(parts, options, work.value)
     before = max((whole.all - part.all for whole, part in zip(parts, loaded, strict=True)), default=0)
-    return max(footprint(loaded, work)["none"], sum(part.all for part in loaded) + before)
+    return NeededOnCPU(sum(part.all for part in loaded) + before, footprint(loaded, work)["none"])
 
 
 def cache_line(parts: Iterable[Part], work: Work, free: int) -> str | None:
@@ -203,10 +219,9 @@ def cache_line(parts: Iterable[Part], work: Work, free: int) -> str | None:
     )
 
 
-def host_line(needed: int, work: Work, available: Available) -> str | None:
+def host_line(needed: NeededOnCPU, work: Work, available: Available) -> str | None:
     """What to say on a CPU: nothing, unless main memory does not suffice."""
-    if needed <= available.usable:
+    if needed.most <= available.usable:
         return None
     half = " --dtype bf16 halves the weights." if work.value == 4 else ""
-    need = gigabytes(needed)
-    return f"Memory: the model needs {need} of main memory, more than {available}; it may be slow, or run out.{half}"
+    return f"Memory: the model needs {needed}, more than {available}; it may be slow, or run out.{half}"

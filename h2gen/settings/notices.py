@@ -15,9 +15,7 @@ from h2gen.settings.table import BY_NAME
 from h2gen.settings.values import Settings
 from h2gen.wording import plural
 
-COMPILE_NOTICE = (
-    "Compiling the transformer's blocks: the first steps will be slow, and so will the first at another size."
-)
+COMPILE_NOTICE = "With --compile the first steps are slow, and so are the first at another size."
 """What ``--compile`` costs, before it begins."""
 _RECORDS = ("profile", "picture", "video", "trace")
 """Sources that hold settings as they were measured or used, not as somebody has just chosen them."""

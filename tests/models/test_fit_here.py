@@ -90,7 +90,16 @@ def test_a_cpu_needs_twice_as_much_in_fp32(monkeypatch: pytest.MonkeyPatch) -> N
     whole, half = line("dev", cpu), line("dev", LoadOptions(device="cpu", dtype="bf16", offload="auto"))
     assert whole == "Memory: on the CPU the model needs 71.7 GB of main memory, out of the 100.0 GB that is free."
     assert half is not None and "36.0 GB" in half
+    eight = line("dev", replace(cpu, quantize="int8"))
+    assert eight is not None and "the model needs 67.5 GB of main memory while loading, out of" in eight
     assert line("someone/unknown", cpu) is None
+
+
+@pytest.mark.parametrize("memory", ["auto", "none"])
+def test_a_dry_run_says_if_a_cpu_has_too_little_memory(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_here, "free_host_memory", lambda: 225 * 10**8)
+    said = line("dev", LoadOptions(device="cpu", offload="auto", memory=memory))
+    assert said is not None and "needs 71.7 GB of main memory, more than the 22.5 GB that is free" in said
 
 
 def test_a_dry_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

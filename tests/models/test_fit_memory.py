@@ -161,7 +161,7 @@ def test_what_is_outside_of_the_blocks_stays_as_it_is() -> None:
 def test_a_cpu_is_mentioned_only_if_its_memory_does_not_suffice() -> None:
     parts, work = [part.times(2) for part in parts_of("dev")], default_work(resolve("dev"), 4)
     needed = needed_on_cpu(parts, LoadOptions(), work)
-    assert needed == footprint(parts, work)["none"]
+    assert needed.most == needed.running == footprint(parts, work)["none"]
     assert host_line(needed, work, Available("cpu", 128 * 10**9)) is None
     line = host_line(needed, work, Available("cpu", 16 * 10**9))
     assert line is not None and "of main memory, more than the 16.0 GB that is free" in line and "--dtype bf16" in line
@@ -169,12 +169,12 @@ def test_a_cpu_is_mentioned_only_if_its_memory_does_not_suffice() -> None:
 
 def test_a_cpu_needs_less_once_the_model_is_quantized_and_room_for_each_part_before() -> None:
     parts, work = [part.times(2) for part in parts_of("dev")], default_work(resolve("dev"), 4)
-    plain = needed_on_cpu(parts, LoadOptions(), work)
+    plain = needed_on_cpu(parts, LoadOptions(), work).most
     transformer = max(part.all for part in parts)
     t5 = sorted(part.all for part in parts)[-2]
-    eight = needed_on_cpu(parts, LoadOptions(quantize="int8"), work)
+    eight = needed_on_cpu(parts, LoadOptions(quantize="int8"), work).most
     assert eight == pytest.approx(sum(part.all for part in parts), rel=1e-6)  # the transformer is whole before
-    both = needed_on_cpu(parts, LoadOptions(quantize="int8", quantize_text="int8"), work)
+    both = needed_on_cpu(parts, LoadOptions(quantize="int8", quantize_text="int8"), work).most
     assert transformer + 0.25 * t5 < both < transformer + 0.4 * t5 < eight < plain
 
 
