@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -231,6 +232,11 @@ def _not_joined(address: str, error: Exception) -> DeviceError:
     """Why Ray could not be started or joined, and what to do about it."""
     reasons = [" ".join(str(each).split()) for each in (error, error.__cause__) if each is not None]
     if address == AUTO:
+        if "AF_UNIX path" in reasons[0]:  # Ray puts its sockets there
+            return DeviceError(
+                f"Ray could not be started on this machine: the path of the folder for temporary files is too long for "
+                f"it ({printable(tempfile.gettempdir())}); set TMPDIR to a shorter one."
+            )
         return DeviceError(f"Ray could not be started on this machine: {printable(reasons[0])[:300]}")
     for reason in reasons:
         if found := _VERSIONS.search(reason):

@@ -13,6 +13,7 @@ from h2gen.settings.seeds import choose_seeds, parse_seeds
 from h2gen.settings.speedup import Goal, request_for_goal
 from h2gen.settings.user_defaults import user_defaults
 from h2gen.settings.values import clean_prompt
+from h2gen.settings.video_rows import VIDEO_FORMATS
 
 if TYPE_CHECKING:
     from h2gen.output.metadata import Metadata
@@ -49,7 +50,7 @@ def generate_request(
 
 
 def replay_request(
-    found: Metadata, given: Mapping[str, Any], prompt: str | None = None
+    found: Metadata, given: Mapping[str, Any], prompt: str | None = None, suffix: str = ""
 ) -> tuple[Request, tuple[int, ...]]:
     """Resolve the settings for making a picture again.
 
@@ -57,6 +58,7 @@ def replay_request(
         found: the picture's metadata.
         given: options by name, which replace what the picture records; None if not given.
         prompt: another prompt, or None.
+        suffix: of the picture's file. A video is written in the same format unless another is given.
 
     Returns:
         The request with the first seed, and all seeds.
@@ -72,6 +74,10 @@ def replay_request(
     seeds = choose_seeds(str(found.settings.seed) if seed is None else seed, count)
     text = found.settings.prompt if prompt is None else clean_prompt(prompt, may_be_empty=True)
     request = request_from(text, layers_of(found, {**given, "seed": None if same else seeds[0]}))
+    format = suffix.lower().removeprefix(".")
+    free = request.format is None and not Path(request.out or "").suffix
+    if free and found.settings.frames is not None and format in VIDEO_FORMATS:
+        request = replace(request, format=format)  # .webp is lossless, and .mp4 is not
     if request.settings.steps == found.settings.steps and request.settings.solver == found.settings.solver:
         asked = dict(found.settings.asked)
         if request.settings.cache.plan != found.settings.cache.plan:

@@ -356,6 +356,22 @@ def test_ray_that_is_not_installed_is_one_line(monkeypatch: pytest.MonkeyPatch) 
         prepare(["a cat"], ray="auto")
 
 
+@pytest.mark.slow
+@pytest.mark.posix
+def test_a_folder_that_is_too_long_for_ray_is_told_with_what_to_do(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    (long := tmp_path / ("x" * 90)).mkdir()
+    (tmp_path / "p.txt").write_text("a cat")
+    command = [sys.executable, "-m", "h2gen", "batch", "p.txt", "--ray", "auto", "--out", "out"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "TMPDIR": str(long)}, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("h2gen: Ray could not be started on this machine: the path of the folder for temporary")
+    assert last.endswith(f"({long}); set TMPDIR to a shorter one.")
+
+
 def test_a_cluster_that_cannot_be_reached_is_one_line() -> None:
     pytest.importorskip("ray")
     with socket.socket() as closed:

@@ -80,6 +80,9 @@ def test_a_replay_has_the_same_frames(model: str, here: Path) -> None:
         assert done.returncode == 0 and "was made" not in done.stderr, done.stderr
         assert np.array_equal(frames_of(again), frames_of(name))
         assert read_metadata(here / again).settings == read_metadata(here / name).settings
+    plain = h2gen("replay", "cat.webp", "--model", model)  # in the same format, which is lossless
+    assert plain.stdout == "a-cat-walks-7.webp\n"
+    assert np.array_equal(frames_of("a-cat-walks-7.webp"), frames_of("cat.webp"))
     assert h2gen("replay", "cat.webp", "--model", model, "--frames", "5", "--out", "short.gif", "-q").returncode == 0
     assert read_metadata(here / "short.gif").settings.frames == 5
 

@@ -42,7 +42,7 @@ def replay(
     console = make_console()
     console.quiet = quiet
     found = read_metadata(picture)
-    request, seeds = replay_request(found, given, prompt)
+    request, seeds = replay_request(found, given, prompt, picture.suffix)
     asked = preview, preview_file, preview_every, preview_model
     previews = options_for(console, request.settings, *asked, dry_run=dry_run)
     render_options = RenderOptions(
