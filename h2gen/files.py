@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -154,6 +153,8 @@ def _short(path: str) -> str:
 
 def sha256(data: bytes) -> str:
     """The hash as 64 hex digits."""
+    import hashlib  # not for --help
+
     return hashlib.sha256(data).hexdigest()
 
 

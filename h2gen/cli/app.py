@@ -16,7 +16,6 @@ from h2gen.cli.commands.generate import generate
 from h2gen.cli.help import SHORT, Command, MainGroup
 from h2gen.cli.hints import explained
 from h2gen.errors import H2GenError, check_docstrings
-from h2gen.generation.interrupt import interrupts_ignored
 from h2gen.settings.table import TABLE
 
 app = typer.Typer(
@@ -51,6 +50,7 @@ for _name in COMMANDS:
 
 def _complain(message: str) -> None:
     from h2gen.cli.console import complain
+    from h2gen.generation.interrupt import interrupts_ignored
 
     with interrupts_ignored():
         complain(message)
