@@ -153,12 +153,13 @@ def compare_ways(subject: Subject, ways: Sequence[tuple[str, ...]], rounds: int)
         wait(device)
         return time.perf_counter() - started, output
 
+    parts_of: dict[str, tuple[str, ...]] = {"plain": (), **{"+".join(parts): parts for parts in ways}}
     order = random.Random(0)
     models: dict[str, nn.Module] = {}
     with ExitStack() as lasting:
         for counted in groups:
             with ExitStack() as brief:
-                for name, parts in {"plain": (), **{"+".join(parts): parts for parts in ways}}.items():
+                for name, parts in parts_of.items():
                     quick = set(parts) <= set(CACHES)
                     if quick or name not in models:
                         started = time.perf_counter()

@@ -224,3 +224,4 @@ def test_left_at_the_papers_it_is_the_papers_to_the_bit() -> None:
 def test_a_pooling_that_there_is_not_is_refused(value: str) -> None:
     with pytest.raises(SettingError, match=r"pfs .*paper or stable"):
         CacheConfig(pfs=value)
+    assert CacheConfig(pfs="Stable").pfs == "stable"  # in any case

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import statistics
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -25,6 +26,19 @@ pytest.importorskip("torchao")
 @pytest.fixture
 def subject() -> Subject:
     return Subject(flux_transformer(), 16, 8)
+
+
+@pytest.fixture
+def ran(subject: Subject) -> Iterator[list[torch.nn.Module]]:
+    """The models that run, in order."""
+    models: list[torch.nn.Module] = []
+
+    def note(module: torch.nn.Module, _given: object) -> None:
+        if isinstance(module, type(subject.transformer)):
+            models.append(module)
+
+    with register_module_forward_pre_hook(note):
+        yield models
 
 
 def test_ways_are_parts_joined_by_plus() -> None:
@@ -62,29 +76,19 @@ def test_a_step_with_everything_off_and_full_steps_with_the_cache_are_those_of_p
     assert json.loads(json.dumps(report.to_json()))["ways"][1]["way"] == "off"
 
 
-def test_the_ways_take_turns_in_an_order_that_is_drawn_anew_in_each_round(subject: Subject) -> None:
-    ran: list[torch.nn.Module] = []
-
-    def note(module: torch.nn.Module, _given: object) -> None:
-        if isinstance(module, type(subject.transformer)):
-            ran.append(module)
-
-    with register_module_forward_pre_hook(note):
-        compare_ways(subject, parse_ways("off,plan"), 4)
+def test_the_ways_take_turns_in_an_order_that_is_drawn_anew_in_each_round(
+    subject: Subject, ran: list[torch.nn.Module]
+) -> None:
+    compare_ways(subject, parse_ways("off,plan"), 4)
     rounds = [[id(module) for module in ran[i : i + 3]] for i in range(0, len(ran), 3)]
     assert len(rounds) >= 4 and all(set(each) == set(rounds[0]) and len(set(each)) == 3 for each in rounds)
     assert len({tuple(each) for each in rounds}) > 1
 
 
-def test_models_are_made_anew_but_for_those_that_take_long_to_make(subject: Subject) -> None:
-    ran: list[torch.nn.Module] = []
-
-    def note(module: torch.nn.Module, _given: object) -> None:
-        if isinstance(module, type(subject.transformer)):
-            ran.append(module)
-
-    with register_module_forward_pre_hook(note):
-        report = compare_ways(subject, parse_ways("off,int8"), 11)
+def test_models_are_made_anew_but_for_those_that_take_long_to_make(
+    subject: Subject, ran: list[torch.nn.Module]
+) -> None:
+    report = compare_ways(subject, parse_ways("off,int8"), 11)
     quantized = [module for module in ran if type(module.transformer_blocks[0].attn.to_q.weight) is not Parameter]
     assert len({*map(id, quantized)}) == 1
     assert len({*map(id, ran)}) == 1 + 2 * 2  # those of plain diffusers and "off" for 10 rounds and for 1

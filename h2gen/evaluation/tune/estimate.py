@@ -39,8 +39,9 @@ class TuneEstimate:
         return None if self.seconds_uncached is None else self.uncached_pictures * self.seconds_uncached
 
     def __str__(self) -> str:
-        uncached = f"{self.uncached_pictures} uncached ones"
-        whole = f"At most {self.pictures} {self.noun}s, which take about as long as {uncached}"
+        whole = (
+            f"At most {self.pictures} {self.noun}s, which take about as long as {self.uncached_pictures} uncached ones"
+        )
         if self.seconds is not None and self.seconds_uncached is not None:
             each = seconds(self.seconds_uncached)
             whole += f": {duration(self.seconds)} at {each} each, as measured for {self.measured_in}"
