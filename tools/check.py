@@ -1,7 +1,7 @@
 """The gate: lint, format, types, the main job on the bundled model, and tests with coverage.
 
 Stops at the first step that fails. --fast leaves out the main job, the slow tests and coverage: three minutes on two
-cores, instead of 20 to 25.
+cores, instead of 20 to 30.
 """
 
 from __future__ import annotations
